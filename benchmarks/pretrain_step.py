@@ -1,0 +1,190 @@
+"""One distillation step, side by side: kd_jax and the same mathematics in PyTorch with HF modules.
+
+    python benchmarks/pretrain_step.py --json=step.json
+
+A step is the teacher's forward pass, the student's forward and backward pass with dropout, and an
+AdamW update (cases.py has the shapes; both systems start from the same weights and batch). Every
+row runs in a process of its own; rounds go through all rows in turn, so that a slow spell of the
+machine falls on all of them, and a row's figure is the median over rounds of its median step.
+
+ratio says how many times faster kd_jax is at the same precision: in a PyTorch row than this row,
+in a kd_jax row than the better of PyTorch eager and compiled. "PyTorch" computes the logits of
+every token and takes the losses at the masked ones, "PyTorch, gather" runs its head on the masked
+ones alone; kd_jax's ratio is against the former.
+
+Keep the machine idle: "others" is the share of it that other processes took meanwhile.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import rich.console
+import rich.progress
+import rich.table
+from cases import CASES, TINY
+
+HERE = pathlib.Path(__file__).parent
+PRECISIONS = ("fp32", "bf16")
+SYSTEMS = {  # in the order of the table; what computes a row
+    "kd_jax": ("kd_jax_step.py",),
+    "pytorch-eager": ("pytorch_step.py",),
+    "pytorch-compiled": ("pytorch_step.py", "--compile"),
+    "pytorch-gather-eager": ("pytorch_step.py", "--gather-first"),
+    "pytorch-gather-compiled": ("pytorch_step.py", "--gather-first", "--compile"),
+}
+LIKE_FOR_LIKE = ("pytorch-eager", "pytorch-compiled")
+
+Row = tuple[str, str, str]  # case, system, precision
+
+
+def launch(arguments: list[str], cache: pathlib.Path) -> dict:
+    """Runs a script of this folder and returns the JSON of its last line.
+
+    This process imports neither jax nor torch: a child's ru_maxrss starts from its parent's size.
+    """
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        # Later rounds need not compile again.
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+    }
+    command = [sys.executable, str(HERE / arguments[0]), *arguments[1:]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines else {}
+
+
+def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list], dict[str, float]]:
+    """Results of every row, one a round, and the best FLOP/s of a matrix product a precision."""
+    results, peaks = collections.defaultdict(list), collections.defaultdict(float)
+    tiny = ["--tiny"] * args.tiny
+    with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
+        cache = pathlib.Path(folder)
+        bar = progress.add_task("", total=args.rounds * len(rows))
+        for case in {case: None for case, _, _ in rows}:
+            launch(["hf_models.py", f"--case={case}", f"--out={cache / case}", *tiny], cache)
+        for _ in range(args.rounds):
+            for precision in {precision: None for _, _, precision in rows}:
+                found = launch(["matmul_peak.py", f"--precision={precision}", *tiny], cache)
+                peaks[precision] = max(peaks[precision], found["flops_per_second"])
+            for case, system, precision in rows:
+                progress.update(bar, description=f"{case} {system} {precision}")
+                arguments = [
+                    *SYSTEMS[system],
+                    f"--case={case}",
+                    f"--precision={precision}",
+                    f"--models={cache / case}",
+                    f"--steps={args.steps}",
+                ]
+                results[case, system, precision].append(launch(arguments + tiny, cache))
+                progress.advance(bar)
+    return results, peaks
+
+
+def summarise(results: dict[Row, list], peaks: dict[str, float], tiny: bool) -> list[dict]:
+    """One dict a row, as --json writes them."""
+    seconds = {
+        row: statistics.median(statistics.median(run["seconds"]) for run in runs)
+        for row, runs in results.items()
+    }
+    summary = []
+    for (case, system, precision), runs in results.items():
+        row_seconds = seconds[case, system, precision]
+        shapes = (TINY if tiny else CASES)[case]
+        if system == "kd_jax":
+            others = [seconds.get((case, other, precision)) for other in LIKE_FOR_LIKE]
+            pytorch = min((s for s in others if s), default=None)
+            ratio = pytorch and pytorch / row_seconds
+        else:
+            kd_jax = seconds.get((case, "kd_jax", precision))
+            ratio = kd_jax and row_seconds / kd_jax
+        summary.append(
+            {
+                "case": case,
+                "system": system,
+                "precision": precision,
+                "median_s": row_seconds,
+                "tokens_per_s": shapes.rows * shapes.tokens / row_seconds,
+                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "ratio": ratio,
+                "matmul_peak_share": shapes.flops() / row_seconds / peaks[precision],
+                "last_loss": statistics.median(run["losses"][-1] for run in runs),
+                "others_share": max(statistics.mean(run["others"]) for run in runs),
+            }
+        )
+    return summary
+
+
+def show(summary: list[dict], peaks: dict[str, float]) -> None:
+    table = rich.table.Table(title="One distillation step")
+    for heading in ("case", "system", "precision"):
+        table.add_column(heading)
+    for heading in ("s/step", "tokens/s", "peak GB", "of peak", "ratio", "loss", "others"):
+        table.add_column(heading, justify="right")
+    for index, row in enumerate(summary):
+        last = index + 1 == len(summary) or summary[index + 1]["case"] != row["case"]
+        table.add_row(
+            row["case"],
+            row["system"],
+            row["precision"],
+            f"{row['median_s']:.3f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['matmul_peak_share']:.0%}",
+            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
+            f"{row['last_loss']:.4f}",
+            f"{row['others_share']:.0%}",
+            end_section=last,
+        )
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    measured = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
+    console.print(f"Measured matmul peak: {measured}; {os.cpu_count()} cores")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=CASES, help="only this one")
+    parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to test the benchmark")
+    parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
+    args = parser.parse_args()
+
+    rows = [
+        (case, system, precision)
+        for case in ([args.case] if args.case else CASES)
+        for precision in PRECISIONS
+        for system in SYSTEMS
+        if case == "mlm" or "gather" not in system  # every position of the CLM case is supervised
+    ]
+    if args.rows:
+        wanted = set(args.rows.split(","))
+        names = {name for _, s, p in rows for name in (s, f"{s}-{p}")}
+        if wanted - names:
+            parser.error(f"--rows: unknown {sorted(wanted - names)}; have {sorted(names)}")
+        rows = [(c, s, p) for c, s, p in rows if {s, f"{s}-{p}"} & wanted]
+    results, peaks = measure(rows, args)
+    summary = summarise(results, peaks, args.tiny)
+    show(summary, peaks)
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Defaults that all experiments start from, every key with its meaning; and `:smoke`."""
+
+from ml_collections import ConfigDict
+
+TINY = {
+    "bert": dict(
+        model_type="bert",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    ),
+    "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
+}
+
+
+def model() -> ConfigDict:
+    """A model section: see kd_jax/recipes/blueprint.py."""
+    return ConfigDict(dict(model="", revision="main", architecture=ConfigDict()))
+
+
+def base(recipe: str) -> ConfigDict:
+    """The keys of every training recipe."""
+    c = ConfigDict()
+    c.recipe = recipe  # kd_jax/recipes/<recipe>.py
+    c.seed = 0  # of initialisation, order of the data, masks and dropout
+    c.precision = "bf16"  # fp32 | bf16: types of matrix products; parameters are float32
+    c.batch_size = 256  # global rows a step, a multiple of devices x accumulate
+    c.accumulate = 1  # micro-batches a step, exact
+    c.remat = False  # compute blocks again in the backward pass: less memory, more time
+    c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 64 MB
+    c.mesh = ConfigDict(dict(fsdp=1))  # devices that share one copy of the parameters
+    c.steps = 100_000  # optimizer steps a stage
+    c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim
+    c.teacher = model()
+    c.student = model()
+    c.student.init = "teacher"  # teacher | model | scratch
+    c.student.layers = "uniform"  # uniform | first | last | list, for init = teacher
+    # A folder or hub id, or what to train on the text: wordpiece | bpe; else the teacher's own.
+    c.tokenizer = ConfigDict(dict(path="", train="", vocab_size=30_522))
+    c.objective = ConfigDict()  # of the student: term -> settings
+    c.optim = ConfigDict(
+        dict(
+            learning_rate=5e-4,  # the peak
+            schedule=dict(kind="linear", warmup=0.05),  # kd_jax/schedules.py
+            weight_decay=0.01,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-8,
+            clip_norm=1.0,  # global norm of the gradient; 0: no clipping
+            learning_rate_multipliers=((".*", 1.0),),  # (regex, factor), first match; 0 freezes
+        )
+    )
+    c.task = ConfigDict()  # kd_jax/tasks/<name>.py
+    c.data = ConfigDict()  # kd_jax/tasks/task.py
+    c.eval = ConfigDict(dict(every=1000, batch_size=64))  # steps; global rows
+    c.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; the last N, besides the best
+    c.log = ConfigDict(dict(every=50))  # steps between rows of timing.csv
+    c.resume = ""  # RUN/STAGE whose last checkpoint the student goes on from
+    c.wandb = ""  # project name: also log to Weights & Biases
+    return c
+
+
+def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
+    """The config itself, or with `:smoke` the same program on generated models and text, tiny."""
+    if arg not in (None, "", "smoke"):
+        raise ValueError(f"unknown variant {arg!r}; have: smoke")
+    if not arg:
+        return c
+    c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
+    c.student.model, c.student.architecture = "", ConfigDict(dict(num_hidden_layers=1))
+    if not isinstance(c.student.layers, str):
+        c.student.layers = "uniform"
+    kind = "bpe" if c.task.name == "clm" else "wordpiece"
+    c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
+    c.data = ConfigDict(dict(train=dict(source="python"), held_out=0.02))
+    c.task.seq_len = 32
+    c.batch_size, c.accumulate, c.steps = 16, 1, 4
+    c.stages = ConfigDict({name: {} for name in ("teacher", "baseline", "student")})
+    c.eval = ConfigDict(dict(every=2, batch_size=64))
+    c.checkpoint = ConfigDict(dict(every=2, keep=2))
+    c.log.every = 1
+    return c

@@ -1,0 +1,3 @@
+"""Knowledge distillation of language models in JAX."""
+
+__version__ = "0.1.0"

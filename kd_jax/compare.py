@@ -1,0 +1,39 @@
+"""Compares finished runs: a table over runs and stages, and curves over each other.
+
+    python -m kd_jax.compare RUN [RUN ...] [--out=DIR]
+
+Runs that differ only in their seed share a row, as mean ± standard deviation; differences
+student - baseline are paired by seed. Tables go to the screen and, as Markdown, to
+DIR/comparison.md, curves to DIR/training.png and DIR/validation.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from kd_jax import cli
+from kd_jax.recipes.compare import compare
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses `argv`, prints the tables. Exits with status 1 and one line where a run is no run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_jax.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of kd_jax.main")
+    parser.add_argument(
+        "--out", metavar="DIR", help="default: RUN/plots for one run, runs/comparison for several"
+    )
+    args = parser.parse_args(argv)
+    one = f"{args.runs[0].rstrip('/')}/plots"
+    out = args.out or (one if len(args.runs) == 1 else str(Path("runs", "comparison")))
+    with cli.plain_errors():
+        tables, written = compare(args.runs, out)
+    for table in tables:
+        table.print()
+    print("wrote", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Sources, tokenised blocks, masking and the stream of batches."""

@@ -1,0 +1,168 @@
+"""Text as one long row of tokens on disk, tokenised once, and the blocks cut from it.
+
+The tokens of all documents stand one after the other, each document followed by the model's
+separator ([SEP], </s>, <|endoftext|>), in a .npy file that is memory-mapped: uint16 where the
+vocabulary fits, else int32. The file's name is a hash of the text, the tokenizer and the separator;
+block sizes are not in it, so one file serves every sequence length.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from tokenizers import Tokenizer
+
+from kd_jax.data.documents import Documents
+from kd_jax.errors import UserError
+
+_VERSION = 1  # of the file's contents: raise it when tokenising changes
+_SLICE = 4_000_000  # characters tokenised at a time, on all cores: bounds the memory
+_PIECE = 100_000  # longer documents are cut here, so that one document uses all cores too
+# A pre-tokenizer splits in front of the last white space before a word, so a cut there is unseen.
+_CUT = re.compile(r"\s\S")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks cut from a row of tokens: block i is tokens[i * stride : i * stride + window].
+
+    `partial` keeps a last block that is not full.
+    """
+
+    tokens_N: np.ndarray
+    stride: int
+    window: int
+    partial: bool
+
+    def __len__(self) -> int:
+        new = len(self.tokens_N) - (self.window - self.stride)  # tokens that no overlap repeats
+        return max(0, -(-new // self.stride) if self.partial else new // self.stride)
+
+    def rows(self, ids_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, valid), both (B, window): int32, and False behind the end of the text."""
+        at_BW = ids_B.astype(np.int64)[:, None] * self.stride + np.arange(self.window)
+        valid_BW = at_BW < len(self.tokens_N)
+        tokens_BW = self.tokens_N[np.minimum(at_BW, len(self.tokens_N) - 1)]
+        return tokens_BW.astype(np.int32), valid_BW
+
+
+def cache_folder(path: str | None) -> Path:
+    """`path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
+    return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
+
+
+def tokenize(
+    documents: Documents, tokenizer: Tokenizer, separator: int, folder: Path
+) -> np.ndarray:
+    """The tokens of all documents, each followed by `separator`: a memory-mapped (N,) array.
+
+    Tokenises at the first call, on all cores, and finds the file in `folder` later. Processes of
+    one machine that ask for the same file wait for the first. Raises UserError where the folder
+    cannot be written, or is full.
+    """
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    key = hashlib.blake2b(digest_size=16)
+    for part in (_VERSION, documents.identity.digest, tokenizer.to_str(), separator):
+        key.update(f"{part}\0".encode())
+    file = folder / f"tokens-{key.hexdigest()}.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(file.with_suffix(".lock")):
+            if file.exists():
+                logging.info("tokens of %s: cached in %s", documents.name, file)
+            else:
+                _write(documents, tokenizer, separator, file)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        raise UserError(
+            f"cannot write tokens to {folder}: {error.strerror}; set config.data.cache_dir or "
+            f"KD_JAX_CACHE to another folder"
+        ) from None
+    return np.load(file, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    with file.open("w") as stream:
+        # Some network filesystems have no locks: then two processes may do the same work, and
+        # the last one's file stays.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _write(documents: Documents, tokenizer: Tokenizer, separator: int, file: Path) -> None:
+    start = time.perf_counter()
+    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as stream:
+            _header(stream, dtype, 0)
+            count = 0
+            for tokens_N in _encode(documents, tokenizer, separator, dtype):
+                stream.write(tokens_N.tobytes())
+                count += len(tokens_N)
+            stream.seek(0)
+            _header(stream, dtype, count)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    logging.info(
+        "tokens of %s: %d in %.1f s (%d tokens/s), kept in %s",
+        *(documents.name, count, seconds, count / seconds, file),
+    )
+
+
+def _header(stream, dtype: np.dtype, count: int) -> None:
+    # NumPy leaves room for the first axis to grow, so the header's length does not change.
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
+def _encode(documents, tokenizer, separator, dtype) -> Iterator[np.ndarray]:
+    pieces = (piece for document in documents for piece in _pieces(document))
+    for texts, is_last in _slices(pieces):
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = (
+            itertools.chain(encoding.ids, [separator]) if last else encoding.ids
+            for encoding, last in zip(encodings, is_last, strict=True)
+        )
+        yield np.fromiter(itertools.chain.from_iterable(ids), dtype)
+
+
+def _pieces(document: str) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is the document's last)."""
+    start = 0
+    while cut := _CUT.search(document, start + _PIECE):
+        yield document[start : cut.start()], False
+        start = cut.start()
+    yield document[start:], True
+
+
+def _slices(pieces) -> Iterator[tuple[list[str], list[bool]]]:
+    texts, is_last, size = [], [], 0
+    for text, last in pieces:
+        texts.append(text)
+        is_last.append(last)
+        size += len(text)
+        if size >= _SLICE:
+            yield texts, is_last
+            texts, is_last, size = [], [], 0
+    if texts:
+        yield texts, is_last

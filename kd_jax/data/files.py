@@ -1,0 +1,165 @@
+"""Local files: .txt and .raw (text), .jsonl, .csv, .tsv (with a header line) and .parquet."""
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kd_jax.data.documents import Documents, from_lines, from_rows
+from kd_jax.errors import UserError
+
+
+def documents(spec: dict, where: str) -> Documents:
+    """Documents of the files, folders (searched to the bottom) and globs in `spec["path"]`,
+    file after file in the order of their names.
+
+    Raises UserError when nothing matches, for a file of another kind, for an empty file, for bytes
+    that are not UTF-8 and for a row without the column `spec["text"]`, naming file and line.
+    """
+    paths = [spec["path"]] if isinstance(spec["path"], (str, Path)) else list(spec["path"])
+    files = [file for path in paths for file in _find(str(path), where)]
+
+    def read() -> Iterator[str]:
+        for file in files:
+            count = 0
+            for text in _READERS[file.suffix](file, spec["text"]):
+                count += 1
+                yield text
+            if not count:
+                raise UserError(f"{file} holds no text: remove it from config.{where}.path")
+
+    return Documents(", ".join(map(str, paths)), read)
+
+
+def _find(path: str, where: str) -> list[Path]:
+    expanded = os.path.expanduser(path)
+    kinds = ", ".join(_READERS)
+    if os.path.isdir(expanded):
+        files = [file for file in Path(expanded).rglob("*") if file.suffix in _READERS]
+        if not files:
+            raise UserError(f"config.{where}.path={path!r}: no file of this folder is {kinds}")
+    elif os.path.isfile(expanded):
+        files = [Path(expanded)]
+    else:
+        files = [Path(match) for match in glob.glob(expanded, recursive=True)]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            folder = os.path.abspath(os.path.dirname(expanded))
+            raise UserError(f"config.{where}.path={path!r}: no such file, looking in {folder}")
+    for file in files:
+        if file.suffix not in _READERS:
+            raise UserError(
+                f"{file}: cannot read {file.suffix or 'files without a suffix'}; have: {kinds}"
+            )
+        if file.stat().st_size == 0:
+            raise UserError(f"{file} is empty: remove it from config.{where}.path")
+    return sorted(files)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Lines with their ends; UserError names the first byte that is not UTF-8."""
+    start = 0
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{file}, line {number}: byte {start + error.start} "
+                    f"(0x{line[error.start]:02x}) is not UTF-8; convert the file, "
+                    f"for instance: iconv -f latin1 -t utf-8"
+                ) from None
+            yield text.removeprefix("\ufeff") if number == 1 else text
+            start += len(line)
+
+
+def _text(file: Path, column: str) -> Iterator[str]:
+    # Blank lines at the ends of a file do not make it one with blank lines between documents.
+    seen_text = blank_after = blank_between = False
+    for line in _lines(file):
+        if not line.strip():
+            blank_after = seen_text
+        elif blank_after:
+            blank_between = True
+            break
+        else:
+            seen_text = True
+    return from_lines(_lines(file), blank_between)
+
+
+def _jsonl(file: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, line {number} is not a JSON object")
+        yield _field(row, column, f"{file}, line {number}")
+
+
+def _csv(file: Path, column: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)
+    return _table(csv.reader(_lines(file), strict=True), file, column)
+
+
+def _tsv(file: Path, column: str) -> Iterator[str]:
+    return _table((line.rstrip("\r\n").split("\t") for line in _lines(file)), file, column)
+
+
+def _table(rows: Iterable[list[str]], file: Path, column: str) -> Iterator[str]:
+    rows = iter(rows)
+    header = next(rows, [])
+    number = 1
+    try:
+        for number, row in enumerate(rows, 2):
+            if not any(row):  # a blank line
+                continue
+            if len(row) != len(header):
+                raise UserError(
+                    f"{file}, row {number}: {len(row)} fields, the header {len(header)}"
+                )
+            yield _field(dict(zip(header, row, strict=True)), column, str(file))
+    except csv.Error as error:
+        raise UserError(f"{file}, after row {number}: {error}") from None
+
+
+def _parquet(file: Path, column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            _field(dict.fromkeys(table.schema_arrow.names), column, str(file))
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    yield _field({column: text}, column, str(file))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file} is no parquet file, or a damaged one: {error}") from None
+
+
+def _field(row: dict, column: str, place: str) -> str:
+    if column not in row:
+        raise UserError(f"{place}: no column {column!r}; set text= to one of: {', '.join(row)}")
+    text = "" if row[column] is None else row[column]
+    if not isinstance(text, str):
+        raise UserError(f"{place}: {column!r} holds {type(text).__name__}, not text")
+    return text
+
+
+def _rows(reader):
+    return lambda file, column: from_rows(reader(file, column))
+
+
+_READERS = {
+    ".txt": _text,
+    ".raw": _text,
+    ".jsonl": _rows(_jsonl),
+    ".csv": _rows(_csv),
+    ".tsv": _rows(_tsv),
+    ".parquet": _rows(_parquet),
+}

@@ -1,0 +1,42 @@
+"""Where text comes from: `read` turns a part of the config into documents.
+
+A source is a dict with these keys (all but `source` and `path` may be left out):
+
+    source    files | hub | tfds | python: the module kd_jax.data.<source>
+    path      files: file, folder or glob, or a list of them; hub: repository id or local folder;
+              tfds: name/config or the folder of a prepared dataset; python: nothing
+    name      hub: the dataset's configuration
+    split     hub, tfds: split of the dataset; by default train, validation or test, as the config
+              key that holds the source is called
+    text      the column (key, field) that holds the text
+    revision  hub: branch, tag or commit
+
+A module is a source when it defines `documents(spec, where) -> Documents`.
+"""
+
+from collections.abc import Mapping
+
+from kd_jax import plugins
+from kd_jax.data.documents import Documents
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+
+DEFAULTS = dict(source="files", path=None, name=None, split=None, text="text", revision=None)
+
+
+def read(config: Mapping, where: str) -> Documents:
+    """Documents of `config`, which stands at config.<where>, such as "data.train".
+
+    Opens the source and reads its first document, so that most mistakes show at once. Raises
+    UserError for whatever is wrong with the config or the source.
+    """
+    spec = settings(config, DEFAULTS, where)
+    if spec["split"] is None:
+        spec["split"] = where.rsplit(".", 1)[-1]
+    source = plugins.load("data", spec["source"], "documents")
+    if spec["path"] is None and spec["source"] != "python":
+        raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
+    documents = source.documents(spec, where)
+    if next(iter(documents), None) is None:
+        raise UserError(f"{documents.name} (config.{where}) holds no text")
+    return documents

@@ -1,0 +1,52 @@
+"""Datasets prepared by TensorFlow Datasets, read without TensorFlow."""
+
+import os
+from collections.abc import Iterator
+
+from kd_jax.data.documents import Documents, from_rows
+from kd_jax.errors import UserError
+
+
+def documents(spec: dict, where: str) -> Documents:
+    """The feature `spec["text"]` of every row. `spec["path"]` is a dataset's name ("wiki40b/en",
+    looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets) or the folder of a prepared one.
+
+    The dataset must have been prepared in a format with random access. Raises UserError for an
+    unknown or unprepared dataset, an unknown split or feature.
+    """
+    import tensorflow_datasets as tfds
+
+    path, split, feature = spec["path"], spec["split"], spec["text"]
+    try:
+        if os.path.isdir(path):
+            builder = tfds.builder_from_directory(path)
+        else:
+            builder = tfds.builder(path)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"no tfds dataset {path!r} (config.{where}.path): {reason}") from error
+    splits = list(builder.info.splits)
+    if not splits:
+        raise UserError(
+            f"tfds dataset {path!r} is not prepared in {builder.data_dir}: run `tfds build {path} "
+            f"--file_format=array_record`, or set TFDS_DATA_DIR to the folder that holds it"
+        )
+    try:
+        table = builder.as_data_source(split)
+    except ValueError as error:
+        raise UserError(
+            f"tfds dataset {path!r}, split {split!r} (config.{where}.split): {error}; "
+            f"have: {', '.join(splits)}"
+        ) from error
+    features = builder.info.features
+    if feature not in features or not isinstance(features[feature], tfds.features.Text):
+        texts = [name for name in features if isinstance(features[name], tfds.features.Text)]
+        raise UserError(
+            f"tfds dataset {path!r} has no text in {feature!r}; set config.{where}.text to one of: "
+            f"{', '.join(texts)}"
+        )
+
+    def read() -> Iterator[str]:
+        return from_rows(table[row][feature].decode() for row in range(len(table)))
+
+    return Documents(f"tfds {path}:{split}", read)

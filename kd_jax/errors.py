@@ -1,0 +1,8 @@
+"""The one exception that users are meant to see."""
+
+
+class UserError(Exception):
+    """Something the user can put right: main prints it as one line and exits with status 1.
+
+    The message names the file, row, key or id, and says what to change.
+    """

@@ -1,0 +1,1 @@
+"""Held-out figures, cost, and the programs that measure them."""

@@ -1,0 +1,55 @@
+"""FLOPs that the mathematics needs: matrix products of transformers, from parameters' shapes.
+
+A kernel is a matrix product with every token it sees, so a parameter tree tells a model's FLOPs,
+also where blocks differ in width. Elementwise work, lookups and recomputation do not count; the
+backward pass is two products for each one of the forward pass. Attention counts all pairs of
+tokens, causal or not, as is usual (Chowdhery et al., "PaLM", arXiv:2204.02311, appendix B).
+"""
+
+import math
+
+import jax
+
+from kd_jax.types import Params
+
+
+def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: bool = True) -> int:
+    """FLOPs of one forward pass.
+
+    Args:
+        params: {"backbone", "head"}, arrays or their shapes.
+        rows: of the batch.
+        tokens: of a row.
+        positions: tokens of a row that reach the head.
+        vocabulary: whether the head ends in an unembedding.
+    """
+    products = 0  # multiplications for one row
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("/kernel"):
+            seen = positions if name.startswith("head/") else tokens
+            products += seen * math.prod(leaf.shape)
+        if name.endswith("attention/q/kernel"):
+            products += 2 * tokens * tokens * leaf.shape[1]  # scores, and weights times values
+    if vocabulary:
+        unembed_VD = params["head"].get("unembed", params["backbone"]["tokens"]["embedding"])
+        products += positions * math.prod(unembed_VD.shape)
+    return 2 * rows * products
+
+
+def train_step(
+    student: Params,
+    teacher: Params | None,
+    objective: Params,
+    rows: int,
+    tokens: int,
+    positions: int,
+    vocabulary: bool = True,
+) -> int:
+    """FLOPs of one step: the teacher's forward pass, and three times the student's and that of
+    the objective's own kernels, which see every token."""
+    own = 2 * rows * tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(objective))
+    total = 3 * (forward(student, rows, tokens, positions, vocabulary) + own)
+    if teacher is not None:
+        total += forward(teacher, rows, tokens, positions, vocabulary)
+    return total

@@ -1,0 +1,219 @@
+"""Training and validation curves, of the stages of one run or of several runs over each other.
+
+`draw` takes groups: runs that differ only in their seed, under one label. A line is the mean over
+the group, the band around it one standard deviation. With one group the colours tell the stages
+apart, with several the colours tell the groups and the dashes the stages.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from kd_jax.evals.runs import Columns, Curves, ordered
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B2"}
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+DASHES = {"teacher": ":", "baseline": "--", "student": "-"}
+
+NATS = "nats / token"
+SHARE = "share of tokens"
+# Titles and units of the columns that have their own; any other column is a term of the loss.
+TITLES = {
+    "loss": ("total loss (weighted sum of terms)", ""),
+    "kl_t1": ("KL(teacher ‖ student) at T = 1", NATS),
+    "grad_norm": ("norm of the gradient", ""),
+    "learning_rate": ("learning rate", ""),
+    "ce": ("cross-entropy", NATS),
+    "kl": ("KL(teacher ‖ student), softened", NATS),
+    "reverse_kl": ("KL(student ‖ teacher), softened", NATS),
+    "jsd": ("Jensen-Shannon divergence", NATS),
+}
+VALIDATION_TITLES = {
+    "loss": ("cross-entropy", NATS),
+    "perplexity": ("perplexity", ""),
+    "accuracy": ("accuracy", SHARE),
+    "kl": ("KL(teacher ‖ student) at T = 1", NATS),
+    "agreement": ("top-1 agreement with the teacher", SHARE),
+}
+LAST = ("kl_t1", "grad_norm", "learning_rate")  # the columns that follow the terms
+SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
+
+STYLE = {
+    "axes.edgecolor": "#999999",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.titlesize": 12,
+    "font.size": 9,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One stage of one group: a curve for every run."""
+
+    label: str
+    colour: str
+    dash: str
+    runs: list[tuple[np.ndarray, np.ndarray]]  # (steps, values)
+
+
+def draw(groups: Mapping[str, Sequence[Mapping[str, Curves]]], out: epath.PathLike) -> list[str]:
+    """Writes out/training.png and out/validation.png, where there is something to draw.
+
+    Args:
+      groups: for each label, the curves of its runs (`runs.curves`), by stage.
+      out: the folder, made if missing.
+
+    Returns:
+      The paths of the files written.
+    """
+    out = epath.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "training.png": ("Training", "training", TITLES, True),
+        "validation.png": ("Validation", "validation", VALIDATION_TITLES, False),
+    }
+    written = []
+    for name, (title, kind, titles, noisy) in figures.items():
+        panels = _panels(groups, kind)
+        if panels:
+            subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
+            figure = _figure(f"{title}: {subject}", panels, titles, noisy)
+            with matplotlib.rc_context(STYLE), (out / name).open("wb") as file:
+                figure.savefig(file, format="png", dpi=130)
+            written.append(str(out / name))
+    return written
+
+
+def _panels(groups, kind: str) -> dict[str, list[Line]]:
+    """The lines of every column; loss first, then the terms, then LAST."""
+    columns: dict[str, None] = {}
+    for curves in (curves for runs in groups.values() for curves in runs):
+        for stage in curves.values():
+            columns.update(dict.fromkeys(getattr(stage, kind)))
+    names = [name for name in columns if name not in ("step", *LAST)]
+    names = [name for name in names if not name.endswith("_weighted")]
+    names += [name for name in LAST if name in columns]
+    panels = {name: _lines(groups, kind, name) for name in names}
+    return {name: lines for name, lines in panels.items() if lines}
+
+
+def _lines(groups, kind: str, name: str) -> list[Line]:
+    lines = []
+    for i, (group, runs) in enumerate(groups.items()):
+        stages = ordered({stage for curves in runs for stage in curves})
+        for j, stage in enumerate(stages):
+            found = [_values(getattr(c[stage], kind), name) for c in runs if stage in c]
+            found = [(steps, values) for steps, values in found if len(steps)]
+            if not found:
+                continue
+            own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
+            line = Line(
+                label=stage if len(groups) == 1 else f"{group} · {stage}",
+                colour=own_colour if len(groups) == 1 else COLOURS[i % len(COLOURS)],
+                dash="-" if len(groups) == 1 else DASHES.get(stage, "-."),
+                runs=found,
+            )
+            lines.append(line)
+    return lines
+
+
+def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have a finite value."""
+    if name not in columns:
+        return np.empty(0), np.empty(0)
+    good = np.isfinite(columns[name])
+    return columns["step"][good], columns[name][good]
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
+    half = len(values) // SMOOTH // 2
+    if half == 0:
+        return values
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
+
+
+def _figure(title: str, panels: dict[str, list[Line]], titles, noisy: bool) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        wide = min(len(panels), 3)
+        high = math.ceil(len(panels) / wide)
+        figure = Figure(figsize=(4.2 * wide, 3.0 * high + 0.9), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        grid = figure.subplots(high, wide, squeeze=False)
+        handles = {}
+        for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+            for line in lines:
+                noise = noisy and name != "learning_rate"
+                handles.setdefault(line.label, _plot(axes, line, noise, markers=not noisy))
+            _finish(axes, lines, *titles.get(name, (name.replace("_", " "), "")))
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower left", ncols=min(4, len(handles))
+        )
+        return figure
+
+
+def _plot(axes: Axes, line: Line, noisy: bool, markers: bool):
+    """Draws the mean curve and what is around it; returns the handle for the legend."""
+    style = {"color": line.colour, "linestyle": line.dash}
+    marker = {"marker": "o", "markersize": 3} if markers else {}
+    curves = [(steps, smooth(values) if noisy else values) for steps, values in line.runs]
+    steps = curves[0][0]
+    if not all(np.array_equal(steps, other) for other, _ in curves):
+        return [axes.plot(*curve, **style, **marker)[0] for curve in curves][0]
+    if noisy and len(curves) == 1:
+        axes.plot(*line.runs[0], color=line.colour, alpha=0.2, linewidth=0.8)
+    values = np.stack([values for _, values in curves])
+    mean = values.mean(axis=0)
+    if len(curves) > 1:
+        spread = values.std(axis=0, ddof=1)
+        axes.fill_between(steps, mean - spread, mean + spread, color=line.colour, alpha=0.15, lw=0)
+    return axes.plot(steps, mean, **style, **marker)[0]
+
+
+def _finish(axes: Axes, lines: list[Line], title: str, unit: str) -> None:
+    """Title, units and scales: logarithmic where values span more than a factor of 4."""
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
+    values = np.concatenate([values for line in lines for _, values in line.runs])
+    if unit != SHARE and values.min() > 0 and values.max() > 4 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _minor_label(value)))
+
+
+def _short(step: float) -> str:
+    """1500 -> 1.5k, 2000000 -> 2M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(step) >= size:
+            return f"{step / size:g}{letter}"
+    return f"{step:g}"
+
+
+def _minor_label(value: float) -> str:
+    """Labels 2, 3, 5, 20, ... between the powers of ten of a logarithmic axis."""
+    leading = round(value / 10 ** math.floor(math.log10(value)))
+    return f"{value:g}" if leading in (2, 3, 5) else ""

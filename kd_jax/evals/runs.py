@@ -1,0 +1,124 @@
+"""Reads run directories: the figures of a finished run and the curves of its stages."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from kd_jax.errors import UserError
+
+STAGES = ("teacher", "baseline", "student")  # in the order of reading; others follow by name
+
+Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The csv files of one stage; empty where a file is not there."""
+
+    training: Columns  # metrics.csv: step, loss, terms, kl_t1, learning_rate, grad_norm
+    validation: Columns  # eval.csv: step, loss, perplexity, accuracy, kl, agreement
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    workdir: epath.Path
+    config: dict[str, Any]
+    results: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.results["seed"]
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Figures by stage, in the order of reading."""
+        return {name: self.results["stages"][name] for name in ordered(self.results["stages"])}
+
+
+def ordered(stages: Iterable[str]) -> list[str]:
+    """Stages as people read them: teacher, baseline, student, then the others by name."""
+    rank = {name: i for i, name in enumerate(STAGES)}
+    return sorted(stages, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def read(workdir: str) -> Run:
+    """A finished run. Raises UserError where the folder is no run, or names what is missing."""
+    folder = epath.Path(workdir)
+    if not folder.is_dir():
+        raise UserError(f"{workdir}: no such folder; give run directories (main prints its own)")
+    if not (folder / "config.json").exists():
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"; these folders in it are runs: {', '.join(inside)}" if inside else ""
+        raise UserError(f"{workdir} is no run directory: it has no config.json{hint}")
+    config = _json(folder / "config.json")
+    if not (folder / "results.json").exists():
+        raise UserError(f"{workdir} is not finished: no results.json ({_progress(folder)})")
+    results = _json(folder / "results.json")
+    missing = [key for key in ("config", "seed", "stages") if key not in results]
+    if missing:
+        raise UserError(f"{folder / 'results.json'}: no {', '.join(missing)} in it; run it again")
+    return Run(folder, config, results)
+
+
+def curves(workdir: str) -> dict[str, Curves]:
+    """Curves of the stages that have any, finished or not."""
+    folder = epath.Path(workdir)
+    found = {path.parent.name for path in folder.glob("*/metrics.csv")}
+    found |= {path.parent.name for path in folder.glob("*/eval.csv")}
+    return {
+        stage: Curves(
+            training=read_columns(folder / stage / "metrics.csv"),
+            validation=read_columns(folder / stage / "eval.csv"),
+        )
+        for stage in ordered(found)
+    }
+
+
+def read_columns(path: epath.Path) -> Columns:
+    """The columns of a csv file, {} where there is none or it has no rows.
+
+    Raises UserError naming the line and column of a value that is no number.
+    """
+    if not path.exists():
+        return {}
+    reader = csv.DictReader(path.read_text().splitlines())
+    rows = list(reader)
+    columns = {name: np.full(len(rows), np.nan) for name in reader.fieldnames or ()}
+    for i, row in enumerate(rows):
+        for name, column in columns.items():
+            try:
+                column[i] = float(row[name] or "nan")
+            except ValueError:
+                raise UserError(
+                    f"{path}:{i + 2}: {name}={row[name]!r} is no number; repair or remove the line"
+                ) from None
+    return columns if rows else {}
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: no valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: should hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _progress(folder: epath.Path) -> str:
+    """How far an unfinished run has come, and how to go on."""
+    done = {path.parent.name for path in folder.glob("*/results.json")}
+    begun = {path.parent.name for path in folder.glob("*/metrics.csv")} - done
+    parts = [f"finished stages: {', '.join(ordered(done)) or 'none'}"]
+    if begun:
+        parts.append(f"begun: {', '.join(ordered(begun))}")
+    command = folder / "command.txt"
+    again = f": {command.read_text().strip()}" if command.exists() else ""
+    return "; ".join(parts) + f"; run its command again to continue{again}"

@@ -1,0 +1,91 @@
+"""Accelerators to compile for that are not here: TPU slices and the GPUs of a machine.
+
+XLA's compilers run anywhere. libtpu holds the one for TPUs; for NVIDIA GPUs jax[cuda12] needs a
+description of the chip, h100.txtpb (XLA's device description of the H100 SXM).
+
+Call `devices` in a process whose environment holds ENVIRONMENT from its start: libtpu looks for a
+real TPU otherwise, and JAX for a GPU.
+"""
+
+import dataclasses
+import importlib.resources
+import importlib.util
+import math
+
+import jax
+from jax.experimental import topologies
+
+from kd_jax.errors import UserError
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # nothing runs on what is compiled for
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask for a TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock file keeps a TPU to one process
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # no driver to ask for its version
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """So many chips of one kind, connected."""
+
+    name: str  # such as v5e:4x4
+    chips: int
+    memory_bytes: int  # of one chip
+
+    @property
+    def platform(self) -> str:
+        """As precision.policy_for calls it."""
+        return "gpu" if self.name.startswith("h100") else "tpu"
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """For `lowered.compile()`: there is no GPU to time kernels on."""
+        return {"xla_gpu_autotune_level": "0"} if self.platform == "gpu" else {}
+
+
+_SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CHIPS = {
+    "v5e": (16 * 2**30, _SHAPES_2D),
+    "v6e": (32 * 2**30, _SHAPES_2D),
+    "v5p": (95 * 2**30, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+    "h100": (84_942_979_072, ("1", "2", "4", "8")),
+}
+
+
+def names() -> list[str]:
+    """Every topology there is."""
+    return [f"{chip}:{shape}" for chip, (_, shapes) in _CHIPS.items() for shape in shapes]
+
+
+def find(name: str) -> Topology:
+    """The topology of that name. Raises UserError listing what exists."""
+    if name not in names():
+        have = "; ".join(f"{chip}:{{{','.join(shapes)}}}" for chip, (_, shapes) in _CHIPS.items())
+        raise UserError(f"unknown topology {name!r}; have: {have}")
+    chip, _, shape = name.partition(":")
+    return Topology(name, math.prod(map(int, shape.split("x"))), _CHIPS[chip][0])
+
+
+def devices(topology: Topology) -> list[jax.Device]:
+    """Devices that `jit(...).lower(...).compile()` accepts and nothing runs on.
+
+    Raises UserError naming the extra to install where the compiler is missing.
+    """
+    if topology.platform == "gpu":
+        _need("jax_cuda12_plugin", "cuda", topology)
+        chip = importlib.resources.files(__package__).joinpath("h100.txtpb").read_text()
+        found = topologies.get_topology_desc(
+            "", platform="cuda", target_config=chip, topology=f"1x1x{topology.chips}"
+        )
+    else:
+        _need("libtpu", "tpu", topology)
+        found = topologies.get_topology_desc(topology.name, platform="tpu")
+    return list(found.devices)
+
+
+def _need(module: str, extra: str, topology: Topology) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"compiling for {topology.name} needs {module}: pip install 'kd_jax[{extra}]'"
+        )

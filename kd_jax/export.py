@@ -1,0 +1,43 @@
+"""Writes a model as a Hugging Face checkpoint that loads in PyTorch `transformers`.
+
+    python -m kd_jax.export --workdir=RUN [--stage=student] --out=DIR
+    python -m kd_jax.export --model=FOLDER_OR_HUB_ID [--revision=...] --out=DIR
+
+The folder gets model.safetensors, config.json, the tokenizer and a model card. It is loaded again,
+by kd_jax and (where torch is installed) by PyTorch, and the logits are compared before it takes its
+place. A finished run has its student in RUN/export/student already; this exports other stages, to
+other places, and converts checkpoints.
+"""
+
+import argparse
+
+from kd_jax import cli
+from kd_jax.recipes import export
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses `argv`, exports, prints where to and how far logits differ."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
+    what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
+    parser.add_argument("--stage", default="student", help="of the run: teacher, baseline, student")
+    parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
+    args = parser.parse_args(argv)
+    with cli.plain_errors():
+        if args.workdir:
+            done = export.export_stage(args.workdir, args.stage, args.out)
+        else:
+            done = export.export_checkpoint(args.model, args.revision, args.out)
+    print(f"wrote {done['path']}")
+    for loader, difference in done["max_logit_difference"].items():
+        print(f"loaded again with {loader}: logits differ by {difference:.1e} at most")
+
+
+if __name__ == "__main__":
+    main()

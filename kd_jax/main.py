@@ -1,0 +1,37 @@
+"""Runs an experiment: python -m kd_jax.main --config=configs/quickstart.py
+
+Flags, JAX start-up, the run directory, and the recipe that the config names.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from kd_jax import cli, plugins
+from kd_jax.recipes import workdir
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:smoke for a tiny one."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Run directory, local or gs://; the default is runs/NAME-HASH of the resolved config. The same "
+    "command run again continues there.",
+)
+flags.mark_flag_as_required("config")
+
+
+def _main(argv: list[str]) -> None:
+    del argv
+    with cli.plain_errors():
+        cli.start_jax()
+        config = _CONFIG.value
+        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        recipe = plugins.load("recipes", config.recipe, "run")
+        recipe.run(config, workdir.enter(config, name, _WORKDIR.value))
+
+
+if __name__ == "__main__":
+    app.run(_main, flags_parser=cli.parse_flags)

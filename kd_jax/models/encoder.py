@@ -1,0 +1,110 @@
+"""The encoder of BERT, DistilBERT and RoBERTa: blocks that normalise after each residual sum."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.models.dropout import dropout
+from kd_jax.models.layers import Attention, Embedding, LayerNorm, Mlp, check_length, key_mask
+from kd_jax.precision import Policy
+from kd_jax.types import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Numbers that fix an encoder. `hf_json` keeps what the checkpoint's config.json said besides."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    ffn_width: int
+    max_positions: int  # rows of the position table
+    num_types: int  # token types; 0 means that the family has none
+    activation: str
+    head_activation: str
+    norm_eps: float
+    embedding_dropout: float
+    attention_dropout: float  # of the attention weights
+    attention_out_dropout: float
+    mlp_dropout: float
+    initializer_range: float
+    tie_embeddings: bool
+    pad_id: int | None
+    skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
+    sinusoidal: bool = False  # DistilBERT: how random positions start
+    hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
+    policy: Policy = Policy()
+    remat: bool = False  # compute each block again in the backward pass
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that has positions."""
+        return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
+
+
+class Block(nnx.Module):
+    """Self-attention and MLP, a layer norm after each residual sum. Takes three dropout sites."""
+
+    def __init__(self, config: EncoderConfig):
+        self.attention = Attention(
+            config.width,
+            config.num_heads,
+            scale=(config.width // config.num_heads) ** -0.5,
+            rate=config.attention_dropout,
+            out_rate=config.attention_out_dropout,
+            policy=config.policy,
+        )
+        self.attention_norm = LayerNorm(config.width, config.norm_eps)
+        self.mlp = Mlp(
+            config.width, config.ffn_width, config.activation, config.mlp_dropout, config.policy
+        )
+        self.mlp_norm = LayerNorm(config.width, config.norm_eps)
+
+    def __call__(self, x_BTD: Array, mask: Array, seed: Array | None, site: int) -> Array:
+        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, mask, seed, site))
+        return self.mlp_norm(x_BTD + self.mlp(x_BTD, seed, site + 2))
+
+
+class Encoder(nnx.Module):
+    """Embeddings and blocks: a backbone for `heads.LanguageModel`."""
+
+    def __init__(self, config: EncoderConfig):
+        self.tokens = Embedding(config.vocab_size, config.width, config.policy)
+        self.positions = Embedding(config.max_positions, config.width, config.policy)
+        if config.num_types:
+            self.types = Embedding(config.num_types, config.width, config.policy)
+        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.config = config
+
+    def embed(self, batch: Batch, seed: Array | None) -> Array:
+        """Sum of token, position and type embeddings, normalised, (B, T, D)."""
+        tokens_BT = batch.tokens_BT
+        x_BTD = self.tokens(tokens_BT) + self.positions(_positions(tokens_BT, self.config))
+        if self.config.num_types:
+            types_BT = batch.types_BT
+            types_BT = jnp.zeros((1, 1), jnp.int32) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.types(types_BT)
+        return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
+
+    def __call__(self, batch: Batch, seed: Array | None) -> tuple[Array, ...]:
+        """The embedding output and each block's output, (B, T, D)."""
+        mask = key_mask(batch.mask_BT)
+        hidden = [self.embed(batch, seed)]
+        for i, block in enumerate(self.blocks):
+            run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
+            hidden.append(run(hidden[-1], mask, seed, 1 + 3 * i))
+        return tuple(hidden)
+
+
+def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:
+    """(1, T), or (B, T) where padding is skipped: padding then sits at position `pad_id`."""
+    length = tokens_BT.shape[1]
+    check_length(length, config.max_tokens)
+    if not config.skip_padding:
+        return jnp.arange(length)[None]
+    real_BT = (tokens_BT != config.pad_id).astype(jnp.int32)
+    return jnp.cumsum(real_BT, axis=1) * real_BT + config.pad_id

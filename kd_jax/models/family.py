@@ -1,0 +1,211 @@
+"""What a family file defines, and how models are made from it.
+
+A family is one file of kd_jax/models named after HF's `model_type`, with a `FAMILY`: how to read
+and write its config.json, which backbone it runs on, and the table of its tensors' names.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.models.heads import LanguageModel
+from kd_jax.models.layers import activation
+from kd_jax.precision import Policy
+from kd_jax.types import Array, Model, ModelSpec, Params
+
+# How parameters are split over the mesh axis `fsdp`, first match wins. Embeddings are split on
+# their width, since vocabularies are rarely divisible; vectors are small and replicated.
+PARTITION = (
+    (r"(embedding|unembed)$", PartitionSpec(None, "fsdp")),
+    (r"kernel$", PartitionSpec("fsdp", None)),
+    (r"(bias|scale)$", PartitionSpec()),
+)
+
+
+class Rule(NamedTuple):
+    """One HF tensor and the parameters it holds, joined along their last axis.
+
+    `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
+    "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
+    tensor is another name of parameters that have one already: some files hold it, none need to.
+    Two rules may name one parameter without that: the first that a file has is read, both are
+    written.
+    """
+
+    hf: str
+    ours: tuple[str, ...]
+    transpose: bool = False
+    tied: bool = False
+
+
+def linear(hf: str, *ours: str) -> list[Rule]:
+    """A torch Linear: weight (out, in) and bias."""
+    return [
+        Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True),
+        Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours)),
+    ]
+
+
+def conv1d(hf: str, *ours: str) -> list[Rule]:
+    """GPT-2's Conv1D: weight (in, out) and bias."""
+    return [rule._replace(transpose=False) for rule in linear(hf, *ours)]
+
+
+def norm(hf: str, ours: str) -> list[Rule]:
+    """A layer norm: weight and bias."""
+    return [Rule(f"{hf}.weight", (f"{ours}/scale",)), Rule(f"{hf}.bias", (f"{ours}/bias",))]
+
+
+def embedding(hf: str, ours: str) -> list[Rule]:
+    """An embedding table."""
+    return [Rule(f"{hf}.weight", (f"{ours}/embedding",))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One HF model_type."""
+
+    name: str  # HF's model_type
+    prefix: str  # of the base model's tensors in a checkpoint with a head
+    architectures: dict[str, str]  # head -> HF class; its keys are the heads there are
+    backbone: Callable[[Any], nnx.Module]  # config -> module
+    from_hf: Callable[["Fields"], Any]  # config.json -> config
+    to_hf: Callable[[Any], dict]  # config -> the keys of config.json that from_hf reads
+    rules: Callable[[Any, str], list[Rule]]  # (config, head) -> every tensor
+    ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
+    # (path, drawn value, config) -> value: HF's initialisation besides N(0, initializer_range)
+    adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
+
+
+class Fields:
+    """A config.json being read: typed values, HF's defaults, refusals that name the key."""
+
+    def __init__(self, hf_json: dict):
+        self.json = hf_json
+
+    def rename(self, **names: str) -> None:
+        """HF reads the keys on the left as those on the right, which win where both are there."""
+        renamed = {names[key]: self.json[key] for key in names if key in self.json}
+        self.json = renamed | {key: self.json[key] for key in self.json if key not in names}
+
+    def get(self, key: str, kind: Any, default: Any) -> Any:
+        """The value of `key`, which must be a `kind` (a type, or a union of types)."""
+        value = self.json.get(key, default)
+        if kind is float and type(value) is int:
+            return float(value)
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+        name = getattr(kind, "__name__", str(kind))
+        raise UserError(f"config.json: {key} should be {name}, not {value!r}")
+
+    def only(self, key: str, *supported: Any) -> None:
+        """Refuses a key that changes the model in a way that kd_jax does not have.
+
+        The first of `supported` is the default of a missing key.
+        """
+        value = self.json.get(key, supported[0])
+        if value not in supported:
+            have = ", ".join(map(repr, supported))
+            raise UserError(f"config.json: {key}={value!r} is not supported; have: {have}")
+
+
+def read(hf_json: dict) -> tuple[Family, Any]:
+    """(family, config) of a config.json. Raises UserError on an unknown model_type or value."""
+    name = hf_json.get("model_type")
+    have = plugins.names("models", "FAMILY")
+    if name not in have:
+        raise UserError(f"config.json: unknown model_type {name!r}; have: {', '.join(have)}")
+    family = plugins.load("models", name, "FAMILY").FAMILY
+    fields = Fields(hf_json)
+    fields.only("quantization_config", None)
+    fields.only("pruned_heads", None, {})
+    config = family.from_hf(fields)
+    activation(config.activation)
+    for key in ("num_layers", "num_heads", "width", "ffn_width", "vocab_size", "max_positions"):
+        if getattr(config, key) < 1:
+            raise UserError(f"config.json: {key} is {getattr(config, key)}, want at least 1")
+    if config.width % config.num_heads:
+        raise UserError(
+            f"config.json: {config.num_heads} attention heads do not divide the width "
+            f"{config.width}"
+        )
+    return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
+
+
+def write(family: Family, config: Any, head: str) -> dict:
+    """The config.json of a float32 model; keys of the original that mean nothing here are kept."""
+    kept = json.loads(config.hf_json)
+    for key in ("_name_or_path", "torch_dtype", "transformers_version"):
+        kept.pop(key, None)
+    return (
+        kept
+        | family.to_hf(config)
+        | {
+            "architectures": [family.architectures[head]],
+            "model_type": family.name,
+            "dtype": "float32",
+        }
+    )
+
+
+def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
+    """The model with jax.ShapeDtypeStructs for parameters. Raises UserError on an unknown head."""
+    if head not in family.architectures:
+        have = ", ".join(family.architectures)
+        raise UserError(f"{family.name} has no head {head!r}; have: {have}")
+    config = dataclasses.replace(config, policy=policy)
+
+    def make() -> Model:
+        module = LanguageModel(family.backbone(config), config, head)
+        graphdef, state = nnx.split(module)
+        return Model(params=nnx.to_pure_dict(state), graphdef=graphdef)
+
+    return jax.eval_shape(make)
+
+
+def build(family: Family, config: Any, head: str, policy: Policy, key: Array) -> Model:
+    """The model with random parameters, drawn as HF does. Can be jitted (over `key`)."""
+    model = abstract(family, config, head, policy)
+    return model.replace(params=draw(family, config, model.params, key))
+
+
+def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
+    """Random parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1.
+
+    A parameter's value depends on `key` and its path alone, not on what else the model has.
+    """
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    values: dict[str, Array] = {}
+    # All matrices of one shape in one call: a program of as many calls as layers takes long to
+    # compile. The values are those of single calls.
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        if path.endswith("bias"):
+            values[path] = jnp.zeros(leaf.shape)
+        elif path.endswith("scale"):
+            values[path] = jnp.ones(leaf.shape)
+        else:
+            alike.setdefault(leaf.shape, []).append(path)
+    for shape, group in alike.items():
+        hashes = jnp.array([zlib.crc32(path.encode()) for path in group], jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
+        drawn = config.initializer_range * jax.vmap(lambda k: jax.random.normal(k, shape))(keys)  # noqa: B023
+        for i, path in enumerate(group):
+            values[path] = family.adjust(path, drawn[i], config)
+    return jax.tree_util.tree_unflatten(tree, [values[path] for path in paths])
+
+
+def spec(config: Any) -> ModelSpec:
+    """What objectives may know of the model."""
+    return ModelSpec(width=config.width, num_layers=config.num_layers)

@@ -1,0 +1,205 @@
+"""Hugging Face checkpoints: a folder's weights to our parameters and back, nothing left over."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes  # noqa: F401  (teaches numpy the bfloat16 that safetensors hands out)
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import logging
+
+from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models.family import Family, Rule
+from kd_jax.precision import Policy
+from kd_jax.types import Array, Params
+
+# In the order of preference; an index names the files of a checkpoint in several.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a checkpoint folder. Raises UserError where there is none, or not JSON."""
+    path = Path(folder) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no config.json; give the folder of an HF checkpoint") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); download it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object; download it again")
+    return found
+
+
+def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
+    """Parameters (float32 numpy arrays, as `family.abstract` shapes them) from a folder's weights.
+
+    Every tensor is used or is on the family's list of those that no model here uses; anything
+    missing, left over or of a wrong shape raises UserError. One exception: a checkpoint of the
+    base model alone gets a random head, drawn from `key` and logged; without a key that is an
+    error too.
+    """
+    shapes = families.abstract(family, config, head, Policy()).params
+    tensors = {_plain(name, family): value for name, value in _read(Path(folder)).items()}
+    rules = family.rules(config, head)
+    known = {rule.hf for rule in rules} | _foreign(family, config, rules)
+    extra = [
+        name
+        for name in sorted(tensors.keys() - known)
+        if not any(re.search(pattern, name) for pattern in family.ignore)
+    ]
+
+    flat_shapes = {_path(p): s.shape for p, s in jax.tree_util.tree_leaves_with_path(shapes)}
+    flat: dict[str, np.ndarray] = {}
+    for rule in rules:
+        if rule.hf in tensors:
+            _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
+
+    missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
+    in_head = [path for path in flat_shapes if path.startswith("head/")]
+    if key is not None and in_head and not any(path in flat for path in in_head):
+        logging.warning("%s has no %s head: it starts from random values", folder, head)
+        fresh = families.draw(family, config, {"head": shapes["head"]}, key)
+        for path, value in jax.tree_util.tree_leaves_with_path(fresh):
+            flat[_path(path)] = np.asarray(value)
+        missing = [rule for rule in missing if not flat.keys() >= set(rule.ours)]
+    if missing or extra:
+        lists = _list("-", [rule.hf for rule in missing]) + _list("+", extra)
+        raise UserError(
+            f"{folder}: weights are not those of a {family.name} with head {head!r} "
+            f"(- missing, + left over): {', '.join(lists)}; check config.json and the head"
+        )
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat[_path(path)], shapes)
+
+
+def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
+    """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`."""
+    flat = {
+        _path(path): np.asarray(value)
+        for path, value in jax.tree_util.tree_leaves_with_path(params)
+    }
+    prefix = family.prefix if head != "none" else ""
+    tensors, written = {}, set()
+    for rule in family.rules(config, head):
+        if rule.tied:
+            continue
+        tensor = np.concatenate([flat[path] for path in rule.ours], axis=-1)
+        name = prefix + rule.hf if rule.ours[0].startswith("backbone/") else rule.hf
+        # safetensors writes the buffer as it lies, whatever the strides say
+        tensors[name] = np.ascontiguousarray(tensor.T if rule.transpose else tensor)
+        written.update(rule.ours)
+    if written != flat.keys():
+        raise ValueError(f"{family.name} has no rule for {sorted(flat.keys() - written)}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    hf_json = families.write(family, config, head)
+    (folder / "config.json").write_text(json.dumps(hf_json, indent=2, sort_keys=True) + "\n")
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _plain(name: str, family: Family) -> str:
+    """The name without the base model's prefix, and in today's spelling of layer norms."""
+    name = name.removeprefix(family.prefix)
+    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+
+
+def _foreign(family: Family, config: Any, rules: Iterable[Rule]) -> set[str]:
+    """Tensors of this family's heads that the wanted one does not have. A headless model leaves
+    them aside; for any other head they are left over."""
+    if any(path.startswith("head/") for rule in rules for path in rule.ours):
+        return set()
+    return {rule.hf for head in family.architectures for rule in family.rules(config, head)}
+
+
+def _place(rule: Rule, tensor, shapes: dict, flat: dict, folder: Path) -> None:
+    """Splits one HF tensor into the parameters it holds."""
+    value = tensor.T if rule.transpose else tensor
+    widths = [shapes[path][-1] for path in rule.ours]
+    want = (*shapes[rule.ours[0]][:-1], sum(widths))
+    if value.shape != want:
+        want = want[::-1] if rule.transpose else want
+        raise UserError(
+            f"{folder}: {rule.hf} has shape {tensor.shape}, but config.json asks for {want}; "
+            f"config.json and the weights do not belong together"
+        )
+    parts = np.split(value, np.cumsum(widths)[:-1], axis=-1)
+    for path, part in zip(rule.ours, parts, strict=True):
+        if path not in flat:
+            flat[path] = part.astype(np.float32)
+        elif rule.tied and not np.array_equal(flat[path], part.astype(np.float32)):
+            raise UserError(
+                f"{folder}: {rule.hf} differs from the weights that config.json ties it to; "
+                f"set tie_word_embeddings to false there"
+            )
+
+
+def _list(sign: str, names: list[str]) -> list[str]:
+    """Signed names, the first few of a long list."""
+    more = [f"{sign} {len(names) - 6} more"] if len(names) > 6 else []
+    return [f"{sign} {name}" for name in names[:6]] + more
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint folder, by the names in its files."""
+    name = next((name for name in WEIGHTS if (folder / name).exists()), None)
+    if name is None:
+        have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise UserError(f"{folder}: no weights; want {' or '.join(WEIGHTS)}, have {have}")
+    if not name.endswith(".index.json"):
+        return _read_file(folder / name)
+    try:
+        shard_of = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / name}: no weight_map in it; download it again") from None
+    tensors = {}
+    for shard in sorted(set(shard_of.values())):
+        tensors |= _read_file(folder / shard)
+    absent = sorted(shard_of.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"{folder / name}: its files lack {', '.join(_list('-', absent))}")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise UserError(f"{path}: missing, though the index names it; download it again")
+    if path.suffix == ".bin":
+        return _read_torch(path)
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}: truncated or not safetensors ({error}); download it again"
+        ) from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path}: reading it needs torch; pip install torch, or convert it to safetensors"
+        ) from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: truncated, or more than weights ({reason})") from None
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,121 @@
+"""Where a model comes from: a local folder, or the Hugging Face hub by id and revision."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from kd_jax.errors import UserError
+
+ANSWER_WITHIN = 8.0  # seconds that the hub has for its first answer; its client would try for long
+
+_TEXT = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, indices
+_SAFETENSORS = ["model*.safetensors"]
+_TORCH = ["pytorch_model*.bin"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A folder with config.json, weights and tokenizer files; the hub's commit, if it is a copy."""
+
+    path: Path
+    commit: str | None
+
+
+def resolve(model: str, revision: str | None = None) -> Source:
+    """The folder of `model`: itself if it is one, else a cached copy of that hub id.
+
+    Raises UserError, within 10 seconds, where the hub has no such id or revision, wants a licence
+    accepted, or cannot be reached while the cache has no copy.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(f"{model}: no config.json; give the folder of an HF checkpoint")
+        return Source(folder, None)
+    if model.startswith((".", "~", "/")) or model.count("/") > 1:
+        raise UserError(f"{model}: no such folder")
+    try:
+        return _download(model, revision)
+    except GatedRepoError:
+        reason = "is gated: accept its licence on the hub with the account of HF_TOKEN"
+    except RepositoryNotFoundError:
+        reason = "is unknown to the hub, or private (then HF_TOKEN has to be set)"
+    except RevisionNotFoundError:
+        reason = f"has no revision {revision!r} on the hub"
+    except OfflineModeIsEnabled:
+        reason = "is not in the local cache, and HF_HUB_OFFLINE forbids the hub"
+    except HFValidationError:
+        reason = "is neither a folder nor a hub id"
+    except Exception as error:  # the client's errors of transport have no base class of its own
+        reason = f"is not in the local cache, and the hub cannot be reached ({_short(error)})"
+    raise UserError(
+        f"model {model!r} {reason}. Check the id, HF_TOKEN and HF_HUB_OFFLINE, or set "
+        f"teacher.model / student.model to a local folder, or try the config with `:smoke`"
+    ) from None
+
+
+def _download(model: str, revision: str | None) -> Source:
+    """A copy of the hub's files; of the cache's where the hub does not answer."""
+    try:
+        _within(ANSWER_WITHIN, lambda: HfApi().model_info(model, revision=revision))
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        raise
+    except Exception as error:  # no network, a proxy, a broken server: the cache may still do
+        try:
+            folder = _snapshot(model, revision=revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise error from None
+    else:
+        # By the revision's name and not the commit just learnt: the cache remembers names that way.
+        folder = _snapshot(model, revision=revision)
+    return Source(folder, folder.name)  # the cache names its folders by commit
+
+
+def _snapshot(model: str, **options) -> Path:
+    """The folder with the files that kd_jax reads; pickled weights only if there are no others."""
+    for weights in (_SAFETENSORS, _TORCH):
+        folder = Path(
+            snapshot_download(
+                model, allow_patterns=_TEXT + weights, ignore_patterns=["*/*"], **options
+            )
+        )
+        if any(folder.glob(weights[0])):
+            break
+    return folder
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The call's value, or TimeoutError: a name server that hangs heeds no timeout of HTTP's."""
+    result: dict[str, Any] = {}
+
+    def run():
+        try:
+            result["value"] = call()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in result:
+        raise result["error"]
+    if "value" not in result:
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    return result["value"]
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:120]

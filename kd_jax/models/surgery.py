@@ -1,0 +1,112 @@
+"""New models from old parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.errors import UserError
+from kd_jax.types import Model, Params
+
+
+def layer_map(layers: str | list[int] | tuple[int, ...], student: int, teacher: int) -> list[int]:
+    """Which of `teacher` layers each of `student` layers takes; layers count from 0.
+
+    "first" and "last" are that many neighbours. "uniform" spreads them so that a student layer
+    ends where the layer it took ends, in parts of the depth, as the uniform map of the hidden
+    objective has it: 12 to 6 is 1, 3, 5, 7, 9, 11. A list is taken as it is. Raises UserError.
+    """
+    if not isinstance(layers, str):
+        chosen = list(layers)
+        if len(chosen) != student or not all(0 <= layer < teacher for layer in chosen):
+            raise UserError(
+                f"layers={chosen}: want {student} numbers, one for each student layer, "
+                f"from 0 to {teacher - 1}"
+            )
+        return chosen
+    if student > teacher:
+        raise UserError(f"the student has {student} layers, the teacher only {teacher}")
+    if layers == "first":
+        return list(range(student))
+    if layers == "last":
+        return list(range(teacher - student, teacher))
+    if layers == "uniform":
+        return [round((i + 1) * teacher / student) - 1 for i in range(student)]
+    raise UserError(f"layers={layers!r}: have 'uniform', 'first', 'last', or a list of numbers")
+
+
+# Numbers that have to be the teacher's for its parameters to fit, and to mean the same.
+_SAME = (
+    "width",
+    "ffn_width",
+    "vocab_size",
+    "num_heads",
+    "activation",
+    "head_activation",
+    "tie_embeddings",
+    "skip_padding",
+    "scale_scores",
+    "scale_by_layer",
+)
+
+
+def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Model:
+    """The student with the teacher's embeddings, head, and the layers of `layer_map`.
+
+    Where the student has no token types (DistilBERT) and the teacher has, the teacher's type 0 is
+    added to the student's positions: the embedding output stays the same. A shorter position
+    table takes the first rows. Either model may be abstract. Raises UserError where widths or
+    anything else that has to agree does not.
+    """
+    mine, its = _config(student), _config(teacher)
+    for name in _SAME:
+        if getattr(mine, name, None) != getattr(its, name, None):
+            raise UserError(
+                f"student.init from teacher layers: {name} is {getattr(its, name, None)!r} in the "
+                f"teacher and {getattr(mine, name, None)!r} in the student; make them the same, "
+                f"or start the student from scratch"
+            )
+    ours, theirs = student.params["backbone"], teacher.params["backbone"]
+    chosen = layer_map(layers, mine.num_layers, its.num_layers)
+    blocks = {i: theirs["blocks"][layer] for i, layer in enumerate(chosen)}
+    if getattr(mine, "scale_by_layer", False):
+        blocks = {i: _rescaled(blocks[i], (i + 1) / (layer + 1)) for i, layer in enumerate(chosen)}
+    positions = theirs["positions"]["embedding"][: mine.max_positions]
+    if "types" in theirs and "types" not in ours:
+        positions = positions + theirs["types"]["embedding"][:1]
+    backbone = theirs | {"blocks": blocks, "positions": {"embedding": positions}}
+    source = {"backbone": backbone, "head": teacher.params.get("head", {})}
+    return student.replace(params=_take(student.params, source))
+
+
+def _config(model: Model) -> Any:
+    return nnx.merge(model.graphdef, model.params).backbone.config
+
+
+def _rescaled(block: Params, factor: float) -> Params:
+    """The block for another place, where scores are divided by another number."""
+    q = jax.tree.map(lambda x: x * factor, block["attention"]["q"])
+    return block | {"attention": block["attention"] | {"q": q}}
+
+
+def _take(student: Params, source: Params) -> Params:
+    """Copies of the source's arrays in the student's tree."""
+    have = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): value
+        for path, value in jax.tree_util.tree_leaves_with_path(source)
+    }
+
+    def one(path, wanted):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in have:
+            raise UserError(f"student.init from teacher layers: the teacher has no {name}")
+        if have[name].shape != wanted.shape:
+            raise UserError(
+                f"student.init from teacher layers: {name} is {have[name].shape} in the teacher "
+                f"and {wanted.shape} in the student; make them the same, or start the student "
+                f"from scratch"
+            )
+        return jnp.array(have[name], wanted.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, student)

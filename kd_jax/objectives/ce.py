@@ -1,0 +1,29 @@
+"""`ce`: cross-entropy of the student with the labels."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from kd_jax.objectives.rows import Divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Divergence):
+    """-log softmax(s)[label], nats a row. No temperature: the labels are not softened."""
+
+    needs_teacher = False
+    has_temperature = False
+
+    def sums(self, rows, temperature):
+        return rows.student.normaliser(1.0)
+
+    def value(self, rows, sums, temperature):
+        return rows.student.log_normaliser(1.0, sums) - rows.student_at_label()
+
+    def grad(self, rows, sums, temperature):
+        return rows.student.probs(1.0, sums) - jnp.where(rows.is_label(), 1.0, 0.0)
+
+
+def make() -> CrossEntropy:
+    """The cross-entropy term; it has no settings of its own."""
+    return CrossEntropy()

@@ -1,0 +1,165 @@
+"""A run's objective: any weighted sum of terms, each a plug-in of this package.
+
+The configuration maps names to settings, `{"ce": {"weight": 1.0}, "kl": {"weight": 1.0,
+"temperature": 2.0}}`. The plug-in is the name's own unless `term` says another, so that one
+plug-in may stand under two names.
+"""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.objectives import ce, kl, measures, vocab
+from kd_jax.objectives.rows import Divergence
+from kd_jax.precision import Policy
+from kd_jax.schedules import Schedule, value_schedule
+from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The static part: which terms, at which positions, run in which types."""
+
+    row_terms: tuple[tuple[vocab.RowTerm, str], ...]  # with the positions each one sees
+    state_terms: tuple[tuple[str, Any], ...]  # terms over hidden states
+    measured: tuple[vocab.RowTerm, ...]  # logged, not trained; at supervised positions
+    student_policy: Policy
+    teacher_policy: Policy | None
+    chunk: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The trained terms, in the order of the configuration, row-wise ones first."""
+        return [term.name for term, _ in self.row_terms] + [name for name, _ in self.state_terms]
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
+        """Parameters of the terms themselves (projections), by term name."""
+        params = {}
+        for i, (name, term) in enumerate(self.state_terms):
+            own = term.init(jax.random.fold_in(key, i), student, teacher)
+            if own:
+                params[name] = own
+        return params
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with labels at every token where a row-wise term looks at all of them."""
+        return batch.dense() if any(at == "all" for _, at in self.row_terms) else batch
+
+    def _row_weights(self, batch: Batch) -> dict[str, Array]:
+        seen = {"supervised": batch.weights, "all": batch.mask_BT}
+        weights = {term.name: seen[at].reshape(-1) for term, at in self.row_terms}
+        return weights | {term.name: batch.weights.reshape(-1) for term in self.measured}
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """Each term's denominator over this batch, a function of the data alone."""
+        totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
+        return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
+
+    def __call__(
+        self,
+        params: Params,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        batch: Batch,
+        scales: dict[str, Array],
+        temperatures: dict[str, Array],
+    ) -> tuple[Array, dict[str, Array]]:
+        """(loss, totals): sum of scale x total, and every term's weighted sum on this batch."""
+        loss, totals = jnp.float32(0.0), {}
+        terms = tuple(term for term, _ in self.row_terms) + self.measured
+        if terms:
+            engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
+            loss, totals = vocab.vocab_loss(
+                engine,
+                *vocab.shared_heads(student, teacher),
+                batch.labels.reshape(-1),
+                self._row_weights(batch),
+                {term.name: scales[term.name] for term, _ in self.row_terms},
+                temperatures,
+            )
+        for name, term in self.state_terms:
+            totals[name] = term.total(params.get(name, {}), student, teacher, batch)
+            loss += scales[name] * totals[name]
+        return loss, jax.lax.stop_gradient(totals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """What of the objective may change with the step: weights, and temperatures not static."""
+
+    weights: dict[str, Schedule]
+    temperatures: dict[str, Schedule]
+
+
+def make(
+    config: Any,
+    steps: int,
+    student_policy: Policy,
+    teacher_policy: Policy | None,
+    chunk: int = 0,
+) -> tuple[Objective, Knobs]:
+    """Builds the objective of `config`; `steps` is the length that schedules refer to.
+
+    Raises UserError for an unknown term, setting, position or schedule.
+    """
+    row_terms, state_terms, weights, temperatures = [], [], {}, {}
+    for name, settings in config.items():
+        settings, key = dict(settings), f"objective.{name}"
+        if "weight" not in settings:
+            raise UserError(f"{key} has no weight: add {key}.weight")
+        weights[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight")
+        make_term = plugins.load("objectives", settings.pop("term", name), "make").make
+        at = settings.pop("positions", None)
+        temperature = settings.pop("temperature", None)
+        known = list(inspect.signature(make_term).parameters)
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise UserError(f"{key}: unknown {', '.join(unknown)}; have weight, {', '.join(known)}")
+        term = make_term(**settings)
+        if not isinstance(term, Divergence):
+            if at is not None or temperature is not None:
+                raise UserError(f"{key} takes neither positions nor a temperature")
+            if teacher_policy is None:
+                raise UserError(f"{key} needs a teacher, and this stage has none")
+            state_terms.append((name, term))
+            continue
+        if temperature is not None and not term.has_temperature:
+            raise UserError(f"{key} takes no temperature")
+        if at not in (None, "supervised", "all"):
+            raise UserError(f"{key}.positions={at!r}: have all, supervised")
+        if at == "all" and not term.needs_teacher:
+            raise UserError(f"{key}.positions='all': there are labels at supervised positions only")
+        static = 1.0 if temperature is None else temperature
+        if not isinstance(static, int | float):
+            temperatures[name] = value_schedule(static, steps, f"{key}.temperature")
+            static = None
+        elif static <= 0:
+            raise UserError(f"{key}.temperature={static} must be above 0")
+        if teacher_policy is None and term.needs_teacher:
+            raise UserError(f"{key} needs a teacher, and this stage has none")
+        row_term = vocab.RowTerm(name, term, None if static is None else float(static))
+        row_terms.append((row_term, at or "supervised"))
+    measured = () if teacher_policy is None else (measures.KL_T1,)
+    objective = Objective(
+        tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
+    )
+    return objective, Knobs(weights, temperatures)
+
+
+def held_out(
+    student_policy: Policy, teacher_policy: Policy | None = None, chunk: int = 0
+) -> Objective:
+    """What a language model is judged by: loss (CE, nats a token) and accuracy, and beside a
+    teacher kl (teacher || student at T = 1, nats a token) and agreement."""
+    terms = (vocab.RowTerm("loss", ce.make()), vocab.RowTerm("accuracy", measures.Accuracy()))
+    if teacher_policy is not None:
+        terms += (
+            vocab.RowTerm("kl", kl.make()),
+            vocab.RowTerm("agreement", measures.Agreement()),
+        )
+    return Objective((), (), terms, student_policy, teacher_policy, chunk)

@@ -1,0 +1,31 @@
+"""`logit_mse`: squared distance of the logits.
+
+Ba and Caruana, "Do Deep Nets Really Need to be Deep?", arXiv:1312.6184, eq. 2; summed over the
+vocabulary as in DistilBERT's `alpha_mse`.
+"""
+
+import dataclasses
+
+from kd_jax.objectives.rows import Divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitMSE(Divergence):
+    """sum_v (s - t)^2 a row, in squared logits. It has no temperature."""
+
+    has_temperature = False
+
+    def sums(self, rows, temperature):
+        gap_CV = rows.student.logits_CV - rows.teacher.logits_CV
+        return {"logit_mse": gap_CV * gap_CV}
+
+    def value(self, rows, sums, temperature):
+        return sums["logit_mse"]
+
+    def grad(self, rows, sums, temperature):
+        return 2.0 * (rows.student.logits_CV - rows.teacher.logits_CV)
+
+
+def make() -> LogitMSE:
+    """The squared distance of the logits; it has no settings of its own."""
+    return LogitMSE()

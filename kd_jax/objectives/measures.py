@@ -1,0 +1,46 @@
+"""Row-wise figures that are reported, not trained: accuracy and agreement of the first choice."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from kd_jax.objectives.kl import ForwardKL
+from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.vocab import RowTerm
+
+
+class _Measure(Divergence):
+    has_temperature = False
+
+    def sums(self, rows, temperature):
+        return {}
+
+    def grad(self, rows, sums, temperature):
+        return jnp.zeros_like(rows.student.logits_CV)
+
+
+def _first_choice(softmax):
+    return jnp.argmax(softmax.logits_CV, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(_Measure):
+    """1 where the student's first choice is the label."""
+
+    needs_teacher = False
+
+    def value(self, rows, sums, temperature):
+        right_C = _first_choice(rows.student) == rows.labels_C
+        return right_C.astype(jnp.float32)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement(_Measure):
+    """1 where student and teacher have the same first choice."""
+
+    def value(self, rows, sums, temperature):
+        same_C = _first_choice(rows.student) == _first_choice(rows.teacher)
+        return same_C.astype(jnp.float32)[:, None]
+
+
+KL_T1 = RowTerm("kl_t1", ForwardKL(), 1.0)  # logged whatever the training temperature is

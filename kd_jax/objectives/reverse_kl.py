@@ -1,0 +1,51 @@
+"""`reverse_kl`: KL(student || teacher), the mode-seeking direction.
+
+Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", arXiv:2306.08543, eq. 1,
+taken here token by token on the given text.
+"""
+
+import dataclasses
+
+from kd_jax.objectives.rows import Divergence, key_of
+
+
+@dataclasses.dataclass(frozen=True)
+class ReverseKL(Divergence):
+    """T^2 sum_v p (log p - log q), p = softmax(student / T), q = softmax(teacher / T)."""
+
+    t_squared: bool = True
+
+    def sums(self, rows, temperature):
+        student, teacher = rows.student, rows.teacher
+        gap_CV = student.logits_CV - teacher.logits_CV
+        return {
+            **student.normaliser(temperature),
+            **teacher.normaliser(temperature),
+            ("reverse_kl", key_of(temperature)): student.exp(temperature) * gap_CV,
+        }
+
+    def _divergence(self, rows, sums, temperature):
+        student, teacher = rows.student, rows.teacher
+        mass_C1 = sums[student.name, key_of(temperature)]
+        mean_gap_C1 = sums["reverse_kl", key_of(temperature)] / mass_C1 / temperature
+        return (
+            mean_gap_C1
+            + teacher.log_normaliser(temperature, sums)
+            - student.log_normaliser(temperature, sums)
+        )
+
+    def value(self, rows, sums, temperature):
+        factor = temperature**2 if self.t_squared else 1.0
+        return factor * self._divergence(rows, sums, temperature)
+
+    def grad(self, rows, sums, temperature):
+        student, teacher = rows.student, rows.teacher
+        log_ratio_CV = student.log_probs(temperature, sums) - teacher.log_probs(temperature, sums)
+        centred_CV = log_ratio_CV - self._divergence(rows, sums, temperature)
+        factor = temperature if self.t_squared else 1.0 / temperature
+        return factor * student.probs(temperature, sums) * centred_CV
+
+
+def make(t_squared: bool = True) -> ReverseKL:
+    """`t_squared` multiplies by T^2 (the default)."""
+    return ReverseKL(t_squared)

@@ -1,0 +1,114 @@
+"""The logits of one chunk of rows, and what a divergence between them has to offer.
+
+A divergence is a pure function of each row's student logits, teacher logits and label. It works in
+two phases, so that all divergences of a run share one pass over the vocabulary: first every one
+names the sums over the vocabulary that it needs (`sums`), and the engine computes them together,
+each once; then it turns them into values and the gradient with respect to the student's logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.types import Array
+
+Temperature = float | Array  # a float is static, an array is traced (a schedule, a sweep)
+Sums = dict[Hashable, Array]
+
+
+class Softmax:
+    """Logits of one model (C, V), with the shifted exponentials that several terms share."""
+
+    def __init__(self, name: str, logits_CV: Array, powers: frozenset[int]):
+        self.name = name
+        self.logits_CV = logits_CV
+        self.max_C1 = jax.lax.stop_gradient(jnp.max(logits_CV, axis=1, keepdims=True))
+        self._powers = powers  # integer temperatures of the run; exp(x) = exp(x / k) ** k
+        self._exps: dict[Hashable, Array] = {}
+
+    def exp(self, temperature: Temperature) -> Array:
+        """exp((logits - max) / temperature), (C, V), computed once for each temperature."""
+        key = key_of(temperature)
+        if key not in self._exps:
+            root = min((k for k in self._powers if k > 1), default=None)
+            if key == 1.0 and root is not None:
+                self._exps[key] = jax.lax.integer_pow(self.exp(float(root)), root)
+            else:
+                self._exps[key] = jnp.exp((self.logits_CV - self.max_C1) / temperature)
+        return self._exps[key]
+
+    def normaliser(self, temperature: Temperature) -> Sums:
+        """The sum that `probs` and `log_normaliser` need, under a key that all terms share."""
+        return {(self.name, key_of(temperature)): self.exp(temperature)}
+
+    def probs(self, temperature: Temperature, sums: Sums) -> Array:
+        """softmax(logits / temperature), (C, V)."""
+        return self.exp(temperature) / sums[self.name, key_of(temperature)]
+
+    def log_normaliser(self, temperature: Temperature, sums: Sums) -> Array:
+        """logsumexp(logits / temperature), (C, 1)."""
+        return self.max_C1 / temperature + jnp.log(sums[self.name, key_of(temperature)])
+
+    def log_probs(self, temperature: Temperature, sums: Sums) -> Array:
+        """log_softmax(logits / temperature), (C, V)."""
+        return self.logits_CV / temperature - self.log_normaliser(temperature, sums)
+
+
+def key_of(temperature: Temperature) -> Hashable:
+    """Equal static temperatures share their exponentials; traced ones go by identity."""
+    return float(temperature) if isinstance(temperature, int | float) else id(temperature)
+
+
+@dataclasses.dataclass
+class Rows:
+    """One chunk: what a divergence may look at."""
+
+    student: Softmax
+    teacher: Softmax | None
+    labels_C: Array
+
+    def student_at_label(self) -> Array:
+        """The student's logit of each row's label, (C, 1)."""
+        return jnp.take_along_axis(self.student.logits_CV, self.labels_C[:, None], axis=1)
+
+    def is_label(self) -> Array:
+        """True at each row's label, (C, V)."""
+        ids_CV = jax.lax.broadcasted_iota(jnp.int32, self.student.logits_CV.shape, 1)
+        return ids_CV == self.labels_C[:, None]
+
+
+class Divergence:
+    """Base of the row-wise terms: frozen dataclasses, so that a run's terms are a static argument.
+
+    `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the
+    configuration may give a temperature (1 where it has none).
+    """
+
+    needs_teacher = True
+    has_temperature = True
+
+    def sums(self, rows: Rows, temperature: Temperature) -> Sums:
+        """Arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""
+        raise NotImplementedError
+
+    def value(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
+        """The row's divergence in nats, (C, 1); `sums` holds (C, 1) arrays."""
+        raise NotImplementedError
+
+    def grad(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
+        """d value / d student logits, (C, V). By default traced: override where speed matters."""
+
+        def total(logits_CV):
+            student = Softmax(rows.student.name, logits_CV, frozenset())
+            moved = dataclasses.replace(rows, student=student)
+            fresh = {
+                name: jnp.sum(array, axis=1, keepdims=True)
+                for name, array in self.sums(moved, temperature).items()
+            }
+            return jnp.sum(self.value(moved, fresh, temperature))
+
+        return jax.grad(total)(rows.student.logits_CV)

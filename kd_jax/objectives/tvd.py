@@ -1,0 +1,39 @@
+"""`tvd`: total variation distance between teacher and student.
+
+Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation",
+arXiv:2307.15190, table 1.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from kd_jax.objectives.rows import Divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class TotalVariation(Divergence):
+    """T^2 / 2 sum_v |p - q|: bounded, so outlier tokens cannot dominate."""
+
+    t_squared: bool = True
+
+    def sums(self, rows, temperature):
+        return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
+
+    def value(self, rows, sums, temperature):
+        p_CV = rows.student.probs(temperature, sums)
+        q_CV = rows.teacher.probs(temperature, sums)
+        factor = temperature**2 if self.t_squared else 1.0
+        return 0.5 * factor * jnp.sum(jnp.abs(p_CV - q_CV), axis=1, keepdims=True)
+
+    def grad(self, rows, sums, temperature):
+        p_CV = rows.student.probs(temperature, sums)
+        sign_CV = jnp.sign(p_CV - rows.teacher.probs(temperature, sums))
+        mean_C1 = jnp.sum(p_CV * sign_CV, axis=1, keepdims=True)
+        factor = temperature if self.t_squared else 1.0 / temperature
+        return 0.5 * factor * p_CV * (sign_CV - mean_C1)
+
+
+def make(t_squared: bool = True) -> TotalVariation:
+    """`t_squared` multiplies by T^2 (the default)."""
+    return TotalVariation(t_squared)

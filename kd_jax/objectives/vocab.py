@@ -1,0 +1,232 @@
+"""The vocabulary engine: all row-wise divergences of a run in one pass that never holds the logits.
+
+Rows go through in chunks. For each chunk the logits of student and teacher are formed, every
+divergence is evaluated, and, when a gradient is wanted, its gradient with respect to the logits is
+pulled back to the features and the unembedding at once. Neither logits nor their gradients of all
+rows ever exist: the peak is a few (C, V) arrays instead of (N, V). Computing gradients in the
+forward pass is the idea of fused linear cross-entropy (Hsu et al., "Liger Kernel",
+arXiv:2410.10989, section 3.2).
+
+Inside `shard_map` each device calls this for its own rows; nothing here communicates.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
+from kd_jax.precision import Policy, rows_product
+from kd_jax.types import Array, ModelOutput
+
+ROW_LOGITS = 2**24  # logits of one chunk where the configuration sets no chunk size: 64 MB
+
+
+class Head(struct.PyTreeNode):
+    """Features and the unembedding that turns them into logits."""
+
+    features_ND: Array
+    unembed_VD: Array
+    bias_V: Array | None
+
+
+def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Head, Head | None]:
+    """The heads of two models over the ids they share.
+
+    Vocabularies of one tokenizer that differ in padding rows only are cut to the shorter one, so
+    that both softmaxes run over the same ids.
+    """
+    outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
+    shared = min(output.unembed_VD.shape[0] for output in outputs)
+
+    def head(output):
+        features_ND = output.features.reshape(-1, output.features.shape[-1])
+        bias_V = None if output.bias_V is None else output.bias_V[:shared]
+        return Head(features_ND, output.unembed_VD[:shared], bias_V)
+
+    heads = [head(output) for output in outputs]
+    return heads[0], (heads[1] if teacher is not None else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowTerm:
+    """A divergence under the name it is logged by. `temperature` None means a traced one."""
+
+    name: str
+    divergence: Divergence
+    temperature: float | None = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What is static: the terms, the chunk size in rows (0: by size), each model's types."""
+
+    terms: tuple[RowTerm, ...]
+    student_policy: Policy
+    teacher_policy: Policy | None
+    chunk: int = 0
+
+    def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
+        """Rows of a chunk: as configured, or as many as fill ROW_LOGITS, in equal chunks."""
+        chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
+        num_chunks = -(-num_rows // min(chunk, num_rows))
+        return -(-num_rows // num_chunks)
+
+
+def _logits(features_CD, unembed_VD, bias_V, policy):
+    """float32 logits (C, V)."""
+    operand = jnp.dtype(policy.operand)
+    logits_CV = jnp.einsum(
+        "cd,vd->cv",
+        features_CD.astype(operand),
+        unembed_VD.astype(operand),
+        preferred_element_type=jnp.float32,
+    )
+    return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]
+
+
+def _sum_over_vocabulary(arrays: Sums) -> Sums:
+    """All sums in one pass over the chunk: (C, V) -> (C, 1)."""
+    zeros = tuple(jnp.float32(0.0) for _ in arrays)
+    add = lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True))  # noqa: E731
+    totals = jax.lax.reduce(tuple(arrays.values()), zeros, add, (1,))
+    return {key: total[:, None] for key, total in zip(arrays, totals, strict=True)}
+
+
+def _chunk(engine, student, teacher, labels_C, temperatures):
+    """The chunk's Rows, the temperature of every term, and the sums that all terms need."""
+    temps = [
+        temperatures[term.name] if term.temperature is None else term.temperature
+        for term in engine.terms
+    ]
+    powers = frozenset(int(t) for t in temps if isinstance(t, float) and t.is_integer())
+    student_logits_CV = _logits(*student, engine.student_policy)
+    rows = Rows(Softmax("student", student_logits_CV, powers), None, labels_C)
+    if teacher is not None:
+        teacher_logits_CV = _logits(*teacher, engine.teacher_policy)
+        rows.teacher = Softmax("teacher", teacher_logits_CV, powers)
+    arrays: dict[Hashable, Array] = {}
+    for term, temperature in zip(engine.terms, temps, strict=True):
+        arrays |= term.divergence.sums(rows, temperature)
+    return rows, temps, _sum_over_vocabulary(arrays)
+
+
+def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want_grads):
+    """Loss, totals by term, and the gradients for (features, unembedding, bias) when wanted."""
+    num_rows, vocab_size = labels_N.shape[0], student.unembed_VD.shape[0]
+    size = engine.rows_per_chunk(num_rows, vocab_size)
+    num_chunks = -(-num_rows // size)
+    operand = jnp.dtype(engine.student_policy.operand)
+    unembed_VD = student.unembed_VD.astype(operand)  # once, not in every chunk
+
+    def split(array):
+        padding = [(0, num_chunks * size - num_rows)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(num_chunks, size, *array.shape[1:])
+
+    def body(carry, inputs):
+        x_CD, y_CE, labels_C, weights_C = inputs
+        totals, dw_DV, db_V = carry
+        rows, temps, sums = _chunk(
+            engine,
+            (x_CD, unembed_VD, student.bias_V),
+            None if teacher is None else (y_CE, teacher.unembed_VD, teacher.bias_V),
+            labels_C,
+            temperatures,
+        )
+        ds_CV = 0.0
+        totals = dict(totals)
+        for term, temperature in zip(engine.terms, temps, strict=True):
+            weight_C1 = weights_C[term.name][:, None]
+            value_C1 = term.divergence.value(rows, sums, temperature)
+            # A row of weight 0 may hold anything, and 0 times infinity is no number.
+            totals[term.name] += jnp.sum(jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0))
+            if want_grads and term.name in scales:
+                scale_C1 = scales[term.name] * weight_C1
+                ds_CV += scale_C1 * term.divergence.grad(rows, sums, temperature)
+        dx_CD = None
+        if want_grads:
+            ds_CV = ds_CV.astype(operand)
+            dx_CD = jnp.einsum(
+                "cv,vd->cd", ds_CV, unembed_VD, preferred_element_type=jnp.float32
+            ).astype(x_CD.dtype)
+            dw_DV += rows_product(x_CD, ds_CV, engine.student_policy)
+            if db_V is not None:
+                db_V += jnp.sum(ds_CV, axis=0, dtype=jnp.float32)
+        return (totals, dw_DV, db_V), dx_CD
+
+    zeros = {term.name: jnp.float32(0.0) for term in engine.terms}
+    dw_DV = jnp.zeros(student.unembed_VD.shape[::-1], jnp.float32) if want_grads else None
+    db_V = None
+    if want_grads and student.bias_V is not None:
+        db_V = jnp.zeros(student.bias_V.shape, jnp.float32)
+    inputs = jax.tree.map(
+        split,
+        (
+            student.features_ND,
+            None if teacher is None else teacher.features_ND,
+            labels_N,
+            weights,
+        ),
+    )
+    (totals, dw_DV, db_V), dx = jax.lax.scan(body, (zeros, dw_DV, db_V), inputs)
+    loss = sum((scales[name] * totals[name] for name in scales), jnp.float32(0.0))
+    grads = None
+    if want_grads:
+        dx_ND = dx.reshape(num_chunks * size, -1)[:num_rows]
+        # The barrier keeps XLA from folding the transposition into the last chunk's product.
+        grads = Head(dx_ND, jax.lax.optimization_barrier(dw_DV).T, db_V)
+    return loss, totals, grads
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def vocab_loss(
+    engine: Engine,
+    student: Head,
+    teacher: Head | None,
+    labels_N: Array,
+    weights: dict[str, Array],
+    scales: dict[str, Array],
+    temperatures: dict[str, Array],
+) -> tuple[Array, dict[str, Array]]:
+    """Every term of `engine` over N rows.
+
+    Args:
+        engine: the static part.
+        student: features (N, D), unembedding (V, D), bias (V,) or None; gradients go here only.
+        teacher: the same of the teacher (its own width), or None; the same V.
+        labels_N: int32.
+        weights: for each term a float32 weight a row, (N,).
+        scales: for each term that is trained, its weight in the loss over its global denominator;
+            terms without a scale are measured only.
+        temperatures: float32 scalars of the terms whose temperature is traced.
+
+    Returns:
+        (loss, totals): the sum of scale x total, and each term's weighted sum over the rows, in
+        nats where the term is a divergence. Totals carry no gradient.
+    """
+    loss, totals, _ = _run(
+        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=False
+    )
+    return loss, totals
+
+
+def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures):
+    loss, totals, grads = _run(
+        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=True
+    )
+    # Empty arrays remember the types that the gradients have to come back in.
+    like = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), student)
+    return (loss, totals), (grads, like)
+
+
+def _vocab_loss_bwd(engine, residual, cotangents):
+    grads, like = residual
+    g, _ = cotangents
+    student = jax.tree.map(lambda d, x: (g * d).astype(x.dtype), grads, like)
+    return student, None, None, None, None, None
+
+
+vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)

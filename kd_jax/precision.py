@@ -1,0 +1,106 @@
+"""Mixed precision as one object, and the matrix product that keeps to it in both directions.
+
+`torch.autocast` keeps parameters in float32 and runs matrix products in bfloat16. Under autodiff
+that takes more than casting the operands: the cotangent of a product that accumulates in float32
+is float32, and XLA would multiply it with bfloat16 weights at float32 speed (on CPU: half speed).
+`einsum` below casts the cotangent too, so all three products of a layer run in bfloat16.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Types of one model: parameters are float32, losses are float32, whatever stands here."""
+
+    operand: str = "float32"  # what matrix products multiply
+    activation: str = "float32"  # what flows between layers
+    attention: str = "explicit"  # attention without dropout: explicit | xla | cudnn
+
+    @property
+    def on_cpu_in_bf16(self) -> bool:
+        """Whether bfloat16 products come out in float32, as they do on CPU only."""
+        return self.operand == "bfloat16" and self.activation == "float32"
+
+
+def policy_for(precision: str, platform: str) -> Policy:
+    """The policy of `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
+
+    bf16 on CPU keeps activations in float32: bf16 x bf16 -> float32 products run at twice the
+    float32 rate there, while everything elementwise is slower in bfloat16.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision={precision!r}: have fp32, bf16")
+    if precision == "fp32":
+        return Policy(attention="explicit" if platform == "cpu" else "xla")
+    if platform == "cpu":
+        return Policy(operand="bfloat16")
+    attention = "cudnn" if platform in ("gpu", "cuda") else "xla"
+    return Policy("bfloat16", "bfloat16", attention)
+
+
+def _product(spec_a: str, a, spec_b: str, b, out: str, policy: Policy, out_dtype):
+    # XLA's CPU backend has no bfloat16 product whose result would come out transposed, so the
+    # operand that has the result's first own index goes first.
+    first = next((i for i in out if (i in spec_a) != (i in spec_b)), "")
+    if first in spec_b and first not in spec_a:
+        spec_a, a, spec_b, b = spec_b, b, spec_a, a
+    operand = jnp.dtype(policy.operand)
+    product = jnp.einsum(
+        f"{spec_a},{spec_b}->{out}",
+        a.astype(operand),
+        b.astype(operand),
+        preferred_element_type=jnp.float32,
+    )
+    return product.astype(out_dtype)
+
+
+def _specs(spec: str) -> tuple[str, str, str]:
+    operands, out = spec.split("->")
+    return *operands.split(","), out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(spec: str, a, b, policy: Policy):
+    """`jnp.einsum` of two arrays in the policy's types; every index of an operand must occur in
+    the other operand or in the result (no sums over an index of one operand alone)."""
+    spec_a, spec_b, out = _specs(spec)
+    return _product(spec_a, a, spec_b, b, out, policy, policy.activation)
+
+
+def _einsum_fwd(spec, a, b, policy):
+    return einsum(spec, a, b, policy), (a, b)
+
+
+def _einsum_bwd(spec, policy, residual, g):
+    a, b = residual
+    spec_a, spec_b, out = _specs(spec)
+    da = _product(out, g, spec_b, b, spec_a, policy, a.dtype)
+    if spec_b == spec_a[-1] + out[-1] and spec_a[:-1] == out[:-1]:  # a linear layer
+        rows = (a.reshape(-1, a.shape[-1]), g.reshape(-1, g.shape[-1]))
+        return da, rows_product(*rows, policy).astype(b.dtype)
+    return da, _product(spec_a, a, out, g, spec_b, policy, b.dtype)
+
+
+einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+def rows_product(a_NA, b_NB, policy: Policy):
+    """a^T b in float32, (A, B): the gradient of a matrix, summed over the N rows.
+
+    XLA's CPU backend multiplies in bfloat16 only where the sum runs along a's last axis; else it
+    goes back to float32, at a third of the speed. It would also undo a plain transposition, but
+    not one in two parts.
+    """
+    a_NA, b_NB = (x.astype(jnp.dtype(policy.operand)) for x in (a_NA, b_NB))
+    N, A = a_NA.shape
+    if policy.on_cpu_in_bf16 and A % 2 == 0:
+        a_AN = a_NA.reshape(N, 2, A // 2).transpose(1, 2, 0).reshape(A, N)
+        return jnp.einsum("an,nb->ab", a_AN, b_NB, preferred_element_type=jnp.float32)
+    return jnp.einsum("na,nb->ab", a_NA, b_NB, preferred_element_type=jnp.float32)

@@ -1,0 +1,1 @@
+"""Recipes: the only place where models, data, objectives and training meet."""

@@ -1,0 +1,290 @@
+"""Writes models as Hugging Face checkpoints, and checks that what was written is the model.
+
+A checkpoint is written beside its place, loaded again, compared, and only then renamed: it is there
+whole and checked, or not at all, and an export that was killed is simply done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from etils import epath
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.errors import UserError
+from kd_jax.evals import card, runs
+from kd_jax.models import family, hf, hub
+from kd_jax.precision import Policy
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.setup import Setup, Stage
+from kd_jax.tasks import text
+from kd_jax.train import optim, state
+from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.types import Batch, Model, Params
+
+MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
+TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
+
+
+def export_run(setup: Setup, stage: str, params: Params, results: dict) -> dict[str, Any]:
+    """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
+    return _export_stage(setup, stage, params, results, setup.folder / "export" / stage)
+
+
+def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
+    """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
+    run = runs.read(workdir)
+    if stage not in run.stages:
+        raise UserError(f"{workdir} has no stage {stage!r}; have: {', '.join(run.stages)}")
+    config = ConfigDict(run.config)
+    config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
+    setup = Setup(config, run.workdir, devices=jax.local_devices()[:1])
+    params = _restore_best(setup, next(each for each in setup.stages if each.name == stage))
+    return _export_stage(setup, stage, params, run.results, epath.Path(out))
+
+
+def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
+    """Exports an HF checkpoint, as kd_jax reads it; see `export_model`."""
+    source = hub.resolve(model, revision)
+    hf_json = hf.read_config(source.path)
+    kind, config = family.read(hf_json)
+    classes = hf_json.get("architectures") or []
+    head = next((head for head, name in kind.architectures.items() if name in classes), None)
+    if head is None:
+        have = ", ".join(kind.architectures.values())
+        raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
+    params = hf.load(source.path, kind, config, head)
+    blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
+    tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
+    stated = card.inherited(source.path)
+    page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
+    identity = {"model": card.public_name(model), "weights": _digest(params)}
+    return export_model(blueprint, params, tokenizer, out, page, identity)
+
+
+def export_model(
+    blueprint: Blueprint,
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase | None,
+    out: epath.PathLike,
+    page: str,
+    source: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes config.json, model.safetensors, tokenizer files and README.md to `out`.
+
+    Args:
+        blueprint: the model's family, config and head.
+        params: its parameters.
+        tokenizer: its tokenizer, None where there is none.
+        out: the folder, local or gs://; replaced where it holds an export of the same `source`.
+        page: the text of README.md.
+        source: what is exported, as JSON values.
+
+    Returns:
+        {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
+        the largest difference of a logit between `params` and the files, loaded again by kd_jax
+        and, where torch is installed, by PyTorch.
+
+    Raises UserError where `out` holds anything else, RuntimeError where the check fails.
+    """
+    out = epath.Path(out)
+    _check_place(out, source)
+    params = jax.device_get(params)
+    with _folder_beside(out) as folder:
+        hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(page, encoding="utf-8")
+        differences = check(folder, blueprint, params)
+        report = {"checked_with": list(differences), "max_logit_difference": differences}
+        (folder / MARK).write_text(json.dumps({"source": source, **report}, indent=2) + "\n")
+        _put(folder, out)
+    return {"path": str(out), **report}
+
+
+def _check_place(out: epath.Path, source: dict[str, Any]) -> None:
+    """Refuses to write over anything but an export of the same source."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MARK).exists():
+        raise UserError(f"{out} exists and is no export of kd_jax; give another --out")
+    there = json.loads((out / MARK).read_text())["source"]
+    if there != source:
+        raise UserError(f"{out} holds another export ({there}, not {source}); give another --out")
+
+
+@contextlib.contextmanager
+def _folder_beside(out: epath.Path) -> Iterator[Path]:
+    """An empty local folder beside `out`; removed at the end if it is still there."""
+    if "://" in os.fspath(out):
+        folder = Path(tempfile.mkdtemp())
+    else:
+        folder = _sibling(out, "partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(folder: Path, out: epath.Path) -> None:
+    """Moves a finished folder to its place."""
+    if "://" in os.fspath(out):  # no rename there: the mark comes last
+        out.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MARK):
+            epath.Path(path).copy(out / path.name, overwrite=True)
+        return
+    old = _sibling(out, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    folder.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sibling(out: epath.Path, ending: str) -> Path:
+    absolute = Path(out).absolute()
+    return absolute.with_name(f".{absolute.name}.{ending}")
+
+
+def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
+    """Largest |difference| of a logit between `params` and the files in `folder`, by loader."""
+    batch = _example(blueprint)
+    want = _logits(blueprint, params, batch)
+    kind, config = family.read(hf.read_config(folder))
+    again = Blueprint("", kind, config, {}, blueprint.head, Policy())
+    found = {"kd_jax": _logits(again, hf.load(folder, kind, config, blueprint.head), batch)}
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+    else:
+        found["pytorch"] = _torch_logits(folder, blueprint.head, batch)
+    real = batch.mask_BT > 0
+    differences = {k: float(np.abs(v - want)[real].max()) for k, v in found.items()}
+    limit = TOLERANCE * max(1.0, float(np.abs(want[real]).max()))
+    if not all(difference <= limit for difference in differences.values()):
+        raise RuntimeError(f"{folder}: loaded again, logits differ by {differences} (<= {limit})")
+    return differences
+
+
+def _export_stage(
+    setup: Setup, stage: str, params: Params, results: dict, out: epath.Path
+) -> dict[str, Any]:
+    blueprint = setup.teacher if stage == "teacher" else setup.student
+    config = json.loads(setup.config.to_json())
+    stated = card.inherited(setup.student.folder, setup.teacher.folder)
+    size = _size(blueprint, params)
+    page = card.of_stage(stage, setup.head, size, results, config, stated)
+    source = {"config_hash": results["config_hash"], "stage": stage}
+    return export_model(blueprint, params, setup.tokenizer, out, page, source)
+
+
+def _restore_best(setup: Setup, stage: Stage) -> Params:
+    """The parameters of a stage's best checkpoint."""
+    static, _ = setup.plan(stage)
+    model = (setup.teacher if stage.name == "teacher" else setup.student).abstract()
+
+    def init(params: Params) -> Params:
+        specs = setup.student.spec, setup.teacher.spec
+        return {"student": params, "objective": static.objective.init(jax.random.key(0), *specs)}
+
+    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
+    like = state.create(
+        init, model.params, model.graphdef, make_optimizer, static.table, setup.mesh
+    )
+    checkpoints = Checkpoints(setup.folder / stage.name / "checkpoints", keep=1)
+    if checkpoints.best is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
+    restored = checkpoints.restore(checkpoints.best, like)
+    checkpoints.close()
+    return restored.params["student"]
+
+
+def _digest(params: Params) -> str:
+    """Twelve hex digits of the weights."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()[:12]
+
+
+def _size(blueprint: Blueprint, params: Params) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    spec = blueprint.spec
+    return (
+        f"{blueprint.family.architectures[blueprint.head]} with {spec.num_layers} layers of width "
+        f"{spec.width}, {count / 1e6:.1f} M parameters"
+    )
+
+
+def _example(blueprint: Blueprint) -> Batch:
+    """Two rows of random tokens, the second padded."""
+    config = blueprint.config
+    pad = getattr(config, "pad_id", None)
+    length = min(32, config.max_positions - 2)  # RoBERTa's positions begin at 2
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, config.vocab_size, (2, length), dtype=np.int32)
+    if pad is not None:  # a padding token within the text would move RoBERTa's positions
+        tokens_BT = np.where(tokens_BT == pad, (pad + 1) % config.vocab_size, tokens_BT)
+    mask_BT = np.ones((2, length), np.float32)
+    mask_BT[1, length // 2 :] = 0
+    tokens_BT = np.where(mask_BT > 0, tokens_BT, pad or 0).astype(np.int32)
+    return Batch(
+        ids_B=np.arange(2, dtype=np.int32),
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        labels=np.zeros_like(tokens_BT),
+        weights=np.zeros_like(mask_BT),
+    )
+
+
+def _logits(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
+    """float32 logits (B, T, V) in full precision; without a head, the hidden states (B, T, D)."""
+    kind, head = blueprint.family, blueprint.head
+    graphdef = family.abstract(kind, blueprint.config, head, Policy()).graphdef
+
+    @jax.jit
+    def run(params, batch):
+        with jax.default_matmul_precision("highest"):
+            output = Model(params, graphdef)(batch)
+            return output.features if head == "none" else output.logits
+
+    full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    return np.asarray(run(full, batch))
+
+
+def _torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    loader = getattr(transformers, card.AUTO_CLASSES[head])
+    model, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
+    if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
+        raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")
+    with torch.inference_mode():
+        output = model.eval()(
+            input_ids=torch.from_numpy(batch.tokens_BT).long(),
+            attention_mask=torch.from_numpy(batch.mask_BT).long(),
+        )
+    return (output.last_hidden_state if head == "none" else output.logits).numpy()

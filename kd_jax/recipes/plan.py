@@ -1,0 +1,194 @@
+"""What a run will take, before there are weights, data or accelerators.
+
+Everything is built abstractly, from the config alone: parameters and the FLOPs that the mathematics
+needs, and for a topology the student's real train step, compiled for chips that are not here. That
+happens in a child process whose JAX sees CPUs only, so that planning depends on nothing of this
+process and does not touch an accelerator in use.
+
+    python -m kd_jax.recipes.plan TOPOLOGY < config.json    the child: writes the plan as JSON
+"""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict
+
+from kd_jax.errors import UserError
+from kd_jax.evals import compiled, flops, topology
+from kd_jax.models import family
+from kd_jax.recipes import blueprint, pretrain, workdir
+from kd_jax.recipes.setup import Setup
+from kd_jax.schedules import learning_rate
+from kd_jax.train import loop, optim, sharding, state, step
+from kd_jax.types import Model, Params
+
+Plan = dict[str, Any]  # keys: see `needed` and `compiled_step`
+_USER_ERROR = 3  # the child's exit status; what the interpreter itself ends with is 1 or 2
+
+
+def plan(config: ConfigDict, name: str = "") -> Plan:
+    """The plan of `config`, with the compiled step where `name` is a topology.
+
+    Raises UserError for what is wrong with the config or the topology, and where the step does
+    not fit into the memory of a chip.
+    """
+    if name:
+        topology.find(name)
+    cpus = str(max(1, config.mesh.fsdp))  # without a topology, as few as the mesh needs
+    child = subprocess.run(
+        [sys.executable, "-m", "kd_jax.recipes.plan", name],
+        input=json.dumps(workdir.resolved(config)),
+        env=os.environ | topology.ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": cpus},
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode == _USER_ERROR:
+        raise UserError(child.stderr.strip().splitlines()[-1])
+    if child.returncode:
+        raise RuntimeError(f"planning ended with status {child.returncode}:\n{child.stderr}")
+    return json.loads(child.stdout)
+
+
+def _child(name: str) -> None:
+    config = ConfigDict(json.load(sys.stdin))
+    try:
+        chips = topology.find(name) if name else None
+        devices = topology.devices(chips) if chips else None
+        setup = Setup(config, None, devices, chips.platform if chips else None)
+        found = needed(setup)
+        if chips:
+            found |= compiled_step(setup, chips)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_USER_ERROR)
+    print(json.dumps(found))
+
+
+def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Model, step.Inputs, step.Plan]:
+    """What the student's `train_step` is called with: shapes, types and shardings."""
+    stage = setup.stages[-1]
+    static, knobs = setup.plan(stage)
+    teacher, student = setup.teacher.abstract(), setup.student.abstract()
+    if setup.config.student.init == "teacher":  # do the teacher's layers fit the student?
+        init, _ = pretrain.initial_params(setup, stage, teacher.params, jax.random.key(0))
+        jax.eval_shape(init, teacher.params)
+
+    def whole(params: Params) -> Params:
+        specs = setup.student.spec, setup.teacher.spec
+        return {"student": params, "objective": static.objective.init(jax.random.key(0), *specs)}
+
+    def placed(shapes: Any, specs: Any) -> Any:
+        places = sharding.shardings(specs, setup.mesh)
+        return jax.tree.map(_placed, shapes, places)
+
+    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
+    born = state.create(
+        whole, student.params, student.graphdef, make_optimizer, static.table, setup.mesh
+    )
+    frozen = jax.eval_shape(lambda x: blueprint.stored(x, setup.policy), teacher.params)
+    frozen = placed(frozen, sharding.param_specs(family.PARTITION, frozen, setup.mesh))
+    batch = setup.task.shapes(stage.batch_size)
+    batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
+    rate = learning_rate(stage.optim, stage.steps)
+    inputs = loop.Schedules(rate, knobs.weights, knobs.temperatures, seed=0).at(0)
+    return born, batch, Model(frozen, teacher.graphdef), inputs, static
+
+
+def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def needed(setup: Setup) -> Plan:
+    """Sizes, and the FLOPs that one step on the global batch needs.
+
+    params_teacher, params_student; reduction_percent; rows and tokens of a batch and positions
+    of a row that reach the head; flops_needed; gradient_bytes, of one step in float32.
+    """
+    born, batch, teacher, _, static = abstract_step(setup)
+    student = born.params["student"]
+    rows, tokens = batch.tokens_BT.shape
+    positions = jax.eval_shape(static.objective.prepare, batch).labels.shape[1]
+    teacher_size, student_size = count(teacher.params), count(student)
+    return {
+        "params_teacher": teacher_size,
+        "params_student": student_size,
+        "reduction_percent": round(100 * (1 - student_size / teacher_size), 2),
+        "rows": rows,
+        "tokens": tokens,
+        "positions": positions,
+        "flops_needed": flops.train_step(
+            student, teacher.params, born.params["objective"], rows, tokens, positions
+        ),
+        "gradient_bytes": 4 * count(born.params),
+    }
+
+
+def compiled_step(setup: Setup, chips: topology.Topology) -> Plan:
+    """The step as compiled for `chips`.
+
+    flops_compiled, of all chips together; memory_bytes_per_device and its parts; collectives of
+    one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
+    that were counted once since their trips depend on data; compile_seconds.
+    """
+    *arguments, static = abstract_step(setup)
+    lowered = step.train_step.lower(*arguments, plan=static)
+    began = time.perf_counter()
+    try:
+        program = lowered.compile(compiler_options=chips.compiler_options)
+    except JaxRuntimeError as error:
+        raise _does_not_fit(error, chips) from None
+    seconds = round(time.perf_counter() - began, 1)
+    memory = program.memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+    }
+    cost = compiled.cost(program.as_text())
+    return {
+        "topology": chips.name,
+        "devices": chips.chips,
+        "flops_compiled": chips.chips * cost.flops,
+        "memory_bytes_per_device": sum(parts.values()) - 2 * parts["aliased"],
+        "memory_parts": parts,
+        "memory_bytes_of_chip": chips.memory_bytes,
+        "collectives": [
+            {"kind": c.kind, "shapes": c.shapes, "bytes": c.bytes, "count": times}
+            for c, times in cost.collectives.items()
+        ],
+        "collective_bytes": cost.bytes_by_kind(),
+        "all_gathers": cost.all_gathers(),
+        "unbounded_loops": cost.unbounded,
+        "compile_seconds": seconds,
+    }
+
+
+def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception:
+    """A UserError where memory is what the compiler ran out of; anything else as it is."""
+    reason = re.search(r"Ran out of memory[^\n]*", str(error))
+    if reason is None:
+        return error
+    return UserError(
+        f"the step does not fit into a chip of {chips.name}: "
+        f"{reason[0].partition(' HLO module')[0]} Lower batch_size, raise accumulate, set "
+        f"remat=True, or split parameters with mesh.fsdp"
+    )
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

@@ -1,0 +1,1 @@
+"""Tasks: which text, which labels, which head."""

@@ -1,0 +1,71 @@
+"""Causal language modelling on blocks of text (GPT-2, Radford et al. 2019).
+
+Documents are joined by the end-of-text token. Row i holds the tokens [i T, (i + 1) T) of the text
+and the labels [i T + 1, (i + 1) T + 1): labels are shifted here and nowhere else, and every token
+but the very first of the text is predicted exactly once. config.task: name, seq_len.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data.blocks import Blocks
+from kd_jax.data.settings import settings
+from kd_jax.tasks import text
+from kd_jax.tasks.task import TextTask
+from kd_jax.types import Batch
+
+DEFAULTS = dict(name="clm", seq_len=128)
+
+
+def make(
+    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+) -> "CausalLM":
+    """The task of config.task and config.data; `tokenizer` may be None for `shapes` alone."""
+    return CausalLM(config, data, tokenizer)
+
+
+class CausalLM(TextTask):
+    """Batches have a label and a weight for every token, (B, T)."""
+
+    head = "clm"
+
+    def __init__(self, config, data, tokenizer) -> None:
+        config = settings(config, DEFAULTS, "task")
+        super().__init__(data, tokenizer, config["seq_len"])
+
+    def shapes(self, batch_size: int) -> Batch:
+        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
+        B, T = batch_size, self.seq_len
+        shape = jax.ShapeDtypeStruct
+        return Batch(
+            ids_B=shape((B,), np.int32),
+            tokens_BT=shape((B, T), np.int32),
+            mask_BT=shape((B, T), np.float32),
+            labels=shape((B, T), np.int32),
+            weights=shape((B, T), np.float32),
+        )
+
+    @functools.cached_property
+    def _end(self) -> int:
+        return text.token_id(self.tokenizer, "eos_token", "causal language modelling")
+
+    def _separator(self) -> int:
+        return self._end
+
+    def _blocks(self, tokens_N, partial):
+        return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)
+
+    def _make(self, cut, seed, ids_B, epochs_B):
+        text_BW, valid_BW = cut.rows(ids_B)
+        text_BW = np.where(valid_BW, text_BW, self._end)  # padding, with mask and weight 0
+        return Batch(
+            ids_B=ids_B.astype(np.int32),
+            tokens_BT=text_BW[:, :-1],
+            mask_BT=valid_BW[:, :-1].astype(np.float32),
+            labels=np.where(valid_BW[:, 1:], text_BW[:, 1:], 0),
+            weights=valid_BW[:, 1:].astype(np.float32),
+        )

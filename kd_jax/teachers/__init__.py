@@ -1,0 +1,1 @@
+"""Teachers: all of them map a batch to a teacher signal."""

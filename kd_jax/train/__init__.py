@@ -1,0 +1,1 @@
+"""The one train step, the one loop, and what they keep."""

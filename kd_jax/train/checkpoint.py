@@ -1,0 +1,98 @@
+"""Checkpoints: Orbax, asynchronous, the last N and the best.
+
+A checkpoint is written beside its place and renamed when it is whole, so one that a crash left
+unfinished is never seen. It holds the whole TrainState; the data stream needs only its step.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from kd_jax.errors import UserError
+from kd_jax.train.state import TrainState, abstract
+
+
+def _loss(metrics: dict) -> float:
+    return metrics["loss"]
+
+
+class Checkpoints:
+    """The checkpoints of one training stage, in `directory` (local or gs://)."""
+
+    def __init__(self, directory: epath.PathLike, keep: int):
+        best = BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        policy = AnyPreservationPolicy([LatestN(keep), best])
+        self.directory = epath.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=_loss,
+                best_mode="min",
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the lowest validation loss, or the newest where none was measured."""
+        return self._manager.best_step() or self.latest
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+        """Saves `state` under its step; writes in the background.
+
+        Raises UserError where the file system refuses (a full disk); what was saved stays.
+        """
+        if jax.default_backend() == "cpu":
+            # On CPU Orbax reads the very buffers that the next step is going to overwrite.
+            state = jax.tree.map(jnp.copy, state)
+        with self._file_errors():
+            self._manager.save(
+                int(state.step), args=ocp.args.StandardSave(_arrays(state)), metrics=metrics
+            )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of `step`, on the devices and in the layout of `like`."""
+        restored = self._manager.restore(
+            step, args=ocp.args.StandardRestore(_arrays(abstract(like)))
+        )
+        return like.replace(**restored)
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk. Raises UserError where it cannot be written."""
+        with self._file_errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits and lets go of the directory."""
+        self.wait()
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            full = "no space left" in str(error).lower() or "resource_exhausted" in str(error)
+            if not (full or isinstance(error, OSError)):
+                raise
+            latest = f"step {self.latest}" if self.latest is not None else "none yet"
+            raise UserError(
+                f"cannot write a checkpoint in {self.directory}: {str(error).splitlines()[0]}. "
+                f"Make room and run the same command again (last whole checkpoint: {latest})"
+            ) from error
+
+
+def _arrays(state: TrainState) -> dict:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}

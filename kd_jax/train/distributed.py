@@ -1,0 +1,207 @@
+"""Start-up of jax.distributed: who the processes of a run are, and how they find each other.
+
+The first of these that applies tells: the flags --coordinator, --process_id, --process_count; the
+environment variables JAX_COORDINATOR_ADDRESS, JAX_PROCESS_COUNT and JAX_PROCESS_ID (or a Kubernetes
+Job's JOB_COMPLETION_INDEX); SLURM, inside `srun`; a TPU pod, which JAX knows itself. Otherwise the
+run has one process.
+"""
+
+import dataclasses
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import jax
+from absl import flags, logging
+
+from kd_jax.errors import UserError
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, for a run of several processes."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process: 0 to process_count - 1.")
+_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes of the run.")
+_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds that all processes have to find each other.", lower_bound=1
+)
+
+# A process that says nothing for so long is dead, and JAX ends the others.
+HEARTBEAT_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The place of this process in a run of several."""
+
+    source: str  # where this was learnt, for messages
+    coordinator: str  # HOST:PORT of process 0
+    process_id: int
+    process_count: int
+    local_devices: int | None = None  # index of the one GPU to use; None: all that are visible
+
+    def __post_init__(self):
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"{self.source}: coordinator {self.coordinator!r} is not HOST:PORT")
+        if not 0 <= self.process_id < self.process_count:
+            raise UserError(
+                f"{self.source}: process id {self.process_id} of {self.process_count} processes; "
+                f"ids go from 0 to {max(self.process_count - 1, 0)}"
+            )
+
+
+def initialize() -> None:
+    """Joins the processes of the run, if there are several. Call it before JAX sees its devices.
+
+    Raises UserError where the flags or variables are incomplete; where the processes do not find
+    each other within --start_timeout, prints one line and ends this process with status 1.
+    """
+    explicit = {
+        "coordinator": _COORDINATOR.value,
+        "process_id": _PROCESS_ID.value,
+        "process_count": _PROCESS_COUNT.value,
+    }
+    cluster = detect(explicit, os.environ)
+    if cluster is None:
+        if _on_tpu():
+            _join_tpu_pod(_TIMEOUT.value)
+    elif cluster.process_count > 1:
+        join(cluster, _TIMEOUT.value)
+
+
+def detect(explicit: Mapping[str, object], environ: Mapping[str, str]) -> Cluster | None:
+    """The cluster that flags (`explicit`, None where not given) or variables describe, or None."""
+    given = {name: value for name, value in explicit.items() if value is not None}
+    if given:
+        missing = [f"--{name}" for name in explicit if name not in given]
+        if missing:
+            have = ", ".join(f"--{name}" for name in given)
+            raise UserError(f"{have} given without {', '.join(missing)}: give all three or none")
+        return Cluster("flags", **given)
+    if "JAX_COORDINATOR_ADDRESS" in environ:
+        own_id = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
+        return Cluster(
+            source="environment",
+            coordinator=environ["JAX_COORDINATOR_ADDRESS"],
+            process_id=_integer(environ, own_id),
+            process_count=_integer(environ, "JAX_PROCESS_COUNT"),
+        )
+    if {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NODELIST"} <= environ.keys():
+        return _slurm(environ)
+    return None
+
+
+def _slurm(environ: Mapping[str, str]) -> Cluster:
+    # "node[017-019,030],other2": the coordinator is the first node, where task 0 runs.
+    nodes = environ["SLURM_STEP_NODELIST"]
+    prefix, number = re.match(r"([^,\[]*)(?:\[(\w+))?", nodes).groups()
+    # Above Linux's range of ephemeral ports; steps of one job and neighbouring jobs differ.
+    job, step = _integer(environ, "SLURM_JOB_ID"), int(environ.get("SLURM_STEP_ID", 0))
+    port = 61440 + (31 * job + step) % 4096
+    tasks, on_nodes = _integer(environ, "SLURM_NTASKS"), int(environ.get("SLURM_STEP_NUM_NODES", 1))
+    # One task a node drives all GPUs of it; several take one each, unless SLURM has bound them.
+    bound = "CUDA_VISIBLE_DEVICES" in environ and "," not in environ["CUDA_VISIBLE_DEVICES"]
+    one_each = tasks > on_nodes and not bound
+    return Cluster(
+        source="SLURM",
+        coordinator=f"{prefix}{number or ''}:{port}",
+        process_id=_integer(environ, "SLURM_PROCID"),
+        process_count=tasks,
+        local_devices=_integer(environ, "SLURM_LOCALID") if one_each else None,
+    )
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int:
+    value = environ.get(name)
+    if value is None or not value.isdecimal():
+        raise UserError(f"environment variable {name} should be a number, not {value!r}")
+    return int(value)
+
+
+def _on_tpu() -> bool:
+    """JAX puts "tpu" first by itself where the machine has TPU chips and libtpu is installed."""
+    return (jax.config.jax_platforms or "").startswith("tpu")
+
+
+def join(cluster: Cluster, timeout: int) -> None:
+    """Joins `cluster`; see `initialize`."""
+    own = f"process {cluster.process_id} of {cluster.process_count} ({cluster.source})"
+    logging.info("%s, coordinator %s", own, cluster.coordinator)
+    if cluster.process_id == 0:
+        try:  # jax.distributed may crash on the way out after a failure, so ask before
+            socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()
+        except OSError as error:
+            raise UserError(
+                f"{own}: cannot listen at {cluster.coordinator} ({_line(error)}): choose another "
+                f"port"
+            ) from None
+    with _Watchdog(timeout, lambda: f"{own}: after {timeout} s, {_diagnosis(cluster)}"):
+        jax.distributed.initialize(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.process_count,
+            process_id=cluster.process_id,
+            local_device_ids=cluster.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=timeout + 60,  # the watchdog is first
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+
+
+def _join_tpu_pod(timeout: int) -> None:
+    question = "is the same command running on all hosts of this TPU pod?"
+    with _Watchdog(timeout, lambda: f"{timeout} s are over and processes are missing; {question}"):
+        try:
+            jax.distributed.initialize(
+                initialization_timeout=timeout + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"cannot find the hosts of this TPU pod ({_line(error)}); give --coordinator, "
+                f"--process_id and --process_count"
+            ) from error
+
+
+def _diagnosis(cluster: Cluster) -> str:
+    """Why the processes may not have met."""
+    if cluster.process_id == 0:
+        return (
+            f"some of the {cluster.process_count} processes have not come to "
+            f"{cluster.coordinator}; are they running, and can they reach this machine?"
+        )
+    host, _, port = cluster.coordinator.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        return (
+            f"process 0 cannot be reached at {cluster.coordinator} ({_line(error)}); is it "
+            f"running, and is the address right?"
+        )
+    return f"process 0 is at {cluster.coordinator}, but other processes have not come to it"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Watchdog:
+    """Ends the process when its time is up. jax.distributed would abort with a stack dump, and no
+    exception can interrupt it while it waits."""
+
+    def __init__(self, seconds: float, message: Callable[[], str]):
+        self._message = message
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self):
+        self._timer.start()
+
+    def __exit__(self, *_):
+        self._timer.cancel()
+
+    def _end(self) -> NoReturn:
+        print(f"error: {self._message()}", file=sys.stderr, flush=True)
+        os._exit(1)

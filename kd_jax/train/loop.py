@@ -1,0 +1,240 @@
+"""THE training loop: every stage of every recipe is one call of `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from kd_jax.errors import UserError
+from kd_jax.schedules import Schedule
+from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.train.preemption import Preempted, Preemption
+from kd_jax.train.progress import ProgressBar
+from kd_jax.train.records import Records
+from kd_jax.train.sharding import place
+from kd_jax.train.state import TrainState
+from kd_jax.train.step import Inputs, Plan, train_step
+from kd_jax.types import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """Everything that changes with the step, as functions of it."""
+
+    learning_rate: Schedule
+    weights: dict[str, Schedule]
+    temperatures: dict[str, Schedule]
+    seed: int
+
+    def at(self, step: int) -> Inputs:
+        """The step's inputs; numbers in float32."""
+
+        def values(schedules):
+            return {name: np.float32(schedule(step)) for name, schedule in schedules.items()}
+
+        seed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]
+        rate = np.float32(self.learning_rate(step))
+        return Inputs(rate, values(self.weights), values(self.temperatures), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Steps between evaluations, checkpoints and timing rows."""
+
+    evaluate: int
+    save: int
+    log: int
+
+
+class Clock:
+    """Seconds of training, without evaluation and saving, and how long it waited for batches."""
+
+    def __init__(self):
+        self._began, self.waited, self.rate = time.perf_counter(), 0.0, 0.0
+
+    def restart(self) -> None:
+        """Forgets the time since the last row: evaluation, saving or compiling happened."""
+        self._began, self.waited = time.perf_counter(), 0.0
+
+    def row(self, step: int, steps: int, tokens: int) -> dict[str, float]:
+        """Timing of the `steps` steps since the last row."""
+        seconds = time.perf_counter() - self._began
+        row = {
+            "step": step,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "input_wait_fraction": round(self.waited / seconds, 5),
+        }
+        self.rate = row["tokens_per_second"]
+        self.restart()
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What `fit` leaves: the best state of those it saved."""
+
+    state: TrainState
+    best_step: int
+
+
+def _resumed(directory: str, state: TrainState) -> TrainState:
+    source = Checkpoints(epath.Path(directory) / "checkpoints", keep=1)
+    if source.latest is None:
+        raise UserError(f"config.resume={directory}: no checkpoint there; give RUN/STAGE")
+    state = source.restore(source.latest, state)
+    source.close()
+    return state
+
+
+def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list[str]) -> dict:
+    """One row of metrics.csv from the step's metrics (on the host)."""
+    row = {"step": step, "loss": float(metrics["loss"])}
+    for name in names:
+        value = float(metrics["terms"][name].value())
+        row[name] = value
+        row[f"{name}_weighted"] = float(inputs.weights[name] * np.float32(value))
+    for name in metrics["terms"]:
+        row.setdefault(name, float(metrics["terms"][name].value()))
+    row["learning_rate"] = float(inputs.learning_rate)
+    row["grad_norm"] = float(metrics["grad_norm"])
+    return row
+
+
+def fit(
+    state: TrainState,
+    *,
+    stage: str,
+    plan: Plan,
+    stream: Any,
+    teacher: Model | None,
+    schedules: Schedules,
+    steps: int,
+    tokens_per_step: int,
+    validate: Callable[[Model], dict[str, float]] | None,
+    intervals: Intervals,
+    keep: int,
+    directory: epath.Path,
+    resume: str = "",
+    wandb_run: Any = None,
+) -> Fit:
+    """Trains `state` until `steps` steps are done, from its latest checkpoint if there is one.
+
+    Args:
+        state: a new state; replaced by the latest checkpoint in `directory`/checkpoints.
+        stage: the name shown.
+        plan: the static part of the step.
+        stream: `stream.batches(step)` yields this process's rows from that step on.
+        teacher: an argument of the step, never saved; None without distillation.
+        schedules: the step's inputs.
+        steps: length of the stage.
+        tokens_per_step: tokens of a global batch, for tokens a second.
+        validate: student -> held-out figures with "loss"; None: no selection.
+        intervals: steps between evaluations, checkpoints, timing rows.
+        keep: how many of the last checkpoints stay, besides the best one.
+        directory: the stage's directory.
+        resume: another stage directory to go on from where this one has no checkpoint yet.
+        wandb_run: an open W&B run, or None.
+
+    Raises UserError on a non-finite loss; Preempted after SIGTERM, when the state is saved.
+    """
+    checkpoints = Checkpoints(directory / "checkpoints", keep)
+    start = checkpoints.latest
+    if start is not None:
+        state = checkpoints.restore(start, state)
+    elif resume:
+        state = _resumed(resume, state)
+    step = first = int(state.step)
+    records = Records(directory, step, wandb_run) if jax.process_index() == 0 else None
+    bar = ProgressBar(stage, step, steps) if jax.process_index() == 0 else None
+    clock, pending, compiled = Clock(), None, False
+    batches = None if step >= steps else stream.batches(step)
+
+    def write_pending() -> None:
+        """Writes the previous step's metrics; a non-finite loss ends the run here."""
+        nonlocal pending
+        if pending is None:
+            return
+        done, metrics, inputs = pending
+        pending = None
+        row = _metrics_row(done, jax.device_get(metrics), inputs, plan.objective.names)
+        if records is not None:
+            records.add(records.metrics, "train", row)
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+            latest = checkpoints.latest
+            raise UserError(
+                f"{stage}: loss {row['loss']}, gradient norm {row['grad_norm']} at step {done}: "
+                f"lower optim.learning_rate or set optim.clip_norm (last checkpoint: {latest})"
+            )
+        if bar is not None:
+            shown = {name: row[name] for name in ("loss", *plan.objective.names)}
+            bar.update(done, shown, clock.rate)
+
+    with Preemption() as preemption:
+        # Do not change the order: what a checkpoint holds has been evaluated and written down,
+        # and a batch is taken only after the save, so that a resumed run goes through the same.
+        while True:
+            leaving = step < steps and preemption.requested(step)
+            figures = None
+            fresh = step != start  # what was restored has been evaluated and saved already
+            if (
+                validate
+                and fresh
+                and step > 0
+                and (step % intervals.evaluate == 0 or step == steps)
+            ):
+                write_pending()
+                figures = validate(state.student)
+                if records is not None:
+                    records.add(records.evals, "eval", {"step": step, **figures})
+                    bar.say(f"{stage} {step}/{steps}  held out: {_sentence(figures)}")
+                clock.restart()
+            if fresh and step > 0 and (step % intervals.save == 0 or step == steps or leaving):
+                write_pending()
+                if records is not None:
+                    records.sync()
+                checkpoints.save(state, figures)
+                clock.restart()
+            if leaving:
+                break
+            if step >= steps:
+                break
+            asked = time.perf_counter()
+            batch = next(batches)
+            clock.waited += time.perf_counter() - asked
+            inputs = schedules.at(step)
+            state, metrics = train_step(state, place(batch, plan.mesh), teacher, inputs, plan=plan)
+            step += 1
+            write_pending()
+            pending = (step, metrics, inputs)
+            if not compiled:  # the first step of a process compiles
+                write_pending()
+                clock.restart()
+                compiled, first = True, step
+            elif (step - first) % intervals.log == 0:
+                row = clock.row(step, intervals.log, intervals.log * tokens_per_step)
+                if records is not None:
+                    records.add(records.timing, "time", row)
+    checkpoints.wait()
+    best = checkpoints.best
+    if records is not None:
+        records.close()
+        bar.close()
+    if step < steps:
+        checkpoints.close()
+        raise Preempted
+    if best != step:
+        state = checkpoints.restore(best, state)
+    checkpoints.close()
+    return Fit(state, best)
+
+
+def _sentence(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -1,0 +1,118 @@
+"""The mesh, and where parameters and batches live on it.
+
+Two axes: `data`, plain data parallelism as PyTorch's DDP, and `fsdp`, over which parameters,
+gradients and optimizer moments are split as well (ZeRO, Rajbhandari et al., arXiv:1910.02054). A
+batch is split over both. Gradients are computed per device inside `shard_map`, so that the only
+collectives are those written here: parameters are gathered once, gradients summed once.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.errors import UserError
+from kd_jax.types import Array, Batch, Params
+
+AXES = ("data", "fsdp")
+BATCH = P(AXES)  # rows of a batch over all devices
+Table = tuple[tuple[str, P], ...]
+
+
+def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh data x fsdp over `devices` (all by default); `fsdp` must divide their number."""
+    devices = jax.devices() if devices is None else devices
+    if fsdp < 1 or len(devices) % fsdp:
+        raise UserError(f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices")
+    shape = (len(devices) // fsdp, fsdp)
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as it is written in regex tables: "student/backbone/blocks/0/ffn_in/kernel"."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
+
+
+def match(table: tuple[tuple[str, Any], ...], tree: Any, what: str) -> Any:
+    """A tree of the values of the first pattern that finds each parameter's path name.
+
+    Raises UserError naming the parameters that no pattern covers.
+    """
+    missing = []
+
+    def look_up(path, leaf):
+        name = path_name(path)
+        for pattern, value in table:
+            if re.search(pattern, name):
+                return value
+        missing.append(name)
+
+    found = jax.tree_util.tree_map_with_path(look_up, tree)
+    if missing:
+        raise UserError(f"{what}: no pattern covers {', '.join(missing)}")
+    return found
+
+
+def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
+    """PartitionSpecs of `params`; a dimension that fsdp does not divide stays whole."""
+    fsdp = mesh.shape["fsdp"]
+
+    def fitting(spec, leaf):
+        names = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
+        whole = fsdp == 1 or any(n and d % fsdp for n, d in zip(names, leaf.shape, strict=True))
+        return P() if whole else spec
+
+    specs = match(table, params, "sharding table")
+    return jax.tree.map(fitting, specs, params, is_leaf=lambda x: isinstance(x, P))
+
+
+def shardings(specs: Any, mesh: Mesh) -> Any:
+    """NamedShardings of a tree of PartitionSpecs."""
+    wrap = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
+    return jax.tree.map(wrap, specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def _split_axis(spec: P) -> int | None:
+    return next((i for i, name in enumerate(spec) if name == "fsdp"), None)
+
+
+def gather(params: Params, specs: Params) -> Params:
+    """Inside shard_map: whole parameters from this device's parts."""
+
+    def whole(spec, part):
+        axis = _split_axis(spec)
+        return part if axis is None else jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
+
+    return jax.tree.map(whole, specs, params, is_leaf=lambda x: isinstance(x, P))
+
+
+def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
+    """Inside shard_map: the sum of all devices' gradients, each device keeping its own part."""
+
+    def summed(spec, grad):
+        axis = _split_axis(spec)
+        if axis is None:
+            return jax.lax.psum(grad, AXES)
+        part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(part, "data")
+
+    if mesh.size == 1:
+        return grads
+    return jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
+
+
+def device_index() -> Array:
+    """Inside shard_map: this device's number, uint32."""
+    index = jax.lax.axis_index("data") * jax.lax.axis_size("fsdp") + jax.lax.axis_index("fsdp")
+    return index.astype(jnp.uint32)
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """A global batch on the mesh from this process's rows (numpy)."""
+    sharding = NamedSharding(mesh, BATCH)
+    put = lambda rows: jax.make_array_from_process_local_data(sharding, rows)  # noqa: E731
+    return jax.tree.map(put, batch)

@@ -1,0 +1,183 @@
+"""THE train step and the eval step.
+
+Teacher forward, student forward and backward, and the optimizer are one program. The gradient is
+computed per device inside `shard_map` on the device's own rows; the loss is a sum of terms, each a
+weighted sum over its GLOBAL denominator, so neither the number of devices nor accumulation
+changes it (denominators come first, from the data alone).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from kd_jax.train import optim, sharding
+from kd_jax.train.state import TrainState
+from kd_jax.types import Array, Batch, Model, Params, Ratio
+
+
+class Inputs(struct.PyTreeNode):
+    """Numbers of one step: schedules are evaluated on the host, so they never recompile."""
+
+    learning_rate: Array
+    weights: dict[str, Array]
+    temperatures: dict[str, Array]
+    seed: Array  # uint32, new at every step: dropout
+
+
+class Objective(Protocol):
+    """What the step needs of an objective (kd_jax/objectives/combine.py)."""
+
+    names: list[str]
+
+    def prepare(self, batch: Batch) -> Batch: ...
+
+    def weights(self, batch: Batch) -> dict[str, Array]: ...
+
+    def __call__(self, params, student, teacher, batch, scales, temperatures): ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static part of a step."""
+
+    objective: Objective
+    mesh: Mesh
+    table: sharding.Table
+    accumulate: int = 1  # micro-batches a step, one after the other
+    dropout: bool = True
+
+
+def _denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
+    """Global weight of each term, over all devices and micro-batches."""
+    local = objective.weights(batch)
+    return {name: jax.lax.psum(weight, sharding.AXES) for name, weight in local.items()}
+
+
+def _safe(weight: Array) -> Array:
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def _micro_batches(batch: Batch, count: int) -> Batch:
+    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+
+
+def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
+    """This device's share of the gradient and of every term's total, and the denominators."""
+    objective = plan.objective
+    batch = objective.prepare(batch)
+    weight = _denominators(objective, batch)
+    scales = {name: inputs.weights[name] / _safe(weight[name]) for name in objective.names}
+    seed = inputs.seed + sharding.device_index() * jnp.uint32(0x9E3779B9)
+
+    def loss(params, rows, seed):
+        teacher_out = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
+        student_out = Model(params["student"], graphdef)(rows, seed if plan.dropout else None)
+        return objective(
+            params["objective"], student_out, teacher_out, rows, scales, inputs.temperatures
+        )
+
+    gradient = jax.grad(loss, has_aux=True)
+    if plan.accumulate == 1:
+        return *gradient(params, batch, seed), weight
+
+    def add(carry, micro):
+        rows, number = micro
+        fresh = gradient(params, rows, seed + number * jnp.uint32(0x85EBCA6B))
+        return jax.tree.map(jnp.add, carry, fresh), None
+
+    micro = _micro_batches(batch, plan.accumulate)
+    numbers = jnp.arange(plan.accumulate, dtype=jnp.uint32)
+    first = jax.tree.map(lambda x: x[0], micro)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, seed)
+    )
+    (grads, totals), _ = jax.lax.scan(add, zeros, (micro, numbers))
+    return grads, totals, weight
+
+
+def gradient(
+    params: Params, graphdef, batch: Batch, teacher: Model | None, inputs: Inputs, plan: Plan
+) -> tuple[Params, dict[str, Ratio]]:
+    """The gradient of the global batch, laid out like the parameters, and every term's Ratio."""
+    specs = sharding.param_specs(plan.table, params, plan.mesh)
+    teacher_specs = None
+    if teacher is not None:
+        teacher_specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+
+    def local(params, batch, teacher_params, inputs):
+        whole = sharding.gather(params, specs)
+        if teacher is not None:
+            frozen = Model(sharding.gather(teacher_params, teacher_specs), teacher.graphdef)
+        grads, totals, weight = _local_gradient(
+            whole, graphdef, batch, None if teacher is None else frozen, inputs, plan
+        )
+        ratios = {
+            name: Ratio(jax.lax.psum(total, sharding.AXES), weight[name])
+            for name, total in totals.items()
+        }
+        return sharding.reduce(grads, specs, plan.mesh), ratios
+
+    return jax.shard_map(
+        local,
+        mesh=plan.mesh,
+        in_specs=(specs, sharding.BATCH, teacher_specs, P()),
+        out_specs=(specs, P()),
+        check_vma=False,
+    )(params, batch, None if teacher is None else teacher.params, inputs)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def train_step(
+    state: TrainState, batch: Batch, teacher: Model | None, inputs: Inputs, *, plan: Plan
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer step on a global batch.
+
+    Returns the new state (the old one is donated) and {"loss", "grad_norm", "terms"}: the
+    weighted loss, the gradient's norm before clipping, and a Ratio for each term.
+    """
+    grads, terms = gradient(state.params, state.graphdef, batch, teacher, inputs, plan)
+    params, opt_state = optim.apply(
+        state.optimizer, grads, state.opt_state, state.params, inputs.learning_rate
+    )
+    loss = sum(inputs.weights[name] * terms[name].value() for name in plan.objective.names)
+    metrics = {"loss": loss, "grad_norm": optim.global_norm(grads), "terms": terms}
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def eval_step(
+    student: Model, batch: Batch, teacher: Model | None, *, plan: Plan
+) -> dict[str, Ratio]:
+    """Every term of `plan.objective` on one batch, as Ratios over all devices; dropout off."""
+    specs = sharding.param_specs(plan.table, student.params, plan.mesh)
+    teacher_specs = None
+    if teacher is not None:
+        teacher_specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+
+    def local(params, batch, teacher_params):
+        batch = plan.objective.prepare(batch)
+        teacher_out = None
+        if teacher is not None:
+            whole = sharding.gather(teacher_params, teacher_specs)
+            teacher_out = Model(whole, teacher.graphdef)(batch)
+        student_out = Model(sharding.gather(params, specs), student.graphdef)(batch)
+        weight = _denominators(plan.objective, batch)
+        ones = dict.fromkeys(plan.objective.names, jnp.float32(1.0))
+        _, totals = plan.objective({}, student_out, teacher_out, batch, ones, {})
+        return {n: Ratio(jax.lax.psum(t, sharding.AXES), weight[n]) for n, t in totals.items()}
+
+    return jax.shard_map(
+        local,
+        mesh=plan.mesh,
+        in_specs=(specs, sharding.BATCH, teacher_specs),
+        out_specs=P(),
+        check_vma=False,
+    )(student.params, batch, None if teacher is None else teacher.params)

@@ -1,0 +1,104 @@
+"""What the layers of kd_jax share: batches, model outputs, ratios, and the shape letters.
+
+Shape letters, used as suffixes of array names (`logits_BTV`):
+
+    B batch rows      T tokens of a row       D model width      V vocabulary
+    H heads           K width of a head       F feed-forward     L layers
+    P masked slots    N rows of a flat array  C rows of a chunk, or classes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+Array = jax.Array
+Params = dict[str, Any]  # nested dicts of arrays
+
+
+class Batch(struct.PyTreeNode):
+    """Rows for one step. Labels are already shifted: `labels` belong to the logits they sit at.
+
+    With `positions_BP`, labels and weights are (B, P) and belong to those tokens of the row
+    (masked language modelling); without it they are (B, T), one for every token.
+    """
+
+    ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up
+    tokens_BT: Array  # int32
+    mask_BT: Array  # float32, 1 for tokens, 0 for padding
+    labels: Array  # int32, (B, P) or (B, T)
+    weights: Array  # float32 like labels, 0 where nothing is supervised
+    positions_BP: Array | None = None  # int32
+    types_BT: Array | None = None  # int32 token types (segments); None means all zero
+
+    def dense(self) -> Batch:
+        """The same supervision with one label and weight for every token, (B, T)."""
+        if self.positions_BP is None:
+            return self
+        rows_B1 = jnp.arange(self.tokens_BT.shape[0])[:, None]
+        # Unused slots carry weight 0 and may repeat a position, so both are added, not set.
+        used_BP = (self.weights > 0).astype(self.labels.dtype)
+        labels_BT = jnp.zeros_like(self.tokens_BT).at[rows_B1, self.positions_BP]
+        weights_BT = jnp.zeros_like(self.mask_BT).at[rows_B1, self.positions_BP]
+        return self.replace(
+            positions_BP=None,
+            labels=labels_BT.add(self.labels * used_BP),
+            weights=weights_BT.add(self.weights),
+        )
+
+
+class ModelOutput(struct.PyTreeNode):
+    """What a model returns. Logits are features times an unembedding, made only when asked for."""
+
+    features: Array  # (B, P, D) at the batch's positions, or (B, T, D) where it has none
+    unembed_VD: Array
+    bias_V: Array | None
+    hidden: tuple[Array, ...]  # L + 1 arrays (B, T, D), hidden[0] is the embedding output
+
+    @property
+    def logits(self) -> Array:
+        """float32 logits, whole: (..., V). Losses must not use this (objectives/vocab.py does)."""
+        logits = jnp.einsum(
+            "...d,vd->...v",
+            self.features.astype(jnp.float32),
+            self.unembed_VD.astype(jnp.float32),
+            precision="highest",
+        )
+        return logits if self.bias_V is None else logits + self.bias_V.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """All that an objective may know of a model."""
+
+    width: int
+    num_layers: int
+
+
+class Ratio(struct.PyTreeNode):
+    """A weighted sum and its weight; ratios add, and are divided once, when they are read."""
+
+    total: Array
+    weight: Array
+
+    def __add__(self, other: Ratio) -> Ratio:
+        return Ratio(self.total + other.total, self.weight + other.weight)
+
+    def value(self) -> Array:
+        """total / weight, and 0 where nothing was counted."""
+        return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
+
+
+class Model(struct.PyTreeNode):
+    """A module split once into its structure (static) and its parameters (a plain dict)."""
+
+    params: Params
+    graphdef: nnx.GraphDef = struct.field(pytree_node=False)
+
+    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
+        """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic."""
+        return nnx.merge(self.graphdef, self.params)(batch, seed)

@@ -1,0 +1,159 @@
+import errno
+import logging as std_logging
+import threading
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from kd_jax.data import blocks
+from kd_jax.data.blocks import Blocks, tokenize
+from kd_jax.data.documents import Documents
+from kd_jax.errors import UserError
+
+END = 0
+WORDS = ["<end>", "<unk>", "a", "b", "c", "d"]
+
+
+def tokenizer(words=WORDS):
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def listed(texts):
+    return Documents("listed", lambda: iter(texts))
+
+
+def test_documents_are_joined_by_the_separator(tmp_path):
+    tokens_N = tokenize(listed(["a b", "c", "d"]), tokenizer(), END, tmp_path)
+    assert tokens_N.tolist() == [2, 3, END, 4, END, 5, END]
+    assert isinstance(tokens_N, np.memmap) and tokens_N.dtype == np.uint16
+    assert np.load(next(tmp_path.glob("*.npy"))).tolist() == tokens_N.tolist()
+
+
+def test_large_vocabularies_need_four_bytes(tmp_path):
+    words = WORDS + [f"w{i}" for i in range(2**16)]
+    tokens_N = tokenize(listed([words[-1]]), tokenizer(words), END, tmp_path)
+    assert tokens_N.dtype == np.int32 and tokens_N.tolist() == [len(words) - 1, END]
+
+
+def test_truncation_and_padding_of_the_tokenizer_do_not_count(tmp_path):
+    limited = tokenizer()
+    limited.enable_truncation(2)
+    limited.enable_padding(length=5)
+    tokens_N = tokenize(listed(["a b c d", "a"]), limited, END, tmp_path)
+    assert tokens_N.tolist() == [2, 3, 4, 5, END, 2, END]
+    assert limited.truncation is not None  # the caller's tokenizer is left alone
+
+
+def test_cuts_and_slices_are_not_seen(tmp_path, monkeypatch):
+    texts = [" a  b\n\nc d" * 7, "ab\n\n\n\n\nc" * 3, "d", "abc" * 9, "a\n" * 5]
+    byte_level = Tokenizer(models.BPE())
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ġ", "b"), ("Ġ", "d")]
+    vocab = {t: i for i, t in enumerate([*alphabet, *("".join(m) for m in merges)])}
+    byte_level.model = models.BPE(vocab, merges)
+    for made in (tokenizer(), byte_level):
+        whole = tokenize(listed(texts), made, END, tmp_path / "whole").tolist()
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "_PIECE", 3)
+            patch.setattr(blocks, "_SLICE", 10)
+            cut = tokenize(listed(texts), made, END, tmp_path / "cut").tolist()
+        assert cut == whole and len(whole) > 30
+    assert len(list(blocks._pieces("a " * blocks._PIECE))) == 2
+
+
+def test_the_cache_is_found_by_content(tmp_path, monkeypatch):
+    def written():
+        return len(list(tmp_path.glob("*.npy")))
+
+    tokenize(listed(["a b"]), tokenizer(), END, tmp_path)
+    monkeypatch.setattr(blocks, "_write", None)  # a second tokenisation would fail
+    again = Documents("other name", lambda: iter(["a b"]))
+    assert tokenize(again, tokenizer(), END, tmp_path).tolist() == [2, 3, END]
+    monkeypatch.undo()
+    tokenize(listed(["a c"]), tokenizer(), END, tmp_path)
+    assert written() == 2
+    tokenize(listed(["a b"]), tokenizer(WORDS[::-1]), END, tmp_path)
+    assert written() == 3
+    tokenize(listed(["a b"]), tokenizer(), 5, tmp_path)
+    assert written() == 4
+
+
+def test_a_failure_leaves_no_file_behind(tmp_path):
+    attempts = []
+
+    def read():
+        attempts.append(None)
+        yield "a"
+        if len(attempts) > 1:  # the first reading makes the fingerprint
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(Documents("broken", read), tokenizer(), END, tmp_path)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_full_disk_names_the_setting(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(blocks.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; set config.data.cache_dir"):
+        tokenize(listed(["a"]), tokenizer(), END, tmp_path)
+    assert not list(tmp_path.glob("*.npy*"))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    order = []
+
+    def second():
+        with blocks._lock(tmp_path / "x.lock"):
+            order.append("second")
+
+    with blocks._lock(tmp_path / "x.lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_the_log_tells_speed_or_hit(tmp_path, caplog):
+    with caplog.at_level(std_logging.INFO, logger="absl"):
+        tokenize(listed(["a"]), tokenizer(), END, tmp_path)
+        tokenize(listed(["a"]), tokenizer(), END, tmp_path)
+    assert "tokens/s" in caplog.messages[0] and "cached" in caplog.messages[1]
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_blocks_without_overlap_hold_every_token_once(count):
+    tokens_N = np.arange(100, 100 + count)
+    for partial, want in ((True, count), (False, count // 4 * 4)):
+        cut = Blocks(tokens_N, stride=4, window=4, partial=partial)
+        tokens_BW, valid_BW = cut.rows(np.arange(len(cut)))
+        assert tokens_BW[valid_BW].tolist() == tokens_N[:want].tolist()
+        assert partial or valid_BW.all()
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_overlapping_blocks_predict_every_token_but_the_first_once(count):
+    tokens_N = np.arange(100, 100 + count)
+    for partial, want in ((True, count - 1), (False, (count - 1) // 4 * 4)):
+        cut = Blocks(tokens_N, stride=4, window=5, partial=partial)
+        tokens_BW, valid_BW = cut.rows(np.arange(len(cut)))
+        assert tokens_BW[:, 1:][valid_BW[:, 1:]].tolist() == tokens_N[1 : 1 + want].tolist()
+        assert (tokens_BW[:, 0] == tokens_N[: 4 * len(cut) : 4]).all()
+        assert partial or valid_BW.all()
+
+
+def test_the_cache_folder_is_the_config_or_the_environment_or_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("KD_JAX_CACHE", "/from/environment")
+    assert str(blocks.cache_folder("/from/config")) == "/from/config"
+    assert str(blocks.cache_folder(None)) == "/from/environment"
+    monkeypatch.delenv("KD_JAX_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert blocks.cache_folder(None) == tmp_path / ".cache" / "kd_jax"

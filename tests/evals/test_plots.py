@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from kd_jax.evals import plots, runs
+from tests.evals import example_run
+
+
+@pytest.fixture
+def curves(tmp_path):
+    return runs.curves(str(example_run.write(tmp_path / "run")))
+
+
+def panels(groups, kind="training"):
+    return plots._panels(groups, kind)
+
+
+def test_draws_one_run(tmp_path, curves):
+    written = plots.draw({"example": [curves]}, tmp_path / "plots")
+    assert written == [str(tmp_path / "plots" / f"{n}.png") for n in ("training", "validation")]
+    for path in written:
+        pixels = imread(path)
+        assert pixels.shape[0] > 400 and pixels.shape[1] > 1000
+        assert pixels[..., :3].std() > 0.02
+
+
+def test_nothing_to_draw(tmp_path):
+    assert plots.draw({"example": [{}]}, tmp_path / "plots") == []
+
+
+def test_panels_of_training(curves):
+    found = panels({"example": [curves]})
+    # Weighted terms repeat the raw ones on another scale, so they have no panel.
+    assert list(found) == ["loss", "ce", "kl", "kl_t1", "grad_norm", "learning_rate"]
+    assert [line.label for line in found["loss"]] == ["teacher", "baseline", "student"]
+    assert [line.label for line in found["kl"]] == ["student"]
+
+
+def test_panels_of_validation_skip_empty_columns(curves):
+    found = panels({"example": [curves]}, "validation")
+    assert list(found) == ["loss", "perplexity", "accuracy", "kl", "agreement"]
+    assert [line.label for line in found["kl"]] == ["baseline", "student"]
+
+
+def test_one_line_a_stage_and_group(curves):
+    found = panels({"a": [curves, curves], "b": [curves]})["ce"]
+    assert [line.label for line in found[:4]] == [
+        "a · teacher",
+        "a · baseline",
+        "a · student",
+        "b · teacher",
+    ]
+    assert [len(line.runs) for line in found] == [2, 2, 2, 1, 1, 1]
+    assert len({line.colour for line in found}) == 2
+    assert [line.dash for line in found] == [":", "--", "-"] * 2
+
+
+def test_seeds_of_different_length_are_drawn(tmp_path, curves):
+    short = {
+        stage: runs.Curves({name: column[:5] for name, column in c.training.items()}, {})
+        for stage, c in curves.items()
+    }
+    assert len(plots.draw({"example": [curves, short]}, tmp_path)) == 2
+
+
+def scale(values):
+    line = plots.Line("student", "#000000", "-", [(np.arange(3.0), np.array(values))])
+    figure = plots._figure("x", {"loss": [line]}, {}, noisy=False)
+    return figure.axes[0].get_yscale()
+
+
+def test_logarithmic_where_values_span_much():
+    assert scale([9.0, 5.0, 2.0]) == "log"
+    assert scale([3.0, 2.5, 2.0]) == "linear"
+    assert scale([9.0, 1.0, 0.0]) == "linear"
+
+
+def test_minor_labels():
+    labels = [plots._minor_label(value) for value in (0.2, 0.4, 0.5, 3.0, 7.0, 2000.0)]
+    assert labels == ["0.2", "", "0.5", "3", "", "2000"]
+    assert [plots._short(step) for step in (0, 500, 1500, 2_000_000)] == ["0", "500", "1.5k", "2M"]
+
+
+def test_smoothing_keeps_lines_straight():
+    line = np.linspace(3.0, 7.0, 1000)
+    np.testing.assert_allclose(plots.smooth(line), line)
+    short = np.array([1.0, 5.0, 2.0])
+    np.testing.assert_array_equal(plots.smooth(short), short)
+
+
+def test_smoothing_removes_noise():
+    noise = np.random.default_rng(0).normal(size=1000)
+    # 21 values are averaged, so the deviation falls to 1 / sqrt(21) but for the ends.
+    assert plots.smooth(noise).std() < 0.3

@@ -1,0 +1,95 @@
+from kd_jax.evals import table
+from tests.evals.example_run import figures
+
+
+def run(student: float) -> dict:
+    return {
+        "teacher": figures(2.0, teacher=True),
+        "baseline": figures(3.0, teacher=False),
+        "student": figures(student, teacher=False),
+    }
+
+
+def cells(found: table.Table, row: str) -> dict[str, str]:
+    return dict(zip(found.header, next(r for r in found.rows if r[0] == row), strict=True))
+
+
+def test_one_run():
+    found = table.of_runs([run(2.5)], "example")
+    assert found.title == "example"
+    assert found.header == ["", "teacher", "baseline", "student", "student - baseline"]
+    assert cells(found, "loss (nats/token)") == {
+        "": "loss (nats/token)",
+        "teacher": "2.0000",
+        "baseline": "3.0000",
+        "student": "2.5000",
+        "student - baseline": "-0.5000",
+    }
+    assert cells(found, "KL to teacher (nats/token)")["teacher"] == "-"
+    assert cells(found, "parameters")["student"] == "66.36 M"
+    assert cells(found, "parameters")["student - baseline"] == ""
+    assert cells(found, "tokens/s")["student"] == "12,346"
+
+
+def test_several_seeds():
+    found = table.of_runs([run(2.5), run(2.6), run(3.1)], "example")
+    loss = cells(found, "loss (nats/token)")
+    assert loss["baseline"] == "3.0000"
+    assert loss["student"] == "2.7333 ± 0.3215"
+    assert loss["student - baseline"] == "-0.2667 ± 0.3215"
+    assert found.title.endswith(
+        "3 seeds: mean ± standard deviation; student's loss lower in 2 of 3"
+    )
+
+
+def test_differences_are_paired():
+    # Baseline and student move together, so their difference has no spread.
+    runs = [
+        {"baseline": figures(3.0 + i, teacher=False), "student": figures(2.5 + i, teacher=False)}
+        for i in range(3)
+    ]
+    loss = cells(table.of_runs(runs), "loss (nats/token)")
+    assert loss["student"] == "3.5000 ± 1.0000"
+    assert loss["student - baseline"] == "-0.5000 ± 0.0000"
+
+
+def test_an_increase_has_a_sign():
+    loss = cells(table.of_runs([run(3.25)]), "loss (nats/token)")
+    assert loss["student - baseline"] == "+0.2500"
+
+
+def test_no_difference_without_a_baseline():
+    stages = run(2.5)
+    del stages["baseline"]
+    assert table.of_runs([stages]).header == ["", "teacher", "student"]
+
+
+def test_groups():
+    found = table.of_groups({"a": [run(2.5), run(2.7)], "b": [run(2.9)]})
+    assert [row[:3] for row in found.rows] == [
+        ["a", "teacher", "2"],
+        ["a", "baseline", "2"],
+        ["a", "student", "2"],
+        ["b", "teacher", "1"],
+        ["b", "baseline", "1"],
+        ["b", "student", "1"],
+    ]
+    difference = found.header.index("loss - baseline's")
+    assert [row[difference] for row in found.rows] == [
+        "",
+        "",
+        "-0.4000 ± 0.1414",
+        "",
+        "",
+        "-0.1000",
+    ]
+
+
+def test_markdown():
+    found = table.Table("figures", ["", "x|y"], [["loss", "1|2"]])
+    assert found.markdown() == "**figures**\n\n|  | x|y |\n| --- | ---: |\n| loss | 1\\|2 |\n"
+
+
+def test_prints_unwrapped_to_a_file(capsys):
+    table.of_groups({"a long label " * 5: [run(2.5)]}).print()
+    assert "a long label " * 5 in capsys.readouterr().out

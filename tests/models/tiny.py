@@ -1,0 +1,62 @@
+"""Tiny config.json of every family, and batches for them."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.types import Batch
+
+VOCAB = 96
+PAD = {"bert": 0, "distilbert": 0, "roberta": 1, "gpt2": 0}
+
+_BERT = {
+    "model_type": "bert",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+CONFIGS = {
+    "bert": _BERT,
+    "roberta": _BERT | {"model_type": "roberta", "type_vocab_size": 1},
+    "distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": VOCAB,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "max_position_embeddings": 40,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": VOCAB,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 40,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
+}
+
+
+def batch(name: str, rows: int = 3, length: int = 20) -> Batch:
+    """Random tokens; row 1 is half padding, as wide as a row of that family may be."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(4, VOCAB, (rows, length)).astype(np.int32)
+    mask = np.ones((rows, length), np.float32)
+    mask[1, length // 2 :] = 0
+    tokens[mask == 0] = PAD[name]
+    types = np.zeros_like(tokens)
+    if name == "bert":
+        types[:, length // 4 :] = 1
+    return Batch(
+        ids_B=jnp.arange(rows),
+        tokens_BT=jnp.asarray(tokens),
+        mask_BT=jnp.asarray(mask),
+        labels=jnp.asarray(tokens),
+        weights=jnp.asarray(mask),
+        types_BT=jnp.asarray(types),
+    )

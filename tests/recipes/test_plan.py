@@ -1,0 +1,133 @@
+import json
+
+import jax
+import pytest
+from jax.errors import JaxRuntimeError
+
+from configs import quickstart
+from kd_jax.errors import UserError
+from kd_jax.evals.topology import Topology
+from kd_jax.recipes import plan
+from kd_jax.recipes.setup import Setup
+
+CPUS = Topology("cpu:8", 8, 2**30)
+
+
+def config(**changes):
+    found = quickstart.get_config("smoke")
+    found.update(changes)
+    return found
+
+
+def bert_to_six_layers(**changes):
+    found = config(**changes)
+    found.teacher = dict(model="google-bert/bert-base-uncased", revision="", architecture={})
+    found.student.architecture = dict(num_hidden_layers=6)
+    found.tokenizer.train = ""
+    found.task.seq_len = 128
+    return found
+
+
+def needed(found):
+    return plan.needed(Setup(found, None, jax.devices()[:1]))
+
+
+def test_sizes_of_known_models():
+    found = needed(bert_to_six_layers())
+    assert found["params_teacher"] == 109_514_298  # as PyTorch's BertForMaskedLM counts them
+    assert found["params_student"] == 66_985_530 + 1_536  # DistilBERT's, and token types
+    assert found["reduction_percent"] == 38.83
+    assert found["gradient_bytes"] == 4 * found["params_student"]
+
+
+def test_flops_needed():
+    found = needed(bert_to_six_layers())
+    rows, tokens, positions, width, vocabulary = 16, 128, 24, 768, 30_522
+    assert (found["rows"], found["tokens"], found["positions"]) == (rows, tokens, positions)
+    layer = rows * (24 * tokens * width**2 + 4 * tokens**2 * width)
+    head = rows * positions * 2 * width * (width + vocabulary)
+    assert found["flops_needed"] == 12 * layer + head + 3 * (6 * layer + head)
+
+
+def test_a_term_at_all_positions_takes_the_head_there():
+    found = config()
+    found.objective.kl.positions = "all"
+    assert needed(found)["positions"] == found.task.seq_len
+
+
+def test_projections_are_counted():
+    found = config()
+    found.student.architecture.hidden_size = 16
+    found.student.init = "scratch"
+    student = needed(found)
+    more = 4 * 16 * 32  # one projection, float32
+    assert student["gradient_bytes"] == 4 * student["params_student"] + more
+
+
+def compiled_step(found):
+    setup = Setup(found, None, jax.devices())
+    return plan.needed(setup), plan.compiled_step(setup, CPUS)
+
+
+def test_compiled_step_takes_what_is_needed():
+    # A device has 8 rows with 8 slots each: one chunk, or sixteen.
+    whole, found = compiled_step(config(batch_size=64, vocab_chunk=64))
+    assert 0.98 <= found["flops_compiled"] / whole["flops_needed"] <= 1.02
+    assert found["unbounded_loops"] == []
+    _, chunked = compiled_step(config(batch_size=64, vocab_chunk=4))
+    assert chunked["flops_compiled"] == found["flops_compiled"]
+
+    parts = found["memory_parts"]
+    state = 3 * whole["gradient_bytes"]  # parameters and two moments
+    assert state < parts["aliased"] <= parts["outputs"] < parts["arguments"]
+    total = parts["arguments"] + parts["temporaries"] + parts["outputs"] - parts["aliased"]
+    assert found["memory_bytes_per_device"] == total
+
+    # Plain data parallelism: gradients are summed, and nothing is gathered.
+    assert list(found["collective_bytes"]) == ["all-reduce"]
+    assert 1.0 <= found["collective_bytes"]["all-reduce"] / whole["gradient_bytes"] <= 1.05
+    assert found["all_gathers"] == []
+    total = sum(each["bytes"] * each["count"] for each in found["collectives"])
+    assert found["collective_bytes"]["all-reduce"] == total
+
+
+def test_fsdp_gathers_parameters():
+    found = config()
+    found.mesh.fsdp = 4
+    _, step = compiled_step(found)
+    assert {"all-gather", "reduce-scatter"} <= set(step["collective_bytes"])
+    gathered = {shape for shapes in step["all_gathers"] for shape in shapes.split(", ")}
+    assert {shape.partition("[")[2] for shape in gathered} <= {
+        f"{rows},{columns}]" for rows in (512, 64, 32, 2) for columns in (32, 64)
+    }
+
+
+def test_out_of_memory_says_what_to_change():
+    oom = JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (46.96G) exceeds available HBM (15.75G). HLO module: jit_f."
+        "\nSee https://example.com for more."
+    )
+    message = str(plan._does_not_fit(oom, CPUS))
+    assert message.startswith("the step does not fit into a chip of cpu:8: Ran out of memory on")
+    assert "(46.96G) exceeds available HBM (15.75G). Lower batch_size" in message
+    other = JaxRuntimeError("INTERNAL: something else")
+    assert plan._does_not_fit(other, CPUS) is other
+
+
+def test_mistakes_come_out_of_the_child():
+    with pytest.raises(UserError, match="unknown topology 'v5e:3x3'; have"):
+        plan.plan(config(), "v5e:3x3")
+    with pytest.raises(UserError, match="15 rows cannot be divided among 4 devices"):
+        plan.plan(config(batch_size=15), "v5e:2x2")
+
+
+def test_a_tpu_slice():
+    pytest.importorskip("libtpu")
+    found = plan.plan(config(), "v5e:2x2")
+    assert json.loads(json.dumps(found)) == found
+    assert (found["topology"], found["devices"]) == ("v5e:2x2", 4)
+    assert 0.98 <= found["flops_compiled"] / found["flops_needed"] <= 1.10
+    assert 0 < found["memory_bytes_per_device"] < found["memory_bytes_of_chip"] == 2**34
+    assert sum(found["collective_bytes"].values()) <= 1.05 * found["gradient_bytes"]
+    assert found["all_gathers"] == []

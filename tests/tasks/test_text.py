@@ -1,0 +1,96 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from kd_jax.errors import UserError
+from kd_jax.tasks import text
+
+DOCUMENTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box, five dozen jugs!"] * 20
+
+
+@pytest.mark.parametrize("kind, model_type", [("wordpiece", "bert"), ("bpe", "gpt2")])
+def test_a_trained_tokenizer_loads_everywhere_and_is_the_same_each_time(tmp_path, kind, model_type):
+    trained = text.train_tokenizer(kind, DOCUMENTS, 400, tmp_path / "a")
+    again = text.train_tokenizer(kind, DOCUMENTS, 400, tmp_path / "b")
+    assert trained.get_vocab() == again.get_vocab()
+    # Beside a checkpoint's config.json, as an export has it.
+    (tmp_path / "b" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    sentence = "The five foxes, pack of DOGS — über\n it"
+    for loaded in (
+        AutoTokenizer.from_pretrained(tmp_path / "b"),
+        text.load_tokenizer(tmp_path / "a"),
+    ):
+        assert loaded(sentence)["input_ids"] == trained(sentence)["input_ids"]
+        assert (
+            loaded.decode(loaded("quick box")["input_ids"], skip_special_tokens=True) == "quick box"
+        )
+    assert len(trained.backend_tokenizer.encode(" quick", add_special_tokens=False).ids) == 1
+
+
+def test_special_tokens_of_trained_tokenizers(tmp_path):
+    bert = text.train_tokenizer("wordpiece", DOCUMENTS, 200, tmp_path / "a")
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    assert [text.token_id(bert, name, "a test") for name in names] == [0, 1, 2, 3, 4]
+    assert bert("fox")["input_ids"][0] == 2 and bert("fox")["input_ids"][-1] == 3
+    gpt2 = text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path / "b")
+    assert gpt2.eos_token == "<|endoftext|>" and len(gpt2) <= 300
+    assert gpt2.decode(gpt2("naïve 中")["input_ids"]) == "naïve 中"  # every byte is in the alphabet
+    with pytest.raises(UserError, match="has no mask_token, which masked language modelling needs"):
+        text.vocabulary(gpt2)
+
+
+def test_vocabulary_of_word_pieces(tmp_path):
+    bert = text.train_tokenizer("wordpiece", DOCUMENTS, 200, tmp_path)
+    vocabulary = text.vocabulary(bert)
+    assert vocabulary.mask_id == 4 and len(vocabulary.maskable_V) == len(bert)
+    assert np.flatnonzero(~vocabulary.maskable_V).tolist() == [0, 1, 2, 3, 4]
+    for token, index in bert.get_vocab().items():
+        assert vocabulary.starts_V[index] == (not token.startswith("##"))
+    assert not vocabulary.starts_V.all()
+
+
+def test_vocabulary_of_byte_level_tokens(tmp_path):
+    gpt2 = text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path)
+    gpt2.add_special_tokens({"mask_token": "<mask>"})
+    vocabulary = text.vocabulary(gpt2)
+    ids = gpt2("The fox\njumps")["input_ids"]
+    tokens = gpt2.convert_ids_to_tokens(ids)
+    starts = vocabulary.starts_V[ids].tolist()
+    assert [s for t, s in zip(tokens, starts, strict=True) if t.startswith(("Ġ", "Ċ"))] == [
+        True
+    ] * 2
+    assert sum(starts) == 2
+    assert not vocabulary.maskable_V[gpt2.mask_token_id]
+
+
+def test_folders_without_a_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="nothing does not exist"):
+        text.load_tokenizer(tmp_path / "nothing")
+    with pytest.raises(
+        UserError, match="holds no tokenizer: it needs tokenizer.json, or vocab.txt"
+    ):
+        text.load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version"')
+    with pytest.raises(UserError, match="cannot load the tokenizer in"):
+        text.load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="unknown tokenizer kind 'unigram'; have: wordpiece, bpe"):
+        text.train_tokenizer("unigram", DOCUMENTS, 100, tmp_path)
+
+
+@pytest.mark.parametrize("name, size", [("bert-base-uncased", 30522), ("gpt2", 50257)])
+def test_real_tokenizers(name, size):
+    if "KD_JAX_DATA" not in os.environ:
+        pytest.skip("KD_JAX_DATA is not set")
+    folder = Path(os.environ["KD_JAX_DATA"]) / "tokenizers" / name
+    assert len(text.load_tokenizer(folder)) == size
+
+
+def test_vocabularies_too_small_for_the_alphabet(tmp_path):
+    with pytest.raises(UserError, match="vocab_size=20 is too small: special tokens and single"):
+        text.train_tokenizer("wordpiece", DOCUMENTS, 20, tmp_path)
+    with pytest.raises(UserError, match="vocab_size=256 is too small: single bytes take 257"):
+        text.train_tokenizer("bpe", DOCUMENTS, 256, tmp_path)

@@ -1,0 +1,130 @@
+"""The shape of the code itself: which way imports go, how long files are, what they name."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "kd_jax"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
+# the single files of layer 0 may import each other.
+LAYER = {
+    **dict.fromkeys(["errors", "types", "plugins", "precision", "schedules"], 0),
+    **dict.fromkeys(["models", "objectives", "data", "evals"], 1),
+    **dict.fromkeys(["tasks", "teachers", "train"], 2),
+    **dict.fromkeys(["recipes", "cli"], 3),
+    **dict.fromkeys(["main", "evaluate", "export", "compare", "plan"], 4),
+}
+# A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.
+PLUGIN_MARKS = {"FAMILY", "make", "run"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imports(source: str) -> set[str]:
+    """The kd_jax modules that `source` imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer: name the module whole"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in MODULES else node.module)
+    return {name for name in found if name.split(".")[0] == "kd_jax"}
+
+
+def is_plugin(module: str) -> bool:
+    defined = set()
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign):
+            defined.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign):
+            defined.add(node.target.id)
+    return bool(defined & PLUGIN_MARKS)
+
+
+def complaint(module: str, imported: str) -> str | None:
+    """Why `module` may not import `imported`, or None."""
+    part, other = module.split(".")[1], imported.split(".")[1]
+    if part == other or LAYER[part] == LAYER[other] == 0:
+        return None
+    if LAYER[part] <= LAYER[other]:
+        return f"{module} imports {imported}: {other} is no lower layer than {part}"
+    if part == "train" and is_plugin(imported):
+        return f"{module} imports {imported}: train sees protocols, plug-ins are wired by recipes"
+    return None
+
+
+def test_every_part_has_a_layer():
+    parts = {name.split(".")[1] for name in MODULES if "." in name}
+    assert parts <= LAYER.keys(), "new part of kd_jax: give it a layer in this test"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "." in name])
+def test_imports_go_down(module):
+    found = imports(MODULES[module].read_text()) - {"kd_jax"}
+    complaints = [complaint(module, imported) for imported in sorted(found)]
+    assert not [text for text in complaints if text]
+
+
+def test_package_itself_imports_nothing():
+    assert not imports(MODULES["kd_jax"].read_text())
+
+
+def test_the_check_sees_what_it_forbids():
+    assert imports("def f():\n    from kd_jax.models import layers") == {"kd_jax.models.layers"}
+    assert complaint("kd_jax.models.layers", "kd_jax.evals.plots")
+    assert complaint("kd_jax.train.step", "kd_jax.recipes.export")
+    assert complaint("kd_jax.train.step", "kd_jax.models.bert")
+    assert not complaint("kd_jax.train.step", "kd_jax.precision")
+    assert not complaint("kd_jax.recipes.pretrain", "kd_jax.recipes.export")
+
+
+PYTHON_FILES = sorted(
+    path
+    for folder in ("kd_jax", "configs", "benchmarks", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def test_files_are_short():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
+    assert sum(lengths.values()) < 10_000
+
+
+def test_no_utils():
+    assert [name for name in MODULES if "util" in name] == []
+
+
+MACHINE_PATH = re.compile(r"(?<![\w.}~-])/(root|work|opt|tmp|home(?!/me)|Users)/\w")
+TEXTS = PYTHON_FILES + [
+    path
+    for pattern in ("*.md", "*.toml", ".ci/run", "launch/*")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+def test_no_paths_of_one_machine():
+    assert MACHINE_PATH.search('open("/work/main/x")')
+    assert not MACHINE_PATH.search("kd_jax/work/x.py and $HOME/work/x and gs://bucket/work/x")
+    found = []
+    for path in TEXTS:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if MACHINE_PATH.search(line) and path != Path(__file__).resolve():
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert found == []

@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from kd_jax import plan
+
+FOUND = {
+    "params_teacher": 335_174_458,
+    "params_student": 108_393_786,
+    "reduction_percent": 67.66,
+    "rows": 512,
+    "tokens": 512,
+    "positions": 80,
+    "flops_needed": 4 * 10**14,
+    "gradient_bytes": 433_575_144,
+}
+STEP = {
+    "topology": "v5e:4x4",
+    "flops_compiled": 404 * 10**12,
+    "memory_bytes_per_device": 10 * 10**9,
+    "memory_parts": {"arguments": 3e9, "temporaries": 7e9, "outputs": 1.5e9, "aliased": 1.5e9},
+    "memory_bytes_of_chip": 2**34,
+    "collective_bytes": {"all-reduce": 433_575_160},
+    "unbounded_loops": [],
+    "compile_seconds": 200.1,
+}
+
+
+def rows(found):
+    return {row[0]: row[1] for row in plan.table(found).rows}
+
+
+def test_table_without_topology():
+    assert rows(FOUND) == {
+        "teacher": "335,174,458 parameters",
+        "student": "108,393,786 parameters",
+        "reduction": "67.66%",
+        "batch": "512 x 512 tokens, 80 to the head",
+        "FLOPs needed a step": "4e+14",
+    }
+
+
+def test_table_with_topology():
+    found = rows(FOUND | STEP)
+    assert found["FLOPs compiled"] == "4.04e+14, 1.010 of those needed"
+    parts = "arguments 3.00, temporaries 7.00, outputs 1.50, aliased 1.50"
+    assert found["memory a chip"] == f"10.00 GB ({parts}), 58%: fits"
+    assert found["all-reduce"] == "0.434 GB a chip, 1.000 of the gradients'"
+    assert "loops counted once" not in found
+    found = rows(FOUND | STEP | {"memory_bytes_per_device": 2**35, "unbounded_loops": ["while.1"]})
+    assert found["memory a chip"].endswith("200%: does not fit")
+    assert found["loops counted once"] == "while.1"
+
+
+def run(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "kd_jax.plan", "--config=configs/quickstart.py:smoke", *flags],
+        cwd=Path(plan.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command(tmp_path):
+    ran = run(f"--json={tmp_path / 'plan.json'}")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert f"{found['params_student']:,} parameters" in ran.stdout
+    assert set(found) == set(FOUND)
+
+
+def test_a_mistake_is_one_line():
+    ran = run("--topology=v9:4x4")
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].startswith("error: unknown topology 'v9:4x4'; have: v5e:")
+    assert "Traceback" not in ran.stderr
