@@ -1,6 +1,6 @@
 """Defaults that all experiments start from, every key with its meaning; and `:smoke`."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 TINY = {
     "bert": dict(
@@ -9,6 +9,14 @@ TINY = {
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
+        max_position_embeddings=32,
+    ),
+    "distilbert": dict(
+        model_type="distilbert",
+        dim=32,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=64,
         max_position_embeddings=32,
     ),
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
@@ -36,7 +44,8 @@ def base(recipe: str) -> ConfigDict:
     c.teacher = model()
     c.student = model()
     c.student.init = "teacher"  # teacher | model | scratch
-    c.student.layers = "uniform"  # uniform | first | last | list, for init = teacher
+    # uniform | first | last | a list of layers from 0, for init = teacher
+    c.student.layers = FieldReference("uniform", field_type=object)
     # A folder or hub id, or what to train on the text: wordpiece | bpe; else the teacher's own.
     c.tokenizer = ConfigDict(dict(path="", train="", vocab_size=30_522))
     c.objective = ConfigDict()  # of the student: term -> settings
@@ -62,22 +71,34 @@ def base(recipe: str) -> ConfigDict:
     return c
 
 
+def wikitext103() -> dict:
+    """config.data: the three splits of WikiText-103 (Merity et al. 2016, arXiv:1609.07843)."""
+    splits = ("train", "validation", "test")
+    name = dict(path="Salesforce/wikitext", name="wikitext-103-raw-v1")
+    return {split: dict(source="hub", **name) for split in splits}
+
+
 def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
-    """The config itself, or with `:smoke` the same program on generated models and text, tiny."""
+    """The config itself, or with `:smoke` the same program on generated models and text, tiny.
+
+    `family` is the teacher's; the student's too, unless its architecture names another.
+    """
     if arg not in (None, "", "smoke"):
         raise ValueError(f"unknown variant {arg!r}; have: smoke")
     if not arg:
         return c
+    student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
-    c.student.model, c.student.architecture = "", ConfigDict(dict(num_hidden_layers=1))
+    c.student.model = ""
+    c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
     kind = "bpe" if c.task.name == "clm" else "wordpiece"
     c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
-    c.data = ConfigDict(dict(train=dict(source="python"), held_out=0.02))
+    c.data = ConfigDict(dict(train=dict(source="python", path="reference"), held_out=0.02))
     c.task.seq_len = 32
     c.batch_size, c.accumulate, c.steps = 16, 1, 4
-    c.stages = ConfigDict({name: {} for name in ("teacher", "baseline", "student")})
+    c.stages = ConfigDict({name: {} for name in c.stages})
     c.eval = ConfigDict(dict(every=2, batch_size=64))
     c.checkpoint = ConfigDict(dict(every=2, keep=2))
     c.log.every = 1

@@ -1,16 +1,25 @@
 """What the command lines share: flags without tracebacks, one-line errors, JAX start-up."""
 
 import contextlib
+import errno
+import glob
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import jax
-from absl import flags, logging
+from absl import flags
 
 from kd_jax.errors import UserError
-from kd_jax.train import distributed
+
+log = logging.getLogger(__name__)
+
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -22,19 +31,36 @@ def parse_flags(argv: list[str]) -> list[str]:
     except FileNotFoundError as error:
         _fail(f"no config file {error.filename}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"config: {' '.join(str(error.args[0] if error.args else error).split())}")
+        _fail(f"config: {_line(error)}")
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """A UserError ends the program with one line and status 1."""
+    """What the user can put right ends the program with one line and status 1."""
     try:
         yield
     except UserError as error:
-        logging.debug("details", exc_info=error)
+        log.debug("details", exc_info=error)
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in _FULL + _FORBIDDEN:
+            raise
+        advice = "make room" if error.errno in _FULL else "set its permissions"
+        place = error.filename or "a file"
+        _fail(f"cannot write {place}: {error.strerror}; {advice} and run the same command again")
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _fail(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, as after the "
+            f"loss of another: {_line(error)}; the same command continues from the last checkpoint"
+        )
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", status=130)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _fail(message: str, status: int = 1) -> None:
@@ -45,9 +71,17 @@ def _fail(message: str, status: int = 1) -> None:
 
 
 def start_jax() -> None:
-    """Log level, compilation cache and jax.distributed; before anything touches a device."""
-    logging.set_verbosity(logging.INFO)
+    """Log, platform and compilation cache; before anything touches a device."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    own = logging.getLogger("kd_jax")
+    own.handlers, own.propagate = [handler], False
+    own.setLevel(logging.INFO)
+    # Orbax tells of its every step; what it logs as an error it raises as well.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    if sys.platform == "linux" and not any(glob.glob(files) for files in _ACCELERATORS):
+        if not jax.config.jax_platforms:  # libtpu, tried without a TPU, complains at length
+            jax.config.update("jax_platforms", "cpu")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    distributed.initialize()

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from kd_jax import cli, plugins
 from kd_jax.recipes import workdir
+from kd_jax.train import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:smoke for a tiny one."
@@ -27,11 +28,17 @@ def _main(argv: list[str]) -> None:
     del argv
     with cli.plain_errors():
         cli.start_jax()
+        distributed.initialize()
         config = _CONFIG.value
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         recipe = plugins.load("recipes", config.recipe, "run")
         recipe.run(config, workdir.enter(config, name, _WORKDIR.value))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line; does not return."""
     app.run(_main, flags_parser=cli.parse_flags)
+
+
+if __name__ == "__main__":
+    main()

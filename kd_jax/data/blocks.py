@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import itertools
+import logging
 import os
 import re
 import time
@@ -19,11 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from tokenizers import Tokenizer
 
 from kd_jax.data.documents import Documents
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _VERSION = 1  # of the file's contents: raise it when tokenising changes
 _SLICE = 4_000_000  # characters tokenised at a time, on all cores: bounds the memory
@@ -81,7 +83,7 @@ def tokenize(
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(file.with_suffix(".lock")):
             if file.exists():
-                logging.info("tokens of %s: cached in %s", documents.name, file)
+                log.info("tokens of %s: cached in %s", documents.name, file)
             else:
                 _write(documents, tokenizer, separator, file)
     except OSError as error:
@@ -123,7 +125,7 @@ def _write(documents: Documents, tokenizer: Tokenizer, separator: int, file: Pat
     finally:
         unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - start
-    logging.info(
+    log.info(
         "tokens of %s: %d in %.1f s (%d tokens/s), kept in %s",
         *(documents.name, count, seconds, count / seconds, file),
     )

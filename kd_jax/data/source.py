@@ -4,7 +4,8 @@ A source is a dict with these keys (all but `source` and `path` may be left out)
 
     source    files | hub | tfds | python: the module kd_jax.data.<source>
     path      files: file, folder or glob, or a list of them; hub: repository id or local folder;
-              tfds: name/config or the folder of a prepared dataset; python: nothing
+              tfds: name/config or the folder of a prepared dataset; python: nothing, or
+              "reference"
     name      hub: the dataset's configuration
     split     hub, tfds: split of the dataset; by default train, validation or test, as the config
               key that holds the source is called

@@ -64,10 +64,15 @@ def of_stage(
         config: config.json.
         stated: `inherited` from the models the run started from.
     """
-    models = [model for model in results["models"].values() if model["name"]]
-    teacher = _model(results["models"]["teacher"])
-    train = config.get("data", {}).get("train", {})
-    text = results.get("data", {}).get("train", {}).get("name", "text")
+    base = {
+        key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
+        for key in ("teacher", "student")
+        if config[key]["model"]
+    }
+    teacher = _model(base["teacher"]) if "teacher" in base else "a model trained in the same run"
+    train, text = config["data"]["train"], results["data"]["train"]["name"]
+    if train.get("source", "files") == "files":
+        text = re.sub(r"[^\s,]*/", "", text)  # names of files, not where they lie
     made = {
         "teacher": f"trained with kd_jax on {text}: the teacher of a distillation run",
         "baseline": f"trained with kd_jax on {text}, on the labels alone: the baseline of a "
@@ -75,14 +80,14 @@ def of_stage(
     }.get(stage, f"distilled with kd_jax on {text}. The teacher is {teacher}")
     stages = {name: results["stages"][name] for name in ordered(results["stages"])}
     figures = table.of_runs([stages]).markdown()
-    versions = ", ".join(f"{k} {v}" for k, v in results.get("versions", {}).items())
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     training = (
         f"Configuration {results['config']} ({results['config_hash']}), seed {results['seed']}, "
-        f"kd_jax commit {results.get('commit') or 'unknown'}; {versions}."
+        f"kd_jax commit {results['commit'] or 'unknown'}; {versions}."
     )
     tags = [] if stage in ("teacher", "baseline") else ["knowledge-distillation"]
     datasets = [train["path"]] if train.get("source") == "hub" else []
-    names = list(dict.fromkeys(m["name"] for m in models if is_hub_id(m["name"])))
+    names = list(dict.fromkeys(m["name"] for m in base.values() if is_hub_id(m["name"])))
     return "\n".join(
         [
             _front(head, names, stated, tags, datasets),

@@ -17,7 +17,7 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
     """FLOPs of one forward pass.
 
     Args:
-        params: {"backbone", "head"}, arrays or their shapes.
+        params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head of its own.
         rows: of the batch.
         tokens: of a row.
         positions: tokens of a row that reach the head.
@@ -32,7 +32,8 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
         if name.endswith("attention/q/kernel"):
             products += 2 * tokens * tokens * leaf.shape[1]  # scores, and weights times values
     if vocabulary:
-        unembed_VD = params["head"].get("unembed", params["backbone"]["tokens"]["embedding"])
+        embedding_VD = params["backbone"]["tokens"]["embedding"]
+        unembed_VD = params.get("head", {}).get("unembed", embedding_VD)
         products += positions * math.prod(unembed_VD.shape)
     return 2 * rows * products
 

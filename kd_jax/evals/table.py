@@ -58,8 +58,9 @@ class Figure:
     show: Callable[[float], str]
 
 
-def _millions(count: float) -> str:
-    return f"{count / 1e6:.2f} M"
+def count(number: float) -> str:
+    """A number of parameters: 66,362,880 is 66.36 M."""
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,.0f}"
 
 
 def _thousands(number: float) -> str:
@@ -74,7 +75,7 @@ QUALITY = (
     Figure("agreement", "top-1 agreement", "{:.4f}".format),
 )
 COST = (
-    Figure("parameters", "parameters", _millions),
+    Figure("parameters", "parameters", count),
     Figure("size_mb", "size (MB)", "{:.1f}".format),
     Figure("tokens_per_second", "tokens/s", _thousands),
     Figure("steps", "steps", _thousands),

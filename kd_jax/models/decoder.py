@@ -21,7 +21,7 @@ from kd_jax.types import Array, Batch
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Numbers that fix a decoder. `hf_json` keeps what the checkpoint's config.json said besides."""
+    """What fixes a decoder. `hf_json` is the config.json it came from, for what else it says."""
 
     vocab_size: int
     width: int

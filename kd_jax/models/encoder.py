@@ -14,7 +14,7 @@ from kd_jax.types import Array, Batch
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Numbers that fix an encoder. `hf_json` keeps what the checkpoint's config.json said besides."""
+    """What fixes an encoder. `hf_json` is the config.json it came from, for what else it says."""
 
     vocab_size: int
     width: int

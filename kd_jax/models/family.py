@@ -5,6 +5,7 @@ and write its config.json, which backbone it runs on, and the table of its tenso
 """
 
 import dataclasses
+import functools
 import json
 import zlib
 from collections.abc import Callable
@@ -184,26 +185,36 @@ def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
     A parameter's value depends on `key` and its path alone, not on what else the model has.
     """
 
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     values: dict[str, Array] = {}
-    # All matrices of one shape in one call: a program of as many calls as layers takes long to
-    # compile. The values are those of single calls.
     alike: dict[tuple[int, ...], list[str]] = {}
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
+    for path, leaf in flatten(shapes).items():
         if path.endswith("bias"):
             values[path] = jnp.zeros(leaf.shape)
         elif path.endswith("scale"):
             values[path] = jnp.ones(leaf.shape)
         else:
             alike.setdefault(leaf.shape, []).append(path)
+    # All matrices of one shape in one call, with the values of single calls: a program with a call
+    # for each takes long to compile.
     for shape, group in alike.items():
         hashes = jnp.array([zlib.crc32(path.encode()) for path in group], jnp.uint32)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
-        drawn = config.initializer_range * jax.vmap(lambda k: jax.random.normal(k, shape))(keys)  # noqa: B023
-        for i, path in enumerate(group):
-            values[path] = family.adjust(path, drawn[i], config)
-    return jax.tree_util.tree_unflatten(tree, [values[path] for path in paths])
+        normal = jax.vmap(functools.partial(jax.random.normal, shape=shape))(keys)
+        for path, value in zip(group, config.initializer_range * normal, strict=True):
+            values[path] = family.adjust(path, value, config)
+    return unflatten(values, shapes)
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Leaves by path: {"backbone/tokens/embedding": ..., ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any], like: Params) -> Params:
+    """The tree `like` with the leaves of `flat`, which may have more."""
+    leaves = [flat[path] for path in flatten(like)]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
 
 
 def spec(config: Any) -> ModelSpec:

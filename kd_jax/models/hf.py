@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: a folder's weights to our parameters and back, nothing left over."""
 
 import json
+import logging
 import pickle
 import re
 from collections.abc import Iterable
@@ -8,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes  # noqa: F401  (teaches numpy the bfloat16 that safetensors hands out)
 import numpy as np
 import safetensors
 import safetensors.numpy
-from absl import logging
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models.family import Family, Rule
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Params
+
+log = logging.getLogger(__name__)
 
 # In the order of preference; an index names the files of a checkpoint in several.
 WEIGHTS = (
@@ -61,7 +62,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
         if not any(re.search(pattern, name) for pattern in family.ignore)
     ]
 
-    flat_shapes = {_path(p): s.shape for p, s in jax.tree_util.tree_leaves_with_path(shapes)}
+    flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
     flat: dict[str, np.ndarray] = {}
     for rule in rules:
         if rule.hf in tensors:
@@ -70,10 +71,9 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
     in_head = [path for path in flat_shapes if path.startswith("head/")]
     if key is not None and in_head and not any(path in flat for path in in_head):
-        logging.warning("%s has no %s head: it starts from random values", folder, head)
+        log.warning("%s has no %s head: it starts from random values", folder, head)
         fresh = families.draw(family, config, {"head": shapes["head"]}, key)
-        for path, value in jax.tree_util.tree_leaves_with_path(fresh):
-            flat[_path(path)] = np.asarray(value)
+        flat |= jax.tree.map(np.asarray, families.flatten(fresh))
         missing = [rule for rule in missing if not flat.keys() >= set(rule.ours)]
     if missing or extra:
         lists = _list("-", [rule.hf for rule in missing]) + _list("+", extra)
@@ -81,15 +81,12 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
             f"{folder}: weights are not those of a {family.name} with head {head!r} "
             f"(- missing, + left over): {', '.join(lists)}; check config.json and the head"
         )
-    return jax.tree_util.tree_map_with_path(lambda path, _: flat[_path(path)], shapes)
+    return families.unflatten(flat, shapes)
 
 
 def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
     """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`."""
-    flat = {
-        _path(path): np.asarray(value)
-        for path, value in jax.tree_util.tree_leaves_with_path(params)
-    }
+    flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
     tensors, written = {}, set()
     for rule in family.rules(config, head):
@@ -107,10 +104,6 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
     hf_json = families.write(family, config, head)
     (folder / "config.json").write_text(json.dumps(hf_json, indent=2, sort_keys=True) + "\n")
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _plain(name: str, family: Family) -> str:

@@ -110,8 +110,8 @@ class Mlp(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
 
-    `rate` is the dropout of the attention weights, `out_rate` that of the output. `scale` multiplies
-    the scores.
+    `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
+    factor of the scores.
     """
 
     def __init__(
@@ -150,6 +150,9 @@ def attention(q_BTHK, k_BTHK, v_BTHK, mask, scale, rate, seed, site, policy) -> 
     fused kernels of `policy.attention` know no dropout, so a step with it takes the explicit path.
     """
     if policy.attention != "explicit" and (seed is None or rate == 0.0):
+        # cuDNN takes no mask whose query axis is broadcast.
+        length = (q_BTHK.shape[1], k_BTHK.shape[1])
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], *length))
         return jax.nn.dot_product_attention(
             q_BTHK, k_BTHK, v_BTHK, mask=mask, scale=scale, implementation=policy.attention
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.errors import UserError
+from kd_jax.models import family
 from kd_jax.types import Model, Params
 
 
@@ -92,21 +93,13 @@ def _rescaled(block: Params, factor: float) -> Params:
 
 def _take(student: Params, source: Params) -> Params:
     """Copies of the source's arrays in the student's tree."""
-    have = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): value
-        for path, value in jax.tree_util.tree_leaves_with_path(source)
-    }
-
-    def one(path, wanted):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name not in have:
-            raise UserError(f"student.init from teacher layers: the teacher has no {name}")
-        if have[name].shape != wanted.shape:
+    have, taken = family.flatten(source), {}
+    for path, wanted in family.flatten(student).items():
+        if path not in have or have[path].shape != wanted.shape:
+            its = have[path].shape if path in have else "missing"
             raise UserError(
-                f"student.init from teacher layers: {name} is {have[name].shape} in the teacher "
-                f"and {wanted.shape} in the student; make them the same, or start the student "
-                f"from scratch"
+                f"student.init from teacher layers: {path} is {its} in the teacher and "
+                f"{wanted.shape} in the student; make them the same, or start from scratch"
             )
-        return jnp.array(have[name], wanted.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, student)
+        taken[path] = jnp.array(have[path], wanted.dtype)
+    return family.unflatten(taken, student)

@@ -96,7 +96,7 @@ class Knobs:
     temperatures: dict[str, Schedule]
 
 
-def make(
+def build(
     config: Any,
     steps: int,
     student_policy: Policy,

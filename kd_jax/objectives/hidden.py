@@ -5,6 +5,7 @@ arXiv:1910.01108, section 2. Padding is left out of both.
 """
 
 import dataclasses
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +27,13 @@ def layer_pairs(layers: str | Pairs, student: ModelSpec, teacher: ModelSpec) -> 
     if layers == "uniform":
         ratio = teacher.num_layers / student.num_layers
         return tuple((i, round(i * ratio)) for i in range(1, student.num_layers + 1))
-    if isinstance(layers, str):
-        raise UserError(f"objective hidden: layers={layers!r}: have uniform, last, or pairs")
-    for pair in layers:
-        fits = len(pair) == 2 and 0 <= pair[0] <= student.num_layers
-        if not fits or not 0 <= pair[1] <= teacher.num_layers:
+    for s, t in layers:
+        if not (0 <= s <= student.num_layers and 0 <= t <= teacher.num_layers):
             raise UserError(
-                f"objective hidden: layers: {pair} is no pair of hidden states (student 0 to "
+                f"objective hidden: layers: ({s}, {t}) is no pair of hidden states (student 0 to "
                 f"{student.num_layers}, teacher 0 to {teacher.num_layers})"
             )
-    return tuple((int(s), int(t)) for s, t in layers)
+    return layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +94,14 @@ def make(kind: str = "mse", layers: str | Pairs = "uniform") -> Hidden:
     """`kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher)."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")
-    if not isinstance(layers, str):
-        layers = tuple(tuple(pair) for pair in layers)
+    if layers not in ("uniform", "last"):
+        try:
+            layers = tuple((operator.index(s), operator.index(t)) for s, t in layers)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"objective hidden: layers={layers!r}: have uniform, last, or pairs (student, "
+                "teacher)"
+            ) from None
+    if not layers:
+        raise UserError("objective hidden: layers is empty: give at least one pair")
     return Hidden(kind, layers)

@@ -15,10 +15,15 @@ from kd_jax.objectives.reverse_kl import ReverseKL
 from kd_jax.objectives.rows import Divergence
 
 
-def _excess(u):
-    """u - log(1 + u) for u >= -1, exact where the two nearly cancel."""
+def _log(ratio, u):
+    """log(ratio), ratio = 1 + u: each of the two is exact where the other is rounded away."""
+    return jnp.where(u < -0.5, jnp.log(ratio), jnp.log1p(u))
+
+
+def _excess(ratio, u):
+    """u - log(1 + u), exact where the two nearly cancel."""
     series = u * u * (0.5 - u * (1.0 / 3.0 - u * (0.25 - u * 0.2)))
-    return jnp.where(jnp.abs(u) < 0.03, series, u - jnp.log1p(u))
+    return jnp.where(jnp.abs(u) < 0.03, series, u - _log(ratio, u))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,28 +38,29 @@ class JensenShannon(Divergence):
         return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
 
     def _mixture(self, rows, sums, temperature):
-        """p, q and the relative distance of the mixture from each: m = p (1 + u) = q (1 + w)."""
-        tiny = jnp.finfo(jnp.float32).tiny
+        """p, q, and the mixture over each of them: (m / p, m / p - 1), (m / q, m / q - 1)."""
+        tiny, b = jnp.finfo(jnp.float32).tiny, self.beta
         p_CV = jnp.maximum(rows.student.probs(temperature, sums), tiny)
         q_CV = jnp.maximum(rows.teacher.probs(temperature, sums), tiny)
-        u_CV = self.beta * (q_CV - p_CV) / p_CV
-        w_CV = (1.0 - self.beta) * (p_CV - q_CV) / q_CV
-        return p_CV, q_CV, u_CV, w_CV
+        over_p = (1.0 - b) + b * (q_CV / p_CV), b * (q_CV - p_CV) / p_CV
+        over_q = b + (1.0 - b) * (p_CV / q_CV), (1.0 - b) * (p_CV - q_CV) / q_CV
+        return p_CV, q_CV, over_p, over_q
 
     def _factor(self, power_of_t):
         scale = 1.0 / (self.beta * (1.0 - self.beta)) if self.scaled else 1.0
         return scale * power_of_t
 
     def value(self, rows, sums, temperature):
-        p_CV, q_CV, u_CV, w_CV = self._mixture(rows, sums, temperature)
-        # KL(p || m) = sum p (u - log(1 + u)): every summand is positive, nothing cancels.
-        mix_CV = self.beta * q_CV * _excess(w_CV) + (1.0 - self.beta) * p_CV * _excess(u_CV)
+        p_CV, q_CV, over_p, over_q = self._mixture(rows, sums, temperature)
+        # KL(p || m) = sum p (u - log(1 + u)), m = p (1 + u): every summand is positive.
+        of_q_CV, of_p_CV = q_CV * _excess(*over_q), p_CV * _excess(*over_p)
+        mix_CV = self.beta * of_q_CV + (1.0 - self.beta) * of_p_CV
         factor = self._factor(temperature**2 if self.t_squared else 1.0)
         return factor * jnp.sum(mix_CV, axis=1, keepdims=True)
 
     def grad(self, rows, sums, temperature):
-        p_CV, _, u_CV, _ = self._mixture(rows, sums, temperature)
-        slope_CV = -(1.0 - self.beta) * jnp.log1p(u_CV)  # d/dp of the bracket: (1-b) log(p/m)
+        p_CV, _, over_p, _ = self._mixture(rows, sums, temperature)
+        slope_CV = -(1.0 - self.beta) * _log(*over_p)  # d/dp of the bracket: (1-b) log(p/m)
         mean_C1 = jnp.sum(p_CV * slope_CV, axis=1, keepdims=True)
         factor = self._factor(temperature if self.t_squared else 1.0 / temperature)
         return factor * p_CV * (slope_CV - mean_C1)

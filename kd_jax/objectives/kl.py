@@ -19,7 +19,7 @@ class ForwardKL(Divergence):
 
     def sums(self, rows, temperature):
         student, teacher = rows.student, rows.teacher
-        gap_CV = teacher.logits_CV - student.logits_CV
+        gap_CV = teacher.shifted_CV - student.shifted_CV
         return {
             **student.normaliser(temperature),
             **teacher.normaliser(temperature),

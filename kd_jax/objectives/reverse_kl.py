@@ -17,7 +17,7 @@ class ReverseKL(Divergence):
 
     def sums(self, rows, temperature):
         student, teacher = rows.student, rows.teacher
-        gap_CV = student.logits_CV - teacher.logits_CV
+        gap_CV = student.shifted_CV - teacher.shifted_CV
         return {
             **student.normaliser(temperature),
             **teacher.normaliser(temperature),

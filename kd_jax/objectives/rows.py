@@ -26,7 +26,9 @@ class Softmax:
     def __init__(self, name: str, logits_CV: Array, powers: frozenset[int]):
         self.name = name
         self.logits_CV = logits_CV
+        # The largest is 0: what depends on no offset of the logits is not rounded at its size.
         self.max_C1 = jax.lax.stop_gradient(jnp.max(logits_CV, axis=1, keepdims=True))
+        self.shifted_CV = logits_CV - self.max_C1
         self._powers = powers  # integer temperatures of the run; exp(x) = exp(x / k) ** k
         self._exps: dict[Hashable, Array] = {}
 
@@ -38,7 +40,7 @@ class Softmax:
             if key == 1.0 and root is not None:
                 self._exps[key] = jax.lax.integer_pow(self.exp(float(root)), root)
             else:
-                self._exps[key] = jnp.exp((self.logits_CV - self.max_C1) / temperature)
+                self._exps[key] = jnp.exp(self.shifted_CV / temperature)
         return self._exps[key]
 
     def normaliser(self, temperature: Temperature) -> Sums:
@@ -50,12 +52,12 @@ class Softmax:
         return self.exp(temperature) / sums[self.name, key_of(temperature)]
 
     def log_normaliser(self, temperature: Temperature, sums: Sums) -> Array:
-        """logsumexp(logits / temperature), (C, 1)."""
-        return self.max_C1 / temperature + jnp.log(sums[self.name, key_of(temperature)])
+        """logsumexp(shifted logits / temperature), (C, 1)."""
+        return jnp.log(sums[self.name, key_of(temperature)])
 
     def log_probs(self, temperature: Temperature, sums: Sums) -> Array:
         """log_softmax(logits / temperature), (C, V)."""
-        return self.logits_CV / temperature - self.log_normaliser(temperature, sums)
+        return self.shifted_CV / temperature - self.log_normaliser(temperature, sums)
 
 
 def key_of(temperature: Temperature) -> Hashable:
@@ -72,8 +74,10 @@ class Rows:
     labels_C: Array
 
     def student_at_label(self) -> Array:
-        """The student's logit of each row's label, (C, 1)."""
-        return jnp.take_along_axis(self.student.logits_CV, self.labels_C[:, None], axis=1)
+        """The student's shifted logit of each row's label, (C, 1)."""
+        labels_C1 = self.labels_C[:, None]
+        logit_C1 = jnp.take_along_axis(self.student.logits_CV, labels_C1, axis=1)
+        return logit_C1 - self.student.max_C1
 
     def is_label(self) -> Array:
         """True at each row's label, (C, V)."""

@@ -28,7 +28,9 @@ class TotalVariation(Divergence):
 
     def grad(self, rows, sums, temperature):
         p_CV = rows.student.probs(temperature, sums)
-        sign_CV = jnp.sign(p_CV - rows.teacher.probs(temperature, sums))
+        gap_CV = p_CV - rows.teacher.probs(temperature, sums)
+        # Where the two agree, rounding must not choose a slope of -1 or 1.
+        sign_CV = jnp.where(jnp.abs(gap_CV) > 1e-5 * p_CV, jnp.sign(gap_CV), 0.0)
         mean_C1 = jnp.sum(p_CV * sign_CV, axis=1, keepdims=True)
         factor = temperature if self.t_squared else 1.0 / temperature
         return 0.5 * factor * p_CV * (sign_CV - mean_C1)

@@ -144,8 +144,8 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
             # A row of weight 0 may hold anything, and 0 times infinity is no number.
             totals[term.name] += jnp.sum(jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0))
             if want_grads and term.name in scales:
-                scale_C1 = scales[term.name] * weight_C1
-                ds_CV += scale_C1 * term.divergence.grad(rows, sums, temperature)
+                slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
+                ds_CV += jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
         dx_CD = None
         if want_grads:
             ds_CV = ds_CV.astype(operand)
@@ -215,8 +215,10 @@ def vocab_loss(
 
 def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures):
     loss, totals, grads = _run(
-        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=True
+        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=bool(scales)
     )
+    if not scales:  # everything is measured only
+        grads = jax.tree.map(jnp.zeros_like, student)
     # Empty arrays remember the types that the gradients have to come back in.
     like = jax.tree.map(lambda x: jnp.zeros((0,), x.dtype), student)
     return (loss, totals), (grads, like)

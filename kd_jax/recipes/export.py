@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.errors import UserError
-from kd_jax.evals import card, runs
+from kd_jax.evals import card, runs, table
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
 from kd_jax.recipes.blueprint import Blueprint
@@ -34,7 +34,7 @@ from kd_jax.recipes.setup import Setup, Stage
 from kd_jax.tasks import text
 from kd_jax.train import optim, state
 from kd_jax.train.checkpoint import Checkpoints
-from kd_jax.types import Batch, Model, Params
+from kd_jax.types import Batch, Model, ModelOutput, Params
 
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
@@ -227,12 +227,10 @@ def _digest(params: Params) -> str:
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    spec = blueprint.spec
-    return (
-        f"{blueprint.family.architectures[blueprint.head]} with {spec.num_layers} layers of width "
-        f"{spec.width}, {count / 1e6:.1f} M parameters"
-    )
+    count = table.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
+    layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
+    return f"{name} with {layers} of width {spec.width}, {count} parameters"
 
 
 def _example(blueprint: Blueprint) -> Batch:
@@ -258,17 +256,16 @@ def _example(blueprint: Blueprint) -> Batch:
 
 def _logits(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
     """float32 logits (B, T, V) in full precision; without a head, the hidden states (B, T, D)."""
-    kind, head = blueprint.family, blueprint.head
-    graphdef = family.abstract(kind, blueprint.config, head, Policy()).graphdef
-
-    @jax.jit
-    def run(params, batch):
-        with jax.default_matmul_precision("highest"):
-            output = Model(params, graphdef)(batch)
-            return output.features if head == "none" else output.logits
-
+    model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
     full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    return np.asarray(run(full, batch))
+    with jax.default_matmul_precision("highest"):
+        output = _run(model.replace(params=full), batch)
+    return np.asarray(output.features if blueprint.head == "none" else output.logits)
+
+
+@jax.jit
+def _run(model: Model, batch: Batch) -> ModelOutput:
+    return model(batch)
 
 
 def _torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:

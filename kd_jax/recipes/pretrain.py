@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import statistics
 import time
 from typing import Any
 
 import jax
-from absl import logging
+from clu import parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax.errors import UserError
 from kd_jax.evals import plots, runs, table
 from kd_jax.models import family, surgery
 from kd_jax.recipes import blueprint, export, workdir
@@ -28,6 +31,8 @@ from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, records, sharding, state
 from kd_jax.train.evaluate import evaluate
 from kd_jax.types import Array, Model, Params
+
+log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
@@ -38,17 +43,20 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         _show(folder, results)
         return results
     setup = Setup(config, folder)
+    _check(setup)
     data = setup.task.prepare()
     for line in setup.shapes():
-        logging.info("%s", line)
+        log.info("%s", line)
+    first = jax.process_index() == 0
+    wandb_run = _open_wandb(config, folder) if config.wandb and first else None
     teacher = _given_teacher(setup)
     figures: dict[str, dict] = {}
     for stage in setup.stages:
-        params, figures[stage.name] = _run_stage(setup, stage, teacher)
+        params, figures[stage.name] = _run_stage(setup, stage, teacher, wandb_run)
         if stage.name == "teacher":
             teacher = params
     results = {
-        "config": folder.name.rsplit("-", 1)[0],
+        "config": workdir.config_name(folder),
         "config_hash": workdir.config_hash(config),
         "commit": workdir.commit(),
         "seed": config.seed,
@@ -62,13 +70,34 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "split": _test_split(config),
         "stages": figures,
     }
-    if jax.process_index() == 0:
+    if jax.process_count() > 1:  # the first process exports what may lie on all of them
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if first:
         results["export"] = export.export_run(setup, setup.stages[-1].name, params, results)
         results["seconds"] = round(time.time() - began, 1)
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
         _show(folder, results)
+    if wandb_run is not None:
+        wandb_run.finish()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("end of the run")
     return results
+
+
+def _check(setup: Setup) -> None:
+    """Finds before the long work what a later stage would fail of: weights that cannot be read,
+    widths that do not fit, a wrong objective, schedule or optimizer, nothing to resume."""
+    teacher = setup.teacher.abstract().params
+    for stage in setup.stages:
+        create_state(setup, stage, teacher, abstract=True)
+        learning_rate(stage.optim, stage.steps)
+        if stage.name == "student" and setup.config.resume:
+            loop.resume_from(setup.config.resume, stage.steps).close()
+
+
+def _open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
+    return records.open_wandb(config.wandb, folder.name, workdir.resolved(config), folder)
 
 
 def _show(folder: epath.Path, results: dict) -> None:
@@ -98,16 +127,25 @@ def initial_params(setup: Setup, stage: Stage, teacher: Params | None, key: Arra
 
         return from_teacher, teacher
     if setup.config.student.init == "model":
+        if not setup.config.student.model:
+            raise UserError("config.student.init='model': set student.model to a checkpoint")
         return (lambda params: params), student.load(key)
+    if setup.config.student.init != "scratch":
+        found = setup.config.student.init
+        raise UserError(f"config.student.init={found!r}: have teacher, model, scratch")
     return student.draw, key
 
 
-def create_state(setup: Setup, stage: Stage, teacher: Params | None) -> state.TrainState:
-    """The stage's state before its first step; abstract where `teacher` or the setup is."""
+def create_state(
+    setup: Setup, stage: Stage, teacher: Params | None, abstract: bool = False
+) -> state.TrainState:
+    """The stage's state before its first step; or its shapes, after all checks."""
     plan, _ = setup.plan(stage)
     key = jax.random.key(setup.config.seed)
     model = setup.teacher if stage.name == "teacher" else setup.student
     init, inputs = initial_params(setup, stage, teacher, jax.random.fold_in(key, 0))
+    if abstract:
+        inputs = jax.eval_shape(lambda x: x, inputs)
     objective_key = jax.random.fold_in(key, 1)
 
     def both(inputs):
@@ -126,7 +164,7 @@ def _given_teacher(setup: Setup) -> Params | None:
         return None
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     if setup.teacher.folder is None:
-        logging.warning("the teacher has random parameters: no teacher.model, no teacher stage")
+        log.warning("the teacher has random parameters: no teacher.model, no teacher stage")
         return setup.teacher.draw(key)
     return setup.teacher.load(key)
 
@@ -139,7 +177,9 @@ def frozen_teacher(setup: Setup, params: Params) -> Model:
     return Model(placed, setup.teacher.abstract().graphdef)
 
 
-def _run_stage(setup: Setup, stage: Stage, teacher: Params | None) -> tuple[Params, dict]:
+def _run_stage(
+    setup: Setup, stage: Stage, teacher: Params | None, wandb_run: Any
+) -> tuple[Params, dict]:
     """Trains a stage, or what is left of it; its best parameters and its held-out figures."""
     config, folder = setup.config, setup.folder / stage.name
     frozen = None if stage.name == "teacher" else frozen_teacher(setup, teacher)
@@ -153,8 +193,11 @@ def _run_stage(setup: Setup, stage: Stage, teacher: Params | None) -> tuple[Para
         perplexity = math.exp(min(found["loss"], 700.0))
         return {"loss": found.pop("loss"), "perplexity": perplexity, **found}
 
+    born = create_state(setup, stage, teacher)
+    if jax.process_index() == 0:
+        _write_overview(stage.name, born.params["student"], folder / "parameters.txt")
     fitted = loop.fit(
-        create_state(setup, stage, teacher),
+        born,
         stage=stage.name,
         plan=plan,
         stream=setup.task.train(stage.batch_size, config.seed, **processes),
@@ -169,12 +212,13 @@ def _run_stage(setup: Setup, stage: Stage, teacher: Params | None) -> tuple[Para
         keep=config.checkpoint.keep,
         directory=folder,
         resume=config.resume if stage.name == "student" else "",
+        wandb_run=wandb_run,
     )
     params = fitted.state.params["student"]
     if (folder / "results.json").exists():
         return params, json.loads((folder / "results.json").read_text())
     figures = measure(fitted.state.student, _test_split(config)) | {
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": count(params),
         "size_mb": round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2),
         "steps": stage.steps,
         "best_step": fitted.best_step,
@@ -183,6 +227,18 @@ def _run_stage(setup: Setup, stage: Stage, teacher: Params | None) -> tuple[Para
     if jax.process_index() == 0:
         workdir.write(folder / "results.json", figures)
     return params, figures
+
+
+def _write_overview(stage: str, params: Params, path: epath.Path) -> None:
+    """A table of all parameters to `path`, their number to the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _speed(folder: epath.Path) -> dict[str, float]:

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.data import source
+from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.models import family, hub
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint
+from kd_jax.recipes import blueprint, keys
 from kd_jax.tasks import text
 from kd_jax.train import sharding, step
 
@@ -48,19 +49,16 @@ def stages(config: ConfigDict) -> list[Stage]:
     for name in STAGES:
         if name not in config.stages:
             continue
-        changes = config.stages[name]
-        unknown = sorted(set(changes) - set(_OVERRIDES))
-        if unknown:
-            have = ", ".join(_OVERRIDES)
-            raise UserError(f"config.stages.{name}: unknown {', '.join(unknown)}; have: {have}")
-        settings = ConfigDict({key: config[key] for key in _OVERRIDES}, type_safe=False)
-        settings.optim = config.optim.copy_and_resolve_references()
-        try:
-            settings.update(changes)
-        except KeyError as error:
-            raise UserError(f"config.stages.{name}: {error}") from None
+        defaults = {key: config[key] for key in _OVERRIDES}
+        changes = settings(config.stages[name], defaults, f"stages.{name}")
+        optim = ConfigDict(config.optim.to_dict(), type_safe=False)
+        if changes["optim"] is not config.optim:
+            optim.update(changes["optim"])
+            keys.check_optim(optim, f"stages.{name}.optim")
+        if changes["steps"] < 1:
+            raise UserError(f"config.stages.{name}.steps={changes['steps']} must be at least 1")
         objective = config.objective if name == "student" else _LABELS_ONLY
-        found.append(Stage(name, **{key: settings[key] for key in _OVERRIDES}, objective=objective))
+        found.append(Stage(name, **changes | {"optim": optim, "objective": objective}))
     return found
 
 
@@ -77,6 +75,7 @@ class Setup:
         devices: list | None = None,
         platform: str | None = None,
     ):
+        keys.check(config)
         self.config, self.folder = config, folder
         self.mesh = sharding.make_mesh(config.mesh.fsdp, devices)
         self.stages = stages(config)
@@ -93,11 +92,17 @@ class Setup:
             self._check_vocabulary(teacher, student)
         self.teacher, self.student = teacher, student
         self.task = make_task(config.task, config.data, self.tokenizer)
+        for model, key in ((teacher, "teacher"), (student, "student")):
+            if self.task.seq_len > model.config.max_tokens:
+                raise UserError(
+                    f"config.task.seq_len={self.task.seq_len}: {key} {model.name} has positions "
+                    f"for {model.config.max_tokens} tokens; shorten the rows"
+                )
 
     def plan(self, stage: Stage) -> tuple[step.Plan, combine.Knobs]:
         """The static part of a stage's step, and its schedules of weights and temperatures."""
         teacher_policy = self.policy if stage.name == "student" else None
-        objective, knobs = combine.make(
+        objective, knobs = combine.build(
             stage.objective, stage.steps, self.policy, teacher_policy, self.config.vocab_chunk
         )
         return step.Plan(objective, self.mesh, family.PARTITION, self.config.accumulate), knobs
@@ -110,7 +115,10 @@ class Setup:
 
     def shapes(self) -> list[str]:
         """The programs of the run and the shapes they are compiled for, as lines."""
-        lines = []
+        kind = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+        attention = self.policy.attention
+        attention += "" if attention == "explicit" else ", explicit where it has dropout"
+        lines = [f"{kind}, {self.config.precision}, attention: {attention}"]
         for stage in self.stages:
             batch = self.task.shapes(stage.batch_size)
             lines.append(f"train_step {stage.name}: {_shape(batch)}, x{self.config.accumulate}")
@@ -137,11 +145,11 @@ class Setup:
 
     def _tokenizer(self, teacher: blueprint.Blueprint):
         """The run's tokenizer: trained here, of a folder or hub id, or the teacher's."""
-        settings, folder = self.config.tokenizer, self.folder / "tokenizer"
-        if not settings.train:
-            if settings.path:
-                where = Path(settings.path).expanduser()
-                where = where if where.is_dir() else hub.resolve(settings.path).path
+        given, folder = self.config.tokenizer, self.folder / "tokenizer"
+        if not given.train:
+            if given.path:
+                where = Path(given.path).expanduser()
+                where = where if where.is_dir() else hub.resolve(given.path).path
             elif teacher.folder is not None:
                 where = teacher.folder
             else:
@@ -150,7 +158,7 @@ class Setup:
         if jax.process_index() == 0 and not folder.exists():
             documents = source.read(self.config.data.train, "data.train")
             temporary = folder.with_name("tokenizer.tmp")
-            text.train_tokenizer(settings.train, documents, settings.vocab_size, temporary)
+            text.train_tokenizer(given.train, documents, given.vocab_size, temporary)
             temporary.rename(folder)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")

@@ -49,12 +49,17 @@ def enter(config: ConfigDict, name: str, workdir: str | None) -> epath.Path:
             )
     elif first:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "manifest.json", manifest())
+        write(folder / "manifest.json", {"config": name} | manifest())
         write(path, resolved(config))
     if first:
         with (folder / "command.txt").open("a") as file:
             file.write(shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]]) + "\n")
     return folder
+
+
+def config_name(folder: epath.Path) -> str:
+    """NAME of the configs/NAME.py that a run directory was made by."""
+    return json.loads((folder / "manifest.json").read_text())["config"]
 
 
 def manifest() -> dict:

@@ -24,18 +24,20 @@ def _loss(metrics: dict) -> float:
 class Checkpoints:
     """The checkpoints of one training stage, in `directory` (local or gs://)."""
 
-    def __init__(self, directory: epath.PathLike, keep: int):
-        best = BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        policy = AnyPreservationPolicy([LatestN(keep), best])
+    def __init__(self, directory: epath.PathLike, keep: int | None):
+        """`keep`: how many of the last ones stay, besides the best. None only reads: the run that
+        the directory belongs to may be writing there."""
         self.directory = epath.Path(directory).absolute()
+        options = dict(create=False, read_only=True, save_interval_steps=0)
+        if keep is not None:
+            best = BestN(
+                get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            )
+            policy = AnyPreservationPolicy([LatestN(keep), best])
+            options = dict(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=_loss,
-                best_mode="min",
-                cleanup_tmp_directories=True,
-            ),
+            options=ocp.CheckpointManagerOptions(best_fn=_loss, best_mode="min", **options),
         )
 
     @property

@@ -7,6 +7,7 @@ run has one process.
 """
 
 import dataclasses
+import logging
 import os
 import re
 import socket
@@ -16,9 +17,11 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, for a run of several processes."
@@ -71,6 +74,8 @@ def initialize() -> None:
             _join_tpu_pod(_TIMEOUT.value)
     elif cluster.process_count > 1:
         join(cluster, _TIMEOUT.value)
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
+        logging.getLogger("kd_jax").setLevel(logging.WARNING)  # the first speaks for all
 
 
 def detect(explicit: Mapping[str, object], environ: Mapping[str, str]) -> Cluster | None:
@@ -130,7 +135,7 @@ def _on_tpu() -> bool:
 def join(cluster: Cluster, timeout: int) -> None:
     """Joins `cluster`; see `initialize`."""
     own = f"process {cluster.process_id} of {cluster.process_count} ({cluster.source})"
-    logging.info("%s, coordinator %s", own, cluster.coordinator)
+    log.info("%s, coordinator %s", own, cluster.coordinator)
     if cluster.process_id == 0:
         try:  # jax.distributed may crash on the way out after a failure, so ask before
             socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -85,13 +86,20 @@ class Fit:
     best_step: int
 
 
-def _resumed(directory: str, state: TrainState) -> TrainState:
-    source = Checkpoints(epath.Path(directory) / "checkpoints", keep=1)
+def resume_from(directory: str, steps: int) -> Checkpoints:
+    """The checkpoints of another stage directory, to go on from the last one.
+
+    Raises UserError where there is none, or only one beyond this stage's `steps`.
+    """
+    source = Checkpoints(epath.Path(directory) / "checkpoints", keep=None)
     if source.latest is None:
         raise UserError(f"config.resume={directory}: no checkpoint there; give RUN/STAGE")
-    state = source.restore(source.latest, state)
-    source.close()
-    return state
+    if source.latest > steps:
+        raise UserError(
+            f"config.resume={directory} is at step {source.latest}, beyond the {steps} of this "
+            f"stage; raise config.steps"
+        )
+    return source
 
 
 def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list[str]) -> dict:
@@ -138,73 +146,82 @@ def fit(
         tokens_per_step: tokens of a global batch, for tokens a second.
         validate: student -> held-out figures with "loss"; None: no selection.
         intervals: steps between evaluations, checkpoints, timing rows.
-        keep: how many of the last checkpoints stay, besides the best one.
+        keep: how many of the last checkpoints stay, besides the best one: the one of the lowest
+            held-out loss among those whose step was evaluated.
         directory: the stage's directory.
         resume: another stage directory to go on from where this one has no checkpoint yet.
         wandb_run: an open W&B run, or None.
 
-    Raises UserError on a non-finite loss; Preempted after SIGTERM, when the state is saved.
+    Raises UserError on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
     """
     checkpoints = Checkpoints(directory / "checkpoints", keep)
-    start = checkpoints.latest
-    if start is not None:
-        state = checkpoints.restore(start, state)
-    elif resume:
-        state = _resumed(resume, state)
-    step = first = int(state.step)
-    records = Records(directory, step, wandb_run) if jax.process_index() == 0 else None
-    bar = ProgressBar(stage, step, steps) if jax.process_index() == 0 else None
-    clock, pending, compiled = Clock(), None, False
-    batches = None if step >= steps else stream.batches(step)
+    records = bar = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)  # whatever happens: it finishes a save in the background
+        start = checkpoints.latest
+        if start is not None:
+            state = checkpoints.restore(start, state)
+        elif resume:
+            with contextlib.closing(resume_from(resume, steps)) as source:
+                state = source.restore(source.latest, state)
+        step = first = int(state.step)
+        if jax.process_index() == 0:
+            records = Records(directory, step, wandb_run)
+            bar = ProgressBar(stage, step, steps)
+            stack.callback(records.close)
+            stack.callback(bar.close)
+        preemption = stack.enter_context(Preemption(plan.mesh))
+        clock, pending, compiled = Clock(), None, False
+        batches = None if step >= steps else stream.batches(step)
 
-    def write_pending() -> None:
-        """Writes the previous step's metrics; a non-finite loss ends the run here."""
-        nonlocal pending
-        if pending is None:
-            return
-        done, metrics, inputs = pending
-        pending = None
-        row = _metrics_row(done, jax.device_get(metrics), inputs, plan.objective.names)
-        if records is not None:
-            records.add(records.metrics, "train", row)
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-            latest = checkpoints.latest
-            raise UserError(
-                f"{stage}: loss {row['loss']}, gradient norm {row['grad_norm']} at step {done}: "
-                f"lower optim.learning_rate or set optim.clip_norm (last checkpoint: {latest})"
-            )
-        if bar is not None:
-            shown = {name: row[name] for name in ("loss", *plan.objective.names)}
-            bar.update(done, shown, clock.rate)
+        def check_finite(loss: float, what: str, at: int) -> None:
+            if not math.isfinite(loss):
+                checkpoints.wait()
+                raise UserError(
+                    f"{stage}: {what} is {loss} at step {at}: lower optim.learning_rate or set "
+                    f"optim.clip_norm (last checkpoint: {_at(checkpoints.latest)})"
+                )
 
-    with Preemption() as preemption:
+        def write_pending() -> None:
+            """Writes the previous step's metrics; a loss that is not finite ends the run here."""
+            nonlocal pending
+            if pending is None:
+                return
+            done, metrics, inputs = pending
+            pending = None
+            row = _metrics_row(done, jax.device_get(metrics), inputs, plan.objective.names)
+            if records is not None:
+                records.add(records.metrics, "train", row)
+            for name in ("loss", "grad_norm", "learning_rate"):
+                check_finite(row[name], name, done)
+            if bar is not None:
+                shown = {name: row[name] for name in ("loss", *plan.objective.names)}
+                bar.update(done, shown, clock.rate)
+
         # Do not change the order: what a checkpoint holds has been evaluated and written down,
         # and a batch is taken only after the save, so that a resumed run goes through the same.
         while True:
-            leaving = step < steps and preemption.requested(step)
+            leaving, last = preemption.requested(), step == steps
+            fresh = step > 0 and step != start  # what was restored was evaluated and saved before
+            planned = last or step % intervals.save == 0
             figures = None
-            fresh = step != start  # what was restored has been evaluated and saved already
-            if (
-                validate
-                and fresh
-                and step > 0
-                and (step % intervals.evaluate == 0 or step == steps)
-            ):
+            if validate and fresh and (last or step % intervals.evaluate == 0):
                 write_pending()
                 figures = validate(state.student)
                 if records is not None:
                     records.add(records.evals, "eval", {"step": step, **figures})
                     bar.say(f"{stage} {step}/{steps}  held out: {_sentence(figures)}")
+                check_finite(figures["loss"], "held-out loss", step)
                 clock.restart()
-            if fresh and step > 0 and (step % intervals.save == 0 or step == steps or leaving):
+            if fresh and (planned or leaving):
                 write_pending()
                 if records is not None:
                     records.sync()
-                checkpoints.save(state, figures)
+                # With figures, a save out of turn could become the best: without, a run that was
+                # interrupted chooses as one that was not.
+                checkpoints.save(state, figures if planned else None)
                 clock.restart()
-            if leaving:
-                break
-            if step >= steps:
+            if leaving or last:
                 break
             asked = time.perf_counter()
             batch = next(batches)
@@ -222,18 +239,19 @@ def fit(
                 row = clock.row(step, intervals.log, intervals.log * tokens_per_step)
                 if records is not None:
                     records.add(records.timing, "time", row)
-    checkpoints.wait()
-    best = checkpoints.best
-    if records is not None:
-        records.close()
-        bar.close()
-    if step < steps:
-        checkpoints.close()
-        raise Preempted
-    if best != step:
-        state = checkpoints.restore(best, state)
-    checkpoints.close()
+        checkpoints.wait()
+        if leaving or preemption.requested_now():
+            if bar is not None:
+                bar.say(f"{stage} {step}/{steps}  saved; the same command continues from here")
+            raise Preempted
+        best = checkpoints.best
+        if best != step:
+            state = checkpoints.restore(best, state)
     return Fit(state, best)
+
+
+def _at(step: int | None) -> str:
+    return "none yet" if step is None else f"step {step}"
 
 
 def _sentence(figures: dict[str, float]) -> str:

@@ -1,36 +1,52 @@
-"""SIGTERM means: save and leave. On several processes all agree on the step to save at."""
+"""SIGTERM means: save and leave. On several processes all agree on the step to save at.
+
+One process may get the signal before the others, or alone. So they all ask each other at every
+step, by a program of one number that runs behind the step's own and is read a step later, when it
+is long done. (JAX's own preemption service loses a signal that comes between two stages.)
+"""
 
 import signal
 
 import jax
-from jax.experimental import multihost_utils
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+_sum = jax.jit(lambda caught_N: caught_N.sum())
 
 
 class Preemption:
     """Catches SIGTERM while it is open (a context manager)."""
 
-    def __init__(self):
-        self._caught = False
+    def __init__(self, mesh: Mesh):
+        self._caught, self._asked = False, None
+        self._alone = jax.process_count() == 1
+        self._place = NamedSharding(mesh, P(mesh.axis_names))
+        self._local = sum(d.process_index == jax.process_index() for d in mesh.devices.flat)
 
     def __enter__(self):
-        # With several processes jax.distributed catches the signal and agrees on a step.
-        self._alone = jax.process_count() == 1
-        if self._alone:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *_):
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._previous)
+        signal.signal(signal.SIGTERM, self._previous)
 
     def _note(self, *_):
         self._caught = True
 
-    def requested(self, step: int) -> bool:
-        """Whether to save at `step` and leave; the same answer on every process."""
-        return (
-            self._caught or not self._alone and multihost_utils.reached_preemption_sync_point(step)
-        )
+    def requested(self) -> bool:
+        """Whether to save now and leave: the same answer on every process, if all of them ask."""
+        if self._alone:
+            return self._caught
+        answer = self._asked is not None and bool(self._asked)
+        caught_N = np.full(self._local, self._caught, np.int32)
+        self._asked = _sum(jax.make_array_from_process_local_data(self._place, caught_N))
+        return answer
+
+    def requested_now(self) -> bool:
+        """`requested`, with the answer to what all processes ask now: they wait for each other."""
+        self.requested()
+        return self.requested()
 
 
 class Preempted(SystemExit):

@@ -19,8 +19,11 @@ class ProgressBar:
 
     def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
         self._console = console or Console()
-        self._stage, self._start, self._steps = stage, start, steps
-        self._began = self._last_line = time.monotonic()
+        self._stage, self._steps = stage, steps
+        self._first: tuple[int, float] | None = (
+            None  # step and time after the first, which compiles
+        )
+        self._last_line = time.monotonic()
         self._bar = None
         if self._console.is_terminal:
             columns = [
@@ -36,15 +39,19 @@ class ProgressBar:
     def update(self, step: int, losses: dict[str, float], tokens_per_second: float) -> None:
         """`step` steps are done."""
         status = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        status += f"  {tokens_per_second:,.0f} tokens/s"
+        if tokens_per_second:
+            status += f"  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, status=status)
             return
         now = time.monotonic()
+        self._first = self._first or (step, now)
         if now - self._last_line >= _LINE_SECONDS or step == self._steps:
             self._last_line = now
-            left = (now - self._began) / max(step - self._start, 1) * (self._steps - step)
-            self.say(f"{self._stage} {step}/{self._steps}  {status}  {_duration(left)} left")
+            if step > self._first[0]:
+                seconds = (now - self._first[1]) / (step - self._first[0])
+                status += f"  {_duration(seconds * (self._steps - step))} left"
+            self.say(f"{self._stage} {step}/{self._steps}  {status}")
 
     def say(self, text: str) -> None:
         """A line above the bar."""

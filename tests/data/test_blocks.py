@@ -123,7 +123,7 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 def test_the_log_tells_speed_or_hit(tmp_path, caplog):
-    with caplog.at_level(std_logging.INFO, logger="absl"):
+    with caplog.at_level(std_logging.INFO, logger="kd_jax"):
         tokenize(listed(["a"]), tokenizer(), END, tmp_path)
         tokenize(listed(["a"]), tokenizer(), END, tmp_path)
     assert "tokens/s" in caplog.messages[0] and "cached" in caplog.messages[1]

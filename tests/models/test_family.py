@@ -75,10 +75,7 @@ def test_every_parameter_has_a_rule_and_a_sharding(name):
         family, config = families.read(tiny.CONFIGS[name] | {"tie_word_embeddings": tied})
         for head in family.architectures:
             params = families.abstract(family, config, head, Policy()).params
-            paths = {
-                jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-                for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-            }
+            paths = families.flatten(params)
             named = {path for rule in family.rules(config, head) for path in rule.ours}
             assert named == paths.keys()
             for path, leaf in paths.items():
@@ -91,10 +88,10 @@ def test_a_parameter_starts_by_its_path_alone():
     family, config = families.read(tiny.CONFIGS["bert"])
     deep = families.build(family, config, "mlm", Policy(), jax.random.key(0)).params
     family, config = families.read(tiny.CONFIGS["bert"] | {"num_hidden_layers": 1})
-    flat = families.build(family, config, "none", Policy(), jax.random.key(0)).params
-    assert "head" not in flat
+    flat = families.build(family, config, "mlm", Policy(), jax.random.key(0)).params
     blocks = deep["backbone"]["blocks"]
     jax.tree.map(np.testing.assert_array_equal, flat["backbone"]["blocks"][0], blocks[0])
+    jax.tree.map(np.testing.assert_array_equal, flat["head"], deep["head"])
     kernels = [block["mlp"]["up"]["kernel"] for block in blocks.values()]
     assert not np.array_equal(kernels[0], kernels[1])
 

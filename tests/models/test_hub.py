@@ -17,12 +17,12 @@ FILES = {
     "model.safetensors": b"weights",
     "pytorch_model.bin": b"the same weights",
     "vocab.txt": b"a\nb\n",
-    "onnx/model.onnx": b"unwanted",
+    "onnx/config.json": b"unwanted",
 }
 
 
 class FakeHub(http.server.BaseHTTPRequestHandler):
-    """`org/good`, `org/pickled` (no safetensors), `org/gated`, `org/slow`; all else is unknown."""
+    """`org/good`, `org/pickled` (no safetensors), `org/locked`, `org/slow`; all else is unknown."""
 
     def do_GET(self):
         path = self.path.partition("?")[0]
@@ -34,13 +34,13 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             del files["model.safetensors"]
         if kind == "slow":
             time.sleep(5)
-        if kind not in ("good", "pickled", "gated", "slow"):
+        if kind not in ("good", "pickled", "locked", "slow"):
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
         elif rest in ("", "revision/main", f"revision/{COMMIT}") and path.startswith("/api"):
             self.answer(200, {}, json.dumps({"id": f"org/{kind}", "sha": COMMIT}).encode())
         elif rest.startswith("revision/"):
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        elif kind == "gated":
+        elif kind == "locked":
             self.answer(403, {"X-Error-Code": "GatedRepo"})
         elif rest.startswith("tree/"):
             tree = [
@@ -105,7 +105,7 @@ def test_downloads_once_and_then_needs_no_hub(name, weights, monkeypatch):
     [
         ("org/none", None, "unknown to the hub"),
         ("org/good", "v9", "no revision 'v9'"),
-        ("org/gated", None, "gated"),
+        ("org/locked", None, "gated"),
         ("no such/id", None, "neither a folder nor a hub id"),
     ],
 )

@@ -8,12 +8,6 @@ from kd_jax.models import surgery
 from kd_jax.precision import Policy
 from tests.models import tiny
 
-
-def build(name, head, seed=0, **changes):
-    family, config = families.read(tiny.CONFIGS[name] | changes)
-    return families.build(family, config, head, Policy(), jax.random.key(seed))
-
-
 run = jax.jit(lambda model, batch: model(batch))
 
 
@@ -49,15 +43,15 @@ def test_layer_map_refuses(layers, student, teacher, says):
 
 @pytest.mark.parametrize("name, head", [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm")])
 def test_all_layers_give_the_teacher_back(name, head):
-    teacher, student = build(name, head), build(name, head, seed=1)
+    teacher, student = tiny.model(name, head), tiny.model(name, head, seed=1)
     copy = surgery.from_teacher(student, teacher, "uniform")
     jax.tree.map(np.testing.assert_array_equal, copy.params, teacher.params)
 
 
 def test_chosen_layers_embeddings_and_head():
-    teacher = build("bert", "mlm", num_hidden_layers=3)
+    teacher = tiny.model("bert", "mlm", num_hidden_layers=3)
     depth = {"num_hidden_layers": 2, "max_position_embeddings": 24}
-    student = surgery.from_teacher(build("bert", "mlm", seed=1, **depth), teacher, [2, 0])
+    student = surgery.from_teacher(tiny.model("bert", "mlm", seed=1, **depth), teacher, [2, 0])
     ours, theirs = student.params["backbone"], teacher.params["backbone"]
     for mine, its in (
         (ours["blocks"][0], theirs["blocks"][2]),
@@ -70,8 +64,8 @@ def test_chosen_layers_embeddings_and_head():
 
 
 def test_distilbert_from_bert_starts_with_its_embeddings():
-    teacher = build("bert", "mlm")
-    student = surgery.from_teacher(build("distilbert", "mlm", seed=1), teacher, "uniform")
+    teacher = tiny.model("bert", "mlm")
+    student = surgery.from_teacher(tiny.model("distilbert", "mlm", seed=1), teacher, "uniform")
     batch = tiny.batch("distilbert").replace(types_BT=None)
     ours, theirs = run(student, batch), run(teacher, batch)
     for mine, its in zip(ours.hidden, theirs.hidden, strict=True):
@@ -80,9 +74,9 @@ def test_distilbert_from_bert_starts_with_its_embeddings():
 
 
 def test_a_block_keeps_its_function_where_scores_are_divided_by_its_place():
-    scaled = {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3, "initializer_range": 0.5}
-    teacher = build("gpt2", "clm", **scaled)
-    student = build("gpt2", "clm", seed=1, **scaled | {"n_layer": 1})
+    scaled = {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3}
+    teacher = tiny.model("gpt2", "clm", **scaled)
+    student = tiny.model("gpt2", "clm", seed=1, **scaled | {"n_layer": 1})
     student = surgery.from_teacher(student, teacher, [2])
     for model in (student, teacher):  # two models that run the same single block
         model.params["backbone"]["norm"] = student.params["backbone"]["norm"]

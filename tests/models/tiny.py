@@ -1,9 +1,14 @@
-"""Tiny config.json of every family, and batches for them."""
+"""Tiny models of every family, and batches for them."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Batch
+from kd_jax.models import family as families
+from kd_jax.precision import Policy
+from kd_jax.types import Batch, Model
 
 VOCAB = 96
 PAD = {"bert": 0, "distilbert": 0, "roberta": 1, "gpt2": 0}
@@ -40,6 +45,29 @@ CONFIGS = {
         "eos_token_id": 3,
     },
 }
+
+
+def model(
+    name: str,
+    head: str | None = None,
+    *,
+    seed: int = 0,
+    policy: Policy | None = None,
+    remat: bool = False,
+    **changes,
+) -> Model:
+    """A model with all parameters random, biases too; drawn by numpy, which compiles nothing."""
+    family, config = families.read(CONFIGS[name] | changes)
+    config = dataclasses.replace(config, remat=remat)
+    head = head or next(iter(family.architectures))
+    shapes = families.abstract(family, config, head, policy or Policy())
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        value = 0.2 * rng.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(value + (path[-1].key == "scale"))
+
+    return shapes.replace(params=jax.tree_util.tree_map_with_path(draw, shapes.params))
 
 
 def batch(name: str, rows: int = 3, length: int = 20) -> Batch:

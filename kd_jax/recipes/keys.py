@@ -1,0 +1,75 @@
+"""The keys of a training config, by section, each with a value of its type.
+
+configs/common.py tells what they mean and sets the defaults. A key that is unknown, missing or of a
+wrong type is refused at the start, before it could be overlooked or fail hours later. The sections
+`objective`, `stages`, `task`, `data`, `architecture` and `schedule` are checked by what reads them.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+
+_MODEL = dict(model="", revision="", architecture={})
+OPTIM = dict(
+    learning_rate=1.0,
+    schedule={},
+    weight_decay=0.0,
+    beta1=0.9,
+    beta2=0.999,
+    epsilon=1e-8,
+    clip_norm=1.0,
+    learning_rate_multipliers=(),
+)
+_RUN = dict(
+    recipe="",
+    seed=0,
+    precision="",
+    batch_size=1,
+    accumulate=1,
+    remat=False,
+    vocab_chunk=0,
+    steps=1,
+    resume="",
+    wandb="",
+    objective={},
+    stages={},
+    task={},
+    data={},
+)
+_SECTIONS = {
+    "mesh": dict(fsdp=1),
+    "teacher": _MODEL,
+    "student": _MODEL | dict(init="", layers=None),
+    "tokenizer": dict(path="", train="", vocab_size=1),
+    "optim": OPTIM,
+    "eval": dict(every=1, batch_size=1),
+    "checkpoint": dict(every=1, keep=1),
+    "log": dict(every=1),
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError at the first key that is unknown, missing, of a wrong type or too small."""
+    _check(config, _RUN | {name: {} for name in _SECTIONS}, "")
+    for name, examples in _SECTIONS.items():
+        _check(config[name], examples, name)
+
+
+def check_optim(config: ConfigDict, where: str) -> None:
+    """As `check`, for the settings of an optimizer at config.<where>."""
+    _check(config, OPTIM, where)
+
+
+def _check(section: ConfigDict, examples: dict[str, Any], where: str) -> None:
+    settings(section, examples, where)
+    path = f"config.{where}." if where else "config."
+    missing = [path + key for key in examples if key not in section]
+    if missing:
+        raise UserError(f"missing from the config: {', '.join(missing)}; configs/common.py has all")
+    for key, example in examples.items():
+        # Whole numbers are counts, of which there is one at least, but for seed and vocab_chunk.
+        if type(example) is int and section[key] < example:
+            raise UserError(f"{path}{key}={section[key]} must be at least {example}")

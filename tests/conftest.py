@@ -1,0 +1,26 @@
+"""All tests run on the CPU, as on eight devices, and strictly."""
+
+import os
+
+# Before JAX is imported anywhere.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data and tokenizers; tests that ask for it are skipped where KD_JAX_DATA is unset."""
+    if "KD_JAX_DATA" not in os.environ:
+        pytest.skip("KD_JAX_DATA is not set")
+    return Path(os.environ["KD_JAX_DATA"])

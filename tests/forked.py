@@ -1,0 +1,131 @@
+"""Starts `python -m kd_jax.main` by forking a process that has done the imports: they take seconds,
+and the tests that kill and restart runs need many starts.
+
+    process = forked.start(["--config=..."], folder)
+    process.wait() == 0 and process.output()
+"""
+
+import atexit
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass
+class Process:
+    """A running command, with what subprocess.Popen has."""
+
+    pid: int
+    out: Path
+    errors: Path
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 120.0) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.send_signal(signal.SIGKILL)
+                raise TimeoutError(f"{self.output()}\n{self.error()}")
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def output(self) -> str:
+        return self.out.read_text()
+
+    def error(self) -> str:
+        return self.errors.read_text()
+
+
+def start(arguments: list[str], folder: Path, **environment: str) -> Process:
+    """Runs kd_jax.main in `folder`, on one CPU device; its output goes to a new file there."""
+    number = len(list(folder.glob("*.out")))
+    out, errors = folder / f"{number}.out", folder / f"{number}.err"
+    request = dict(arguments=arguments, folder=str(folder), environment=environment)
+    pid = _ask(request | dict(out=str(out), errors=str(errors)))
+    return Process(pid, out, errors)
+
+
+def _ask(request: dict):
+    server = _server()
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    compiled = tempfile.TemporaryDirectory(prefix="kd_jax_tests_")
+    own = dict(
+        PYTHONPATH=str(ROOT),
+        JAX_COMPILATION_CACHE_DIR=compiled.name,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        KD_JAX_CACHE=compiled.name,
+    )
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        env=kept | own,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(compiled.cleanup)
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    return server
+
+
+def _serve() -> None:
+    """Answers a line of JSON by another, until the input ends; returns in each new process."""
+    answers = os.fdopen(os.dup(1), "w")
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(request)
+                return
+        print(json.dumps(answer), file=answers, flush=True)
+    sys.exit()
+
+
+def _become(request: dict) -> None:
+    os.chdir(request["folder"])
+    os.environ.update(request["environment"])
+    for number, path in ((0, os.devnull), (1, request["out"]), (2, request["errors"])):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["kd_jax.main", *request["arguments"]]
+
+
+if __name__ == "__main__":
+    # What a run imports; nothing of it touches a device.
+    import kd_jax.main
+    import kd_jax.recipes.pretrain  # noqa: F401
+
+    _serve()
+    kd_jax.main.main()

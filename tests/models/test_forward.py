@@ -1,0 +1,163 @@
+"""What the forward pass promises besides the numbers of PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.models import decoder, encoder, layers
+from kd_jax.precision import Policy
+from tests.models import tiny
+
+FAMILIES = plugins.names("models", "FAMILY")
+
+
+def features(params, model, batch, seed=None):
+    return model.replace(params=params)(batch, seed).features
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_changes_nothing(name):
+    model, batch = tiny.model(name), tiny.batch(name, length=8)
+    more = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 4)]) if x.ndim == 2 else x, batch)
+    garbage = jnp.where(more.mask_BT > 0, more.tokens_BT, tiny.PAD[name])
+    run = jax.jit(features)
+    short = run(model.params, model, batch)
+    long = run(model.params, model, more.replace(tokens_BT=garbage))[:, :8]
+    real = np.asarray(batch.mask_BT) > 0
+    np.testing.assert_allclose(short[real], long[real], atol=1e-6)
+    assert np.isfinite(run(model.params, model, batch.replace(mask_BT=0 * batch.mask_BT))).all()
+
+
+def test_decoder_looks_back_only_and_encoder_both_ways():
+    for name in ("gpt2", "bert"):
+        model, batch = tiny.model(name), tiny.batch(name, rows=2, length=6)
+        table = model.params["backbone"]["positions"]["embedding"]
+
+        def at_three(table, model=model, batch=batch):
+            backbone = model.params["backbone"] | {"positions": {"embedding": table}}
+            return features(model.params | {"backbone": backbone}, model, batch)[0, 3, 0]
+
+        touched = np.abs(jax.jit(jax.grad(at_three))(table)).sum(-1) > 0
+        expected = [True] * 4 + [name == "bert"] * 2 + [False] * (len(touched) - 6)
+        assert touched.tolist() == expected
+
+
+def test_head_runs_at_the_positions_only():
+    model, batch = tiny.model("bert"), tiny.batch("bert")
+    positions = jnp.array([[3, 0, 3], [1, 2, 0], [19, 7, 5]], jnp.int32)
+    run = jax.jit(features)
+    some = run(model.params, model, batch.replace(positions_BP=positions))
+    all_ = run(model.params, model, batch)
+    np.testing.assert_allclose(some, all_[np.arange(3)[:, None], positions], atol=1e-6)
+    lowered = jax.jit(features).lower(model.params, model, batch.replace(positions_BP=positions))
+    assert "3x3x32" in lowered.as_text()  # (B, P, D) goes through the head's linear layer
+
+
+@pytest.mark.parametrize("name, one_layer", [("bert", "num_hidden_layers"), ("gpt2", "n_layer")])
+def test_remat_changes_memory_only(name, one_layer):
+    batch, seed = tiny.batch(name), jnp.uint32(7)
+    weights = jax.random.normal(jax.random.key(1), (3, 20, 32))
+    grads = []
+    for remat in (False, True):
+        model = tiny.model(name, "none", remat=remat, **{one_layer: 1})
+        lowered = jax.jit(
+            jax.grad(lambda p, m=model: (features(p, m, batch, seed) * weights).sum())
+        ).lower(model.params)
+        assert ("optimization_barrier" in lowered.as_text()) == remat
+        grads.append(lowered.compile()(model.params))
+    whole = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads[0])))
+    for one, two in zip(*map(jax.tree.leaves, grads), strict=True):
+        size = max(np.linalg.norm(one), 1e-3 * whole)
+        assert np.linalg.norm(one - two) <= 1e-5 * size
+
+
+@pytest.mark.parametrize("name, changes", [("bert", {}), ("gpt2", {"scale_attn_weights": False})])
+def test_fused_attention_is_the_explicit_one(name, changes):
+    batch = tiny.batch(name)
+    explicit = tiny.model(name, **changes)
+    fused = tiny.model(name, policy=Policy(attention="xla"), **changes)
+    real = np.asarray(batch.mask_BT) > 0
+    run = jax.jit(features)
+    np.testing.assert_allclose(
+        run(explicit.params, explicit, batch)[real],
+        run(fused.params, fused, batch)[real],
+        atol=1e-5,
+    )
+    seed = jnp.uint32(3)  # it knows no dropout, so with a seed both take the explicit path
+    np.testing.assert_array_equal(
+        run(explicit.params, explicit, batch, seed), run(fused.params, fused, batch, seed)
+    )
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_bf16_follows_fp32(name):
+    batch = tiny.batch(name)
+    whole, half = tiny.model(name), tiny.model(name, policy=Policy("bfloat16", "bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("float32")}
+    run = jax.jit(features)
+    ours, theirs = run(half.params, half, batch), run(whole.params, whole, batch)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.1)
+
+
+# Dropout as PyTorch's modules apply it: the site's rate, in the order of the forward pass, for
+# rates e (embeddings), a (attention weights), r (residual branches).
+@pytest.mark.parametrize(
+    "name, rates, block",
+    [
+        (
+            "bert",
+            {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+            (0.3, 0.2, 0.2),
+        ),
+        (
+            "roberta",
+            {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3},
+            (0.3, 0.2, 0.2),
+        ),
+        ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3}, (0.3, 0.0, 0.2)),
+        ("gpt2", {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
+    ],
+)
+def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
+    seen = []
+
+    def record(x, rate, seed, site):
+        seen.append((rate, site))
+        return x
+
+    for module in (encoder, decoder, layers):
+        monkeypatch.setattr(module, "dropout", record)
+    model, batch = tiny.model(name, **rates), tiny.batch(name)
+    jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
+    assert [rate for rate, _ in seen] == [0.2, *block, *block]
+    assert [site for _, site in seen] == list(range(7))
+
+
+def test_dropout_needs_a_seed_and_changes_with_it():
+    model, batch = tiny.model("bert"), tiny.batch("bert")
+    run = jax.jit(features)
+    one, again, two = (run(model.params, model, batch, jnp.uint32(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - two).max() > 1e-3
+    assert np.abs(one - run(model.params, model, batch)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38)])
+def test_rows_longer_than_the_positions_are_refused(name, longest):
+    model = tiny.model(name)
+    jax.eval_shape(lambda: model(tiny.batch(name, length=longest)))
+    with pytest.raises(UserError, match=f"positions for {longest}"):
+        jax.eval_shape(lambda: model(tiny.batch(name, length=longest + 1)))
+
+
+@pytest.mark.parametrize("name", sorted(layers.ACTIVATIONS))
+def test_activations_are_those_of_transformers(name):
+    torch = pytest.importorskip("torch")
+    activations = pytest.importorskip("transformers.activations")
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    expected = activations.get_activation(name)(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(layers.activation(name)(jnp.asarray(x)), expected, atol=2e-6)

@@ -1,0 +1,195 @@
+"""Weight files: every layout that is read, every defect that is refused."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models import hf
+from tests.models import tiny
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(folder, params, family, config) of a tiny BERT with its masked-LM head."""
+    family, config = families.read(tiny.CONFIGS["bert"])
+    params = tiny.model("bert", "mlm").params
+    hf.save(tmp_path, params, family, config, "mlm")
+    return tmp_path, params, family, config
+
+
+def tensors(folder):
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def rewrite(folder, found):
+    safetensors.numpy.save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_loads(folder, params, family, config, head="mlm"):
+    jax.tree.map(np.testing.assert_array_equal, hf.load(folder, family, config, head), params)
+
+
+def shard(folder):
+    """Splits model.safetensors in two, with an index."""
+    found = tensors(folder)
+    names = sorted(found)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        safetensors.numpy.save_file({name: found[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_loads_what_it_saved(saved):
+    assert_loads(*saved)
+
+
+def test_sharded(saved):
+    shard(saved[0])
+    assert_loads(*saved)
+
+
+def test_pickled_only_as_weights(saved):
+    torch = pytest.importorskip("torch")
+    folder = saved[0]
+    found = {name: torch.tensor(value) for name, value in tensors(folder).items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(found, folder / "pytorch_model.bin")
+    assert_loads(*saved)
+    torch.save({"weights": found, "code": print}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin: truncated, or more than weights"):
+        hf.load(folder, *saved[2:], "mlm")
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(UserError, match="pytorch_model.bin: truncated"):
+        hf.load(folder, *saved[2:], "mlm")
+
+
+def test_old_names_and_unused_tensors(saved):
+    folder, params, family, config = saved
+    old = {}
+    for name, value in tensors(folder).items():
+        name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)
+        old[re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name)] = value
+    old["bert.embeddings.position_ids"] = np.arange(40)[None]
+    old["bert.pooler.dense.weight"] = np.zeros((32, 32), np.float32)
+    old["cls.seq_relationship.bias"] = np.zeros(2, np.float32)
+    old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+    old["cls.predictions.decoder.bias"] = old["cls.predictions.bias"]
+    rewrite(folder, old)
+    assert_loads(*saved)
+    assert_loads(folder, {"backbone": params["backbone"]}, family, config, "none")
+
+
+def test_half_precision_becomes_float32(saved):
+    torch = pytest.importorskip("torch")
+    torch_files = pytest.importorskip("safetensors.torch")
+    folder, params, family, config = saved
+    whole = tensors(folder)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = {name: torch.tensor(value).to(dtype) for name, value in whole.items()}
+        torch_files.save_file(half, folder / "model.safetensors")
+        loaded = hf.load(folder, family, config, "mlm")
+        for ours, theirs in zip(*map(jax.tree.leaves, (loaded, params)), strict=True):
+            assert ours.dtype == np.float32
+            expected = torch.tensor(np.asarray(theirs)).to(dtype).float()
+            np.testing.assert_array_equal(ours, expected.numpy())
+
+
+def test_a_headless_checkpoint_gets_a_random_head(saved):
+    folder, params, family, config = saved
+    rewrite(folder, {k: v for k, v in tensors(folder).items() if not k.startswith("cls.")})
+    with pytest.raises(UserError, match=r"- cls\.predictions\.bias"):
+        hf.load(folder, family, config, "mlm")
+    one, two = (hf.load(folder, family, config, "mlm", jax.random.key(i)) for i in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one["backbone"], params["backbone"])
+    kernels = [loaded["head"]["transform"]["kernel"] for loaded in (one, two)]
+    assert kernels[0].std() == pytest.approx(config.initializer_range, rel=0.1)
+    assert not np.array_equal(*kernels) and not one["head"]["bias"].any()
+    assert_loads(folder, {"backbone": params["backbone"]}, family, config, "none")
+
+
+def drop(name):
+    return lambda found: found.pop(name)
+
+
+def put(name, *shape):
+    return lambda found: found.update({name: np.ones(shape, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (drop("bert.encoder.layer.1.output.dense.bias"), "- encoder.layer.1.output.dense.bias"),
+        (drop("cls.predictions.bias"), "- cls.predictions.bias"),  # half a head is no head
+        (put("bert.encoder.layer.2.output.dense.bias", 32), "+ encoder.layer.2.output.dense.bias"),
+        (put("classifier.weight", 2, 32), "+ classifier.weight"),
+        (
+            put("bert.encoder.layer.0.intermediate.dense.weight", 64, 32),
+            "encoder.layer.0.intermediate.dense.weight has shape (64, 32), but config.json asks "
+            "for (48, 32)",
+        ),
+        (put("bert.embeddings.word_embeddings.weight", 97, 32), "asks for (96, 32)"),
+        (put("cls.predictions.decoder.weight", 96, 32), "set tie_word_embeddings to false"),
+    ],
+)
+def test_names_what_does_not_fit(saved, change, says):
+    folder, _, family, config = saved
+    found = tensors(folder)
+    change(found)
+    rewrite(folder, found)
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        hf.load(folder, family, config, "mlm", jax.random.key(0))
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_long_lists_are_cut(saved):
+    folder, _, family, config = saved
+    found = {f"extra.{i}": np.ones(1, np.float32) for i in range(20)}
+    rewrite(folder, tensors(folder) | found)
+    with pytest.raises(UserError, match=r"\+ extra\.0, .*\+ 14 more"):
+        hf.load(folder, family, config, "mlm")
+
+
+def test_missing_and_broken_files(saved):
+    folder, _, family, config = saved
+
+    def refused(says):
+        with pytest.raises(UserError, match=says):
+            hf.load(folder, family, config, "mlm")
+
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for size in (0, 4, 100, len(whole) - 1):
+        weights.write_bytes(whole[:size])
+        refused("model.safetensors: truncated or not safetensors")
+    weights.write_bytes(whole)
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    names = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": names | {"gone": "a.safetensors"}}))
+    refused("files lack - gone")
+    (folder / "b.safetensors").unlink()
+    refused("b.safetensors: missing, though the index names it")
+    index.write_text("{}")
+    refused("no weight_map")
+    index.unlink()
+    (folder / "a.safetensors").unlink()
+    refused("no weights; want model.safetensors or .*, have config.json")
+
+
+def test_reads_config(tmp_path):
+    with pytest.raises(UserError, match="no config.json"):
+        hf.read_config(tmp_path)
+    for text in ("{", "[1]", "\udcff"):
+        (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(UserError, match="config.json: not"):
+            hf.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert hf.read_config(tmp_path) == {"a": 1}

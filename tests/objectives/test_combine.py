@@ -1,0 +1,224 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.errors import UserError
+from kd_jax.objectives import combine, vocab
+from kd_jax.types import ModelSpec
+from tests.objectives import naive
+from tests.objectives.outputs import batch, output
+from tests.objectives.rows import FP32, PLUGINS
+
+ONES = {name: {"weight": 1.0} for name in PLUGINS}
+
+
+def run(settings, rows, student, teacher, scales=None, params=None):
+    """(loss, totals, the objective's weights), with temperatures as at step 0."""
+    objective, knobs = combine.build(settings, 10, FP32, None if teacher is None else FP32)
+    ready = objective.prepare(rows)
+    scales = scales or {name: jnp.float32(1.0) for name in objective.names}
+    temperatures = {name: jnp.float32(at(0)) for name, at in knobs.temperatures.items()}
+    loss, totals = objective(params or {}, student, teacher, ready, scales, temperatures)
+    return loss, totals, objective.weights(ready)
+
+
+def whole_logits(out):
+    logits = np.asarray(out.logits, np.float64)
+    return logits.reshape(-1, logits.shape[-1])
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_terms_are_weighted_sums_at_supervised_positions(positions):
+    rows = batch(positions)
+    student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2)
+    settings = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": 2.0}}
+    settings["mine"] = {"weight": 1.0, "term": "kl", "temperature": 3, "t_squared": False}
+    settings["hidden"] = {"weight": 1.0}
+    scales = {"ce": 0.5, "kl": 0.25, "mine": 2.0, "hidden": 0.1}
+    loss, totals, weights = run(settings, rows, student, teacher, scales)
+    args = (whole_logits(student), whole_logits(teacher), np.asarray(rows.labels).ravel())
+    counts = np.asarray(rows.weights).ravel()
+    wanted = {
+        "ce": counts @ naive.value("ce", *args),
+        "kl": counts @ naive.value("kl", *args, 2.0),
+        "mine": counts @ naive.value("kl", *args, 3.0, t_squared=False),
+        "kl_t1": counts @ naive.value("kl", *args, 1.0),
+    }
+    for name, total in wanted.items():
+        np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
+        assert weights[name] == counts.sum()
+    assert weights["hidden"] == np.asarray(rows.mask_BT).sum()
+    assert totals.keys() == weights.keys() == wanted.keys() | {"hidden"}
+    np.testing.assert_allclose(loss, sum(scales[n] * totals[n] for n in scales), rtol=1e-6)
+
+
+def test_all_positions_see_every_token_but_padding():
+    rows = batch(positions=True)
+    student, teacher = (output(rows.dense(), 1, 7, seed=seed) for seed in (1, 2))
+    settings = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "positions": "all"}}
+    settings["few"] = {"weight": 1.0, "term": "kl", "positions": "supervised"}
+    _, totals, weights = run(settings, rows, student, teacher)
+    dense = rows.dense()
+    args = (whole_logits(student), whole_logits(teacher), np.asarray(dense.labels).ravel())
+    mask, supervised = (np.asarray(x).ravel() for x in (rows.mask_BT, dense.weights))
+    kl = naive.value("kl", *args)
+    np.testing.assert_allclose(totals["ce"], supervised @ naive.value("ce", *args), rtol=1e-5)
+    np.testing.assert_allclose(totals["kl"], mask @ kl, rtol=1e-5)
+    np.testing.assert_allclose(totals["few"], supervised @ kl, rtol=1e-5)
+    np.testing.assert_allclose(totals["kl_t1"], supervised @ kl, rtol=1e-5)
+    assert weights["kl"] == mask.sum() == 21
+    assert weights["ce"] == weights["few"] == weights["kl_t1"] == supervised.sum() == 8
+
+
+def test_batch_is_left_alone_where_no_term_looks_at_all_positions():
+    objective, _ = combine.build({"kl": {"weight": 1.0}}, 10, FP32, FP32)
+    rows = batch(positions=True)
+    assert objective.prepare(rows) is rows
+
+
+@pytest.mark.parametrize("name", [name for name in PLUGINS if name != "ce"])
+def test_every_term_alone_trains_the_student_and_not_the_teacher(name):
+    rows = batch(positions=True)
+    objective, _ = combine.build({name: {"weight": 1.0}}, 10, FP32, FP32)
+    student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2)
+    scales = {name: jnp.float32(1.0)}
+
+    def loss(student, teacher):
+        return objective({}, student, teacher, rows, scales, {})[0]
+
+    ours, theirs = jax.grad(loss, argnums=(0, 1))(student, teacher)
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(ours))
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(theirs))
+
+
+def test_without_a_teacher():
+    rows = batch()
+    student = output(rows, 1, 7, seed=1)
+    loss, totals, _ = run({"ce": {"weight": 1.0}}, rows, student, None)
+    assert totals.keys() == {"ce"} and loss == totals["ce"]
+
+
+def test_schedules_of_weights_and_temperatures():
+    kl = {"weight": {"kind": "linear", "start": 0.0, "end": 1.0}, "temperature": 4}
+    own = {"weight": 2, "term": "kl", "temperature": {"kind": "cosine", "start": 4.0, "end": 1.0}}
+    objective, knobs = combine.build({"kl": kl, "own": own}, 10, FP32, FP32)
+    assert [knobs.weights["kl"](step) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    assert knobs.weights["own"](7) == 2.0
+    assert list(knobs.temperatures) == ["own"]
+    assert knobs.temperatures["own"](0) == 4.0
+    np.testing.assert_allclose(knobs.temperatures["own"](5), 2.5)
+    assert [term.temperature for term, _ in objective.row_terms] == [4.0, None]
+    # Terms are static arguments of compiled programs: equal ones must not recompile.
+    again, _ = combine.build({"kl": kl, "own": own}, 10, FP32, FP32)
+    assert again == objective and hash(again) == hash(objective)
+
+
+def test_projections_by_the_name_of_their_term():
+    settings = {"a": {"weight": 1.0, "term": "hidden"}, "b": {"weight": 1.0, "term": "hidden"}}
+    objective, _ = combine.build(settings | {"kl": {"weight": 1.0}}, 10, FP32, FP32)
+    assert objective.names == ["kl", "a", "b"]
+    specs = ModelSpec(5, 1), ModelSpec(8, 3)
+    params = objective.init(jax.random.key(0), *specs)
+    assert params.keys() == {"a", "b"}
+    assert not np.array_equal(params["a"]["pair_0"]["kernel"], params["b"]["pair_0"]["kernel"])
+    assert objective.init(jax.random.key(0), ModelSpec(8, 1), specs[1]) == {}
+    rows = batch()
+    student, teacher = output(rows, 1, 5, seed=1), output(rows, 3, 8, seed=2)
+    _, totals, _ = run(settings, rows, student, teacher, params=params)
+    assert totals["a"] != totals["b"]
+
+
+def test_held_out_figures():
+    rows = batch()
+    student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2, vocab_size=15)
+    objective = combine.held_out(FP32, FP32)
+    assert objective.names == []
+    _, totals = objective({}, student, teacher, rows, {}, {})
+    ours, theirs = whole_logits(student), whole_logits(teacher)[:, :13]
+    labels, counts = np.asarray(rows.labels).ravel(), np.asarray(rows.weights).ravel()
+    wanted = {
+        "loss": counts @ naive.value("ce", ours, theirs, labels),
+        "accuracy": counts @ (ours.argmax(-1) == labels),
+        "kl": counts @ naive.value("kl", ours, theirs, labels),
+        "agreement": counts @ (ours.argmax(-1) == theirs.argmax(-1)),
+    }
+    assert totals.keys() == wanted.keys() == objective.weights(rows).keys()
+    for name, total in wanted.items():
+        np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
+    _, alone = combine.held_out(FP32)({}, student, None, rows, {}, {})
+    assert alone.keys() == {"loss", "accuracy"} and alone["loss"] == totals["loss"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"kld": {"weight": 1.0}},
+            r"unknown objectives plug-in 'kld' \(did you mean 'kl'\?\); have",
+        ),
+        ({"x": {"weight": 1.0, "term": "combine"}}, "'combine'.*; have: ce, hidden, jsd, kl, "),
+        ({"kl": {"temperature": 2.0}}, "objective.kl has no weight: add objective.kl.weight"),
+        ({"kl": {"weight": "high"}}, r"objective.kl.weight='high': give a number"),
+        (
+            {"kl": {"weight": 1.0, "alpha": 2}},
+            "objective.kl: unknown alpha; have weight.* t_squared",
+        ),
+        (
+            {"kl": {"weight": 1.0, "positions": "masked"}},
+            "positions='masked': have all, supervised",
+        ),
+        (
+            {"ce": {"weight": 1.0, "positions": "all"}},
+            "objective.ce.positions='all': there are labels",
+        ),
+        ({"ce": {"weight": 1.0, "temperature": 2.0}}, "objective.ce takes no temperature"),
+        ({"logit_mse": {"weight": 1.0, "temperature": 2.0}}, "logit_mse takes no temperature"),
+        ({"kl": {"weight": 1.0, "temperature": 0}}, "objective.kl.temperature=0 must be above 0"),
+        (
+            {"kl": {"weight": 1.0, "temperature": {"kind": "linear", "start": 4, "end": 0}}},
+            "objective.kl.temperature.*must be above 0",
+        ),
+        ({"kl": {"weight": 1.0, "temperature": "hot"}}, "objective.kl.temperature='hot': give"),
+        (
+            {"hidden": {"weight": 1.0, "positions": "all"}},
+            "hidden takes neither positions nor a temp",
+        ),
+        (
+            {"hidden": {"weight": 1.0, "temperature": 2.0}},
+            "hidden takes neither positions nor a temp",
+        ),
+        (
+            {"kl_t1": {"weight": 1.0, "term": "kl"}},
+            "objective.kl_t1: kl_t1 is the name of .* measured",
+        ),
+        ({}, "objective is empty: give it at least one term"),
+    ],
+)
+def test_mistakes(settings, message):
+    with pytest.raises(UserError, match=message):
+        combine.build(settings, 10, FP32, FP32)
+
+
+@pytest.mark.parametrize("name", [name for name in PLUGINS if name != "ce"])
+def test_terms_that_need_a_teacher(name):
+    with pytest.raises(
+        UserError, match=f"objective.{name} needs a teacher, and this stage has none"
+    ):
+        combine.build({name: {"weight": 1.0}}, 10, FP32, None)
+
+
+def test_the_engine_gets_the_chunk_size():
+    objective, _ = combine.build({"ce": {"weight": 1.0}}, 10, FP32, None, chunk=3)
+    assert objective.chunk == 3
+    seen = []
+    rows = batch()
+    real, vocab.vocab_loss = (
+        vocab.vocab_loss,
+        lambda engine, *args: (seen.append(engine), ({}, {}))[1],
+    )
+    try:
+        objective({}, output(rows, 1, 7, seed=1), None, rows, {"ce": 1.0}, {})
+    finally:
+        vocab.vocab_loss = real
+    assert seen[0].chunk == 3

@@ -1,0 +1,327 @@
+import dataclasses
+import json
+import shutil
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+
+from configs import quickstart
+from kd_jax import export as command
+from kd_jax.errors import UserError
+from kd_jax.models import family, hf
+from kd_jax.precision import Policy
+from kd_jax.recipes import export, pretrain, workdir
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.setup import Setup
+from kd_jax.tasks import text
+from kd_jax.train.checkpoint import Checkpoints
+from tests.evals import example_run
+from tests.models import tiny
+
+SOURCE = {"config_hash": "0123abcd", "stage": "student"}
+
+
+def make(name: str, head: str):
+    """A tiny model: (blueprint, params)."""
+    kind, config = family.read(tiny.CONFIGS[name])
+    blueprint = Blueprint(name, kind, config, tiny.CONFIGS[name], head, Policy())
+    build = jax.jit(lambda key: family.build(kind, config, head, Policy(), key).params)
+    return blueprint, build(jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return make("bert", "mlm")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    words = ["the cat sat on the mat", "a dog ran to the river"] * 10
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return text.train_tokenizer("wordpiece", words, tiny.VOCAB, folder)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the comparison, for tests of what happens around it."""
+    monkeypatch.setattr(export, "check", lambda *_: {"kd_jax": 0.0})
+
+
+def write(model, out, tokenizer=None, source=SOURCE, page="# card\n"):
+    return export.export_model(*model, tokenizer, out, page, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm"), ("bert", "none")]
+)
+def test_writes_what_both_frameworks_load(tmp_path, name, head):
+    blueprint, params = make(name, head)
+    report = write((blueprint, params), tmp_path / "out")
+    assert report["path"] == str(tmp_path / "out")
+    assert report["checked_with"] == ["kd_jax", "pytorch"]
+    assert report["max_logit_difference"]["kd_jax"] == 0.0
+    assert 0.0 < report["max_logit_difference"]["pytorch"] < 1e-5
+    again = hf.load(tmp_path / "out", blueprint.family, blueprint.config, head)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
+    report = write(bert, tmp_path / "out", tokenizer)
+    assert text.load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
+    assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
+    mark = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert mark == {"source": SOURCE} | {k: v for k, v in report.items() if k != "path"}
+
+
+def test_compares_without_padding_inside_the_text():
+    kind, config = family.read(tiny.CONFIGS["roberta"])
+    config = dataclasses.replace(config, vocab_size=4)
+    batch = export._example(Blueprint("", kind, config, {}, "mlm", Policy()))
+    np.testing.assert_array_equal(batch.tokens_BT == config.pad_id, batch.mask_BT == 0)
+
+
+def test_without_torch(tmp_path, bert, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    assert write(bert, tmp_path / "out")["checked_with"] == ["kd_jax"]
+
+
+def spoil(factor):
+    """hf.save, with one weight of the file changed afterwards."""
+    save = hf.save
+
+    def spoiled(folder, *args):
+        save(folder, *args)
+        path = folder / "model.safetensors"
+        tensors = safetensors.numpy.load_file(path)
+        tensors["bert.encoder.layer.0.output.dense.weight"] *= factor
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoiled
+
+
+def test_wrong_weights_are_found_and_nothing_is_left(tmp_path, bert, monkeypatch):
+    monkeypatch.setattr(hf, "save", spoil(2.0))
+    with pytest.raises(RuntimeError, match="loaded again, logits differ"):
+        write(bert, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_found(tmp_path, bert, monkeypatch):
+    monkeypatch.setattr(hf, "save", spoil(np.nan))
+    with pytest.raises(RuntimeError, match="loaded again, logits differ"):
+        write(bert, tmp_path / "out")
+
+
+def test_is_repeated(tmp_path, bert, quick):
+    write(bert, tmp_path / "out")
+    write(bert, tmp_path / "out", page="# newer\n")
+    assert (tmp_path / "out" / "README.md").read_text() == "# newer\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("left", [[".out.partial"], [".out.partial", ".out.old"]])
+def test_goes_on_after_a_kill(tmp_path, bert, quick, left):
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    write(bert, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_goes_on_after_a_kill_at_the_very_end(tmp_path, bert, quick):
+    write(bert, tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / ".out.old")
+    write(bert, tmp_path / "out", page="# newer\n")
+    assert (tmp_path / "out" / "README.md").read_text() == "# newer\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("point", ["save", "rename"])
+def test_the_old_export_stays_until_the_new_one_is_whole(tmp_path, bert, quick, monkeypatch, point):
+    write(bert, tmp_path / "out")
+
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    if point == "save":
+        monkeypatch.setattr(hf, "save", fail)
+    else:
+        monkeypatch.setattr(export, "_put", fail)
+    with pytest.raises(UserError, match="cannot write .*out: No space left on device"):
+        write(bert, tmp_path / "out", page="# newer\n")
+    assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_is_there_whole_or_not_at_all(tmp_path, bert, monkeypatch):
+    seen = []
+    monkeypatch.setattr(export, "check", lambda *_: seen.append((tmp_path / "out").exists()) or {})
+    write(bert, tmp_path / "out")
+    assert seen == [False]
+
+
+def test_refuses_a_foreign_folder(tmp_path, bert, quick):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and is no export of kd_jax; give another --out"):
+        write(bert, tmp_path)
+    with pytest.raises(UserError, match="exists and is no export"):
+        write(bert, tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_refuses_another_export(tmp_path, bert, quick):
+    write(bert, tmp_path / "out")
+    with pytest.raises(UserError, match="holds another export .*student.*not .*baseline"):
+        write(bert, tmp_path / "out", source=SOURCE | {"stage": "baseline"})
+
+
+def test_takes_an_empty_folder(tmp_path, bert, quick):
+    (tmp_path / "out").mkdir()
+    write(bert, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, bert, tokenizer):
+    """A checkpoint as one finds it on the hub."""
+    folder = tmp_path / "checkpoint"
+    blueprint, params = bert
+    hf.save(folder, params, blueprint.family, blueprint.config, "mlm")
+    tokenizer.save_pretrained(folder)
+    front = "---\nlicense: apache-2.0\nlanguage: en\n---\n# BERT\n"
+    (folder / "README.md").write_text(front)
+    return folder
+
+
+def test_converts_a_checkpoint(tmp_path, checkpoint, capsys):
+    command.main([f"--model={checkpoint}", f"--out={tmp_path / 'out'}"])
+    assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
+    old, new = checkpoint / "model.safetensors", tmp_path / "out" / "model.safetensors"
+    assert old.read_bytes() == new.read_bytes()
+    assert text.has_tokenizer(tmp_path / "out")
+    page = tmp_path / "out" / "README.md"
+    stated = huggingface_hub.metadata_load(page)
+    assert stated["license"] == "apache-2.0" and stated["language"] == "en"
+    assert str(tmp_path) not in page.read_text()
+
+
+def test_another_checkpoint_of_that_name_is_not_written_over(tmp_path, checkpoint, bert, quick):
+    export.export_checkpoint(str(checkpoint), None, str(tmp_path / "out"))
+    export.export_checkpoint(str(checkpoint), None, str(tmp_path / "out"))
+    blueprint, params = bert
+    spoil(2.0)(checkpoint, params, blueprint.family, blueprint.config, "mlm")
+    with pytest.raises(UserError, match="holds another export"):
+        export.export_checkpoint(str(checkpoint), None, str(tmp_path / "out"))
+
+
+def test_a_head_that_does_not_exist(tmp_path, checkpoint, capsys):
+    path = checkpoint / "config.json"
+    path.write_text(path.read_text().replace("BertForMaskedLM", "BertForQuestionAnswering"))
+    with pytest.raises(SystemExit) as exit:
+        command.main([f"--model={checkpoint}", f"--out={tmp_path / 'out'}"])
+    assert exit.value.code == 1
+    error = capsys.readouterr().err
+    assert "architectures=['BertForQuestionAnswering']; have: BertForMaskedLM, BertModel" in error
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--help"])
+    assert exit.value.code == 0
+    assert "python -m kd_jax.export --workdir=RUN" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, teacher, student): a run that trained nothing but looks finished, with two
+    checkpoints of the student, the first of them the best."""
+    folder = tmp_path_factory.mktemp("runs") / "example-0123abcd"
+    words = folder.parent / "words.txt"
+    words.write_text("the cat sat on the mat\n\na dog ran to the river\n\n" * 50)
+    config = quickstart.get_config("smoke")
+    config.data.train = {"source": "files", "path": str(words)}
+    config.tokenizer.vocab_size = tiny.VOCAB
+    config.mesh.fsdp = 8
+    folder.mkdir()
+    workdir.write(folder / "config.json", workdir.resolved(config))
+    setup = Setup(config, epath.Path(folder))
+    by_name = {stage.name: stage for stage in setup.stages}
+
+    teacher = pretrain.create_state(setup, by_name["teacher"], None)
+    student = pretrain.create_state(setup, by_name["student"], teacher.params["student"])
+    teacher, student = (state.replace(step=state.step + 1) for state in (teacher, student))
+    worse = jax.tree.map(lambda x: 2 * x, student.params)
+    later = student.replace(step=student.step + 1, params=worse)
+    saved = [("teacher", 1.0, teacher), ("student", 1.0, student), ("student", 2.0, later)]
+    for stage, loss, state in saved:
+        checkpoints = Checkpoints(folder / stage / "checkpoints", keep=2)
+        checkpoints.save(state, {"loss": loss})
+        checkpoints.close()
+    stages = {name: example_run.figures(2.0, name == "teacher") for name in example_run.STAGES}
+    results = {
+        "config": "example",
+        "config_hash": workdir.config_hash(config),
+        "commit": "89abcdef",
+        "seed": 0,
+        "versions": {"jax": "0.0.1"},
+        "models": {key: {"name": f"{key}'s", "commit": None} for key in ("teacher", "student")},
+        "data": {"train": {"name": str(words)}},
+        "split": "validation",
+        "stages": stages,
+    }
+    workdir.write(folder / "results.json", results)
+    return folder, teacher.params["student"], student.params["student"]
+
+
+def loaded(folder):
+    kind, config = family.read(hf.read_config(folder))
+    return hf.load(folder, kind, config, "mlm")
+
+
+def test_exports_the_best_checkpoint_of_a_stage(tmp_path, finished):
+    run, teacher, student = finished
+    # Trained on eight devices, exported on one.
+    report = export.export_stage(str(run), "student", str(tmp_path / "student"))
+    assert report["checked_with"] == ["kd_jax", "pytorch"]
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded(tmp_path / "student"), jax.device_get(student)
+    )
+    export.export_stage(str(run), "teacher", str(tmp_path / "teacher"))
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded(tmp_path / "teacher"), jax.device_get(teacher)
+    )
+    assert text.has_tokenizer(tmp_path / "teacher")
+
+
+def test_card_of_a_run(tmp_path, finished, quick):
+    run, _, _ = finished
+    export.export_stage(str(run), "student", str(tmp_path / "out"))
+    page = (tmp_path / "out" / "README.md").read_text()
+    stated = huggingface_hub.metadata_load(tmp_path / "out" / "README.md")
+    assert stated == {
+        "library_name": "transformers",
+        "license": "unknown",
+        "pipeline_tag": "fill-mask",
+        "tags": ["knowledge-distillation", "kd_jax"],
+    }
+    assert (
+        "distilled with kd_jax on words.txt. The teacher is a model trained in the same run" in page
+    )
+    assert "| loss (nats/token) | 2.0000 | 2.0000 | 2.0000 | 0.0000 |" in page
+    assert "kd_jax commit 89abcdef; jax 0.0.1." in page
+    assert 'AutoModelForMaskedLM.from_pretrained("PATH_OR_HUB_ID")' in page
+
+
+def test_a_stage_that_does_not_exist(tmp_path, finished):
+    with pytest.raises(UserError, match="no stage 'pupil'; have: teacher, baseline, student"):
+        export.export_stage(str(finished[0]), "pupil", str(tmp_path / "out"))
+
+
+def test_a_stage_without_checkpoint(tmp_path, finished):
+    with pytest.raises(UserError, match="baseline/checkpoints: no checkpoint; run"):
+        export.export_stage(str(finished[0]), "baseline", str(tmp_path / "out"))
