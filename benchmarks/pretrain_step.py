@@ -74,7 +74,8 @@ def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list],
         cache = pathlib.Path(folder)
         bar = progress.add_task("", total=args.rounds * len(rows))
         for case in {case: None for case, _, _ in rows}:
-            launch(["hf_models.py", f"--case={case}", f"--out={cache / case}", *tiny], cache)
+            shapes = [f"--case={case}", f"--dropout={args.dropout}", *tiny]
+            launch(["hf_models.py", *shapes, f"--out={cache / case}"], cache)
         for _ in range(args.rounds):
             for precision in {precision: None for _, _, precision in rows}:
                 found = launch(["matmul_peak.py", f"--precision={precision}", *tiny], cache)
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
+    parser.add_argument("--dropout", type=float, default=0.1, help="with 0 all losses must agree")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to test the benchmark")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
     args = parser.parse_args()

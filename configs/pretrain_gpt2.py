@@ -1,24 +1,21 @@
 """DistilGPT-2: GPT-2 (124 million parameters) to 6 layers (82 million), on WikiText-103.
 
-The triple loss of DistilBERT (Sanh et al. 2019, arXiv:1910.01108) for a causal model: 5 KL(teacher ||
-student) at T = 2, 2 cross-entropy, 1 cosine distance of the last hidden states. The authors of
-DistilGPT-2 distilled on OpenWebText and fine-tuned on WikiText-103 afterwards; this config does it
-in one: the teacher is fine-tuned on WikiText-103 first, then baseline and student start from six
-of its layers. The weights of the loss (DistilBERT's), the layers, the learning rates and the length
-of the stages are choices of this project.
+The triple loss of DistilBERT (Sanh et al. 2019, arXiv:1910.01108) for a causal model: 5
+KL(teacher || student) at T = 2, 2 cross-entropy, 1 cosine distance of the last hidden states. The
+authors of DistilGPT-2 distilled on OpenWebText and fine-tuned on WikiText-103 afterwards; this
+config does it in one: the teacher is fine-tuned on WikiText-103 first, then baseline and student
+start from six of its layers. The weights of the loss (DistilBERT's), the layers, the learning rates
+and the length of the stages are choices of this project.
 
     python -m kd_jax.main --config=configs/pretrain_gpt2.py
 
-A batch is 128 rows of 1,024 tokens in two micro-batches: 4 rows at a time on each of 16 chips.
-On a cluster: launch/ (one command a host). For OpenWebText, 9 billion tokens:
+A batch is 128 rows of 1,024 tokens in two micro-batches: on 16 chips, 4 rows a chip at a time. On a
+cluster: launch/ (one command a host).
 
-    python -m kd_jax.main --config=configs/pretrain_gpt2.py --config.steps=70000 \\
-      --config.data.train.path=Skylion007/openwebtext --config.data.train.name=default \\
-      --config.data.train.revision=refs/convert/parquet
-
-Expected: perplexity on WikiText-103's test split of 16.3 for GPT-2 fine-tuned on its training split,
-and 21.1 for DistilGPT-2 (model card of distilbert/distilgpt2; one week on 8 V100 of 16 GB). This
-run has not been made here; the plan puts it at @HOURS@ hours on 16 v5e chips at 40% of their peak.
+Expected: perplexity on WikiText-103's test split of 16.3 for GPT-2 fine-tuned on its training
+split, and 21.1 for DistilGPT-2 (model card of distilbert/distilgpt2; one week on 8 V100 of 16 GB).
+This run has not been made here. Its three stages need 1e18 FLOPs: a quarter of an hour on 16 v5e
+chips, should they reach 40% of their peak.
 """
 
 from configs import common

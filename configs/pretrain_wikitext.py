@@ -4,21 +4,21 @@ The teacher is BERT-large as it comes (24 layers, 335 million parameters), the s
 layers (108 million). Loss: cross-entropy on the masked tokens, KL to the teacher's softened logits,
 and the teacher's hidden states. What kdslm does with DDP and AMP is here data parallelism over all
 devices and bf16 products with float32 parameters. Its public description goes no further: weights,
-temperature, layer map, learning rate, batch and length of the run below are choices of this project.
+temperature, layers, learning rate, batch and length of the run below are this project's choices.
 
     python -m kd_jax.main --config=configs/pretrain_wikitext.py
 
 A batch is 512 rows of 512 tokens: 32 a chip on a TPU v5e-16. With fewer chips or less memory, the
-same batch in micro-batches, with the same result: --config.accumulate=4. Several hosts (pod slice,
-SLURM, Kubernetes; see launch/):
+same batch in micro-batches: --config.accumulate=4. Several hosts (a pod slice as here, SLURM and
+Kubernetes: see launch/):
 
     NAME=kd ZONE=us-west4-a TYPE=v5litepod-16 WORKDIR=gs://BUCKET/runs/wikitext \\
       launch/tpu_pod.sh --config=configs/pretrain_wikitext.py
 
 Expected figures: none are published, and the full run has not been made here, only its plan
-(python -m kd_jax.plan --config=configs/pretrain_wikitext.py --topology=v5e:4x4). The student stage
-needs @FLOPS@ FLOPs, the baseline @BASE@: about @HOURS@ hours for both on 16 v5e
-chips at 40% of their peak. Look for a student whose held-out loss lies below the baseline's.
+(python -m kd_jax.plan --config=configs/pretrain_wikitext.py --topology=v5e:4x4). Baseline and
+student need 4.5e18 FLOPs together: an hour on 16 v5e chips, should they reach 40% of their peak.
+The figure to look for is a held-out loss of the student below the baseline's.
 """
 
 from configs import common
@@ -36,7 +36,7 @@ def get_config(arg=None):
         hidden=dict(weight=1.0, kind="mse", layers="uniform"),
     )
     c.batch_size = 512
-    c.steps = 5_000  # 11 passes over 117 million tokens
+    c.steps = 10_000  # 22 passes over 117 million tokens
     c.stages = dict(baseline=dict(), student=dict())
     c.optim.learning_rate = 3e-4
     c.eval = dict(every=500, batch_size=256)

@@ -30,8 +30,9 @@ def value_schedule(value: Any, steps: int, key: str) -> Schedule:
         return lambda step: float(value)
     try:
         settings = dict(value)
-        kind, start, end = (settings.pop(name) for name in ("kind", "start", "end"))
-        last = settings.pop("steps", steps)
+        kind = settings.pop("kind")
+        start, end = (float(settings.pop(name)) for name in ("start", "end"))
+        last = int(settings.pop("steps", steps))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{key}={value!r}: give a number or {{kind: linear | cosine, start, end[, steps]}}"
@@ -49,13 +50,15 @@ def _with_warmup(peak: float, warmup: int, decay: Schedule) -> Schedule:
 
 def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor) -> Schedule:
     """PyTorch's OneCycleLR with cosine annealing (Smith and Topin, arXiv:1708.07120)."""
+    if not 0.0 <= pct_start <= 1.0:
+        raise UserError(f"optim.schedule.pct_start={pct_start} must lie in [0, 1]")
     first, last = float(pct_start) * steps - 1, steps - 1
     low, final = peak / div_factor, peak / div_factor / final_div_factor
 
     def at(step):
-        if step <= first:
+        if step < first:
             return _cosine(low, peak, step / first)
-        return _cosine(peak, final, min((step - first) / (last - first), 1.0))
+        return _cosine(peak, final, min((step - first) / ((last - first) or 1.0), 1.0))
 
     return at
 
@@ -75,6 +78,8 @@ def learning_rate(config: Any, steps: int) -> Schedule:
         result = _one_cycle(peak, steps, pct_start, div, final_div)
     else:
         warmup = schedule.pop("warmup", 0)
+        if warmup < 0:
+            raise UserError(f"optim.schedule.warmup={warmup} must not be negative")
         warmup = round(warmup * steps) if 0 < warmup < 1 else int(warmup)
         final = schedule.pop("final", 0.0) * peak if kind != "constant" else peak
         shapes = {

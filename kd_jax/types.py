@@ -68,7 +68,10 @@ class ModelOutput(struct.PyTreeNode):
             self.unembed_VD.astype(jnp.float32),
             precision="highest",
         )
-        return logits if self.bias_V is None else logits + self.bias_V.astype(jnp.float32)
+        if self.bias_V is None:
+            return logits
+        bias_V = self.bias_V.astype(jnp.float32)
+        return logits + jax.lax.expand_dims(bias_V, range(logits.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)

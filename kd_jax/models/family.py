@@ -94,9 +94,11 @@ class Fields:
         self.json = hf_json
 
     def rename(self, **names: str) -> None:
-        """HF reads the keys on the left as those on the right, which win where both are there."""
-        renamed = {names[key]: self.json[key] for key in names if key in self.json}
-        self.json = renamed | {key: self.json[key] for key in self.json if key not in names}
+        """HF reads the keys on the left as those on the right."""
+        for key, own in names.items():
+            if key in self.json and self.json.get(own, self.json[key]) != self.json[key]:
+                raise UserError(f"config.json: {key} and {own} are one, and differ; keep {own}")
+        self.json = {names.get(key, key): value for key, value in self.json.items()}
 
     def get(self, key: str, kind: Any, default: Any) -> Any:
         """The value of `key`, which must be a `kind` (a type, or a union of types)."""

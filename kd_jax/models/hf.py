@@ -103,7 +103,9 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
     folder.mkdir(parents=True, exist_ok=True)
     hf_json = families.write(family, config, head)
     (folder / "config.json").write_text(json.dumps(hf_json, indent=2, sort_keys=True) + "\n")
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = folder / "model.safetensors"
+    safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors gives it to its owner alone
 
 
 def _plain(name: str, family: Family) -> str:

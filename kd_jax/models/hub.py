@@ -20,7 +20,8 @@ from kd_jax.errors import UserError
 
 ANSWER_WITHIN = 8.0  # seconds that the hub has for its first answer; its client would try for long
 
-_TEXT = ["*.json", "*.txt", "*.model", "*.jinja"]  # config, tokenizer, indices
+# Config, tokenizer, indices, and the card, which states licence and language.
+_TEXT = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _SAFETENSORS = ["model*.safetensors"]
 _TORCH = ["pytorch_model*.bin"]
 

@@ -107,44 +107,53 @@ def build(
 
     Raises UserError for an unknown term, setting, position or schedule.
     """
+    if not config:
+        raise UserError("objective is empty: give it a term, such as objective.ce.weight")
+    measured = () if teacher_policy is None else (measures.KL_T1,)
     row_terms, state_terms, weights, temperatures = [], [], {}, {}
     for name, settings in config.items():
-        settings, key = dict(settings), f"objective.{name}"
+        key = f"objective.{name}"
+        if name == measures.KL_T1.name:
+            raise UserError(f"{key}: what is logged beside the terms has this name; take another")
+        try:
+            settings = dict(settings)
+        except (TypeError, ValueError):
+            raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
         if "weight" not in settings:
             raise UserError(f"{key} has no weight: add {key}.weight")
         weights[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight")
         make_term = plugins.load("objectives", settings.pop("term", name), "make").make
         at = settings.pop("positions", None)
-        temperature = settings.pop("temperature", None)
+        has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
         known = list(inspect.signature(make_term).parameters)
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise UserError(f"{key}: unknown {', '.join(unknown)}; have weight, {', '.join(known)}")
+            have = ", ".join(["weight", "term", "positions", "temperature", *known])
+            raise UserError(f"{key}: unknown {', '.join(unknown)}; have {have}")
         term = make_term(**settings)
         if not isinstance(term, Divergence):
-            if at is not None or temperature is not None:
+            if at is not None or has_temperature:
                 raise UserError(f"{key} takes neither positions nor a temperature")
             if teacher_policy is None:
                 raise UserError(f"{key} needs a teacher, and this stage has none")
             state_terms.append((name, term))
             continue
-        if temperature is not None and not term.has_temperature:
+        if has_temperature and not term.has_temperature:
             raise UserError(f"{key} takes no temperature")
         if at not in (None, "supervised", "all"):
             raise UserError(f"{key}.positions={at!r}: have all, supervised")
         if at == "all" and not term.needs_teacher:
             raise UserError(f"{key}.positions='all': there are labels at supervised positions only")
-        static = 1.0 if temperature is None else temperature
-        if not isinstance(static, int | float):
-            temperatures[name] = value_schedule(static, steps, f"{key}.temperature")
-            static = None
-        elif static <= 0:
-            raise UserError(f"{key}.temperature={static} must be above 0")
+        schedule = value_schedule(temperature, steps, f"{key}.temperature")
+        if min(schedule(0), schedule(steps)) <= 0:
+            raise UserError(f"{key}.temperature={temperature} must be above 0")
         if teacher_policy is None and term.needs_teacher:
             raise UserError(f"{key} needs a teacher, and this stage has none")
-        row_term = vocab.RowTerm(name, term, None if static is None else float(static))
+        constant = isinstance(temperature, int | float)
+        if not constant:
+            temperatures[name] = schedule
+        row_term = vocab.RowTerm(name, term, schedule(0) if constant else None)
         row_terms.append((row_term, at or "supervised"))
-    measured = () if teacher_policy is None else (measures.KL_T1,)
     objective = Objective(
         tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
     )

@@ -53,7 +53,7 @@ def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     config = ConfigDict(run.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
     setup = Setup(config, run.workdir, devices=jax.local_devices()[:1])
-    params = _restore_best(setup, next(each for each in setup.stages if each.name == stage))
+    params = restore_best(setup, next(each for each in setup.stages if each.name == stage))
     return _export_stage(setup, stage, params, run.results, epath.Path(out))
 
 
@@ -197,7 +197,7 @@ def _export_stage(
     return export_model(blueprint, params, setup.tokenizer, out, page, source)
 
 
-def _restore_best(setup: Setup, stage: Stage) -> Params:
+def restore_best(setup: Setup, stage: Stage) -> Params:
     """The parameters of a stage's best checkpoint."""
     static, _ = setup.plan(stage)
     model = (setup.teacher if stage.name == "teacher" else setup.student).abstract()

@@ -49,7 +49,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         log.info("%s", line)
     first = jax.process_index() == 0
     wandb_run = _open_wandb(config, folder) if config.wandb and first else None
-    teacher = _given_teacher(setup)
+    teacher = given_teacher(setup)
     figures: dict[str, dict] = {}
     for stage in setup.stages:
         params, figures[stage.name] = _run_stage(setup, stage, teacher, wandb_run)
@@ -158,7 +158,7 @@ def create_state(
     )
 
 
-def _given_teacher(setup: Setup) -> Params | None:
+def given_teacher(setup: Setup) -> Params | None:
     """The teacher's parameters where no stage trains it."""
     if any(stage.name == "teacher" for stage in setup.stages):
         return None

@@ -48,7 +48,8 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """Step of the lowest validation loss, or the newest where none was measured."""
-        return self._manager.best_step() or self.latest
+        best = self._manager.best_step()
+        return self.latest if best is None else best
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Saves `state` under its step; writes in the background.

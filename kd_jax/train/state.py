@@ -37,13 +37,14 @@ class TrainState(struct.PyTreeNode):
 def state_specs(state: TrainState, table: Table, mesh: Mesh) -> TrainState:
     """PartitionSpecs of an (abstract) state; optimizer moments lie where their parameters do."""
     specs = param_specs(table, state.params, mesh)
+    frozen = optax.MaskedNode  # stands where a frozen parameter would have moments
     opt_specs = optax.tree_utils.tree_map_params(
         state.optimizer,
-        lambda _, spec: spec,
+        lambda moment, spec: moment if isinstance(moment, frozen) else spec,
         state.opt_state,
         specs,
         transform_non_params=lambda _: P(),
-        is_leaf=lambda x: isinstance(x, P),
+        is_leaf=lambda x: isinstance(x, P | frozen),
     )
     return state.replace(step=P(), params=specs, opt_state=opt_specs)
 

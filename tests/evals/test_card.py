@@ -69,6 +69,8 @@ def test_only_students_are_distilled(tmp_path, stage):
 def test_local_text_has_no_path(tmp_path):
     _, metadata = page(tmp_path, data={"train": {"path": "texts/a.txt"}})
     assert "datasets" not in metadata
+    _, metadata = page(tmp_path, data={"train": {"source": "hub", "path": str(tmp_path)}})
+    assert "datasets" not in metadata
 
 
 def test_licence_of_the_first_card_counts(tmp_path):

@@ -38,6 +38,7 @@ FAMILIES = plugins.names("models", "FAMILY")
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"model_type": "roberta", "pad_token_id": None}, "pad_token_id"),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
+        ({"model_type": "gpt2", "n_embd": 64}, "hidden_size and n_embd are one, and differ"),
     ],
 )
 def test_refuses_what_it_would_get_wrong(changes, says):

@@ -138,7 +138,7 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
 )
 def test_random_start_is_drawn_as_in_pytorch(name, changes):
     hf_json = tiny.CONFIGS[name] | {"initializer_range": 0.05} | changes
-    hf_json |= {"n_embd": 128} if name == "gpt2" else {"hidden_size": 128}
+    hf_json[{"gpt2": "n_embd", "distilbert": "dim"}.get(name, "hidden_size")] = 128
     family, config = families.read(hf_json)
     head = next(iter(family.architectures))
     theirs = getattr(transformers, family.architectures[head])(
@@ -149,6 +149,7 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
     for rule in family.rules(config, head):
         weight = theirs[rule.hf] if rule.hf in theirs else theirs[family.prefix + rule.hf]
         value = np.concatenate([np.asarray(flat[path]) for path in rule.ours], axis=-1)
+        assert value.shape == tuple(weight.T.shape if rule.transpose else weight.shape), rule.hf
         assert value.std() == pytest.approx(weight.std().item(), rel=0.1), rule.hf
         assert value.mean() == pytest.approx(weight.mean().item(), abs=0.01), rule.hf
         if value.ndim == 2 and not rule.transpose:  # rows of padding are zero

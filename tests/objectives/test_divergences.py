@@ -50,8 +50,9 @@ def test_written_out_gradient_is_the_traced_one(name):
         for settings, t in cases(name):
             divergence = DIVERGENCES[name](**settings)
             # As if a term at T = 2 were there too: exponentials at T = 1 are its squares.
-            softmaxes = [Softmax(n, x, frozenset({2})) for n, x in zip("st", (student, teacher))]
-            rows = Rows(*softmaxes, labels)
+            powers = frozenset({2})
+            ours, theirs = Softmax("student", student, powers), Softmax("teacher", teacher, powers)
+            rows = Rows(ours, theirs, labels)
             sums = {
                 key: jnp.sum(array, axis=1, keepdims=True)
                 for key, array in divergence.sums(rows, t).items()

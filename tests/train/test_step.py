@@ -1,0 +1,123 @@
+"""What a step promises: the same loss and gradient however the batch is cut up."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import plugins
+from kd_jax.train import step
+from tests.train import tiny_step
+
+# Weights that tell terms apart; every objective there is, at once, since losses are sums.
+EVERYTHING = {
+    name: {"weight": 0.5 + 0.1 * i}
+    for i, name in enumerate(plugins.names("objectives", "make"))
+    if name != "combine"
+}
+PAPER = {
+    "ce": {"weight": 1.0},
+    "kl": {"weight": 0.7, "temperature": 2.0},
+    "hidden": {"weight": 0.3},
+}
+CASES = {
+    "mlm": ("mlm", EVERYTHING),
+    "mlm, all positions": ("mlm", PAPER | {"kl": PAPER["kl"] | {"positions": "all"}}),
+    "clm": ("clm", PAPER | {"cosine": {"weight": 1.0, "term": "hidden", "kind": "cosine"}}),
+}
+VARIANTS = {
+    "8 devices": dict(devices=8),
+    "4 x 2 devices, 4 micro-batches, chunks": dict(devices=8, fsdp=2, accumulate=4, chunk=5),
+    "split over 8 devices": dict(devices=8, fsdp=8),
+    "4 micro-batches, chunks": dict(accumulate=4, chunk=7),
+}
+
+run = jax.jit(step.gradient, static_argnames=("graphdef", "plan"))
+
+
+def gradient(case: str, batch=None, **how):
+    """(gradient, terms) of a case, on the host."""
+    head, settings = CASES[case]
+    plan, knobs = tiny_step.plan(settings, **how)
+    student, teacher = tiny_step.models(head)
+    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    params = {"student": student.params, "objective": own}
+    batch = tiny_step.batch(head) if batch is None else batch
+    return jax.device_get(
+        run(params, student.graphdef, batch, teacher, tiny_step.inputs(knobs), plan)
+    )
+
+
+reference = functools.cache(gradient)  # one device, one micro-batch, one chunk
+
+
+def check_same(found, wanted):
+    """||g1 - g2|| <= 1e-5 max(||g1||, 1e-3 ||all||) for every tensor; the terms alike."""
+    (grads, terms), (wanted_grads, wanted_terms) = found, wanted
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(wanted_grads)))
+    assert whole > 0.1
+
+    def near(path, g, wanted):
+        limit = 1e-5 * max(np.linalg.norm(wanted), 1e-3 * whole)
+        assert np.linalg.norm(g - wanted) <= limit, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(near, grads, wanted_grads)
+    assert terms.keys() == wanted_terms.keys()
+    for name, ratio in terms.items():
+        assert ratio.weight == wanted_terms[name].weight > 0, name
+        np.testing.assert_allclose(ratio.total, wanted_terms[name].total, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_however_it_is_computed(case, variant):
+    check_same(gradient(case, **VARIANTS[variant]), reference(case))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_with_padding_added(case):
+    """Rows without tokens, columns without tokens, and slots without labels."""
+    batch = tiny_step.batch(CASES[case][0])
+
+    def pad(array, rows=8, columns=0, value=0):
+        width = [(0, rows)] + [(0, columns)] * (array.ndim - 1)
+        return np.pad(array, width, constant_values=value)
+
+    columns = 2 if batch.positions_BP is not None else 4
+    padded = batch.replace(
+        ids_B=pad(batch.ids_B, value=-1),
+        tokens_BT=pad(batch.tokens_BT, columns=4, value=5),
+        mask_BT=pad(batch.mask_BT, columns=4),
+        labels=pad(batch.labels, columns=columns, value=7),
+        weights=pad(batch.weights, columns=columns),
+    )
+    if batch.positions_BP is not None:
+        padded = padded.replace(positions_BP=pad(batch.positions_BP, columns=columns))
+    check_same(gradient(case, batch=padded), reference(case))
+
+
+def test_gradient_is_that_of_the_loss():
+    """Of the sum of weight x mean, by finite differences along the gradient."""
+    head, settings = CASES["mlm"]
+    plan, knobs = tiny_step.plan(settings)
+    student, teacher = tiny_step.models(head)
+    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    grads, _ = reference("mlm")
+
+    def loss(size):
+        params = {"student": student.params, "objective": own}
+        moved = jax.tree.map(lambda p, g: p + size * g, params, grads)
+        args = (student.graphdef, tiny_step.batch(head), teacher, tiny_step.inputs(knobs), plan)
+        terms = run(moved, *args)[1]
+        return sum(knobs.weights[name](0) * float(terms[name].value()) for name in settings)
+
+    square = sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads))
+    step_size = 1e-3 / np.sqrt(square)
+    slope = (loss(step_size) - loss(-step_size)) / (2 * step_size)
+    np.testing.assert_allclose(slope, square, rtol=1e-2)
+
+
+def test_dropout_differs_between_devices_micro_batches_and_steps():
+    """The same row everywhere: gradients of copies differ by their dropout alone."""
