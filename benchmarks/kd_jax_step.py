@@ -65,7 +65,7 @@ def main() -> None:
     case = case_of(args)
     head = "clm" if case.model_type == "gpt2" else "mlm"
     policy = policy_for(args.precision, jax.default_backend())
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])  # one, as PyTorch
     terms = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": TEMPERATURE}}
     objective, knobs = combine.build(terms, 1, policy, policy)
     plan = Plan(objective, mesh, family.PARTITION)

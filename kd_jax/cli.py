@@ -5,7 +5,9 @@ import errno
 import glob
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from kd_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+_LOST = re.compile("gloo|nccl|unavailable|deadline|heartbeat|coordination", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -48,15 +51,18 @@ def plain_errors() -> Iterator[None]:
         advice = "make room" if error.errno in _FULL else "set its permissions"
         place = error.filename or "a file"
         _fail(f"cannot write {place}: {error.strerror}; {advice} and run the same command again")
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
-            raise
-        _fail(
-            f"process {jax.process_index()} of {jax.process_count()} cannot go on, as after the "
-            f"loss of another: {_line(error)}; the same command continues from the last checkpoint"
-        )
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", status=130)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        # Leaving as usual would wait for the others, who may wait for this process.
+        if not _LOST.search(str(error)):
+            traceback.print_exc()
+        _fail(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on: {_line(error)}. "
+            f"The same command continues from the last checkpoint"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -78,6 +78,7 @@ PRESETS = {
     "openai-community/gpt2-large": _gpt2(36, 1280, 20),
     "openai-community/gpt2-xl": _gpt2(48, 1600, 25),
     "distilbert/distilgpt2": _gpt2(6, 768, 12),
+    "sentence-transformers/all-MiniLM-L6-v2": _bert(_UNCASED, 6, 384, 12),
     # The small BERTs of Turc et al. (2019, arXiv:1908.08962): 64 wide heads throughout.
     **{
         f"google/bert_uncased_L-{layers}_H-{width}_A-{width // 64}": _bert(

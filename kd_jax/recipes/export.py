@@ -210,7 +210,7 @@ def restore_best(setup: Setup, stage: Stage) -> Params:
     like = state.create(
         init, model.params, model.graphdef, make_optimizer, static.table, setup.mesh
     )
-    checkpoints = Checkpoints(setup.folder / stage.name / "checkpoints", keep=1)
+    checkpoints = Checkpoints(setup.folder / stage.name / "checkpoints", keep=None)
     if checkpoints.best is None:
         raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
     restored = checkpoints.restore(checkpoints.best, like)

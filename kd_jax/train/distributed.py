@@ -69,6 +69,7 @@ def initialize() -> None:
         "process_count": _PROCESS_COUNT.value,
     }
     cluster = detect(explicit, os.environ)
+    jax.config.update("jax_enable_preemption_service", False)  # see preemption.py
     if cluster is None:
         if _on_tpu():
             _join_tpu_pod(_TIMEOUT.value)

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,8 +69,12 @@ def check_same(found, wanted):
         np.testing.assert_allclose(ratio.total, wanted_terms[name].total, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("case", "variant"),
+    [("mlm", variant) for variant in VARIANTS]
+    + [("clm", "split over 8 devices"), ("clm", "4 micro-batches, chunks")]
+    + [("mlm, all positions", "4 x 2 devices, 4 micro-batches, chunks")],
+)
 def test_same_however_it_is_computed(case, variant):
     check_same(gradient(case, **VARIANTS[variant]), reference(case))
 
@@ -119,5 +122,22 @@ def test_gradient_is_that_of_the_loss():
     np.testing.assert_allclose(slope, square, rtol=1e-2)
 
 
-def test_dropout_differs_between_devices_micro_batches_and_steps():
-    """The same row everywhere: gradients of copies differ by their dropout alone."""
+@pytest.mark.parametrize("how", [dict(devices=8, fsdp=2), dict(accumulate=8)])
+def test_no_two_devices_or_micro_batches_share_their_dropout(how):
+    """Eight copies of a row: losses differ by dropout alone."""
+    plan, knobs = tiny_step.plan({"ce": {"weight": 1.0}}, dropout=True, teacher=False, **how)
+    student, _ = tiny_step.models("mlm")
+    copies = jax.tree.map(lambda x: np.repeat(x[:1], 8, axis=0), tiny_step.batch("mlm"))
+    params = {"student": student.params, "objective": {}}
+
+    def losses(seed):
+        """Of each row, the others not being counted."""
+        inputs = tiny_step.inputs(knobs, seed=seed)
+        for row in range(8):
+            batch = copies.replace(weights=copies.weights * (np.arange(8) == row)[:, None])
+            _, terms = run(params, student.graphdef, batch, None, inputs, plan)
+            yield float(terms["ce"].total)
+
+    first, other = list(losses(1)), list(losses(2))
+    assert len({*first, *other}) == 16
+    assert list(losses(1)) == first

@@ -1,0 +1,130 @@
+"""Finished `:smoke` runs, each made once a session, and the keys of the config it has read."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from kd_jax import plugins
+from kd_jax.recipes import keys, workdir
+
+_SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoke:
+    folder: Path
+    config: ConfigDict
+    results: dict
+    keys: set[str]  # of every leaf of the config: "optim.schedule.warmup"
+    read: set[str]  # those that something looked at
+
+
+@functools.cache
+def run(name: str) -> Smoke:
+    """configs/NAME.py:smoke, from the start to the printed table."""
+    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    folder = Path(_SESSION.name, name)
+    recipe = plugins.load("recipes", config.recipe, "run")
+    with private_caches(), Reads(config) as reads:
+        results = recipe.run(config, workdir.enter(config, name, str(folder)))
+    return Smoke(folder, config, results, reads.keys, reads.seen)
+
+
+@contextlib.contextmanager
+def private_caches():
+    """Tokens and compiled programs are kept for this session, and shared by its runs."""
+    folder = Path(_SESSION.name, "cache")
+    before = jax.config.jax_compilation_cache_dir
+    with mock.patch.dict(os.environ, KD_JAX_CACHE=str(folder)):
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+        compilation_cache.reset_cache()
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before)
+            compilation_cache.reset_cache()
+
+
+class Reads:
+    """Notes which leaves of `config` are looked at while the context is open.
+
+    A section that is turned into a plain dict by `items` counts as read whole, since what takes it
+    refuses the keys that it does not know. `to_dict` does not count: the ConfigDict made from its
+    result is watched instead. Writing the config down and checking it are no reading.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.seen, self._paths, self._kept = set(), {}, []
+        self._watch(config, "")
+        self.keys = {
+            f"{path}{key}"
+            for section, path in list(self._kept)
+            for key, value in section.items()
+            if not isinstance(value, ConfigDict)
+        }
+
+    def _watch(self, section, path: str) -> None:
+        self._paths[id(section)] = path
+        self._kept.append((section, path))  # ids stay taken
+        for key, value in section.items():
+            if isinstance(value, ConfigDict | dict):
+                self._watch(value, f"{path}{key}.")
+
+    def __enter__(self):
+        self._off, self._patches = 0, contextlib.ExitStack()
+        get, to_dict, init = ConfigDict.__getitem__, ConfigDict.to_dict, ConfigDict.__init__
+
+        def read(section, key):
+            value = get(section, key)
+            path = self._paths.get(id(section))
+            if path is not None and not self._off and not isinstance(value, ConfigDict):
+                self.seen.add(f"{path}{key}")
+            return value
+
+        def copy(section, *args, **kwargs):
+            with self._unnoticed():
+                found = to_dict(section, *args, **kwargs)
+                if id(section) in self._paths:
+                    self._watch(found, self._paths[id(section)])
+            return found
+
+        def made(section, initial=None, *args, **kwargs):
+            with self._unnoticed():
+                init(section, initial, *args, **kwargs)
+                if id(initial) in self._paths:
+                    self._watch(section, self._paths[id(initial)])
+
+        patches = {"__getitem__": read, "to_dict": copy, "__init__": made}
+        for name, function in patches.items():
+            self._patches.enter_context(mock.patch.object(ConfigDict, name, function))
+        for owner, name in ((ConfigDict, "to_json"), (keys, "check"), (keys, "check_optim")):
+            quiet = self._quiet(getattr(owner, name))
+            self._patches.enter_context(mock.patch.object(owner, name, quiet))
+        return self
+
+    def __exit__(self, *error):
+        self._patches.close()
+
+    @contextlib.contextmanager
+    def _unnoticed(self):
+        self._off += 1
+        try:
+            yield
+        finally:
+            self._off -= 1
+
+    def _quiet(self, function):
+        def call(*args, **kwargs):
+            with self._unnoticed():
+                return function(*args, **kwargs)
+
+        return call

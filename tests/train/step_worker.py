@@ -1,0 +1,75 @@
+"""One process of a run that trains and evaluates: `step_worker.py --out=FILE.npz FLAGS`."""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kd_jax.data.loader import Stream
+from kd_jax.models import family
+from kd_jax.objectives import combine
+from kd_jax.precision import Policy
+from kd_jax.train import distributed, optim, sharding, state, step
+from kd_jax.train.evaluate import evaluate
+from tests.train import tiny_step
+from tests.train.test_optim import config
+
+ROWS, BATCH = 44, 16
+SETTINGS = {
+    "ce": {"weight": 1.0},
+    "kl": {"weight": 0.5, "temperature": 2.0},
+    "hidden": {"weight": 0.25},
+}
+
+
+def whole(tree, mesh) -> dict[str, np.ndarray]:
+    """Every array of a tree on this host, whole, by its path."""
+    tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {sharding.path_name(path): np.asarray(leaf.addressable_data(0)) for path, leaf in leaves}
+
+
+def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
+    """Gradients on meshes of so many devices, and a little training."""
+    rows = tiny_step.batch("mlm", ROWS)
+    make = lambda ids, epochs: jax.tree.map(lambda x: x[ids], rows)  # noqa: E731
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    stream = Stream(ROWS, make, BATCH, seed=5, **processes)
+    student, teacher = tiny_step.models("mlm")
+    found = {"local_ids": np.stack([stream[i].ids_B for i in range(4)])}
+    for fsdp in fsdp_sizes:
+        plan, knobs = tiny_step.plan(SETTINGS, devices, fsdp)
+        inputs = jax.tree.map(np.asarray, tiny_step.inputs(knobs))
+        own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+        params = {"student": student.params, "objective": own}
+        params, frozen = jax.tree.map(np.asarray, (params, teacher))
+        batch = sharding.place(stream[0], plan.mesh)
+        run = jax.jit(step.gradient, static_argnames=("graphdef", "plan"))
+        grads, terms = run(params, student.graphdef, batch, frozen, inputs, plan)
+        values = {name: ratio.value() for name, ratio in terms.items()}
+        found |= whole({f"fsdp {fsdp}": {"gradient": grads, "terms": values}}, plan.mesh)
+    # Two steps and figures, on the last mesh.
+    make_optimizer = functools.partial(optim.make_optimizer, config(epsilon=1e-2))
+    table, graphdef = family.PARTITION, student.graphdef
+    born = state.create(lambda x: x, params, graphdef, make_optimizer, table, plan.mesh)
+    specs = sharding.param_specs(table, frozen.params, plan.mesh)
+    placed = jax.device_put(frozen.params, sharding.shardings(specs, plan.mesh))
+    frozen = frozen.replace(params=placed)
+    for i in range(2):
+        batch = sharding.place(stream[i], plan.mesh)
+        found |= whole({f"global_ids {i}": batch.ids_B}, plan.mesh)
+        born, metrics = step.train_step(born, batch, frozen, inputs, plan=plan)
+    found |= whole({"loss": metrics["loss"], "params": born.params}, plan.mesh)
+    held_out = step.Plan(combine.held_out(Policy()), plan.mesh, table)
+    once = Stream(ROWS, make, BATCH, **processes)
+    return found | {"held_out": np.array(evaluate(born.student, once, None, held_out)["loss"])}
+
+
+if __name__ == "__main__":
+    out = flags.DEFINE_string("out", None, "Where the results go.", required=True)
+    flags.FLAGS(sys.argv)
+    distributed.initialize()
+    np.savez(out.value, **work(len(jax.devices()), 2, 4))
