@@ -2,9 +2,9 @@
 
     python benchmarks/real_text.py --data=FOLDER --out=FILE
 
-Reads what it finds of: WikiText's validation split and other .txt, .raw, .jsonl, .json, .csv and .tsv
-files below FOLDER. Left out: WikiText's test split (the text that is reported on), files of
-tokenizers and licences, and paragraphs that occurred before or have fewer than eight words.
+Reads WikiText's validation split and other .txt, .raw, .jsonl, .json, .csv and .tsv files below
+FOLDER. Left out: WikiText's test split (the text that is reported on), files of tokenizers and
+licences, and paragraphs that occurred before or have fewer than eight words.
 """
 
 import argparse

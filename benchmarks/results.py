@@ -1,9 +1,10 @@
 """Keeps the figures of finished runs under results/, and the README's tables in step with them.
 
     python benchmarks/results.py record NAME RUN...    # results/NAME.json from run directories
-    python benchmarks/results.py readme                # rewrites the tables between the README's marks
+    python benchmarks/results.py readme                # makes the README's tables again
 
-A mark is `<!-- results: NAME -->` ... `<!-- end -->`. A test renders every mark again and compares.
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`. A test renders every one again
+and compares.
 """
 
 import argparse

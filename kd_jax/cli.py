@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import absl.logging
@@ -34,7 +34,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except FileNotFoundError as error:
         _fail(f"no config file {error.filename}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"config: {_line(error)}")
+        _fail(f"config: {_line(error.args[0] if error.args else error)}")
 
 
 @contextlib.contextmanager
@@ -45,15 +45,14 @@ def plain_errors() -> Iterator[None]:
     except UserError as error:
         log.debug("details", exc_info=error)
         _fail(str(error))
-    except OSError as error:
-        if error.errno not in _FULL + _FORBIDDEN:
-            raise
-        advice = "make room" if error.errno in _FULL else "set its permissions"
-        place = error.filename or "a file"
-        _fail(f"cannot write {place}: {error.strerror}; {advice} and run the same command again")
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", status=130)
     except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _FULL or "No space left on device" in str(error):
+            _fail(f"cannot write a file: {_line(error)}; make room and run the same command again")
+        if number in _FORBIDDEN:
+            _fail(f"{_line(error)}; set its permissions, or give another folder")
         if not jax.distributed.is_initialized():
             raise
         # Leaving as usual would wait for the others, who may wait for this process.
@@ -66,7 +65,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    return " ".join(str(error).split())
 
 
 def _fail(message: str, status: int = 1) -> None:
@@ -76,6 +75,14 @@ def _fail(message: str, status: int = 1) -> None:
     os._exit(status) if jax.distributed.is_initialized() else sys.exit(status)
 
 
+def _but_late_writes(hook: Callable) -> Callable:
+    def quieter(kind, error, traceback):
+        if str(error) != "Event loop is closed":
+            hook(kind, error, traceback)
+
+    return quieter
+
+
 def start_jax() -> None:
     """Log, platform and compilation cache; before anything touches a device."""
     handler = logging.StreamHandler()
@@ -83,8 +90,10 @@ def start_jax() -> None:
     own = logging.getLogger("kd_jax")
     own.handlers, own.propagate = [handler], False
     own.setLevel(logging.INFO)
-    # Orbax tells of its every step; what it logs as an error it raises as well.
+    # Orbax tells of its every step; what it logs as an error it raises as well. After an error,
+    # writes that end later find its event loop closed, which tensorstore prints one by one.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    sys.excepthook = _but_late_writes(sys.excepthook)
     if sys.platform == "linux" and not any(glob.glob(files) for files in _ACCELERATORS):
         if not jax.config.jax_platforms:  # libtpu, tried without a TPU, complains at length
             jax.config.update("jax_platforms", "cpu")

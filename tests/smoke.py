@@ -1,5 +1,6 @@
 """Finished `:smoke` runs, each made once a session, and the keys of the config it has read."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.recipes import keys, workdir
+from kd_jax.train import step
 
 _SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")
 
@@ -26,6 +28,7 @@ class Smoke:
     results: dict
     keys: set[str]  # of every leaf of the config: "optim.schedule.warmup"
     read: set[str]  # those that something looked at
+    compiled: dict[str, int]  # how often each program was compiled, or read from the cache
 
 
 @functools.cache
@@ -34,9 +37,9 @@ def run(name: str) -> Smoke:
     config = importlib.import_module(f"configs.{name}").get_config("smoke")
     folder = Path(_SESSION.name, name)
     recipe = plugins.load("recipes", config.recipe, "run")
-    with private_caches(), Reads(config) as reads:
+    with private_caches(), Reads(config) as reads, compilations() as compiled:
         results = recipe.run(config, workdir.enter(config, name, str(folder)))
-    return Smoke(folder, config, results, reads.keys, reads.seen)
+    return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
 
 
 @contextlib.contextmanager
@@ -52,6 +55,24 @@ def private_caches():
         finally:
             jax.config.update("jax_compilation_cache_dir", before)
             compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts the programs that are compiled, by name, none of the steps being there before."""
+    found = collections.Counter()
+
+    def note(event: str, seconds: float, **details) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found[details["fun_name"]] += 1
+
+    for program in (step.train_step, step.eval_step):
+        program.clear_cache()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 class Reads:

@@ -18,9 +18,7 @@ def rates(steps=STEPS, peak=0.5, **schedule):
 
 def test_constant():
     assert rates(kind="constant") == [0.5] * STEPS
-    np.testing.assert_allclose(
-        rates(kind="constant", warmup=4)[:6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.5]
-    )
+    np.testing.assert_allclose(rates(kind="constant", warmup=4)[:6], [0.1, 0.2, 0.3, 0.4, 0.5, 0.5])
 
 
 @pytest.mark.parametrize("warmup", [5, 0.25])

@@ -5,10 +5,9 @@ unfinished is never seen. It holds the whole TrainState; the data stream needs o
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -52,13 +51,11 @@ class Checkpoints:
         return self.latest if best is None else best
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
-        """Saves `state` under its step; writes in the background.
+        """Saves `state` under its step; writes in the background. Steps may donate `state` at once:
+        while Orbax reads an array, JAX leaves it its memory.
 
         Raises UserError where the file system refuses (a full disk); what was saved stays.
         """
-        if jax.default_backend() == "cpu":
-            # On CPU Orbax reads the very buffers that the next step is going to overwrite.
-            state = jax.tree.map(jnp.copy, state)
         with self._file_errors():
             self._manager.save(
                 int(state.step), args=ocp.args.StandardSave(_arrays(state)), metrics=metrics
@@ -71,11 +68,16 @@ class Checkpoints:
         )
         return like.replace(**restored)
 
+    def check(self) -> None:
+        """Raises UserError where a write in the background has failed."""
+        with self._file_errors():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Blocks until everything is on disk. Raises UserError where it cannot be written."""
         with self._file_errors():
             self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        self.check()
 
     def close(self) -> None:
         """Waits and lets go of the directory."""
@@ -87,13 +89,14 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-            full = "no space left" in str(error).lower() or "resource_exhausted" in str(error)
+            full = re.search("no space left on device|disk quota|file too large", str(error), re.I)
             if not (full or isinstance(error, OSError)):
                 raise
+            reason = full[0] if full else str(error).splitlines()[0]
             latest = f"step {self.latest}" if self.latest is not None else "none yet"
             raise UserError(
-                f"cannot write a checkpoint in {self.directory}: {str(error).splitlines()[0]}. "
-                f"Make room and run the same command again (last whole checkpoint: {latest})"
+                f"cannot write a checkpoint in {self.directory}: {reason}. Make room and run the "
+                f"same command again (last whole checkpoint: {latest})"
             ) from error
 
 

@@ -236,6 +236,7 @@ def fit(
                 clock.restart()
                 compiled, first = True, step
             elif (step - first) % intervals.log == 0:
+                checkpoints.check()
                 row = clock.row(step, intervals.log, intervals.log * tokens_per_step)
                 if records is not None:
                     records.add(records.timing, "time", row)

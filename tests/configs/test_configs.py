@@ -59,7 +59,7 @@ def test_step_at_full_size(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name):
     found = smoke.run(name)
-    assert list(found.results["stages"]) == list(load(name, "smoke").stages)
+    assert set(found.results["stages"]) == set(load(name).stages)
     for stage, figures in found.results["stages"].items():
         assert math.isfinite(figures["loss"]) and figures["steps"] == 4
         assert ("kl" in figures) == (stage != "teacher")

@@ -22,9 +22,7 @@ def dataset(head):
 
 
 def stream(head, batch_size):
-    return Stream(
-        ROWS, lambda ids, _: jax.tree.map(lambda x: x[ids], dataset(head)), batch_size
-    )
+    return Stream(ROWS, lambda ids, _: jax.tree.map(lambda x: x[ids], dataset(head)), batch_size)
 
 
 def figures(head, devices, fsdp, batch_size, teacher=True, chunk=0):

@@ -40,9 +40,7 @@ def create(plan, inputs):
         return {"student": params, "objective": own}
 
     make_optimizer = functools.partial(optim.make_optimizer, OPTIM)
-    return state.create(
-        init, inputs, student.graphdef, make_optimizer, family.PARTITION, plan.mesh
-    )
+    return state.create(init, inputs, student.graphdef, make_optimizer, family.PARTITION, plan.mesh)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +83,7 @@ def test_moments_lie_where_their_parameters_do(stepped):
     }
     moments = jax.tree_util.tree_leaves_with_path(stepped.layout.opt_state)
     found = {jax.tree_util.keystr(path): place.spec for path, place in moments}
-    named = {
-        name: [spec for path, spec in found.items() if path.endswith(name)] for name in params
-    }
+    named = {name: [spec for path, spec in found.items() if path.endswith(name)] for name in params}
     for name, spec in params.items():
         assert named[name] == ([] if "tokens" in name else [spec, spec]), name
     assert sum(P("fsdp", None) == spec for spec in found.values()) > 10
@@ -107,9 +103,7 @@ def test_old_state_is_donated_and_nothing_else(stepped):
 
 
 def test_teacher_does_not_change_and_is_not_in_the_state(stepped):
-    jax.tree.map(
-        np.testing.assert_array_equal, stepped.teacher.params, stepped.before[1].params
-    )
+    jax.tree.map(np.testing.assert_array_equal, stepped.teacher.params, stepped.before[1].params)
     own = sum(leaf.size for leaf in jax.tree.leaves(stepped.after.params))
     embedding = stepped.after.params["student"]["backbone"]["tokens"]["embedding"].size
     held = sum(leaf.size for leaf in jax.tree.leaves(stepped.after) if leaf.ndim)
@@ -140,7 +134,9 @@ def test_parameters_of_the_objective_stay_out_of_the_student(stepped):
 
 def test_update_is_that_of_the_gradient(stepped):
     """Adam's first update: the clipped gradient over its size, plus decay."""
-    old, new, grads = jax.device_get((stepped.before[0].params, stepped.after.params, stepped.grads))
+    old, new, grads = jax.device_get(
+        (stepped.before[0].params, stepped.after.params, stepped.grads)
+    )
     del grads["student"]["backbone"]["tokens"]
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
     assert norm > 1.0  # it is clipped
