@@ -76,9 +76,9 @@ def _fail(message: str, status: int = 1) -> None:
 
 
 def _but_late_writes(hook: Callable) -> Callable:
-    def quieter(kind, error, traceback):
-        if str(error) != "Event loop is closed":
-            hook(kind, error, traceback)
+    def quieter(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
 
     return quieter
 
@@ -93,7 +93,7 @@ def start_jax() -> None:
     # Orbax tells of its every step; what it logs as an error it raises as well. After an error,
     # writes that end later find its event loop closed, which tensorstore prints one by one.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.excepthook = _but_late_writes(sys.excepthook)
+    sys.unraisablehook = _but_late_writes(sys.unraisablehook)
     if sys.platform == "linux" and not any(glob.glob(files) for files in _ACCELERATORS):
         if not jax.config.jax_platforms:  # libtpu, tried without a TPU, complains at length
             jax.config.update("jax_platforms", "cpu")

@@ -36,8 +36,8 @@ def run(name: str) -> Smoke:
     """configs/NAME.py:smoke, from the start to the printed table."""
     config = importlib.import_module(f"configs.{name}").get_config("smoke")
     folder = Path(_SESSION.name, name)
-    recipe = plugins.load("recipes", config.recipe, "run")
     with private_caches(), Reads(config) as reads, compilations() as compiled:
+        recipe = plugins.load("recipes", config.recipe, "run")
         results = recipe.run(config, workdir.enter(config, name, str(folder)))
     return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
 

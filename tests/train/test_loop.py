@@ -1,0 +1,309 @@
+"""The loop around a step that is no model: one number that depends on all batches and dropout."""
+
+import math
+import os
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kd_jax.errors import UserError
+from kd_jax.train import loop, records, sharding
+from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.train.loop import Intervals, Schedules
+from kd_jax.train.preemption import Preempted
+from kd_jax.train.state import TrainState
+from kd_jax.types import Ratio
+
+MESH = sharding.make_mesh(1)
+OPTIMIZER = optax.trace(0.9)
+PLAN = types.SimpleNamespace(mesh=MESH, objective=types.SimpleNamespace(names=["ce"]))
+STEPS = 12
+
+
+@jax.jit(donate_argnames="state")
+def update(state, ids, inputs):
+    noise = (inputs.seed % 1000).astype(jnp.float32) / 1000
+    value = state.params["student"]["w"] * 0.9 + jnp.mean(ids.astype(jnp.float32)) + noise
+    return state.replace(
+        step=state.step + 1,
+        params={"student": {"w": value}, "objective": {}},
+        opt_state=jax.tree.map(lambda x: x + value, state.opt_state),
+    )
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens, in order; and the place to make a step's metrics bad."""
+    happened = types.SimpleNamespace(log=[], bad={})
+
+    def train_step(state, batch, teacher, inputs, *, plan):
+        at = int(state.step) + 1
+        happened.log.append(f"step {at}")
+        loss = jnp.float32(happened.bad.get(("loss", at), 1.0 / at))
+        norm = jnp.float32(happened.bad.get(("grad_norm", at), 0.5))
+        terms = {"ce": Ratio(loss * 2, jnp.float32(2.0))}
+        return update(state, batch["ids"], inputs), {
+            "loss": loss,
+            "grad_norm": norm,
+            "terms": terms,
+        }
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    for name, kind, text in (
+        ("save", Checkpoints, lambda s, state, figures: f"save {int(state.step)}"),
+        ("restore", Checkpoints, lambda s, step, like: f"restore {step}"),
+        ("add", records.Table, lambda s, row: f"{s.path.stem} {row['step']}"),
+        ("sync", records.Records, lambda s: "sync"),
+    ):
+        monkeypatch.setattr(kind, name, noted(getattr(kind, name), text, happened))
+    return happened
+
+
+def noted(method, text, happened):
+    def call(self, *args):
+        happened.log.append(text(self, *args))
+        return method(self, *args)
+
+    return call
+
+
+class Stream:
+    """Batch `step` holds eight numbers that depend on the step."""
+
+    def __init__(self, events, at=None):
+        self._events, self._at = events, at or {}
+
+    def batches(self, start):
+        for step in range(start, 1000):
+            self._at.get(step, lambda: None)()
+            self._events.log.append(f"batch {step}")
+            yield {"ids": np.arange(8, dtype=np.int32) * (step + 3) % 7}
+
+
+def new_state() -> TrainState:
+    params = {"student": {"w": jnp.zeros(3)}, "objective": {}}
+    state = TrainState(jnp.int32(0), params, OPTIMIZER.init(params), None, OPTIMIZER)
+    return jax.device_put(state, NamedSharding(MESH, PartitionSpec()))
+
+
+def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, **options):
+    """`at`: step -> what happens when its batch is asked for; `losses`: step -> held-out loss."""
+
+    def held_out(student):
+        step = int(events.log[-1].split()[1]) if events.log else 0
+        events.log.append("evaluate")
+        return {"loss": (losses or {}).get(step, 5.0 - step / 100), "accuracy": 0.5}
+
+    options = dict(intervals=Intervals(evaluate=2, save=4, log=3), keep=2) | options
+    return loop.fit(
+        new_state(),
+        stage="student",
+        plan=PLAN,
+        stream=Stream(events, at),
+        teacher=None,
+        schedules=Schedules(lambda step: 0.1 * step, {"ce": lambda step: 1.0}, {}, seed=3),
+        steps=steps,
+        tokens_per_step=8,
+        validate=validate or held_out,
+        directory=epath.Path(folder),
+        **options,
+    )
+
+
+def files(folder) -> dict[str, str]:
+    return {name: (folder / name).read_text() for name in ("metrics.csv", "eval.csv")}
+
+
+def final(folder) -> list[np.ndarray]:
+    """All arrays of the last checkpoint."""
+    reader = Checkpoints(folder / "checkpoints", keep=None)
+    state = reader.restore(reader.latest, new_state())
+    reader.close()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def undisturbed(tmp_path, events):
+    folder = tmp_path / "undisturbed"
+    fit(folder, events)
+    events.log.clear()
+    return folder
+
+
+def test_the_order_of_a_run(tmp_path, events):
+    fit(tmp_path, events, steps=4)
+    assert [event for event in events.log if not event.startswith("timing")] == [
+        *("batch 0", "step 1", "metrics 1"),  # the first step compiles, and is waited for
+        *("batch 1", "step 2", "metrics 2", "evaluate", "eval 2"),
+        *("batch 2", "step 3", "batch 3", "step 4", "metrics 3"),
+        *("metrics 4", "evaluate", "eval 4", "sync", "save 4"),
+    ]
+
+
+def test_the_order_of_a_continued_run(tmp_path, events):
+    fit(tmp_path, events, steps=4)
+    events.log.clear()
+    fit(tmp_path, events, steps=6)
+    assert [event for event in events.log if not event.startswith("timing")] == [
+        *("restore 4", "batch 4", "step 5", "metrics 5"),
+        *("batch 5", "step 6", "metrics 6", "evaluate", "eval 6", "sync", "save 6"),
+    ]
+
+
+def test_a_finished_stage_computes_nothing(undisturbed, events):
+    before = files(undisturbed)
+    fitted = fit(undisturbed, events)
+    assert events.log == [f"restore {STEPS}"]
+    assert files(undisturbed) == before
+    assert fitted.best_step == STEPS
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7, 8, 11])
+def test_interrupted_and_continued_is_the_same_bit_for_bit(tmp_path, events, undisturbed, stop):
+    class Crash(Exception):
+        pass
+
+    def crash():
+        raise Crash
+
+    folder = tmp_path / "crashed"
+    with pytest.raises(Crash):
+        fit(folder, events, at={stop: crash})
+    fit(folder, events)
+    assert files(folder) == files(undisturbed)
+    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 8, 11])
+def test_sigterm_saves_and_the_same_command_continues(tmp_path, events, undisturbed, stop, capsys):
+    folder = tmp_path / "preempted"
+    with pytest.raises(Preempted) as status:
+        fit(folder, events, at={stop: terminate})
+    assert status.value.code == 143
+    # The signal came while a batch was made: the step was taken, saved and not evaluated twice.
+    assert f"student {stop + 1}/12  saved" in capsys.readouterr().out
+    reader = Checkpoints(folder / "checkpoints", keep=None)
+    assert reader.latest == stop + 1
+    reader.close()
+    events.log.clear()
+    fit(folder, events)
+    assert events.log[0] == f"restore {stop + 1}"
+    assert events.log.count(f"step {stop + 1}") == 0
+    assert files(folder) == files(undisturbed)
+    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+
+
+def test_sigterm_at_the_very_end_is_not_forgotten(tmp_path, events):
+    def validate(student):
+        terminate()
+        return {"loss": 1.0}
+
+    with pytest.raises(Preempted):
+        fit(tmp_path, events, steps=2, validate=validate)
+    assert fit(tmp_path, events, steps=2).best_step == 2
+
+
+def test_sigterm_is_left_to_others_after_the_loop(tmp_path, events):
+    before = signal.getsignal(signal.SIGTERM)
+    fit(tmp_path, events, steps=2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_best_step_does_not_depend_on_a_signal(tmp_path, events):
+    losses = {2: 1.0, 4: 3.0, 6: 0.5, 8: 2.0, 10: 4.0, 12: 4.0}  # the best are never saved
+    assert fit(tmp_path / "a", events, losses=losses).best_step == 8
+    with pytest.raises(Preempted):
+        fit(tmp_path / "b", events, losses=losses, at={5: terminate})  # saves step 6
+    fitted = fit(tmp_path / "b", events, losses=losses)
+    assert fitted.best_step == 8 and int(fitted.state.step) == 8
+
+
+def test_the_best_state_is_given_back(tmp_path, events):
+    fitted = fit(tmp_path, events, losses={8: 1.0})
+    assert fitted.best_step == 8 and int(fitted.state.step) == 8
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [1, 6, 8, 12])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, events, name, value, at):
+    events.bad[name, at] = value
+    with pytest.raises(UserError) as error:
+        fit(tmp_path, events)
+    saved = (at - 1) // 4 * 4
+    last = f"step {saved}" if saved else "none yet"
+    assert str(error.value) == (
+        f"student: {name} is {value} at step {at}: lower optim.learning_rate or set "
+        f"optim.clip_norm (last checkpoint: {last})"
+    )
+    assert records.read(tmp_path / "metrics.csv")[-1]["step"] == str(at)
+    reader = Checkpoints(tmp_path / "checkpoints", keep=None)
+    assert reader.latest == (saved or None)  # whole, though it was being written
+    reader.close()
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(tmp_path, events):
+    with pytest.raises(UserError, match="held-out loss is nan at step 8.*last checkpoint: step 4"):
+        fit(tmp_path, events, losses={8: math.nan})
+    assert "save 8" not in events.log
+
+
+def test_goes_on_from_another_stage(tmp_path, events, undisturbed):
+    fit(tmp_path / "first", events, steps=4)
+    events.log.clear()
+    fit(tmp_path / "second", events, resume=str(tmp_path / "first"))
+    assert events.log[:2] == ["restore 4", "evaluate"]
+    assert all(map(np.array_equal, final(tmp_path / "second"), final(undisturbed)))
+    events.log.clear()
+    fit(tmp_path / "second", events, resume=str(tmp_path / "first"))
+    assert events.log == [f"restore {STEPS}"]  # its own checkpoints come first
+
+
+def test_nothing_to_go_on_from(tmp_path, events):
+    with pytest.raises(
+        UserError, match="config.resume=.*typo: no checkpoint there; give RUN/STAGE"
+    ):
+        fit(tmp_path / "a", events, resume=str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
+    fit(tmp_path / "b", events, steps=6)
+    with pytest.raises(UserError, match="is at step 6, beyond the 4 of this stage"):
+        fit(tmp_path / "c", events, steps=4, resume=str(tmp_path / "b"))
+
+
+def test_timing_rows(tmp_path, events):
+    fit(tmp_path, events)
+    rows = records.read(tmp_path / "timing.csv")
+    assert [row["step"] for row in rows] == ["4", "7", "10"]  # the first step is left out
+    assert all(0 <= float(row["input_wait_fraction"]) <= 1 for row in rows)
+
+
+def test_metrics_columns(tmp_path, events):
+    fit(tmp_path, events, steps=2)
+    first, second = records.read(tmp_path / "metrics.csv")
+    assert list(first) == ["step", "loss", "ce", "ce_weighted", "learning_rate", "grad_norm"]
+    assert second == {
+        "step": "2",
+        "loss": "0.5",
+        "ce": "0.5",
+        "ce_weighted": "0.5",
+        "learning_rate": str(float(np.float32(0.1))),
+        "grad_norm": "0.5",
+    }
+
+
+def test_every_step_has_its_own_dropout():
+    schedules = Schedules(lambda step: 0.0, {}, {}, seed=3)
+    seeds = [int(schedules.at(step).seed) for step in range(100)]
+    assert len(set(seeds)) == 100 and seeds[7] == int(schedules.at(7).seed)
+    assert seeds[0] != int(Schedules(lambda step: 0.0, {}, {}, seed=4).at(0).seed)
