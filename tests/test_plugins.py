@@ -22,7 +22,7 @@ def test_names_are_the_modules_with_the_mark():
 def test_an_unknown_name_lists_what_exists():
     with pytest.raises(UserError, match=r"^unknown tasks plug-in 'glue'; have: clm, mlm$"):
         plugins.load("tasks", "glue", "make")
-    with pytest.raises(UserError, match="'reverse_kll' .did you mean 'reverse_kl'.; have: ce, "):
+    with pytest.raises(UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: ce, "):
         plugins.load("objectives", "reverse_kll", "make")
 
 

@@ -38,20 +38,3 @@ def test_killed_runs_end_bitwise_the_same(folder, undisturbed):
     done = kill_resume.run_killed(start, folder / "killed", KILLS, timeout=120)
     assert done["hits"] == {"teacher": 1, "checkpoint": 1, "student": 1}
     assert kill_resume.differences(undisturbed, folder / "killed") == []
-
-
-def test_after_the_end_the_same_command_prints_the_table(undisturbed):
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.csv")}
-    again = start(undisturbed)
-    assert again.wait() == 0
-    assert again.output().startswith("run directory:") and "perplexity" in again.output()
-    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.csv")}
-
-
-def test_a_run_of_another_config_is_refused(undisturbed):
-    other = forked.start(
-        [*ARGUMENTS, "--config.seed=7", f"--workdir={undisturbed}"], undisturbed.parent
-    )
-    assert other.wait() == 1
-    assert other.error().strip().splitlines()[-1].startswith("error: ")
-    assert "seed (0 there, 7 here)" in other.error() and "Traceback" not in other.error()
