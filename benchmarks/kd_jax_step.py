@@ -12,6 +12,7 @@ from cases import BETAS, EPSILON, LEARNING_RATE, TEMPERATURE, WEIGHT_DECAY, Case
 from ml_collections import ConfigDict
 from timing import arguments, case_of, run
 
+from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
@@ -62,6 +63,7 @@ def batch_of(case: Case) -> Batch:
 
 def main() -> None:
     args = argparse.ArgumentParser(parents=[arguments()]).parse_args()
+    start_jax()
     case = case_of(args)
     head = "clm" if case.model_type == "gpt2" else "mlm"
     policy = policy_for(args.precision, jax.default_backend())

@@ -31,7 +31,7 @@ def base(recipe: str) -> ConfigDict:
     c.batch_size = 256  # global rows a step, a multiple of devices x accumulate
     c.accumulate = 1  # micro-batches a step, exact
     c.remat = False  # compute blocks again in the backward pass: less memory, more time
-    c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 64 MB
+    c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 128 MB
     c.mesh = ConfigDict(dict(fsdp=1))  # devices that share one copy of the parameters
     c.steps = 100_000  # optimizer steps a stage
     c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim

@@ -34,7 +34,7 @@ def get_config(arg=None):
         kl=dict(weight=1.0, temperature=2.0),
     )
     c.batch_size = 16
-    c.steps = 800
+    c.steps = 600
     c.stages = dict(baseline=dict(), student=dict())
     c.optim.learning_rate = 1e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.1, final=0.1)
@@ -53,7 +53,7 @@ def get_config(arg=None):
             attn_pdrop=0.0,
             resid_pdrop=0.0,
         )
-        c.steps = 2400
+        c.steps = 1600
         c.stages = dict(teacher=dict())
         return c
     return common.variant(c, arg, family="gpt2")

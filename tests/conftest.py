@@ -4,8 +4,12 @@ import os
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_enable_fast_math=true",  # as kd_jax.cli has it
+    ]
 )
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

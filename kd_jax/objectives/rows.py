@@ -23,11 +23,11 @@ Sums = dict[Hashable, Array]
 class Softmax:
     """Logits of one model (C, V), with the shifted exponentials that several terms share."""
 
-    def __init__(self, name: str, logits_CV: Array, powers: frozenset[int]):
+    def __init__(self, name: str, logits_CV: Array, max_C1: Array, powers: frozenset[int]):
         self.name = name
         self.logits_CV = logits_CV
         # The largest is 0: what depends on no offset of the logits is not rounded at its size.
-        self.max_C1 = jax.lax.stop_gradient(jnp.max(logits_CV, axis=1, keepdims=True))
+        self.max_C1 = max_C1
         self.shifted_CV = logits_CV - self.max_C1
         self._powers = powers  # integer temperatures of the run; exp(x) = exp(x / k) ** k
         self._exps: dict[Hashable, Array] = {}
@@ -107,7 +107,7 @@ class Divergence:
         """d value / d student logits, (C, V). By default traced: override where speed matters."""
 
         def total(logits_CV):
-            student = Softmax(rows.student.name, logits_CV, frozenset())
+            student = Softmax(rows.student.name, logits_CV, rows.student.max_C1, frozenset())
             moved = dataclasses.replace(rows, student=student)
             fresh = {
                 name: jnp.sum(array, axis=1, keepdims=True)

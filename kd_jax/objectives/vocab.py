@@ -22,7 +22,7 @@ from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
 from kd_jax.precision import Policy, rows_product
 from kd_jax.types import Array, ModelOutput
 
-ROW_LOGITS = 2**24  # logits of one chunk where the configuration sets no chunk size: 64 MB
+ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
 
 
 class Head(struct.PyTreeNode):
@@ -85,7 +85,21 @@ def _logits(features_CD, unembed_VD, bias_V, policy):
         unembed_VD.astype(operand),
         preferred_element_type=jnp.float32,
     )
-    return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]
+    if bias_V is not None:
+        logits_CV += bias_V.astype(jnp.float32)[None, :]
+    return logits_CV
+
+
+def _max_over_vocabulary(logits: list[Array]) -> list[Array]:
+    """Each row's largest logit of every model, (C, V) -> (C, 1), in one pass.
+
+    Apart, XLA's CPU backend would fold each into the product that makes the logits and halve that
+    product's speed.
+    """
+    lowest = tuple(jnp.float32(-jnp.inf) for _ in logits)
+    larger = lambda left, right: tuple(map(jnp.maximum, left, right))  # noqa: E731
+    maxima = jax.lax.reduce(tuple(logits), lowest, larger, (1,))
+    return [jax.lax.stop_gradient(maximum)[:, None] for maximum in maxima]
 
 
 def _sum_over_vocabulary(arrays: Sums) -> Sums:
@@ -103,11 +117,13 @@ def _chunk(engine, student, teacher, labels_C, temperatures):
         for term in engine.terms
     ]
     powers = frozenset(int(t) for t in temps if isinstance(t, float) and t.is_integer())
-    student_logits_CV = _logits(*student, engine.student_policy)
-    rows = Rows(Softmax("student", student_logits_CV, powers), None, labels_C)
+    logits = [_logits(*student, engine.student_policy)]
     if teacher is not None:
-        teacher_logits_CV = _logits(*teacher, engine.teacher_policy)
-        rows.teacher = Softmax("teacher", teacher_logits_CV, powers)
+        logits.append(_logits(*teacher, engine.teacher_policy))
+    maxima = _max_over_vocabulary(logits)
+    rows = Rows(Softmax("student", logits[0], maxima[0], powers), None, labels_C)
+    if teacher is not None:
+        rows.teacher = Softmax("teacher", logits[1], maxima[1], powers)
     arrays: dict[Hashable, Array] = {}
     for term, temperature in zip(engine.terms, temps, strict=True):
         arrays |= term.divergence.sums(rows, temperature)

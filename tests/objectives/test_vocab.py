@@ -87,8 +87,12 @@ def test_gradient_is_that_of_whole_logits(whole):
                 for h in (student, given["teacher"])
             )
             rows = vocab.Rows(
-                vocab.Softmax("student", student_logits, frozenset()),
-                vocab.Softmax("teacher", teacher_logits, frozenset()),
+                vocab.Softmax(
+                    "student", student_logits, student_logits.max(1, keepdims=True), frozenset()
+                ),
+                vocab.Softmax(
+                    "teacher", teacher_logits, teacher_logits.max(1, keepdims=True), frozenset()
+                ),
                 given["labels_N"],
             )
             sums = {
@@ -175,9 +179,10 @@ def test_vocabularies_are_cut_to_the_shared_ids():
         student, teacher = output(sizes[0], 4, bias=True), output(sizes[1], 5, bias=False)
         found = gradient(student, teacher)
         wanted = gradient(cut(student, 12), cut(teacher, 12))
-        np.testing.assert_array_equal(found.features, wanted.features)
-        np.testing.assert_array_equal(found.unembed_VD[:12], wanted.unembed_VD)
-        np.testing.assert_array_equal(found.bias_V[:12], wanted.bias_V)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        close(found.features, wanted.features)
+        close(found.unembed_VD[:12], wanted.unembed_VD)
+        close(found.bias_V[:12], wanted.bias_V)
         assert not np.asarray(found.unembed_VD[12:]).any()
         assert not np.asarray(found.bias_V[12:]).any()
 
@@ -211,7 +216,7 @@ def test_no_array_of_rows_times_vocabulary():
         (100, 250, 10, 84),
         (64, 32, 10, 32),
         (0, 64, 30_000, 64),
-        (0, 1024, 2**16, 256),
+        (0, 1024, 2**16, 512),
         (0, 9, 2**23, 5),
     ],
 )
