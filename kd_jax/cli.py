@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
+CPU_FLAGS = "--xla_cpu_enable_fast_math=true"  # nothing to other platforms
+
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
 _LOST = re.compile("gloo|nccl|unavailable|deadline|heartbeat|coordination", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,13 +31,27 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing; a config file or key that is wrong is one line, not a traceback."""
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error))
-    except FileNotFoundError as error:
-        _fail(f"no config file {error.filename}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(f"config: {_line(error.args[0] if error.args else error)}")
+        rest = flags.FLAGS(argv)
+        _ = flags.FLAGS.config.recipe  # tells here and not later that the file could not be read
+        return rest
+    except Exception as error:  # whatever the config file does
+        _fail(_of_flags(error))
+
+
+def _of_flags(error: Exception) -> str:
+    """What absl, ml_collections or the config file itself complains of, and where, as one line."""
+    # ml_collections puts tracebacks of config files into its messages.
+    frames = re.findall(r'File "(.+?)", line (\d+)', "".join(traceback.format_exception(error)))
+    others = ("<", __file__, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+    places = [f"{file}:{line}" for file, line in frames if not file.startswith(others)]
+    reason = str(error).strip().splitlines()[-1].strip()
+    if isinstance(error, AttributeError | KeyError):
+        while isinstance(error, Exception):  # ml_collections wraps one into the other
+            error = error.args[0]
+        reason = f"no key {' '.join(error.split())}"
+    if places:
+        return f"{places[-1]}: {reason}"
+    return reason if isinstance(error, flags.Error) else f"config: {reason}"
 
 
 @contextlib.contextmanager
@@ -97,6 +114,9 @@ def start_jax() -> None:
     if sys.platform == "linux" and not any(glob.glob(files) for files in _ACCELERATORS):
         if not jax.config.jax_platforms:  # libtpu, tried without a TPU, complains at length
             jax.config.update("jax_platforms", "cpu")
+    # Lets sums over the vocabulary be vectorised (three times as fast); NaN and infinity stay.
+    # What the user sets comes later, and wins.
+    os.environ["XLA_FLAGS"] = f"{CPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))

@@ -24,10 +24,10 @@ from kd_jax.recipes.evaluate import Options, Report, evaluate_checkpoint, evalua
 
 def table(found: Report) -> Table:
     """The figures for people."""
-    name = found.get("stage", "model")
-    beside = f", beside {found['teacher']}" if found["teacher"] else ""
+    name = found.get("stage", Path(found["model"]).name)
     rows = f"rows of {found['seq_len']} tokens, {found['precision']}"
-    title = f"{found['model']} on {found['data']['name']}, {found['task']}, {rows}{beside}"
+    beside = f", beside {found['teacher']}" if found["teacher"] else ""
+    title = f"{found['data']['name']}, {found['task']}, {rows}{beside}"
     return of_runs([{name: found}], title)
 
 

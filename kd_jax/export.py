@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
     args = parser.parse_args(argv)
     with cli.plain_errors():
+        cli.start_jax()
         if args.workdir:
             done = export.export_stage(args.workdir, args.stage, args.out)
         else:

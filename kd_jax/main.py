@@ -1,6 +1,12 @@
-"""Runs an experiment: python -m kd_jax.main --config=configs/quickstart.py
+"""Runs an experiment: its stages, the export of the student, curves and a table.
 
-Flags, JAX start-up, the run directory, and the recipe that the config names.
+    python -m kd_jax.main --config=configs/quickstart.py
+    python -m kd_jax.main --config=configs/quickstart.py:smoke --workdir=runs/try
+    python -m kd_jax.main --config=configs/quickstart.py --config.seed=1 --config.steps=500
+
+The run directory, printed first, holds everything; the same command continues a run that was
+stopped. --config.KEY=VALUE changes any key of the config (configs/common.py explains them). For a
+run of several processes see launch/, and --helpfull for its flags.
 """
 
 from pathlib import Path
@@ -30,9 +36,9 @@ def _main(argv: list[str]) -> None:
         cli.start_jax()
         distributed.initialize()
         config = _CONFIG.value
-        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         recipe = plugins.load("recipes", config.recipe, "run")
-        recipe.run(config, workdir.enter(config, name, _WORKDIR.value))
+        recipe.run(config, workdir.enter(config, Path(file).stem, _WORKDIR.value))
 
 
 def main() -> None:

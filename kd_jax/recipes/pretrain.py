@@ -44,12 +44,12 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         return results
     setup = Setup(config, folder)
     _check(setup)
+    teacher = given_teacher(setup)
     data = setup.task.prepare()
     for line in setup.shapes():
         log.info("%s", line)
     first = jax.process_index() == 0
     wandb_run = _open_wandb(config, folder) if config.wandb and first else None
-    teacher = given_teacher(setup)
     figures: dict[str, dict] = {}
     for stage in setup.stages:
         params, figures[stage.name] = _run_stage(setup, stage, teacher, wandb_run)
