@@ -37,7 +37,7 @@ def get_config(arg=None):
         hidden=dict(weight=1.0, kind="mse", layers="uniform"),
     )
     c.batch_size = 16
-    c.steps = 500
+    c.steps = 300
     c.stages = dict(baseline=dict(), student=dict())
     c.optim.learning_rate = 5e-4
     c.optim.schedule = dict(kind="linear", warmup=0.1)
