@@ -60,6 +60,7 @@ def start(arguments: list[str], folder: Path, **environment: str) -> Process:
     """Runs kd_jax.main in `folder`, on one CPU device; its output goes to a new file there."""
     number = len(list(folder.glob("*.out")))
     out, errors = folder / f"{number}.out", folder / f"{number}.err"
+    out.touch()
     request = dict(arguments=arguments, folder=str(folder), environment=environment)
     pid = _ask(request | dict(out=str(out), errors=str(errors)))
     return Process(pid, out, errors)
@@ -80,6 +81,7 @@ def _server() -> subprocess.Popen:
         PYTHONPATH=str(ROOT),
         JAX_COMPILATION_CACHE_DIR=compiled.name,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # tiny programs: compiling them takes longest
         KD_JAX_CACHE=compiled.name,
     )
     server = subprocess.Popen(
@@ -90,6 +92,7 @@ def _server() -> subprocess.Popen:
         text=True,
     )
     atexit.register(compiled.cleanup)
+    atexit.register(server.stdout.close)
     atexit.register(server.wait)
     atexit.register(server.stdin.close)
     return server
@@ -114,6 +117,7 @@ def _serve() -> None:
 
 def _become(request: dict) -> None:
     os.chdir(request["folder"])
+    sys.path.insert(0, request["folder"])  # as `python -m` does
     os.environ.update(request["environment"])
     for number, path in ((0, os.devnull), (1, request["out"]), (2, request["errors"])):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
@@ -124,6 +128,8 @@ def _become(request: dict) -> None:
 
 if __name__ == "__main__":
     # What a run imports; nothing of it touches a device.
+    import transformers.models.bert.modeling_bert  # noqa: F401
+
     import kd_jax.main
     import kd_jax.recipes.pretrain  # noqa: F401
 

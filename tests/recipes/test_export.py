@@ -10,6 +10,7 @@ import safetensors.numpy
 from etils import epath
 
 from configs import quickstart
+from kd_jax import cli
 from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
@@ -43,6 +44,12 @@ def tokenizer(tmp_path_factory):
     words = ["the cat sat on the mat", "a dog ran to the river"] * 10
     folder = tmp_path_factory.mktemp("tokenizer")
     return text.train_tokenizer("wordpiece", words, tiny.VOCAB, folder)
+
+
+@pytest.fixture(autouse=True)
+def no_start(monkeypatch):
+    """The command does not change this process's logging and caches."""
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
 
 
 @pytest.fixture

@@ -72,4 +72,4 @@ if __name__ == "__main__":
     out = flags.DEFINE_string("out", None, "Where the results go.", required=True)
     flags.FLAGS(sys.argv)
     distributed.initialize()
-    np.savez(out.value, **work(len(jax.devices()), 2, 4))
+    np.savez(out.value, **work(len(jax.devices()), 4, 2))

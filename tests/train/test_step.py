@@ -8,6 +8,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.train import step
+from tests.objectives import naive
 from tests.train import tiny_step
 
 # Weights that tell terms apart; every objective there is, at once, since losses are sums.
@@ -28,7 +29,7 @@ CASES = {
 }
 VARIANTS = {
     "8 devices": dict(devices=8),
-    "4 x 2 devices, 4 micro-batches, chunks": dict(devices=8, fsdp=2, accumulate=4, chunk=5),
+    "4 x 2 devices, 4 micro-batches, chunks": dict(devices=8, fsdp=2, accumulate=4, chunk=3),
     "split over 8 devices": dict(devices=8, fsdp=8),
     "4 micro-batches, chunks": dict(accumulate=4, chunk=7),
 }
@@ -101,6 +102,29 @@ def test_same_with_padding_added(case):
     if batch.positions_BP is not None:
         padded = padded.replace(positions_BP=pad(batch.positions_BP, columns=columns))
     check_same(gradient(case, batch=padded), reference(case))
+
+
+def test_terms_are_those_of_the_models_and_the_teacher_has_no_dropout():
+    """Against NumPy, from whole logits."""
+    settings = CASES["clm"][1]
+    student, teacher = tiny_step.models("clm")
+    batch, seed = tiny_step.batch("clm"), 3
+    plan, knobs = tiny_step.plan(settings, dropout=True)
+    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    params = {"student": student.params, "objective": own}
+    inputs = tiny_step.inputs(knobs, seed=seed)
+    _, terms = jax.device_get(run(params, student.graphdef, batch, teacher, inputs, plan))
+
+    logits = jax.jit(lambda model, seed: model(batch, seed).logits)
+    ours, theirs = (
+        np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+        for x in (logits(student, jax.numpy.uint32(seed)), logits(teacher, None))
+    )
+    rows, counts = (ours, theirs, batch.labels.ravel()), batch.weights.ravel()
+    for name, t in (("ce", 1.0), ("kl", 2.0), ("kl_t1", 1.0)):
+        each = naive.value("ce" if name == "ce" else "kl", *rows, t)
+        np.testing.assert_allclose(terms[name].total, counts @ each, rtol=1e-5, err_msg=name)
+        assert terms[name].weight == counts.sum()
 
 
 def test_gradient_is_that_of_the_loss():

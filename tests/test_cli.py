@@ -1,0 +1,145 @@
+import errno
+import logging
+import subprocess
+import sys
+
+import absl.logging
+import jax
+import pytest
+
+from kd_jax import cli
+from kd_jax.errors import UserError
+from tests import forked
+
+
+@pytest.fixture
+def ended(capsys):
+    """Raises an error in the program and gives back its status and its last words."""
+
+    def by(error):
+        with pytest.raises(SystemExit) as left, cli.plain_errors():
+            raise error
+        found = capsys.readouterr()
+        assert found.out == ""
+        return left.value.code, found.err
+
+    return by
+
+
+def test_what_users_can_put_right_is_one_line(ended):
+    assert ended(UserError("no such file")) == (1, "error: no such file\n")
+
+
+def test_an_interruption_tells_how_to_go_on(ended):
+    status, line = ended(KeyboardInterrupt())
+    assert status == 130 and line.endswith("the same command continues from the last checkpoint\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.csv"),
+            "error: cannot write a file: [Errno 28] No space left on device: 'runs/a/metrics.csv'; "
+            "make room and run the same command again\n",
+        ),
+        (
+            Exception("No space left on device (os error 28)"),  # Rust's, of the tokenizers
+            "error: cannot write a file: No space left on device (os error 28); make room and run "
+            "the same command again\n",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/root/x"),
+            "error: [Errno 13] Permission denied: '/root/x'; set its permissions, or give another "
+            "folder\n",
+        ),
+    ],
+)
+def test_a_disk_that_refuses_is_one_line(ended, error, line):
+    assert ended(error) == (1, line)
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes"), OSError(errno.EIO, "I/O error")])
+def test_mistakes_of_ours_keep_their_traceback(error):
+    with pytest.raises(type(error)), cli.plain_errors():
+        raise error
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """As in a run of several processes, where leaving as usual would wait for the others."""
+    left = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", lambda status: left.append(status))
+    return left
+
+
+def test_the_loss_of_another_process_is_one_line(several, capsys):
+    with cli.plain_errors():
+        raise ValueError("UNKNOWN: Gloo all-reduce failed:\n Connection closed by peer")
+    assert several == [1]
+    assert capsys.readouterr().err == (
+        "error: process 0 of 1 cannot go on: UNKNOWN: Gloo all-reduce failed: Connection closed by "
+        "peer. The same command continues from the last checkpoint\n"
+    )
+
+
+def test_a_mistake_of_ours_does_not_hold_up_the_others(several, capsys):
+    with cli.plain_errors():
+        raise ValueError("shapes differ")
+    assert several == [1]
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """start_jax, with everything that it changes put back."""
+    own = logging.getLogger("kd_jax")
+    before = own.handlers, own.propagate, own.level, absl.logging.get_verbosity()
+    cache = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable))
+    seen = []
+    cli.start_jax()
+    yield seen
+    own.handlers, own.propagate = before[:2]
+    own.setLevel(before[2])
+    absl.logging.set_verbosity(before[3])
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def test_the_log_is_plain_lines_of_our_own(started, capsys):
+    handlers = logging.getLogger("kd_jax").handlers
+    (own,) = (handler for handler in handlers if type(handler) is logging.StreamHandler)
+    own.setStream(sys.stderr)  # it has the one of the fixture
+    logging.getLogger("kd_jax.data.blocks").info("tokens: %d", 3)
+    logging.getLogger("kd_jax.data.blocks").debug("too much")
+    absl.logging.info("Orbax does this and that")
+    absl.logging.error("Orbax says what it raises as well")
+    assert capsys.readouterr().err == "tokens: 3\n"
+
+
+def test_late_writes_are_not_told(started):
+    class Unraisable:
+        def __init__(self, text):
+            self.exc_value = RuntimeError(text)
+
+    for text in ("Event loop is closed", "anything else"):
+        sys.unraisablehook(Unraisable(text))
+    assert [str(each.exc_value) for each in started] == ["anything else"]
+
+
+def test_starts_without_noise():
+    """libtpu, which the tests install, complains where there is no TPU, unless JAX is told."""
+    if any(cli.glob.glob(files) for files in cli._ACCELERATORS):
+        pytest.skip("there may be an accelerator")
+    program = "from kd_jax import cli; cli.start_jax(); import jax; print(jax.default_backend())"
+    kept = {k: v for k, v in cli.os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=forked.ROOT,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("cpu\n", "")
