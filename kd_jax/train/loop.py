@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,8 +61,15 @@ class Clock:
         self._began, self.waited, self.rate = time.perf_counter(), 0.0, 0.0
 
     def restart(self) -> None:
-        """Forgets the time since the last row: evaluation, saving or compiling happened."""
+        """Forgets the time since the last row."""
         self._began, self.waited = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what happens meanwhile."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def row(self, step: int, steps: int, tokens: int) -> dict[str, float]:
         """Timing of the `steps` steps since the last row."""
@@ -204,23 +211,24 @@ def fit(
             leaving, last = preemption.requested(), step == steps
             fresh = step > 0 and step != start  # what was restored was evaluated and saved before
             planned = last or step % intervals.save == 0
+            evaluating = validate and fresh and (last or step % intervals.evaluate == 0)
+            saving = fresh and (planned or leaving)
+            if evaluating or saving:
+                write_pending()
             figures = None
-            if validate and fresh and (last or step % intervals.evaluate == 0):
-                write_pending()
-                figures = validate(state.student)
-                if records is not None:
-                    records.add(records.evals, "eval", {"step": step, **figures})
-                    bar.say(f"{stage} {step}/{steps}  held out: {_sentence(figures)}")
-                check_finite(figures["loss"], "held-out loss", step)
-                clock.restart()
-            if fresh and (planned or leaving):
-                write_pending()
-                if records is not None:
-                    records.sync()
-                # With figures, a save out of turn could become the best: without, a run that was
-                # interrupted chooses as one that was not.
-                checkpoints.save(state, figures if planned else None)
-                clock.restart()
+            with clock.stopped():
+                if evaluating:
+                    figures = validate(state.student)
+                    if records is not None:
+                        records.add(records.evals, "eval", {"step": step, **figures})
+                        bar.say(f"{stage} {step}/{steps}  held out: {_sentence(figures)}")
+                    check_finite(figures["loss"], "held-out loss", step)
+                if saving:
+                    if records is not None:
+                        records.sync()
+                    # With figures, a save out of turn could become the best: without, a run that
+                    # was interrupted chooses as one that was not.
+                    checkpoints.save(state, figures if planned else None)
             if leaving or last:
                 break
             asked = time.perf_counter()

@@ -288,6 +288,24 @@ def test_timing_rows(tmp_path, events):
     assert all(0 <= float(row["input_wait_fraction"]) <= 1 for row in rows)
 
 
+def test_evaluation_and_saving_are_no_training_time(tmp_path, events, monkeypatch):
+    """By a clock that a batch moves on by a second, and an evaluation by a thousand."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+    def move(seconds):
+        now[0] += seconds
+
+    def validate(student):
+        move(1000)
+        return {"loss": 1.0}
+
+    fit(tmp_path, events, at={step: lambda: move(1) for step in range(STEPS)}, validate=validate)
+    rows = records.read(tmp_path / "timing.csv")
+    assert [(row["seconds"], row["tokens_per_second"]) for row in rows] == [("3.0", "8.0")] * 3
+    assert [row["input_wait_fraction"] for row in rows] == ["1.0"] * 3
+
+
 def test_metrics_columns(tmp_path, events):
     fit(tmp_path, events, steps=2)
     first, second = records.read(tmp_path / "metrics.csv")
