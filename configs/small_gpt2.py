@@ -34,12 +34,12 @@ def get_config(arg=None):
         kl=dict(weight=1.0, temperature=2.0),
     )
     c.batch_size = 16
-    c.steps = 600
+    c.steps = 400
     c.stages = dict(baseline=dict(), student=dict())
     c.optim.learning_rate = 1e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.1, final=0.1)
-    c.eval = dict(every=200, batch_size=32)
-    c.checkpoint = dict(every=200, keep=1)
+    c.eval = dict(every=100, batch_size=32)
+    c.checkpoint = dict(every=100, keep=1)
     c.log.every = 20
     if arg == "teacher":
         c.tokenizer = dict(path="", train="bpe", vocab_size=8192)
