@@ -9,6 +9,7 @@ and compares.
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -31,8 +32,12 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
         "config": configs[0],
         "runs": [{key: run.results[key] for key in KEPT if key in run.results} for run in found],
     }
+    page = json.dumps(entry, indent=1)
+    if folder := os.environ.get("KD_JAX_DATA"):  # not where it lay on this machine
+        page = page.replace(folder, "$KD_JAX_DATA")
     path = ROOT / "results" / f"{name}.json"
-    path.write_text(json.dumps(entry, indent=1) + "\n")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page + "\n")
     return path
 
 

@@ -31,10 +31,20 @@ class Smoke:
     compiled: dict[str, int]  # how often each program was compiled, or read from the cache
 
 
+def masked() -> ConfigDict:
+    """A masked LM with a teacher that is trained first."""
+    config = importlib.import_module("configs.pretrain_wikitext").get_config("smoke")
+    config.stages = {"teacher": {}, "baseline": {}, "student": {}}
+    return config
+
+
 @functools.cache
 def run(name: str) -> Smoke:
-    """configs/NAME.py:smoke, from the start to the printed table."""
-    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    """configs/NAME.py:smoke, or `masked`, from the start to the printed table."""
+    if name == "masked":
+        config = masked()
+    else:
+        config = importlib.import_module(f"configs.{name}").get_config("smoke")
     folder = Path(_SESSION.name, name)
     with private_caches(), Reads(config) as reads, compilations() as compiled:
         recipe = plugins.load("recipes", config.recipe, "run")

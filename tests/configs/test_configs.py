@@ -72,8 +72,8 @@ def test_smoke(name):
 @pytest.fixture(scope="module")
 def read_of_checkpoints(tmp_path_factory):
     """Keys that are read where teacher and student are checkpoints, as in no smoke run."""
-    export = smoke.run("quickstart").folder / "export" / "student"
-    config = load("quickstart", "smoke")
+    export = smoke.run("pretrain_wikitext").folder / "export" / "student"
+    config = load("pretrain_wikitext", "smoke")
     config.teacher.model = config.student.model = str(export)
     config.teacher.architecture = config.student.architecture = {}
     config.tokenizer.train = ""
@@ -89,7 +89,7 @@ def test_every_key_is_read(name, read_of_checkpoints):
 
 
 def test_reads_are_noticed():
-    config = load("quickstart", "smoke")
+    config = load("pretrain_wikitext", "smoke")
     with smoke.Reads(config) as reads:
         json.loads(config.to_json())
         assert config.seed == 0 and config.optim.get("beta1") == 0.9

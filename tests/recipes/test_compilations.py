@@ -6,7 +6,7 @@ from kd_jax.recipes.setup import Setup
 from tests import smoke
 
 
-@pytest.mark.parametrize(("name", "special_tokens"), [("quickstart", 2), ("pretrain_gpt2", 0)])
+@pytest.mark.parametrize(("name", "special_tokens"), [("masked", 2), ("pretrain_gpt2", 0)])
 def test_one_compilation_a_program(name, special_tokens):
     found = smoke.run(name)
     config, data = found.config, found.results["data"]["validation"]

@@ -22,7 +22,7 @@ def caches():
 
 @pytest.fixture(scope="module")
 def run():
-    return smoke.run("quickstart")
+    return smoke.run("masked")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import safetensors.numpy
 from etils import epath
 
-from configs import quickstart
 from kd_jax import cli
 from kd_jax import export as command
 from kd_jax.errors import UserError
@@ -20,6 +19,7 @@ from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
+from tests import smoke
 from tests.evals import example_run
 from tests.models import tiny
 
@@ -250,7 +250,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "example-0123abcd"
     words = folder.parent / "words.txt"
     words.write_text("the cat sat on the mat\n\na dog ran to the river\n\n" * 50)
-    config = quickstart.get_config("smoke")
+    config = smoke.masked()
     config.data.train = {"source": "files", "path": str(words)}
     config.tokenizer.vocab_size = tiny.VOCAB
     config.mesh.fsdp = 8

@@ -4,17 +4,17 @@ import jax
 import pytest
 from jax.errors import JaxRuntimeError
 
-from configs import quickstart
 from kd_jax.errors import UserError
 from kd_jax.evals.topology import Topology
 from kd_jax.recipes import plan
 from kd_jax.recipes.setup import Setup
+from tests import smoke
 
 CPUS = Topology("cpu:8", 8, 2**30)
 
 
 def config(**changes):
-    found = quickstart.get_config("smoke")
+    found = smoke.masked()
     found.update(changes)
     return found
 
