@@ -49,8 +49,8 @@ def test_an_interruption_tells_how_to_go_on(ended):
             "the same command again\n",
         ),
         (
-            PermissionError(errno.EACCES, "Permission denied", "/root/x"),
-            "error: [Errno 13] Permission denied: '/root/x'; set its permissions, or give another "
+            PermissionError(errno.EACCES, "Permission denied", "results.json"),
+            "error: [Errno 13] Permission denied: 'results.json'; set its permissions, or give another "
             "folder\n",
         ),
     ],

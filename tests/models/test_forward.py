@@ -27,7 +27,8 @@ def test_padding_changes_nothing(name):
     short = run(model.params, model, batch)
     long = run(model.params, model, more.replace(tokens_BT=garbage))[:, :8]
     real = np.asarray(batch.mask_BT) > 0
-    np.testing.assert_allclose(short[real], long[real], atol=1e-6)
+    # Sums over another number of terms are added up in another order.
+    np.testing.assert_allclose(short[real], long[real], atol=1e-6 * np.abs(short[real]).max())
     assert np.isfinite(run(model.params, model, batch.replace(mask_BT=0 * batch.mask_BT))).all()
 
 
