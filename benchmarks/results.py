@@ -1,6 +1,7 @@
 """Keeps the figures of finished runs under results/, and the README's tables in step with them.
 
     python benchmarks/results.py record NAME RUN...    # results/NAME.json from run directories
+    python benchmarks/results.py benchmark NAME FILE   # the same from pretrain_step.py --json=FILE
     python benchmarks/results.py readme                # makes the README's tables again
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`. A test renders every one again
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 
 from kd_jax.evals import runs, table
+from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -41,9 +43,40 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
     return path
 
 
+def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
+    """Writes results/NAME.json from the rows that benchmarks/pretrain_step.py measured here."""
+    stated = workdir.manifest()
+    entry = {
+        "note": note,
+        "command": command,
+        "commit": stated["commit"],
+        "machine": stated["machine"],
+        "rows": json.loads(Path(file).read_text()),
+    }
+    path = ROOT / "results" / f"{name}.json"
+    path.write_text(json.dumps(entry, indent=1) + "\n")
+    return path
+
+
+def _of_benchmark(entry: dict) -> str:
+    header = ["case", "precision", "system", "s/step", "tokens/s", "peak GB", "times kd_jax's"]
+    rows = []
+    for row in entry["rows"]:
+        times = "" if row["system"] == "kd_jax" else f"{row['ratio']:.2f}"
+        speed = [f"{row['median_s']:.3f}", f"{row['tokens_per_s']:,.0f}"]
+        memory = f"{row['peak_rss_bytes'] / 1e9:.2f}"
+        rows.append([row["case"], row["precision"], row["system"], *speed, memory, times])
+    page = table.Table("", header, rows, labels=3).markdown()
+    machine = f"{entry['machine']['cores']} cores of {entry['machine']['cpu']}"
+    source = f"`{entry['command']}`; {machine}; commit {entry['commit'][:9]}. {entry['note']}"
+    return f"{page}\n{source.rstrip()}\n"
+
+
 def render(name: str) -> str:
     """The Markdown of results/NAME.json: table, then where it comes from."""
     entry = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    if "rows" in entry:
+        return _of_benchmark(entry)
     found = entry["runs"]
     first = found[0]
     title = f"{first['config']}, {first['split']} split"
@@ -70,11 +103,18 @@ def main() -> None:
     keep = commands.add_parser("record", help="write results/NAME.json from finished runs")
     keep.add_argument("name")
     keep.add_argument("runs", nargs="+")
-    keep.add_argument("--note", default="", help="a sentence to stand under the table")
+    speed = commands.add_parser("benchmark", help="write results/NAME.json from measured rows")
+    speed.add_argument("name")
+    speed.add_argument("file")
+    for each in (keep, speed):
+        each.add_argument("--note", default="", help="a sentence to stand under the table")
+    speed.add_argument("--command", dest="ran", default="python benchmarks/pretrain_step.py")
     commands.add_parser("readme", help="make the README's tables again")
     options = parser.parse_args()
     if options.command == "record":
         print(record(options.name, options.runs, options.note))
+    elif options.command == "benchmark":
+        print(keep_benchmark(options.name, options.file, options.ran, options.note))
     else:
         path = ROOT / "README.md"
         path.write_text(rendered(path.read_text()))

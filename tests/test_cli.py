@@ -50,8 +50,8 @@ def test_an_interruption_tells_how_to_go_on(ended):
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "results.json"),
-            "error: [Errno 13] Permission denied: 'results.json'; set its permissions, or give another "
-            "folder\n",
+            "error: [Errno 13] Permission denied: 'results.json'; set its permissions, or give "
+            "another folder\n",
         ),
     ],
 )
