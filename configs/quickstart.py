@@ -3,7 +3,8 @@
 Text is the English that every Python brings along (language reference, docstrings). A tokenizer
 and a small GPT-2 teacher are trained on it, then the same 2-layer student twice: on the labels
 alone (baseline), and distilled from the teacher. Both start from two of the teacher's four layers;
-expect the distilled student to end below the baseline's held-out loss.
+expect the distilled student to end about 0.13 nats below the baseline's held-out loss (5.18 against
+5.31 with Python 3.11, whose text it is), after three and a half minutes.
 
     python -m kd_jax.main --config=configs/quickstart.py
 """

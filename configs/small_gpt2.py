@@ -2,7 +2,7 @@
 
 The teacher (10.6 million parameters outside the embeddings) is trained first on mixed English text,
 then baseline and student start from its layers 2, 4, 6. WikiText-2's test split, none of whose text
-is trained on, is what is reported; a tenth of the training documents selects the checkpoint.
+is trained on, is what is reported; 2% of the training documents select the checkpoint.
 
     python benchmarks/real_text.py --data=$KD_JAX_DATA --out=runs/real_text.txt
     python -m kd_jax.main --config=configs/small_gpt2.py:teacher --workdir=runs/small_gpt2-teacher
@@ -11,7 +11,7 @@ is trained on, is what is reported; a tenth of the training documents selects th
         --config.teacher.model=runs/small_gpt2-teacher/export/teacher
     done
 
-Figures: README.md.
+Fifteen minutes for the teacher, two to four for each other stage, on two cores. Figures: README.md.
 """
 
 import os
