@@ -34,11 +34,14 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
         "config": configs[0],
         "runs": [{key: run.results[key] for key in KEPT if key in run.results} for run in found],
     }
+    return _write(name, entry)
+
+
+def _write(name: str, entry: dict) -> Path:
     page = json.dumps(entry, indent=1)
     if folder := os.environ.get("KD_JAX_DATA"):  # not where it lay on this machine
         page = page.replace(folder, "$KD_JAX_DATA")
     path = ROOT / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
     path.write_text(page + "\n")
     return path
 
@@ -53,9 +56,7 @@ def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
         "machine": stated["machine"],
         "rows": json.loads(Path(file).read_text()),
     }
-    path = ROOT / "results" / f"{name}.json"
-    path.write_text(json.dumps(entry, indent=1) + "\n")
-    return path
+    return _write(name, entry)
 
 
 def _of_benchmark(entry: dict) -> str:

@@ -85,9 +85,7 @@ def _logits(features_CD, unembed_VD, bias_V, policy):
         unembed_VD.astype(operand),
         preferred_element_type=jnp.float32,
     )
-    if bias_V is not None:
-        logits_CV += bias_V.astype(jnp.float32)[None, :]
-    return logits_CV
+    return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]
 
 
 def _max_over_vocabulary(logits: list[Array]) -> list[Array]:
@@ -98,8 +96,7 @@ def _max_over_vocabulary(logits: list[Array]) -> list[Array]:
     """
     lowest = tuple(jnp.float32(-jnp.inf) for _ in logits)
     larger = lambda left, right: tuple(map(jnp.maximum, left, right))  # noqa: E731
-    maxima = jax.lax.reduce(tuple(logits), lowest, larger, (1,))
-    return [jax.lax.stop_gradient(maximum)[:, None] for maximum in maxima]
+    return [m[:, None] for m in jax.lax.reduce(tuple(logits), lowest, larger, (1,))]
 
 
 def _sum_over_vocabulary(arrays: Sums) -> Sums:
