@@ -4,13 +4,6 @@ import os
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_enable_fast_math=true",  # as kd_jax.cli has it
-    ]
-)
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from pathlib import Path
@@ -18,6 +11,12 @@ from pathlib import Path
 import jax
 import pytest
 
+from kd_jax.cli import CPU_FLAGS
+
+# Before JAX looks at its devices.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", CPU_FLAGS]
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 

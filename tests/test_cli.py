@@ -98,6 +98,7 @@ def started(monkeypatch):
     before = own.handlers, own.propagate, own.level, absl.logging.get_verbosity()
     cache = jax.config.jax_compilation_cache_dir
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable))
+    monkeypatch.setenv("XLA_FLAGS", cli.os.environ["XLA_FLAGS"])
     seen = []
     cli.start_jax()
     yield seen
