@@ -55,13 +55,7 @@ def test_table_with_topology():
 
 def run(*flags):
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "kd_jax.plan",
-            "--config=configs/pretrain_wikitext.py:smoke",
-            *flags,
-        ],
+        [sys.executable, "-m", "kd_jax.plan", "--config=configs/quickstart.py:smoke", *flags],
         cwd=Path(plan.__file__).parents[1],
         capture_output=True,
         text=True,
