@@ -269,7 +269,7 @@ def main() -> None:
 def _dropout(run: Path) -> float:
     """The rate in the exported student."""
     config = json.loads((run / "export" / "student" / "config.json").read_text())
-    return config["hidden_dropout_prob"]
+    return config["resid_pdrop"]
 
 
 if __name__ == "__main__":
