@@ -20,20 +20,32 @@ Array = jax.Array
 Params = dict[str, Any]  # nested dicts of arrays
 
 
+class Encoding(struct.PyTreeNode):
+    """The rows of a batch as another tokenizer writes them; its own T."""
+
+    tokens_BT: Array  # int32
+    mask_BT: Array  # float32
+    types_BT: Array | None = None  # int32
+
+
 class Batch(struct.PyTreeNode):
     """Rows for one step. Labels are already shifted: `labels` belong to the logits they sit at.
 
     With `positions_BP`, labels and weights are (B, P) and belong to those tokens of the row
-    (masked language modelling); without it they are (B, T), one for every token.
+    (masked language modelling); without it a language model's are (B, T), one for every token.
+    Heads that answer once a row have as many labels a row as answers: (B, 1) classes (float32
+    numbers for a regression), (B, 2) first and last token of a span.
     """
 
     ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up
     tokens_BT: Array  # int32
     mask_BT: Array  # float32, 1 for tokens, 0 for padding
-    labels: Array  # int32, (B, P) or (B, T)
+    labels: Array  # int32, (B, P) or (B, T); float32 for a regression
     weights: Array  # float32 like labels, 0 where nothing is supervised
     positions_BP: Array | None = None  # int32
     types_BT: Array | None = None  # int32 token types (segments); None means all zero
+    teacher_logits_BPC: Array | None = None  # float32, a frozen teacher's, computed before
+    teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
 
     def dense(self) -> Batch:
         """The same supervision with one label and weight for every token, (B, T)."""
@@ -51,17 +63,29 @@ class Batch(struct.PyTreeNode):
         )
 
 
+class Heads(struct.PyTreeNode):
+    """What one layer's attention compares; scores are q_BTHK k_BTHK, the scale is in q."""
+
+    q_BTHK: Array
+    k_BTHK: Array
+    v_BTHK: Array
+
+
 class ModelOutput(struct.PyTreeNode):
-    """What a model returns. Logits are features times an unembedding, made only when asked for."""
+    """What a model returns. Logits are features times an unembedding, made only when asked for;
+    where a head has few classes, `unembed_VD` is None and the features are the logits."""
 
     features: Array  # (B, P, D) at the batch's positions, or (B, T, D) where it has none
-    unembed_VD: Array
+    unembed_VD: Array | None
     bias_V: Array | None
-    hidden: tuple[Array, ...]  # L + 1 arrays (B, T, D), hidden[0] is the embedding output
+    hidden: tuple[Array, ...] = ()  # L + 1 arrays (B, T, D), hidden[0] is the embedding output
+    attention: tuple[Heads, ...] = ()  # L, first layer first; unused ones cost nothing
 
     @property
     def logits(self) -> Array:
         """float32 logits, whole: (..., V). Losses must not use this (objectives/vocab.py does)."""
+        if self.unembed_VD is None:
+            return self.features.astype(jnp.float32)
         logits = jnp.einsum(
             "...d,vd->...v",
             self.features.astype(jnp.float32),
@@ -80,6 +104,7 @@ class ModelSpec:
 
     width: int
     num_layers: int
+    num_heads: int = 1
 
 
 class Ratio(struct.PyTreeNode):

@@ -221,4 +221,4 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
 
 def spec(config: Any) -> ModelSpec:
     """What objectives may know of the model."""
-    return ModelSpec(width=config.width, num_layers=config.num_layers)
+    return ModelSpec(config.width, config.num_layers, config.num_heads)

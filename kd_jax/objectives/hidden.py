@@ -69,8 +69,7 @@ class Hidden:
     ) -> Array:
         """The weighted sum over this batch's tokens, a float32 scalar."""
         specs = [
-            ModelSpec(width=out.hidden[0].shape[-1], num_layers=len(out.hidden) - 1)
-            for out in (student, teacher)
+            ModelSpec(out.hidden[0].shape[-1], len(out.hidden) - 1) for out in (student, teacher)
         ]
         pairs = layer_pairs(self.layers, *specs)
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)

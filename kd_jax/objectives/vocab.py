@@ -26,11 +26,18 @@ ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk 
 
 
 class Head(struct.PyTreeNode):
-    """Features and the unembedding that turns them into logits."""
+    """Features and the unembedding that turns them into logits; without one they are the logits."""
 
     features_ND: Array
-    unembed_VD: Array
+    unembed_VD: Array | None
     bias_V: Array | None
+
+    @property
+    def num_classes(self) -> int:
+        """V: how many logits a row has."""
+        if self.unembed_VD is None:
+            return self.features_ND.shape[1]
+        return self.unembed_VD.shape[0]
 
 
 def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Head, Head | None]:
@@ -40,14 +47,18 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
     that both softmaxes run over the same ids.
     """
     outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
-    shared = min(output.unembed_VD.shape[0] for output in outputs)
+    heads = [
+        Head(x.features.reshape(-1, x.features.shape[-1]), x.unembed_VD, x.bias_V) for x in outputs
+    ]
+    shared = min(head.num_classes for head in heads)
 
-    def head(output):
-        features_ND = output.features.reshape(-1, output.features.shape[-1])
-        bias_V = None if output.bias_V is None else output.bias_V[:shared]
-        return Head(features_ND, output.unembed_VD[:shared], bias_V)
+    def cut(head):
+        if head.unembed_VD is None:
+            return head.replace(features_ND=head.features_ND[:, :shared])
+        bias_V = None if head.bias_V is None else head.bias_V[:shared]
+        return head.replace(unembed_VD=head.unembed_VD[:shared], bias_V=bias_V)
 
-    heads = [head(output) for output in outputs]
+    heads = [cut(head) for head in heads]
     return heads[0], (heads[1] if teacher is not None else None)
 
 
@@ -78,6 +89,8 @@ class Engine:
 
 def _logits(features_CD, unembed_VD, bias_V, policy):
     """float32 logits (C, V)."""
+    if unembed_VD is None:
+        return features_CD.astype(jnp.float32)
     operand = jnp.dtype(policy.operand)
     logits_CV = jnp.einsum(
         "cd,vd->cv",
@@ -129,11 +142,13 @@ def _chunk(engine, student, teacher, labels_C, temperatures):
 
 def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want_grads):
     """Loss, totals by term, and the gradients for (features, unembedding, bias) when wanted."""
-    num_rows, vocab_size = labels_N.shape[0], student.unembed_VD.shape[0]
-    size = engine.rows_per_chunk(num_rows, vocab_size)
+    num_rows = labels_N.shape[0]
+    size = engine.rows_per_chunk(num_rows, student.num_classes)
     num_chunks = -(-num_rows // size)
     operand = jnp.dtype(engine.student_policy.operand)
-    unembed_VD = student.unembed_VD.astype(operand)  # once, not in every chunk
+    unembed_VD = student.unembed_VD
+    if unembed_VD is not None:
+        unembed_VD = unembed_VD.astype(operand)  # once, not in every chunk
 
     def split(array):
         padding = [(0, num_chunks * size - num_rows)] + [(0, 0)] * (array.ndim - 1)
@@ -160,7 +175,9 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
                 ds_CV += jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
         dx_CD = None
-        if want_grads:
+        if want_grads and unembed_VD is None:
+            dx_CD = jnp.broadcast_to(ds_CV, x_CD.shape).astype(x_CD.dtype)
+        elif want_grads:
             ds_CV = ds_CV.astype(operand)
             dx_CD = jnp.einsum(
                 "cv,vd->cd", ds_CV, unembed_VD, preferred_element_type=jnp.float32
@@ -171,8 +188,9 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
         return (totals, dw_DV, db_V), dx_CD
 
     zeros = {term.name: jnp.float32(0.0) for term in engine.terms}
-    dw_DV = jnp.zeros(student.unembed_VD.shape[::-1], jnp.float32) if want_grads else None
-    db_V = None
+    dw_DV = db_V = None
+    if want_grads and unembed_VD is not None:
+        dw_DV = jnp.zeros(unembed_VD.shape[::-1], jnp.float32)
     if want_grads and student.bias_V is not None:
         db_V = jnp.zeros(student.bias_V.shape, jnp.float32)
     inputs = jax.tree.map(
@@ -189,8 +207,10 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
     grads = None
     if want_grads:
         dx_ND = dx.reshape(num_chunks * size, -1)[:num_rows]
-        # The barrier keeps XLA from folding the transposition into the last chunk's product.
-        grads = Head(dx_ND, jax.lax.optimization_barrier(dw_DV).T, db_V)
+        if dw_DV is not None:
+            # The barrier keeps XLA from folding the transposition into the last chunk's product.
+            dw_DV = jax.lax.optimization_barrier(dw_DV).T
+        grads = Head(dx_ND, dw_DV, db_V)
     return loss, totals, grads
 
 

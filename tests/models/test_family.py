@@ -101,7 +101,7 @@ def test_graph_is_one_for_equal_configs():
     one, two = (families.read(tiny.CONFIGS["gpt2"] | {"task": task}) for task in "ab")
     graphs = [families.abstract(*made, "clm", Policy()).graphdef for made in (one, two)]
     assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
-    assert families.spec(one[1]) == ModelSpec(width=32, num_layers=one[1].num_layers)
+    assert families.spec(one[1]) == ModelSpec(width=32, num_layers=one[1].num_layers, num_heads=4)
 
 
 @pytest.mark.parametrize(
