@@ -37,6 +37,17 @@ class Objective:
         """The trained terms, in the order of the configuration, row-wise ones first."""
         return [term.name for term, _ in self.row_terms] + [name for name, _ in self.state_terms]
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term, trained or measured, reads the teacher."""
+        terms = [term for term, _ in self.row_terms] + list(self.measured)
+        return self.needs_teacher_states or any(term.divergence.needs_teacher for term in terms)
+
+    @property
+    def needs_teacher_states(self) -> bool:
+        """Whether the teacher's logits are not enough, and it has to run beside the student."""
+        return any(term.needs_teacher for _, term in self.state_terms)
+
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
         """Parameters of the terms themselves (projections), by term name."""
         params = {}
@@ -47,8 +58,20 @@ class Objective:
         return params
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch with labels at every token where a row-wise term looks at all of them."""
-        return batch.dense() if any(at == "all" for _, at in self.row_terms) else batch
+        """The batch with labels at every token where a row-wise term looks at all of them.
+
+        Raises UserError where rows have answers of their own instead of tokens that have one.
+        """
+        everywhere = [term.name for term, at in self.row_terms if at == "all"]
+        if not everywhere:
+            return batch
+        batch = batch.dense()
+        if batch.labels.shape != batch.tokens_BT.shape:
+            raise UserError(
+                f"objective.{everywhere[0]}.positions='all' is for language models: here a row has "
+                f"{batch.labels.shape[1]} answers, not one for every token; leave positions out"
+            )
+        return batch
 
     def _row_weights(self, batch: Batch) -> dict[str, Array]:
         seen = {"supervised": batch.weights, "all": batch.mask_BT}
@@ -102,14 +125,16 @@ def build(
     student_policy: Policy,
     teacher_policy: Policy | None,
     chunk: int = 0,
+    regression: bool = False,
 ) -> tuple[Objective, Knobs]:
     """Builds the objective of `config`; `steps` is the length that schedules refer to.
 
-    Raises UserError for an unknown term, setting, position or schedule.
+    With `regression` a row has one logit, a number, and no KL is logged. Raises UserError for an
+    unknown term, setting, position or schedule, and for terms that the task has no use for.
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
-    measured = () if teacher_policy is None else (measures.KL_T1,)
+    measured = () if teacher_policy is None or regression else (measures.KL_T1,)
     row_terms, state_terms, weights, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
@@ -138,6 +163,12 @@ def build(
                 raise UserError(f"{key} needs a teacher, and this stage has none")
             state_terms.append((name, term))
             continue
+        if regression and "regression" not in term.suits:
+            raise UserError(
+                f"{key} is for classes, and a regression has none: use mse or logit_mse"
+            )
+        if not regression and "classes" not in term.suits:
+            raise UserError(f"{key} is for a regression, and this task has classes: use ce")
         if has_temperature and not term.has_temperature:
             raise UserError(f"{key} takes no temperature")
         if at not in (None, "supervised", "all"):

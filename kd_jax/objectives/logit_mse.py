@@ -14,6 +14,7 @@ class LogitMSE(Divergence):
     """sum_v (s - t)^2 a row, in squared logits. It has no temperature."""
 
     has_temperature = False
+    suits = ("classes", "regression")
 
     def sums(self, rows, temperature):
         gap_CV = rows.student.logits_CV - rows.teacher.logits_CV

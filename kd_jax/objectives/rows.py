@@ -71,7 +71,7 @@ class Rows:
 
     student: Softmax
     teacher: Softmax | None
-    labels_C: Array
+    labels_C: Array  # int32; float32 for a regression
 
     def student_at_label(self) -> Array:
         """The student's shifted logit of each row's label, (C, 1)."""
@@ -89,11 +89,13 @@ class Divergence:
     """Base of the row-wise terms: frozen dataclasses, so that a run's terms are a static argument.
 
     `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the
-    configuration may give a temperature (1 where it has none).
+    configuration may give a temperature (1 where it has none), `suits` whether the logits may be
+    those of classes, or the one number of a regression.
     """
 
     needs_teacher = True
     has_temperature = True
+    suits = ("classes",)
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
         """Arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""

@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kd_jax.errors import UserError
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
 from kd_jax.precision import Policy, rows_product
 from kd_jax.types import Array, ModelOutput
 
+PADDING = -1e8  # span heads give padding less than this, -1e9
 ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
 
 
@@ -44,13 +46,20 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
     """The heads of two models over the ids they share.
 
     Vocabularies of one tokenizer that differ in padding rows only are cut to the shorter one, so
-    that both softmaxes run over the same ids.
+    that both softmaxes run over the same ids. Classes are no such thing: raises UserError where two
+    heads that give logits outright differ in their number.
     """
     outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
     heads = [
         Head(x.features.reshape(-1, x.features.shape[-1]), x.unembed_VD, x.bias_V) for x in outputs
     ]
-    shared = min(head.num_classes for head in heads)
+    sizes = [head.num_classes for head in heads]
+    if len(set(sizes)) > 1 and all(head.unembed_VD is None for head in heads):
+        raise UserError(
+            f"the student's head gives {sizes[0]} logits a row and the teacher's {sizes[1]}: both "
+            "need the same classes (or tokens)"
+        )
+    shared = min(sizes)
 
     def cut(head):
         if head.unembed_VD is None:
@@ -59,7 +68,14 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
         return head.replace(unembed_VD=head.unembed_VD[:shared], bias_V=bias_V)
 
     heads = [cut(head) for head in heads]
-    return heads[0], (heads[1] if teacher is not None else None)
+    if teacher is None:
+        return heads[0], None
+    ours, theirs = heads
+    if ours.unembed_VD is None and theirs.unembed_VD is None:
+        fixed_ND = jax.lax.stop_gradient(ours.features_ND)
+        theirs_ND = jnp.where(fixed_ND < PADDING, fixed_ND, theirs.features_ND)
+        theirs = theirs.replace(features_ND=theirs_ND)
+    return ours, theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +246,7 @@ def vocab_loss(
         engine: the static part.
         student: features (N, D), unembedding (V, D), bias (V,) or None; gradients go here only.
         teacher: the same of the teacher (its own width), or None; the same V.
-        labels_N: int32.
+        labels_N: int32; float32 for a regression.
         weights: for each term a float32 weight a row, (N,).
         scales: for each term that is trained, its weight in the loss over its global denominator;
             terms without a scale are measured only.

@@ -16,7 +16,9 @@ PLUGINS = {
     name: plugins.load("objectives", name, "make").make
     for name in plugins.names("objectives", "make")
 }
-DIVERGENCES = {name: make for name, make in PLUGINS.items() if isinstance(make(), Divergence)}
+ROW_TERMS = {name: make for name, make in PLUGINS.items() if isinstance(make(), Divergence)}
+DIVERGENCES = {name: make for name, make in ROW_TERMS.items() if "classes" in make().suits}
+STATE_TERMS = {name: make for name, make in PLUGINS.items() if name not in ROW_TERMS}
 OF_TEACHER = sorted(name for name, make in DIVERGENCES.items() if make().needs_teacher)
 
 

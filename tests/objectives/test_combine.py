@@ -8,7 +8,7 @@ from kd_jax.objectives import combine, vocab
 from kd_jax.types import ModelSpec
 from tests.objectives import naive
 from tests.objectives.outputs import batch, output
-from tests.objectives.rows import FP32, PLUGINS
+from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER, STATE_TERMS
 
 
 def run(settings, rows, student, teacher, scales=None, params=None):
@@ -75,7 +75,7 @@ def test_batch_is_left_alone_where_no_term_looks_at_all_positions():
     assert objective.prepare(rows) is rows
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("name", [*DIVERGENCES, *STATE_TERMS])
 def test_every_term_alone_trains_the_student(name):
     rows = batch(positions=True)
     objective, _ = combine.build({name: {"weight": 1.0}}, 10, FP32, FP32)
@@ -91,6 +91,21 @@ def test_without_a_teacher():
     student = output(rows, 1, 7, seed=1)
     loss, totals, _ = run({"ce": {"weight": 1.0}}, rows, student, None)
     assert totals.keys() == {"ce"} and loss == totals["ce"]
+
+
+@pytest.mark.parametrize(
+    ("names", "beside_teacher", "logits", "states"),
+    [
+        (["ce"], False, False, False),
+        (["ce"], True, True, False),  # kl_t1 is measured
+        (["ce", "kl"], True, True, False),
+        (["ce", "hidden"], True, True, True),
+    ],
+)
+def test_what_is_needed_of_the_teacher(names, beside_teacher, logits, states):
+    settings = {name: {"weight": 1.0} for name in names}
+    objective, _ = combine.build(settings, 10, FP32, FP32 if beside_teacher else None)
+    assert (objective.needs_teacher, objective.needs_teacher_states) == (logits, states)
 
 
 def test_schedules_of_weights_and_temperatures():
@@ -195,7 +210,7 @@ def test_mistakes(settings, message):
         combine.build(settings, 10, FP32, FP32)
 
 
-@pytest.mark.parametrize("name", [name for name in PLUGINS if name != "ce"])
+@pytest.mark.parametrize("name", [*OF_TEACHER, *STATE_TERMS])
 def test_terms_that_need_a_teacher(name):
     with pytest.raises(
         UserError, match=f"objective.{name} needs a teacher, and this stage has none"
