@@ -206,7 +206,6 @@ def _run_stage(
             learning_rate(stage.optim, stage.steps), knobs.weights, knobs.temperatures, config.seed
         ),
         steps=stage.steps,
-        tokens_per_step=stage.batch_size * setup.task.seq_len,
         validate=functools.partial(measure, split="validation"),
         intervals=loop.Intervals(config.eval.every, config.checkpoint.every, config.log.every),
         keep=config.checkpoint.keep,

@@ -1,1 +1,1 @@
-"""Teachers: all of them map a batch to a teacher signal."""
+"""Teachers: what answers beside the student, besides a single model that reads the same rows."""

@@ -16,8 +16,8 @@ from kd_jax.errors import UserError
 from kd_jax.train.state import TrainState, abstract
 
 
-def _loss(metrics: dict) -> float:
-    return metrics["loss"]
+def _rank(metrics: dict) -> list[float]:
+    return metrics["rank"]
 
 
 class Checkpoints:
@@ -30,13 +30,13 @@ class Checkpoints:
         options = dict(create=False, read_only=True, save_interval_steps=0)
         if keep is not None:
             best = BestN(
-                get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=_rank, reverse=True, n=1, keep_checkpoints_without_metrics=False
             )
             policy = AnyPreservationPolicy([LatestN(keep), best])
             options = dict(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(best_fn=_loss, best_mode="min", **options),
+            options=ocp.CheckpointManagerOptions(best_fn=_rank, best_mode="min", **options),
         )
 
     @property
@@ -46,20 +46,21 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the lowest validation loss, or the newest where none was measured."""
+        """Step of the lowest rank, or the newest where none has one."""
         best = self._manager.best_step()
         return self.latest if best is None else best
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+    def save(self, state: TrainState, rank: list[float] | None) -> None:
         """Saves `state` under its step; writes in the background. Steps may donate `state` at once:
-        while Orbax reads an array, JAX leaves it its memory.
+        while Orbax reads an array, JAX leaves it its memory. `rank`: numbers that are compared from
+        the left, the lowest is the best checkpoint; None: not a candidate.
 
         Raises UserError where the file system refuses (a full disk); what was saved stays.
         """
+        arrays = ocp.args.StandardSave(_arrays(state))
         with self._file_errors():
-            self._manager.save(
-                int(state.step), args=ocp.args.StandardSave(_arrays(state)), metrics=metrics
-            )
+            metrics = None if rank is None else {"rank": rank}
+            self._manager.save(int(state.step), args=arrays, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step`, on the devices and in the layout of `like`."""

@@ -1,14 +1,17 @@
-"""Held-out figures: every batch of a stream through the eval step, sums divided once."""
+"""Held-out figures: every batch of a stream through the eval step, sums divided once; and the
+answers themselves, for tasks whose figures are no sums."""
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from kd_jax.train.sharding import place
-from kd_jax.train.step import Plan, eval_step
+from kd_jax.train.sharding import Table, place
+from kd_jax.train.step import Plan, Teacher, eval_step, predict_step
 from kd_jax.types import Model
 
 
-def evaluate(student: Model, stream, teacher: Model | None, plan: Plan) -> dict[str, float]:
+def evaluate(student: Model, stream, teacher: Teacher | None, plan: Plan) -> dict[str, float]:
     """Mean of each term of `plan.objective` over the stream's supervised rows, in float64."""
     totals: dict[str, np.ndarray] = {}
     for batch in stream.batches():
@@ -17,3 +20,23 @@ def evaluate(student: Model, stream, teacher: Model | None, plan: Plan) -> dict[
             pair = np.array([ratio.total, ratio.weight], np.float64)
             totals[name] = totals.get(name, 0.0) + pair
     return {name: float(total / max(weight, 1e-30)) for name, (total, weight) in totals.items()}
+
+
+def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
+    """The logits of every row of a one-pass stream, by the row's id: (C,) where a row has one
+    answer, (P, length) for P answers over its tokens, padding cut off. Float32.
+
+    All processes call this together, and all get every row.
+    """
+    found: dict[int, np.ndarray] = {}
+    for batch in stream.batches():
+        lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
+        logits_BPC = predict_step(model, place(batch, mesh), mesh=mesh, table=table)
+        ids_B, spans = batch.ids_B, batch.labels.shape[1] > 1
+        if jax.process_count() > 1:
+            ids_B, lengths_B = multihost_utils.process_allgather((ids_B, lengths_B), tiled=True)
+            logits_BPC = multihost_utils.process_allgather(logits_BPC, tiled=True)
+        for row, length, logits_PC in zip(ids_B, lengths_B, np.asarray(logits_BPC), strict=True):
+            if row >= 0:  # the others fill the batch up
+                found[int(row)] = logits_PC[:, :length].copy() if spans else logits_PC[0].copy()
+    return found

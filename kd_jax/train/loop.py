@@ -21,8 +21,8 @@ from kd_jax.train.progress import ProgressBar
 from kd_jax.train.records import Records
 from kd_jax.train.sharding import place
 from kd_jax.train.state import TrainState
-from kd_jax.train.step import Inputs, Plan, train_step
-from kd_jax.types import Model
+from kd_jax.train.step import Inputs, Plan, Teacher, train_step
+from kd_jax.types import Batch, Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,46 @@ class Intervals:
     log: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Which held-out figure tells the best checkpoint, and when to stop waiting for a better one.
+
+    Equal figures are decided by the lower loss.
+    """
+
+    figure: str = "loss"
+    larger: bool = False  # whether larger is better
+    patience: int = 0  # evaluations without a better one that end the stage; 0: none do
+
+    def rank(self, figures: dict[str, float]) -> list[float]:
+        """Smaller is better, compared from the left."""
+        sign = -1.0 if self.larger else 1.0
+        return [sign * figures[self.figure], figures["loss"]]
+
+
 class Clock:
     """Seconds of training, without evaluation and saving, and how long it waited for batches."""
 
     def __init__(self):
-        self._began, self.waited, self.rate = time.perf_counter(), 0.0, 0.0
+        self.restart()
+        self.rate = 0.0
 
     def restart(self) -> None:
-        """Forgets the time since the last row."""
-        self._began, self.waited = time.perf_counter(), 0.0
+        """Forgets what was since the last row."""
+        self._began, self.waited, self.steps, self.rows, self.tokens = (
+            time.perf_counter(),
+            0,
+            0,
+            0,
+            0,
+        )
+
+    def count(self, batch: Batch) -> None:
+        """A step on this process's rows; padding and rows that fill a batch up do not count."""
+        processes = jax.process_count()
+        self.steps += 1
+        self.rows += processes * int((batch.ids_B >= 0).sum())
+        self.tokens += processes * int(batch.mask_BT.sum())
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -71,13 +102,14 @@ class Clock:
         yield
         self._began += time.perf_counter() - began
 
-    def row(self, step: int, steps: int, tokens: int) -> dict[str, float]:
-        """Timing of the `steps` steps since the last row."""
+    def row(self, step: int) -> dict[str, float]:
+        """Timing of the steps since the last row."""
         seconds = time.perf_counter() - self._began
         row = {
             "step": step,
             "seconds": round(seconds, 4),
-            "tokens_per_second": round(tokens / seconds, 1),
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "rows_per_second": round(self.rows / seconds, 2),
             "input_wait_fraction": round(self.waited / seconds, 5),
         }
         self.rate = row["tokens_per_second"]
@@ -87,10 +119,11 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` leaves: the best state of those it saved."""
+    """What `fit` leaves: the best state of those it saved, and after how many steps it ended."""
 
     state: TrainState
     best_step: int
+    steps: int
 
 
 def resume_from(directory: str, steps: int) -> Checkpoints:
@@ -129,14 +162,14 @@ def fit(
     stage: str,
     plan: Plan,
     stream: Any,
-    teacher: Model | None,
+    teacher: Teacher | None,
     schedules: Schedules,
     steps: int,
-    tokens_per_step: int,
     validate: Callable[[Model], dict[str, float]] | None,
     intervals: Intervals,
     keep: int,
     directory: epath.Path,
+    selection: Selection = Selection(),
     resume: str = "",
     wandb_run: Any = None,
 ) -> Fit:
@@ -150,12 +183,12 @@ def fit(
         teacher: an argument of the step, never saved; None without distillation.
         schedules: the step's inputs.
         steps: length of the stage.
-        tokens_per_step: tokens of a global batch, for tokens a second.
         validate: student -> held-out figures with "loss"; None: no selection.
         intervals: steps between evaluations, checkpoints, timing rows.
-        keep: how many of the last checkpoints stay, besides the best one: the one of the lowest
-            held-out loss among those whose step was evaluated.
+        keep: how many of the last checkpoints stay, besides the best one.
         directory: the stage's directory.
+        selection: which of the checkpoints whose step was evaluated is the best. Its patience needs
+            a checkpoint at every evaluation.
         resume: another stage directory to go on from where this one has no checkpoint yet.
         wandb_run: an open W&B run, or None.
 
@@ -171,14 +204,14 @@ def fit(
         elif resume:
             with contextlib.closing(resume_from(resume, steps)) as source:
                 state = source.restore(source.latest, state)
-        step = first = int(state.step)
+        step = int(state.step)
         if jax.process_index() == 0:
             records = Records(directory, step, wandb_run)
             bar = ProgressBar(stage, step, steps)
             stack.callback(records.close)
             stack.callback(bar.close)
         preemption = stack.enter_context(Preemption(plan.mesh))
-        clock, pending, compiled = Clock(), None, False
+        clock, pending, compiled = Clock(), None, set()
         batches = None if step >= steps else stream.batches(step)
 
         def check_finite(loss: float, what: str, at: int) -> None:
@@ -228,8 +261,9 @@ def fit(
                         records.sync()
                     # With figures, a save out of turn could become the best: without, a run that
                     # was interrupted chooses as one that was not.
-                    checkpoints.save(state, figures if planned else None)
-            if leaving or last:
+                    ranked = figures is not None and planned
+                    checkpoints.save(state, selection.rank(figures) if ranked else None)
+            if leaving or last or _waited_enough(selection, intervals, checkpoints, step):
                 break
             asked = time.perf_counter()
             batch = next(batches)
@@ -237,15 +271,16 @@ def fit(
             inputs = schedules.at(step)
             state, metrics = train_step(state, place(batch, plan.mesh), teacher, inputs, plan=plan)
             step += 1
+            clock.count(batch)
             write_pending()
             pending = (step, metrics, inputs)
-            if not compiled:  # the first step of a process compiles
+            if batch.tokens_BT.shape not in compiled:  # the first step on a shape compiles
+                compiled.add(batch.tokens_BT.shape)
                 write_pending()
                 clock.restart()
-                compiled, first = True, step
-            elif (step - first) % intervals.log == 0:
+            elif clock.steps == intervals.log:
                 checkpoints.check()
-                row = clock.row(step, intervals.log, intervals.log * tokens_per_step)
+                row = clock.row(step)
                 if records is not None:
                     records.add(records.timing, "time", row)
         checkpoints.wait()
@@ -256,7 +291,17 @@ def fit(
         best = checkpoints.best
         if best != step:
             state = checkpoints.restore(best, state)
-    return Fit(state, best)
+    return Fit(state, best, step)
+
+
+def _waited_enough(
+    selection: Selection, intervals: Intervals, checkpoints: Checkpoints, step: int
+) -> bool:
+    """Whether the best checkpoint lies `patience` evaluations back. Known from the checkpoints
+    alone, so that a run that was interrupted ends where one that was not does."""
+    if not selection.patience or step % intervals.evaluate or checkpoints.best is None:
+        return False
+    return step - checkpoints.best >= selection.patience * intervals.evaluate
 
 
 def _at(step: int | None) -> str:

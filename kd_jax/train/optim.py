@@ -4,6 +4,7 @@ The learning rate is not part of the optimizer: `update` gets it as an input, so
 recompile and never hide a step counter.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -40,34 +41,40 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
     factors = multipliers(
         config.learning_rate_multipliers, params, "optim.learning_rate_multipliers"
     )
-    decay = jax.tree.map(lambda x: x * config.weight_decay, match(NO_DECAY, params, "decay"))
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.chain(
-        clip,
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        _scale_and_decay(factors, decay),
-    )
-    labels = jax.tree.map(lambda factor: "trained" if factor else "frozen", factors)
-    if "trained" not in jax.tree.leaves(labels):
+    decays = match(NO_DECAY, params, "decay")
+    if not any(jax.tree.leaves(factors)):
         raise UserError("optim.learning_rate_multipliers freezes every parameter")
-    if "frozen" not in jax.tree.leaves(labels):
+    paths, tree = jax.tree_util.tree_flatten_with_path(factors)
+    names = [path_name(path) for path, _ in paths]
+    rows = tuple(zip(names, jax.tree.leaves(factors), jax.tree.leaves(decays), strict=True))
+    numbers = (config.weight_decay, config.beta1, config.beta2, config.epsilon, config.clip_norm)
+    return _adamw(*map(float, numbers), rows, tree)
+
+
+# The same object for the same numbers: it is a static part of the state, and with another one the
+# step would compile again.
+@functools.lru_cache(maxsize=64)
+def _adamw(weight_decay, beta1, beta2, epsilon, clip_norm, rows, tree):
+    adamw = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.scale_by_adam(beta1, beta2, epsilon),
+        _scale_and_decay({name: (factor, decay * weight_decay) for name, factor, decay in rows}),
+    )
+    if all(factor for _, factor, _ in rows):
         return adamw
-    return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+    labels = ["trained" if factor else "frozen" for _, factor, _ in rows]
+    return optax.partition(
+        {"trained": adamw, "frozen": optax.set_to_zero()}, jax.tree.unflatten(tree, labels)
+    )
 
 
-def _scale_and_decay(factors: Params, decay: Params) -> optax.GradientTransformation:
-    """update -> -factor (update + decay x parameter), factors and decays looked up by path."""
-
-    def table(tree):
-        pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {path_name(path): value for path, value in pairs}
-
-    factor_of, decay_of = table(factors), table(decay)
+def _scale_and_decay(table: dict[str, tuple[float, float]]) -> optax.GradientTransformation:
+    """update -> -factor (update + decay x parameter); `table`: factor and decay by path."""
 
     def update(updates, state, params=None):
         def scale(path, u, p):
-            name = path_name(path)
-            return -factor_of[name] * (u + decay_of[name] * p)
+            factor, decay = table[path_name(path)]
+            return -factor * (u + decay * p)
 
         return jax.tree_util.tree_map_with_path(scale, updates, params), state
 

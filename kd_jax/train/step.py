@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax.train import optim, sharding
 from kd_jax.train.state import TrainState
-from kd_jax.types import Array, Batch, Model, Params, Ratio
+from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
 
 
 class Inputs(struct.PyTreeNode):
@@ -30,6 +30,16 @@ class Inputs(struct.PyTreeNode):
     weights: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
+
+
+class Teacher(Protocol):
+    """What answers beside the student: a `Model`, or a pytree of kd_jax/teachers."""
+
+    params: Params
+
+    def replace(self, *, params: Params) -> Teacher: ...
+
+    def __call__(self, batch: Batch) -> ModelOutput: ...
 
 
 class Objective(Protocol):
@@ -104,7 +114,7 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
 
 
 def gradient(
-    params: Params, graphdef, batch: Batch, teacher: Model | None, inputs: Inputs, plan: Plan
+    params: Params, graphdef, batch: Batch, teacher: Teacher | None, inputs: Inputs, plan: Plan
 ) -> tuple[Params, dict[str, Ratio]]:
     """The gradient of the global batch, laid out like the parameters, and every term's Ratio."""
     specs = sharding.param_specs(plan.table, params, plan.mesh)
@@ -115,7 +125,7 @@ def gradient(
     def local(params, batch, teacher_params, inputs):
         whole = sharding.gather(params, specs)
         if teacher is not None:
-            frozen = Model(sharding.gather(teacher_params, teacher_specs), teacher.graphdef)
+            frozen = teacher.replace(params=sharding.gather(teacher_params, teacher_specs))
         grads, totals, weight = _local_gradient(
             whole, graphdef, batch, None if teacher is None else frozen, inputs, plan
         )
@@ -136,7 +146,7 @@ def gradient(
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def train_step(
-    state: TrainState, batch: Batch, teacher: Model | None, inputs: Inputs, *, plan: Plan
+    state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, *, plan: Plan
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step on a global batch.
 
@@ -154,7 +164,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def eval_step(
-    student: Model, batch: Batch, teacher: Model | None, *, plan: Plan
+    student: Model, batch: Batch, teacher: Teacher | None, *, plan: Plan
 ) -> dict[str, Ratio]:
     """Every term of `plan.objective` on one batch, as Ratios over all devices; dropout off."""
     specs = sharding.param_specs(plan.table, student.params, plan.mesh)
@@ -167,7 +177,7 @@ def eval_step(
         teacher_out = None
         if teacher is not None:
             whole = sharding.gather(teacher_params, teacher_specs)
-            teacher_out = Model(whole, teacher.graphdef)(batch)
+            teacher_out = teacher.replace(params=whole)(batch)
         student_out = Model(sharding.gather(params, specs), student.graphdef)(batch)
         weight = _denominators(plan.objective, batch)
         ones = dict.fromkeys(plan.objective.names, jnp.float32(1.0))
@@ -181,3 +191,20 @@ def eval_step(
         out_specs=P(),
         check_vma=False,
     )(student.params, batch, None if teacher is None else teacher.params)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "table"))
+def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
+    """float32 logits of a head that answers once a row, (B, P, C); dropout off."""
+    specs = sharding.param_specs(table, model.params, mesh)
+
+    def local(params, batch):
+        return Model(sharding.gather(params, specs), model.graphdef)(batch).logits
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, sharding.BATCH),
+        out_specs=sharding.BATCH,
+        check_vma=False,
+    )(model.params, batch)

@@ -267,7 +267,7 @@ def finished(tmp_path_factory):
     saved = [("teacher", 1.0, teacher), ("student", 1.0, student), ("student", 2.0, later)]
     for stage, loss, state in saved:
         checkpoints = Checkpoints(folder / stage / "checkpoints", keep=2)
-        checkpoints.save(state, {"loss": loss})
+        checkpoints.save(state, [loss])
         checkpoints.close()
     stages = {name: example_run.figures(2.0, name == "teacher") for name in example_run.STAGES}
     results = {

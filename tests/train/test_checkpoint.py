@@ -35,7 +35,7 @@ def kernel(state: TrainState):
 
 def save(checkpoints: Checkpoints, losses: dict) -> None:
     for step, loss in losses.items():
-        checkpoints.save(make(step), None if loss is None else {"loss": loss})
+        checkpoints.save(make(step), None if loss is None else [loss])
         checkpoints.wait()
 
 

@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax.errors import UserError
 from kd_jax.train import loop, records, sharding
 from kd_jax.train.checkpoint import Checkpoints
-from kd_jax.train.loop import Intervals, Schedules
+from kd_jax.train.loop import Intervals, Schedules, Selection
 from kd_jax.train.preemption import Preempted
 from kd_jax.train.state import TrainState
-from kd_jax.types import Ratio
+from kd_jax.types import Batch, Ratio
 
 MESH = sharding.make_mesh(1)
 OPTIMIZER = optax.trace(0.9)
@@ -49,7 +49,7 @@ def events(monkeypatch):
         loss = jnp.float32(happened.bad.get(("loss", at), 1.0 / at))
         norm = jnp.float32(happened.bad.get(("grad_norm", at), 0.5))
         terms = {"ce": Ratio(loss * 2, jnp.float32(2.0))}
-        return update(state, batch["ids"], inputs), {
+        return update(state, batch.ids_B, inputs), {
             "loss": loss,
             "grad_norm": norm,
             "terms": terms,
@@ -84,7 +84,9 @@ class Stream:
         for step in range(start, 1000):
             self._at.get(step, lambda: None)()
             self._events.log.append(f"batch {step}")
-            yield {"ids": np.arange(8, dtype=np.int32) * (step + 3) % 7}
+            ids = np.arange(8, dtype=np.int32) * (step + 3) % 7
+            mask = np.ones((8, 4), np.float32)
+            yield Batch(ids, mask.astype(np.int32), mask, ids, mask)
 
 
 def new_state() -> TrainState:
@@ -110,7 +112,6 @@ def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, **o
         teacher=None,
         schedules=Schedules(lambda step: 0.1 * step, {"ce": lambda step: 1.0}, {}, seed=3),
         steps=steps,
-        tokens_per_step=8,
         validate=validate or held_out,
         directory=epath.Path(folder),
         **options,
@@ -302,7 +303,8 @@ def test_evaluation_and_saving_are_no_training_time(tmp_path, events, monkeypatc
 
     fit(tmp_path, events, at={step: lambda: move(1) for step in range(STEPS)}, validate=validate)
     rows = records.read(tmp_path / "timing.csv")
-    assert [(row["seconds"], row["tokens_per_second"]) for row in rows] == [("3.0", "8.0")] * 3
+    speed = [(row["seconds"], row["tokens_per_second"], row["rows_per_second"]) for row in rows]
+    assert speed == [("3.0", "32.0", "8.0")] * 3  # eight rows of four tokens a second
     assert [row["input_wait_fraction"] for row in rows] == ["1.0"] * 3
 
 
@@ -325,3 +327,37 @@ def test_every_step_has_its_own_dropout():
     seeds = [int(schedules.at(step).seed) for step in range(100)]
     assert len(set(seeds)) == 100 and seeds[7] == int(schedules.at(7).seed)
     assert seeds[0] != int(Schedules(lambda step: 0.0, {}, {}, seed=4).at(0).seed)
+
+
+ACCURACY = {2: 0.5, 4: 0.7, 6: 0.7, 8: 0.6, 10: 0.65, 12: 0.6}
+PATIENT = dict(
+    intervals=Intervals(evaluate=2, save=2, log=3),
+    selection=Selection("accuracy", larger=True, patience=3),
+)
+
+
+def scored(events, losses):
+    """Held-out figures with ACCURACY, and losses by step."""
+
+    def validate(student):
+        step = int(next(x for x in reversed(events.log) if x.startswith("step")).split()[1])
+        return {"loss": losses.get(step, 1.0), "accuracy": ACCURACY[step]}
+
+    return validate
+
+
+@pytest.mark.parametrize(("losses", "best"), [({4: 0.5}, 4), ({6: 0.5}, 6)])
+def test_stops_when_nothing_gets_better(tmp_path, events, losses, best):
+    """Equal accuracies are decided by the loss, and the waiting counts from the best."""
+    fitted = fit(tmp_path, events, validate=scored(events, losses), **PATIENT)
+    assert (fitted.best_step, fitted.steps) == (best, best + 6)
+    again = fit(tmp_path, events, validate=scored(events, losses), **PATIENT)
+    assert (again.best_step, again.steps) == (best, best + 6)
+
+
+def test_stops_at_the_same_step_when_interrupted(tmp_path, events):
+    validate = scored(events, {4: 0.5})
+    with pytest.raises(Preempted):
+        fit(tmp_path, events, at={7: terminate}, validate=validate, **PATIENT)
+    fitted = fit(tmp_path, events, validate=validate, **PATIENT)
+    assert (fitted.best_step, fitted.steps) == (4, 10)

@@ -1,0 +1,92 @@
+"""Several teachers at once, as one: each reads its own encoding, their answers are averaged.
+
+Logits and probabilities are different averages: the mean of logits is a geometric mean of the
+distributions, which a teacher that is sure of itself dominates; the mean of probabilities is their
+mixture (You et al., "Learning from Multiple Teacher Networks", KDD 2017, averages softened ones).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from kd_jax.errors import UserError
+from kd_jax.types import Array, Batch, Model, ModelOutput, Params
+
+SPACES = ("logits", "probabilities")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One teacher's static part."""
+
+    graphdef: nnx.GraphDef
+    weight: float  # of the average; the weights of all sum to 1
+    order: tuple[int, ...] | None = None  # its class for each class of the task; None: the same
+    encoding: int | None = None  # which of the batch's teacher_inputs it reads; None: the rows
+
+
+class Several(struct.PyTreeNode):
+    """Members under the names of their parameters, in that order. Hidden states and attention are
+    those of the first member."""
+
+    params: dict[str, Params]
+    members: dict[str, Member] = struct.field(pytree_node=False)
+    space: str = struct.field(pytree_node=False)  # logits | probabilities
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        """Logits of the average, (B, P, C)."""
+        outputs = {
+            name: Model(self.params[name], member.graphdef)(_rows(batch, member))
+            for name, member in self.members.items()
+        }
+        found = [in_order(outputs[name].logits, m.order) for name, m in self.members.items()]
+        first = next(iter(outputs.values()))
+        mixed = average(found, [m.weight for m in self.members.values()], self.space, jnp)
+        return ModelOutput(mixed, None, None, first.hidden, first.attention)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class Stored(struct.PyTreeNode):
+    """A teacher whose logits were computed before and come with the batch."""
+
+    params: Params = struct.field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        return ModelOutput(batch.teacher_logits_BPC, None, None)
+
+
+def _rows(batch: Batch, member: Member) -> Batch:
+    if member.encoding is None:
+        return batch
+    own = batch.teacher_inputs[member.encoding]
+    return batch.replace(tokens_BT=own.tokens_BT, mask_BT=own.mask_BT, types_BT=own.types_BT)
+
+
+def in_order(logits: Array, order: tuple[int, ...] | None) -> Array:
+    """The logits (..., C) in the task's order of classes."""
+    return logits if order is None else logits[..., list(order)]
+
+
+def average(logits: list[Array], weights: list[float], space: str, xp: Any) -> Array:
+    """The weighted mean of equally shaped logits (..., C), as logits.
+
+    `space` logits: sum of w z; probabilities: log of the sum of w softmax(z), which softmax turns
+    into the mixture itself. `xp` is numpy or jax.numpy.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    if space == "logits":
+        return sum(w * z for w, z in zip(weights, logits, strict=True))
+    if space != "probabilities":
+        raise UserError(f"teachers are averaged in {space!r}: have {', '.join(SPACES)}")
+    mixture = 0.0
+    for w, z in zip(weights, logits, strict=True):
+        exps = xp.exp(z - z.max(axis=-1, keepdims=True))
+        mixture = mixture + w * exps / exps.sum(axis=-1, keepdims=True)
+    return xp.log(xp.maximum(mixture, 1e-38))  # a class that no teacher gives any mass
