@@ -15,7 +15,7 @@ from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
 # Threads of one process share the GIL; two let one make a batch while the other waits.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
 
 
 class Stream:
@@ -60,7 +60,7 @@ class Stream:
 
         def batch(number: int, ids: np.ndarray) -> Batch:
             if seed is None:
-                return _blank_rows(make(np.minimum(ids, size - 1), np.zeros_like(ids)), ids < size)
+                return blank_rows(make(np.minimum(ids, size - 1), np.zeros_like(ids)), ids < size)
             epochs = (number * rows + np.arange(rows)) // size
             return make(ids, epochs)
 
@@ -73,10 +73,11 @@ class Stream:
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Batches from step `start` on, made ahead of time by threads."""
-        return iter(self._batches[start:].to_iter_dataset(_READ))
+        return iter(self._batches[start:].to_iter_dataset(READ))
 
 
-def _blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:
+def blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:
+    """The batch with id -1, mask 0 and weight 0 where the bool array `real_B` is False."""
     real_B1 = real_B[:, None].astype(np.float32)
     return batch.replace(
         ids_B=np.where(real_B, batch.ids_B, -1).astype(np.int32),

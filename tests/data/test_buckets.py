@@ -1,0 +1,142 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.errors import UserError
+from kd_jax.types import Batch
+
+LENGTHS = np.random.default_rng(0).integers(3, 40, 45)
+
+
+def make(ids_B, length):
+    ones_B1 = np.ones((len(ids_B), 1), np.float32)
+    return Batch(
+        ids_B=ids_B.astype(np.int32),
+        tokens_BT=np.repeat(ids_B[:, None], length, axis=1).astype(np.int32),
+        mask_BT=(np.arange(length) < LENGTHS[ids_B][:, None]).astype(np.float32),
+        labels=ids_B[:, None].astype(np.int32),
+        weights=ones_B1,
+    )
+
+
+def stream(size=45, batch_size=4, seed=0, **keys):
+    return BucketStream(LENGTHS[:size], (16, 24, 40), make, batch_size, seed=seed, **keys)
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_bucket_lengths_leave_the_fewest_padded_tokens():
+    rng = np.random.default_rng(1)
+    for seq_len, longest in ((50, 50), (64, 60), (48, 30), (20, 20)):
+        lengths = rng.integers(2, longest + 1, 200)
+        found = lengths_of(lengths, seq_len)
+
+        def cost(buckets, lengths=lengths):
+            return sum(min(b for b in buckets if b >= n) for n in lengths.tolist())
+
+        ends = [*range(8, seq_len, 8), seq_len]
+        last = next(end for end in ends if end >= lengths.max())
+        below = [end for end in ends if end < last]
+        choices = itertools.chain(*(itertools.combinations(below, n) for n in range(4)))
+        assert cost(found) == min(cost((*chosen, last)) for chosen in choices)
+        assert found[-1] == last and list(found) == sorted(found) and len(found) <= 4
+
+
+def test_no_bucket_is_empty():
+    assert lengths_of(np.array([5, 7]), 128) == (8,)
+    assert lengths_of(np.array([5, 100]), 128) == (8, 104)
+    assert lengths_of(np.array([126]), 126) == (126,)
+
+
+def test_an_epoch_holds_every_row_at_most_once_in_buckets_of_their_length():
+    made = stream()
+    assert made.steps is None and made.steps_per_epoch == 11
+    left_out = []
+    for epoch in range(3):
+        batches = [made[11 * epoch + step] for step in range(11)]
+        ids = np.concatenate([batch.ids_B for batch in batches])
+        assert len(set(ids.tolist())) == 44 and ids.min() >= 0
+        left_out += set(range(45)) - set(ids.tolist())
+        lengths = [batch.tokens_BT.shape[1] for batch in batches]
+        assert set(lengths) == {16, 24, 40} and lengths != sorted(lengths)
+        for batch in batches:
+            assert (batch.mask_BT.sum(axis=1) == LENGTHS[batch.ids_B]).all()
+        # Only rows that were left over sit in a longer bucket: fewer than a batch a bucket.
+        longer = sum(
+            (
+                np.searchsorted((16, 24), LENGTHS[b.ids_B])
+                < np.searchsorted((16, 24), b.tokens_BT.shape[1])
+            ).sum()
+            for b in batches
+        )
+        assert longer < 2 * 4
+    assert len(set(left_out)) > 1
+
+
+def test_steps_are_a_function_of_the_seed():
+    assert all(same(stream(seed=3)[step], stream(seed=3)[step]) for step in (0, 5, 40))
+    orders = {
+        tuple(np.concatenate([stream(seed=seed)[11 * e + s].ids_B for s in range(11)]).tolist())
+        for seed in range(3)
+        for e in range(3)
+    }
+    assert len(orders) == 9  # the sum of seed and epoch does not decide
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_processes_share_the_global_batches(seed):
+    whole = stream(batch_size=8, seed=seed)
+    parts = [stream(batch_size=8, seed=seed, process_index=p, process_count=4) for p in range(4)]
+    for step in range(whole.steps or 12):
+        joined = jax.tree.map(lambda *a: np.concatenate(a), *(part[step] for part in parts))
+        assert same(joined, whole[step])
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_prefetched_batches_are_those_of_random_access_from_any_step(start):
+    made = stream()
+    for step, batch in zip(range(start, start + 30), made.batches(start), strict=False):
+        assert same(batch, made[step])
+
+
+def test_one_pass_covers_every_row_and_fills_up_each_bucket():
+    made = stream(batch_size=4, seed=None)
+    batches = list(made.batches())
+    assert len(batches) == made.steps == made.steps_per_epoch
+    ids = np.concatenate([batch.ids_B for batch in batches])
+    assert sorted(ids[ids >= 0].tolist()) == list(range(45))
+    lengths = [batch.tokens_BT.shape[1] for batch in batches]
+    assert lengths == sorted(lengths)
+    for batch in batches:
+        blank = batch.ids_B < 0
+        assert (batch.weights[:, 0] == ~blank).all() and not batch.mask_BT[blank].any()
+        longest = max(b for b in (0, 16, 24) if b < batch.tokens_BT.shape[1])
+        assert (LENGTHS[batch.ids_B[~blank]] > longest).all()
+
+
+def test_fewer_rows_than_a_batch():
+    made = stream(size=3, batch_size=8)
+    assert made.steps_per_epoch == 1
+    for step in range(3):
+        batch = made[step]
+        assert sorted(batch.ids_B.tolist()) == [-1] * 5 + [0, 1, 2]
+        assert (batch.weights[:, 0] == (batch.ids_B >= 0)).all()
+
+
+def test_map_changes_the_batches_of_a_copy():
+    made = stream()
+    changed = made.map(lambda batch: batch.replace(labels=batch.labels + 1))
+    assert (changed[3].labels == made[3].labels + 1).all()
+    assert (next(changed.batches(3)).labels == made[3].labels + 1).all()
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="batch_size=10 cannot be divided among 4 processes"):
+        stream(batch_size=10, process_count=4)
+    with pytest.raises(ValueError, match="at least one row"):
+        stream(size=0)

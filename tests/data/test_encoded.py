@@ -1,0 +1,60 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from kd_jax.data import encoded
+
+TOKENS = [[2, 7, 3], [2, 3], [2, 9, 8, 7, 3]]
+TYPES = [[0, 0, 1], [0, 1], [0, 0, 0, 1, 1]]
+LABELS = np.array([[1], [0], [2]], np.int32)
+
+
+def test_rows_are_padded_to_the_length_asked_for():
+    rows = encoded.join(TOKENS, TYPES, LABELS, pad=5)
+    assert len(rows) == 3 and rows.lengths_N.tolist() == [3, 2, 5]
+    batch = rows.batch(np.array([2, 0, 2]), 6)
+    assert batch.tokens_BT.tolist() == [[2, 9, 8, 7, 3, 5], [2, 7, 3, 5, 5, 5], [2, 9, 8, 7, 3, 5]]
+    assert batch.mask_BT.tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
+    assert batch.types_BT.tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
+    assert batch.ids_B.tolist() == [2, 0, 2] and batch.labels.tolist() == [[2], [1], [2]]
+    assert (batch.weights == 1).all() and batch.weights.shape == (3, 1)
+    for array in (batch.ids_B, batch.tokens_BT, batch.types_BT, batch.labels):
+        assert array.dtype == np.int32
+    assert batch.mask_BT.dtype == batch.weights.dtype == np.float32
+    encoding = rows.encoding(np.array([1]), 3)
+    assert encoding.tokens_BT.tolist() == [[2, 3, 5]] and encoding.types_BT.tolist() == [[0, 1, 0]]
+
+
+def test_a_length_that_is_too_short_is_refused():
+    rows = encoded.join(TOKENS, None, LABELS, pad=0)
+    assert rows.batch(np.array([0, 1]), 3).types_BT is None
+    with pytest.raises(ValueError, match="5 tokens does not fit into 4"):
+        rows.batch(np.array([1, 2]), 4)
+
+
+def test_digests_are_of_tokens_and_types():
+    plain = encoded.join(TOKENS, None, LABELS, pad=0).digests
+    typed = encoded.join(TOKENS, TYPES, LABELS, pad=0).digests
+    want = hashlib.blake2b(np.array([2, 7, 3], np.int32).tobytes(), digest_size=16)
+    assert plain.shape == (3, 16) and plain[0].tobytes() == want.digest()
+    assert len({row.tobytes() for row in (*plain, *typed)}) == 6
+    other = encoded.join(TOKENS[::-1], None, LABELS, pad=1).digests
+    assert (other[::-1] == plain).all()
+
+
+def test_tokenising_single_texts_and_pairs(data_folder):
+    from kd_jax.tasks.text import load_tokenizer
+
+    bert = load_tokenizer(data_folder / "tokenizers" / "bert-base-uncased")
+    rows = encoded.encode(bert, ["a man", "a b c d e f g h"], None, LABELS[:2], 8)
+    assert rows.lengths_N.tolist() == [4, 8] and rows.pad_id == bert.pad_token_id
+    assert bert.convert_ids_to_tokens(rows.tokens_F[:4]) == ["[CLS]", "a", "man", "[SEP]"]
+    assert rows.tokens_F[-1] == bert.sep_token_id
+    pairs = encoded.encode(bert, ["one two"], ["a b c d e f g"], LABELS[:1], 8)
+    words = bert.convert_ids_to_tokens(pairs.tokens_F)
+    assert words == ["[CLS]", "one", "two", "[SEP]", "a", "b", "c", "[SEP]"]
+    assert pairs.types_F.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    gpt2 = load_tokenizer(data_folder / "tokenizers" / "gpt2")
+    rows = encoded.encode(gpt2, ["a man"], None, LABELS[:1], 8)
+    assert rows.types_F is None and rows.pad_id == 0
