@@ -105,6 +105,7 @@ class ModelSpec:
     width: int
     num_layers: int
     num_heads: int = 1
+    causal: bool = False  # a token sees those before it, not those after it
 
 
 class Ratio(struct.PyTreeNode):

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
+from kd_jax.models.decoder import DecoderConfig
 from kd_jax.models.heads import LanguageModel
 from kd_jax.models.layers import activation
 from kd_jax.precision import Policy
@@ -221,4 +222,5 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
 
 def spec(config: Any) -> ModelSpec:
     """What objectives may know of the model."""
-    return ModelSpec(config.width, config.num_layers, config.num_heads)
+    causal = isinstance(config, DecoderConfig)
+    return ModelSpec(config.width, config.num_layers, config.num_heads, causal)
