@@ -1,0 +1,105 @@
+"""SQuAD's figures (Rajpurkar et al. 2016, 2018) and the choice of an answer from span logits."""
+
+import collections
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, without articles, single spaces: in this order."""
+    text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+    return " ".join(text.split())
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """1.0 where both normalise to the same text."""
+    return float(normalize(prediction) == normalize(gold))
+
+
+def f1(prediction: str, gold: str) -> float:
+    """F1 of the words that both have, counted with repetition; no words match only no words."""
+    predicted, true = normalize(prediction).split(), normalize(gold).split()
+    if not predicted or not true:
+        return float(predicted == true)
+    common = sum((collections.Counter(predicted) & collections.Counter(true)).values())
+    return 2 * common / (len(predicted) + len(true))
+
+
+def scores(
+    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[float, float]]:
+    """{question id: (exact match, F1)}, each the best over the gold answers. No gold answer means
+    that the right answer is the empty text. Answers that normalise to nothing do not count as
+    gold, as in the official script."""
+    found = {}
+    for key, answers in golds.items():
+        answers = [answer for answer in answers if normalize(answer)] or [""]
+        text = predictions[key]
+        found[key] = (
+            max(exact_match(text, answer) for answer in answers),
+            max(f1(text, answer) for answer in answers),
+        )
+    return found
+
+
+def figures(
+    predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]], unanswerable: bool
+) -> dict[str, float]:
+    """exact_match and f1 in percent over all questions. With `unanswerable` (v2.0) also
+    HasAns_... and NoAns_..., over the questions that have a gold answer and those without."""
+    of_key = scores(predictions, golds)
+    groups = {"": list(golds)}
+    if unanswerable:
+        groups["HasAns_"] = [key for key in golds if golds[key]]
+        groups["NoAns_"] = [key for key in golds if not golds[key]]
+    found = {}
+    for prefix, keys in groups.items():
+        if keys:
+            exact, overlap = 100 * np.mean([of_key[key] for key in keys], axis=0)
+            found |= {f"{prefix}exact_match": float(exact), f"{prefix}f1": float(overlap)}
+    return found
+
+
+def best_span(
+    start_T: np.ndarray, end_T: np.ndarray, allowed_T: np.ndarray, n_best: int, max_length: int
+) -> tuple[float, int, int]:
+    """(score, first, last token) of the best span: the sum of its start and end logit is largest
+    among the `n_best` starts and ends of allowed tokens, with first <= last and at most
+    `max_length` tokens. (-inf, 0, 0) where there is none; ties go to the first."""
+    index_N = np.flatnonzero(allowed_T)
+    starts_N = index_N[np.argsort(-start_T[index_N], kind="stable")[:n_best]]
+    ends_N = index_N[np.argsort(-end_T[index_N], kind="stable")[:n_best]]
+    size_NN = ends_N - starts_N[:, None] + 1
+    score_NN = np.where(
+        (size_NN > 0) & (size_NN <= max_length),
+        start_T[starts_N].astype(np.float64)[:, None] + end_T[ends_N],
+        -np.inf,
+    )
+    if not score_NN.size or score_NN.max() == -np.inf:
+        return -np.inf, 0, 0
+    row, column = np.unravel_index(score_NN.argmax(), score_NN.shape)
+    return float(score_NN[row, column]), int(starts_N[row]), int(ends_N[column])
+
+
+def best_threshold(
+    null_odds: Mapping[str, float],
+    best_texts: Mapping[str, str],
+    golds: Mapping[str, Sequence[str]],
+) -> float:
+    """The threshold t with the best F1 where a question is answered when its null odds (score of
+    no answer minus score of the best one) are at most t; -inf answers none."""
+    of_key = scores(best_texts, golds)
+    keys = sorted(golds, key=lambda key: null_odds[key])
+    gain = np.array([of_key[key][1] - (0.0 if golds[key] else 1.0) for key in keys])
+    odds = np.array([null_odds[key] for key in keys])
+    total = np.concatenate([[0.0], np.cumsum(gain)])
+    # Questions with the same odds are answered together: only the last of them is a cut.
+    cuts = np.flatnonzero(np.concatenate([[True], odds[1:] != odds[:-1], [True]]))
+    best = cuts[total[cuts].argmax()]
+    return float(odds[best - 1] if best else odds[0] - 1)
