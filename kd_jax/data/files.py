@@ -1,13 +1,14 @@
-"""Local files: .txt and .raw (text), .jsonl, .csv, .tsv (with a header line) and .parquet."""
+"""Local files: .txt and .raw (text), .jsonl, .csv, .tsv (with a header line), .parquet, .json."""
 
 import csv
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kd_jax.data.documents import Documents, from_lines, from_rows
+from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 
 
@@ -19,7 +20,7 @@ def documents(spec: dict, where: str) -> Documents:
     that are not UTF-8 and for a row without the column `spec["text"]`, naming file and line.
     """
     paths = [spec["path"]] if isinstance(spec["path"], (str, Path)) else list(spec["path"])
-    files = [file for path in paths for file in _find(str(path), where)]
+    files = [file for path in paths for file in _find(str(path), where, _READERS)]
 
     def read() -> Iterator[str]:
         for file in files:
@@ -33,11 +34,20 @@ def documents(spec: dict, where: str) -> Documents:
     return Documents(", ".join(map(str, paths)), read)
 
 
-def _find(path: str, where: str) -> list[Path]:
+def rows(spec: dict, where: str) -> Table:
+    """All columns of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
+    `spec["path"]`. Raises UserError like `documents`, and where rows differ in their columns."""
+    paths = [spec["path"]] if isinstance(spec["path"], (str, Path)) else list(spec["path"])
+    files = [file for path in paths for file in _find(str(path), where, _RECORDS)]
+    records = (record for file in files for record in _RECORDS[file.suffix](file, None))
+    return Table.of_records(", ".join(map(str, paths)), records)
+
+
+def _find(path: str, where: str, readers: Mapping) -> list[Path]:
     expanded = os.path.expanduser(path)
-    kinds = ", ".join(_READERS)
+    kinds = ", ".join(readers)
     if os.path.isdir(expanded):
-        files = [file for file in Path(expanded).rglob("*") if file.suffix in _READERS]
+        files = [file for file in Path(expanded).rglob("*") if file.suffix in readers]
         if not files:
             raise UserError(f"config.{where}.path={path!r}: no file of this folder is {kinds}")
     elif os.path.isfile(expanded):
@@ -49,7 +59,7 @@ def _find(path: str, where: str) -> list[Path]:
             folder = os.path.abspath(os.path.dirname(expanded))
             raise UserError(f"config.{where}.path={path!r}: no such file, looking in {folder}")
     for file in files:
-        if file.suffix not in _READERS:
+        if file.suffix not in readers:
             raise UserError(
                 f"{file}: cannot read {file.suffix or 'files without a suffix'}; have: {kinds}"
             )
@@ -89,7 +99,7 @@ def _text(file: Path, column: str) -> Iterator[str]:
     return from_lines(_lines(file), blank_between)
 
 
-def _jsonl(file: Path, column: str) -> Iterator[str]:
+def _jsonl(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
@@ -99,19 +109,32 @@ def _jsonl(file: Path, column: str) -> Iterator[str]:
             raise UserError(f"{file}, line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UserError(f"{file}, line {number} is not a JSON object")
-        yield _field(row, column, f"{file}, line {number}")
+        yield f"{file}, line {number}", row
 
 
-def _csv(file: Path, column: str) -> Iterator[str]:
+def _json(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
+    try:
+        rows = json.loads("".join(_lines(file)))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{file} must hold a list of objects")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, row {number} is not a JSON object")
+        yield f"{file}, row {number}", row
+
+
+def _csv(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(2**31 - 1)
-    return _table(csv.reader(_lines(file), strict=True), file, column)
+    return _table(csv.reader(_lines(file), strict=True), file)
 
 
-def _tsv(file: Path, column: str) -> Iterator[str]:
-    return _table((line.rstrip("\r\n").split("\t") for line in _lines(file)), file, column)
+def _tsv(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
+    return _table((line.rstrip("\r\n").split("\t") for line in _lines(file)), file)
 
 
-def _table(rows: Iterable[list[str]], file: Path, column: str) -> Iterator[str]:
+def _table(rows: Iterable[list[str]], file: Path) -> Iterator[tuple[str, dict]]:
     rows = iter(rows)
     header = next(rows, [])
     number = 1
@@ -123,21 +146,26 @@ def _table(rows: Iterable[list[str]], file: Path, column: str) -> Iterator[str]:
                 raise UserError(
                     f"{file}, row {number}: {len(row)} fields, the header {len(header)}"
                 )
-            yield _field(dict(zip(header, row, strict=True)), column, str(file))
+            yield f"{file}, row {number}", dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{file}, after row {number}: {error}") from None
 
 
-def _parquet(file: Path, column: str) -> Iterator[str]:
+def _parquet(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            _field(dict.fromkeys(table.schema_arrow.names), column, str(file))
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield _field({column: text}, column, str(file))
+            names = table.schema_arrow.names
+            if column is not None:
+                _field(dict.fromkeys(names), column, str(file))
+                names = [column]
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is no parquet file, or a damaged one: {error}") from None
 
@@ -151,15 +179,15 @@ def _field(row: dict, column: str, place: str) -> str:
     return text
 
 
-def _rows(reader):
-    return lambda file, column: from_rows(reader(file, column))
+def _texts(records):
+    return lambda file, column: from_rows(
+        _field(row, column, place) for place, row in records(file, column)
+    )
 
 
-_READERS = {
-    ".txt": _text,
-    ".raw": _text,
-    ".jsonl": _rows(_jsonl),
-    ".csv": _rows(_csv),
-    ".tsv": _rows(_tsv),
-    ".parquet": _rows(_parquet),
+# (place, row) of every row of a file; a column that is named is the only one that is needed.
+_RECORDS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+_READERS = {".txt": _text, ".raw": _text} | {
+    suffix: _texts(records) for suffix, records in _RECORDS.items()
 }
+_RECORDS[".json"] = _json

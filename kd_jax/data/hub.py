@@ -9,6 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from kd_jax.data.documents import Documents, from_rows
+from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 
 _PATIENCE = 9.0  # seconds until the hub counts as unreachable
@@ -21,21 +22,8 @@ def documents(spec: dict, where: str) -> Documents:
     10 seconds where the hub cannot be reached, for an unknown or gated id, an unknown revision,
     configuration, split or column, and for a repository that needs a script.
     """
+    table, name, commit = _load(spec, where)
     path, column = spec["path"], spec["text"]
-    commit = None if os.path.isdir(path) else _commit(path, spec["revision"], where)
-    import datasets  # takes a second
-
-    try:
-        table = datasets.load_dataset(
-            path, spec["name"], split=spec["split"], revision=commit or spec["revision"]
-        )
-    except (ValueError, RuntimeError) as error:  # the messages list what there is
-        raise UserError(
-            f"dataset {path!r} with config.{where}.name={spec['name']!r} and "
-            f"config.{where}.split={spec['split']!r}: {_line(error)}"
-        ) from error
-    except Exception as error:  # the hub's client and its transport have no common class
-        raise _unreadable(path, where, _line(error.__cause__ or error)) from error
     if column not in table.column_names:
         have = ", ".join(table.column_names)
         raise UserError(
@@ -50,8 +38,34 @@ def documents(spec: dict, where: str) -> Documents:
         batches = table.select_columns(column).iter(batch_size=1024)
         return from_rows(text or "" for batch in batches for text in batch[column])
 
-    name = ":".join(filter(None, (path, spec["name"], spec["split"])))
     return Documents(name, read, commit)
+
+
+def rows(spec: dict, where: str) -> Table:
+    """All columns of the split, classes as their numbers. Raises UserError like `documents`."""
+    table, name, commit = _load(spec, where)
+    columns = {column: list(table[column]) for column in table.column_names}
+    return Table(name, columns, lambda row: f"{name}, row {row}", commit)
+
+
+def _load(spec, where):
+    """(the split, its name, the commit that is pinned)."""
+    path = spec["path"]
+    commit = None if os.path.isdir(path) else _commit(path, spec["revision"], where)
+    import datasets  # takes a second
+
+    try:
+        table = datasets.load_dataset(
+            path, spec["name"], split=spec["split"], revision=commit or spec["revision"]
+        )
+    except (ValueError, RuntimeError) as error:  # the messages list what there is
+        raise UserError(
+            f"dataset {path!r} with config.{where}.name={spec['name']!r} and "
+            f"config.{where}.split={spec['split']!r}: {_line(error)}"
+        ) from error
+    except Exception as error:  # the hub's client and its transport have no common class
+        raise _unreadable(path, where, _line(error.__cause__ or error)) from error
+    return table, ":".join(filter(None, (path, spec["name"], spec["split"]))), commit
 
 
 def _commit(path: str, revision: str | None, where: str) -> str | None:

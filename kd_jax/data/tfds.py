@@ -2,8 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from kd_jax.data.documents import Documents, from_rows
+from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 
 
@@ -16,7 +20,45 @@ def documents(spec: dict, where: str) -> Documents:
     """
     import tensorflow_datasets as tfds
 
+    table, features = _load(spec, where)
     path, split, feature = spec["path"], spec["split"], spec["text"]
+    if feature not in features or not isinstance(features[feature], tfds.features.Text):
+        texts = [name for name in features if isinstance(features[name], tfds.features.Text)]
+        raise UserError(
+            f"tfds dataset {path!r} has no text in {feature!r}; set config.{where}.text to one of: "
+            f"{', '.join(texts)}"
+        )
+
+    def read() -> Iterator[str]:
+        return from_rows(table[row][feature].decode() for row in range(len(table)))
+
+    return Documents(f"tfds {path}:{split}", read)
+
+
+def rows(spec: dict, where: str) -> Table:
+    """All features of the split, classes as their numbers. Raises UserError like `documents`."""
+    table, _ = _load(spec, where)
+    name = f"tfds {spec['path']}:{spec['split']}"
+    records = ((f"{name}, row {row}", _plain(table[row])) for row in range(len(table)))
+    return Table.of_records(name, records)
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as text, NumPy as Python, also within what is nested."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def _load(spec, where):
+    """(the split with random access, the dataset's features)."""
+    import tensorflow_datasets as tfds
+
+    path, split = spec["path"], spec["split"]
     try:
         if os.path.isdir(path):
             builder = tfds.builder_from_directory(path)
@@ -38,15 +80,4 @@ def documents(spec: dict, where: str) -> Documents:
             f"tfds dataset {path!r}, split {split!r} (config.{where}.split): {error}; "
             f"have: {', '.join(splits)}"
         ) from error
-    features = builder.info.features
-    if feature not in features or not isinstance(features[feature], tfds.features.Text):
-        texts = [name for name in features if isinstance(features[name], tfds.features.Text)]
-        raise UserError(
-            f"tfds dataset {path!r} has no text in {feature!r}; set config.{where}.text to one of: "
-            f"{', '.join(texts)}"
-        )
-
-    def read() -> Iterator[str]:
-        return from_rows(table[row][feature].decode() for row in range(len(table)))
-
-    return Documents(f"tfds {path}:{split}", read)
+    return table, builder.info.features

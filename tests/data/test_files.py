@@ -70,7 +70,7 @@ def test_documents_can_be_read_again(tmp_path):
         ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("a.jsonl", '{"a": "x", "b": 1}\n', "line 1: no column 'text'; .* one of: a, b"),
         ("a.jsonl", '{"text": 0}\n', "line 1: 'text' holds int"),
-        ("a.csv", "id,txt\n1,x\n", "a.csv: no column 'text'; .* one of: id, txt"),
+        ("a.csv", "id,txt\n1,x\n", "a.csv, row 2: no column 'text'; .* one of: id, txt"),
         ("a.csv", 'text\n"open\n', "a.csv, after row 1: "),
         ("a.tsv", "id\ttext\n1\n", "a.tsv, row 2: 1 fields, the header 2"),
         ("a.tsv", "text\n", "a.tsv holds no text"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kd_jax.data import source
+from kd_jax.data import source, table
 from kd_jax.errors import UserError
 
 
@@ -16,7 +16,8 @@ class Notes(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = {"text": tfds.features.Text(), "number": np.int64}
+        answers = tfds.features.Sequence({"word": tfds.features.Text(), "at": np.int64})
+        features = {"text": tfds.features.Text(), "number": np.int64, "answers": answers}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
@@ -24,7 +25,8 @@ class Notes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for number in range(count):
-            yield number, {"text": f"nöte {number}", "number": number}
+            answers = {"word": ["ö", "n"][:number], "at": [1, 0][:number]}
+            yield number, {"text": f"nöte {number}", "number": number, "answers": answers}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,18 @@ def test_a_prepared_dataset_is_read_without_tensorflow(folder):
     assert sorted(read(folder)) == [f"nöte {number}" for number in range(5)]
     assert len(list(read(folder, "data.test"))) == 2
     assert "tensorflow" not in sys.modules
+
+
+def test_all_features_of_a_prepared_dataset(folder):
+    found = table.read({"source": "tfds", "path": folder}, "data.test")
+    rows = sorted(zip(*found.columns.values(), strict=True), key=str)
+    columns = sorted(found.columns)
+    assert columns == ["answers", "number", "text"]
+    assert [dict(zip(found.columns, row, strict=True)) for row in rows] == [
+        {"text": "nöte 0", "number": 0, "answers": {"word": [], "at": []}},
+        {"text": "nöte 1", "number": 1, "answers": {"word": ["ö"], "at": [1]}},
+    ]
+    assert found.place(1) == f"tfds {folder}:test, row 1"
 
 
 def test_mistakes_list_what_there_is(folder, monkeypatch, tmp_path):
