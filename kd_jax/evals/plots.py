@@ -8,6 +8,7 @@ apart, with several the colours tell the groups and the dashes the stages.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,28 +24,39 @@ STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 DASHES = {"teacher": ":", "baseline": "--", "student": "-"}
 
-NATS = "nats / token"
-SHARE = "share of tokens"
+NATS = "nats / {unit}"  # token or example, see `_unit`
+SHARE = "share of {unit}s"
 # Titles and units of the columns that have their own; any other column is a term of the loss.
 TITLES = {
     "loss": ("total loss (weighted sum of terms)", ""),
     "kl_t1": ("KL(teacher ‖ student) at T = 1", NATS),
     "grad_norm": ("norm of the gradient", ""),
     "learning_rate": ("learning rate", ""),
+    "ratio": ("distillation terms / label term, weighted", ""),
     "ce": ("cross-entropy", NATS),
+    "mse": ("squared error", ""),
     "kl": ("KL(teacher ‖ student), softened", NATS),
     "reverse_kl": ("KL(student ‖ teacher), softened", NATS),
     "jsd": ("Jensen-Shannon divergence", NATS),
 }
 VALIDATION_TITLES = {
-    "loss": ("cross-entropy", NATS),
+    "loss": ("loss on the labels", NATS),
     "perplexity": ("perplexity", ""),
     "accuracy": ("accuracy", SHARE),
+    "f1": ("F1", ""),
+    "macro_f1": ("macro F1", ""),
+    "matthews_correlation": ("Matthews correlation", ""),
+    "pearson": ("Pearson correlation", ""),
+    "spearman": ("Spearman correlation", ""),
+    "exact_match": ("exact match", "percent"),
     "kl": ("KL(teacher ‖ student) at T = 1", NATS),
     "agreement": ("top-1 agreement with the teacher", SHARE),
 }
-LAST = ("kl_t1", "grad_norm", "learning_rate")  # the columns that follow the terms
+KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
+LABEL_TERMS = ("ce", "mse")  # the terms of a loss that need no teacher
+LAST = ("ratio", "kl_t1", "grad_norm", "learning_rate")  # the columns that follow the terms
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
+POINTS = 400  # a line has no more of them, so that a long run makes no large file
 
 STYLE = {
     "axes.edgecolor": "#999999",
@@ -72,7 +84,26 @@ class Line:
     runs: list[tuple[np.ndarray, np.ndarray]]  # (steps, values)
 
 
-def draw(groups: Mapping[str, Sequence[Mapping[str, Curves]]], out: epath.PathLike) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One column of the csv files: what one pair of axes shows."""
+
+    title: str
+    unit: str
+    lines: list[Line]
+    noisy: bool  # smoothed, the values themselves behind
+
+    def draw(self, axes: Axes) -> dict[str, Any]:
+        """Fills the axes; returns the handles of the legend by label."""
+        handles = {line.label: _plot(axes, line, self.noisy) for line in self.lines}
+        _finish(axes, self)
+        return handles
+
+
+Groups = Mapping[str, Sequence[Mapping[str, Curves]]]  # curves by stage of the runs of each group
+
+
+def draw(groups: Groups, out: epath.PathLike) -> list[str]:
     """Writes out/training.png and out/validation.png, where there is something to draw.
 
     Args:
@@ -84,33 +115,59 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Curves]]], out: epath.PathLi
     """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "training.png": ("Training", "training", TITLES, True),
-        "validation.png": ("Validation", "validation", VALIDATION_TITLES, False),
-    }
     written = []
-    for name, (title, kind, titles, noisy) in figures.items():
-        panels = _panels(groups, kind)
-        if panels:
+    for kind, (title, _) in KINDS.items():
+        found = panels(groups, kind)
+        if found:
             subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
-            figure = _figure(f"{title}: {subject}", panels, titles, noisy)
+            figure = _figure(f"{title}: {subject}", list(found.values()))
+            name = f"{kind}.png"
             with matplotlib.rc_context(STYLE), (out / name).open("wb") as file:
                 figure.savefig(file, format="png", dpi=130)
             written.append(str(out / name))
     return written
 
 
-def _panels(groups, kind: str) -> dict[str, list[Line]]:
-    """The lines of every column; loss first, then the terms, then LAST."""
+def panels(groups: Groups, kind: str) -> dict[str, Panel]:
+    """A panel for every column with values: loss first, then the terms, then LAST.
+
+    Args:
+      groups: see `draw`.
+      kind: training | validation.
+    """
     columns: dict[str, None] = {}
     for curves in (curves for runs in groups.values() for curves in runs):
         for stage in curves.values():
-            columns.update(dict.fromkeys(getattr(stage, kind)))
+            columns.update(dict.fromkeys(_columns(stage, kind)))
     names = [name for name in columns if name not in ("step", *LAST)]
     names = [name for name in names if not name.endswith("_weighted")]
     names += [name for name in LAST if name in columns]
-    panels = {name: _lines(groups, kind, name) for name in names}
-    return {name: lines for name, lines in panels.items() if lines}
+    unit, found = _unit(groups), {}
+    for name in names:
+        if lines := _lines(groups, kind, name):
+            title, of = KINDS[kind][1].get(name, (name.replace("_", " "), ""))
+            noisy = kind == "training" and name != "learning_rate"
+            found[name] = Panel(title, of.format(unit=unit), lines, noisy)
+    return found
+
+
+def _unit(groups: Groups) -> str:
+    """What a loss is averaged over: tokens where there is a perplexity, otherwise examples."""
+    stages = [stage for runs in groups.values() for curves in runs for stage in curves.values()]
+    classes = any(stage.validation and "perplexity" not in stage.validation for stage in stages)
+    return "example" if classes else "token"
+
+
+def _columns(curves: Curves, kind: str) -> Columns:
+    """The columns of a stage; those of training with the ratio of teacher to labels."""
+    found = getattr(curves, kind)
+    weighted = [name for name in found if name.endswith("_weighted")]
+    labels = [name for name in weighted if name.removesuffix("_weighted") in LABEL_TERMS]
+    if kind == "validation" or not labels or len(labels) == len(weighted):
+        return found
+    with np.errstate(divide="ignore", invalid="ignore"):
+        label = sum(found[name] for name in labels)
+        return found | {"ratio": sum(found[name] for name in weighted) / label - 1.0}
 
 
 def _lines(groups, kind: str, name: str) -> list[Line]:
@@ -118,7 +175,7 @@ def _lines(groups, kind: str, name: str) -> list[Line]:
     for i, (group, runs) in enumerate(groups.items()):
         stages = ordered({stage for curves in runs for stage in curves})
         for j, stage in enumerate(stages):
-            found = [_values(getattr(c[stage], kind), name) for c in runs if stage in c]
+            found = [_values(_columns(c[stage], kind), name) for c in runs if stage in c]
             found = [(steps, values) for steps, values in found if len(steps)]
             if not found:
                 continue
@@ -152,20 +209,19 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
 
 
-def _figure(title: str, panels: dict[str, list[Line]], titles, noisy: bool) -> Figure:
+def _figure(title: str, found: Sequence[Panel]) -> Figure:
     with matplotlib.rc_context(STYLE):
-        wide = min(len(panels), 3)
-        high = math.ceil(len(panels) / wide)
+        wide = min(len(found), 3)
+        high = math.ceil(len(found) / wide)
         figure = Figure(figsize=(4.2 * wide, 3.0 * high + 0.9), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         grid = figure.subplots(high, wide, squeeze=False)
-        handles = {}
-        for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
-            for line in lines:
-                noise = noisy and name != "learning_rate"
-                handles.setdefault(line.label, _plot(axes, line, noise, markers=not noisy))
-            _finish(axes, lines, *titles.get(name, (name.replace("_", " "), "")))
-        for axes in list(grid.flat)[len(panels) :]:
+        handles: dict[str, Any] = {}
+        for axes, panel in zip(grid.flat, found, strict=False):
+            for label, handle in panel.draw(axes).items():
+                handles.setdefault(label, handle)
+            axes.set_title(panel.title)
+        for axes in list(grid.flat)[len(found) :]:
             axes.set_visible(False)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower left", ncols=min(4, len(handles))
@@ -173,16 +229,17 @@ def _figure(title: str, panels: dict[str, list[Line]], titles, noisy: bool) -> F
         return figure
 
 
-def _plot(axes: Axes, line: Line, noisy: bool, markers: bool):
+def _plot(axes: Axes, line: Line, noisy: bool):
     """Draws the mean curve and what is around it; returns the handle for the legend."""
     style = {"color": line.colour, "linestyle": line.dash}
-    marker = {"marker": "o", "markersize": 3} if markers else {}
-    curves = [(steps, smooth(values) if noisy else values) for steps, values in line.runs]
+    few = max(len(steps) for steps, _ in line.runs) <= 50
+    marker = {"marker": "o", "markersize": 3} if few and not noisy else {}
+    curves = [_thin(steps, smooth(values) if noisy else values) for steps, values in line.runs]
     steps = curves[0][0]
     if not all(np.array_equal(steps, other) for other, _ in curves):
         return [axes.plot(*curve, **style, **marker)[0] for curve in curves][0]
     if noisy and len(curves) == 1:
-        axes.plot(*line.runs[0], color=line.colour, alpha=0.2, linewidth=0.8)
+        axes.plot(*_thin(*line.runs[0]), color=line.colour, alpha=0.2, linewidth=0.8)
     values = np.stack([values for _, values in curves])
     mean = values.mean(axis=0)
     if len(curves) > 1:
@@ -191,15 +248,23 @@ def _plot(axes: Axes, line: Line, noisy: bool, markers: bool):
     return axes.plot(steps, mean, **style, **marker)[0]
 
 
-def _finish(axes: Axes, lines: list[Line], title: str, unit: str) -> None:
-    """Title, units and scales: logarithmic where values span more than a factor of 4."""
-    axes.set_title(title)
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most POINTS of the points, evenly; the first and the last stay."""
+    if len(steps) <= POINTS:
+        return steps, values
+    kept = np.linspace(0, len(steps) - 1, POINTS).round().astype(int)
+    return steps[kept], values[kept]
+
+
+def _finish(axes: Axes, panel: Panel) -> None:
+    """Units and scales: logarithmic where values span more than a factor of 4."""
     axes.set_xlabel("step")
-    axes.set_ylabel(unit)
+    axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
-    values = np.concatenate([values for line in lines for _, values in line.runs])
-    if unit != SHARE and values.min() > 0 and values.max() > 4 * values.min():
+    values = np.concatenate([values for line in panel.lines for _, values in line.runs])
+    share = panel.unit.startswith("share")
+    if not share and values.min() > 0 and values.max() > 4 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _minor_label(value)))

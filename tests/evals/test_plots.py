@@ -12,7 +12,7 @@ def curves(tmp_path):
 
 
 def panels(groups, kind="training"):
-    return plots._panels(groups, kind)
+    return {name: panel.lines for name, panel in plots.panels(groups, kind).items()}
 
 
 def test_draws_one_run(tmp_path, curves):
@@ -31,7 +31,7 @@ def test_nothing_to_draw(tmp_path):
 def test_panels_of_training(curves):
     found = panels({"example": [curves]})
     # Weighted terms repeat the raw ones on another scale, so they have no panel.
-    assert list(found) == ["loss", "ce", "kl", "kl_t1", "grad_norm", "learning_rate"]
+    assert list(found) == ["loss", "ce", "kl", "ratio", "kl_t1", "grad_norm", "learning_rate"]
     assert [line.label for line in found["loss"]] == ["teacher", "baseline", "student"]
     assert [line.label for line in found["kl"]] == ["student"]
 
@@ -65,7 +65,7 @@ def test_seeds_of_different_length_are_drawn(tmp_path, curves):
 
 def scale(values):
     line = plots.Line("student", "#000000", "-", [(np.arange(3.0), np.array(values))])
-    figure = plots._figure("x", {"loss": [line]}, {}, noisy=False)
+    figure = plots._figure("x", [plots.Panel("loss", "", [line], noisy=False)])
     return figure.axes[0].get_yscale()
 
 
@@ -73,6 +73,41 @@ def test_logarithmic_where_values_span_much():
     assert scale([9.0, 5.0, 2.0]) == "log"
     assert scale([3.0, 2.5, 2.0]) == "linear"
     assert scale([9.0, 1.0, 0.0]) == "linear"
+
+
+def curves_of(training=None, **validation):
+    """A group with one run of a student."""
+    columns = {name: np.array(values) for name, values in (training or {}).items()}
+    held_out = {name: np.array([value]) for name, value in validation.items()}
+    return {"x": [{"student": runs.Curves(columns, held_out)}]}
+
+
+def test_the_ratio_of_all_distillation_terms_to_the_labels():
+    training = {"step": [1.0, 2.0], "ce_weighted": [2.0, 0.0]}
+    training |= {"kl_weighted": [1.0, 1.0], "hidden_weighted": [2.0, 1.0]}
+    ((steps, values),) = panels(curves_of(training))["ratio"][0].runs
+    assert (steps, values) == ([1.0], [1.5])  # nothing to divide by in the second step
+
+
+def test_no_ratio_without_labels_or_without_a_teacher():
+    columns = {"step": [1.0], "ce_weighted": [2.0], "mse_weighted": [2.0]}
+    assert "ratio" not in panels(curves_of(columns))
+    assert "ratio" not in panels(curves_of({"step": [1.0], "kl_weighted": [2.0]}))
+
+
+def test_units_are_those_of_the_task():
+    tokens = plots.panels(curves_of(step=1.0, loss=1.0, perplexity=2.7), "validation")
+    assert tokens["loss"].unit == "nats / token"
+    examples = plots.panels(curves_of(step=1.0, loss=1.0, accuracy=0.5, new=1.0), "validation")
+    assert examples["loss"].unit == "nats / example"
+    assert examples["accuracy"].unit == "share of examples"
+    assert (examples["new"].title, examples["new"].unit) == ("new", "")
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    steps, values = plots._thin(np.arange(9999.0), np.arange(9999.0) * 2)
+    assert len(steps) == plots.POINTS and (steps[0], steps[-1]) == (0, 9998)
+    np.testing.assert_array_equal(values, steps * 2)
 
 
 def test_minor_labels():
