@@ -11,8 +11,20 @@ import huggingface_hub
 from kd_jax.evals import table
 from kd_jax.evals.runs import ordered
 
-AUTO_CLASSES = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM", "none": "AutoModel"}
-_PIPELINES = {"mlm": "fill-mask", "clm": "text-generation", "none": "feature-extraction"}
+AUTO_CLASSES = {
+    "mlm": "AutoModelForMaskedLM",
+    "clm": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+    "span": "AutoModelForQuestionAnswering",
+    "none": "AutoModel",
+}
+_PIPELINES = {
+    "mlm": "fill-mask",
+    "clm": "text-generation",
+    "classification": "text-classification",
+    "span": "question-answering",
+    "none": "feature-extraction",
+}
 
 
 def inherited(*folders: Path | None) -> dict[str, Any]:
@@ -38,7 +50,7 @@ def of_model(head: str, size: str, base: str, commit: str | None, stated: Mappin
     """The card of a checkpoint that was converted, not trained.
 
     Args:
-        head: mlm | clm | none.
+        head: mlm | clm | classification | span | none.
         size: what the model is, in words.
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
@@ -58,7 +70,7 @@ def of_stage(
 
     Args:
         stage: teacher | baseline | student | ...
-        head: mlm | clm | none.
+        head: mlm | clm | classification | span | none.
         size: see `of_model`.
         results: results.json.
         config: config.json.

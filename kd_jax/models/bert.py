@@ -2,6 +2,7 @@
 
 from kd_jax.models.encoder import Encoder, EncoderConfig
 from kd_jax.models.family import Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.labels import read_labels
 
 
 def from_hf(fields: Fields) -> EncoderConfig:
@@ -29,6 +30,8 @@ def from_hf(fields: Fields) -> EncoderConfig:
         initializer_range=fields.get("initializer_range", float, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         pad_id=fields.get("pad_token_id", int | None, 0),
+        labels=read_labels(fields),
+        classifier_dropout=fields.get("classifier_dropout", float | None, None),
     )
 
 
@@ -49,6 +52,7 @@ def to_hf(config: EncoderConfig) -> dict:
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_embeddings,
         "pad_token_id": config.pad_id,
+        "classifier_dropout": config.classifier_dropout,
     }
 
 
@@ -75,15 +79,19 @@ def backbone_rules(config: EncoderConfig) -> list[Rule]:
     return rules
 
 
-def _rules(config: EncoderConfig, head: str) -> list[Rule]:
-    if head == "none":
-        return backbone_rules(config)
-    rules = [
-        *backbone_rules(config),
-        *linear("cls.predictions.transform.dense", "head/transform"),
-        *norm("cls.predictions.transform.LayerNorm", "head/norm"),
-    ]
-    return rules + vocabulary_rules(config, "cls.predictions")
+def head_rules(config: EncoderConfig, head: str) -> list[Rule]:
+    """The tensors of BERT's and MobileBERT's heads."""
+    if head == "mlm":
+        return [
+            *linear("cls.predictions.transform.dense", "head/transform"),
+            *norm("cls.predictions.transform.LayerNorm", "head/norm"),
+            *vocabulary_rules(config, "cls.predictions"),
+        ]
+    if head == "classification":
+        pooler = linear("pooler.dense", "head/pooler") if config.pooler else []
+        own = linear("classifier", "head/classifier")
+        return [rule._replace(base=True) for rule in pooler] + own
+    return linear("qa_outputs", "head/span") if head == "span" else []
 
 
 def vocabulary_rules(config: EncoderConfig, hf: str) -> list[Rule]:
@@ -115,11 +123,16 @@ def zero_padding_row(path, value, config):
 FAMILY = Family(
     name="bert",
     prefix="bert.",
-    architectures={"mlm": "BertForMaskedLM", "none": "BertModel"},
+    architectures={
+        "mlm": "BertForMaskedLM",
+        "classification": "BertForSequenceClassification",
+        "span": "BertForQuestionAnswering",
+        "none": "BertModel",
+    },
     backbone=Encoder,
     from_hf=from_hf,
     to_hf=to_hf,
-    rules=_rules,
+    rules=lambda config, head: backbone_rules(config) + head_rules(config, head),
     ignore=(r"^pooler\.", r"^embeddings\.position_ids$", r"^cls\.seq_relationship\."),
     adjust=zero_padding_row,
 )

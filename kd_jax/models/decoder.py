@@ -16,7 +16,7 @@ from kd_jax.models.layers import (
     check_length,
 )
 from kd_jax.precision import Policy
-from kd_jax.types import Array, Batch
+from kd_jax.types import Array, Batch, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,11 @@ class DecoderConfig:
     remat: bool = False  # compute each block again in the backward pass
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the token embeddings."""
+        return self.width
+
+    @property
     def max_tokens(self) -> int:
         """The longest row that has positions."""
         return self.max_positions
@@ -68,13 +73,16 @@ class Block(nnx.Module):
             config.width, config.ffn_width, config.activation, config.mlp_dropout, config.policy
         )
 
-    def __call__(self, x_BTD: Array, mask: Array, seed: Array | None, site: int) -> Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), mask, seed, site)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD), seed, site + 2)
+    def __call__(
+        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
+    ) -> tuple[Array, Heads]:
+        y_BTD, heads = self.attention(self.attention_norm(x_BTD), mask, seed, site)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD), seed, site + 2), heads
 
 
 class Decoder(nnx.Module):
-    """Embeddings, blocks and a last layer norm: a backbone for `heads.LanguageModel`."""
+    """Embeddings, blocks and a last layer norm: a backbone for `heads.HeadedModel`."""
 
     def __init__(self, config: DecoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
@@ -90,12 +98,17 @@ class Decoder(nnx.Module):
         x_BTD = self.tokens(batch.tokens_BT) + self.positions(jnp.arange(length)[None])
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> tuple[Array, ...]:
-        """The embedding output and each block's output, (B, T, D), the last one normalised."""
+    def __call__(
+        self, batch: Batch, seed: Array | None
+    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+        """The embedding output and each block's output, (B, T, D), the last one normalised; each
+        block's attention heads."""
         mask = causal_mask(batch.mask_BT)
-        hidden = [self.embed(batch, seed)]
+        hidden, attention = [self.embed(batch, seed)], []
         for i, block in enumerate(self.blocks):
             run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
-            hidden.append(run(hidden[-1], mask, seed, 1 + 3 * i))
+            x_BTD, heads = run(hidden[-1], mask, seed, 1 + 3 * i)
+            hidden.append(x_BTD)
+            attention.append(heads)
         hidden[-1] = self.norm(hidden[-1])
-        return tuple(hidden)
+        return tuple(hidden), tuple(attention)

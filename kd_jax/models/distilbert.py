@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from kd_jax.models.bert import zero_padding_row
 from kd_jax.models.encoder import Encoder, EncoderConfig
 from kd_jax.models.family import Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.labels import read_labels
 
 
 def _from_hf(fields: Fields) -> EncoderConfig:
@@ -29,6 +30,10 @@ def _from_hf(fields: Fields) -> EncoderConfig:
         initializer_range=fields.get("initializer_range", float, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         pad_id=fields.get("pad_token_id", int | None, 0),
+        labels=read_labels(fields),
+        classifier_dropout=fields.get("seq_classif_dropout", float, 0.2),
+        pooler="relu",
+        span_dropout=fields.get("qa_dropout", float, 0.1),
         sinusoidal=fields.get("sinusoidal_pos_embds", bool, False),
     )
 
@@ -47,6 +52,8 @@ def _to_hf(config: EncoderConfig) -> dict:
         "initializer_range": config.initializer_range,
         "tie_word_embeddings": config.tie_embeddings,
         "pad_token_id": config.pad_id,
+        "seq_classif_dropout": config.classifier_dropout,
+        "qa_dropout": config.span_dropout,
         "sinusoidal_pos_embds": config.sinusoidal,
     }
 
@@ -69,17 +76,19 @@ def _rules(config: EncoderConfig, head: str) -> list[Rule]:
             *linear(f"{hf}.ffn.lin2", f"{ours}/mlp/down"),
             *norm(f"{hf}.output_layer_norm", f"{ours}/mlp_norm"),
         ]
-    if head == "none":
-        return rules
-    tied = config.tie_embeddings
-    unembed = "backbone/tokens/embedding" if tied else "head/unembed"
-    return [
-        *rules,
-        *linear("vocab_transform", "head/transform"),
-        *norm("vocab_layer_norm", "head/norm"),
-        Rule("vocab_projector.weight", (unembed,), tied=tied),
-        Rule("vocab_projector.bias", ("head/bias",)),
-    ]
+    if head == "mlm":
+        tied = config.tie_embeddings
+        unembed = "backbone/tokens/embedding" if tied else "head/unembed"
+        rules += linear("vocab_transform", "head/transform")
+        rules += norm("vocab_layer_norm", "head/norm")
+        rules.append(Rule("vocab_projector.weight", (unembed,), tied=tied))
+        rules.append(Rule("vocab_projector.bias", ("head/bias",)))
+    elif head == "classification":
+        rules += linear("pre_classifier", "head/pooler")
+        rules += linear("classifier", "head/classifier")
+    elif head == "span":
+        rules += linear("qa_outputs", "head/span")
+    return rules
 
 
 def _sinusoids(path, value, config):
@@ -96,7 +105,12 @@ def _sinusoids(path, value, config):
 FAMILY = Family(
     name="distilbert",
     prefix="distilbert.",
-    architectures={"mlm": "DistilBertForMaskedLM", "none": "DistilBertModel"},
+    architectures={
+        "mlm": "DistilBertForMaskedLM",
+        "classification": "DistilBertForSequenceClassification",
+        "span": "DistilBertForQuestionAnswering",
+        "none": "DistilBertModel",
+    },
     backbone=Encoder,
     from_hf=_from_hf,
     to_hf=_to_hf,

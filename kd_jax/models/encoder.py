@@ -9,7 +9,7 @@ from flax import nnx
 from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import Attention, Embedding, LayerNorm, Mlp, check_length, key_mask
 from kd_jax.precision import Policy
-from kd_jax.types import Array, Batch
+from kd_jax.types import Array, Batch, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,26 @@ class EncoderConfig:
     initializer_range: float
     tie_embeddings: bool
     pad_id: int | None
+    labels: tuple[str, ...]  # class names in their order; one alone is a regression
+    classifier_dropout: float | None  # before the classifier; None: as mlp_dropout
+    pooler: str | None = "tanh"  # activation of the classifier's first layer; None: no such layer
+    drop_before_pooler: bool = False  # RoBERTa
+    span_dropout: float = 0.0  # DistilBERT: before the span head
     skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
     sinusoidal: bool = False  # DistilBERT: how random positions start
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
     policy: Policy = Policy()
     remat: bool = False  # compute each block again in the backward pass
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token embeddings."""
+        return self.width
+
+    @property
+    def classifier_rate(self) -> float:
+        """Dropout before the classifier."""
+        return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def max_tokens(self) -> int:
@@ -63,13 +78,16 @@ class Block(nnx.Module):
         )
         self.mlp_norm = LayerNorm(config.width, config.norm_eps)
 
-    def __call__(self, x_BTD: Array, mask: Array, seed: Array | None, site: int) -> Array:
-        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, mask, seed, site))
-        return self.mlp_norm(x_BTD + self.mlp(x_BTD, seed, site + 2))
+    def __call__(
+        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
+    ) -> tuple[Array, Heads]:
+        y_BTD, heads = self.attention(x_BTD, mask, seed, site)
+        x_BTD = self.attention_norm(x_BTD + y_BTD)
+        return self.mlp_norm(x_BTD + self.mlp(x_BTD, seed, site + 2)), heads
 
 
 class Encoder(nnx.Module):
-    """Embeddings and blocks: a backbone for `heads.LanguageModel`."""
+    """Embeddings and blocks: a backbone for `heads.HeadedModel`."""
 
     def __init__(self, config: EncoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
@@ -90,14 +108,18 @@ class Encoder(nnx.Module):
             x_BTD = x_BTD + self.types(types_BT)
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> tuple[Array, ...]:
-        """The embedding output and each block's output, (B, T, D)."""
+    def __call__(
+        self, batch: Batch, seed: Array | None
+    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         mask = key_mask(batch.mask_BT)
-        hidden = [self.embed(batch, seed)]
+        hidden, attention = [self.embed(batch, seed)], []
         for i, block in enumerate(self.blocks):
             run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
-            hidden.append(run(hidden[-1], mask, seed, 1 + 3 * i))
-        return tuple(hidden)
+            x_BTD, heads = run(hidden[-1], mask, seed, 1 + 3 * i)
+            hidden.append(x_BTD)
+            attention.append(heads)
+        return tuple(hidden), tuple(attention)
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:

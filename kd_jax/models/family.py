@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import DecoderConfig
-from kd_jax.models.heads import LanguageModel
+from kd_jax.models.heads import HeadedModel
+from kd_jax.models.labels import label_keys
 from kd_jax.models.layers import activation
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
@@ -39,6 +40,7 @@ class Rule(NamedTuple):
     `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
     "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
     tensor is another name of parameters that have one already: some files hold it, none need to.
+    A tensor of a head is `base` where HF has it in the base model (BERT's pooler).
     Two rules may name one parameter without that: the first that a file has is read, both are
     written.
     """
@@ -47,6 +49,7 @@ class Rule(NamedTuple):
     ours: tuple[str, ...]
     transpose: bool = False
     tied: bool = False
+    base: bool = False
 
 
 def linear(hf: str, *ours: str) -> list[Rule]:
@@ -150,6 +153,8 @@ def write(family: Family, config: Any, head: str) -> dict:
     kept = json.loads(config.hf_json)
     for key in ("_name_or_path", "torch_dtype", "transformers_version"):
         kept.pop(key, None)
+    if head in ("classification", "span"):
+        kept = label_keys(kept, config.labels if head == "classification" else None)
     return (
         kept
         | family.to_hf(config)
@@ -169,7 +174,7 @@ def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
     config = dataclasses.replace(config, policy=policy)
 
     def make() -> Model:
-        module = LanguageModel(family.backbone(config), config, head)
+        module = HeadedModel(family.backbone(config), config, head)
         graphdef, state = nnx.split(module)
         return Model(params=nnx.to_pure_dict(state), graphdef=graphdef)
 

@@ -1,30 +1,45 @@
-"""Heads: from the backbone's last hidden state to features and an unembedding.
+"""Heads: from the backbone's last hidden state to features and an unembedding, or to few logits.
 
-No head makes logits: `ModelOutput.features` times `unembed_VD` plus `bias_V` are the logits, and
-the losses take them in chunks.
+No head makes logits of a vocabulary: `ModelOutput.features` times `unembed_VD` plus `bias_V` are
+the logits, and the losses take them in chunks.
 """
+
+import dataclasses
 
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.layers import LayerNorm, Linear, activation, gather
+from kd_jax.models.dropout import dropout
+from kd_jax.models.layers import MASKED, Embedding, LayerNorm, Linear, activation, gather
 from kd_jax.types import Array, Batch, ModelOutput
+
+SITES = 1 << 16  # dropout sites of heads begin here; backbones count theirs from 0
 
 
 class MaskedLM(nnx.Module):
-    """BERT's masked-LM head: linear, activation, layer norm, then the unembedding with a bias."""
+    """BERT's masked-LM head: linear, activation, layer norm, then the unembedding with a bias.
+
+    Where embeddings are narrower than the model (MobileBERT), a table of the head's own, `rest`,
+    makes up the columns that the unembedding lacks.
+    """
 
     def __init__(self, config):
         self.transform = Linear(config.width, config.width, config.policy)
         self.norm = LayerNorm(config.width, config.norm_eps)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
         self.unembed = _unembed(config)
+        missing = config.width - config.embedding_width
+        self.rest = Embedding(config.vocab_size, missing, config.policy) if missing else None
         self.activation = activation(config.head_activation)
 
-    def __call__(self, x_BPD: Array, embedding_VD: Array):
-        """(features_BPD, unembed_VD, bias_V)."""
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
+        """(features_BPD, unembed_VD, bias_V), at the batch's positions only where it has any."""
+        x_BPD = gather(x_BTD, batch.positions_BP)
         features = self.norm(self.activation(self.transform(x_BPD)))
-        return features, _untied(self.unembed, embedding_VD), self.bias[...]
+        unembed_VD = _untied(self.unembed, embedding_VD)
+        if self.rest is not None:
+            unembed_VD = jnp.concatenate([unembed_VD, self.rest.embedding[...]], axis=1)
+        return features, unembed_VD, self.bias[...]
 
 
 class CausalLM(nnx.Module):
@@ -33,9 +48,9 @@ class CausalLM(nnx.Module):
     def __init__(self, config):
         self.unembed = _unembed(config)
 
-    def __call__(self, x_BPD: Array, embedding_VD: Array):
-        """(features_BPD, unembed_VD, None)."""
-        return x_BPD, _untied(self.unembed, embedding_VD), None
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
+        """(x_BPD, unembed_VD, None)."""
+        return gather(x_BTD, batch.positions_BP), _untied(self.unembed, embedding_VD), None
 
 
 class Headless(nnx.Module):
@@ -44,15 +59,58 @@ class Headless(nnx.Module):
     def __init__(self, config):
         del config
 
-    def __call__(self, x_BPD: Array, embedding_VD: Array):
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
         """(x_BPD, embedding_VD, None)."""
-        return x_BPD, embedding_VD, None
+        return gather(x_BTD, batch.positions_BP), embedding_VD, None
 
 
-HEADS: dict[str, type[nnx.Module]] = {"mlm": MaskedLM, "clm": CausalLM, "none": Headless}
+class Classification(nnx.Module):
+    """One of the config's labels for a row, from its first token; one label is a regression.
+
+    The token goes through a pooler, a linear layer with an activation (BERT's tanh, DistilBERT's
+    relu; MobileBERT may have none), then through the classifier.
+    """
+
+    def __init__(self, config):
+        pooled = config.pooler is not None
+        self.pooler = Linear(config.width, config.width, config.policy) if pooled else None
+        self.activation = activation(config.pooler) if pooled else None
+        self.classifier = Linear(config.width, len(config.labels), _float32_out(config.policy))
+        self.rate = config.classifier_rate
+        self.early_rate = self.rate if config.drop_before_pooler else 0.0
+
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
+        """(logits_B1C, None, None), float32."""
+        x_B1D = dropout(x_BTD[:, :1], self.early_rate, seed, SITES)
+        if self.pooler is not None:
+            x_B1D = self.activation(self.pooler(x_B1D))
+        return self.classifier(dropout(x_B1D, self.rate, seed, SITES + 1)), None, None
 
 
-class LanguageModel(nnx.Module):
+class Span(nnx.Module):
+    """The logit of every token to be an answer's first, and to be its last."""
+
+    def __init__(self, config):
+        self.span = Linear(config.width, 2, _float32_out(config.policy))
+        self.rate = config.span_dropout
+
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
+        """(logits_B2T, None, None), float32; padding has MASKED."""
+        logits_BT2 = self.span(dropout(x_BTD, self.rate, seed, SITES))
+        real_B1T = batch.mask_BT[:, None] > 0
+        return jnp.where(real_B1T, logits_BT2.swapaxes(1, 2), MASKED), None, None
+
+
+HEADS: dict[str, type[nnx.Module]] = {
+    "mlm": MaskedLM,
+    "clm": CausalLM,
+    "classification": Classification,
+    "span": Span,
+    "none": Headless,
+}
+
+
+class HeadedModel(nnx.Module):
     """A backbone and the head of that name."""
 
     def __init__(self, backbone: nnx.Module, config, head: str):
@@ -60,20 +118,24 @@ class LanguageModel(nnx.Module):
         self.head = HEADS[head](config)
 
     def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
-        """Runs the head at the batch's positions only, where it has any."""
-        hidden = self.backbone(batch, seed)
-        features, unembed_VD, bias_V = self.head(
-            gather(hidden[-1], batch.positions_BP), self.backbone.tokens.embedding[...]
-        )
-        return ModelOutput(features, unembed_VD, bias_V, hidden)
+        """`seed` (uint32 scalar) turns dropout on."""
+        hidden, attention = self.backbone(batch, seed)
+        embedding_VD = self.backbone.tokens.embedding[...]
+        features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
+        return ModelOutput(features, unembed_VD, bias_V, hidden, attention)
 
 
 def _unembed(config):
     """A table of its own where the checkpoint does not tie it to the token embedding."""
     if config.tie_embeddings:
         return None
-    return nnx.Param(jnp.zeros((config.vocab_size, config.width)))
+    return nnx.Param(jnp.zeros((config.vocab_size, config.embedding_width)))
 
 
 def _untied(unembed, embedding_VD: Array) -> Array:
     return embedding_VD if unembed is None else unembed[...]
+
+
+def _float32_out(policy):
+    """The policy of the product that makes logits: they are not rounded."""
+    return dataclasses.replace(policy, activation="float32")

@@ -4,7 +4,6 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +48,38 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
 
     Every tensor is used or is on the family's list of those that no model here uses; anything
     missing, left over or of a wrong shape raises UserError. One exception: a checkpoint of the
-    base model alone gets a random head, drawn from `key` and logged; without a key that is an
+    base model alone, or with another of the family's heads, gets a random head, drawn from `key`
+    and logged; what the base model has of it (BERT's pooler) is taken. Without a key that is an
     error too.
     """
     shapes = families.abstract(family, config, head, Policy()).params
     tensors = {_plain(name, family): value for name, value in _read(Path(folder)).items()}
     rules = family.rules(config, head)
-    known = {rule.hf for rule in rules} | _foreign(family, config, rules)
+    flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
+    flat: dict[str, np.ndarray] = {}
+    for rule in rules:
+        if rule.hf in tensors:
+            _check_classes(rule, tensors[rule.hf], config, folder)
+            _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
+
+    of_head = [rule for rule in rules if rule.ours[0].startswith("head/") and not rule.base]
+    known = {rule.hf for rule in rules}
+    if key is not None and of_head and not any(rule.hf in tensors for rule in of_head):
+        fresh = families.flatten(families.draw(family, config, {"head": shapes["head"]}, key))
+        drawn = {path: np.asarray(value) for path, value in fresh.items() if path not in flat}
+        parts = ", ".join(sorted({path.rpartition("/")[0] for path in drawn}))
+        log.warning("%s has no %s head: random values in %s", folder, head, parts)
+        flat |= drawn
+        of_head = []
+    if not of_head:  # other heads' tensors are left over only where this one's are there
+        others = (family.rules(config, other) for other in family.architectures)
+        known |= {rule.hf for rules_of_other in others for rule in rules_of_other}
     extra = [
         name
         for name in sorted(tensors.keys() - known)
         if not any(re.search(pattern, name) for pattern in family.ignore)
     ]
-
-    flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
-    flat: dict[str, np.ndarray] = {}
-    for rule in rules:
-        if rule.hf in tensors:
-            _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
-
     missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
-    in_head = [path for path in flat_shapes if path.startswith("head/")]
-    if key is not None and in_head and not any(path in flat for path in in_head):
-        log.warning("%s has no %s head: it starts from random values", folder, head)
-        fresh = families.draw(family, config, {"head": shapes["head"]}, key)
-        flat |= jax.tree.map(np.asarray, families.flatten(fresh))
-        missing = [rule for rule in missing if not flat.keys() >= set(rule.ours)]
     if missing or extra:
         lists = _list("-", [rule.hf for rule in missing]) + _list("+", extra)
         raise UserError(
@@ -93,7 +98,8 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
         if rule.tied:
             continue
         tensor = np.concatenate([flat[path] for path in rule.ours], axis=-1)
-        name = prefix + rule.hf if rule.ours[0].startswith("backbone/") else rule.hf
+        in_base = rule.base or rule.ours[0].startswith("backbone/")
+        name = prefix + rule.hf if in_base else rule.hf
         # safetensors writes the buffer as it lies, whatever the strides say
         tensors[name] = np.ascontiguousarray(tensor.T if rule.transpose else tensor)
         written.update(rule.ours)
@@ -114,12 +120,15 @@ def _plain(name: str, family: Family) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
-def _foreign(family: Family, config: Any, rules: Iterable[Rule]) -> set[str]:
-    """Tensors of this family's heads that the wanted one does not have. A headless model leaves
-    them aside; for any other head they are left over."""
-    if any(path.startswith("head/") for rule in rules for path in rule.ours):
-        return set()
-    return {rule.hf for head in family.architectures for rule in family.rules(config, head)}
+def _check_classes(rule: Rule, tensor, config: Any, folder: Path) -> None:
+    """Refuses a classifier for another number of classes."""
+    if not rule.ours[0].startswith("head/classifier/") or len(tensor) == len(config.labels):
+        return
+    raise UserError(
+        f"{folder}: {rule.hf} is for {len(tensor)} classes, but {len(config.labels)} are wanted "
+        f"({', '.join(config.labels)}); take a checkpoint that was fine-tuned on them, or one "
+        f"without a classifier"
+    )
 
 
 def _place(rule: Rule, tensor, shapes: dict, flat: dict, folder: Path) -> None:

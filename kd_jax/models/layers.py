@@ -13,7 +13,7 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.models.dropout import dropout
 from kd_jax.precision import Policy, einsum
-from kd_jax.types import Array
+from kd_jax.types import Array, Heads
 
 MASKED = -1e9  # a finite score, so that a row without any token gives an even softmax and no NaN
 
@@ -111,7 +111,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
 
     `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
-    factor of the scores.
+    factor of the scores; `value_width` is that of what `v` reads, where it is not `width`.
     """
 
     def __init__(
@@ -122,10 +122,11 @@ class Attention(nnx.Module):
         rate: float,
         out_rate: float,
         policy: Policy,
+        value_width: int | None = None,
     ):
         self.q = Linear(width, width, policy)
         self.k = Linear(width, width, policy)
-        self.v = Linear(width, width, policy)
+        self.v = Linear(value_width or width, width, policy)
         self.o = Linear(width, width, policy)
         self.num_heads = num_heads
         self.scale = scale
@@ -133,14 +134,25 @@ class Attention(nnx.Module):
         self.out_rate = out_rate
         self.policy = policy
 
-    def __call__(self, x_BTD: Array, mask: Array, seed: Array | None, site: int) -> Array:
-        """`mask` is as in `attention`. Uses dropout sites `site` and `site + 1`."""
+    def __call__(
+        self,
+        x_BTD: Array,
+        mask: Array,
+        seed: Array | None,
+        site: int,
+        values_BTD: Array | None = None,
+    ) -> tuple[Array, Heads]:
+        """The output and what was compared. `mask` is as in `attention`; `v` reads `values_BTD`,
+        `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`."""
         B, T, _ = x_BTD.shape
+        values_BTD = x_BTD if values_BTD is None else values_BTD
         q, k, v = (
-            project(x_BTD).reshape(B, T, self.num_heads, -1) for project in (self.q, self.k, self.v)
+            project(inputs).reshape(B, T, self.num_heads, -1)
+            for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
         )
         y_BTHK = attention(q, k, v, mask, self.scale, self.rate, seed, site, self.policy)
-        return dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
+        y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
+        return y_BTD, Heads(q * self.scale, k, v)
 
 
 def attention(q_BTHK, k_BTHK, v_BTHK, mask, scale, rate, seed, site, policy) -> Array:

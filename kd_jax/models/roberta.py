@@ -15,18 +15,23 @@ def _from_hf(fields: Fields) -> EncoderConfig:
     if config.pad_id is None:
         raise UserError("config.json: roberta counts positions from pad_token_id, which is null")
     # HF's head has gelu, whatever hidden_act says.
-    return dataclasses.replace(config, head_activation="gelu", skip_padding=True)
+    return dataclasses.replace(
+        config, head_activation="gelu", skip_padding=True, drop_before_pooler=True
+    )
 
 
 def _rules(config: EncoderConfig, head: str) -> list[Rule]:
-    if head == "none":
-        return bert.backbone_rules(config)
-    return [
-        *bert.backbone_rules(config),
-        *linear("lm_head.dense", "head/transform"),
-        *norm("lm_head.layer_norm", "head/norm"),
-        *bert.vocabulary_rules(config, "lm_head"),
-    ]
+    rules = bert.backbone_rules(config)
+    if head == "mlm":
+        rules += linear("lm_head.dense", "head/transform")
+        rules += norm("lm_head.layer_norm", "head/norm")
+        rules += bert.vocabulary_rules(config, "lm_head")
+    elif head == "classification":
+        rules += linear("classifier.dense", "head/pooler")
+        rules += linear("classifier.out_proj", "head/classifier")
+    elif head == "span":
+        rules += linear("qa_outputs", "head/span")
+    return rules
 
 
 def _zero_padding_rows(path, value, config):
@@ -39,7 +44,12 @@ def _zero_padding_rows(path, value, config):
 FAMILY = Family(
     name="roberta",
     prefix="roberta.",
-    architectures={"mlm": "RobertaForMaskedLM", "none": "RobertaModel"},
+    architectures={
+        "mlm": "RobertaForMaskedLM",
+        "classification": "RobertaForSequenceClassification",
+        "span": "RobertaForQuestionAnswering",
+        "none": "RobertaModel",
+    },
     backbone=Encoder,
     from_hf=_from_hf,
     to_hf=bert.to_hf,

@@ -48,7 +48,9 @@ def test_refuses_what_it_would_get_wrong(changes, says):
 
 def test_unknown_head():
     family, config = families.read(tiny.CONFIGS["bert"])
-    with pytest.raises(UserError, match="bert has no head 'clm'; have: mlm, none"):
+    with pytest.raises(
+        UserError, match="bert has no head 'clm'; have: mlm, classification, span, none"
+    ):
         families.abstract(family, config, "clm", Policy())
 
 
@@ -101,7 +103,9 @@ def test_graph_is_one_for_equal_configs():
     one, two = (families.read(tiny.CONFIGS["gpt2"] | {"task": task}) for task in "ab")
     graphs = [families.abstract(*made, "clm", Policy()).graphdef for made in (one, two)]
     assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
-    assert families.spec(one[1]) == ModelSpec(width=32, num_layers=one[1].num_layers, num_heads=4)
+    assert families.spec(one[1]) == ModelSpec(
+        width=32, num_layers=one[1].num_layers, num_heads=4, causal=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
+from kd_jax.evals import card
 from kd_jax.models import family as families
-from kd_jax.models import hf
+from kd_jax.models import hf, layers
 from kd_jax.precision import Policy
 from kd_jax.types import Batch
 from tests.models import tiny
@@ -31,6 +32,9 @@ VARIANTS = [
     ("bert", "mlm", {"type_vocab_size": 5, "pad_token_id": None}),
     ("roberta", "mlm", {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": False}),
     ("roberta", "mlm", {"pad_token_id": 7}),
+    ("bert", "classification", {"id2label": {"0": "score"}, "tie_word_embeddings": False}),
+    ("roberta", "classification", {"id2label": {"0": "no", "1": "yes", "2": "maybe"}}),
+    ("distilbert", "classification", {"seq_classif_dropout": 0.3, "qa_dropout": 0.4}),
     ("distilbert", "mlm", {"activation": "relu", "tie_word_embeddings": False}),
     ("distilbert", "none", {"sinusoidal_pos_embds": True}),
     ("gpt2", "clm", {"activation_function": "gelu", "n_inner": 24, "tie_word_embeddings": False}),
@@ -61,21 +65,38 @@ def torch_run(model, batch: Batch):
     if model.config.model_type == "bert":
         inputs["token_type_ids"] = torch.tensor(np.asarray(batch.types_BT)).long()
     with torch.no_grad():
-        return model(**inputs, output_hidden_states=True)
+        return model(**inputs, output_hidden_states=True, output_attentions=True)
 
 
-def assert_same(output, expected, mask_BT, tolerance=1e-4):
+def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False):
     real = np.asarray(mask_BT) > 0
     assert len(output.hidden) == len(expected.hidden_states)
     for ours, theirs in zip(output.hidden, expected.hidden_states, strict=True):
         np.testing.assert_allclose(ours[real], theirs.numpy()[real], rtol=0, atol=tolerance)
-    if "logits" in expected:
+    assert len(output.attention) == len(expected.attentions)
+    for heads, theirs in zip(output.attention, expected.attentions, strict=True):
+        seen = real[:, None, None] & (np.tri(real.shape[1], dtype=bool) if causal else True)
+        scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, heads.k_BTHK)
+        ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
+        for row, keep in enumerate(real):
+            np.testing.assert_allclose(
+                ours[row][:, keep], theirs.numpy()[row][:, keep], rtol=0, atol=tolerance
+            )
+    if "start_logits" in expected:
+        found, padding = np.asarray(output.features), ~real[:, None].repeat(2, 1)
+        assert (found[padding] == layers.MASKED).all()
+        wanted = np.stack([expected.start_logits, expected.end_logits], 1)
+        found, wanted = found[~padding], wanted[~padding]
+    elif "logits" in expected and output.unembed_VD is None:
+        found, wanted = np.asarray(output.features), expected.logits.numpy()[:, None]
+    elif "logits" in expected:
         logits = np.asarray(output.features) @ np.asarray(output.unembed_VD).T
         logits += 0 if output.bias_V is None else np.asarray(output.bias_V)
-        assert np.abs(expected.logits.numpy()).max() > 0.5  # there is something to compare
-        np.testing.assert_allclose(
-            logits[real], expected.logits.numpy()[real], rtol=0, atol=tolerance
-        )
+        found, wanted = logits[real], expected.logits.numpy()[real]
+    else:
+        return
+    assert found.dtype == np.float32 and np.abs(wanted).max() > 0.1  # there is something to compare
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
 run = jax.jit(lambda model, batch: model(batch))
@@ -100,7 +121,7 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
         tokens = jnp.where(batch.mask_BT > 0, batch.tokens_BT, change["pad_token_id"])
         batch = batch.replace(tokens_BT=tokens)
     output = run(ours, batch)
-    assert_same(output, torch_run(theirs, batch), batch.mask_BT)
+    assert_same(output, torch_run(theirs, batch), batch.mask_BT, causal=name == "gpt2")
 
     hf.save(tmp_path / "ours", ours.params, family, config, head)
     back, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -112,8 +133,11 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
     original = theirs.state_dict()
     for key in original.keys() - pooler - dead:
         assert torch.equal(back.state_dict()[key], original[key]), key
+    if head == "classification":
+        assert back.config.label2id == {label: i for i, label in enumerate(config.labels)}
     original = theirs.config.to_dict()
-    for key in original.keys() - {"_name_or_path", "dtype", "n_inner", "transformers_version"}:
+    set_by_us = {"dtype", "label2id", "n_inner", "problem_type"}
+    for key in original.keys() - {"_name_or_path", "transformers_version"} - set_by_us:
         assert back.config.to_dict()[key] == original[key], key
 
 
@@ -122,14 +146,13 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     family, config = families.read(tiny.CONFIGS[name])
     model = tiny.model(name, head)
     hf.save(tmp_path, model.params, family, config, head)
-    auto = {"mlm": "AutoModelForMaskedLM", "clm": "AutoModelForCausalLM"}[head]
-    theirs, info = getattr(transformers, auto).from_pretrained(
+    theirs, info = getattr(transformers, card.AUTO_CLASSES[head]).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = tiny.batch(name)
     expected = torch_run(theirs.eval(), batch)
-    assert_same(run(model, batch), expected, batch.mask_BT)
+    assert_same(run(model, batch), expected, batch.mask_BT, causal=name == "gpt2")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Class names in config.json: `id2label`, or only their number in `num_labels`."""
+
+from collections.abc import Sequence
+
+from kd_jax.errors import UserError
+
+
+def read_labels(fields) -> tuple[str, ...]:
+    """The class names in the order of their logits; HF's LABEL_0 and LABEL_1 where none are given.
+
+    Args:
+        fields: `family.Fields` of a config.json.
+
+    Raises UserError where classes are not numbered from 0, or where one row may have several.
+    """
+    fields.only("problem_type", None, "single_label_classification", "regression")
+    names = fields.get("id2label", dict | None, None)
+    count = fields.get("num_labels", int | None, None)
+    if names is None:
+        names = {i: f"LABEL_{i}" for i in range(2 if count is None else count)}
+    by_id = {str(key): str(name) for key, name in names.items()}
+    wanted = [str(i) for i in range(len(by_id) if count is None else count)]
+    if not wanted or by_id.keys() != set(wanted):
+        have = ", ".join(by_id) or "none"
+        raise UserError(
+            f"config.json: the keys of id2label should be 0, 1, ... and as many as num_labels, "
+            f"where that is given ({count}); have: {have}"
+        )
+    if fields.json.get("problem_type") == "regression" and len(wanted) > 1:
+        raise UserError(
+            f"config.json: problem_type='regression' with {len(wanted)} labels is not supported; "
+            f"have: one label"
+        )
+    return tuple(by_id[i] for i in wanted)
+
+
+def label_keys(hf_json: dict, labels: Sequence[str] | None) -> dict:
+    """`hf_json` with these class names; without any where they are None."""
+    keys = ("id2label", "label2id", "num_labels", "problem_type")
+    kept = {key: value for key, value in hf_json.items() if key not in keys}
+    if labels is None:
+        return kept
+    return kept | {
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+        "problem_type": "regression" if len(labels) == 1 else "single_label_classification",
+    }
