@@ -5,35 +5,13 @@ arXiv:1910.01108, section 2. Padding is left out of both.
 """
 
 import dataclasses
-import operator
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
+from kd_jax.objectives import layers as maps
 from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
-
-Pairs = tuple[tuple[int, int], ...]
-
-
-def layer_pairs(layers: str | Pairs, student: ModelSpec, teacher: ModelSpec) -> Pairs:
-    """(student, teacher) indices into the hidden states, 0 being the embeddings.
-
-    `uniform` spreads the student's layers over the teacher's: i goes with round(i Lt / Ls);
-    `last` takes the last of each; else the pairs as given.
-    """
-    if layers == "last":
-        return ((student.num_layers, teacher.num_layers),)
-    if layers == "uniform":
-        ratio = teacher.num_layers / student.num_layers
-        return tuple((i, round(i * ratio)) for i in range(1, student.num_layers + 1))
-    for s, t in layers:
-        if not (0 <= s <= student.num_layers and 0 <= t <= teacher.num_layers):
-            raise UserError(
-                f"objective hidden: layers: ({s}, {t}) is no pair of hidden states (student 0 to "
-                f"{student.num_layers}, teacher 0 to {teacher.num_layers})"
-            )
-    return layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +19,33 @@ class Hidden:
     """Mean over the pairs and over all tokens but padding.
 
     mse: mean_d (P h_s - h_t)^2, in squared hidden units; cosine: 1 - cos(P h_s, h_t). P is a
-    learned linear map without bias, one a pair, present only where the widths differ.
+    learned linear map without bias, one a pair or one for all, present only where the widths
+    differ.
     """
 
     kind: str
-    layers: str | Pairs
+    layers: str | maps.Pairs
+    shared_projection: bool
 
     needs_teacher = True
-    positions = "all"
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
+        return maps.pairs("hidden", self.layers, student, teacher, first=0)
+
+    def _projection(self, i: int) -> str:
+        return "shared" if self.shared_projection else f"pair_{i}"
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Projections {"pair_i": kernel (Ds, Dt)}, Glorot uniform; {} where widths agree."""
-        pairs = layer_pairs(self.layers, student, teacher)
+        """Projections {"pair_i" or "shared": {"kernel": (Ds, Dt)}}, Glorot uniform; {} where
+        widths agree."""
+        pairs = self._pairs(student, teacher)
         if student.width == teacher.width:
             return {}
-        keys = jax.random.split(key, len(pairs))
+        count = 1 if self.shared_projection else len(pairs)
+        keys = jax.random.split(key, count)
         glorot = jax.nn.initializers.glorot_uniform()
         shape = (student.width, teacher.width)
-        return {f"pair_{i}": {"kernel": glorot(keys[i], shape)} for i in range(len(pairs))}
+        return {self._projection(i): {"kernel": glorot(keys[i], shape)} for i in range(count)}
 
     def weights(self, batch: Batch) -> Array:
         """The tokens that count, (B, T)."""
@@ -71,13 +58,14 @@ class Hidden:
         specs = [
             ModelSpec(out.hidden[0].shape[-1], len(out.hidden) - 1) for out in (student, teacher)
         ]
-        pairs = layer_pairs(self.layers, *specs)
+        pairs = self._pairs(*specs)
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
         for i, (s, t) in enumerate(pairs):
             ours_BTD = student.hidden[s].astype(jnp.float32)
             theirs_BTD = teacher.hidden[t].astype(jnp.float32)
             if params:
-                ours_BTD = jnp.einsum("bts,sd->btd", ours_BTD, params[f"pair_{i}"]["kernel"])
+                kernel = params[self._projection(i)]["kernel"]
+                ours_BTD = jnp.einsum("bts,sd->btd", ours_BTD, kernel)
             rows_BT += self._distance(ours_BTD, theirs_BTD)
         return jnp.sum(rows_BT * batch.mask_BT) / len(pairs)
 
@@ -89,18 +77,11 @@ class Hidden:
         return 1.0 - dot_BT * jax.lax.rsqrt(squares_BT + 1e-12)
 
 
-def make(kind: str = "mse", layers: str | Pairs = "uniform") -> Hidden:
-    """`kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher)."""
+def make(
+    kind: str = "mse", layers: str | maps.Pairs = "uniform", shared_projection: bool = False
+) -> Hidden:
+    """`kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0 being the
+    embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")
-    if layers not in ("uniform", "last"):
-        try:
-            layers = tuple((operator.index(s), operator.index(t)) for s, t in layers)
-        except (TypeError, ValueError):
-            raise UserError(
-                f"objective hidden: layers={layers!r}: have uniform, last, or pairs (student, "
-                "teacher)"
-            ) from None
-    if not layers:
-        raise UserError("objective hidden: layers is empty: give at least one pair")
-    return Hidden(kind, layers)
+    return Hidden(kind, maps.read("hidden", layers), shared_projection)

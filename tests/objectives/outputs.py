@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Batch, ModelOutput
+from kd_jax.types import Batch, Heads, ModelOutput
 
 ROWS, LENGTH, VOCAB = 4, 6, 13
 
@@ -27,7 +27,9 @@ def batch(positions: bool = False, seed: int = 0) -> Batch:
     return Batch(ids_B=jnp.arange(ROWS), **arrays)
 
 
-def output(like: Batch, layers: int, width: int, seed: int, vocab_size: int = VOCAB) -> ModelOutput:
+def output(
+    like: Batch, layers: int, width: int, seed: int, vocab_size: int = VOCAB, heads: int = 1
+) -> ModelOutput:
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -38,4 +40,8 @@ def output(like: Batch, layers: int, width: int, seed: int, vocab_size: int = VO
         unembed_VD=draw(vocab_size, width),
         bias_V=draw(vocab_size),
         hidden=tuple(draw(ROWS, LENGTH, width) for _ in range(layers + 1)),
+        attention=tuple(
+            Heads(*(draw(ROWS, LENGTH, heads, width // heads) for _ in range(3)))
+            for _ in range(layers)
+        ),
     )

@@ -1,0 +1,93 @@
+"""`attention`: the student's attention follows the teacher's, layer by layer.
+
+Scores: Jiao et al., "TinyBERT", arXiv:1909.10351, eq. 7, on the scores before the softmax.
+Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, eq. 5, here for any layers.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.errors import UserError
+from kd_jax.objectives import layers as maps
+from kd_jax.objectives import pairwise
+from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Mean over layer pairs, heads, and queries, which are all tokens but padding.
+
+    scores_mse: mean over the keys of (s - t)^2, s and t the scores q k as the softmax gets them.
+    kl: KL(t || s) of the attention probabilities over the keys, nats; without dropout.
+    """
+
+    kind: str
+    layers: str | maps.Pairs
+    heads: str
+    causal: bool
+
+    needs_teacher = True
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
+        if self.heads == "each" and student.num_heads != teacher.num_heads:
+            raise UserError(
+                f"objective attention: the student has {student.num_heads} heads and the teacher "
+                f"{teacher.num_heads}: make them the same, or compare their means with heads='mean'"
+            )
+        return maps.pairs("attention", self.layers, student, teacher)
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
+        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
+        pairwise.check_causal("attention", self.causal, student, teacher)
+        self._pairs(student, teacher)
+        return {}
+
+    def weights(self, batch: Batch) -> Array:
+        """The tokens that count, (B, T)."""
+        return batch.mask_BT
+
+    def total(
+        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> Array:
+        """The weighted sum over this batch's tokens, a float32 scalar."""
+        visible_B1TS = pairwise.visible(batch.mask_BT, self.causal)
+        pairs = self._pairs(pairwise.spec_of(student), pairwise.spec_of(teacher))
+        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
+        for s, t in pairs:
+            heads = (student.attention[s - 1], teacher.attention[t - 1])
+            both = [pairwise.scores(x.q_BTHK, x.k_BTHK) for x in heads]
+            if self.kind == "kl":
+                logs = (self._log_probs(x, visible_B1TS) for x in both)
+                rows_BT += pairwise.kl(*logs, visible_B1TS)
+                continue
+            if self.heads == "mean":
+                both = [jnp.mean(x, axis=1, keepdims=True) for x in both]
+            rows_BT += pairwise.mse(*both, visible_B1TS)
+        return jnp.sum(rows_BT) / len(pairs)
+
+    def _log_probs(self, scores_BHTS: Array, visible_B1TS: Array) -> Array:
+        logs_BHTS = pairwise.log_probs(scores_BHTS, visible_B1TS)
+        if self.heads == "each":
+            return logs_BHTS
+        mixed_B1TS = jax.nn.logsumexp(logs_BHTS, axis=1, keepdims=True)
+        return mixed_B1TS - jnp.log(logs_BHTS.shape[1])
+
+
+def make(
+    kind: str = "scores_mse",
+    layers: str | maps.Pairs = "uniform",
+    heads: str = "each",
+    causal: bool = False,
+) -> Attention:
+    """`kind`: scores_mse | kl; `layers`: uniform | last | pairs (student, teacher), from 1;
+    `heads`: each (head i with head i, as many in both) | mean (the means over the heads of each
+    model, of scores or probabilities, whose numbers may differ); `causal`: as the models are."""
+    for name, value, have in (
+        ("kind", kind, ("kl", "scores_mse")),
+        ("heads", heads, ("each", "mean")),
+    ):
+        if value not in have:
+            raise UserError(f"objective attention: {name}={value!r}: have {', '.join(have)}")
+    return Attention(kind, maps.read("attention", layers), heads, causal)

@@ -1,0 +1,66 @@
+"""Numbers for every pair of tokens, query and key, and their distances: attention and relations.
+
+Padding is neither a query nor a key, and a causal model's query has no later keys: means run over
+the keys that are left, so that neither padding nor the mask changes a value.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.errors import UserError
+from kd_jax.types import Array, ModelOutput, ModelSpec
+
+_MASKED = -1e9
+
+
+def spec_of(out: ModelOutput) -> ModelSpec:
+    """Width, layers and heads of the model that gave `out`, as far as attention is concerned."""
+    _, _, num_heads, head_width = out.attention[0].q_BTHK.shape
+    return ModelSpec(num_heads * head_width, len(out.attention), num_heads)
+
+
+def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:
+    """Raises UserError where the setting `causal` is not what the models are."""
+    for whose, spec in (("student", student), ("teacher", teacher)):
+        if spec.causal != causal:
+            keys = "keys at or before it" if spec.causal else "all keys"
+            raise UserError(
+                f"objective {objective}: causal={causal}, but a query of the {whose} sees {keys}: "
+                f"set causal={spec.causal}, or use models of one kind"
+            )
+
+
+def visible(mask_BT: Array, causal: bool) -> Array:
+    """True where query (axis 2) and key (axis 3) are tokens and the one may see the other,
+    (B, 1, T, T)."""
+    real_BT = mask_BT > 0
+    pairs_BTS = real_BT[:, :, None] & real_BT[:, None, :]
+    if causal:
+        pairs_BTS = jnp.tril(pairs_BTS)
+    return pairs_BTS[:, None]
+
+
+def scores(x_BTHK: Array, y_BTHK: Array) -> Array:
+    """The dot product of every x with every y of its head, float32 (B, H, T, T)."""
+    x_BTHK, y_BTHK = (array.astype(jnp.float32) for array in (x_BTHK, y_BTHK))
+    return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK)
+
+
+def log_probs(scores_BHTS: Array, visible_B1TS: Array) -> Array:
+    """log softmax over the keys that each query sees, (B, H, T, T)."""
+    return jax.nn.log_softmax(jnp.where(visible_B1TS, scores_BHTS, _MASKED), axis=-1)
+
+
+def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
+    """KL(theirs || ours) of log probabilities, the mean over heads for every query, (B, T)."""
+    each_BHTS = jnp.exp(theirs_BHTS) * (theirs_BHTS - ours_BHTS)
+    # Masked logarithms are so large that even two equal ones may differ by rounding.
+    each_BHTS = jnp.where(visible_B1TS, each_BHTS, 0.0)
+    return jnp.mean(jnp.sum(each_BHTS, axis=-1), axis=1)
+
+
+def mse(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
+    """The mean square over visible keys and heads of the gap, for every query, (B, T)."""
+    gap_BHTS = jnp.where(visible_B1TS, ours_BHTS - theirs_BHTS, 0.0)
+    keys_BT = jnp.maximum(jnp.sum(visible_B1TS[:, 0], axis=-1), 1)
+    return jnp.mean(jnp.sum(jnp.square(gap_BHTS), axis=-1), axis=1) / keys_BT

@@ -1,0 +1,113 @@
+"""`relation`: how the tokens of a layer relate to each other by queries, keys and values.
+
+Wang et al., "MiniLM", arXiv:2002.10957, eqs. 5 to 7: relations qk (the attention itself) and vv of
+the last layers. Wang et al., "MiniLMv2", arXiv:2012.15828, eqs. 5 to 9: qq, kk and vv over relation
+heads of any number, with a teacher layer of choice: the last, or one in the upper middle of a
+large teacher (the 21st of 24).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from kd_jax.errors import UserError
+from kd_jax.objectives import layers as maps
+from kd_jax.objectives import pairwise
+from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """Sum over the relations of the mean over layer pairs, heads and tokens of KL(r_t || r_s),
+    nats, r_mn = softmax(m n / sqrt(Kr)) over the tokens but padding, for heads of width Kr.
+
+    With relation heads, the model's own are joined and cut again, so that models of other widths
+    and numbers of heads compare: both then have so many, each as wide as its model makes it.
+    """
+
+    relations: tuple[tuple[str, str], ...]
+    relation_heads: int
+    layers: str | maps.Pairs
+    causal: bool
+
+    needs_teacher = True
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
+        if not self.relation_heads and student.num_heads != teacher.num_heads:
+            raise UserError(
+                f"objective relation: the student has {student.num_heads} heads and the teacher "
+                f"{teacher.num_heads}: set relation_heads to a number that divides both widths"
+            )
+        return maps.pairs("relation", self.layers, student, teacher)
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
+        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
+        pairwise.check_causal("relation", self.causal, student, teacher)
+        self._pairs(student, teacher)
+        return {}
+
+    def weights(self, batch: Batch) -> Array:
+        """The tokens that count, (B, T)."""
+        return batch.mask_BT
+
+    def total(
+        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> Array:
+        """The weighted sum over this batch's tokens, a float32 scalar."""
+        visible_B1TS = pairwise.visible(batch.mask_BT, self.causal)
+        pairs = self._pairs(pairwise.spec_of(student), pairwise.spec_of(teacher))
+        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
+        for s, t in pairs:
+            ours = self._parts(student.attention[s - 1], "student")
+            theirs = self._parts(teacher.attention[t - 1], "teacher")
+            for m, n in self.relations:
+                scores = (pairwise.scores(x[m], x[n]) for x in (ours, theirs))
+                logs = (pairwise.log_probs(x, visible_B1TS) for x in scores)
+                rows_BT += pairwise.kl(*logs, visible_B1TS)
+        return jnp.sum(rows_BT) / len(pairs)
+
+    def _parts(self, heads: Heads, whose: str) -> dict[str, Array]:
+        """q, k and v as (B, T, Hr, Kr), divided by Kr^(1/4), so that scores are divided by its
+        root."""
+        B, T, num_heads, head_width = heads.q_BTHK.shape
+        width, count = num_heads * head_width, self.relation_heads or num_heads
+        if width % count:
+            raise UserError(
+                f"objective relation: relation_heads={count} does not divide the {width} units of "
+                f"the {whose}'s heads"
+            )
+        # The scale of the scores is in q: K^(-1/2), which is taken out again. Whatever else a model
+        # has there (GPT-2's division by the layer) is its own and stays.
+        own = {
+            "q": heads.q_BTHK.astype(jnp.float32) * head_width**0.5,
+            "k": heads.k_BTHK.astype(jnp.float32),
+            "v": heads.v_BTHK.astype(jnp.float32),
+        }
+        size = (width // count) ** -0.25
+        return {name: x.reshape(B, T, count, -1) * size for name, x in own.items()}
+
+
+def make(
+    relations: tuple[str, ...] = ("qq", "kk", "vv"),
+    relation_heads: int = 0,
+    layers: str | maps.Pairs = "last",
+    causal: bool = False,
+) -> Relation:
+    """`relations`: pairs of q, k, v, such as ("qk", "vv") for MiniLM; `relation_heads`: 0 takes the
+    models' own, which must be as many in both; `layers`: last | uniform | pairs (student, teacher),
+    from 1; `causal`: as the models are."""
+    try:
+        found = tuple((m, n) for m, n in relations)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or any(x not in ("q", "k", "v") for pair in found for x in pair):
+        raise UserError(
+            f"objective relation: relations={relations!r}: give pairs of q, k, v, such as "
+            "('qq', 'kk', 'vv')"
+        )
+    if not isinstance(relation_heads, int) or relation_heads < 0:
+        raise UserError(
+            f"objective relation: relation_heads={relation_heads!r}: give a number, or 0 for the "
+            "models' own"
+        )
+    return Relation(found, relation_heads, maps.read("relation", layers), causal)
