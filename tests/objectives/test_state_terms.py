@@ -22,7 +22,7 @@ CASES = {
     "pkd": ("pkd", {}),
 }
 ROWS_OF = batch()
-STUDENT, TEACHER = (output(ROWS_OF, n, 8, seed, heads=2) for n, seed in ((2, 1), (4, 2)))
+STUDENT, TEACHER = (output(ROWS_OF, n, 12, seed, heads=2) for n, seed in ((2, 1), (4, 2)))
 
 
 def test_every_term_has_a_case():
