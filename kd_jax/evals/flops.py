@@ -20,10 +20,14 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
         params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head of its own.
         rows: of the batch.
         tokens: of a row.
-        positions: tokens of a row that reach the head.
-        vocabulary: whether the head ends in an unembedding.
+        positions: tokens of a row that reach a language model's head. A classifier's sees one, a
+            span's all.
+        vocabulary: whether a language model's head ends in an unembedding.
     """
     products = 0  # multiplications for one row
+    head = params.get("head", {})
+    if "classifier" in head or "span" in head:
+        positions, vocabulary = 1 if "classifier" in head else tokens, False
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.endswith("/kernel"):
@@ -33,8 +37,9 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
             products += 2 * tokens * tokens * leaf.shape[1]  # scores, and weights times values
     if vocabulary:
         embedding_VD = params["backbone"]["tokens"]["embedding"]
-        unembed_VD = params.get("head", {}).get("unembed", embedding_VD)
-        products += positions * math.prod(unembed_VD.shape)
+        tables = [head.get("unembed", embedding_VD)]
+        tables += [head["rest"]["embedding"]] if "rest" in head else []
+        products += positions * sum(math.prod(table.shape) for table in tables)
     return 2 * rows * products
 
 

@@ -166,11 +166,16 @@ def write(family: Family, config: Any, head: str) -> dict:
     )
 
 
-def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
-    """The model with jax.ShapeDtypeStructs for parameters. Raises UserError on an unknown head."""
+def check_head(family: Family, head: str) -> None:
+    """Raises UserError on a head that the family does not have."""
     if head not in family.architectures:
         have = ", ".join(family.architectures)
         raise UserError(f"{family.name} has no head {head!r}; have: {have}")
+
+
+def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
+    """The model with jax.ShapeDtypeStructs for parameters. Raises UserError on an unknown head."""
+    check_head(family, head)
     config = dataclasses.replace(config, policy=policy)
 
     def make() -> Model:

@@ -1,5 +1,7 @@
 """New models from old parameters."""
 
+import functools
+import logging
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.types import Model, Params
+
+log = logging.getLogger(__name__)
 
 
 def layer_map(layers: str | list[int] | tuple[int, ...], student: int, teacher: int) -> list[int]:
@@ -55,9 +59,11 @@ _SAME = (
 def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Model:
     """The student with the teacher's embeddings, head, and the layers of `layer_map`.
 
+    A head of another shape or kind (other classes, no pooler) is not taken, not even in parts: the
+    student keeps its own, which its `params` have to hold then. All else of them may be abstract.
     Where the student has no token types (DistilBERT) and the teacher has, the teacher's type 0 is
     added to the student's positions: the embedding output stays the same. A shorter position
-    table takes the first rows. Either model may be abstract. Raises UserError where widths or
+    table takes the first rows. The teacher may be abstract. Raises UserError where widths or
     anything else that has to agree does not.
     """
     mine, its = _config(student), _config(teacher)
@@ -77,8 +83,35 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     if "types" in theirs and "types" not in ours:
         positions = positions + theirs["types"]["embedding"][:1]
     backbone = theirs | {"blocks": blocks, "positions": {"embedding": positions}}
-    source = {"backbone": backbone, "head": teacher.params.get("head", {})}
-    return student.replace(params=_take(student.params, source))
+    head = _head(student, teacher)
+    return student.replace(params=_take(student.params, {"backbone": backbone, "head": head}))
+
+
+def _head(student: Model, teacher: Model) -> Params:
+    """The teacher's head where the student's is alike, else the student's own."""
+    mine, its = (model.params.get("head", {}) for model in (student, teacher))
+    if _kind(student) == _kind(teacher):
+        return its
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(mine)):
+        raise UserError(
+            "student.init from teacher layers: the teacher's head is not like the student's, which "
+            "has no values of its own; make them the same, or start from scratch"
+        )
+    _say("the teacher's head is not like the student's, which keeps its own random values")
+    return mine
+
+
+def _kind(model: Model) -> Any:
+    """What has to agree for one head to be worth the other's parameters."""
+    head, config = model.params.get("head", {}), _config(model)
+    shapes = {path: leaf.shape for path, leaf in family.flatten(head).items()}
+    return shapes, (config.pooler, config.labels) if "classifier" in head else None
+
+
+@functools.cache
+def _say(message: str) -> None:
+    """Once, although a start is traced more than once."""
+    log.info(message)
 
 
 def _config(model: Model) -> Any:

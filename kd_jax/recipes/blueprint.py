@@ -72,6 +72,7 @@ def describe(
     *,
     base: dict | None = None,
     vocab_size: int | None = None,
+    labels: tuple[str, ...] | None = None,
     remat: bool = False,
     offline: bool = False,
 ) -> Blueprint:
@@ -80,14 +81,15 @@ def describe(
     Args:
         section: see above.
         key: its name in the config, for messages.
-        head: mlm | clm.
+        head: mlm | clm | classification | span.
         policy: types to compute in.
         base: config.json that `architecture` changes where the section names no model.
         vocab_size: of the run's own tokenizer, where it trains one.
+        labels: class names for a classification head; None takes those of the checkpoint.
         remat: compute blocks again in the backward pass.
         offline: take well-known hub ids from the built-in table, without their weights.
 
-    Raises UserError for unknown ids, model types and keys.
+    Raises UserError for unknown ids, model types, keys and heads.
     """
     folder = commit = None
     if section.model:
@@ -109,6 +111,9 @@ def describe(
     if unknown:
         have = ", ".join(sorted(known))
         raise UserError(f"{key}.architecture: unknown {', '.join(unknown)}; have: {have}")
+    family.check_head(kind, head)
+    if labels is not None:
+        config = dataclasses.replace(config, labels=labels)
     config = dataclasses.replace(config, policy=policy, remat=remat)
     name = section.model or f"{kind.name} of {key}.architecture"
     return Blueprint(name, kind, config, hf_json, head, policy, folder, commit)

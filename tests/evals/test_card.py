@@ -59,6 +59,19 @@ def test_text(tmp_path):
     assert "from transformers import AutoModelForCausalLM, AutoTokenizer" in text
 
 
+@pytest.mark.parametrize(
+    "head, pipeline, auto",
+    [
+        ("classification", "text-classification", "AutoModelForSequenceClassification"),
+        ("span", "question-answering", "AutoModelForQuestionAnswering"),
+    ],
+)
+def test_heads_of_few_classes(tmp_path, head, pipeline, auto):
+    text, metadata = page(tmp_path, head=head)
+    assert metadata["pipeline_tag"] == pipeline
+    assert f'model = {auto}.from_pretrained("PATH_OR_HUB_ID")' in text
+
+
 @pytest.mark.parametrize("stage", ["teacher", "baseline"])
 def test_only_students_are_distilled(tmp_path, stage):
     text, metadata = page(tmp_path, stage)

@@ -49,6 +49,22 @@ def test_an_unembedding_of_its_own():
     assert more == 2 * B * P * D * V
 
 
+def test_heads_of_few_classes():
+    blocks = by_hand(D, L, F) - B * P * 2 * D * (D + V)
+    few = model(D, L, F)
+    few["head"] = {"pooler": linear(D, D), "classifier": linear(D, 3)}
+    assert flops.forward(few, B, T, P) == blocks + 2 * B * (D * D + D * 3)  # one token of a row
+    few["head"] = {"span": linear(D, 2)}
+    assert flops.forward(few, B, T, P) == blocks + 2 * B * T * D * 2  # all of them
+
+
+def test_an_unembedding_with_more_columns_than_the_embedding():
+    wider = model(D, L, F)
+    wider["head"]["rest"] = {"embedding": shape(V, 3 * D)}
+    more = flops.forward(wider, B, T, P) - flops.forward(model(D, L, F), B, T, P)
+    assert more == 2 * B * P * V * 3 * D
+
+
 def test_blocks_and_heads_of_other_widths():
     pruned = model(D, 1, F // 2)
     attention = pruned["backbone"]["blocks"][0]["attention"]

@@ -73,6 +73,44 @@ def test_distilbert_from_bert_starts_with_its_embeddings():
     np.testing.assert_allclose(ours.features, theirs.features, atol=1e-5)
 
 
+def test_classifiers_and_span_heads_come_along():
+    for head in ("classification", "span"):
+        teacher, student = (tiny.model("bert", head, seed=seed) for seed in (0, 1))
+        copy = surgery.from_teacher(student, teacher, "uniform")
+        jax.tree.map(np.testing.assert_array_equal, copy.params, teacher.params)
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("bert", {"id2label": {"0": "a", "1": "b", "2": "c"}}),
+        ("bert", {"id2label": {"0": "LABEL_1", "1": "LABEL_0"}}),  # the same, in another order
+        ("distilbert", {}),  # its first layer has another activation
+    ],
+)
+def test_a_head_that_does_not_fit_stays_the_students(name, changes, caplog):
+    teacher = tiny.model("bert", "classification")
+    student = tiny.model(name, "classification", seed=1, **changes)
+
+    @jax.jit
+    def start(own, params):
+        drawn = student.replace(params=own)
+        return surgery.from_teacher(drawn, teacher.replace(params=params), "uniform").params
+
+    surgery._say.cache_clear()
+    with caplog.at_level("INFO"):
+        found = start(student.params, teacher.params)
+        jax.eval_shape(start, student.params, teacher.params)
+    assert caplog.text.count("keeps its own") == 1
+    jax.tree.map(np.testing.assert_array_equal, found["head"], student.params["head"])
+    tables = [model["backbone"]["tokens"]["embedding"] for model in (found, teacher.params)]
+    np.testing.assert_array_equal(*tables)
+    family, config = families.read(tiny.CONFIGS[name] | changes)
+    abstract = families.abstract(family, config, "classification", Policy())
+    with pytest.raises(UserError, match="head is not like the student's"):
+        surgery.from_teacher(abstract, teacher, "uniform")
+
+
 def test_a_block_keeps_its_function_where_scores_are_divided_by_its_place():
     scaled = {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3}
     teacher = tiny.model("gpt2", "clm", **scaled)
