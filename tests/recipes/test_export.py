@@ -63,7 +63,15 @@ def write(model, out, tokenizer=None, source=SOURCE, page="# card\n"):
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm"), ("bert", "none")]
+    ("name", "head"),
+    [
+        ("bert", "mlm"),
+        ("roberta", "mlm"),
+        ("gpt2", "clm"),
+        ("bert", "none"),
+        ("bert", "span"),
+        ("roberta", "classification"),
+    ],
 )
 def test_writes_what_both_frameworks_load(tmp_path, name, head):
     blueprint, params = make(name, head)
@@ -228,12 +236,12 @@ def test_another_checkpoint_of_that_name_is_not_written_over(tmp_path, checkpoin
 
 def test_a_head_that_does_not_exist(tmp_path, checkpoint, capsys):
     path = checkpoint / "config.json"
-    path.write_text(path.read_text().replace("BertForMaskedLM", "BertForQuestionAnswering"))
+    path.write_text(path.read_text().replace("BertForMaskedLM", "BertForNextSentencePrediction"))
     with pytest.raises(SystemExit) as exit:
         command.main([f"--model={checkpoint}", f"--out={tmp_path / 'out'}"])
     assert exit.value.code == 1
     error = capsys.readouterr().err
-    assert "architectures=['BertForQuestionAnswering']; have: BertForMaskedLM, BertModel" in error
+    assert "architectures=['BertForNextSentencePrediction']; have: BertForMaskedLM, " in error
 
 
 def test_help(capsys):
