@@ -1,10 +1,11 @@
-"""Compares finished runs: a table over runs and stages, and curves over each other.
+"""Compares finished runs: a report with tables over runs and stages, and curves over each other.
 
     python -m kd_jax.compare RUN [RUN ...] [--out=DIR]
 
 Runs that differ only in their seed share a row, as mean ± standard deviation; differences
-student - baseline are paired by seed. Tables go to the screen and, as Markdown, to
-DIR/comparison.md, curves to DIR/training.png and DIR/validation.png.
+student - baseline are paired by seed. Tables go to the screen; DIR/report.html is one page with
+everything in it, for a browser or to print; DIR/report.md says the same in Markdown and shows the
+pictures DIR/*.png.
 """
 
 import argparse

@@ -75,6 +75,16 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Key:
+    """An entry of a legend: a line, or a point where there is a marker."""
+
+    label: str
+    colour: str
+    dash: str = ""
+    marker: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Line:
     """One stage of one group: a curve for every run."""
 
@@ -92,12 +102,23 @@ class Panel:
     unit: str
     lines: list[Line]
     noisy: bool  # smoothed, the values themselves behind
+    linear: bool = False  # never on a logarithmic scale
 
     def draw(self, axes: Axes) -> dict[str, Any]:
         """Fills the axes; returns the handles of the legend by label."""
         handles = {line.label: _plot(axes, line, self.noisy) for line in self.lines}
         _finish(axes, self)
         return handles
+
+    def keys(self) -> list[Key]:
+        return [Key(line.label, line.colour, dash=line.dash) for line in self.lines]
+
+    def describe(self) -> str:
+        """What somebody who does not see it should know."""
+        ends = (np.mean([values[-1] for _, values in line.runs]) for line in self.lines)
+        last = (f"{line.label} {end:.4g}" for line, end in zip(self.lines, ends, strict=True))
+        unit = f", {self.unit}" if self.unit else ""
+        return f"{self.title}{unit}, over the steps; last values: {', '.join(last)}"
 
 
 Groups = Mapping[str, Sequence[Mapping[str, Curves]]]  # curves by stage of the runs of each group
@@ -146,8 +167,9 @@ def panels(groups: Groups, kind: str) -> dict[str, Panel]:
     for name in names:
         if lines := _lines(groups, kind, name):
             title, of = KINDS[kind][1].get(name, (name.replace("_", " "), ""))
-            noisy = kind == "training" and name != "learning_rate"
-            found[name] = Panel(title, of.format(unit=unit), lines, noisy)
+            schedule = name == "learning_rate"
+            noisy = kind == "training" and not schedule
+            found[name] = Panel(title, of.format(unit=unit), lines, noisy, schedule or of == SHARE)
     return found
 
 
@@ -179,15 +201,19 @@ def _lines(groups, kind: str, name: str) -> list[Line]:
             found = [(steps, values) for steps, values in found if len(steps)]
             if not found:
                 continue
-            own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
-            line = Line(
-                label=stage if len(groups) == 1 else f"{group} · {stage}",
-                colour=own_colour if len(groups) == 1 else COLOURS[i % len(COLOURS)],
-                dash="-" if len(groups) == 1 else DASHES.get(stage, "-."),
-                runs=found,
-            )
-            lines.append(line)
+            lines.append(dataclasses.replace(look(group, i, stage, j, len(groups)), runs=found))
     return lines
+
+
+def look(group: str, i: int, stage: str, j: int, groups: int) -> Line:
+    """Label, colour and dash of the j-th stage of the i-th of several groups, without its runs."""
+    own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
+    return Line(
+        label=stage if groups == 1 else f"{group} · {stage}",
+        colour=own_colour if groups == 1 else COLOURS[i % len(COLOURS)],
+        dash="-" if groups == 1 else DASHES.get(stage, "-."),
+        runs=[],
+    )
 
 
 def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -263,8 +289,7 @@ def _finish(axes: Axes, panel: Panel) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
     values = np.concatenate([values for line in panel.lines for _, values in line.runs])
-    share = panel.unit.startswith("share")
-    if not share and values.min() > 0 and values.max() > 4 * values.min():
+    if not panel.linear and values.min() > 0 and values.max() > 4 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _minor_label(value)))

@@ -1,17 +1,16 @@
-"""Compares finished runs: tables over runs and stages, spread over seeds, and curves.
+"""Compares finished runs: a report with tables over runs and stages, spread over seeds, and curves.
 
 Runs whose config.json differs in nothing but the seed form a group: one row a stage, with mean and
 standard deviation. Reads config.json, results.json and the csv files; loads no model.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.evals import plots, runs, table
+from kd_jax.evals import document, html, plots, report, runs, table, tradeoff
 from kd_jax.evals.runs import Run
 from kd_jax.evals.table import Table
 
@@ -19,37 +18,51 @@ MAX_KEYS = 3  # differing keys in a label; where more differ, the label names th
 
 
 def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
-    """Writes comparison.md, training.png and validation.png into `out`.
+    """Writes report.html, report.md and the pictures that the latter shows into `out`.
 
     Returns:
       The tables, and the paths of the files written.
 
     Raises UserError where a folder is no run or not finished, where two runs are the same, and
-    where runs were evaluated on different splits.
+    where runs were evaluated on different splits or tasks.
     """
     if not workdirs:
         raise UserError("no run to compare: give one or more run directories")
     groups = group([runs.read(workdir) for workdir in workdirs])
     found = [run for members in groups.values() for run in members]
-    splits = {str(run.results.get("split")): run.workdir for run in found}
-    if len(splits) > 1:
-        where = ", ".join(f"{folder}: {split}" for split, folder in splits.items())
-        raise UserError(f"these runs report different splits ({where}): compare them separately")
+    split = _agree("splits", found, lambda run: str(run.results.get("split"))) + " split"
+    _agree("tasks", found, report.task_of)
+    primary = _agree("primary figures", found, lambda run: run.results.get("primary", "loss"))
 
-    split = f"{next(iter(splits))} split"
     figures = {label: [run.stages for run in members] for label, members in groups.items()}
-    tables = [table.of_runs(members, f"{label}, {split}") for label, members in figures.items()]
+    tables = [
+        table.of_runs(members, f"{label}, {split}", primary) for label, members in figures.items()
+    ]
     if len(groups) > 1:
         title = f"{len(groups)} configurations, {split}: mean ± standard deviation over seeds"
-        tables.append(table.of_groups(figures, title))
+        tables.append(table.of_groups(figures, title, primary))
 
     curves = {
         label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
     }
-    written = plots.draw(curves, out)
-    page = epath.Path(out) / "comparison.md"
-    page.write_text("\n".join(each.markdown() for each in tables))
-    return tables, [str(page), *written]
+    page = report.build(groups, curves)
+    folder = epath.Path(out)
+    pictures = plots.draw(curves, folder)
+    if scatters := report.scatters(figures, primary):
+        tradeoff.save(scatters, folder / report.TRADE_OFF)
+        pictures.append(str(folder / report.TRADE_OFF))
+    (folder / "report.html").write_text(html.page(page))
+    (folder / "report.md").write_text(document.markdown(page))
+    return tables, [str(folder / "report.html"), str(folder / "report.md"), *pictures]
+
+
+def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:
+    """The one value that all runs have."""
+    by_value = {key(run): run.workdir for run in found}
+    if len(by_value) > 1:
+        where = ", ".join(f"{folder}: {value}" for value, folder in by_value.items())
+        raise UserError(f"these runs report different {what} ({where}): compare them separately")
+    return next(iter(by_value))
 
 
 def group(found: Sequence[Run]) -> dict[str, list[Run]]:
@@ -73,7 +86,7 @@ def group(found: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
     """The name of the configuration, and the keys in which it differs from others of that name."""
-    flat = [dict(_leaves(members[0].config)) for members in groups]
+    flat = [dict(report.leaves(members[0].config)) for members in groups]
     names = [members[0].results["config"] for members in groups]
     labelled = {}
     for members, config, name in zip(groups, flat, names, strict=True):
@@ -86,12 +99,3 @@ def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
             label = " ".join([name, *(f"{key}={config.get(key)}" for key in differing)])
         labelled[label] = members
     return labelled
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """("objective.kl.weight", 0.5), ... of nested dictionaries."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, tree

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from kd_jax import compare as command
@@ -34,14 +37,55 @@ def test_writes_tables_and_plots(tmp_path):
     folders = written(tmp_path, a={}, b=dict(seed=1), c=dict(weight=1.0, shift=-0.5))
     tables, files = compare([*folders.values()], str(tmp_path / "out"))
     assert [path.rsplit("/", 1)[1] for path in files] == [
-        "comparison.md",
+        "report.html",
+        "report.md",
         "training.png",
         "validation.png",
     ]
+    assert all(Path(path).stat().st_size > 0 for path in files)
     assert len(tables) == 3  # two configurations, and both under each other
-    page = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| loss (nats/token) | 2.0000 | 3.0000 | 2.5500 ± 0.0707 | -0.4500 ± 0.0707 |" in page
-    assert "| example objective.kl.weight=1.0 | student | 1 | 2.0000 |" in page
+    difference = "-0.4500 ± 0.0707"
+    assert tables[0].rows[0] == [
+        "loss (nats/token)",
+        "2.0000",
+        "3.0000",
+        "2.5500 ± 0.0707",
+        difference,
+    ]
+    assert tables[2].rows[-1][:4] == ["example objective.kl.weight=1.0", "student", "1", "2.0000"]
+
+
+def test_fine_tuning_runs(tmp_path):
+    folders = [example_run.write_classifier(tmp_path / str(i), seed=i) for i in range(3)]
+    tables, files = compare([*map(str, folders)], str(tmp_path / "out"))
+    assert tables[0].title.endswith("student's accuracy higher in 3 of 3")
+    assert files[-1] == str(tmp_path / "out" / "trade_off.png")
+    pictures = re.findall(r"\]\((.*?)\)", (tmp_path / "out" / "report.md").read_text())
+    assert sorted(pictures) == ["trade_off.png", "training.png", "validation.png"]
+    assert all((tmp_path / "out" / name).exists() for name in pictures)
+
+
+def test_different_tasks(tmp_path):
+    folders = [example_run.write(tmp_path / "a"), example_run.write_classifier(tmp_path / "b")]
+    with pytest.raises(UserError, match="different tasks .*a: unknown task.*b: agnews"):
+        compare([*map(str, folders)], str(tmp_path / "out"))
+
+
+def test_different_primary_figures(tmp_path):
+    folders = [example_run.write_classifier(tmp_path / name, seed=i) for i, name in enumerate("ab")]
+    path = folders[1] / "results.json"
+    path.write_text(path.read_text().replace('"primary": "accuracy"', '"primary": "macro_f1"'))
+    with pytest.raises(UserError, match="different primary figures .*a: accuracy.*b: macro_f1"):
+        compare([*map(str, folders)], str(tmp_path / "out"))
+
+
+def test_a_primary_figure_that_nobody_measured(tmp_path):
+    folder = example_run.write_classifier(tmp_path / "a")
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace('"primary": "accuracy"', '"primary": "f2"'))
+    with pytest.raises(UserError, match="primary='f2'.* have loss, accuracy, macro_f1"):
+        compare([str(folder)], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_run_twice(tmp_path):

@@ -1,0 +1,285 @@
+"""The report of a comparison: what is said, in which tables and pictures.
+
+`build` makes the document; `document.markdown` and `html.page` write it.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kd_jax.evals import document, findings, pairs, plots, table, tradeoff
+from kd_jax.evals.document import Details, Document, Matrices, Matrix, Pictures, Section, Text
+from kd_jax.evals.runs import Run
+from kd_jax.evals.table import MISSING, Figure, Stages, Table
+
+REFERENCE = "teacher"  # what is measured against it is never printed bold
+CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
+MOST_CLASSES = 30  # a larger confusion matrix shows nothing
+TRADE_OFF = "trade_off.png"
+
+Groups = Mapping[str, Sequence[Run]]
+
+
+def build(groups: Groups, curves: plots.Groups) -> Document:
+    """The report on groups of runs: those of a group differ only in their seed.
+
+    Args:
+      groups: finished runs by label; all have the same task, split and primary figure.
+      curves: what `plots.draw` drew, by the same labels.
+
+    Raises UserError where the primary figure is missing from the results.
+    """
+    everything = [run for runs in groups.values() for run in runs]
+    first = everything[0].results
+    stages = {label: [run.stages for run in runs] for label, runs in groups.items()}
+    qualities = table.quality(run.stages for run in everything)
+    primary = table.the_primary(qualities, first.get("primary", "loss"))
+    split = str(first.get("split"))
+    summary = [findings.of_group(label, runs, primary) for label, runs in groups.items()]
+    if best := findings.between(groups, primary, split):
+        summary.insert(0, best)
+    quality = [_quality(label, runs, qualities) for label, runs in stages.items()]
+    if len(groups) > 1:
+        quality.insert(0, _overview(stages, primary))
+    trade_off = scatters(stages, primary.key)
+    sections = [
+        Section("Summary", summary),
+        Section("Quality", [Text(_HOW), *quality]),
+        Section(
+            "Classes", [block for label, runs in stages.items() for block in _classes(label, runs)]
+        ),
+        Section("Cost", [each for label, runs in stages.items() for each in _cost(label, runs)]),
+        Section(
+            "Quality against cost",
+            [Pictures("Quality against cost", trade_off, TRADE_OFF)] if trade_off else [],
+        ),
+        *(_curves(kind, curves) for kind in plots.KINDS),
+        Section("Configuration", [*_differing(groups), *_configurations(groups)]),
+        Section("Runs", [_provenance(groups)]),
+    ]
+    title = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations compared"
+    return Document(title, _subtitle(everything, split), sections)
+
+
+def scatters(groups: Mapping[str, Sequence[Stages]], primary: str) -> list[tradeoff.Scatter]:
+    """The pictures of the primary figure over the costs."""
+    qualities = table.quality(run for runs in groups.values() for run in runs)
+    return tradeoff.scatters(groups, table.the_primary(qualities, primary))
+
+
+_HOW = (
+    "Values are means over the seeds, ± their standard deviation. The difference student − "
+    "baseline is paired by seed, ± its standard error. Bold is the best of a row, the teacher "
+    "left out."
+)
+
+
+def _subtitle(everything: Sequence[Run], split: str) -> str:
+    tasks = sorted({task_of(run) for run in everything})
+    seeds = sorted({run.seed for run in everything})
+    runs = f"{len(everything)} run{'s' * (len(everything) > 1)}"
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return " · ".join([", ".join(tasks), f"{split} split", runs, named])
+
+
+def task_of(run: Run) -> str:
+    """The name of a run's task."""
+    stated = run.results.get("task") or run.config.get("task") or {}
+    return stated if isinstance(stated, str) else str(stated.get("name", "unknown task"))
+
+
+def _overview(groups: Mapping[str, Sequence[Stages]], figure: Figure) -> Table:
+    """Configurations under each other, by the primary figure."""
+    names = [name for name in ("teacher", "baseline", "student") if _have(groups, name)]
+    rows, students = [], []
+    for label, runs in groups.items():
+        means = [table.mean(figure, [run[name] for run in runs if name in run]) for name in names]
+        rows.append([label, str(len(runs)), *means, *_paired(figure, runs, True)])
+        students.append(_average(figure, [run["student"] for run in runs if "student" in run]))
+    best = {(row, 1 + len(names)) for row in _best(figure, students)} if "student" in names else ()
+    header = ["configuration", "seeds", *names, "student − baseline", "95% interval", "better in"]
+    title = f"{figure.title} of all configurations; bold: the best student"
+    return Table(title, header, rows, best=frozenset(best))
+
+
+def _have(groups: Mapping[str, Sequence[Stages]], stage: str) -> bool:
+    return any(stage in run for runs in groups.values() for run in runs)
+
+
+def _quality(label: str, runs: Sequence[Stages], figures: Sequence[Figure]) -> Table:
+    """Figures of every stage, and the paired difference student - baseline."""
+    names = table.stages_of(runs)
+    several = len(runs) > 1
+    compared = any({"student", "baseline"} <= {*run} for run in runs)
+    rows, best = [], set()
+    for figure in figures:
+        found = [[run[name] for run in runs if name in run] for name in names]
+        if not any(stage.get(figure.key) is not None for each in found for stage in each):
+            continue
+        best |= {(len(rows), 1 + j) for j in _best_stage(figure, names, found)}
+        paired = _paired(figure, runs, several) if compared else []
+        rows.append([figure.title, *(table.mean(figure, each) for each in found), *paired])
+    header = ["", *names]
+    if compared:
+        header += ["student − baseline", *(["95% interval", "better in"] if several else [])]
+    seeds = f"{len(runs)} seeds" if several else "one seed"
+    return Table(f"{label}, {seeds}", header, rows, best=frozenset(best))
+
+
+def _paired(figure: Figure, runs: Sequence[Stages], several: bool) -> list[str]:
+    """Difference, interval and wins; the first alone where there are not several seeds."""
+    both = [run for run in runs if {"student", "baseline"} <= {*run}]
+    found = pairs.compare(
+        figure, [run["student"] for run in both], [run["baseline"] for run in both]
+    )
+    if found is None:
+        return [MISSING] * (3 if several else 1)
+    wins = f"{found.wins} of {len(found.differences)}"
+    return [found.show(), found.show_interval(), wins] if several else [found.show()]
+
+
+def _best_stage(figure: Figure, names, found, margin: float = 0.0) -> list[int]:
+    """Columns of the best stages, the teacher left out."""
+    values = [_average(figure, each) for each in found]
+    values = [None if n == REFERENCE else v for n, v in zip(names, values, strict=True)]
+    return _best(figure, values, margin)
+
+
+def _best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:
+    """Where the best value stands; nowhere if there is no choice, or it is not clear enough."""
+    known = sorted({figure.better * value for value in values if value is not None})
+    if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
+        return []
+    return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
+
+
+def _average(figure: Figure, stages: Sequence[table.Figures]) -> float | None:
+    values = [stage.get(figure.key) for stage in stages]
+    return None if not values or None in values else statistics.fmean(values)
+
+
+def _classes(label: str, runs: Sequence[Stages]) -> list[document.Block]:
+    """Precision, recall and F1 of each class side by side, and the confusion matrices."""
+    names = [name for name in table.stages_of(runs) if any(_per_class(run, name) for run in runs)]
+    if not names:
+        return []
+    found = [[run[name] for run in runs if _per_class(run, name)] for name in names]
+    classes = list(found[0][0]["classes"])
+    rows, best = [], set()
+    for name in classes:
+        row = [name, f"{found[0][0]['classes'][name]['support']:,}"]
+        for key in ("precision", "recall", "f1"):
+            figure = Figure(key, key, "{:.4f}".format, 1)
+            of_class = [[stage["classes"][name] for stage in each] for each in found]
+            best |= {(len(rows), len(row) + j) for j in _best_stage(figure, names, of_class)}
+            row += [figure.show(_average(figure, each)) for each in of_class]
+        rows.append(row)
+    spans = (("", 1), *((kind, len(names)) for kind in ("precision", "recall", "F1")))
+    seeds = f", means over {len(runs)} seeds" if len(runs) > 1 else ""
+    title = f"{label}: classes{seeds}"
+    tables = Table(title, ["class", "examples", *names * 3], rows, 1, frozenset(best), spans)
+    if len(classes) > MOST_CLASSES:
+        return [tables, Text(f"{len(classes)} classes are too many for a confusion matrix.")]
+    matrices = [_confusion(name, classes, each) for name, each in zip(names, found, strict=True)]
+    return [tables, Matrices([matrix for matrix in matrices if matrix])]
+
+
+def _per_class(run: Stages, stage: str) -> Any:
+    return run.get(stage, {}).get("classes")
+
+
+def _confusion(stage: str, classes: list[str], found: Sequence[table.Figures]) -> Matrix | None:
+    """The matrices of all seeds, added up."""
+    each = [figures["confusion"] for figures in found if figures.get("confusion")]
+    if not each:
+        return None
+    counts = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*each, strict=True)]
+    seeds = f", {len(each)} seeds added up" if len(each) > 1 else ""
+    return Matrix(f"Confusion matrix: {stage}{seeds}", classes, counts)
+
+
+def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:
+    """What the stages cost, and how the student stands to its teacher."""
+    names = table.stages_of(runs)
+    beside = {"student", REFERENCE} <= {*names}
+    rows, best = [], set()
+    for figure in table.cost(runs):
+        found = [[run[name] for run in runs if name in run] for name in names]
+        best |= {(len(rows), 1 + j) for j in _best_stage(figure, names, found, CLEAR)}
+        row = [figure.title, *(table.mean(figure, each) for each in found)]
+        if beside:
+            values = [_average(figure, found[names.index(n)]) for n in ("student", REFERENCE)]
+            known = figure.better and all(values)
+            row.append(f"{values[0] / values[1]:.2f} ×" if known else "")
+        rows.append(row)
+    header = ["", *names, *(["student / teacher"] if beside else [])]
+    return [Table(f"{label}: cost", header, rows, best=frozenset(best))] if rows else []
+
+
+def _curves(kind: str, curves: plots.Groups) -> Section:
+    found = [*plots.panels(curves, kind).values()]
+    title = plots.KINDS[kind][0]
+    pictures = Pictures(f"{title} curves", found, f"{kind}.png")
+    return Section(title, [pictures] if found else [])
+
+
+def _differing(groups: Groups) -> list[Table]:
+    """The keys of the configuration in which the groups differ, a column for each."""
+    if len(groups) < 2:
+        return []
+    flat = [dict(leaves(runs[0].config)) for runs in groups.values()]
+    keys = sorted({key for config in flat for key in config} - {"seed"})
+    keys = [key for key in keys if len({str(config.get(key)) for config in flat}) > 1]
+    rows = [[key, *(_shown(config, key) for config in flat)] for key in keys]
+    header = ["key", *groups]
+    return [Table("Keys in which the configurations differ", header, rows, labels=len(header))]
+
+
+def _configurations(groups: Groups) -> list[Details]:
+    """Everything that each configuration says."""
+    found = []
+    for label, runs in groups.items():
+        flat = dict(leaves(runs[0].config))
+        rows = [[key, _shown(flat, key)] for key in sorted(flat.keys() - {"seed"})]
+        found.append(Details(Table(f"All keys of {label}", ["key", "value"], rows, labels=2)))
+    return found
+
+
+def _shown(config: Mapping[str, Any], key: str) -> str:
+    return str(config[key]) if config.get(key, "") != "" else MISSING
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """("objective.kl.weight", 0.5), ... of nested dictionaries."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, tree
+
+
+def _provenance(groups: Groups) -> Table:
+    """Where the figures come from."""
+    header = ["run", "configuration", "seed", "commit", "machine", "minutes"]
+    rows = []
+    for label, runs in groups.items():
+        for run in runs:
+            found = run.results
+            seconds = found.get("seconds")
+            rows.append(
+                [
+                    run.workdir.name,
+                    f"{label} ({found.get('config_hash', MISSING)})",
+                    str(run.seed),
+                    str(found.get("commit") or MISSING)[:9],
+                    _machine(found.get("machine") or {}),
+                    f"{seconds / 60:.1f}" if seconds else MISSING,
+                ]
+            )
+    return Table("The runs", header, rows, labels=len(header))
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    if machine.get("platform", "cpu") == "cpu":
+        return f"{machine['cores']} cores of {machine['cpu']}" if "cpu" in machine else MISSING
+    return f"{machine['devices']} × {machine['device']}"
