@@ -15,6 +15,7 @@ import safetensors.numpy
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models.family import Family, Rule
+from kd_jax.models.labels import order_in_file, read_labels
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Params
 
@@ -50,7 +51,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     missing, left over or of a wrong shape raises UserError. One exception: a checkpoint of the
     base model alone, or with another of the family's heads, gets a random head, drawn from `key`
     and logged; what the base model has of it (BERT's pooler) is taken. Without a key that is an
-    error too.
+    error too. The columns of a classifier are put in the order of the config's labels.
     """
     shapes = families.abstract(family, config, head, Policy()).params
     tensors = {_plain(name, family): value for name, value in _read(Path(folder)).items()}
@@ -62,6 +63,11 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
             _check_classes(rule, tensors[rule.hf], config, folder)
             _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
 
+    if "head/classifier/kernel" in flat:
+        in_file = read_labels(families.Fields(json.loads(config.hf_json)))
+        order = order_in_file(config.labels, in_file)
+        for path in ("head/classifier/kernel", "head/classifier/bias"):
+            flat[path] = flat[path][..., order]
     of_head = [rule for rule in rules if rule.ours[0].startswith("head/") and not rule.base]
     known = {rule.hf for rule in rules}
     if key is not None and of_head and not any(rule.hf in tensors for rule in of_head):

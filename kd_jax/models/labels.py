@@ -34,6 +34,18 @@ def read_labels(fields) -> tuple[str, ...]:
     return tuple(by_id[i] for i in wanted)
 
 
+def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
+    """Which class of a checkpoint each of `labels` is, whatever the case of its letters.
+
+    Names that the checkpoint has in another order (NLI models differ in theirs) are found again;
+    any others are taken to be in the right one, which LABEL_0, LABEL_1 say nothing about.
+    """
+    wanted, have = ([name.casefold() for name in names] for names in (labels, in_file))
+    if sorted(wanted) != sorted(have) or len(set(have)) < len(have):
+        return list(range(len(labels)))
+    return [have.index(name) for name in wanted]
+
+
 def label_keys(hf_json: dict, labels: Sequence[str] | None) -> dict:
     """`hf_json` with these class names; without any where they are None."""
     keys = ("id2label", "label2id", "num_labels", "problem_type")

@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import decoder, encoder, layers
+from kd_jax.models import decoder, encoder, heads, layers
 from kd_jax.precision import Policy
 from tests import IN_ORDER
 from tests.models import tiny
@@ -136,6 +136,62 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
     assert [rate for rate, _ in seen] == [0.2, *block, *block]
     assert [site for _, site in seen] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "name, head, rates, expected",
+    [
+        ("bert", "classification", {"hidden_dropout_prob": 0.2}, [0.0, 0.2]),
+        ("bert", "classification", {"classifier_dropout": 0.4}, [0.0, 0.4]),
+        ("roberta", "classification", {"classifier_dropout": 0.4}, [0.4, 0.4]),
+        ("distilbert", "classification", {}, [0.0, 0.2]),
+        ("distilbert", "classification", {"seq_classif_dropout": 0.4}, [0.0, 0.4]),
+        ("distilbert", "span", {"qa_dropout": 0.3}, [0.3]),
+        ("bert", "span", {}, [0.0]),
+    ],
+)
+def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
+    seen = {heads: [], layers: []}
+    for module, calls in seen.items():
+        note = lambda x, rate, seed, site, calls=calls: calls.append((rate, site)) or x  # noqa: E731
+        monkeypatch.setattr(module, "dropout", note)
+    model, batch = tiny.model(name, head, **rates), tiny.batch(name)
+    jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
+    assert [rate for rate, _ in seen[heads]] == expected
+    sites = [site for calls in seen.values() for rate, site in calls]
+    assert len(set(sites)) == len(sites)
+
+
+def test_a_classifier_reads_the_first_token_alone():
+    model, batch = tiny.model("bert", "classification"), tiny.batch("bert")
+    text = jax.jit(features).lower(model.params, model, batch).as_text()
+    assert "tensor<3x1x32xf32>" in text  # (B, 1, D) goes through the pooler
+
+
+def test_logits_of_few_classes_are_float32():
+    half = Policy("bfloat16", "bfloat16")
+    for head in ("classification", "span"):
+        model = tiny.model("bert", head, policy=half)
+        logits = jax.jit(features)(model.params, model, tiny.batch("bert"))
+        assert logits.dtype == jnp.float32
+        real = logits[logits > layers.MASKED]
+        assert (real != real.astype(jnp.bfloat16).astype(jnp.float32)).any()  # never rounded
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_attention_that_nobody_reads_costs_nothing(remat, monkeypatch):
+    batch = tiny.batch("bert")
+    model = tiny.model("bert", "none", remat=remat, num_hidden_layers=1)
+
+    def cost():
+        grad = jax.jit(jax.grad(lambda p: features(p, model, batch, jnp.uint32(0)).sum()))
+        compiled = grad.lower(model.params).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+    returned = cost()
+    block = encoder.Block.__call__
+    monkeypatch.setattr(encoder.Block, "__call__", lambda *args: (block(*args)[0], None))
+    assert returned == cost()
 
 
 def test_dropout_needs_a_seed_and_changes_with_it():

@@ -1,5 +1,6 @@
 """Weight files: every layout that is read, every defect that is refused."""
 
+import dataclasses
 import json
 import re
 
@@ -113,6 +114,75 @@ def test_a_headless_checkpoint_gets_a_random_head(saved):
     assert kernels[0].std() == pytest.approx(config.initializer_range, rel=0.1)
     assert not np.array_equal(*kernels) and not one["head"]["bias"].any()
     assert_loads(folder, {"backbone": params["backbone"]}, family, config, "none")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """(folder, params, family, config) of a tiny BERT that tells three classes apart."""
+    labels = {"id2label": {"0": "yes", "1": "No", "2": "maybe"}}
+    family, config = families.read(tiny.CONFIGS["bert"] | labels)
+    params = tiny.model("bert", "classification", **labels).params
+    hf.save(tmp_path, params, family, config, "classification")
+    return tmp_path, params, family, config
+
+
+def test_a_classifier_of_a_base_model_has_its_pooler(classifier, caplog):
+    folder, params, family, config = classifier
+    found = tensors(folder)
+    rewrite(folder, {k: v for k, v in found.items() if not k.startswith("classifier")})
+    with pytest.raises(UserError, match=r"- classifier\.weight, - classifier\.bias"):
+        hf.load(folder, family, config, "classification")
+    loaded = hf.load(folder, family, config, "classification", jax.random.key(0))
+    assert "no classification head: random values in head/classifier" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, loaded["backbone"], params["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, loaded["head"]["pooler"], params["head"]["pooler"])
+    kernel = loaded["head"]["classifier"]["kernel"]
+    assert kernel.shape == (32, 3) and 0 < kernel.std() < 0.05
+
+
+def test_another_head_is_set_aside(saved, classifier, caplog):
+    # Both fixtures write to one folder: the classifier is there.
+    folder, params, family, config = classifier
+    for head, drawn in (("mlm", "head, head/norm, head/transform"), ("span", "head/span")):
+        with pytest.raises(UserError, match=r"\+ classifier\.bias"):
+            hf.load(folder, family, config, head)
+        loaded = hf.load(folder, family, config, head, jax.random.key(0))
+        jax.tree.map(np.testing.assert_array_equal, loaded["backbone"], params["backbone"])
+        assert f"no {head} head: random values in {drawn}\n" in caplog.text
+    hf.save(folder, saved[1], family, config, "mlm")
+    hf.load(folder, family, config, "classification", jax.random.key(0))
+    assert "random values in head/classifier, head/pooler\n" in caplog.text
+    rewrite(folder, tensors(folder) | {"stranger": np.ones(1, np.float32)})
+    with pytest.raises(UserError, match=r"\+ stranger;"):
+        hf.load(folder, family, config, "classification", jax.random.key(0))
+
+
+def test_a_classifier_without_its_pooler_is_half_a_head(classifier):
+    folder, _, family, config = classifier
+    rewrite(folder, {k: v for k, v in tensors(folder).items() if "pooler" not in k})
+    with pytest.raises(UserError, match=r"- pooler\.dense\.weight, - pooler\.dense\.bias"):
+        hf.load(folder, family, config, "classification", jax.random.key(0))
+
+
+def test_a_classifier_of_other_classes(classifier):
+    folder, params, family, config = classifier
+    two = dataclasses.replace(config, labels=("no", "yes"))
+    with pytest.raises(UserError) as error:
+        hf.load(folder, family, two, "classification", jax.random.key(0))
+    says = "classifier.weight is for 3 classes, but 2 are wanted (no, yes); take a checkpoint"
+    assert f"{folder}: {says}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_classes_are_put_in_the_order_of_the_labels(classifier):
+    folder, params, family, config = classifier
+    wanted = dataclasses.replace(config, labels=("maybe", "yes", "no"))
+    loaded = hf.load(folder, family, wanted, "classification")["head"]["classifier"]
+    theirs = params["head"]["classifier"]
+    np.testing.assert_array_equal(loaded["kernel"], theirs["kernel"][:, [2, 0, 1]])
+    np.testing.assert_array_equal(loaded["bias"], theirs["bias"][np.array([2, 0, 1])])
+    other = dataclasses.replace(config, labels=("a", "b", "c"))  # no telling which is which
+    loaded = hf.load(folder, family, other, "classification")["head"]["classifier"]
+    np.testing.assert_array_equal(loaded["kernel"], theirs["kernel"])
 
 
 def drop(name):
