@@ -1,1 +1,1 @@
-"""Losses: row-wise divergences run by one chunked engine, and hidden-state terms."""
+"""Losses: row-wise divergences run by one chunked engine, and terms over hidden states and attention."""

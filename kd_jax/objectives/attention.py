@@ -1,7 +1,8 @@
 """`attention`: the student's attention follows the teacher's, layer by layer.
 
 Scores: Jiao et al., "TinyBERT", arXiv:1909.10351, eq. 7, on the scores before the softmax.
-Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, eq. 5, here for any layers.
+Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, section 3.1, here for any
+layers.
 """
 
 import dataclasses

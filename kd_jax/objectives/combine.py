@@ -26,7 +26,7 @@ class Objective:
     """The static part: which terms, at which positions, run in which types."""
 
     row_terms: tuple[tuple[vocab.RowTerm, str], ...]  # with the positions each one sees
-    state_terms: tuple[tuple[str, Any], ...]  # terms over hidden states
+    state_terms: tuple[tuple[str, Any], ...]  # over hidden states and attention
     measured: tuple[vocab.RowTerm, ...]  # logged, not trained; at supervised positions
     student_policy: Policy
     teacher_policy: Policy | None
