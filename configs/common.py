@@ -65,6 +65,35 @@ def base(recipe: str) -> ConfigDict:
     return c
 
 
+def finetuning() -> ConfigDict:
+    """The keys of fine-tuning: those of `base`, with what differs."""
+    c = base("finetune")
+    del c.vocab_chunk
+    c.precision = "bf16"
+    c.batch_size = 32
+    c.epochs = 3.0  # passes over the training examples, a stage
+    c.steps = 0  # above 0: so many steps instead
+    c.patience = 0  # evaluations without a better one that end a stage; 0: none do
+    # Where a teacher is taken as it is: its class names in its own order, if config.json has none.
+    for key in ("teacher",):
+        c[key].weight = 1.0  # its share among several teachers
+        c[key].labels = ()
+    c.teachers = ConfigDict()  # further teachers: name -> a section like `teacher`
+    c.average = "logits"  # logits | probabilities: what several teachers are averaged in
+    c.assistant = model()  # between teacher and student, where stages has "assistant"
+    c.assistant.init = "teacher"
+    c.assistant.layers = FieldReference("uniform", field_type=object)
+    c.optim.learning_rate = 2e-5
+    c.optim.schedule = dict(kind="linear", warmup=0.1)
+    c.eval = ConfigDict(dict(every=0, batch_size=64))  # steps, 0: once an epoch; global rows
+    c.checkpoint = ConfigDict(dict(keep=1))  # one at each evaluation; the last N, besides the best
+    # Teachers' logits are computed once for each row and kept: at most so many GB of all teachers
+    # (0: teachers answer at every step), in a folder ("": $KD_JAX_CACHE/teacher_logits).
+    c.cache = ConfigDict(dict(max_gb=10.0, folder=""))
+    c.cost = ConfigDict(dict(repeats=100))  # timed calls a model, for latency and throughput
+    return c
+
+
 def wikitext103() -> dict:
     """config.data: the three splits of WikiText-103 (Merity et al. 2016, arXiv:1609.07843)."""
     splits = ("train", "validation", "test")

@@ -98,8 +98,8 @@ class BucketStream:
 
         def batch(step: int, number: int) -> Batch:
             ids_SB, bucket_S = plan(step // self.steps_per_epoch)
-            ids_B = ids_SB[number][part]
-            made = make(np.maximum(ids_B, 0), self.buckets[bucket_S[number]])
+            ids_B, fitting = ids_SB[number][part], ids_SB[number].max()
+            made = make(np.where(ids_B < 0, fitting, ids_B), self.buckets[bucket_S[number]])
             return blank_rows(made, ids_B >= 0)
 
         self._batches = numbers.map_with_index(batch)

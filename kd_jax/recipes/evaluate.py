@@ -24,9 +24,10 @@ from kd_jax.evals import runs
 from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, export, pretrain, workdir
+from kd_jax.recipes import blueprint, workdir
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.setup import Setup
+from kd_jax.recipes.setup import TextSetup
+from kd_jax.recipes.stage import given_params, restore_best
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import evaluate
@@ -120,15 +121,14 @@ def evaluate_stage(
         config.data = ConfigDict({"test": {"path": data}})
     elif split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
-    setup = Setup(config, run.workdir)
+    setup = TextSetup(config, run.workdir)
     stages = {each.name: each for each in setup.stages}
     teacher = _teacher(options.teacher, setup.head, setup.policy, setup.tokenizer)
     if teacher is None and stage != "teacher":
         own = "teacher" in stages
-        params = export.restore_best(setup, stages["teacher"]) if own else None
-        teacher = setup.teacher, params or pretrain.given_teacher(setup)
-    model = setup.teacher if stage == "teacher" else setup.student
-    student = model, export.restore_best(setup, stages[stage])
+        params = restore_best(setup, stages["teacher"]) if own else given_params(setup, "teacher")
+        teacher = setup.models["teacher"], params
+    student = setup.models[stages[stage].model], restore_best(setup, stages[stage])
     stated = {"model": str(run.workdir), "stage": stage, "task": config.task.name}
     stated["precision"] = config.precision
     stated["data"] = setup.task.prepare()["test"] if data else manifest[split]

@@ -7,7 +7,6 @@ whole and checked, or not at all, and an export that was killed is simply done a
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -25,24 +24,24 @@ from etils import epath
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import card, runs, table
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.setup import Setup, Stage
+from kd_jax.recipes.setup import Setup
+from kd_jax.recipes.stage import Stage, restore_best
 from kd_jax.tasks import text
-from kd_jax.train import optim, state
-from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.types import Batch, Model, ModelOutput, Params
 
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
 
 
-def export_run(setup: Setup, stage: str, params: Params, results: dict) -> dict[str, Any]:
+def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
     """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
-    return _export_stage(setup, stage, params, results, setup.folder / "export" / stage)
+    return _export_stage(setup, stage, params, results, setup.folder / "export" / stage.name)
 
 
 def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
@@ -52,9 +51,11 @@ def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
         raise UserError(f"{workdir} has no stage {stage!r}; have: {', '.join(run.stages)}")
     config = ConfigDict(run.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
-    setup = Setup(config, run.workdir, devices=jax.local_devices()[:1])
-    params = restore_best(setup, next(each for each in setup.stages if each.name == stage))
-    return _export_stage(setup, stage, params, run.results, epath.Path(out))
+    make_setup = plugins.load("recipes", config.recipe, "run").Setup
+    setup = make_setup(config, run.workdir, devices=jax.local_devices()[:1])
+    chosen = next(each for each in setup.stages if each.name == stage)
+    params = restore_best(setup, chosen)
+    return _export_stage(setup, chosen, params, run.results, epath.Path(out))
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
@@ -188,36 +189,15 @@ def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float
 
 
 def _export_stage(
-    setup: Setup, stage: str, params: Params, results: dict, out: epath.Path
+    setup: Setup, stage: Stage, params: Params, results: dict, out: epath.Path
 ) -> dict[str, Any]:
-    blueprint = setup.teacher if stage == "teacher" else setup.student
+    blueprint = setup.models[stage.model]
     config = json.loads(setup.config.to_json())
-    stated = card.inherited(setup.student.folder, setup.teacher.folder)
+    stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
     size = _size(blueprint, params)
-    page = card.of_stage(stage, setup.head, size, results, config, stated)
-    source = {"config_hash": results["config_hash"], "stage": stage}
-    return export_model(blueprint, params, setup.tokenizer, out, page, source)
-
-
-def restore_best(setup: Setup, stage: Stage) -> Params:
-    """The parameters of a stage's best checkpoint."""
-    static, _ = setup.plan(stage)
-    model = (setup.teacher if stage.name == "teacher" else setup.student).abstract()
-
-    def init(params: Params) -> Params:
-        specs = setup.student.spec, setup.teacher.spec
-        return {"student": params, "objective": static.objective.init(jax.random.key(0), *specs)}
-
-    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
-    like = state.create(
-        init, model.params, model.graphdef, make_optimizer, static.table, setup.mesh
-    )
-    checkpoints = Checkpoints(setup.folder / stage.name / "checkpoints", keep=None)
-    if checkpoints.best is None:
-        raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
-    restored = checkpoints.restore(checkpoints.best, like)
-    checkpoints.close()
-    return restored.params["student"]
+    page = card.of_stage(stage.name, setup.head, size, results, config, stated)
+    source = {"config_hash": results["config_hash"], "stage": stage.name}
+    return export_model(blueprint, params, setup.tokenizer_of(stage.model), out, page, source)
 
 
 def _digest(params: Params) -> str:

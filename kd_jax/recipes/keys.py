@@ -13,6 +13,7 @@ from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 
 _MODEL = dict(model="", revision="", architecture={})
+_TEACHER = _MODEL | dict(weight=0.0, labels=None)
 OPTIM = dict(
     learning_rate=1.0,
     schedule={},
@@ -23,6 +24,7 @@ OPTIM = dict(
     clip_norm=1.0,
     learning_rate_multipliers=(),
 )
+_STUDENT = _MODEL | dict(init="", layers=None)
 _RUN = dict(
     recipe="",
     seed=0,
@@ -30,8 +32,6 @@ _RUN = dict(
     batch_size=1,
     accumulate=1,
     remat=False,
-    vocab_chunk=0,
-    steps=1,
     resume="",
     wandb="",
     objective={},
@@ -41,21 +41,44 @@ _RUN = dict(
 )
 _SECTIONS = {
     "mesh": dict(fsdp=1),
-    "teacher": _MODEL,
-    "student": _MODEL | dict(init="", layers=None),
+    "student": _STUDENT,
     "tokenizer": dict(path="", train="", vocab_size=1),
     "optim": OPTIM,
-    "eval": dict(every=1, batch_size=1),
-    "checkpoint": dict(every=1, keep=1),
     "log": dict(every=1),
+}
+# What each recipe has besides: numbers and the like, and sections.
+_OF_RECIPE = {
+    "pretrain": (
+        dict(vocab_chunk=0, steps=1),
+        {
+            "teacher": _MODEL,
+            "eval": dict(every=1, batch_size=1),
+            "checkpoint": dict(every=1, keep=1),
+        },
+    ),
+    "finetune": (
+        dict(epochs=0.0, steps=0, patience=0, average="", teachers={}),
+        {
+            "teacher": _TEACHER,
+            "assistant": _STUDENT,
+            "eval": dict(every=0, batch_size=1),
+            "checkpoint": dict(keep=1),
+            "cache": dict(max_gb=0.0, folder=""),
+            "cost": dict(repeats=1),
+        },
+    ),
 }
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError at the first key that is unknown, missing, of a wrong type or too small."""
-    _check(config, _RUN | {name: {} for name in _SECTIONS}, "")
-    for name, examples in _SECTIONS.items():
+    numbers, sections = _OF_RECIPE[config.recipe]
+    sections = _SECTIONS | sections
+    _check(config, _RUN | numbers | {name: {} for name in sections}, "")
+    for name, examples in sections.items():
         _check(config[name], examples, name)
+    for name, section in config.get("teachers", {}).items():
+        _check(section, _TEACHER, f"teachers.{name}")
 
 
 def check_optim(config: ConfigDict, where: str) -> None:

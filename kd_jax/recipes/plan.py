@@ -8,7 +8,6 @@ process and does not touch an accelerator in use.
     python -m kd_jax.recipes.plan TOPOLOGY < config.json    the child: writes the plan as JSON
 """
 
-import functools
 import json
 import math
 import os
@@ -22,13 +21,14 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import compiled, flops, topology
 from kd_jax.models import family
-from kd_jax.recipes import blueprint, pretrain, workdir
+from kd_jax.recipes import blueprint, stage, workdir
 from kd_jax.recipes.setup import Setup
 from kd_jax.schedules import learning_rate
-from kd_jax.train import loop, optim, sharding, state, step
+from kd_jax.train import loop, sharding, state, step
 from kd_jax.types import Model, Params
 
 Plan = dict[str, Any]  # keys: see `needed` and `compiled_step`
@@ -63,7 +63,8 @@ def _child(name: str) -> None:
     try:
         chips = topology.find(name) if name else None
         devices = topology.devices(chips) if chips else None
-        setup = Setup(config, None, devices, chips.platform if chips else None)
+        make_setup = plugins.load("recipes", config.recipe, "run").Setup
+        setup = make_setup(config, None, devices, chips.platform if chips else None)
         found = needed(setup)
         if chips:
             found |= compiled_step(setup, chips)
@@ -75,30 +76,23 @@ def _child(name: str) -> None:
 
 def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Model, step.Inputs, step.Plan]:
     """What the student's `train_step` is called with: shapes, types and shardings."""
-    stage = setup.stages[-1]
-    static, knobs = setup.plan(stage)
-    teacher, student = setup.teacher.abstract(), setup.student.abstract()
+    last = setup.stages[-1]
+    static, knobs = setup.plan(last)
+    teacher = setup.models["teacher"].abstract()
     if setup.config.student.init == "teacher":  # do the teacher's layers fit the student?
-        init, _ = pretrain.initial_params(setup, stage, teacher.params, jax.random.key(0))
-        jax.eval_shape(init, teacher.params)
-
-    def whole(params: Params) -> Params:
-        specs = setup.student.spec, setup.teacher.spec
-        return {"student": params, "objective": static.objective.init(jax.random.key(0), *specs)}
+        given = {"teacher": teacher.params}
+        jax.eval_shape(*stage.initial_params(setup, last, given, jax.random.key(0)))
 
     def placed(shapes: Any, specs: Any) -> Any:
         places = sharding.shardings(specs, setup.mesh)
         return jax.tree.map(_placed, shapes, places)
 
-    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
-    born = state.create(
-        whole, student.params, student.graphdef, make_optimizer, static.table, setup.mesh
-    )
+    born = stage.abstract_state(setup, last)
     frozen = jax.eval_shape(lambda x: blueprint.stored(x, setup.policy), teacher.params)
     frozen = placed(frozen, sharding.param_specs(family.PARTITION, frozen, setup.mesh))
-    batch = setup.task.shapes(stage.batch_size)
+    batch = setup.task.shapes(last.batch_size)
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
-    rate = learning_rate(stage.optim, stage.steps)
+    rate = learning_rate(last.optim, last.steps)
     inputs = loop.Schedules(rate, knobs.weights, knobs.temperatures, seed=0).at(0)
     return born, batch, Model(frozen, teacher.graphdef), inputs, static
 

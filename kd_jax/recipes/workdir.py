@@ -73,6 +73,19 @@ def manifest() -> dict:
     }
 
 
+def about(config: ConfigDict, folder: epath.Path) -> dict:
+    """What results.json says of the run that its figures are of."""
+    return {
+        "config": config_name(folder),
+        "task": config.task.name,
+        "config_hash": config_hash(config),
+        "commit": commit(),
+        "seed": config.seed,
+        "machine": machine(),
+        "versions": manifest()["versions"],
+    }
+
+
 def machine() -> dict:
     """What the run ran on."""
     device = jax.devices()[0]

@@ -23,6 +23,7 @@ SPACES = ("logits", "probabilities")
 class Member:
     """One teacher's static part."""
 
+    name: str
     graphdef: nnx.GraphDef
     weight: float  # of the average; the weights of all sum to 1
     order: tuple[int, ...] | None = None  # its class for each class of the task; None: the same
@@ -30,26 +31,20 @@ class Member:
 
 
 class Several(struct.PyTreeNode):
-    """Members under the names of their parameters, in that order. Hidden states and attention are
-    those of the first member."""
+    """Members, their parameters by name. Hidden states and attention are those of the first."""
 
     params: dict[str, Params]
-    members: dict[str, Member] = struct.field(pytree_node=False)
+    members: tuple[Member, ...] = struct.field(pytree_node=False)
     space: str = struct.field(pytree_node=False)  # logits | probabilities
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Logits of the average, (B, P, C)."""
-        outputs = {
-            name: Model(self.params[name], member.graphdef)(_rows(batch, member))
-            for name, member in self.members.items()
-        }
-        found = [in_order(outputs[name].logits, m.order) for name, m in self.members.items()]
-        first = next(iter(outputs.values()))
-        mixed = average(found, [m.weight for m in self.members.values()], self.space, jnp)
-        return ModelOutput(mixed, None, None, first.hidden, first.attention)
-
-    def __hash__(self) -> int:
-        return id(self)
+        outputs = [Model(self.params[m.name], m.graphdef)(_rows(batch, m)) for m in self.members]
+        logits = [
+            in_order(out.logits, m.order) for out, m in zip(outputs, self.members, strict=True)
+        ]
+        mixed = average(logits, [m.weight for m in self.members], self.space, jnp)
+        return ModelOutput(mixed, None, None, outputs[0].hidden, outputs[0].attention)
 
 
 class Stored(struct.PyTreeNode):

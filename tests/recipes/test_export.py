@@ -14,7 +14,7 @@ from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import export, pretrain, workdir
+from kd_jax.recipes import export, pretrain, stage, workdir
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.tasks import text
@@ -264,17 +264,18 @@ def finished(tmp_path_factory):
     config.mesh.fsdp = 8
     folder.mkdir()
     workdir.write(folder / "config.json", workdir.resolved(config))
-    setup = Setup(config, epath.Path(folder))
-    by_name = {stage.name: stage for stage in setup.stages}
+    setup = pretrain.Setup(config, epath.Path(folder))
+    by_name = {each.name: each for each in setup.stages}
 
-    teacher = pretrain.create_state(setup, by_name["teacher"], None)
-    student = pretrain.create_state(setup, by_name["student"], teacher.params["student"])
+    teacher = stage.create_state(setup, by_name["teacher"], {})
+    given = {"teacher": teacher.params["student"]}
+    student = stage.create_state(setup, by_name["student"], given)
     teacher, student = (state.replace(step=state.step + 1) for state in (teacher, student))
     worse = jax.tree.map(lambda x: 2 * x, student.params)
     later = student.replace(step=student.step + 1, params=worse)
     saved = [("teacher", 1.0, teacher), ("student", 1.0, student), ("student", 2.0, later)]
-    for stage, loss, state in saved:
-        checkpoints = Checkpoints(folder / stage / "checkpoints", keep=2)
+    for name, loss, state in saved:
+        checkpoints = Checkpoints(folder / name / "checkpoints", keep=2)
         checkpoints.save(state, [loss])
         checkpoints.close()
     stages = {name: example_run.figures(2.0, name == "teacher") for name in example_run.STAGES}

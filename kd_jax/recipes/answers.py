@@ -1,0 +1,104 @@
+"""What the teachers of a fine-tuning run answer to every row of a split, each row asked once.
+
+Logits come from the store on disk (teachers/store.py) where they were computed before, by whatever
+run; the others are computed now and stored. Rows keep to the order of the split.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.encoded import Encoded
+from kd_jax.recipes import stage
+from kd_jax.recipes.finetune_setup import FinetuneSetup
+from kd_jax.teachers.several import average, in_order
+from kd_jax.teachers.store import Store, identity
+from kd_jax.train.evaluate import predict
+from kd_jax.types import Model, Params
+
+log = logging.getLogger(__name__)
+
+
+class Answers:
+    """The logits of a run's models over its splits."""
+
+    def __init__(self, setup: FinetuneSetup, given: dict[str, Params]):
+        """`given`: parameters by model; a model is there before it is asked."""
+        self._setup, self._given = setup, given
+        self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
+        self.model = functools.cache(self._model)  # as a teacher, on the mesh
+        self._store = functools.cache(self._open)
+
+    def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
+        """The model's logits of every row, (C,) in the task's order of classes or (2, length).
+
+        With `ids_N`, of those rows only: others may be None.
+        """
+        rows = self._setup.tasks[name].rows(split)
+        found = self._rows.setdefault((name, split), [None] * len(rows))
+        asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
+        new = np.array([i for i in asked if found[i] is None], np.int64)
+        if len(new):
+            order = self._setup.orders[name]
+            for i, logits in zip(new, self._ask(name, rows, new), strict=True):
+                found[i] = in_order(logits, order)
+        return found
+
+    def together(self, names: tuple[str, ...], weights: list[float], split: str, ids_N=None):
+        """The average of several models' logits, as `of`."""
+        if len(names) == 1:
+            return self.of(names[0], split, ids_N)
+        each = [self.of(name, split, ids_N) for name in names]
+        space = self._setup.config.average
+        return [
+            None if any(row is None for row in rows) else average(list(rows), weights, space, np)
+            for rows in zip(*each, strict=True)
+        ]
+
+    def _ask(self, name: str, rows: Encoded, ids_N: np.ndarray) -> list[np.ndarray]:
+        setup, digests_N = self._setup, rows.digests[ids_N]
+        store = self._store(name)
+        found = [None] * len(ids_N) if store is None else store.read(digests_N)
+        missing_N = np.array([logits is None for logits in found])
+        if jax.process_count() > 1:  # hosts may have other files, and compute together
+            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
+        new = np.flatnonzero(missing_N)
+        if len(new):
+            log.info("%s answers %s rows", name, f"{len(new):,}")
+            part = BucketStream(
+                rows.lengths_N[ids_N[new]],
+                lengths_of(rows.lengths_N, setup.task.seq_len),
+                lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
+                setup.config.eval.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            answers = predict(self.model(name), part, setup.mesh, setup.table)
+            for i in new:
+                found[i] = answers[int(ids_N[i])]
+            if store is not None:
+                store.write(digests_N[new], [found[i] for i in new])
+        return found
+
+    def _model(self, name: str) -> Model:
+        return stage.frozen(self._setup, name, self._given[name])
+
+    def _open(self, name: str) -> Store | None:
+        cache, model = self._setup.config.cache, self._setup.models[name]
+        if not cache.max_gb:
+            return None
+        root = cache.folder or Path(
+            os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"), "teacher_logits"
+        )
+        shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
+        about = (model.family.name, shape, model.policy, self._setup.head)
+        return Store(Path(root), identity(jax.device_get(self._given[name]), about), cache.max_gb)

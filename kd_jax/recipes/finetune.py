@@ -1,0 +1,190 @@
+"""Distillation in fine-tuning: teachers -> assistant -> baseline -> student, one table.
+
+`config.stages` lists what is trained: `teacher` and further teachers (config.teachers) on the
+labels, `assistant` on config.objective beside the teachers, `baseline` the student on the labels,
+`student` the same student on config.objective, beside the assistant where there is one and else the
+teachers. Teachers that no stage trains are taken as they come. Baseline and student start from the
+same parameters and see the same batches, so their difference is the objective's.
+
+The best checkpoint of a stage is the one of the best primary metric on held-out training data;
+what is reported, of another split, selects nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from kd_jax.evals import epochs, plots, runs, table
+from kd_jax.evals.beside import beside_teacher
+from kd_jax.recipes import costs, export, stage, workdir
+from kd_jax.recipes.answers import Answers
+from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
+from kd_jax.recipes.stage import Stage
+from kd_jax.recipes.teaching import teaching
+from kd_jax.schedules import learning_rate
+from kd_jax.train import loop, records
+from kd_jax.train.evaluate import predict
+from kd_jax.types import Model, Params
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
+    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
+    began = time.time()
+    if (folder / "results.json").exists():
+        results = json.loads((folder / "results.json").read_text())
+        show(folder, results)
+        return results
+    setup = Setup(config, folder)
+    data = setup.task.prepare()
+    log.info("%s", setup.describe_machine())
+    check(setup)
+    first = jax.process_index() == 0
+    wandb_run = None
+    if config.wandb and first:
+        wandb_run = records.open_wandb(config.wandb, folder.name, workdir.resolved(config), folder)
+    given = {
+        name: stage.given_params(setup, name)
+        for name in setup.teachers
+        if name not in setup.trained
+    }
+    answers = Answers(setup, given)
+    figures = {}
+    for name in given:
+        figures[name] = measure(setup, name, answers.of(name, setup.split), setup.split)
+    for this in setup.stages:
+        figures[this.name] = run_stage(setup, this, given, answers, folder, wandb_run)
+    if jax.process_count() > 1:  # the first process measures and exports what may lie on all
+        given = {k: multihost_utils.process_allgather(v, tiled=True) for k, v in given.items()}
+    results = workdir.about(config, folder) | {
+        "primary": setup.task.primary,
+        "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
+        "data": data,
+        "split": setup.split,
+        "stages": figures,
+    }
+    if first:
+        cost = costs.measure(setup, given, config.cost.repeats)
+        models = {this.name: this.model for this in setup.stages}
+        for name, found in figures.items():
+            found.update(cost[models.get(name, name)])
+        last = setup.stages[-1]
+        results["export"] = export.export_run(setup, last, given[last.model], results)
+        results["seconds"] = round(time.time() - began, 1)
+        plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
+        workdir.write(folder / "results.json", results)
+        show(folder, results)
+    if wandb_run is not None:
+        wandb_run.finish()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("end of the run")
+    return results
+
+
+def check(setup: Setup) -> None:
+    """Finds before the long work what a later stage would fail of."""
+    given = {name: model.abstract().params for name, model in setup.models.items()}
+    for this in setup.stages:
+        stage.create_state(setup, this, given, abstract=True)
+        learning_rate(this.optim, this.steps)
+        if this.name == "student" and setup.config.resume:
+            loop.resume_from(setup.config.resume, this.steps).close()
+        if this.learns:
+            setup.weights_of(this)
+
+
+def show(folder: epath.Path, results: dict) -> None:
+    """Prints the run's table."""
+    if jax.process_index() == 0:
+        title = f"{results['config']}, {results['split']} split"
+        table.of_runs([results["stages"]], title).print()
+        print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
+
+
+def run_stage(
+    setup: Setup,
+    this: Stage,
+    given: dict[str, Params],
+    answers: Answers,
+    folder: epath.Path,
+    wandb_run: Any = None,
+) -> dict[str, Any]:
+    """Trains a stage, or what is left of it; returns its figures. Its best parameters go into
+    `given`, under the name of its model."""
+    config, task = setup.config, setup.tasks[this.model]
+    plan, knobs = setup.plan(this)
+    teacher, stream = teaching(setup, this, plan.objective, answers)
+
+    def held_out(student: Model, split: str) -> dict[str, Any]:
+        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+        rows = task.held_out(split, config.eval.batch_size, **processes)
+        found = predict(student, rows, setup.mesh, setup.table)
+        beside = answers_beside(setup, this, answers, split)
+        return measure(setup, this.model, [found[i] for i in range(len(found))], split, beside)
+
+    def validate(student: Model) -> dict[str, float]:
+        found = held_out(student, "validation")
+        return {name: value for name, value in found.items() if isinstance(value, float)}
+
+    every = config.eval.every or max(1, round(this.steps / max(1.0, this.epochs)))
+    fitted = loop.fit(
+        stage.create_state(setup, this, given),
+        stage=this.name,
+        plan=plan,
+        stream=stream,
+        teacher=teacher,
+        schedules=loop.Schedules(
+            learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
+        ),
+        steps=this.steps,
+        validate=validate,
+        intervals=loop.Intervals(every, every, config.log.every),
+        keep=config.checkpoint.keep,
+        directory=folder / this.name,
+        selection=loop.Selection(task.primary, larger=True, patience=config.patience),
+        resume=config.resume if this.name == "student" else "",
+        wandb_run=wandb_run,
+    )
+    given[this.model] = fitted.state.params["student"]
+    path = folder / this.name / "results.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    figures = held_out(fitted.state.student, setup.split) | {
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        **stage.speed(folder / this.name),
+    }
+    if jax.process_index() == 0:
+        curves = runs.curves(folder)[this.name]
+        rows = epochs.table(curves.training, curves.validation)
+        workdir.write(folder / this.name / "epochs.json", rows)
+        workdir.write(path, figures)
+    return figures
+
+
+def answers_beside(setup: Setup, this: Stage, answers: Answers, split: str) -> list | None:
+    """What a stage is compared with: the answers of the teachers that it has, or would have."""
+    if this.name in setup.teachers or setup.regression:
+        return None
+    return answers.together(setup.teachers_of(this), setup.weights_of(this), split)
+
+
+def measure(
+    setup: Setup, model: str, outputs: list[np.ndarray], split: str, beside: list | None = None
+) -> dict[str, Any]:
+    """Figures of a model's answers: the task's, by class, and how near they are to a teacher's."""
+    task = setup.tasks[model]
+    figures = task.score(split, outputs)
+    if beside is not None:
+        figures |= beside_teacher(outputs, beside)
+    return figures | task.report(split, outputs)

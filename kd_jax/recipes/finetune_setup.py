@@ -1,0 +1,192 @@
+"""The models, tasks and tokenizers of a fine-tuning run; see setup.py.
+
+Every model reads the examples with its own tokenizer, so each has a task of its own, over the same
+examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.models import family, hub
+from kd_jax.recipes import blueprint
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.setup import Setup
+from kd_jax.recipes.stage import Stage
+from kd_jax.tasks import text
+from kd_jax.train.sharding import Table
+
+NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
+
+
+class FinetuneSetup(Setup):
+    """Classification, regression or answer spans; one or more teachers, perhaps an assistant."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: epath.Path | None = None,
+        devices: list | None = None,
+        platform: str | None = None,
+    ):
+        self.teachers = ("teacher", *config.get("teachers", {}))
+        for name in self.teachers[1:]:
+            if name in ("assistant", "baseline", "student", "teacher"):
+                raise UserError(f"config.teachers.{name}: a stage has this name; take another")
+        have = {name: name for name in self.teachers}
+        have |= {"assistant": "assistant", "baseline": "student", "student": "student"}
+        super().__init__(config, folder, devices, platform, have)
+        make_task = plugins.load("tasks", config.task.name, "make").make
+        self.task = make_task(config.task, config.data, None)
+        self.head, self.regression = self.task.head, self.task.regression
+        self.labels_only = {("mse" if self.regression else "ce"): {"weight": 1.0}}
+        self.trained = {stage.model for stage in self.stages}
+        self.models = self._describe()
+        self._tokenizers = {}
+        self.tasks = dict.fromkeys(self.models, self.task)
+        if folder is not None:
+            self._tokenizers = self._read_tokenizers()
+            self.models = self._describe()  # a tokenizer trained here has its size now
+            for name in self.models:
+                self._check_vocabulary(name)
+                self.tasks[name] = self.task.with_tokenizer(self._tokenizers[name])
+            self.task = self.tasks["student"]
+        for name, model in self.models.items():
+            if self.task.seq_len > model.config.max_tokens:
+                raise UserError(
+                    f"config.task.seq_len={self.task.seq_len}: {name} {model.name} has positions "
+                    f"for {model.config.max_tokens} tokens; shorten the rows"
+                )
+        self.orders = {name: self._order(name) for name in self.models}
+        self.stages = [self._with_steps(stage) for stage in self.stages]
+
+    @property
+    def split(self) -> str:
+        """The split that the run reports."""
+        return "test" if "test" in self.task.splits else "validation"
+
+    @property
+    def table(self) -> Table:
+        """Where parameters live."""
+        return family.PARTITION
+
+    @property
+    def has_assistant(self) -> bool:
+        """Whether the student learns from an assistant, which learns from the teachers."""
+        return "assistant" in self.trained
+
+    def tokenizer_of(self, model: str) -> Any:
+        return self._tokenizers[model]
+
+    def teachers_of(self, stage: Stage) -> tuple[str, ...]:
+        if stage.name == "student" and self.has_assistant:
+            return ("assistant",)
+        return self.teachers
+
+    def weights_of(self, stage: Stage) -> list[float]:
+        """The shares of a stage's teachers in their average; they sum to 1."""
+        names = self.teachers_of(stage)
+        if names == ("assistant",):
+            return [1.0]
+        weights = [float(self.section(name).weight) for name in names]
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise UserError(f"weights of the teachers {dict(zip(names, weights, strict=True))}")
+        return [weight / sum(weights) for weight in weights]
+
+    def section(self, model: str) -> ConfigDict:
+        """The section of the config that describes a model."""
+        return self.config.teachers[model] if model in self.config.teachers else self.config[model]
+
+    def _describe(self) -> dict[str, Blueprint]:
+        trained_size = None
+        if self.config.tokenizer.train:
+            own = getattr(self, "_tokenizers", {}).get("student")
+            trained_size = self.config.tokenizer.vocab_size if own is None else len(own)
+        common = dict(
+            head=self.head, policy=self.policy, vocab_size=trained_size, offline=self.folder is None
+        )
+        found: dict[str, Blueprint] = {}
+        names = [*self.teachers, *(["assistant"] if self.has_assistant else []), "student"]
+        for name in names:
+            section = self.section(name)
+            # A teacher that is taken as it is has classes of its own, in its own order.
+            given = section.model and name not in self.trained
+            labels = None if given or self.head == "span" else self.task.labels
+            key = f"teachers.{name}" if name in self.config.teachers else name
+            base = None if name in self.teachers else found["teacher"].hf_json
+            remat = self.config.remat and name not in self.teachers
+            found[name] = blueprint.describe(
+                section, key, base=base, labels=labels, remat=remat, **common
+            )
+        return found
+
+    def _read_tokenizers(self) -> dict[str, Any]:
+        """Each model's: trained here, its checkpoint's own, the config's, or the teacher's."""
+        given, found = self.config.tokenizer, {}
+        if given.train:
+            return dict.fromkeys(self.models, self._trained_tokenizer(self.task.texts("train")))
+        named = None
+        if given.path:
+            where = Path(given.path).expanduser()
+            named = text.load_tokenizer(where if where.is_dir() else hub.resolve(given.path).path)
+        for name, model in self.models.items():
+            own = model.folder is not None and text.has_tokenizer(model.folder)
+            found[name] = text.load_tokenizer(model.folder) if own else named
+            if found[name] is None and "teacher" in found and name not in self.teachers:
+                found[name] = found["teacher"]
+            if found[name] is None:
+                raise UserError(f"{name} {model.name} has no tokenizer: set tokenizer.path")
+        return found
+
+    def _check_vocabulary(self, name: str) -> None:
+        model, tokenizer = self.models[name], self._tokenizers[name]
+        size = max(tokenizer.get_vocab().values()) + 1
+        if model.config.vocab_size < size:
+            raise UserError(
+                f"{name} {model.name} has a vocabulary of {model.config.vocab_size}, its tokenizer "
+                f"has ids up to {size - 1}: they do not belong together; check the tokenizer files "
+                f"in its folder, or tokenizer.path"
+            )
+
+    def _order(self, name: str) -> tuple[int, ...] | None:
+        """Where each of the task's classes stands among the model's; None where they agree."""
+        if self.head == "span" or self.regression or self.folder is None:
+            return None
+        stated = self.section(name).get("labels", None)
+        theirs, ours = tuple(stated or self.models[name].config.labels), self.task.labels
+        if len(theirs) != len(ours) or (
+            stated and len(theirs) != len(self.models[name].config.labels)
+        ):
+            raise UserError(
+                f"{name} {self.models[name].name} has {len(self.models[name].config.labels)} "
+                f"classes ({', '.join(theirs)}), the task has {len(ours)} ({', '.join(ours)})"
+            )
+        if theirs == ours:
+            return None
+        folded = [label.casefold() for label in theirs]
+        missing = [label for label in ours if label.casefold() not in folded]
+        if missing:
+            raise UserError(
+                f"{name} {self.models[name].name} calls its classes {', '.join(theirs)}; the task "
+                f"has {', '.join(ours)}: name the model's classes in its own order in "
+                f"config.{name}.labels"
+            )
+        return tuple(folded.index(label.casefold()) for label in ours)
+
+    def _with_steps(self, stage: Stage) -> Stage:
+        if stage.steps > 0:
+            return stage
+        if stage.epochs <= 0:
+            raise UserError(f"stage {stage.name}: set config.epochs, or config.steps")
+        if self.folder is None:
+            return dataclasses.replace(stage, steps=NOMINAL_STEPS)
+        stream = self.tasks[stage.model].train(stage.batch_size, self.config.seed)
+        steps = max(1, round(stage.epochs * stream.steps_per_epoch))
+        return dataclasses.replace(stage, steps=steps)

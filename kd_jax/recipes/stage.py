@@ -1,0 +1,185 @@
+"""A stage of a run: one model trained once; and what the stages of all recipes share.
+
+`setup` below is a `recipes.setup.Setup`: the models of the run, as described, and where they live.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.models import family, surgery
+from kd_jax.recipes import blueprint, keys
+from kd_jax.train import optim, records, sharding, state
+from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.types import Array, Model, Params
+
+log = logging.getLogger(__name__)
+
+# What `config.stages` may say for one stage, where the config itself has it.
+OVERRIDES = ("epochs", "steps", "batch_size", "optim")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The settings of one stage: the config's own, and what `config.stages` says differs."""
+
+    name: str
+    model: str  # which of the run's models it trains
+    learns: bool  # from a teacher: on config.objective, else on the labels alone
+    steps: int
+    batch_size: int
+    optim: ConfigDict
+    epochs: float = 0.0  # fine-tuning: how many, where there are no steps
+
+
+def stages(config: ConfigDict, have: Mapping[str, str]) -> list[Stage]:
+    """The stages of `config.stages`, in the order of `have` (stage -> the model it trains).
+
+    Raises UserError on unknown names and keys.
+    """
+    if not config.stages or set(config.stages) - have.keys():
+        raise UserError(f"config.stages={list(config.stages)}: have {', '.join(have)}")
+    found = []
+    for name, model in have.items():
+        if name not in config.stages:
+            continue
+        defaults = {key: config[key] for key in OVERRIDES if key in config}
+        changes = settings(config.stages[name], defaults, f"stages.{name}")
+        own = ConfigDict(config.optim.to_dict(), type_safe=False)
+        if changes["optim"] is not config.optim:
+            own.update(changes["optim"])
+            keys.check_optim(own, f"stages.{name}.optim")
+        learns = name in ("assistant", "student")
+        found.append(Stage(name, model, learns, **changes | {"optim": own}))
+    return found
+
+
+def initial_params(setup: Any, stage: Stage, given: Mapping[str, Params], key: Array):
+    """(init, inputs) of `state.create` for the model of a stage, by its section's `init`.
+
+    `given`: parameters of the models that are there already, by name.
+    """
+    model = setup.models[stage.model]
+    init = setup.config[stage.model].get("init", "model" if model.folder else "scratch")
+    if init == "teacher":
+        source = setup.models["teacher"]
+        layers = setup.config[stage.model].layers
+
+        def from_teacher(inputs):
+            params, key = inputs
+            whole = source.abstract().replace(params=params)
+            fresh = model.abstract().replace(params=model.draw(key))
+            return surgery.from_teacher(fresh, whole, layers).params
+
+        return from_teacher, (given["teacher"], key)
+    if init == "model":
+        if model.folder is None:
+            raise UserError(
+                f"config.{stage.model}.init='model': set {stage.model}.model to a checkpoint"
+            )
+        return (lambda params: params), model.load(key)
+    if init != "scratch":
+        raise UserError(f"config.{stage.model}.init={init!r}: have teacher, model, scratch")
+    return model.draw, key
+
+
+def create_state(
+    setup: Any, stage: Stage, given: Mapping[str, Params], abstract: bool = False
+) -> state.TrainState:
+    """The stage's state before its first step; or its shapes, after all checks."""
+    key = jax.random.key(setup.config.seed)
+    init, inputs = initial_params(setup, stage, given, jax.random.fold_in(key, 0))
+    if abstract:
+        inputs = jax.eval_shape(lambda x: x, inputs)
+    return _state(setup, stage, init, inputs, jax.random.fold_in(key, 1))
+
+
+def _state(setup: Any, stage: Stage, init: Any, inputs: Any, key: Array) -> state.TrainState:
+    plan, _ = setup.plan(stage)
+    model, teacher = setup.models[stage.model], setup.models[setup.teachers_of(stage)[0]]
+
+    def both(inputs):
+        own = plan.objective.init(key, model.spec, teacher.spec)
+        return {"student": init(inputs), "objective": own}
+
+    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
+    graphdef = model.abstract().graphdef
+    return state.create(both, inputs, graphdef, make_optimizer, plan.table, setup.mesh)
+
+
+def abstract_state(setup: Any, stage: Stage) -> state.TrainState:
+    """The shapes of a stage's state, wherever its parameters come from."""
+    model = setup.models[stage.model].abstract()
+    return _state(setup, stage, lambda params: params, model.params, jax.random.key(0))
+
+
+def restore_best(setup: Any, stage: Stage) -> Params:
+    """The parameters of a stage's best checkpoint."""
+    checkpoints = Checkpoints(setup.folder / stage.name / "checkpoints", keep=None)
+    if checkpoints.best is None:
+        raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
+    restored = checkpoints.restore(checkpoints.best, abstract_state(setup, stage))
+    checkpoints.close()
+    return restored.params["student"]
+
+
+def given_params(setup: Any, name: str) -> Params:
+    """The parameters of a model that no stage trains."""
+    model = setup.models[name]
+    key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
+    if model.folder is None:
+        log.warning("%s has random parameters: no %s.model, no stage trains it", name, name)
+        return model.draw(key)
+    return model.load(key)
+
+
+def frozen(setup: Any, name: str, params: Params) -> Model:
+    """A model as a teacher: in its operand type, laid out on the mesh."""
+    specs = sharding.param_specs(family.PARTITION, params, setup.mesh)
+    kept = blueprint.stored(params, setup.policy)
+    placed = jax.device_put(kept, sharding.shardings(specs, setup.mesh))
+    return Model(placed, setup.models[name].abstract().graphdef)
+
+
+def write_overview(stage: str, params: Params, path: epath.Path) -> None:
+    """A table of all parameters to `path`, their number to the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def size_mb(params: Params) -> float:
+    """Megabytes of the parameters, as they are exported."""
+    return round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2)
+
+
+def speed(folder: epath.Path) -> dict[str, float | None]:
+    """Median tokens and rows a second, and the share of time spent waiting for batches."""
+    rows = records.read(folder / "timing.csv")
+    if not rows:
+        return {"tokens_per_second": None}
+    seconds = [float(row["seconds"]) for row in rows]
+    waits = [float(row["input_wait_fraction"]) for row in rows]
+    waited = sum(s * w for s, w in zip(seconds, waits, strict=True))
+    return {
+        "tokens_per_second": statistics.median(float(row["tokens_per_second"]) for row in rows),
+        "rows_per_second": statistics.median(float(row["rows_per_second"]) for row in rows),
+        "input_wait_fraction": round(waited / sum(seconds), 5),
+    }

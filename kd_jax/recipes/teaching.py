@@ -1,0 +1,127 @@
+"""How a stage of fine-tuning is taught: from logits that were computed before, or by teachers that
+answer at every step."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+
+from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.errors import UserError
+from kd_jax.models.layers import MASKED
+from kd_jax.objectives.combine import Objective
+from kd_jax.recipes.answers import Answers
+from kd_jax.recipes.finetune_setup import FinetuneSetup
+from kd_jax.recipes.stage import Stage
+from kd_jax.teachers.several import Member, Several, Stored
+from kd_jax.train.step import Teacher
+from kd_jax.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+def teaching(
+    setup: FinetuneSetup, this: Stage, objective: Objective, answers: Answers
+) -> tuple[Teacher | None, BucketStream]:
+    """The teacher of a stage, None where it has none, and the batches that it goes with."""
+    task, seed = setup.tasks[this.model], setup.config.seed
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    stream = task.train(this.batch_size, seed, **processes)
+    if not this.learns:
+        return None, stream
+    names = setup.teachers_of(this)
+    together = ", ".join(names)
+    if setup.head == "span" or objective.needs_teacher_states:
+        why = "its loss" if setup.head == "span" else "a loss on hidden states or attention"
+        _check_same_rows(setup, this.model, names, why)
+    if objective.needs_teacher_states:
+        log.info(
+            "%s: %s at every step, since the objective reads more than logits", this.name, together
+        )
+        return _online(setup, this, names, answers, stream)
+    if not setup.config.cache.max_gb:
+        log.info("%s: %s at every step, since cache.max_gb is 0", this.name, together)
+        return _online(setup, this, names, answers, stream)
+    ids_N = None
+    if this.steps < stream.steps_per_epoch:  # ask for what will be seen, not for everything
+        whole = task.train(this.batch_size, seed)
+        ids_N = np.concatenate([whole[step].ids_B for step in range(this.steps)])
+        ids_N = ids_N[ids_N >= 0]
+    rows = answers.together(names, setup.weights_of(this), "train", ids_N)
+    log.info("%s: logits of %s, computed once for each row", this.name, together)
+    return Stored(), stream.map(attach(rows, setup.head == "span", len(task.labels)))
+
+
+def attach(rows: list, spans: bool, classes: int):
+    """Gives each batch its rows' logits, as a teacher computed them before; padding is MASKED."""
+    if not spans:
+        table_NC = np.zeros((len(rows), classes), np.float32)
+        for i, logits_C in enumerate(rows):
+            if logits_C is not None:
+                table_NC[i] = logits_C
+        return lambda batch: batch.replace(teacher_logits_BPC=table_NC[batch.ids_B][:, None])
+
+    def padded(batch: Batch) -> Batch:
+        B, T = batch.tokens_BT.shape
+        logits_B2T = np.full((B, 2, T), MASKED, np.float32)
+        for row, i in zip(logits_B2T, batch.ids_B, strict=True):
+            if i >= 0:
+                row[:, : rows[i].shape[1]] = rows[i]
+        return batch.replace(teacher_logits_BPC=logits_B2T)
+
+    return padded
+
+
+def _online(
+    setup: FinetuneSetup, this: Stage, names: tuple[str, ...], answers: Answers, stream
+) -> tuple[Teacher, BucketStream]:
+    """Teachers in the step; those that read other tokens get their rows with the batch."""
+    ours = setup.tasks[this.model].rows("train")
+    theirs = {name: setup.tasks[name].rows("train") for name in names}
+    foreign = [name for name in names if not _same(ours, theirs[name])]
+    if len(names) == 1 and not foreign and setup.orders[names[0]] is None:
+        return answers.model(names[0]), stream
+    models = {name: answers.model(name) for name in names}
+    members = tuple(
+        Member(
+            name,
+            models[name].graphdef,
+            weight,
+            setup.orders[name],
+            foreign.index(name) if name in foreign else None,
+        )
+        for name, weight in zip(names, setup.weights_of(this), strict=True)
+    )
+    params = {name: model.params for name, model in models.items()}
+    teacher = Several(params, members, setup.config.average)
+    if not foreign:
+        return teacher, stream
+    # One length for each, whatever the bucket: their rows need not be as long as the student's.
+    longest = [lengths_of(theirs[n].lengths_N, setup.task.seq_len)[-1] for n in foreign]
+
+    def encode(batch: Batch) -> Batch:
+        ids_B = np.maximum(batch.ids_B, 0)
+        pairs = zip(foreign, longest, strict=True)
+        return batch.replace(
+            teacher_inputs=tuple(theirs[name].encoding(ids_B, length) for name, length in pairs)
+        )
+
+    return teacher, stream.map(encode)
+
+
+def _same(ours, theirs) -> bool:
+    return np.array_equal(ours.lengths_N, theirs.lengths_N) and np.array_equal(
+        ours.tokens_F, theirs.tokens_F
+    )
+
+
+def _check_same_rows(setup: FinetuneSetup, model: str, names: tuple[str, ...], what: str) -> None:
+    """Raises UserError where one of the teachers reads the examples in other tokens."""
+    for name in names:
+        if not _same(setup.tasks[model].rows("train"), setup.tasks[name].rows("train")):
+            raise UserError(
+                f"{name} {setup.models[name].name} has another tokenizer than the {model}, and "
+                f"{what} compares token by token: choose a teacher of the same tokenizer"
+            )

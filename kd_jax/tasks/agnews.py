@@ -1,0 +1,99 @@
+"""AG News (Zhang et al. 2015): news in four classes, from title and description.
+
+config.task: name, seq_len. config.data as in tasks/examples.py. Sources that are left out are the
+hub's fancyzhang/ag_news. With source="files", the original .csv (no header; class 1 to 4, title,
+description), a folder that holds train.csv and test.csv, or a .tsv of `text TAB class name`; a
+classes.txt beside them must name the same classes.
+"""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import files, table
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes
+from kd_jax.tasks.examples import DATA
+
+DEFAULTS = dict(name="agnews", seq_len=128)
+HUB = dict(source="hub", path="fancyzhang/ag_news")
+
+
+def make(
+    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+) -> "AGNews":
+    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
+    for."""
+    return AGNews(config, data, tokenizer)
+
+
+class AGNews(ClassificationTask):
+    """Title and description are one text, with a space between them, as on the hub."""
+
+    labels = ("World", "Sports", "Business", "Sci/Tech")
+    metrics = ("accuracy", "macro_f1")
+    primary = "accuracy"
+
+    def __init__(self, config, data, tokenizer) -> None:
+        config = settings(config, DEFAULTS, "task")
+        data = settings(data, DATA, "data")
+        data |= {key: data[key] or HUB for key in ("train", "test")}
+        super().__init__(data, tokenizer, config["seq_len"])
+
+    def _read(self, key):
+        where = f"data.{key}"
+        spec = settings(self.data[key], table.DEFAULTS, where)
+        path = spec["path"]
+        if spec["source"] == "files" and isinstance(path, str | Path):
+            path = Path(os.path.expanduser(path))
+            path = path / f"{spec['split'] or key}.csv" if path.is_dir() else path
+            if path.suffix in (".csv", ".tsv"):
+                if not path.is_file():
+                    raise UserError(f"{path} (config.{where}) does not exist")
+                return self._original(path)
+        found = table.read(spec, where)
+        known = {str(row): row for row in range(4)} | self._known
+        labels_N = classes(found.column("label", "config.data"), known, found.place)
+        texts = found.texts("text", "config.data")
+        return Texts(found.name, texts, None, labels_N, found.place, found.commit)
+
+    @property
+    def _known(self):
+        return {name: row for row, name in enumerate(self.labels)}
+
+    def _original(self, path: Path) -> Texts:
+        self._check_classes(path.parent / "classes.txt")
+        if path.suffix == ".csv":
+            layout, known = "class, title, description", {str(row + 1): row for row in range(4)}
+            fields, label = 3, 0
+            try:
+                rows = list(csv.reader(files.lines(path), strict=True))
+            except csv.Error as error:
+                raise UserError(f"{path}: {error}") from None
+        else:
+            layout, known = "text TAB class name", self._known
+            rows = [line.rstrip("\r\n").split("\t") for line in files.lines(path)]
+            fields, label = 2, 1
+
+        def place(row: int) -> str:
+            return f"{path}, row {row + 1}"
+
+        for number, row in enumerate(rows):
+            if len(row) != fields:
+                raise UserError(f"{place(number)}: {len(row)} fields instead of {layout}")
+        labels_N = classes([row[label] for row in rows], known, place)
+        texts = [" ".join(row[:label] + row[label + 1 :]) for row in rows]
+        return Texts(str(path), texts, None, labels_N, place)
+
+    def _check_classes(self, file: Path) -> None:
+        if file.is_file():
+            names = tuple(filter(None, map(str.strip, files.lines(file))))
+            if names != self.labels:
+                raise UserError(
+                    f"{file} names {', '.join(names)}; AG News has {', '.join(self.labels)}: use "
+                    f"config.task.name='labelled_text' for other classes"
+                )

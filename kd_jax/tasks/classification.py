@@ -1,0 +1,208 @@
+"""What tasks of one class, or one number, for each text or pair of texts share."""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kd_jax.data import encoded, splits
+from kd_jax.errors import UserError
+from kd_jax.evals import classification, regression
+from kd_jax.tasks.examples import ExampleTask
+from kd_jax.tasks.task import HELD_OUT_SEED
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Texts, or pairs of them, and their labels."""
+
+    name: str
+    first: list[str]
+    second: list[str] | None
+    labels_N: np.ndarray | None  # int32 classes, float32 numbers, or None: the labels are secret
+    place: Callable[[int], str]  # where row i stands, for messages
+    commit: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError naming the first row without text."""
+        for texts in filter(None, (self.first, self.second)):
+            for row, text in enumerate(texts):
+                if not text.strip():
+                    raise UserError(f"{self.place(row)}: the text is empty; remove the row")
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def pairs(self) -> list[tuple[str, ...]]:
+        return list(zip(*filter(None, (self.first, self.second)), strict=True))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for texts in self.pairs:
+            for text in map(str.encode, texts):
+                digest.update(len(text).to_bytes(8, "little"))
+                digest.update(text)
+        if self.labels_N is not None:
+            digest.update(self.labels_N.tobytes())
+        return digest.hexdigest()
+
+    def part(self, chosen_N: np.ndarray, name: str) -> "Texts":
+        rows = np.flatnonzero(chosen_N).tolist()
+        return Texts(
+            name,
+            [self.first[row] for row in rows],
+            None if self.second is None else [self.second[row] for row in rows],
+            None if self.labels_N is None else self.labels_N[rows],
+            lambda row: self.place(rows[row]),
+            self.commit,
+        )
+
+
+def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], str]) -> np.ndarray:
+    """int32 classes of labels as they are written. UserError names the first unknown one."""
+    labels = [known.get(str(value)) for value in values]
+    if None in labels:
+        row = labels.index(None)
+        raise UserError(f"{place(row)}: {values[row]!r} is no label; have: {', '.join(known)}")
+    return np.array(labels, np.int32)
+
+
+def numbers(
+    values: Sequence, place: Callable[[int], str], least: float = -math.inf, most: float = math.inf
+) -> np.ndarray:
+    """float32 of labels that are numbers. UserError names the first that is none, or that lies
+    outside [least, most]."""
+    found = np.empty(len(values), np.float32)
+    for row, value in enumerate(values):
+        try:
+            found[row] = float(value)
+        except (TypeError, ValueError):
+            found[row] = math.nan
+        if not (math.isfinite(found[row]) and least <= found[row] <= most):
+            within = f" between {least:g} and {most:g}" if least > -math.inf else ""
+            raise UserError(f"{place(row)}: label {value!r} is no number{within}")
+    return found
+
+
+class ClassificationTask(ExampleTask):
+    """Rows have one label each, (B, 1). Subclasses set `labels`, `metrics`, `primary` and read
+    `Texts`; `written` is how the classes are called in files of predictions."""
+
+    head = "classification"
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return self.labels
+
+    def _held_out(self, examples):
+        labels_N = examples.labels_N
+        if self.regression:
+            labels_N = np.zeros(len(examples), np.int32)
+        # A text that occurs twice must not be on both sides.
+        return splits.stratified(examples.pairs, labels_N, self.data["held_out"], HELD_OUT_SEED)
+
+    def _encode(self, split):
+        examples = self.examples(split)
+        labels_N = examples.labels_N
+        if labels_N is None and split != "test":
+            raise UserError(f"{examples.name} (config.data.{split}) has no labels")
+        if labels_N is None:
+            labels_N = np.zeros(len(examples), np.float32 if self.regression else np.int32)
+        return encoded.encode(
+            self.tokenizer, examples.first, examples.second, labels_N[:, None], self.seq_len
+        )
+
+    def score(self, split, outputs):
+        logits_NC = self._logits(split, outputs)
+        labels_N = self._labels(split)
+        if self.regression:
+            return regression.figures(logits_NC[:, 0], labels_N)
+        loss = classification.cross_entropy(logits_NC, labels_N)
+        return {"loss": loss} | self._figures(logits_NC.argmax(axis=1), labels_N)
+
+    def report(self, split, outputs):
+        """{"classes": {name: precision, recall, f1, support}, "confusion": (C, C) counts}; {} for
+        a regression."""
+        if self.regression:
+            return {}
+        predictions_N = self._logits(split, outputs).argmax(axis=1)
+        return classification.by_class(predictions_N, self._labels(split), self.labels)
+
+    def predictions(self, split, outputs) -> list:
+        """The name of each example's class, or its number."""
+        logits_NC = self._logits(split, outputs)
+        if self.regression:
+            return logits_NC[:, 0].tolist()
+        return [self.labels[index] for index in logits_NC.argmax(axis=1)]
+
+    def write_submission(self, split, outputs, path) -> None:
+        """A .tsv with a header, `index` (from 0) and `prediction`."""
+        lines = ["index\tprediction"]
+        for index, prediction in enumerate(self.predictions(split, outputs)):
+            if self.regression:
+                text = f"{prediction:.6f}"
+            else:
+                text = self.written[self.labels.index(prediction)]
+            lines.append(f"{index}\t{text}")
+        Path(path).write_text("\n".join(lines) + "\n")
+
+    def read_predictions(self, split, path) -> list:
+        count = len(self.examples(split))
+        found: list = [None] * count
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        rows = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+        if next(rows, None) != ["index", "prediction"]:
+            raise UserError(f"{path}, row 1: the header must be index TAB prediction")
+        for number, row in enumerate(rows, 2):
+            place = f"{path}, row {number}"
+            if len(row) != 2:
+                raise UserError(f"{place}: {len(row)} fields, there must be 2")
+            index = int(row[0]) if row[0].isascii() and row[0].isdigit() else -1
+            if not 0 <= index < count:
+                raise UserError(f"{place}: index {row[0]!r}; have: 0 to {count - 1}")
+            if found[index] is not None:
+                raise UserError(f"{place}: index {index} is there twice")
+            found[index] = self._prediction(row[1], place)
+        if None in found:
+            missing = found.index(None)
+            raise UserError(f"{path} lacks {found.count(None)} of {count} rows: index {missing}")
+        return found
+
+    def _prediction(self, text, place):
+        if self.regression:
+            return float(numbers([text], lambda row: place)[0])
+        known = {name: row for row, name in enumerate(self.written)}
+        return self.labels[classes([text], known, lambda row: place)[0]]
+
+    def score_predictions(self, split, predictions):
+        labels_N = self._labels(split)
+        if self.regression:
+            return regression.figures(np.array(predictions), labels_N)
+        index_N = np.array([self.labels.index(name) for name in predictions])
+        return self._figures(index_N, labels_N)
+
+    def _figures(self, predictions_N, labels_N):
+        return classification.figures(predictions_N, labels_N, self.metrics, len(self.labels))
+
+    def _labels(self, split):
+        examples = self.examples(split)
+        if examples.labels_N is None:
+            raise UserError(
+                f"{examples.name} (config.data.{split}) has no labels, so nothing can be scored"
+            )
+        return examples.labels_N
+
+    def _logits(self, split, outputs):
+        if len(outputs) != len(self.examples(split)):
+            raise ValueError(f"{len(outputs)} outputs of {len(self.examples(split))} rows")
+        return np.stack([np.asarray(output, np.float32) for output in outputs])

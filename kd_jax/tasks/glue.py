@@ -1,0 +1,184 @@
+"""GLUE (Wang et al. 2018, arXiv:1804.07461): nine tasks on sentences and pairs of sentences.
+
+config.task: name, seq_len, and `task`: cola, sst2, mrpc, stsb, qqp, mnli (its test split is the
+matched one), mnli_mismatched, qnli, rte or wnli.
+
+config.data as in tasks/examples.py. Sources that are left out are the hub's nyu-mll/glue: train,
+and as test its validation split, since the labels of GLUE's own test split are secret. A file or
+folder in GLUE's original layout is read too, source="files": a folder's train.tsv for train,
+dev.tsv (dev_matched.tsv, dev_mismatched.tsv) for the rest, or <split>.tsv.
+
+Figures and the one that selects are those of the papers' tables: Matthews' correlation of CoLA,
+F1 of MRPC and QQP, Spearman's correlation of STS-B, accuracy of the others.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import files, table
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
+from kd_jax.tasks.examples import DATA
+
+DEFAULTS = dict(name="glue", task="sst2", seq_len=128)
+HUB = dict(source="hub", path="nyu-mll/glue")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Columns on the hub and, where they are called otherwise, in the original files."""
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)  # the first one selects
+    file_texts: tuple[str, ...] | None = None
+    file_label: str = "label"
+    named: bool = False  # whether files hold the names of the classes, not their numbers
+    dev: str = "dev"
+    hub_name: str | None = None
+    hub_split: str = "validation"
+
+
+_PAIR = ("sentence1", "sentence2")
+_MNLI = _Task(
+    ("premise", "hypothesis"),
+    ("entailment", "neutral", "contradiction"),
+    file_texts=_PAIR,
+    file_label="gold_label",
+    named=True,
+    dev="dev_matched",
+    hub_split="validation_matched",
+)
+TASKS = {
+    "cola": _Task(
+        ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation", "accuracy")
+    ),
+    "sst2": _Task(("sentence",), ("negative", "positive")),
+    "mrpc": _Task(
+        _PAIR,
+        ("not_equivalent", "equivalent"),
+        ("f1", "accuracy"),
+        file_texts=("#1 String", "#2 String"),
+        file_label="Quality",
+    ),
+    "stsb": _Task(_PAIR, ("score",), ("spearman", "pearson"), file_label="score"),
+    "qqp": _Task(
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        ("f1", "accuracy"),
+        file_label="is_duplicate",
+    ),
+    "mnli": _MNLI,
+    "mnli_mismatched": dataclasses.replace(
+        _MNLI, dev="dev_mismatched", hub_name="mnli", hub_split="validation_mismatched"
+    ),
+    "qnli": _Task(("question", "sentence"), ("entailment", "not_entailment"), named=True),
+    "rte": _Task(_PAIR, ("entailment", "not_entailment"), named=True),
+    "wnli": _Task(_PAIR, ("not_entailment", "entailment")),
+}
+
+
+def make(
+    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+) -> "Glue":
+    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
+    for. Raises UserError for an unknown task."""
+    return Glue(config, data, tokenizer)
+
+
+class Glue(ClassificationTask):
+    """One of GLUE's tasks."""
+
+    def __init__(self, config, data, tokenizer) -> None:
+        config = settings(config, DEFAULTS, "task")
+        self.task = config["task"]
+        if self.task not in TASKS:
+            raise UserError(f"config.task.task={self.task!r}; have: {', '.join(TASKS)}")
+        self.layout = TASKS[self.task]
+        self.labels = self.layout.labels
+        self.metrics = self.layout.metrics
+        self.primary = self.metrics[0]
+        self.regression = self.task == "stsb"
+        data = settings(data, DATA, "data")
+        data |= {key: data[key] or HUB for key in ("train", "test")}
+        super().__init__(data, tokenizer, config["seq_len"])
+
+    @property
+    def written(self):
+        """GLUE's server wants names where the files have names, numbers elsewhere."""
+        if self.layout.named:
+            return self.labels
+        return tuple(map(str, range(len(self.labels))))
+
+    def _read(self, key):
+        where = f"data.{key}"
+        spec = settings(self.data[key], table.DEFAULTS, where)
+        path = spec["path"]
+        if spec["source"] == "files" and isinstance(path, str | Path):
+            path = Path(os.path.expanduser(path))
+            if path.is_dir():
+                default = "train" if key == "train" else self.layout.dev
+                path = path / f"{spec['split'] or default}.tsv"
+            if path.suffix == ".tsv":
+                if not path.is_file():
+                    raise UserError(f"{path} (config.{where}) does not exist: {_have(path.parent)}")
+                return self._texts(_original(path, self.task), original=True)
+        if spec["source"] == "hub" and spec["path"] == HUB["path"] and spec["name"] is None:
+            spec["name"] = self.layout.hub_name or self.task
+        if spec["split"] is None:
+            spec["split"] = "train" if key == "train" else self.layout.hub_split
+        return self._texts(table.read(spec, where), original=False)
+
+    def _texts(self, found: table.Table, original: bool) -> Texts:
+        layout = self.layout
+        columns = (original and layout.file_texts) or layout.texts
+        label = layout.file_label if original else "label"
+        key = "config.data to files whose columns are those of GLUE, not"
+        texts = [found.texts(column, key) for column in columns]
+        first, second = texts if len(texts) == 2 else (texts[0], None)
+        values = found.columns.get(label)
+        if original and "index" in found.columns and values is None:  # test.tsv
+            labels_N = None
+        elif not original and set(found.column(label, key)) <= {-1, -1.0}:  # the hub's test split
+            labels_N = None
+        elif self.regression:
+            labels_N = numbers(found.column(label, key), found.place, 0.0, 5.0)
+        else:
+            known = {name: row for row, name in enumerate(self.labels)}
+            known |= {str(row): row for row in range(len(self.labels))}
+            labels_N = classes(found.column(label, key), known, found.place)
+        return Texts(found.name, first, second, labels_N, found.place, found.commit)
+
+
+def _have(folder: Path) -> str:
+    names = sorted(file.name for file in folder.glob("*.tsv")) if folder.is_dir() else []
+    return f"{folder} has {', '.join(names) or 'no .tsv'}"
+
+
+def _original(path: Path, task: str) -> table.Table:
+    """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files."""
+    records, header, left_out = [], None, 0
+    if task == "cola":
+        header = ["source", "label", "original", "sentence"]
+    for number, line in enumerate(files.lines(path), 1):
+        fields = line.rstrip("\r\n").split("\t")
+        if header is None or (number == 1 and fields == ["index", "sentence"]):
+            header = fields
+        elif len(fields) == len(header):
+            records.append((f"{path}, row {number}", dict(zip(header, fields, strict=True))))
+        elif task == "qqp":  # its train.tsv has questions that break off at a line's end
+            left_out += 1
+        elif fields != [""]:
+            raise UserError(
+                f"{path}, row {number}: {len(fields)} fields instead of {len(header)} "
+                f"({', '.join(header)})"
+            )
+    if left_out:
+        logging.warning("%s: %d broken rows are left out", path, left_out)
+    return table.Table.of_records(str(path), records)

@@ -1,0 +1,131 @@
+"""Classification (or regression) of your own texts, by the configuration alone.
+
+config.task:
+    name     "labelled_text"
+    text     column of the text
+    pair     column of a second text; None where there is none
+    label    column of the label
+    labels   names of the classes in order; or a dict from labels as the file has them to names,
+             whose classes are in the order of the sorted labels; None takes the labels of the
+             training data, sorted (whole numbers as numbers). ("score",) makes it a regression
+    primary  the figure that selects: accuracy, macro_f1, or for two classes f1 (of the second) or
+             matthews_correlation; of a regression pearson or spearman. None: accuracy, spearman
+    seq_len  tokens of a row
+
+config.data as in tasks/examples.py: .csv, .tsv, .jsonl, .json, .parquet, hub or tfds.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import table
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
+from kd_jax.tasks.examples import DATA
+
+DEFAULTS = dict(
+    name="labelled_text",
+    text="text",
+    pair=None,
+    label="label",
+    labels=None,
+    primary=None,
+    seq_len=128,
+)
+
+
+def make(
+    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+) -> "LabelledText":
+    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
+    for."""
+    return LabelledText(config, data, tokenizer)
+
+
+class LabelledText(ClassificationTask):
+    """Texts, or pairs of texts, in columns that the config names."""
+
+    def __init__(self, config, data, tokenizer) -> None:
+        self.config = settings(config, DEFAULTS, "task")
+        super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
+        given = self.config["labels"]
+        if given is not None and (isinstance(given, str) or len(given) == 0):
+            raise UserError(f"config.task.labels={given!r} must be a list of names, or a dict")
+        self.regression = given is not None and tuple(given) == ("score",)
+        primary = self.config["primary"]
+        if primary is not None and primary not in self.metrics:
+            raise UserError(f"config.task.primary={primary!r}; have: {', '.join(self.metrics)}")
+
+    @functools.cached_property
+    def _known(self) -> dict[str, int]:
+        """Classes by the labels that stand for them."""
+        given = self.config["labels"]
+        if hasattr(given, "items"):
+            return {label: self.labels.index(str(name)) for label, name in _in_order(given)}
+        if given is not None:
+            return {str(name): row for row, name in enumerate(given)}
+        if self.data["train"] is None:
+            raise UserError("config.data.train is not set: give it a source, or config.task.labels")
+        values = set(map(str, self._table("train").column(self.config["label"], _key("label"))))
+        if len(values) < 2:
+            raise UserError(
+                f"{self._table('train').name}: all labels are {', '.join(values)}; there must be "
+                f"two classes, or set config.task.labels"
+            )
+        return {name: row for row, (name, _) in enumerate(_in_order(dict.fromkeys(values)))}
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        if self.regression:
+            return ("score",)
+        given = self.config["labels"]
+        if hasattr(given, "items"):
+            return tuple(dict.fromkeys(str(name) for _, name in _in_order(given)))
+        return tuple(self._known)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        if self.regression:
+            return ("spearman", "pearson")
+        two = ("f1", "matthews_correlation") if len(self.labels) == 2 else ()
+        return ("accuracy", "macro_f1", *two)
+
+    @property
+    def primary(self) -> str:
+        return self.config["primary"] or self.metrics[0]
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, table.Table]:
+        return {}
+
+    def _table(self, key) -> table.Table:
+        if key not in self._tables:
+            self._tables[key] = table.read(self.data[key], f"data.{key}")
+        return self._tables[key]
+
+    def _read(self, key):
+        found = self._table(key)
+        first = found.texts(self.config["text"], _key("text"))
+        pair = self.config["pair"]
+        second = None if pair is None else found.texts(pair, _key("pair"))
+        values = found.column(self.config["label"], _key("label"))
+        if self.regression:
+            labels_N = numbers(values, found.place)
+        else:
+            labels_N = classes(values, self._known, found.place)
+        return Texts(found.name, first, second, labels_N, found.place, found.commit)
+
+
+def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:
+    """Items sorted by key. A dict's own order does not survive a ConfigDict."""
+    items = [(str(key), value) for key, value in mapping.items()]
+    whole = all(key.isascii() and key.isdigit() for key, _ in items)
+    return sorted(items, key=lambda item: int(item[0]) if whole else item[0])
+
+
+def _key(name: str) -> str:
+    return f"config.task.{name}"
