@@ -1,1 +1,1 @@
-"""Losses: row-wise divergences run by one chunked engine, and terms over hidden states and attention."""
+"""Losses: row-wise divergences run by one chunked engine, and terms over states and attention."""

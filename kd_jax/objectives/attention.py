@@ -1,8 +1,7 @@
 """`attention`: the student's attention follows the teacher's, layer by layer.
 
 Scores: Jiao et al., "TinyBERT", arXiv:1909.10351, eq. 7, on the scores before the softmax.
-Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, section 3.1, here for any
-layers.
+Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, section 3.1, for any layers.
 """
 
 import dataclasses

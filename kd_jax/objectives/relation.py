@@ -1,10 +1,10 @@
 """`relation`: how the tokens of a layer relate to each other by queries, keys and values.
 
 Wang et al., "MiniLM", arXiv:2002.10957, sections 3.1 and 3.2: relations qk (the attention itself)
-and vv of the last layers. Wang et al., "MiniLMv2", arXiv:2012.15828, section 3.1: qq, kk and vv over
-relation heads of any number, with a teacher layer of choice: the last, or one in the upper middle
-of a large teacher (the 21st of 24). Both papers average over a row's tokens first; here, as in all
-terms, every token of the batch counts alike.
+and vv of the last layers. Wang et al., "MiniLMv2", arXiv:2012.15828, section 3.1: qq, kk and vv
+over relation heads of any number, with a teacher layer of choice: the last, or one in the upper
+middle of a large teacher (the 21st of 24). Both papers average over a row's tokens first; here, as
+in all terms, every token of the batch counts alike.
 """
 
 import dataclasses
