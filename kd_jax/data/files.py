@@ -68,7 +68,7 @@ def _find(path: str, where: str, readers: Mapping) -> list[Path]:
     return sorted(files)
 
 
-def _lines(file: Path) -> Iterator[str]:
+def lines(file: Path) -> Iterator[str]:
     """Lines with their ends; UserError names the first byte that is not UTF-8."""
     start = 0
     with file.open("rb") as stream:
@@ -88,7 +88,7 @@ def _lines(file: Path) -> Iterator[str]:
 def _text(file: Path, column: str) -> Iterator[str]:
     # Blank lines at the ends of a file do not make it one with blank lines between documents.
     seen_text = blank_after = blank_between = False
-    for line in _lines(file):
+    for line in lines(file):
         if not line.strip():
             blank_after = seen_text
         elif blank_after:
@@ -96,11 +96,11 @@ def _text(file: Path, column: str) -> Iterator[str]:
             break
         else:
             seen_text = True
-    return from_lines(_lines(file), blank_between)
+    return from_lines(lines(file), blank_between)
 
 
 def _jsonl(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(lines(file), 1):
         if not line.strip():
             continue
         try:
@@ -114,7 +114,7 @@ def _jsonl(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
 
 def _json(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
     try:
-        rows = json.loads("".join(_lines(file)))
+        rows = json.loads("".join(lines(file)))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from None
     if not isinstance(rows, list):
@@ -127,11 +127,11 @@ def _json(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
 
 def _csv(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(2**31 - 1)
-    return _table(csv.reader(_lines(file), strict=True), file)
+    return _table(csv.reader(lines(file), strict=True), file)
 
 
 def _tsv(file: Path, column: str | None) -> Iterator[tuple[str, dict]]:
-    return _table((line.rstrip("\r\n").split("\t") for line in _lines(file)), file)
+    return _table((line.rstrip("\r\n").split("\t") for line in lines(file)), file)
 
 
 def _table(rows: Iterable[list[str]], file: Path) -> Iterator[tuple[str, dict]]:

@@ -48,7 +48,7 @@ def test_a_prepared_dataset_is_read_without_tensorflow(folder):
 
 def test_all_features_of_a_prepared_dataset(folder):
     found = table.read({"source": "tfds", "path": folder}, "data.test")
-    rows = sorted(zip(*found.columns.values(), strict=True), key=str)
+    rows = sorted(zip(*found.columns.values(), strict=True), key=lambda row: "nöte 1" in row)
     columns = sorted(found.columns)
     assert columns == ["answers", "number", "text"]
     assert [dict(zip(found.columns, row, strict=True)) for row in rows] == [
