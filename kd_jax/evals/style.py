@@ -15,7 +15,7 @@ CSS = """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
-  margin: 0 auto; max-width: 72rem; padding: 2.5rem clamp(1rem, 4vw, 2.5rem) 4rem;
+  margin: 0 auto; max-width: 80rem; padding: 2.5rem clamp(1rem, 4vw, 2.5rem) 4rem;
   background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   overflow-wrap: break-word;
@@ -24,24 +24,28 @@ h1 { margin: 0; font-size: clamp(1.5rem, 1.1rem + 1.8vw, 2.1rem); line-height: 1
   letter-spacing: -0.015em; text-wrap: balance; }
 h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--line);
   font-size: 1.3rem; line-height: 1.3; letter-spacing: -0.01em; }
-p { margin: 0.75rem 0; max-width: 46rem; }
+p { margin: 0.75rem 0; max-width: 52rem; }
 a { color: var(--accent); text-underline-offset: 0.15em; }
 .subtitle { margin: 0.5rem 0 0; color: var(--soft); }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; margin: 1rem 0 0; padding: 0;
   list-style: none; font-size: 0.9rem; }
-.finding { max-width: 52rem; margin: 1rem 0; padding: 0.8rem 1.1rem; background: var(--tint);
+.finding { margin: 1rem 0; padding: 0.8rem 1.1rem; background: var(--tint);
   border-left: 4px solid var(--soft); border-radius: 0 6px 6px 0; }
 .finding strong { display: block; }
 .better { border-color: var(--good); }
 .worse { border-color: var(--bad); }
-.scroll { overflow-x: auto; margin: 1.25rem 0 1.75rem; scrollbar-width: thin; }
+.scroll { overflow-x: auto; margin: 1.25rem 0 1.75rem; scrollbar-width: thin;
+  /* A shadow on the right as long as there is more to see there. */
+  background: linear-gradient(to left, var(--paper) 30%, transparent) 100% 0 / 3rem 100% local,
+    linear-gradient(to left, var(--line), transparent) 100% 0 / 1.2rem 100% scroll;
+  background-repeat: no-repeat; }
 .scroll:focus-visible, a:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-table { border-collapse: collapse; font-size: 0.9rem; line-height: 1.4;
+table { border-collapse: separate; border-spacing: 0; font-size: 0.9rem; line-height: 1.4;
   font-variant-numeric: tabular-nums lining-nums; }
 caption { padding-bottom: 0.5rem; text-align: left; color: var(--soft); }
 caption span { display: inline-block; position: sticky; left: 0;
   max-width: min(46rem, calc(100vw - 2rem)); }
-th, td { padding: 0.4rem 0.8rem; text-align: right; white-space: nowrap;
+th, td { padding: 0.4rem 0.65rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
@@ -57,9 +61,9 @@ tbody tr:hover > * { background: var(--tint); }
 .text { width: 100%; }
 .text th, .text td { white-space: normal; min-width: 8rem; overflow-wrap: anywhere;
   vertical-align: top; }
-.matrices { display: flex; flex-wrap: wrap; gap: 0 2.5rem; }
+.matrices { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 .matrices .scroll { max-width: 100%; }
-.matrix td[style] { min-width: 4rem; border: 1px solid var(--paper);
+.matrix td[style] { min-width: 3.2rem; border: 1px solid var(--paper);
   background: color-mix(in srgb, var(--accent) calc(var(--s) * 60%), var(--tint));
   print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .matrix tbody th { border-bottom: 0; }
@@ -74,16 +78,21 @@ img { display: block; width: 100%; height: auto; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 details caption { display: none; }
+@media screen and (max-width: 40rem) {
+  tbody th:first-child { min-width: 6.5rem; max-width: 9rem; white-space: normal; }
+  .matrix tbody th:first-child { min-width: 0; }
+}
 @media print {
   @page { margin: 14mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  html { font-size: 12px; }
+  body { max-width: none; padding: 0; }
   nav { display: none; }
   h2 { margin-top: 1.75rem; break-after: avoid; }
-  .scroll { overflow: visible; }
-  table { font-size: 8.5pt; }
-  th, td { padding: 0.25rem 0.5rem; }
+  .scroll { overflow: visible; background: none; }
+  table { font-size: 0.85rem; }
+  th, td { padding: 0.25rem 0.35rem; white-space: normal; }
   .finding, figure, tr, .legend { break-inside: avoid; }
-  .finding { border: 1px solid var(--line); border-left-width: 4px; }
+  .finding { outline: 1px solid var(--line); }
   .panels { grid-template-columns: repeat(3, 1fr); gap: 1rem; }
   details:not([open]) { display: none; }
 }

@@ -38,7 +38,7 @@ class Table:
         if not console.is_terminal:
             console = rich.console.Console(width=250)
         table = rich.table.Table(title=self.title, title_justify="left")
-        for i, name in enumerate(self.header):
+        for i, name in enumerate(self._names()):
             justify = "left" if i < self.labels else "right"
             table.add_column(name, justify=justify, overflow="fold")
         for row in self.rows:
@@ -52,11 +52,16 @@ class Table:
             [self._marked(i, j, cell.replace("|", "\\|")) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
-        over = [""] * self.labels + [f"{name} " for name, width in self.spans for _ in range(width)]
-        header = [a + b for a, b in zip(over, self.header, strict=True)] if self.spans else None
-        lines = [header or self.header, rule, *escaped]
+        lines = [self._names(), rule, *escaped]
         title = f"**{self.title}**\n\n" if self.title else ""
         return title + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+    def _names(self) -> list[str]:
+        """The header, with what stands over a column before its name."""
+        over = [""] * self.labels + [name for name, width in self.spans for _ in range(width)]
+        if not self.spans:
+            return self.header
+        return [f"{a} {b}".strip() for a, b in zip(over, self.header, strict=True)]
 
     def _marked(self, row: int, column: int, cell: str) -> str:
         return f"**{cell}**" if (row, column) in self.best else cell

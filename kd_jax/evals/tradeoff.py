@@ -10,6 +10,7 @@ import matplotlib
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import EngFormatter
 
 from kd_jax.evals import plots
 from kd_jax.evals.table import COST, Figure, Stages, stages_of
@@ -48,6 +49,7 @@ class Scatter:
         good = "higher" if self.quality.better > 0 else "lower"
         axes.set_xlabel(self.cost.title)
         axes.set_ylabel(f"{self.quality.title}, {good} is better")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.margins(0.12)
         return handles
 

@@ -1,5 +1,5 @@
 from kd_jax.evals import table
-from tests.evals.example_run import figures
+from tests.evals.example_run import classifier, figures
 
 
 def run(student: float) -> dict:
@@ -93,3 +93,46 @@ def test_markdown():
 def test_prints_unwrapped_to_a_file(capsys):
     table.of_groups({"a long label " * 5: [run(2.5)]}).print()
     assert "a long label " * 5 in capsys.readouterr().out
+
+
+def test_the_best_cells_stand_out():
+    found = table.Table("", ["", "a", "b"], [["x", "1", "2"]], best=frozenset({(0, 2)}))
+    assert found.markdown().endswith("| x | 1 | **2** |\n")
+
+
+def test_headings_over_columns_are_joined_in_markdown():
+    spans = (("", 1), ("F1", 2))
+    found = table.Table("", ["class", "n", "a", "b"], [], spans=spans)
+    assert found.markdown().startswith("| class | n | F1 a | F1 b |\n")
+
+
+def keys(*stages):
+    return {figure.key: figure for figure in table.quality([dict(enumerate(stages))])}
+
+
+def test_units_follow_the_figures():
+    assert keys({"loss": 1, "perplexity": 2})["loss"].title == "loss (nats/token)"
+    assert keys({"loss": 1, "accuracy": 2})["loss"].title == "loss (nats/example)"
+    assert keys({"loss": 1, "pearson": 2})["loss"].title == "mean squared error"
+    assert keys({"f1": 0.912345})["f1"].show(0.912345) == "0.9123"
+    assert keys({"f1": 91.2345, "exact_match": 85.0})["f1"].show(91.2345) == "91.23"
+
+
+def test_every_figure_of_quality_has_a_better_side():
+    names = "loss perplexity accuracy f1 macro_f1 matthews_correlation pearson spearman exact_match"
+    found = keys(dict.fromkeys([*names.split(), "kl", "agreement"], 1.0))
+    smaller = {key for key, figure in found.items() if figure.better < 0}
+    assert smaller == {"loss", "perplexity", "kl"}
+    assert {figure.better for figure in found.values()} == {-1, 1}
+
+
+def test_wins_go_by_the_primary_figure():
+    stages = [
+        {"baseline": classifier(0.8, False), "student": classifier(accuracy, False)}
+        for accuracy in (0.7, 0.9, 0.81)
+    ]
+    found = table.of_runs(stages, "agnews", "accuracy")
+    assert found.title.endswith("student's accuracy higher in 2 of 3")
+    assert cells(found, "latency, batch 1 (ms)")["student"] == "20.00"
+    both = table.of_groups({"a": stages[:1]}, "", "accuracy")
+    assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "-0.1000"

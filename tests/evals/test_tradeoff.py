@@ -1,0 +1,52 @@
+import pytest
+from matplotlib.image import imread
+
+from kd_jax.evals import tradeoff
+from kd_jax.evals.table import quality, the_primary
+from tests.evals.example_run import classifier, figures
+
+
+def runs(*students):
+    return [
+        {"teacher": classifier(0.92, True), "student": classifier(accuracy, False)}
+        for accuracy in students
+    ]
+
+
+def scatters(groups):
+    everything = [run for members in groups.values() for run in members]
+    return tradeoff.scatters(groups, the_primary(quality(everything), "accuracy"))
+
+
+def test_a_point_for_each_stage():
+    found = {s.cost.key: s for s in scatters({"agnews": runs(0.88, 0.90)})}
+    assert list(found) == ["size_mb", "latency_ms", "flops_per_sample"]
+    teacher, student = found["latency_ms"].points
+    assert (teacher.label, teacher.x, teacher.y, teacher.spread) == ("teacher", 40, 0.92, 0)
+    assert (student.label, student.x) == ("student", 20)
+    assert (student.y, student.spread) == pytest.approx((0.89, 0.0141421), rel=1e-4)
+    assert (
+        found["latency_ms"].describe().endswith("teacher 0.9200 at 40.00, student 0.8900 at 20.00")
+    )
+
+
+def test_groups_are_told_apart():
+    points = scatters({"a": runs(0.88), "b": runs(0.9)})[0].points
+    assert [p.label for p in points] == ["a · teacher", "a · student", "b · teacher", "b · student"]
+    assert len({p.colour for p in points}) == 2 and len({p.marker for p in points}) == 2
+
+
+def test_no_picture_where_all_cost_the_same():
+    stages = {"baseline": figures(3.0, False), "student": figures(2.0, False)}
+    assert scatters({"a": [stages]}) == []
+
+
+def test_unknown_costs_are_left_out():
+    found = runs(0.88)
+    del found[0]["student"]["latency_ms"]
+    assert "latency_ms" not in [s.cost.key for s in scatters({"a": found})]
+
+
+def test_save(tmp_path):
+    tradeoff.save(scatters({"agnews": runs(0.88, 0.90)}), tmp_path / "x.png")
+    assert imread(tmp_path / "x.png").shape[1] > 1500
