@@ -246,7 +246,8 @@ def _configurations(groups: Groups) -> list[Details]:
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:
-    return str(config[key]) if config.get(key, "") != "" else MISSING
+    value = config.get(key, MISSING)
+    return '""' if value == "" else str(value)
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,133 @@
+import json
+
+import pytest
+
+from kd_jax.evals import report, runs
+from kd_jax.evals.document import Details, Finding, Matrices, Pictures
+from kd_jax.evals.table import Table
+from tests.evals import example_run
+
+
+@pytest.fixture
+def classifiers(tmp_path):
+    """Three seeds of a fine-tuning run."""
+    folders = [example_run.write_classifier(tmp_path / f"c{i}", seed=i) for i in range(3)]
+    return [runs.read(str(folder)) for folder in folders]
+
+
+def sections(groups):
+    """The blocks by the title of their section."""
+    curves = {
+        label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
+    }
+    built = report.build(groups, curves)
+    return {section.title: section.blocks for section in built.sections if section.blocks}
+
+
+def cells(table, row):
+    return dict(zip(table.header, next(r for r in table.rows if r[0] == row), strict=True))
+
+
+def best(table):
+    """Names of the row and of the column of each cell in bold."""
+    return {(table.rows[i][0], table.header[j]) for i, j in table.best}
+
+
+def test_sections_of_a_fine_tuning_run(classifiers):
+    found = sections({"agnews": classifiers})
+    assert {title: [type(block) for block in blocks][-2:] for title, blocks in found.items()} == {
+        "Summary": [Finding],
+        "Quality": [report.Text, Table],
+        "Classes": [Table, Matrices],
+        "Cost": [Table],
+        "Quality against cost": [Pictures],
+        "Training": [Pictures],
+        "Validation": [Pictures],
+        "Configuration": [Details],
+        "Runs": [Table],
+    }
+    assert found["Summary"][0].verdict == "better"
+
+
+def test_sections_of_a_language_model(tmp_path):
+    found = sections({"bert": [runs.read(str(example_run.write(tmp_path / "run")))]})
+    assert list(found) == [
+        *("Summary", "Quality", "Cost", "Training", "Validation", "Configuration", "Runs")
+    ]
+    table = found["Quality"][-1]
+    assert table.header == ["", "teacher", "baseline", "student", "student − baseline"]
+    assert cells(table, "loss (nats/token)")["student − baseline"] == "−0.5000"
+
+
+def test_quality(classifiers):
+    table = sections({"agnews": classifiers})["Quality"][-1]
+    assert table.title == "agnews, 3 seeds"
+    assert cells(table, "accuracy") == {
+        "": "accuracy",
+        "teacher": "0.9220 ± 0.0020",
+        "baseline": "0.8620 ± 0.0020",
+        "student": "0.8830 ± 0.0030",
+        "student − baseline": "+0.0210 ± 0.0006",
+        "95% interval": "+0.0185 to +0.0235",
+        "better in": "3 of 3",
+    }
+    # The teacher is what the others are measured against; where they are equal nobody is best.
+    rows = ("loss (nats/example)", "accuracy", "macro F1")
+    assert best(table) == {(row, "student") for row in rows}
+
+
+def test_classes(classifiers):
+    table, matrices = sections({"agnews": classifiers})["Classes"]
+    assert table.spans == (("", 1), ("precision", 3), ("recall", 3), ("F1", 3))
+    assert table.header == ["class", "examples", *["teacher", "baseline", "student"] * 3]
+    assert table.rows[1][:5] == ["Sports", "1,000", "0.9220", "0.8620", "0.8830"]
+    assert table.rows[1][5:8] == ["0.9230", "0.8630", "0.8840"]
+    assert table.best == {(i, j) for i in range(4) for j in (4, 7, 10)}
+    student = matrices.matrices[2]
+    assert student.title == "Confusion matrix: student, 3 seeds added up"
+    assert student.counts[0] == [880 + 883 + 886, 60 + 58 + 57, 36 + 35 + 34, 24 + 24 + 23]
+
+
+def test_many_classes_have_no_confusion_matrix(classifiers, monkeypatch):
+    monkeypatch.setattr(report, "MOST_CLASSES", 3)
+    assert "too many" in sections({"agnews": classifiers})["Classes"][-1].text
+
+
+def test_cost(classifiers):
+    for run, latency in zip(classifiers, (20.0, 20.5, 21.0), strict=True):
+        run.results["stages"]["student"]["latency_ms"] = latency
+        run.results["stages"]["student"]["throughput"] = 150.0
+    (table,) = sections({"agnews": classifiers})["Cost"]
+    assert cells(table, "latency, batch 1 (ms)")["student / teacher"] == "0.51 ×"
+    assert cells(table, "steps")["student / teacher"] == ""
+    # 2.5% is what two measurements of the same model differ by.
+    assert best(table) == {("samples/s, batch 32", "student")}
+
+
+def test_other_stages_have_their_column(classifiers):
+    stages = classifiers[0].results["stages"]
+    stages["assistant"] = stages["baseline"]
+    del stages["teacher"]
+    table = sections({"agnews": classifiers[:1]})["Quality"][-1]
+    assert table.header == ["", "baseline", "student", "assistant", "student − baseline"]
+
+
+def test_configurations_side_by_side(tmp_path, classifiers):
+    folder = example_run.write_classifier(tmp_path / "other", weight=0.9, gain=-0.1)
+    config = json.loads((folder / "config.json").read_text()) | {"extra": {"key": ""}}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = sections({"a": classifiers, "b": [runs.read(str(folder))]})
+    assert [type(block) for block in found["Summary"]] == [Finding] * 3
+    overview = found["Quality"][1]
+    assert cells(overview, "b")["student − baseline"] == "−0.0800"
+    assert cells(overview, "b")["95% interval"] == "-"
+    assert best(overview) == {("a", "student")}
+    differing, *_ = found["Configuration"]
+    assert differing.header == ["key", "a", "b"]
+    assert differing.rows == [["extra.key", "-", '""'], ["objective.kl.weight", "0.5", "0.9"]]
+
+
+def test_where_the_figures_come_from(classifiers):
+    (table,) = sections({"agnews": classifiers})["Runs"]
+    origin = ["agnews (0123abcd)", "1", "89abcdef", "2 cores of A Processor", "1.5"]
+    assert table.rows[1] == ["c1", *origin]
