@@ -10,14 +10,14 @@ import re
 from kd_jax.errors import UserError
 
 
-def _bert(vocab_size: int, layers: int, width: int, heads: int) -> dict:
+def _bert(vocab_size: int, layers: int, width: int, heads: int, ffn_width: int = 0) -> dict:
     return {
         "model_type": "bert",
         "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "intermediate_size": 4 * width,
+        "intermediate_size": ffn_width or 4 * width,
     }
 
 
@@ -78,6 +78,13 @@ PRESETS = {
     "openai-community/gpt2-large": _gpt2(36, 1280, 20),
     "openai-community/gpt2-xl": _gpt2(48, 1600, 25),
     "distilbert/distilgpt2": _gpt2(6, 768, 12),
+    "google/mobilebert-uncased": {
+        "model_type": "mobilebert",
+        "vocab_size": _UNCASED,
+        "classifier_activation": False,
+    },
+    "huawei-noah/TinyBERT_General_4L_312D": _bert(_UNCASED, 4, 312, 12, 1200),
+    "huawei-noah/TinyBERT_General_6L_768D": _bert(_UNCASED, 6, 768, 12),
     "sentence-transformers/all-MiniLM-L6-v2": _bert(_UNCASED, 6, 384, 12),
     # The small BERTs of Turc et al. (2019, arXiv:1908.08962): 64 wide heads throughout.
     **{

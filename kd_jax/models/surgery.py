@@ -49,6 +49,7 @@ _SAME = (
     "num_heads",
     "activation",
     "head_activation",
+    "normalization",
     "tie_embeddings",
     "skip_padding",
     "scale_scores",

@@ -37,6 +37,22 @@ VARIANTS = [
     ("distilbert", "classification", {"seq_classif_dropout": 0.3, "qa_dropout": 0.4}),
     ("distilbert", "mlm", {"activation": "relu", "tie_word_embeddings": False}),
     ("distilbert", "none", {"sinusoidal_pos_embds": True}),
+    ("mobilebert", "mlm", {"normalization_type": "layer_norm", "layer_norm_eps": 1e-2}),
+    ("mobilebert", "mlm", {"trigram_input": False, "tie_word_embeddings": False}),
+    ("mobilebert", "span", {"embedding_size": 32, "trigram_input": False}),
+    ("mobilebert", "classification", {"classifier_activation": False, "hidden_act": "gelu"}),
+    ("mobilebert", "none", {"use_bottleneck": False, "num_feedforward_networks": 1}),
+    ("mobilebert", "none", {"use_bottleneck_attention": True, "num_feedforward_networks": 4}),
+    (
+        "mobilebert",
+        "none",
+        {"use_bottleneck_attention": True, "key_query_shared_bottleneck": False},
+    ),
+    (
+        "mobilebert",
+        "none",
+        {"intra_bottleneck_size": 32, "key_query_shared_bottleneck": False},
+    ),
     ("gpt2", "clm", {"activation_function": "gelu", "n_inner": 24, "tie_word_embeddings": False}),
     ("gpt2", "clm", {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-2}),
     ("gpt2", "clm", {"scale_attn_weights": False, "activation_function": "silu"}),
@@ -62,7 +78,7 @@ def torch_run(model, batch: Batch):
         "input_ids": torch.tensor(np.asarray(batch.tokens_BT)).long(),
         "attention_mask": torch.tensor(np.asarray(batch.mask_BT)).long(),
     }
-    if model.config.model_type == "bert":
+    if model.config.model_type in ("bert", "mobilebert"):
         inputs["token_type_ids"] = torch.tensor(np.asarray(batch.types_BT)).long()
     with torch.no_grad():
         return model(**inputs, output_hidden_states=True, output_attentions=True)
@@ -157,7 +173,9 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
 
 @pytest.mark.parametrize(
     "name, changes",
-    [(name, {}) for name in FAMILIES] + [("distilbert", {"sinusoidal_pos_embds": True})],
+    [(name, {}) for name in FAMILIES if name != "mobilebert"]
+    + [("distilbert", {"sinusoidal_pos_embds": True})]
+    + [("mobilebert", {"intra_bottleneck_size": 64, "embedding_size": 64})],  # enough numbers
 )
 def test_random_start_is_drawn_as_in_pytorch(name, changes):
     hf_json = tiny.CONFIGS[name] | {"initializer_range": 0.05} | changes

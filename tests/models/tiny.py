@@ -11,7 +11,7 @@ from kd_jax.precision import Policy
 from kd_jax.types import Batch, Model
 
 VOCAB = 96
-PAD = {"bert": 0, "distilbert": 0, "roberta": 1, "gpt2": 0}
+PAD = {"bert": 0, "distilbert": 0, "mobilebert": 0, "roberta": 1, "gpt2": 0}
 
 _BERT = {
     "model_type": "bert",
@@ -25,6 +25,13 @@ _BERT = {
 CONFIGS = {
     "bert": _BERT,
     "roberta": _BERT | {"model_type": "roberta", "type_vocab_size": 1},
+    "mobilebert": _BERT
+    | {
+        "model_type": "mobilebert",
+        "embedding_size": 12,
+        "intra_bottleneck_size": 16,
+        "num_feedforward_networks": 2,
+    },
     "distilbert": {
         "model_type": "distilbert",
         "vocab_size": VOCAB,
@@ -78,7 +85,7 @@ def batch(name: str, rows: int = 3, length: int = 20) -> Batch:
     mask[1, length // 2 :] = 0
     tokens[mask == 0] = PAD[name]
     types = np.zeros_like(tokens)
-    if name == "bert":
+    if name in ("bert", "mobilebert"):
         types[:, length // 4 :] = 1
     return Batch(
         ids_B=jnp.arange(rows),
