@@ -67,14 +67,13 @@ def figures(
 
 
 def best_span(
-    start_T: np.ndarray, end_T: np.ndarray, allowed_T: np.ndarray, n_best: int, max_length: int
+    start_T: np.ndarray, end_T: np.ndarray, n_best: int, max_length: int
 ) -> tuple[float, int, int]:
     """(score, first, last token) of the best span: the sum of its start and end logit is largest
-    among the `n_best` starts and ends of allowed tokens, with first <= last and at most
-    `max_length` tokens. (-inf, 0, 0) where there is none; ties go to the first."""
-    index_N = np.flatnonzero(allowed_T)
-    starts_N = index_N[np.argsort(-start_T[index_N], kind="stable")[:n_best]]
-    ends_N = index_N[np.argsort(-end_T[index_N], kind="stable")[:n_best]]
+    among the `n_best` starts and ends, with first <= last and at most `max_length` tokens.
+    (-inf, 0, 0) where there is none; ties go to the better start, then to the first token."""
+    starts_N = np.argsort(-start_T, kind="stable")[:n_best]
+    ends_N = np.argsort(-end_T, kind="stable")[:n_best]
     size_NN = ends_N - starts_N[:, None] + 1
     score_NN = np.where(
         (size_NN > 0) & (size_NN <= max_length),

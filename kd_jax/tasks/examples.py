@@ -122,6 +122,11 @@ class ExampleTask:
         other.tokenizer, other._rows = tokenizer, {}
         return other
 
+    def tuned(self, outputs: Sequence[np.ndarray]) -> "ExampleTask":
+        """The task with what is chosen by a model's outputs of the validation split, for scoring
+        that model on test; itself where nothing is."""
+        return self
+
     def prepare(self) -> dict[str, dict]:
         """Reads every split of the config now, and tokenises it where there is a tokenizer, so
         that mistakes show before long work. Returns for the run's manifest: split -> name,

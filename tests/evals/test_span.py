@@ -52,8 +52,8 @@ def test_the_best_gold_answer_counts_and_unanswerable_ones_want_nothing():
     assert only == {"exact_match": 100, "f1": 100, "HasAns_exact_match": 100, "HasAns_f1": 100}
 
 
-def slow_best(start, end, allowed, n_best, max_length):
-    tokens = [t for t in range(len(start)) if allowed[t]]
+def slow_best(start, end, n_best, max_length):
+    tokens = range(len(start))
     starts = sorted(tokens, key=lambda t: -start[t])[:n_best]
     ends = sorted(tokens, key=lambda t: -end[t])[:n_best]
     found = [(start[s] + end[e], s, e) for s in starts for e in ends if 0 <= e - s < max_length]
@@ -66,17 +66,15 @@ def test_best_span_is_that_of_trying_all(seed):
     start, end = rng.normal(size=(2, 12)).astype(np.float32)
     if seed % 3 == 0:
         start, end = start.round(), end.round()  # ties
-    allowed = rng.random(12) < 0.6
     for n_best, max_length in ((2, 12), (12, 3), (3, 1), (20, 30)):
-        found = span.best_span(start, end, allowed, n_best, max_length)
-        assert found == pytest.approx(slow_best(start, end, allowed, n_best, max_length))
+        found = span.best_span(start, end, n_best, max_length)
+        assert found == pytest.approx(slow_best(start, end, n_best, max_length))
 
 
 def test_no_span_at_all():
-    zeros = np.zeros(4)
-    assert span.best_span(zeros, zeros, np.zeros(4, bool), 3, 3) == (-np.inf, 0, 0)
+    assert span.best_span(np.zeros(0), np.zeros(0), 3, 3) == (-np.inf, 0, 0)
     down = np.array([0.0, 1.0]), np.array([1.0, 0.0])
-    assert span.best_span(*down, np.ones(2, bool), 1, 5) == (-np.inf, 0, 0)
+    assert span.best_span(*down, 1, 5) == (-np.inf, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -1,0 +1,244 @@
+"""SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250; v2.0: 2018, arXiv:1806.03822): the span of a
+context that answers a question. A split is of v2.0 where its file has `is_impossible`.
+
+config.task:
+    name                 "squad"
+    seq_len              tokens of a window: question and a part of its context
+    doc_stride           tokens that two neighbouring windows share
+    max_question_length  tokens of a question that are kept
+    max_answer_length    tokens of the longest answer that is considered
+    n_best               starts and ends of a window that are considered
+    null_threshold       v2.0: a question is answered when (score of no answer) - (score of the
+                         best answer) is at most this. None: the number that is best on the
+                         validation split (`tuned`)
+    best_non_null        True: always answer, also on v2.0
+
+config.data as in tasks/examples.py; files are SQuAD's .json, the hub's columns are read too. A
+source may say `without`: another SQuAD .json, whose articles and contexts are left out of it.
+Held-out questions are of other articles than those trained on.
+"""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import splits, squad, table
+from kd_jax.data.settings import settings
+from kd_jax.data.windows import Windows, windows
+from kd_jax.errors import UserError
+from kd_jax.evals import span
+from kd_jax.tasks.examples import DATA, ExampleTask
+from kd_jax.tasks.task import HELD_OUT_SEED
+
+DEFAULTS = dict(
+    name="squad",
+    seq_len=384,
+    doc_stride=128,
+    max_question_length=64,
+    max_answer_length=30,
+    n_best=20,
+    null_threshold=None,
+    best_non_null=False,
+)
+
+
+def make(
+    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+) -> "Squad":
+    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
+    for."""
+    return Squad(config, data, tokenizer)
+
+
+class _Best(NamedTuple):
+    text: str  # of the best span, "" where there is none
+    null_odds: float  # score of no answer minus score of the span
+
+
+class Squad(ExampleTask):
+    """Rows are windows; labels (B, 2) are the first and last token of the answer."""
+
+    head = "span"
+    labels = ()
+    metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
+    primary = "f1"
+
+    def __init__(self, config, data, tokenizer) -> None:
+        self.config = settings(config, DEFAULTS, "task")
+        for key in ("doc_stride", "max_question_length", "max_answer_length", "n_best"):
+            if self.config[key] < 1:
+                raise UserError(f"config.task.{key}={self.config[key]} must be at least 1")
+        self.threshold = self.config["null_threshold"]
+        if self.threshold is not None and not isinstance(self.threshold, int | float):
+            raise UserError(f"config.task.null_threshold={self.threshold!r} must be a number")
+        super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
+        self._windows: dict[str, Windows] = {}
+
+    def with_tokenizer(self, tokenizer):
+        other = super().with_tokenizer(tokenizer)
+        other._windows = {}
+        return other
+
+    def tuned(self, outputs):
+        """The task with the null threshold whose F1 is best for these outputs of the validation
+        split; itself where the config gives the threshold or the split is of v1.1."""
+        if self.threshold is not None or not self._may_decline("validation"):
+            return self
+        other = copy.copy(self)
+        other.threshold = self._threshold("validation", self._best("validation", outputs))
+        return other
+
+    def _read(self, key):
+        where = f"data.{key}"
+        spec = settings(self.data[key], table.DEFAULTS | {"without": None}, where)
+        without, path = spec.pop("without"), spec["path"]
+        if spec["source"] == "files" and str(path).endswith(".json"):
+            found = squad.read(Path(os.path.expanduser(path)))
+        else:
+            found = squad.of_table(table.read(spec, where))
+        if without is None:
+            return found
+        others = squad.read(Path(os.path.expanduser(without))).questions
+        titles = {question.title for question in others} - {""}
+        contexts = {question.context for question in others}
+        kept = [q.title not in titles and q.context not in contexts for q in found.questions]
+        if not any(kept):
+            raise UserError(f"{found.name} (config.{where}) holds nothing that {without} lacks")
+        return found.part(kept, f"{found.name} without {without}")
+
+    def _held_out(self, examples):
+        questions = examples.questions
+        titles: dict[str, str] = {}
+        for question in questions:  # a context stays on one side, even where two articles have it
+            titles.setdefault(question.context, question.title)
+        groups = [titles[question.context] for question in questions]
+        if len(set(groups)) < 2:
+            groups = [question.context for question in questions]
+        return splits.grouped(groups, self.data["held_out"], HELD_OUT_SEED)
+
+    def _encode(self, split):
+        config = self.config
+        self._windows[split] = windows(
+            self.tokenizer,
+            self.examples(split).questions,
+            self.seq_len,
+            config["doc_stride"],
+            config["max_question_length"],
+        )
+        return self._windows[split].rows
+
+    def score(self, split, outputs):
+        """Loss (cross-entropy of start and end, nats, mean over windows), f1 and exact_match in
+        percent; on v2.0 also for each kind of question, and null_threshold. Raises UserError for
+        the test split of v2.0 where the threshold is neither given nor `tuned`."""
+        labels_N2 = self.rows(split).labels_NP
+        losses = [
+            -special.log_softmax(np.asarray(logits_2T, np.float64), axis=1)[[0, 1], label_2].mean()
+            for logits_2T, label_2 in zip(outputs, labels_N2, strict=True)
+        ]
+        found = {"loss": float(np.mean(losses))}
+        best = self._best(split, outputs)
+        threshold = self._threshold(split, best)
+        found |= self.score_predictions(split, _answers(best, threshold))
+        if self._may_decline(split):
+            found["null_threshold"] = threshold
+        return found
+
+    def predictions(self, split, outputs) -> dict[str, str]:
+        """The answer's text by question id, "" for no answer."""
+        best = self._best(split, outputs)
+        return _answers(best, self._threshold(split, best))
+
+    def null_odds(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        """Score of no answer minus score of the best answer, by question id."""
+        return {key: found.null_odds for key, found in self._best(split, outputs).items()}
+
+    def write_submission(self, split, outputs, path) -> None:
+        """The .json that the official script reads: {question id: text}."""
+        predictions = self.predictions(split, outputs)
+        Path(path).write_text(json.dumps(predictions, indent=1, ensure_ascii=False) + "\n")
+
+    def read_predictions(self, split, path) -> dict[str, str]:
+        try:
+            pairs = json.loads(Path(path).read_text(), object_pairs_hook=list)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        golds = self.examples(split).golds
+        if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+            raise UserError(f"{path} must be an object of question ids and texts")
+        found: dict[str, str] = {}
+        for key, text in pairs:
+            if key in found:
+                raise UserError(f"{path}: question {key!r} is there twice")
+            if key not in golds:
+                raise UserError(f"{path}: {self.examples(split).name} has no question {key!r}")
+            if not isinstance(text, str):
+                raise UserError(f"{path}, question {key!r}: {text!r} is no text")
+            found[key] = text
+        missing = [key for key in golds if key not in found]
+        if missing:
+            raise UserError(
+                f"{path} lacks {len(missing)} of {len(golds)} questions: {missing[0]!r}"
+            )
+        return found
+
+    def score_predictions(self, split, predictions):
+        examples = self.examples(split)
+        return span.figures(predictions, examples.golds, examples.unanswerable)
+
+    def _may_decline(self, split) -> bool:
+        return self.examples(split).unanswerable and not self.config["best_non_null"]
+
+    def _threshold(self, split, best: dict[str, _Best]) -> float:
+        if not self._may_decline(split):
+            return math.inf
+        if self.threshold is not None:
+            return self.threshold
+        if split != "validation":
+            raise UserError(
+                "config.task.null_threshold is not set: tune it on the validation split first, or "
+                "give a number, such as 0.0"
+            )
+        odds = {key: found.null_odds for key, found in best.items()}
+        texts = {key: found.text for key, found in best.items()}
+        return span.best_threshold(odds, texts, self.examples(split).golds)
+
+    def _best(self, split, outputs) -> dict[str, _Best]:
+        """The best span over all windows of each question. No answer scores what [CLS] does in
+        the window where that is least."""
+        rows, questions = self.rows(split), self.examples(split).questions
+        if len(outputs) != len(rows):
+            raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")
+        made = self._windows[split]
+        texts, scores = [""] * len(questions), [-math.inf] * len(questions)
+        nulls = [math.inf] * len(questions)
+        for row, (start_T, end_T) in enumerate(outputs):
+            index, first = made.question_N[row], made.first_N[row]
+            context = slice(first, first + made.count_N[row])
+            score, begin, last = span.best_span(
+                start_T[context],
+                end_T[context],
+                self.config["n_best"],
+                self.config["max_answer_length"],
+            )
+            if score > scores[index]:
+                offsets_T2 = made.offsets(row)
+                text = questions[index].context[offsets_T2[begin, 0] : offsets_T2[last, 1]]
+                texts[index], scores[index] = text, score
+            nulls[index] = min(nulls[index], float(start_T[0]) + float(end_T[0]))
+        return {
+            question.id: _Best(text, null - score)
+            for question, text, score, null in zip(questions, texts, scores, nulls, strict=True)
+        }
+
+
+def _answers(best: dict[str, _Best], threshold: float) -> dict[str, str]:
+    return {key: found.text if found.null_odds <= threshold else "" for key, found in best.items()}
