@@ -89,7 +89,7 @@ details caption { display: none; }
   nav { display: none; }
   h2 { margin-top: 1.75rem; break-after: avoid; }
   .scroll { overflow: visible; background: none; }
-  table { font-size: 0.85rem; }
+  table { font-size: 0.78rem; }
   th, td { padding: 0.25rem 0.35rem; white-space: normal; }
   .finding, figure, tr, .legend { break-inside: avoid; }
   .finding { outline: 1px solid var(--line); }

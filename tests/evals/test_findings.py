@@ -102,6 +102,16 @@ def test_the_best_of_several():
     assert "Choosing" not in findings.between(groups, figure, "validation").text
 
 
+def test_the_best_of_several_losses_is_the_smallest():
+    groups = {
+        name: [run(i, student=figures(loss + i / 100, False)) for i in range(2)]
+        for name, loss in (("a", 2.5), ("b", 2.3), ("c", 2.4))
+    }
+    loss = the_primary(quality(run.stages for run in groups["a"]), "loss")
+    found = findings.between(groups, loss, "validation")
+    assert found.lead == "Best of 3 students: b is better than c."
+
+
 def test_only_common_seeds_are_paired():
     groups = {
         "a": [of_accuracy(0, 0.90), of_accuracy(1, 0.91)],

@@ -84,7 +84,7 @@ def test_a_table_names_its_rows_and_columns():
 
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_the_row():
-    outline = Outline(page(Matrices([Matrix("m", ["a", "b"], [[300, 100], [0, 0]])])))
+    outline = Outline(page(Matrices([Matrix("m", ["a", "b"], [[30, 10], [0, 0]])])))
     shades = [td["style"] for td in outline.all("td") if "style" in td]
     assert shades == ["--s:0.750", "--s:0.250", "--s:0.000", "--s:0.000"]
 

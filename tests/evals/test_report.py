@@ -76,6 +76,14 @@ def test_quality(classifiers):
     assert best(table) == {(row, "student") for row in rows}
 
 
+def test_a_difference_needs_both_sides_in_every_seed(classifiers):
+    classifiers[1].results["stages"]["baseline"]["kl"] = None
+    table = sections({"agnews": classifiers})["Quality"][-1]
+    row = cells(table, "KL to teacher (nats/example)")
+    assert [row[name] for name in table.header[4:]] == ["-", "-", "-"]
+    assert (row["baseline"], row["student"]) == ("-", "0.1000")
+
+
 def test_classes(classifiers):
     table, matrices = sections({"agnews": classifiers})["Classes"]
     assert table.spans == (("", 1), ("precision", 3), ("recall", 3), ("F1", 3))
@@ -113,13 +121,13 @@ def test_other_stages_have_their_column(classifiers):
 
 
 def test_configurations_side_by_side(tmp_path, classifiers):
-    folder = example_run.write_classifier(tmp_path / "other", weight=0.9, gain=-0.1)
+    folder = example_run.write_classifier(tmp_path / "other", seed=5, weight=0.9, gain=-0.1)
     config = json.loads((folder / "config.json").read_text()) | {"extra": {"key": ""}}
     (folder / "config.json").write_text(json.dumps(config))
     found = sections({"a": classifiers, "b": [runs.read(str(folder))]})
     assert [type(block) for block in found["Summary"]] == [Finding] * 3
     overview = found["Quality"][1]
-    assert cells(overview, "b")["student − baseline"] == "−0.0800"
+    assert cells(overview, "b")["student − baseline"] == "−0.0750"
     assert cells(overview, "b")["95% interval"] == "-"
     assert best(overview) == {("a", "student")}
     differing, *_ = found["Configuration"]
