@@ -7,7 +7,6 @@ one of the model's width.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -17,10 +16,12 @@ from kd_jax.models.layers import (
     Attention,
     Embedding,
     LayerNorm,
+    Layers,
     Linear,
     Mlp,
     check_length,
     key_mask,
+    run_blocks,
 )
 from kd_jax.types import Array, Batch, Heads
 
@@ -177,15 +178,7 @@ class BottleneckEncoder(nnx.Module):
         x_BTD = x + self.positions(jnp.arange(length)[None]) + self.types(types_BT)
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
-    def __call__(
-        self, batch: Batch, seed: Array | None
-    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
-        mask = key_mask(batch.mask_BT)
-        hidden, attention = [self.embed(batch, seed)], []
-        for i, block in enumerate(self.blocks):
-            run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
-            x_BTD, heads = run(hidden[-1], mask, seed, 1 + 4 * i)
-            hidden.append(x_BTD)
-            attention.append(heads)
-        return tuple(hidden), tuple(attention)
+        x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
+        return run_blocks(self.blocks, x_BTD, mask, seed, sites=4, remat=self.config.remat)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,9 +10,11 @@ from kd_jax.models.layers import (
     Attention,
     Embedding,
     LayerNorm,
+    Layers,
     Mlp,
     causal_mask,
     check_length,
+    run_blocks,
 )
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Batch, Heads
@@ -98,17 +99,10 @@ class Decoder(nnx.Module):
         x_BTD = self.tokens(batch.tokens_BT) + self.positions(jnp.arange(length)[None])
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def __call__(
-        self, batch: Batch, seed: Array | None
-    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
         """The embedding output and each block's output, (B, T, D), the last one normalised; each
         block's attention heads."""
-        mask = causal_mask(batch.mask_BT)
-        hidden, attention = [self.embed(batch, seed)], []
-        for i, block in enumerate(self.blocks):
-            run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
-            x_BTD, heads = run(hidden[-1], mask, seed, 1 + 3 * i)
-            hidden.append(x_BTD)
-            attention.append(heads)
-        hidden[-1] = self.norm(hidden[-1])
-        return tuple(hidden), tuple(attention)
+        x_BTD, mask = self.embed(batch, seed), causal_mask(batch.mask_BT)
+        remat = self.config.remat
+        hidden, attention = run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=remat)
+        return (*hidden[:-1], self.norm(hidden[-1])), attention

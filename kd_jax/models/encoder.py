@@ -2,12 +2,20 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import Attention, Embedding, LayerNorm, Mlp, check_length, key_mask
+from kd_jax.models.layers import (
+    Attention,
+    Embedding,
+    LayerNorm,
+    Layers,
+    Mlp,
+    check_length,
+    key_mask,
+    run_blocks,
+)
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Batch, Heads
 
@@ -108,18 +116,10 @@ class Encoder(nnx.Module):
             x_BTD = x_BTD + self.types(types_BT)
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
-    def __call__(
-        self, batch: Batch, seed: Array | None
-    ) -> tuple[tuple[Array, ...], tuple[Heads, ...]]:
+    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
-        mask = key_mask(batch.mask_BT)
-        hidden, attention = [self.embed(batch, seed)], []
-        for i, block in enumerate(self.blocks):
-            run = jax.checkpoint(block, static_argnums=3) if self.config.remat else block
-            x_BTD, heads = run(hidden[-1], mask, seed, 1 + 3 * i)
-            hidden.append(x_BTD)
-            attention.append(heads)
-        return tuple(hidden), tuple(attention)
+        x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
+        return run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=self.config.remat)
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:

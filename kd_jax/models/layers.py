@@ -16,6 +16,7 @@ from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
 MASKED = -1e9  # a finite score, so that a row without any token gives an even softmax and no NaN
+Layers = tuple[tuple[Array, ...], tuple[Heads, ...]]  # (hidden, attention) of `ModelOutput`
 
 
 def _gelu(x):
@@ -179,6 +180,21 @@ def attention(q_BTHK, k_BTHK, v_BTHK, mask, scale, rate, seed, site, policy) -> 
     weights_BHTS = dropout(weights_BHTS, rate, seed, site)
     y_NTK = einsum("nts,nsk->ntk", weights_BHTS.reshape(B * H, T, T), v_NSK, policy)
     return y_NTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+
+
+def run_blocks(blocks, x_BTD, mask, seed, sites: int, remat: bool) -> Layers:
+    """Blocks one after the other: (x_BTD and each block's output, each block's attention heads).
+
+    A block takes `sites` dropout sites, the first one's begin at 1. With `remat` each is computed
+    again in the backward pass.
+    """
+    hidden, attention = [x_BTD], []
+    for i, block in enumerate(blocks):
+        run = jax.checkpoint(block, static_argnums=3) if remat else block
+        x_BTD, heads = run(x_BTD, mask, seed, 1 + sites * i)
+        hidden.append(x_BTD)
+        attention.append(heads)
+    return tuple(hidden), tuple(attention)
 
 
 def key_mask(mask_BT: Array) -> Array:

@@ -41,7 +41,9 @@ def test_layer_map_refuses(layers, student, teacher, says):
         surgery.layer_map(layers, student, teacher)
 
 
-@pytest.mark.parametrize("name, head", [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm")])
+@pytest.mark.parametrize(
+    "name, head", [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm"), ("mobilebert", "mlm")]
+)
 def test_all_layers_give_the_teacher_back(name, head):
     teacher, student = tiny.model(name, head), tiny.model(name, head, seed=1)
     copy = surgery.from_teacher(student, teacher, "uniform")
