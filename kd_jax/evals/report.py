@@ -44,7 +44,7 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
     trade_off = scatters(stages, primary.key)
     sections = [
         Section("Summary", summary),
-        Section("Quality", [Text(_HOW), *quality]),
+        Section("Quality", [_how(groups), *quality]),
         Section(
             "Classes", [block for label, runs in stages.items() for block in _classes(label, runs)]
         ),
@@ -67,11 +67,15 @@ def scatters(groups: Mapping[str, Sequence[Stages]], primary: str) -> list[trade
     return tradeoff.scatters(groups, table.the_primary(qualities, primary))
 
 
-_HOW = (
-    "Values are means over the seeds, ± their standard deviation. The difference student − "
-    "baseline is paired by seed, ± its standard error. Bold is the best of a row, the teacher "
-    "left out."
-)
+def _how(groups: Groups) -> Text:
+    """How the tables of quality are to be read."""
+    text = "There is one seed, so that nothing is known of how much chance does."
+    if max(map(len, groups.values())) > 1:
+        text = (
+            "Values are means over the seeds, ± their standard deviation. The difference "
+            "student − baseline is paired by seed, ± its standard error."
+        )
+    return Text(f"{text} Bold is the best of a row, the teacher left out.")
 
 
 def _subtitle(everything: Sequence[Run], split: str) -> str:
@@ -167,7 +171,7 @@ def _classes(label: str, runs: Sequence[Stages]) -> list[document.Block]:
     classes = list(found[0][0]["classes"])
     rows, best = [], set()
     for name in classes:
-        row = [name, f"{found[0][0]['classes'][name]['support']:,}"]
+        row = [name, f"{found[0][0]['classes'][name]['support']:,.0f}"]
         for key in ("precision", "recall", "f1"):
             figure = Figure(key, key, "{:.4f}".format, 1)
             of_class = [[stage["classes"][name] for stage in each] for each in found]
