@@ -14,20 +14,25 @@ def test_a_module_is_found_by_its_path():
 
 
 def test_names_are_the_modules_with_the_mark():
-    assert plugins.names("tasks", "make") == ["clm", "mlm"]
+    assert {"clm", "glue", "mlm", "squad"} <= set(plugins.names("tasks", "make"))
+    assert "task" not in plugins.names("tasks", "make")  # what others share is no task
     assert {"bert", "distilbert", "gpt2", "roberta"} <= set(plugins.names("models", "FAMILY"))
     assert "vocab" not in plugins.names("objectives", "make")  # the engine is no objective
 
 
 def test_an_unknown_name_lists_what_exists():
-    with pytest.raises(UserError, match=r"^unknown tasks plug-in 'glue'; have: clm, mlm$"):
-        plugins.load("tasks", "glue", "make")
-    with pytest.raises(UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: ce, "):
+    with pytest.raises(UserError, match=r"^unknown tasks plug-in 'sst'; have: agnews, clm, "):
+        plugins.load("tasks", "sst", "make")
+    with pytest.raises(
+        UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: attention, ce, "
+    ):
         plugins.load("objectives", "reverse_kll", "make")
 
 
 def test_a_module_without_the_mark_is_no_plugin():
-    with pytest.raises(UserError, match="unknown objectives plug-in 'vocab'; have: ce, "):
+    with pytest.raises(
+        UserError, match="unknown objectives plug-in 'vocab'; have: attention, ce, "
+    ):
         plugins.load("objectives", "vocab", "make")
 
 

@@ -12,7 +12,8 @@ A source is a dict with these keys (all but `source` and `path` may be left out)
     text      the column (key, field) that holds the text
     revision  hub: branch, tag or commit
 
-A module is a source when it defines `documents(spec, where) -> Documents`.
+A module is a source when it defines `documents(spec, where) -> Documents`; with
+`rows(spec, where) -> Table` it gives tables too (data/table.py).
 """
 
 from collections.abc import Mapping

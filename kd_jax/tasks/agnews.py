@@ -59,7 +59,7 @@ class AGNews(ClassificationTask):
         known = {str(row): row for row in range(4)} | self._known
         labels_N = classes(found.column("label", "config.data"), known, found.place)
         texts = found.texts("text", "config.data")
-        return Texts(found.name, texts, None, labels_N, found.place, found.commit)
+        return Texts(found.name, texts, None, labels_N, found.place, found.commit).checked()
 
     @property
     def _known(self):
@@ -87,7 +87,7 @@ class AGNews(ClassificationTask):
                 raise UserError(f"{place(number)}: {len(row)} fields instead of {layout}")
         labels_N = classes([row[label] for row in rows], known, place)
         texts = [" ".join(row[:label] + row[label + 1 :]) for row in rows]
-        return Texts(str(path), texts, None, labels_N, place)
+        return Texts(str(path), texts, None, labels_N, place).checked()
 
     def _check_classes(self, file: Path) -> None:
         if file.is_file():

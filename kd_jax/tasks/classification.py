@@ -28,12 +28,13 @@ class Texts:
     place: Callable[[int], str]  # where row i stands, for messages
     commit: str | None = None
 
-    def __post_init__(self) -> None:
-        """Raises UserError naming the first row without text."""
+    def checked(self) -> "Texts":
+        """Itself. Raises UserError naming the first row without text."""
         for texts in filter(None, (self.first, self.second)):
             for row, text in enumerate(texts):
                 if not text.strip():
                     raise UserError(f"{self.place(row)}: the text is empty; remove the row")
+        return self
 
     def __len__(self) -> int:
         return len(self.first)

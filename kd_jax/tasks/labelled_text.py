@@ -117,7 +117,7 @@ class LabelledText(ClassificationTask):
             labels_N = numbers(values, found.place)
         else:
             labels_N = classes(values, self._known, found.place)
-        return Texts(found.name, first, second, labels_N, found.place, found.commit)
+        return Texts(found.name, first, second, labels_N, found.place, found.commit).checked()
 
 
 def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:

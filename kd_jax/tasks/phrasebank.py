@@ -98,7 +98,7 @@ class PhraseBank(ClassificationTask):
             raise UserError(f"{name} ({where}) holds no sentences")
         known = {label: row for row, label in enumerate(self.labels)}
         labels_N = classes([label for _, _, label in pairs], known, place)
-        return Texts(name, [text for text, _, _ in pairs], None, labels_N, place)
+        return Texts(name, [text for text, _, _ in pairs], None, labels_N, place).checked()
 
 
 def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:

@@ -99,6 +99,13 @@ def test_mnli_has_two_test_splits(tmp_path):
         make("mnli", data).examples("train")
 
 
+def test_empty_questions_of_qqp_stay(tmp_path):
+    header, rows = LAYOUTS["qqp"]
+    folder = files(tmp_path, dev=[header, rows[0].replace("C?", ""), rows[2]])
+    found = make("qqp", {"train": folder, "test": folder}).examples("test")
+    assert found.second == ["", "E?"] and len(found.pairs) == 2
+
+
 def test_submissions_are_written_as_glue_wants_them(tmp_path):
     for name, written in (("qnli", "entailment"), ("sst2", "0")):
         header, rows = LAYOUTS[name]
