@@ -52,6 +52,11 @@ class Questions:
         """Texts of the answers by question id."""
         return {q.id: [answer.text for answer in q.answers] for q in self.questions}
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(question, context) of each."""
+        return [(question.question, question.context) for question in self.questions]
+
     def part(self, chosen_N: Sequence[bool] | np.ndarray, name: str) -> "Questions":
         rows = np.flatnonzero(chosen_N).tolist()
         chosen = [self.questions[row] for row in rows]

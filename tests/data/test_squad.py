@@ -27,6 +27,7 @@ def test_both_versions(tmp_path):
         "q1", "T", CONTEXT, "Who?", (squad.Answer(0, "Ann"), squad.Answer(8, "Bob"))
     )
     assert found.golds == {"q1": ["Ann", "Bob"], "q2": ["Ann"]}
+    assert found.pairs == [("Who?", CONTEXT)] * 2
     possible = entry(is_impossible=False)
     none = entry("q2", answers=(), is_impossible=True)
     second = squad.read(write(tmp_path / "b.json", possible, none))

@@ -75,6 +75,7 @@ def test_a_stratified_part_of_train_is_held_out(data):
     assert np.bincount(task.examples("validation").labels_N).tolist() == [4, 4, 4]
     train, held = (set(task.examples(s).first) for s in ("train", "validation"))
     assert not train & held and train | held == {row["text"] for row in ROWS}
+    assert set(task.texts("train")) == train
     assert make(data).prepare() == manifest
     assert len({found["digest"] for found in manifest.values()}) == 3
     own = make({**data, "validation": data["test"]}).prepare()

@@ -88,6 +88,7 @@ def test_no_context_is_on_both_sides(first):
     assert counts == {"train": 24, "validation": 12, "test": 6}
     titles = [{q.title for q in task.examples(s).questions} for s in ("train", "validation")]
     assert not titles[0] & titles[1] and len(titles[1]) == 2
+    assert len(task.texts("train")) == 48 and "Which 2?" in task.texts("train")
 
 
 def test_one_article_is_held_out_by_paragraph(tmp_path):
