@@ -63,9 +63,9 @@ def test_seeds_of_different_length_are_drawn(tmp_path, curves):
     assert len(plots.draw({"example": [curves, short]}, tmp_path)) == 2
 
 
-def scale(values):
+def scale(values, **settings):
     line = plots.Line("student", "#000000", "-", [(np.arange(3.0), np.array(values))])
-    figure = plots._figure("x", [plots.Panel("loss", "", [line], noisy=False)])
+    figure = plots._figure("x", [plots.Panel("loss", "", [line], noisy=False, **settings)])
     return figure.axes[0].get_yscale()
 
 
@@ -73,6 +73,7 @@ def test_logarithmic_where_values_span_much():
     assert scale([9.0, 5.0, 2.0]) == "log"
     assert scale([3.0, 2.5, 2.0]) == "linear"
     assert scale([9.0, 1.0, 0.0]) == "linear"
+    assert scale([9.0, 5.0, 2.0], linear=True) == "linear"
 
 
 def curves_of(training=None, **validation):
@@ -108,6 +109,24 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     steps, values = plots._thin(np.arange(9999.0), np.arange(9999.0) * 2)
     assert len(steps) == plots.POINTS and (steps[0], steps[-1]) == (0, 9998)
     np.testing.assert_array_equal(values, steps * 2)
+
+
+def test_schedules_and_shares_are_never_logarithmic():
+    training = plots.panels(
+        curves_of({"step": [1.0], "ce": [1.0], "learning_rate": [1.0]}), "training"
+    )
+    assert {name: panel.linear for name, panel in training.items()} == {
+        "ce": False,
+        "learning_rate": True,
+    }
+    assert plots.panels(curves_of(step=1.0, accuracy=0.5), "validation")["accuracy"].linear
+
+
+def test_a_panel_is_described_in_words(curves):
+    panel = plots.panels({"example": [curves]}, "training")["kl"]
+    assert panel.describe() == (
+        "KL(teacher ‖ student), softened, nats / token, over the steps; last values: student 2.95"
+    )
 
 
 def test_minor_labels():
