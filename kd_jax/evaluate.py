@@ -1,15 +1,20 @@
-"""Evaluates a model on held-out text: loss in nats a token, perplexity, accuracy.
+"""Evaluates a model, a stage of a run, or a file of predictions.
 
-    python -m kd_jax.evaluate --workdir=runs/quickstart-62cedf5b --stage=baseline
-    python -m kd_jax.evaluate --workdir=RUN --data=other.txt --json=figures.json
-    python -m kd_jax.evaluate --model=RUN/export/student --task=mlm --data=wiki.test.raw
+    python -m kd_jax.evaluate --workdir=runs/small_finetune-62cedf5b --out=figures/
+    python -m kd_jax.evaluate --model=RUN/export/student --task=glue/sst2 --data=SST-2/dev.tsv
+    python -m kd_jax.evaluate --model=HUB_ID --task=squad --json=figures.json
+    python -m kd_jax.evaluate --predictions=other.tsv --task=agnews --data=ag_news/test.csv
     python -m kd_jax.evaluate --model=distilgpt2 --teacher=gpt2 --task=clm --data=texts/
 
---workdir takes the best checkpoint of a stage of a finished run, on the run's own test split (or
-validation split, where it has no other) or on --data, beside the run's teacher. --model takes any
-HF checkpoint with its own tokenizer. Beside a teacher there are two figures more: KL(teacher ||
-model) at temperature 1, in nats a token, and the share of tokens where both have the same first
-choice. Masks of masked language modelling are those of every run's held-out text.
+Tasks: glue/NAME, squad, agnews, phrasebank/LEVEL (all sentences of the level), text (own files:
+--text, --pair, --label name the columns), and mlm and clm, held-out text. Without --data the
+task's reported split is taken from the hub. --workdir takes the best checkpoint of a stage of a
+finished run, on what the run reports or on --data.
+
+--out=DIR gets predictions.tsv (or .json: SQuAD), the format in which the task's authors want
+them, figures by class and the confusion matrix; --json=FILE the figures: fractions, or percent for
+SQuAD. --predictions scores a file in that format, whoever wrote it. Language models are measured in
+nats a token; beside a teacher also KL(teacher || model) and the share of equal first choices.
 """
 
 import argparse
@@ -18,21 +23,30 @@ from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.errors import UserError
+from kd_jax.evals import runs
 from kd_jax.evals.table import Table, of_runs
-from kd_jax.recipes.evaluate import Options, Report, evaluate_checkpoint, evaluate_stage
+from kd_jax.recipes import judge
+from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
+
+LANGUAGE = ("mlm", "clm")
+# Flags that only one of the two kinds of task reads.
+OF_LANGUAGE = ("teacher", "seq_len")
+OF_EXAMPLES = ("predictions", "out", "text", "pair", "label", "labels")
 
 
-def table(found: Report) -> Table:
+def table(found: dict) -> Table:
     """The figures for people."""
-    name = found.get("stage", Path(found["model"]).name)
-    rows = f"rows of {found['seq_len']} tokens, {found['precision']}"
-    beside = f", beside {found['teacher']}" if found["teacher"] else ""
-    title = f"{found['data']['name']}, {found['task']}, {rows}{beside}"
-    return of_runs([{name: found}], title)
+    name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
+    about = [found["data"]["name"], found["task"]]
+    if "seq_len" in found:
+        about.append(f"rows of {found['seq_len']} tokens")
+    about += [found["precision"]] if "precision" in found else []
+    beside = f", beside {found['teacher']}" if found.get("teacher") else ""
+    return of_runs([{name: found}], f"{', '.join(about)}{beside}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.evaluate",
         description=__doc__,
@@ -41,44 +55,105 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
+    what.add_argument(
+        "--predictions", metavar="FILE", help="what any system answered; needs --task"
+    )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--stage", help="of the run: teacher, baseline, student (default)")
-    parser.add_argument("--task", help="mlm or clm; that of the run")
-    parser.add_argument("--data", metavar="PATH", help="text: a file, a folder or a glob")
+    parser.add_argument("--task", help="see above; that of the run")
+    parser.add_argument("--data", metavar="PATH", help="a local file or folder, not the hub")
     parser.add_argument("--split", choices=("validation", "test"), help="of the run's own data")
-    parser.add_argument("--teacher", help="folder or hub id (the run's, else none)")
-    parser.add_argument("--seq_len", type=int, help="tokens of a row (the run's, else 512)")
-    parser.add_argument("--batch_size", type=int, help="rows of a batch (the run's, else 32)")
+    parser.add_argument("--text", help='task text: column of the text (default "text")')
+    parser.add_argument("--pair", help="task text: column of a second text")
+    parser.add_argument("--label", help='task text: column of the label (default "label")')
+    parser.add_argument(
+        "--labels", type=lambda names: tuple(names.split(",")), help="class names, in the order of "
+        "the model's logits, where its config.json has none"
+    )  # fmt: skip
+    parser.add_argument("--teacher", help="mlm, clm: folder or hub id (the run's, else none)")
+    parser.add_argument("--seq_len", type=int, help="mlm, clm: tokens of a row (else 512)")
+    parser.add_argument(
+        "--batch_size", type=int, help="rows of a batch (the run's, else a default)"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(the run's, else fp32)")
     parser.add_argument("--json", metavar="FILE", help="where to write every figure to")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", metavar="DIR", help="where to write predictions and plots to")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
+    args = parser().parse_args(argv)
     with cli.plain_errors():
-        _check(args)
+        language = _check(args)
         cli.start_jax()
-        options = Options(args.teacher, args.seq_len, args.batch_size, args.precision)
-        if args.workdir:
-            stage = args.stage or "student"
-            text = args.data, args.split
-            found = evaluate_stage(args.workdir, stage, args.task, *text, options)
-        else:
-            found = evaluate_checkpoint(args.model, args.revision, args.task, args.data, options)
+        found, written = (_language(args), []) if language else _examples(args)
         if args.json:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
     table(found).print()
+    if "classes" in found:
+        judge.by_class(found).print()
+    if written:
+        print("wrote", *written, sep="\n  ")
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together."""
-    if args.model:
-        if not args.task or not args.data:
-            raise UserError("--model needs --task (mlm or clm) and --data, the text to evaluate on")
-        foreign = {"--stage": args.stage, "--split": args.split}
+def _language(args: argparse.Namespace) -> dict:
+    options = Options(args.teacher, args.seq_len, args.batch_size, args.precision)
+    if args.workdir:
+        stage = args.stage or "student"
+        return evaluate_stage(args.workdir, stage, args.task, args.data, args.split, options)
+    return evaluate_checkpoint(args.model, args.revision, args.task, args.data, options)
+
+
+def _examples(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    given = {"text": args.text, "pair": args.pair, "label": args.label}
+    columns = {name: value for name, value in given.items() if value is not None}
+    if args.predictions:
+        columns |= {"labels": args.labels} if args.labels and args.task == "text" else {}
+        return judge.of_predictions(args.task, columns, args.data, args.predictions), []
+    if args.workdir:
+        stage = args.stage or "student"
+        task, outputs, found = judge.of_stage(args.workdir, stage, args.data, args.split)
     else:
-        foreign = {"--revision": args.revision, "--split": args.data and args.split}
-    given = [name for name, value in foreign.items() if value is not None]
+        task, outputs, found = judge.of_checkpoint(
+            args.model,
+            args.revision,
+            args.task,
+            columns,
+            args.data,
+            args.labels,
+            args.batch_size,
+            args.precision,
+        )
+    return found, judge.write_files(task, outputs, found, args.out) if args.out else []
+
+
+def _check(args: argparse.Namespace) -> bool:
+    """Whether the task is a language model's. Raises UserError where flags do not go together."""
+    task = args.task
+    if args.workdir:
+        task = runs.read(args.workdir).config["task"]["name"]
+        if args.task not in (None, task, *([task] if task in LANGUAGE else [])):
+            raise UserError(f"{args.workdir} is a run of task {task!r}, not {args.task!r}")
+    elif not task:
+        raise UserError(f"--task is missing: {', '.join(judge.TASKS)}, mlm or clm")
+    language = task in LANGUAGE
+    if language and args.model and not args.data:
+        raise UserError("--model with --task=mlm or clm needs --data, the text to evaluate on")
+    foreign = dict.fromkeys(OF_EXAMPLES if language else OF_LANGUAGE, f"task {task}")
+    foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), "no --workdir")
+    if args.workdir:
+        foreign |= {"revision": "--workdir"} | ({"split": "--data"} if args.data else {})
+        if not language:
+            reason = "--workdir, whose config says it"
+            foreign |= dict.fromkeys(
+                ("text", "pair", "label", "labels", "batch_size", "precision"), reason
+            )
+    given = [name for name in foreign if getattr(args, name) is not None]
     if given:
-        other = "--model" if args.model else "--workdir with --data" if args.data else "--workdir"
-        raise UserError(f"{', '.join(given)} does not go with {other}; leave it out")
+        named = ", ".join(f"--{name}" for name in given)
+        raise UserError(f"{named} does not go with {foreign[given[0]]}; leave it out")
+    return language
 
 
 if __name__ == "__main__":

@@ -126,19 +126,24 @@ def build(
     teacher_policy: Policy | None,
     chunk: int = 0,
     regression: bool = False,
+    accuracy: bool = False,
 ) -> tuple[Objective, Knobs]:
     """Builds the objective of `config`; `steps` is the length that schedules refer to.
 
-    With `regression` a row has one logit, a number, and no KL is logged. Raises UserError for an
-    unknown term, setting, position or schedule, and for terms that the task has no use for.
+    With `regression` a row has one logit, a number, and no KL is logged. `accuracy` logs the share
+    of right first choices as well: for few classes, since over a vocabulary it costs time. Raises
+    UserError for an unknown term, setting, position or schedule, and for terms that the task has no
+    use for.
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
     measured = () if teacher_policy is None or regression else (measures.KL_T1,)
+    if accuracy and not regression:
+        measured += (measures.ACCURACY,)
     row_terms, state_terms, weights, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
-        if name == measures.KL_T1.name:
+        if name in (measures.KL_T1.name, measures.ACCURACY.name):
             raise UserError(f"{key}: what is logged beside the terms has this name; take another")
         try:
             settings = dict(settings)

@@ -43,4 +43,5 @@ class Agreement(_Measure):
         return same_C.astype(jnp.float32)[:, None]
 
 
+ACCURACY = RowTerm("accuracy", Accuracy())
 KL_T1 = RowTerm("kl_t1", ForwardKL(), 1.0)  # logged whatever the training temperature is

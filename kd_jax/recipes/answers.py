@@ -53,12 +53,13 @@ class Answers:
                 found[i] = in_order(logits, order)
         return found
 
-    def together(self, names: tuple[str, ...], weights: list[float], split: str, ids_N=None):
-        """The average of several models' logits, as `of`."""
+    def together(
+        self, names: tuple[str, ...], weights: list[float], space: str, split: str, ids_N=None
+    ) -> list:
+        """The average of several models' logits in `space` (teachers/several.py), as `of`."""
         if len(names) == 1:
             return self.of(names[0], split, ids_N)
         each = [self.of(name, split, ids_N) for name in names]
-        space = self._setup.config.average
         return [
             None if any(row is None for row in rows) else average(list(rows), weights, space, np)
             for rows in zip(*each, strict=True)

@@ -61,9 +61,9 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     answers = Answers(setup, given)
     figures = {}
     for name in given:
-        figures[name] = measure(setup, name, answers.of(name, setup.split), setup.split)
+        figures[name] = teacher_figures(setup, name, answers, setup.split)
     for this in setup.stages:
-        figures[this.name] = run_stage(setup, this, given, answers, folder, wandb_run)
+        figures[this.name] = run_stage(setup, this, given, answers, folder, setup.split, wandb_run)
     if jax.process_count() > 1:  # the first process measures and exports what may lie on all
         given = {k: multihost_utils.process_allgather(v, tiled=True) for k, v in given.items()}
     results = workdir.about(config, folder) | {
@@ -117,23 +117,17 @@ def run_stage(
     given: dict[str, Params],
     answers: Answers,
     folder: epath.Path,
+    split: str,
     wandb_run: Any = None,
 ) -> dict[str, Any]:
-    """Trains a stage, or what is left of it; returns its figures. Its best parameters go into
-    `given`, under the name of its model."""
-    config, task = setup.config, setup.tasks[this.model]
+    """Trains a stage, or what is left of it; returns its figures on `split`. Its best parameters
+    go into `given`, under the name of its model."""
+    config, primary = setup.config, setup.tasks[this.model].primary
     plan, knobs = setup.plan(this)
     teacher, stream = teaching(setup, this, plan.objective, answers)
 
-    def held_out(student: Model, split: str) -> dict[str, Any]:
-        processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-        rows = task.held_out(split, config.eval.batch_size, **processes)
-        found = predict(student, rows, setup.mesh, setup.table)
-        beside = answers_beside(setup, this, answers, split)
-        return measure(setup, this.model, [found[i] for i in range(len(found))], split, beside)
-
     def validate(student: Model) -> dict[str, float]:
-        found = held_out(student, "validation")
+        found = held_out_figures(setup, this, student.params, answers, "validation")
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
     every = config.eval.every or max(1, round(this.steps / max(1.0, this.epochs)))
@@ -151,7 +145,7 @@ def run_stage(
         intervals=loop.Intervals(every, every, config.log.every),
         keep=config.checkpoint.keep,
         directory=folder / this.name,
-        selection=loop.Selection(task.primary, larger=True, patience=config.patience),
+        selection=loop.Selection(primary, larger=True, patience=config.patience),
         resume=config.resume if this.name == "student" else "",
         wandb_run=wandb_run,
     )
@@ -159,7 +153,7 @@ def run_stage(
     path = folder / this.name / "results.json"
     if path.exists():
         return json.loads(path.read_text())
-    figures = held_out(fitted.state.student, setup.split) | {
+    figures = held_out_figures(setup, this, given[this.model], answers, split) | {
         "steps": fitted.steps,
         "best_step": fitted.best_step,
         **stage.speed(folder / this.name),
@@ -172,18 +166,44 @@ def run_stage(
     return figures
 
 
+def held_out_figures(
+    setup: Setup, this: Stage, params: Params, answers: Answers, split: str
+) -> dict[str, Any]:
+    """Figures of a stage's model on a split, beside its teachers' answers."""
+    student = Model(params, setup.models[this.model].abstract().graphdef)
+    task, processes = setup.tasks[this.model], (jax.process_index(), jax.process_count())
+
+    def outputs(split: str) -> list[np.ndarray]:
+        rows = task.held_out(split, setup.config.eval.batch_size, *processes)
+        found = predict(student, rows, setup.mesh, setup.table)
+        return [found[i] for i in range(len(found))]
+
+    if task.tunes(split):
+        task = task.tuned(outputs("validation"))
+    return measure(task, outputs(split), split, answers_beside(setup, this, answers, split))
+
+
+def teacher_figures(setup: Setup, name: str, answers: Answers, split: str) -> dict[str, Any]:
+    """Figures of a teacher that no stage trains."""
+    task = setup.tasks[name]
+    if task.tunes(split):
+        task = task.tuned(answers.of(name, "validation"))
+    return measure(task, answers.of(name, split), split)
+
+
 def answers_beside(setup: Setup, this: Stage, answers: Answers, split: str) -> list | None:
     """What a stage is compared with: the answers of the teachers that it has, or would have."""
     if this.name in setup.teachers or setup.regression:
         return None
-    return answers.together(setup.teachers_of(this), setup.weights_of(this), split)
+    return answers.together(
+        setup.teachers_of(this), setup.weights_of(this), setup.config.average, split
+    )
 
 
 def measure(
-    setup: Setup, model: str, outputs: list[np.ndarray], split: str, beside: list | None = None
+    task: Any, outputs: list[np.ndarray], split: str, beside: list | None = None
 ) -> dict[str, Any]:
     """Figures of a model's answers: the task's, by class, and how near they are to a teacher's."""
-    task = setup.tasks[model]
     figures = task.score(split, outputs)
     if beside is not None:
         figures |= beside_teacher(outputs, beside)

@@ -6,7 +6,9 @@ examples.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, hub
-from kd_jax.recipes import blueprint
+from kd_jax.recipes import blueprint, keys
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
-from kd_jax.recipes.stage import Stage
+from kd_jax.recipes.stage import Stage, stages
 from kd_jax.tasks import text
 from kd_jax.train.sharding import Table
 
@@ -42,6 +44,7 @@ class FinetuneSetup(Setup):
                 raise UserError(f"config.teachers.{name}: a stage has this name; take another")
         have = {name: name for name in self.teachers}
         have |= {"assistant": "assistant", "baseline": "student", "student": "student"}
+        self._have = have
         super().__init__(config, folder, devices, platform, have)
         make_task = plugins.load("tasks", config.task.name, "make").make
         self.task = make_task(config.task, config.data, None)
@@ -100,6 +103,14 @@ class FinetuneSetup(Setup):
             raise UserError(f"weights of the teachers {dict(zip(names, weights, strict=True))}")
         return [weight / sum(weights) for weight in weights]
 
+    def with_numbers(self, config: ConfigDict, folder: epath.Path) -> FinetuneSetup:
+        """The same models and data under a config that differs in numbers of the training only."""
+        keys.check(config)
+        other = copy.copy(self)
+        other.config, other.folder = config, folder
+        other.stages = [other._with_steps(stage) for stage in stages(config, self._have)]
+        return other
+
     def section(self, model: str) -> ConfigDict:
         """The section of the config that describes a model."""
         return self.config.teachers[model] if model in self.config.teachers else self.config[model]
@@ -156,29 +167,11 @@ class FinetuneSetup(Setup):
             )
 
     def _order(self, name: str) -> tuple[int, ...] | None:
-        """Where each of the task's classes stands among the model's; None where they agree."""
         if self.head == "span" or self.regression or self.folder is None:
             return None
-        stated = self.section(name).get("labels", None)
-        theirs, ours = tuple(stated or self.models[name].config.labels), self.task.labels
-        if len(theirs) != len(ours) or (
-            stated and len(theirs) != len(self.models[name].config.labels)
-        ):
-            raise UserError(
-                f"{name} {self.models[name].name} has {len(self.models[name].config.labels)} "
-                f"classes ({', '.join(theirs)}), the task has {len(ours)} ({', '.join(ours)})"
-            )
-        if theirs == ours:
-            return None
-        folded = [label.casefold() for label in theirs]
-        missing = [label for label in ours if label.casefold() not in folded]
-        if missing:
-            raise UserError(
-                f"{name} {self.models[name].name} calls its classes {', '.join(theirs)}; the task "
-                f"has {', '.join(ours)}: name the model's classes in its own order in "
-                f"config.{name}.labels"
-            )
-        return tuple(folded.index(label.casefold()) for label in ours)
+        model, stated = self.models[name], self.section(name).get("labels", None)
+        where = f"config.{name}.labels"
+        return class_order(model.name, stated, model.config.labels, self.task.labels, where)
 
     def _with_steps(self, stage: Stage) -> Stage:
         if stage.steps > 0:
@@ -190,3 +183,38 @@ class FinetuneSetup(Setup):
         stream = self.tasks[stage.model].train(stage.batch_size, self.config.seed)
         steps = max(1, round(stage.epochs * stream.steps_per_epoch))
         return dataclasses.replace(stage, steps=steps)
+
+
+def class_order(
+    model: str,
+    stated: Sequence[str] | None,
+    labels: Sequence[str],
+    task: Sequence[str],
+    where: str,
+) -> tuple[int, ...] | None:
+    """Where each of the task's classes stands among a model's; None where they agree.
+
+    Args:
+        model: its name, for messages.
+        stated: names that the user gives to the model's classes, in its own order.
+        labels: the names that its config.json has.
+        task: the task's classes.
+        where: the setting of `stated`, for messages.
+
+    Raises UserError where the classes are not the same, or have no names (LABEL_0).
+    """
+    theirs = tuple(stated or labels)
+    if not len(theirs) == len(labels) == len(task):
+        raise UserError(
+            f"{model} has {len(labels)} classes ({', '.join(labels)}), the task {len(task)} "
+            f"({', '.join(task)}){f', {where} {len(theirs)}' if stated else ''}"
+        )
+    if theirs == tuple(task):
+        return None
+    folded = [name.casefold() for name in theirs]
+    if {name.casefold() for name in task} != set(folded):
+        raise UserError(
+            f"{model} calls its classes {', '.join(theirs)}, the task {', '.join(task)}: give the "
+            f"model's class names, in its own order, in {where}"
+        )
+    return tuple(folded.index(name.casefold()) for name in task)

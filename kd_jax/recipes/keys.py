@@ -68,6 +68,7 @@ _OF_RECIPE = {
         },
     ),
 }
+_OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 
 def check(config: ConfigDict) -> None:

@@ -77,6 +77,7 @@ class Setup:
             self.policy if stage.learns else None,
             self.chunk,
             regression=self.regression,
+            accuracy=self.head in ("classification", "span"),
         )
         return step.Plan(objective, self.mesh, family.PARTITION, self.config.accumulate), knobs
 

@@ -49,7 +49,7 @@ def teaching(
         whole = task.train(this.batch_size, seed)
         ids_N = np.concatenate([whole[step].ids_B for step in range(this.steps)])
         ids_N = ids_N[ids_N >= 0]
-    rows = answers.together(names, setup.weights_of(this), "train", ids_N)
+    rows = answers.together(names, setup.weights_of(this), setup.config.average, "train", ids_N)
     log.info("%s: logits of %s, computed once for each row", this.name, together)
     return Stored(), stream.map(attach(rows, setup.head == "span", len(task.labels)))
 

@@ -91,6 +91,10 @@ class ExampleTask:
         """Figures class by class, where there are classes."""
         return {}
 
+    def tunes(self, split: str) -> bool:
+        """Whether scoring `split` needs a number that is `tuned` on the validation split."""
+        return False
+
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> Any:
         """What the outputs say, in plain words: what `write_submission` writes down."""
         raise NotImplementedError

@@ -87,6 +87,9 @@ class Squad(ExampleTask):
         other._windows = {}
         return other
 
+    def tunes(self, split):
+        return self.threshold is None and split != "validation" and self._may_decline(split)
+
     def tuned(self, outputs):
         """The task with the null threshold whose F1 is best for these outputs of the validation
         split; itself where the config gives the threshold or the split is of v1.1."""

@@ -1,0 +1,202 @@
+"""Figures of a classifier, regression or answer extractor on a task: of a checkpoint, of a stage of
+a run, or of a file of predictions that any system may have written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.evals import figures, runs, table
+from kd_jax.models import family
+from kd_jax.precision import policy_for
+from kd_jax.recipes import blueprint, finetune, stage, workdir
+from kd_jax.recipes.answers import Answers
+from kd_jax.recipes.finetune_setup import FinetuneSetup, class_order
+from kd_jax.tasks import text
+from kd_jax.teachers.several import in_order
+from kd_jax.train import sharding
+from kd_jax.train.evaluate import predict
+from kd_jax.types import Model
+
+TASKS = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")
+ROWS = 64  # of a batch, where nobody says otherwise
+
+Report = dict[str, Any]  # see `of_checkpoint`
+
+
+def task_config(name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """config.task of a task as command lines call it; `columns` are settings of "text"."""
+    kind, _, part = name.partition("/")
+    parts = {"glue": "task", "phrasebank": "level"}
+    if kind in parts and part:
+        return {"name": kind, parts[kind]: part}
+    if part or kind not in ("squad", "agnews", "text"):
+        raise UserError(f"--task={name}: have {', '.join(TASKS)}, mlm, clm")
+    if kind == "text":
+        return {"name": "labelled_text"} | columns
+    if kind == "squad":  # no validation split to tune it on
+        return {"name": kind, "null_threshold": 0.0}
+    return {"name": kind}
+
+
+def make_task(name: str, columns: Mapping[str, Any], data: str | None, tokenizer: Any = None):
+    """The task on its own reported split, or on all rows of a local file or folder."""
+    config = task_config(name, columns)
+    given = None if data is None else {"test": {"source": "files", "path": data}}
+    if config["name"] == "labelled_text" and config.get("labels") is None and given:
+        given["train"] = given["test"]  # the classes are those that occur
+    if data is None and config["name"] in ("labelled_text", "phrasebank"):
+        raise UserError(f"--task={name} needs --data, a local file or folder")
+    return plugins.load("tasks", config["name"], "make").make(config, given, tokenizer)
+
+
+def of_checkpoint(
+    model: str,
+    revision: str | None,
+    task: str,
+    columns: Mapping[str, Any],
+    data: str | None,
+    labels: Sequence[str] | None,
+    batch_size: int | None,
+    precision: str | None,
+) -> tuple[Any, list[np.ndarray], Report]:
+    """An HF checkpoint with a classification or span head, on a task.
+
+    Args:
+        model: folder, or hub id of `revision`.
+        task: one of TASKS.
+        columns: of the task "text": text, pair, label, labels.
+        data: file or folder; None for the task's reported split on the hub.
+        labels: the model's class names in its own order, where its config.json has none.
+        batch_size, precision: default 64 rows, fp32.
+
+    Returns:
+        the task; its outputs, logits of each row of the split "test"; and {"model", "commit",
+        "task", "split", "data", the task's figures, "classes" and "confusion" where there are
+        classes, "parameters", "size_mb", "precision", "machine", "seconds"}.
+    """
+    began = time.perf_counter()
+    policy = policy_for(precision or "fp32", jax.default_backend())
+    head = make_task(task, columns, data).head
+    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
+    described = blueprint.describe(section, "model", head, policy)
+    tokenizer = text.load_tokenizer(described.folder)
+    if task == "text" and columns.get("labels") is None:
+        columns = {**columns, "labels": tuple(labels or described.config.labels)}
+    this = make_task(task, columns, data, tokenizer)
+    this.seq_len = min(this.seq_len, described.config.max_tokens)
+    order = None
+    if head == "classification" and not this.regression:
+        order = class_order(model, labels, described.config.labels, this.labels, "--labels")
+    mesh = sharding.make_mesh()
+    rows = batch_size or -(-ROWS // mesh.size) * mesh.size
+    params = described.load(None)
+    student = Model(jax.device_put(params), described.abstract().graphdef)
+    found = predict(student, this.held_out("test", rows), mesh, family.PARTITION)
+    outputs = [in_order(found[i], order) for i in range(len(found))]
+    report = {"model": described.name, "commit": described.commit, "task": task, "split": "test"}
+    report |= {
+        "data": manifest(this, "test"),
+        **this.score("test", outputs),
+        **this.report("test", outputs),
+    }
+    report |= {
+        "parameters": stage.count(params),
+        "size_mb": stage.size_mb(params),
+        "precision": precision or "fp32",
+        "machine": workdir.machine(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return this, outputs, report
+
+
+def of_stage(
+    folder: str, name: str, data: str | None, split: str | None
+) -> tuple[Any, list[np.ndarray], Report]:
+    """The best checkpoint of a finished run's stage, on the run's own data or on `data`; see
+    `of_checkpoint`."""
+    began = time.perf_counter()
+    run = runs.read(folder)
+    config = ConfigDict(run.config, type_safe=False)
+    config.mesh.fsdp = config.accumulate = 1
+    if data:
+        config.data.test = {"source": "files", "path": data}
+    setup = FinetuneSetup(config, run.workdir)
+    split = split or setup.split
+    given = {}
+    if name in setup.teachers and name not in setup.trained:
+        model, given[name] = name, stage.given_params(setup, name)
+    else:
+        stages = {this.name: this for this in setup.stages}
+        if name not in stages:
+            raise UserError(f"{folder} has no stage {name!r}; have: {', '.join(stages)}")
+        model = stages[name].model
+        given[model] = stage.restore_best(setup, stages[name])
+    answers, task = Answers(setup, given), setup.tasks[model]
+    if task.tunes(split):
+        task = task.tuned(answers.of(model, "validation"))
+    outputs = answers.of(model, split)
+    report = {"model": str(run.workdir), "stage": name, "task": config.task.name, "split": split}
+    report |= {"data": manifest(task, split), **finetune.measure(task, outputs, split)}
+    report |= {
+        "parameters": stage.count(given[model]),
+        "size_mb": stage.size_mb(given[model]),
+        "precision": config.precision,
+        "machine": workdir.machine(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return task, outputs, report
+
+
+def of_predictions(task: str, columns: Mapping[str, Any], data: str | None, file: str) -> Report:
+    """A file of predictions in the task's format: {"predictions", "task", "data", figures}."""
+    this = make_task(task, columns, data)
+    found = this.score_predictions("test", this.read_predictions("test", file))
+    about = {"predictions": file, "task": task, "split": "test", "data": manifest(this, "test")}
+    return about | found
+
+
+def manifest(task: Any, split: str) -> dict[str, Any]:
+    """Which examples figures are of."""
+    found = task.examples(split)
+    return {"name": found.name, "digest": found.digest, "examples": len(found)}
+
+
+def write_files(task: Any, outputs: list, report: Report, out: str) -> list[str]:
+    """The predictions in the task's submission format, figures by class, the confusion matrix."""
+    folder = epath.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "json" if task.head == "span" else "tsv"
+    written = [folder / f"predictions.{suffix}"]
+    task.write_submission(report["split"], outputs, str(written[0]))
+    if "classes" in report:
+        written.append(folder / "classes.md")
+        written[-1].write_text(by_class(report).markdown())
+        path = folder / "confusion.png"
+        names = list(report["classes"])
+        figures.confusion_matrix(names, report["confusion"], path, title=report["task"])
+        written.append(path)
+    return [str(Path(path)) for path in written]
+
+
+def by_class(report: Report) -> table.Table:
+    """Precision, recall and F1 of every class."""
+    rows = [
+        [
+            name,
+            *(f"{found[key]:.4f}" for key in ("precision", "recall", "f1")),
+            str(found["support"]),
+        ]
+        for name, found in report["classes"].items()
+    ]
+    return table.Table("", ["class", "precision", "recall", "F1", "examples"], rows)

@@ -1,0 +1,273 @@
+"""Trials of one stage of a fine-tuning run over settings, side by side; one table, one heat map.
+
+config.sweep:
+    stage     the stage that is tried: student | baseline | ...; stages before it run once
+    keys      dotted keys of the config -> a list of values, or for a sampler {low, high[, log]}
+    sampler   grid (every combination) | random | tpe (Optuna's)
+    trials    how many, for a sampler
+
+Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
+temperatures are inputs of the step then, as weights and learning rates always are. A trial is
+chosen by the primary metric on held-out training data; the best one alone is measured on the split
+that is reported. The folder of a finished trial keeps its figures and curves; checkpoints stay of
+the best. The same command goes on with the trials that are missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.evals import figures, table
+from kd_jax.recipes import finetune, stage, workdir
+from kd_jax.recipes.answers import Answers
+from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
+from kd_jax.recipes.stage import Stage
+from kd_jax.types import Params
+
+log = logging.getLogger(__name__)
+
+DEFAULTS = dict(stage="student", keys={}, sampler="grid", trials=1)
+# Keys that change neither data nor models: trials over them share both.
+NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_size", "patience")
+
+Trial = dict[str, Any]  # dotted key -> value
+
+
+def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
+    """Runs the trials that are missing in `folder`; returns results.json."""
+    began = time.time()
+    compiling = _Compiling()
+    sweep = settings(config.sweep, DEFAULTS, "sweep")
+    plan = _plan(sweep, config.seed)
+    setup = Setup(config, folder)
+    tried = _stage(setup, sweep["stage"])
+    data = setup.task.prepare()
+    given = {
+        name: stage.given_params(setup, name)
+        for name in setup.teachers
+        if name not in setup.trained
+    }
+    answers = Answers(setup, given)
+    seconds = {"start-up": time.time() - began}
+    for this in setup.stages[: setup.stages.index(tried)]:
+        began = time.time()
+        finetune.run_stage(setup, this, given, answers, folder, setup.split)
+        seconds[this.name] = time.time() - began
+    began, found = time.time(), []
+    for number, trial in enumerate(plan(found)):
+        found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
+        _keep_best(folder, found)
+    seconds |= {"trials": time.time() - began, "compiling, of all that": compiling.seconds}
+    best = max(found, key=_value)
+    results = workdir.about(config, folder) | {
+        "stages": {tried.name: _report(setup, tried.name, best, answers, given, folder)},
+        "split": setup.split,
+        "primary": setup.task.primary,
+        "data": data,
+        "trials": found,
+        "best": best,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+    workdir.write(folder / "results.json", results)
+    _show(sweep, setup.task.primary, results, folder)
+    return results
+
+
+class _Compiling:
+    """Seconds that JAX spends compiling from now on."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, seconds: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += seconds
+
+
+def _stage(setup: Setup, name: str) -> Stage:
+    for this in setup.stages:
+        if this.name == name:
+            return this
+    raise UserError(
+        f"config.sweep.stage={name!r} is no stage of the run; config.stages has "
+        f"{', '.join(this.name for this in setup.stages)}"
+    )
+
+
+def _value(trial: dict) -> float:
+    return trial["figures"][trial["primary"]]
+
+
+def _run_trial(
+    setup: Setup,
+    name: str,
+    trial: Trial,
+    given: Mapping[str, Params],
+    answers: Answers,
+    folder: epath.Path,
+    number: int,
+) -> dict[str, Any]:
+    """Trains and judges one trial, or reads what it gave."""
+    began, config = time.time(), with_keys(setup.config, trial)
+    place = folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
+    if (place / "results.json").exists():
+        return json.loads((place / "results.json").read_text())
+    log.info("trial %d: %s", number, ", ".join(f"{k}={v}" for k, v in trial.items()))
+    place.mkdir(parents=True, exist_ok=True)
+    workdir.write(place / "config.json", workdir.resolved(config))
+    own, answers = _of_trial(setup, trial, answers, given, place)
+    this = _stage(own, name)
+    found = finetune.run_stage(own, this, dict(given), answers, place, "validation")
+    result = {
+        "trial": number,
+        "folder": place.name,
+        "keys": trial,
+        "primary": own.task.primary,
+        "figures": {k: v for k, v in found.items() if isinstance(v, int | float)},
+        "seconds": round(time.time() - began, 2),
+    }
+    workdir.write(place / "results.json", result)
+    return result
+
+
+def _of_trial(setup: Setup, trial: Trial, answers: Answers, given: Mapping, place: epath.Path):
+    """The trial's setup and its teachers' answers: the sweep's own where models and data are."""
+    config = with_keys(setup.config, trial)
+    if all(key.startswith(NUMBERS) for key in trial):
+        return setup.with_numbers(config, place), answers
+    own = Setup(config, place)
+    return own, Answers(own, dict(given))
+
+
+def _report(setup: Setup, name: str, best: dict, answers: Answers, given: Mapping, folder) -> dict:
+    """The best trial's figures on the split that is reported."""
+    place = folder / "trials" / best["folder"]
+    path = place / "reported.json"
+    if not path.exists():
+        own, answers = _of_trial(setup, best["keys"], answers, given, place)
+        params = stage.restore_best(own, _stage(own, name))
+        found = finetune.held_out_figures(own, _stage(own, name), params, answers, own.split)
+        workdir.write(path, found)
+    return json.loads(path.read_text())
+
+
+def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
+    """The config with dotted keys set. A temperature becomes an input of the step: a constant would
+    be compiled into it. Raises UserError for a key that the config lacks."""
+    changed = ConfigDict(config.to_dict(), type_safe=False)
+    for key, value in trial.items():
+        *path, last = key.split(".")
+        section = changed
+        for part in path:
+            section = section.get(part) if isinstance(section, ConfigDict) else None
+        if not isinstance(section, ConfigDict) or last not in section:
+            have = ", ".join(section) if isinstance(section, ConfigDict) else "nothing"
+            raise UserError(f"config.sweep.keys: {key} is not in the config; there: {have}")
+        if last == "temperature":
+            value = dict(kind="linear", start=value, end=value)
+        section[last] = value
+    return changed
+
+
+def _plan(sweep: dict[str, Any], seed: int):
+    """From the trials that are done, lazily, the keys of each trial in turn."""
+    keys = dict(sweep["keys"].items())
+    if not keys:
+        raise UserError("config.sweep.keys is empty: give dotted keys with their values")
+    if sweep["sampler"] == "grid":
+        for key, values in keys.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise UserError(f"config.sweep.keys: {key}={values!r} should be a list of values")
+        every = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
+        return lambda found: iter(every)
+    if sweep["sampler"] not in ("random", "tpe"):
+        raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
+    return lambda found: _sampled(sweep, keys, seed, found)
+
+
+def _sampled(sweep: dict, keys: dict, seed: int, found: list[dict]) -> Iterator[Trial]:
+    """Optuna proposes, and learns from every trial before the next. All proposals are made again
+    when a sweep is resumed, which gives the same ones."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+    study = optuna.create_study(direction="maximize", sampler=samplers[sweep["sampler"]](seed=seed))
+    space = {key: _distribution(key, values) for key, values in keys.items()}
+    for _ in range(sweep["trials"]):
+        proposed = study.ask(space)
+        yield dict(proposed.params)
+        study.tell(proposed, _value(found[-1]))
+
+
+def _distribution(key: str, values: Any) -> Any:
+    from optuna import distributions
+
+    if isinstance(values, list | tuple) and values:
+        return distributions.CategoricalDistribution(list(values))
+    try:
+        bounds = settings(values, dict(low=0.0, high=0.0, log=False), f"sweep.keys[{key}]")
+        low, high, scale = bounds["low"], bounds["high"], bounds["log"]
+        if isinstance(low, int) and isinstance(high, int):
+            return distributions.IntDistribution(low, high, log=scale)
+        return distributions.FloatDistribution(low, high, log=scale)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"config.sweep.keys: {key}={values!r}: {error}") from None
+
+
+def _keep_best(folder: epath.Path, found: list[dict]) -> None:
+    best = max(found, key=_value)
+    for trial in found:
+        if trial is not best:
+            for path in (folder / "trials" / trial["folder"]).glob("*/checkpoints"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:
+    """Prints the table, writes it as trials.md, and draws a heat map of two keys' grid."""
+    trials, keys = results["trials"], list(sweep["keys"])
+    shown = trials_table(trials, keys, primary)
+    shown.print()
+    (folder / "trials.md").write_text(shown.markdown())
+    print(
+        f"best: trial {results['best']['trial']}, {folder / 'trials' / results['best']['folder']}"
+    )
+    if len(keys) == 2 and sweep["sampler"] == "grid":
+        rows, columns = (list(sweep["keys"][key]) for key in keys)
+        at = {tuple(trial["keys"].values()): _value(trial) for trial in trials}
+        values = [[at[row, column] for column in columns] for row in rows]
+        path = figures.heat_map(
+            *(list(map(str, rows)), list(map(str, columns)), values, folder / "heat_map.png"),
+            title=f"{results['config']}: {primary} on held-out training data",
+            labels=(keys[0], keys[1], primary),
+        )
+        print(f"heat map: {path}", flush=True)
+
+
+def trials_table(trials: list[dict], keys: list[str], primary: str) -> table.Table:
+    """A row a trial, the best first."""
+    ranked = sorted(trials, key=_value, reverse=True)
+    names = [primary, "loss", "best_step"]
+    rows = []
+    for trial in ranked:
+        values = [trial["keys"][key] for key in keys] + [trial["figures"][name] for name in names]
+        rows.append([str(trial["trial"]), *map(_short, values), _short(trial["seconds"])])
+    header = ["trial", *keys, *names, "seconds"]
+    return table.Table("trials, on held-out training data", header, rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
