@@ -1,4 +1,4 @@
-from kd_jax.evals import table
+from kd_jax.evals import span, table
 from tests.evals.example_run import classifier, figures
 
 
@@ -136,3 +136,9 @@ def test_wins_go_by_the_primary_figure():
     assert cells(found, "latency, batch 1 (ms)")["student"] == "20.00"
     both = table.of_groups({"a": stages[:1]}, "", "accuracy")
     assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "-0.1000"
+
+
+def test_squads_figures_are_all_shown():
+    golds = {"a": ["Paris"], "b": []}
+    found = span.figures({"a": "Paris", "b": ""}, golds, unanswerable=True)
+    assert {*found} <= {*keys(found)}
