@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from kd_jax import plugins
 from kd_jax.evals import card
@@ -140,6 +141,11 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
     assert_same(output, torch_run(theirs, batch), batch.mask_BT, causal=name == "gpt2")
 
     hf.save(tmp_path / "ours", ours.params, family, config, head)
+    names = [
+        safetensors.numpy.load_file(tmp_path / whose / "model.safetensors").keys()
+        for whose in ("ours", "theirs")
+    ]
+    assert names[0] <= names[1]
     back, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     pooler = {f"pooler.dense.{part}" for part in ("weight", "bias")}  # part of headless BERT
     assert set(info["missing_keys"]) - pooler == set()
