@@ -1,6 +1,10 @@
 """Defaults that all experiments start from, every key with its meaning; and `:smoke`."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict, FieldReference
+
+from configs import samples
 
 TINY = {
     "bert": dict(
@@ -13,6 +17,25 @@ TINY = {
     ),
     # What differs from the teacher, a BERT; its feed-forward width has a name of its own.
     "distilbert": dict(model_type="distilbert", num_hidden_layers=1, hidden_dim=64),
+    "roberta": dict(
+        model_type="roberta",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=34,
+    ),
+    "mobilebert": dict(
+        model_type="mobilebert",
+        hidden_size=32,
+        embedding_size=16,
+        intra_bottleneck_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_feedforward_networks=2,
+        max_position_embeddings=32,
+    ),
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
 }
 
@@ -65,6 +88,20 @@ def base(recipe: str) -> ConfigDict:
     return c
 
 
+def teacher(name: str) -> ConfigDict:
+    """A section of `teachers`, and the one of `teacher` in fine-tuning."""
+    c = model()
+    c.model = name
+    c.weight = 1.0  # its share among several teachers
+    c.labels = ()  # its class names, in its own order, where it is taken as it is without names
+    return c
+
+
+def sweep(keys: dict) -> ConfigDict:
+    """Trials over `keys`, dotted keys with their values; see kd_jax/recipes/sweep.py."""
+    return ConfigDict(dict(stage="student", keys=keys, sampler="grid", trials=20))
+
+
 def finetuning() -> ConfigDict:
     """The keys of fine-tuning: those of `base`, with what differs."""
     c = base("finetune")
@@ -74,10 +111,7 @@ def finetuning() -> ConfigDict:
     c.epochs = 3.0  # passes over the training examples, a stage
     c.steps = 0  # above 0: so many steps instead
     c.patience = 0  # evaluations without a better one that end a stage; 0: none do
-    # Where a teacher is taken as it is: its class names in its own order, if config.json has none.
-    for key in ("teacher",):
-        c[key].weight = 1.0  # its share among several teachers
-        c[key].labels = ()
+    c.teacher = teacher("")
     c.teachers = ConfigDict()  # further teachers: name -> a section like `teacher`
     c.average = "logits"  # logits | probabilities: what several teachers are averaged in
     c.assistant = model()  # between teacher and student, where stages has "assistant"
@@ -91,6 +125,62 @@ def finetuning() -> ConfigDict:
     # (0: teachers answer at every step), in a folder ("": $KD_JAX_CACHE/teacher_logits).
     c.cache = ConfigDict(dict(max_gb=10.0, folder=""))
     c.cost = ConfigDict(dict(repeats=100))  # timed calls a model, for latency and throughput
+    return c
+
+
+def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool]:
+    """(variant, smoke) of an argument like "mrpc", "mrpc-smoke" or "smoke"."""
+    name, _, ending = (arg or default).partition("-")
+    if name == "smoke" and not ending:
+        return default, True
+    if name not in have or ending not in ("", "smoke"):
+        raise ValueError(f"unknown variant {arg!r}; have: {', '.join(have)}; each with -smoke")
+    return name, ending == "smoke"
+
+
+def smoke_finetuning(c: ConfigDict) -> ConfigDict:
+    """The same program on tiny models and made-up data (configs/samples.py), in seconds."""
+
+    def tiny(section: ConfigDict, own: bool) -> None:
+        kind = section.architecture.get("model_type") or next(
+            (name for name in ("distilbert", "mobilebert", "roberta") if name in section.model),
+            "bert",
+        )
+        if own and kind == "bert" and not section.model:  # the teacher with fewer layers
+            section.architecture = ConfigDict(dict(num_hidden_layers=1))
+        elif own and kind == "distilbert":
+            section.architecture = ConfigDict(TINY[kind])
+        else:
+            section.architecture = ConfigDict(TINY[kind] | dict(max_position_embeddings=66))
+        if "init" in section and section.init == "model":
+            section.init = "scratch"
+        section.model = ""
+
+    for section in (c.teacher, *c.teachers.values()):
+        tiny(section, own=False)
+    if "assistant" in c.stages:
+        tiny(c.assistant, own=True)
+    tiny(c.student, own=True)
+    root = samples.folder()
+    task = c.task.name
+    names = {"stsb": "STS-B", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC"}
+    folders = {"agnews": "ag_news", "phrasebank": "financial_phrasebank"}
+    if task == "squad":
+        version = "v1.1" if "v1" in str(c.data.train) or "1.1" in str(c.data.train) else "v2.0"
+        train, test = (root / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
+        c.task.update(seq_len=48, doc_stride=16, max_question_length=16)
+    else:
+        train = test = root / (names.get(c.task.get("task")) or folders.get(task, "SST-2"))
+        c.task.seq_len = 16  # two lengths to compile for
+    c.data = ConfigDict(dict(train=dict(source="files", path=str(train)), held_out=0.2))
+    if task != "phrasebank":
+        c.data.test = ConfigDict(dict(source="files", path=str(test)))
+    c.tokenizer = ConfigDict(dict(path="", train="wordpiece", vocab_size=256))
+    c.batch_size, c.accumulate, c.epochs, c.steps = 16, 1, 1.0, 4
+    c.stages = ConfigDict({name: {} for name in c.stages})
+    c.eval = ConfigDict(dict(every=2, batch_size=64))
+    c.cost.repeats = 5
+    c.log.every = 1
     return c
 
 

@@ -1,0 +1,35 @@
+"""Weight of the distillation term x temperature on AG News: twenty trials, one heat map.
+
+The settings are those of configs/finetune_agnews.py, the grid is what its authors left as future
+work. The teacher is fine-tuned once, its answers are computed once, and all trials run through one
+compiled step; the best on held-out training data is measured on the test split.
+
+    python -m kd_jax.main --config=configs/sweep_agnews.py
+
+The same command goes on where it was stopped. `:smoke` runs four trials, tiny, on made-up data.
+For Optuna's sampler: --config.sweep.sampler=tpe --config.sweep.trials=30, with {low, high, log} in
+the place of values. Some hours on one GPU; the full run has not been made here. A small one that
+has: benchmarks/sweep.py.
+"""
+
+from configs import common, finetune_agnews
+
+
+def get_config(arg=None):
+    _, smoke = common.split(arg, ("full",), "full")
+    c = finetune_agnews.get_config()
+    c.recipe = "sweep"
+    c.stages = dict(teacher={}, student={})
+    c.sweep = common.sweep(
+        {
+            "objective.kl.weight": (0.1, 0.3, 1.0, 3.0, 10.0),
+            "objective.kl.temperature": (1.0, 2.0, 4.0, 8.0),
+        }
+    )
+    if smoke:
+        c = common.smoke_finetuning(c)
+        c.sweep["keys"] = {
+            "objective.kl.weight": (0.3, 3.0),
+            "objective.kl.temperature": (1.0, 4.0),
+        }
+    return c
