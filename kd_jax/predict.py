@@ -1,0 +1,62 @@
+"""Labels a file of texts, or answers questions, with a trained model.
+
+    python -m kd_jax.predict --model=RUN/export/student --input=reviews.txt --output=labels.jsonl
+    python -m kd_jax.predict --model=HUB_ID --input=pairs.csv --text=premise --pair=hypothesis \
+        --output=labels.csv
+    python -m kd_jax.predict --model=HUB_ID --input=questions.json --output=answers.jsonl
+
+The model's own head decides, by the `architectures` of its config.json. A classifier or regression
+reads a .txt, one text a line, or the columns of a .csv, .tsv, .jsonl, .json or .parquet. A model
+that answers questions reads SQuAD's .json, or a table with the columns question and context. A
+column "id" is copied.
+
+The output's suffix says how it is written: .jsonl, .csv or .tsv, one row for each text, in the
+order of the input: `index` (from 0) and `label`, its `probability`, and that of every class; or
+`score`; or `answer`, `probability`, `start` and `end` (characters), and `no_answer`, the
+probability that there is none, among the 20 best spans.
+"""
+
+import argparse
+
+from kd_jax import cli
+from kd_jax.recipes.predict import Options, predict_file
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", required=True, help="folder of an HF checkpoint, or its id on the HF hub"
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="what to label")
+    parser.add_argument("--output", required=True, metavar="FILE", help="where to write to")
+    parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
+    parser.add_argument("--text", help='column of the text (default "text")')
+    parser.add_argument("--pair", help="column of a second text (default none)")
+    parser.add_argument("--batch_size", type=int, help="rows of a batch (default 64)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
+    parser.add_argument(
+        "--null_threshold",
+        type=float,
+        help="leave a question unanswered where no answer scores more than this above the best "
+        "answer, such as 0.0 (default: always answer)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses `argv`, predicts, says where to. Exits with status 1 and one line at a mistake."""
+    args = parser().parse_args(argv)
+    options = Options(args.text, args.pair, args.batch_size, args.precision, args.null_threshold)
+    with cli.plain_errors():
+        cli.start_jax()
+        done = predict_file(args.model, args.revision, args.input, args.output, options)
+    print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Labels a file of texts, or answers a file of questions, with an HF checkpoint.
+
+The head is the checkpoint's own. Rows are computed some thousands at a time, in batches of similar
+length, and written in the order of the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+from scipy import special
+
+from kd_jax.data import encoded
+from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.encoded import Encoded
+from kd_jax.data.squad import Question
+from kd_jax.data.windows import Windows, windows
+from kd_jax.errors import UserError
+from kd_jax.evals.nbest import best_spans
+from kd_jax.models import family, hf, hub
+from kd_jax.precision import policy_for
+from kd_jax.recipes import blueprint, inputs, outputs
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.inputs import Input
+from kd_jax.tasks import squad, text
+from kd_jax.tasks.classification import Texts
+from kd_jax.train import sharding
+from kd_jax.train.evaluate import predict
+from kd_jax.train.progress import ProgressBar
+from kd_jax.types import Batch, Model
+
+log = logging.getLogger(__name__)
+
+ROWS = 64  # of a batch, where nobody says otherwise
+TOKENS = 512  # of a text at most, or as many as the model takes
+AT_ONCE = 4096  # texts or questions whose tokens are in memory
+HEADS = {"ForSequenceClassification": "classification", "ForQuestionAnswering": "span"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be left (None) to a default."""
+
+    text: str | None = None  # column of the text: "text"
+    pair: str | None = None  # column of a second text: none
+    batch_size: int | None = None  # rows over all devices: 64
+    precision: str | None = None  # fp32 | bf16: fp32
+    null_threshold: float | None = None  # logits; see `answers_of`. None: always answer
+
+
+def predict_file(
+    model: str, revision: str | None, source: str, target: str, options: Options
+) -> dict[str, Any]:
+    """Writes the predictions of the rows of `source` to `target`.
+
+    Args:
+        model: folder of a classifier, regression or answer extractor, or hub id of `revision`.
+        source: a file as recipes/inputs.py reads it.
+        target: a file as recipes/outputs.py writes it. Each row has `index`, the number of the
+            text or question from 0 (a header does not count), `id` where the input has one, and
+            what `labels_of` or `answers_of` gives.
+
+    Returns {"model", "commit", "head", "rows", "seconds", "output"}. Raises UserError for what is
+    wrong with any of these, before anything is computed, and leaves no file then.
+    """
+    began = time.perf_counter()
+    read, written = Path(source).expanduser(), Path(target).expanduser()
+    outputs.check(written, read)
+    mesh = sharding.make_mesh()
+    batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
+    if batch_size < 1 or batch_size % mesh.size:
+        raise UserError(
+            f"--batch_size={batch_size} cannot be divided among {mesh.size} devices; make it a "
+            f"multiple of {mesh.size}"
+        )
+    described = describe(model, revision, options.precision or "fp32")
+    found = _read(read, described.head, options)
+    reader = _reader(described)
+    params = blueprint.stored(described.load(None), described.policy)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    student = Model(params, described.abstract().graphdef)
+    bar, buckets = ProgressBar("predict", 0, len(found)), ()
+    with outputs.writing(written) as write:
+        for start in range(0, len(found), AT_ONCE):
+            part = slice(start, min(start + AT_ONCE, len(found)))
+            made = _encode(reader, found, part)
+            rows = made.rows if isinstance(made, Windows) else made
+            # The lengths of the first part, so that later ones compile nothing.
+            buckets = buckets or _buckets(rows, reader.seq_len, len(found) > AT_ONCE)
+            stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
+            logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
+            logits = [logits[i] for i in range(len(rows))]
+            if isinstance(made, Windows):
+                about = answers_of(made, found.examples[part], logits, options.null_threshold)
+            else:
+                about = labels_of(np.stack(logits), described.config.labels)
+            write(_numbered(about, part.start, found.ids))
+    bar.close()
+    return {
+        "model": described.name,
+        "commit": described.commit,
+        "head": described.head,
+        "rows": len(found),
+        "seconds": round(time.perf_counter() - began, 1),
+        "output": str(written),
+    }
+
+
+def describe(model: str, revision: str | None, precision: str) -> Blueprint:
+    """The checkpoint, with the head that config.json's `architectures` names. UserError where that
+    is neither a classifier nor an answer extractor."""
+    policy = policy_for(precision, jax.default_backend())
+    folder = hub.resolve(model, revision).path
+    names = hf.read_config(folder).get("architectures") or []
+    heads = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
+    if len(heads) != 1:
+        raise UserError(
+            f"{model}: config.json's architectures are {', '.join(map(str, names)) or 'missing'}; "
+            f"have: {', '.join(f'*{end}' for end in HEADS)}; fine-tune the model first"
+        )
+    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
+    return blueprint.describe(section, "model", heads[0], policy)
+
+
+def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
+    """Of each row `label`, its `probability`, and `probabilities`, a dict of all classes; or its
+    `score`, where there is but one label: a regression."""
+    if len(labels) == 1:
+        return [{"score": _rounded(score)} for score in logits_NC[:, 0]]
+    found = []
+    for probability_C in special.softmax(logits_NC.astype(np.float64), axis=1):
+        best = int(probability_C.argmax())
+        each = dict(zip(labels, map(_rounded, probability_C), strict=True))
+        found.append({"label": labels[best], "probability": each[labels[best]]})
+        found[-1]["probabilities"] = each
+    return found
+
+
+def answers_of(
+    made: Windows, questions: list[Question], logits: list[np.ndarray], threshold: float | None
+) -> list[dict]:
+    """Of each question `answer`, its `probability`, `start` and `end` (characters of the context,
+    the end is the first one behind), and `no_answer`, the probability that there is none.
+
+    Probabilities are a softmax of the scores of no answer and of the 20 best spans: a span scores
+    its start plus its end logit, the same characters in two windows count once, at their better
+    score; no answer scores what [CLS] does in the window where that is least. They sum to one over
+    these alone. Where no answer scores more than `threshold` above the best span, the answer is
+    "", without start and end, and its probability that of no answer.
+    """
+    defaults = squad.DEFAULTS
+    spans: list[dict[tuple[int, int], float]] = [{} for _ in questions]
+    nulls = [math.inf] * len(questions)
+    for row, (start_T, end_T) in enumerate(logits):
+        index, first = made.question_N[row], made.first_N[row]
+        context = slice(first, first + made.count_N[row])
+        offsets_T2 = made.offsets(row)
+        limits = defaults["n_best"], defaults["max_answer_length"]
+        for score, begin, last in best_spans(start_T[context], end_T[context], *limits):
+            place = int(offsets_T2[begin, 0]), int(offsets_T2[last, 1])
+            spans[index][place] = max(score, spans[index].get(place, -math.inf))
+        nulls[index] = min(nulls[index], float(start_T[0]) + float(end_T[0]))
+    found = []
+    for question, scores, null in zip(questions, spans, nulls, strict=True):
+        best = sorted(scores.items(), key=lambda item: -item[1])[: defaults["n_best"]]
+        probabilities = special.softmax([null, *(score for _, score in best)])
+        none = _rounded(probabilities[0])
+        if not best or (threshold is not None and null - best[0][1] > threshold):
+            answer = {"answer": "", "probability": none, "start": None, "end": None}
+        else:
+            start, end = best[0][0]
+            answer = {
+                "answer": question.context[start:end],
+                "probability": _rounded(probabilities[1]),
+                "start": start,
+                "end": end,
+            }
+        found.append(answer | {"no_answer": none})
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """The model's tokenizer, and the tokens of its rows."""
+
+    tokenizer: Any
+    seq_len: int
+
+
+def _reader(described: Blueprint) -> _Reader:
+    tokenizer = text.load_tokenizer(described.folder)
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > described.config.vocab_size:
+        raise UserError(
+            f"{described.name} has a vocabulary of {described.config.vocab_size}, its tokenizer "
+            f"has ids up to {size - 1}: they do not belong together; check its folder"
+        )
+    most = squad.DEFAULTS["seq_len"] if described.head == "span" else TOKENS
+    return _Reader(tokenizer, min(most, described.config.max_tokens))
+
+
+def _read(path: Path, head: str, options: Options) -> Input:
+    if head == "span":
+        if options.text or options.pair:
+            raise UserError("--text and --pair do not go with a model that answers questions")
+        return inputs.questions(path)
+    if options.null_threshold is not None:
+        raise UserError("--null_threshold goes with a model that answers questions; leave it out")
+    return inputs.texts(path, options.text, options.pair)
+
+
+def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
+    seq_len, examples = reader.seq_len, found.examples
+    if isinstance(examples, Texts):
+        first = examples.first[part]
+        second = None if examples.second is None else examples.second[part]
+        labels_N1 = np.zeros((len(first), 1), np.int32)
+        return encoded.encode(reader.tokenizer, first, second, labels_N1, seq_len)
+    # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
+    stride = min(squad.DEFAULTS["doc_stride"], seq_len // 3)
+    question = min(squad.DEFAULTS["max_question_length"], seq_len // 6)
+    return windows(reader.tokenizer, examples[part], seq_len, stride, question)
+
+
+def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
+    found = lengths_of(rows.lengths_N, seq_len)
+    return (*found, seq_len) if more and found[-1] < seq_len else found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A stream whose batches move the bar on from the first row of `part` to its last."""
+
+    stream: BucketStream
+    bar: ProgressBar
+    part: slice
+
+    def batches(self) -> Iterator[Batch]:
+        rows = self.part.stop - self.part.start
+        for number, batch in enumerate(self.stream.batches(), 1):
+            yield batch
+            done = self.part.start + rows * number // self.stream.steps
+            self.bar.update(done, {}, 0.0)
+
+
+def _numbered(rows: list[dict], start: int, ids: list | None) -> list[dict]:
+    found = []
+    for index, row in enumerate(rows, start):
+        own = {} if ids is None else {"id": ids[index]}
+        found.append({"index": index} | own | row)
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

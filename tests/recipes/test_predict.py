@@ -1,0 +1,242 @@
+import csv
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.evals import nbest, span
+from kd_jax.models import family, hf
+from kd_jax.precision import Policy
+from kd_jax.recipes import predict
+from kd_jax.recipes.predict import Options, predict_file
+from kd_jax.tasks import text
+from tests import smoke
+from tests.models import tiny
+
+TEXTS = [f"row {i} is {'good' if i % 3 else 'bad'}" + " really" * (i % 9) for i in range(70)]
+CONTEXT = "the good row is really a bad row " * 9
+QUESTIONS = [
+    {"id": f"q{i}", "question": f"is row {i} good", "answers": [], "is_impossible": True}
+    for i in range(3)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches():
+    with smoke.private_caches():
+        yield
+
+
+def checkpoint(folder, head, labels=("bad", "fair", "good")):
+    """A random model, whose answers differ, with its tokenizer."""
+    described = tiny.CONFIGS["bert"] | {"initializer_range": 0.5}
+    if head == "classification":
+        described |= {"id2label": dict(enumerate(labels))}
+    kind, config = family.read(described)
+    model = family.build(kind, config, head, Policy(), jax.random.key(3))
+    hf.save(folder, model.params, kind, config, head)
+    text.train_tokenizer("wordpiece", [*TEXTS, CONTEXT], tiny.VOCAB, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("classifier"), "classification")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("reader"), "span")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_classes_are_pytorch_s(classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "AT_ONCE", 32)  # three parts of the file, the last one small
+    source, target = tmp_path / "texts.txt", tmp_path / "new" / "out.jsonl"
+    source.write_text("\n".join(TEXTS) + "\n\n")
+    done = predict_file(classifier, None, str(source), str(target), Options(batch_size=16))
+    assert (done["rows"], done["head"], done["output"]) == (70, "classification", str(target))
+    found = lines(target)
+    assert [row["index"] for row in found] == list(range(70))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier).eval()
+    rows = text.load_tokenizer(classifier)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted_NC = torch.softmax(model(**rows).logits, -1).numpy()
+    ours_NC = [list(row["probabilities"].values()) for row in found]
+    np.testing.assert_allclose(ours_NC, wanted_NC, atol=2e-5)
+    names = ["bad", "fair", "good"]
+    assert [row["label"] for row in found] == [names[i] for i in wanted_NC.argmax(1)]
+    assert all(row["probability"] == row["probabilities"][row["label"]] for row in found)
+    assert {row["label"] for row in found} > {found[0]["label"]}
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_pairs_in_tables_keep_their_ids(classifier, tmp_path):
+    rows = [{"id": f"n{i}", "a": a, "b": TEXTS[-i]} for i, a in enumerate(TEXTS[:3], 1)]
+    source = write(tmp_path / "pairs.jsonl", rows)
+    options = Options(text="a", pair="b", precision="bf16")
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        target = tmp_path / f"out{suffix}"
+        predict_file(classifier, None, source, str(target), options)
+        with target.open(newline="") as file:
+            found = list(csv.DictReader(file, delimiter=delimiter))
+        assert [row["id"] for row in found] == ["n1", "n2", "n3"]
+        classes = [f"probability_{name}" for name in ("bad", "fair", "good")]
+        assert list(found[0]) == ["index", "id", "label", "probability", *classes]
+        assert math.isclose(sum(float(found[1][name]) for name in classes), 1, abs_tol=1e-5)
+    alone = tmp_path / "alone.csv"
+    predict_file(classifier, None, source, str(alone), Options(text="a", precision="bf16"))
+    assert alone.read_text() != (tmp_path / "out.csv").read_text()
+
+
+def test_scores_of_a_regression(tmp_path):
+    model = checkpoint(tmp_path / "model", "classification", ("score",))
+    source, target = tmp_path / "texts.txt", tmp_path / "scores"
+    source.write_text(f"{TEXTS[0]}\n{TEXTS[1]}\n")
+    predict_file(model, None, str(source), str(target), Options())
+    assert [sorted(row) for row in lines(target)] == [["index", "score"]] * 2
+
+
+def test_answers_are_those_of_the_task(reader, tmp_path):
+    article = {"title": "T", "paragraphs": [{"context": CONTEXT, "qas": QUESTIONS}]}
+    source, target = tmp_path / "squad.json", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"data": [article]}))
+    predict_file(reader, None, str(source), str(target), Options())
+    found = lines(target)
+    assert [row["id"] for row in found] == ["q0", "q1", "q2"]
+    settings = dict(name="squad", seq_len=40, doc_stride=13, max_question_length=6)
+    data = {"test": {"path": str(source)}}
+    make = plugins.load("tasks", "squad", "make").make
+    tokenizer = text.load_tokenizer(reader)
+    task = make(settings | {"best_non_null": True}, data, tokenizer)
+    described = predict.describe(reader, None, "fp32")
+    model = described.abstract().replace(params=described.load(None))
+    rows = task.rows("test")
+    assert len(rows) > 3  # windows
+    batch = rows.batch(np.arange(len(rows)), 40)
+    outputs = [
+        np.asarray(logits[:, :n])
+        for logits, n in zip(model(batch).logits, rows.lengths_N, strict=True)
+    ]
+    assert {row["id"]: row["answer"] for row in found} == task.predictions("test", outputs)
+    odds = task.null_odds("test", outputs)
+    for row in found:
+        assert CONTEXT[row["start"] : row["end"]] == row["answer"] != ""
+        assert 0 < row["probability"] + row["no_answer"] < 1
+        ratio = math.log(row["no_answer"] / row["probability"])
+        assert ratio == pytest.approx(odds[row["id"]], abs=1e-4)
+
+
+def test_a_threshold_leaves_questions_unanswered(reader, tmp_path):
+    rows = [{"question": "is row 1 good", "context": CONTEXT}]
+    source, target = write(tmp_path / "questions.jsonl", rows), tmp_path / "out.jsonl"
+    predict_file(reader, None, source, str(target), Options(null_threshold=-1e9))
+    (never,) = lines(target)
+    predict_file(reader, None, source, str(target), Options(null_threshold=1e9))
+    (always,) = lines(target)
+    assert (never["answer"], never["start"], never["end"]) == ("", None, None)
+    assert never["probability"] == never["no_answer"] == always["no_answer"]
+    assert "id" not in always and always["answer"]
+
+
+def test_the_same_characters_count_once():
+    made = type("Made", (), {})()
+    made.question_N, made.first_N, made.count_N = [0, 0], [1, 1], [1, 1]
+    made.offsets = lambda row: np.array([[0, 3]])
+    question = predict.Question("0", "", "the", "?", ())
+    logits = [np.array([[0.0, a], [0.0, a]]) for a in (1.0, 2.0)]
+    (found,) = predict.answers_of(made, [question], logits, None)
+    assert found["probability"] == pytest.approx(1 / (1 + math.exp(-4)), abs=1e-6)
+    assert found["probability"] + found["no_answer"] == pytest.approx(1, abs=2e-6)
+
+
+def test_best_spans():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        start_T, end_T = random.integers(-3, 3, (2, 12)).astype(np.float32)
+        found = nbest.best_spans(start_T, end_T, 4, 3)
+        assert found[0] == span.best_span(start_T, end_T, 4, 3)
+        scores = [score for score, _, _ in found]
+        assert scores == sorted(scores, reverse=True) and len(found) <= 4
+        assert all(0 <= last - first < 3 for _, first, last in found)
+    assert nbest.best_spans(np.zeros(0), np.zeros(0), 4, 3) == []
+
+
+def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
+    target = tmp_path / "out.jsonl"
+    good = write(tmp_path / "good.jsonl", [{"text": "a"}])
+    empty = write(tmp_path / "empty.jsonl", [{"text": "a"}, {"text": " "}])
+    blank = tmp_path / "blank.txt"
+    blank.write_text("a\n\nb\n")
+    asked = write(tmp_path / "asked.jsonl", [{"question": "", "context": "x"}])
+    squad = tmp_path / "squad.json"
+    squad.write_text(json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]}))
+    cases = [
+        (classifier, str(tmp_path / "none.csv"), {}, "none.csv: no such file"),
+        (classifier, str(blank), {}, "blank.txt, line 2: the text is empty"),
+        (classifier, empty, {}, "empty.jsonl, line 2: the text is empty"),
+        (classifier, good, {"text": "x"}, "no column 'x'; set --text to one of: text"),
+        (classifier, good, {"pair": "y"}, "no column 'y'; set --pair to one of: text"),
+        (classifier, str(blank), {"text": "x"}, "has no columns"),
+        (classifier, good, {"null_threshold": 0.0}, "--null_threshold goes with a model that"),
+        (classifier, good, {"batch_size": 12}, "--batch_size=12 cannot be divided among 8"),
+        (reader, good, {}, "no column 'question'"),
+        (reader, asked, {}, "asked.jsonl, line 1: the question is empty"),
+        (reader, str(blank), {}, "cannot read .txt here; have: .csv"),
+        (reader, str(squad), {}, "squad.json, paragraph 1 has no 'qas'"),
+        (reader, good, {"pair": "y"}, "--text and --pair do not go with"),
+    ]
+    for model, source, options, message in cases:
+        with pytest.raises(UserError, match=message.replace("*", r"\*")):
+            predict_file(model, None, source, str(target), Options(**options))
+    assert not target.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "a"}])
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for target, message in [
+        ("in.jsonl", "is the input; give another file"),
+        ("link.jsonl", "is the input; give another file"),
+        ("out.xlsx", "cannot write .xlsx; have: .jsonl, .csv, .tsv"),
+        ("", "is a folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            predict_file(classifier, None, source, str(tmp_path / target), Options())
+    assert lines(tmp_path / "in.jsonl") == [{"text": "a"}]
+
+
+def test_other_heads_are_refused(classifier, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
+    source = write(tmp_path / "in.jsonl", [{"text": "a"}])
+    with pytest.raises(UserError, match="are BertForMaskedLM; have: .ForSequenceClassification"):
+        predict_file(str(folder), None, source, str(tmp_path / "out.csv"), Options())
+
+
+def test_nothing_is_left_after_an_error(classifier, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(predict, "predict", fail)
+    source = write(tmp_path / "in.jsonl", [{"text": "a"}])
+    (tmp_path / "out.csv").write_text("before")
+    with pytest.raises(RuntimeError, match="lost"):
+        predict_file(classifier, None, source, str(tmp_path / "out.csv"), Options())
+    assert (tmp_path / "out.csv").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
