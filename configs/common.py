@@ -97,8 +97,13 @@ def teacher(name: str) -> ConfigDict:
     return c
 
 
-def sweep(keys: dict) -> ConfigDict:
-    """Trials over `keys`, dotted keys with their values; see kd_jax/recipes/sweep.py."""
+def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """TinyBERT's map: embeddings to embeddings, layer i to layer i x teacher / student."""
+    return tuple((i, i * teacher // student) for i in range(student + 1))
+
+
+def sweep(*keys: tuple) -> ConfigDict:
+    """Trials over `keys`, pairs of a dotted key and its values; see kd_jax/recipes/sweep.py."""
     return ConfigDict(dict(stage="student", keys=keys, sampler="grid", trials=20))
 
 
@@ -113,6 +118,7 @@ def finetuning() -> ConfigDict:
     c.patience = 0  # evaluations without a better one that end a stage; 0: none do
     c.teacher = teacher("")
     c.teachers = ConfigDict()  # further teachers: name -> a section like `teacher`
+    c.intermediate = ConfigDict()  # objective of the stage "intermediate", before the student's
     c.average = "logits"  # logits | probabilities: what several teachers are averaged in
     c.assistant = model()  # between teacher and student, where stages has "assistant"
     c.assistant.init = "teacher"
@@ -156,7 +162,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
             section.init = "scratch"
         section.model = ""
 
-    for section in (c.teacher, *c.teachers.values()):
+    for section in (c.teacher, *(c.teachers[name] for name in c.teachers)):
         tiny(section, own=False)
     if "assistant" in c.stages:
         tiny(c.assistant, own=True)

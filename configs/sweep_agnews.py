@@ -20,16 +20,11 @@ def get_config(arg=None):
     c = finetune_agnews.get_config()
     c.recipe = "sweep"
     c.stages = dict(teacher={}, student={})
-    c.sweep = common.sweep(
-        {
-            "objective.kl.weight": (0.1, 0.3, 1.0, 3.0, 10.0),
-            "objective.kl.temperature": (1.0, 2.0, 4.0, 8.0),
-        }
-    )
+    weights, temperatures = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 2.0, 4.0, 8.0)
     if smoke:
         c = common.smoke_finetuning(c)
-        c.sweep["keys"] = {
-            "objective.kl.weight": (0.3, 3.0),
-            "objective.kl.temperature": (1.0, 4.0),
-        }
+        weights, temperatures = (0.3, 3.0), (1.0, 4.0)
+    c.sweep = common.sweep(
+        ("objective.kl.weight", weights), ("objective.kl.temperature", temperatures)
+    )
     return c

@@ -3,11 +3,13 @@
 `config.stages` lists what is trained: `teacher` and further teachers (config.teachers) on the
 labels, `assistant` on config.objective beside the teachers, `baseline` the student on the labels,
 `student` the same student on config.objective, beside the assistant where there is one and else the
-teachers. Teachers that no stage trains are taken as they come. Baseline and student start from the
-same parameters and see the same batches, so their difference is the objective's.
+teachers. With a stage `intermediate` the student is first trained on config.intermediate (hidden
+states, attention: TinyBERT's two stages) and goes on from its last checkpoint. Teachers that no
+stage trains are taken as they come. Baseline and student start from the same parameters and see the
+same batches, so their difference is the objective's.
 
-The best checkpoint of a stage is the one of the best primary metric on held-out training data;
-what is reported, of another split, selects nothing.
+The best checkpoint of a stage is the one of the best primary metric on held-out training data; what
+is reported, of another split, selects nothing.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ def show(folder: epath.Path, results: dict) -> None:
     """Prints the run's table."""
     if jax.process_index() == 0:
         title = f"{results['config']}, {results['split']} split"
-        table.of_runs([results["stages"]], title).print()
+        table.of_runs([results["stages"]], title, results["primary"]).print()
         print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
@@ -141,7 +143,7 @@ def run_stage(
             learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
         ),
         steps=this.steps,
-        validate=validate,
+        validate=None if this.name == "intermediate" else validate,
         intervals=loop.Intervals(every, every, config.log.every),
         keep=config.checkpoint.keep,
         directory=folder / this.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ class FinetuneSetup(Setup):
     ):
         self.teachers = ("teacher", *config.get("teachers", {}))
         for name in self.teachers[1:]:
-            if name in ("assistant", "baseline", "student", "teacher"):
+            if name in ("assistant", "baseline", "intermediate", "student", "teacher"):
                 raise UserError(f"config.teachers.{name}: a stage has this name; take another")
         have = {name: name for name in self.teachers}
-        have |= {"assistant": "assistant", "baseline": "student", "student": "student"}
+        have |= {"assistant": "assistant", "baseline": "student"}
+        have |= {"intermediate": "student", "student": "student"}
         self._have = have
         super().__init__(config, folder, devices, platform, have)
         make_task = plugins.load("tasks", config.task.name, "make").make
@@ -85,11 +86,21 @@ class FinetuneSetup(Setup):
         """Whether the student learns from an assistant, which learns from the teachers."""
         return "assistant" in self.trained
 
+    @property
+    def has_intermediate(self) -> bool:
+        """Whether the student goes on from a stage on config.intermediate."""
+        return any(stage.name == "intermediate" for stage in self.stages)
+
+    def objective_of(self, stage: Stage) -> Mapping[str, Any]:
+        if stage.name == "intermediate":
+            return self.config.intermediate
+        return super().objective_of(stage)
+
     def tokenizer_of(self, model: str) -> Any:
         return self._tokenizers[model]
 
     def teachers_of(self, stage: Stage) -> tuple[str, ...]:
-        if stage.name == "student" and self.has_assistant:
+        if stage.name in ("intermediate", "student") and self.has_assistant:
             return ("assistant",)
         return self.teachers
 
@@ -112,7 +123,6 @@ class FinetuneSetup(Setup):
         return other
 
     def section(self, model: str) -> ConfigDict:
-        """The section of the config that describes a model."""
         return self.config.teachers[model] if model in self.config.teachers else self.config[model]
 
     def _describe(self) -> dict[str, Blueprint]:

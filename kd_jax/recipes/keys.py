@@ -57,7 +57,7 @@ _OF_RECIPE = {
         },
     ),
     "finetune": (
-        dict(epochs=0.0, steps=0, patience=0, average="", teachers={}),
+        dict(epochs=0.0, steps=0, patience=0, average="", teachers={}, intermediate={}),
         {
             "teacher": _TEACHER,
             "assistant": _STUDENT,

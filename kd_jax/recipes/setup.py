@@ -60,9 +60,19 @@ class Setup:
         self._check_rows(config.eval.batch_size, 1, "eval.batch_size")
         self.policy = policy_for(config.precision, platform or jax.default_backend())
 
+    has_intermediate = False  # whether the student goes on from a stage of its own
+
+    def section(self, model: str) -> ConfigDict:
+        """The section of the config that describes a model."""
+        return self.config[model]
+
     def tokenizer_of(self, model: str) -> Any:
-        """The tokenizer that the model `model` reads with."""
+        """The tokenizer that a model reads with."""
         raise NotImplementedError
+
+    def objective_of(self, stage: Stage) -> Mapping[str, Any]:
+        """The terms that a stage is trained on."""
+        return self.config.objective if stage.learns else self.labels_only
 
     def teachers_of(self, stage: Stage) -> tuple[str, ...]:
         """The models that a stage learns from, where it does; the first one's states are seen."""
@@ -71,7 +81,7 @@ class Setup:
     def plan(self, stage: Stage) -> tuple[step.Plan, combine.Knobs]:
         """The static part of a stage's step, and its schedules of weights and temperatures."""
         objective, knobs = combine.build(
-            self.config.objective if stage.learns else self.labels_only,
+            self.objective_of(stage),
             stage.steps,
             self.policy,
             self.policy if stage.learns else None,

@@ -61,7 +61,7 @@ def stages(config: ConfigDict, have: Mapping[str, str]) -> list[Stage]:
         if changes["optim"] is not config.optim:
             own.update(changes["optim"])
             keys.check_optim(own, f"stages.{name}.optim")
-        learns = name in ("assistant", "student")
+        learns = name in ("assistant", "intermediate", "student")
         found.append(Stage(name, model, learns, **changes | {"optim": own}))
     return found
 
@@ -71,11 +71,13 @@ def initial_params(setup: Any, stage: Stage, given: Mapping[str, Params], key: A
 
     `given`: parameters of the models that are there already, by name.
     """
-    model = setup.models[stage.model]
-    init = setup.config[stage.model].get("init", "model" if model.folder else "scratch")
+    model, section = setup.models[stage.model], setup.section(stage.model)
+    if stage.name == "student" and setup.has_intermediate:
+        return (lambda params: params), given["student"]
+    init = section.get("init", "model" if model.folder else "scratch")
     if init == "teacher":
         source = setup.models["teacher"]
-        layers = setup.config[stage.model].layers
+        layers = section.layers
 
         def from_teacher(inputs):
             params, key = inputs

@@ -2,7 +2,8 @@
 
 config.sweep:
     stage     the stage that is tried: student | baseline | ...; stages before it run once
-    keys      dotted keys of the config -> a list of values, or for a sampler {low, high[, log]}
+    keys      pairs (dotted key of the config, a list of values, or for a sampler
+              {low, high[, log]})
     sampler   grid (every combination) | random | tpe (Optuna's)
     trials    how many, for a sampler
 
@@ -38,7 +39,7 @@ from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = dict(stage="student", keys={}, sampler="grid", trials=1)
+DEFAULTS = dict(stage="student", keys=(), sampler="grid", trials=1)
 # Keys that change neither data nor models: trials over them share both.
 NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_size", "patience")
 
@@ -50,6 +51,10 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     began = time.time()
     compiling = _Compiling()
     sweep = settings(config.sweep, DEFAULTS, "sweep")
+    try:
+        sweep["keys"] = {str(key): values for key, values in sweep["keys"]}
+    except (TypeError, ValueError):
+        raise UserError("config.sweep.keys: give pairs of a dotted key and its values") from None
     plan = _plan(sweep, config.seed)
     setup = Setup(config, folder)
     tried = _stage(setup, sweep["stage"])
@@ -184,7 +189,7 @@ def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
 
 def _plan(sweep: dict[str, Any], seed: int):
     """From the trials that are done, lazily, the keys of each trial in turn."""
-    keys = dict(sweep["keys"].items())
+    keys = sweep["keys"]
     if not keys:
         raise UserError("config.sweep.keys is empty: give dotted keys with their values")
     if sweep["sampler"] == "grid":
