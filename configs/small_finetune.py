@@ -1,8 +1,8 @@
 """Fine-tuning that two CPU cores can do: MiniLM (6 layers, width 384) to 3 of its layers.
 
-One task each as argument: agnews, sst2, phrasebank (AllAgree), phrasebank50 (50Agree), stsb, squad.
-`:TASK-teacher` fine-tunes all-MiniLM-L6-v2 once; the runs take it as their teacher, and start
-baseline and student from its layers 2, 4, 6:
+One task each as argument: agnews, sst2, phrasebank (AllAgree), phrasebank50 (50Agree), stsb,
+squad. `:TASK-smoke` runs one tiny, on made-up data; `:TASK-teacher` fine-tunes all-MiniLM-L6-v2
+once; the runs take it as their teacher, and start baseline and student from its layers 2, 4, 6:
 
     python -m kd_jax.main --config=configs/small_finetune.py:agnews-teacher \
       --workdir=runs/agnews-teacher
@@ -55,11 +55,10 @@ def _task(name: str, seq_len: int) -> tuple[dict, dict]:
     raise ValueError(f"unknown task {name!r}; have: {', '.join(TASKS)}")
 
 
-def get_config(arg="agnews"):
-    name, _, stage = arg.partition("-")
+def get_config(arg=None):
+    teacher = (arg or "").endswith("-teacher")
+    name, smoke = common.split((arg or "").removesuffix("-teacher"), TASKS, "agnews")
     c = common.finetuning()
-    if name not in TASKS or stage not in ("", "teacher"):
-        raise ValueError(f"{arg!r}: give TASK or TASK-teacher; tasks: {', '.join(TASKS)}")
     teacher_epochs, c.epochs, c.batch_size, seq_len = TASKS[name]
     c.task, c.data = _task(name, seq_len)
     c.data.held_out = 0.1
@@ -71,7 +70,7 @@ def get_config(arg="agnews"):
         c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(baseline=dict(), student=dict())
     c.optim.learning_rate = 5e-5
-    if stage == "teacher":
+    if teacher:
         c.epochs = teacher_epochs
         c.stages = dict(teacher=dict())
-    return c
+    return common.smoke_finetuning(c) if smoke else c

@@ -6,14 +6,14 @@ reported run has:
     python -m kd_jax.main --config=configs/small_sweep.py:agnews --config.seed=100 \
       --config.sweep.stage=baseline --config.teacher.model=runs/agnews-teacher/export/teacher
 
-and again with --config.sweep.stage=student. Six minutes each on two idle CPU cores. What was chosen
-stands in small_finetune.py.
+and again with --config.sweep.stage=student. Six minutes each on two idle CPU cores. What was
+chosen stands in small_finetune.py.
 """
 
 from configs import common, small_finetune
 
 
-def get_config(arg="agnews"):
+def get_config(arg=None):
     c = small_finetune.get_config(arg)
     c.recipe = "sweep"
     c.sweep = common.sweep(("optim.learning_rate", (3e-5, 1e-4, 3e-4)))

@@ -40,15 +40,19 @@ def masked() -> ConfigDict:
 
 @functools.cache
 def run(name: str) -> Smoke:
-    """configs/NAME.py:smoke, or `masked`, from the start to the printed table."""
+    """configs/NAME.py:VARIANT as "NAME:VARIANT" (alone: smoke), or `masked`, from the start to the
+    printed table."""
     if name == "masked":
         config = masked()
     else:
-        config = importlib.import_module(f"configs.{name}").get_config("smoke")
-    folder = Path(_SESSION.name, name)
+        file, _, variant = name.partition(":")
+        if not variant:
+            return run(f"{file}:smoke")
+        config = importlib.import_module(f"configs.{file}").get_config(variant)
+    folder = Path(_SESSION.name, name.replace(":", "-"))
     with private_caches(), Reads(config) as reads, compilations() as compiled:
         recipe = plugins.load("recipes", config.recipe, "run")
-        results = recipe.run(config, workdir.enter(config, name, str(folder)))
+        results = recipe.run(config, workdir.enter(config, name.partition(":")[0], str(folder)))
     return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
 
 

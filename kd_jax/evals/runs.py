@@ -11,7 +11,13 @@ from etils import epath
 
 from kd_jax.errors import UserError
 
-STAGES = ("teacher", "baseline", "student")  # in the order of reading; others follow by name
+STAGES = (
+    "teacher",
+    "assistant",
+    "baseline",
+    "intermediate",
+    "student",
+)  # in the order of reading; others follow by name
 
 Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none
 

@@ -48,8 +48,9 @@ def measure(
 
 def _calls(setup: FinetuneSetup, name: str, params: Params) -> tuple[Callable, Callable, int]:
     """(one, many, samples): a call runs the next single row, or batches of that many samples."""
-    mesh = sharding.make_mesh(1, jax.local_devices()[:1])
-    model = Model(jax.device_put(params), setup.models[name].abstract().graphdef)
+    device = jax.local_devices()[0]  # parameters may lie on all
+    mesh = sharding.make_mesh(1, [device])
+    model = Model(jax.device_put(params, device), setup.models[name].abstract().graphdef)
     rows = setup.tasks[name].rows(setup.split)
     buckets = lengths_of(rows.lengths_N, setup.task.seq_len)
     # The same examples for all models: drawn by number.

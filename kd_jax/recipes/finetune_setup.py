@@ -138,7 +138,7 @@ class FinetuneSetup(Setup):
         for name in names:
             section = self.section(name)
             # A teacher that is taken as it is has classes of its own, in its own order.
-            given = section.model and name not in self.trained
+            given = section.model and name not in self.trained and self.folder is not None
             labels = None if given or self.head == "span" else self.task.labels
             key = f"teachers.{name}" if name in self.config.teachers else name
             base = None if name in self.teachers else found["teacher"].hf_json

@@ -16,7 +16,6 @@ from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, pretrain, stage, workdir
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.setup import Setup
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
