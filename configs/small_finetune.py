@@ -21,12 +21,12 @@ from configs import common
 
 # Epochs of the teacher, epochs of the student, rows of a batch, tokens of a row.
 TASKS = {
-    "agnews": (3.0, 3.0, 32, 128),
-    "sst2": (2.0, 2.0, 32, 64),
+    "agnews": (3.0, 3.0, 64, 128),
+    "sst2": (2.0, 1.0, 64, 64),
     "phrasebank": (6.0, 6.0, 32, 96),
-    "phrasebank50": (6.0, 6.0, 32, 96),
+    "phrasebank50": (6.0, 4.0, 32, 96),
     "stsb": (4.0, 4.0, 32, 96),
-    "squad": (3.0, 3.0, 16, 320),
+    "squad": (3.0, 2.0, 16, 320),
 }
 
 
