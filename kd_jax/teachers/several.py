@@ -8,6 +8,8 @@ mixture (You et al., "Learning from Multiple Teacher Networks", KDD 2017, averag
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -80,8 +82,13 @@ def average(logits: list[Array], weights: list[float], space: str, xp: Any) -> A
         return sum(w * z for w, z in zip(weights, logits, strict=True))
     if space != "probabilities":
         raise UserError(f"teachers are averaged in {space!r}: have {', '.join(SPACES)}")
-    mixture = 0.0
-    for w, z in zip(weights, logits, strict=True):
-        exps = xp.exp(z - z.max(axis=-1, keepdims=True))
-        mixture = mixture + w * exps / exps.sum(axis=-1, keepdims=True)
-    return xp.log(xp.maximum(mixture, 1e-38))  # a class that no teacher gives any mass
+    # In logarithms: padding of spans stays as hopeless as it is in each.
+    pairs = zip(weights, logits, strict=True)
+    logs = [math.log(w) + _log_softmax(z, xp) for w, z in pairs if w > 0]
+    most = functools.reduce(xp.maximum, logs)
+    return most + xp.log(sum(xp.exp(log - most) for log in logs))
+
+
+def _log_softmax(logits: Array, xp: Any) -> Array:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
