@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from typing import Any
 
 import jax
@@ -31,7 +30,8 @@ from kd_jax.recipes import costs, export, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
-from kd_jax.recipes.teaching import teaching
+from kd_jax.recipes.stopwatch import Stopwatch
+from kd_jax.recipes.teaching import ask_teachers, teaching
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, records
 from kd_jax.train.evaluate import predict
@@ -42,30 +42,32 @@ log = logging.getLogger(__name__)
 
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     """Runs what is left of the run in `folder` and returns its results (see results.json)."""
-    began = time.time()
+    watch = Stopwatch()
     if (folder / "results.json").exists():
         results = json.loads((folder / "results.json").read_text())
         show(folder, results)
         return results
-    setup = Setup(config, folder)
-    data = setup.task.prepare()
-    log.info("%s", setup.describe_machine())
-    check(setup)
+    with watch.part("start-up"):
+        setup = Setup(config, folder)
+        data = setup.task.prepare()
+        log.info("%s", setup.describe_machine())
+        check(setup)
+        given = given_teachers(setup)
     first = jax.process_index() == 0
     wandb_run = None
     if config.wandb and first:
         wandb_run = records.open_wandb(config.wandb, folder.name, workdir.resolved(config), folder)
-    given = {
-        name: stage.given_params(setup, name)
-        for name in setup.teachers
-        if name not in setup.trained
-    }
-    answers = Answers(setup, given)
-    figures = {}
-    for name in given:
-        figures[name] = teacher_figures(setup, name, answers, setup.split)
+    answers, figures = Answers(setup, given), {}
+    with watch.part("teachers' answers"):
+        for name in given:
+            figures[name] = teacher_figures(setup, name, answers, setup.split)
     for this in setup.stages:
-        figures[this.name] = run_stage(setup, this, given, answers, folder, setup.split, wandb_run)
+        with watch.part("teachers' answers"):
+            ask_teachers(setup, this, answers)
+        with watch.part(this.name):
+            figures[this.name] = run_stage(
+                setup, this, given, answers, folder, setup.split, wandb_run
+            )
     if jax.process_count() > 1:  # the first process measures and exports what may lie on all
         given = {k: multihost_utils.process_allgather(v, tiled=True) for k, v in given.items()}
     results = workdir.about(config, folder) | {
@@ -76,13 +78,15 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "stages": figures,
     }
     if first:
-        cost = costs.measure(setup, given, config.cost.repeats)
+        with watch.part("cost"):
+            cost = costs.measure(setup, given, config.cost.repeats)
         models = {this.name: this.model for this in setup.stages}
         for name, found in figures.items():
             found.update(cost[models.get(name, name)])
         last = setup.stages[-1]
-        results["export"] = export.export_run(setup, last, given[last.model], results)
-        results["seconds"] = round(time.time() - began, 1)
+        with watch.part("export"):
+            results["export"] = export.export_run(setup, last, given[last.model], results)
+        results["seconds"] = watch.seconds()
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
         show(folder, results)
@@ -91,6 +95,12 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("end of the run")
     return results
+
+
+def given_teachers(setup: Setup) -> dict[str, Params]:
+    """The parameters of the teachers that no stage trains, by name."""
+    names = [name for name in setup.teachers if name not in setup.trained]
+    return {name: stage.given_params(setup, name) for name in names}
 
 
 def check(setup: Setup) -> None:

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -35,6 +34,8 @@ from kd_jax.recipes import finetune, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
+from kd_jax.recipes.stopwatch import Stopwatch
+from kd_jax.recipes.teaching import ask_teachers
 from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -48,58 +49,43 @@ Trial = dict[str, Any]  # dotted key -> value
 
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     """Runs the trials that are missing in `folder`; returns results.json."""
-    began = time.time()
-    compiling = _Compiling()
+    watch = Stopwatch()
     sweep = settings(config.sweep, DEFAULTS, "sweep")
     try:
         sweep["keys"] = {str(key): values for key, values in sweep["keys"]}
     except (TypeError, ValueError):
         raise UserError("config.sweep.keys: give pairs of a dotted key and its values") from None
     plan = _plan(sweep, config.seed)
-    setup = Setup(config, folder)
-    tried = _stage(setup, sweep["stage"])
-    data = setup.task.prepare()
-    given = {
-        name: stage.given_params(setup, name)
-        for name in setup.teachers
-        if name not in setup.trained
-    }
-    answers = Answers(setup, given)
-    seconds = {"start-up": time.time() - began}
+    with watch.part("start-up"):
+        setup = Setup(config, folder)
+        tried = _stage(setup, sweep["stage"])
+        data = setup.task.prepare()
+        given = finetune.given_teachers(setup)
+    answers, found = Answers(setup, given), []
     for this in setup.stages[: setup.stages.index(tried)]:
-        began = time.time()
-        finetune.run_stage(setup, this, given, answers, folder, setup.split)
-        seconds[this.name] = time.time() - began
-    began, found = time.time(), []
-    for number, trial in enumerate(plan(found)):
-        found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
-        _keep_best(folder, found)
-    seconds |= {"trials": time.time() - began, "compiling, of all that": compiling.seconds}
+        with watch.part(this.name):
+            finetune.run_stage(setup, this, given, answers, folder, setup.split)
+    with watch.part("teachers' answers"):
+        ask_teachers(setup, tried, answers)
+    with watch.part("trials"):
+        for number, trial in enumerate(plan(found)):
+            found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
+            _keep_best(folder, found)
     best = max(found, key=_value)
+    with watch.part("best on the reported split"):
+        figures_of_best = _report(setup, tried.name, best, answers, given, folder)
     results = workdir.about(config, folder) | {
-        "stages": {tried.name: _report(setup, tried.name, best, answers, given, folder)},
+        "stages": {tried.name: figures_of_best},
         "split": setup.split,
         "primary": setup.task.primary,
         "data": data,
         "trials": found,
         "best": best,
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": watch.seconds(),
     }
     workdir.write(folder / "results.json", results)
     _show(sweep, setup.task.primary, results, folder)
     return results
-
-
-class _Compiling:
-    """Seconds that JAX spends compiling from now on."""
-
-    def __init__(self):
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-
-    def _note(self, event: str, seconds: float, **details: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self.seconds += seconds
 
 
 def _stage(setup: Setup, name: str) -> Stage:

@@ -32,26 +32,31 @@ def teaching(
     if not this.learns:
         return None, stream
     names = setup.teachers_of(this)
-    together = ", ".join(names)
     if setup.head == "span" or objective.needs_teacher_states:
         why = "its loss" if setup.head == "span" else "a loss on hidden states or attention"
         _check_same_rows(setup, this.model, names, why)
-    if objective.needs_teacher_states:
-        log.info(
-            "%s: %s at every step, since the objective reads more than logits", this.name, together
-        )
+    rows, together = ask_teachers(setup, this, answers), ", ".join(names)
+    if rows is None:
+        states = objective.needs_teacher_states
+        why = "the objective reads more than logits" if states else "cache.max_gb is 0"
+        log.info("%s: %s at every step, since %s", this.name, together, why)
         return _online(setup, this, names, answers, stream)
-    if not setup.config.cache.max_gb:
-        log.info("%s: %s at every step, since cache.max_gb is 0", this.name, together)
-        return _online(setup, this, names, answers, stream)
-    ids_N = None
-    if this.steps < stream.steps_per_epoch:  # ask for what will be seen, not for everything
-        whole = task.train(this.batch_size, seed)
-        ids_N = np.concatenate([whole[step].ids_B for step in range(this.steps)])
-        ids_N = ids_N[ids_N >= 0]
-    rows = answers.together(names, setup.weights_of(this), setup.config.average, "train", ids_N)
     log.info("%s: logits of %s, computed once for each row", this.name, together)
     return Stored(), stream.map(attach(rows, setup.head == "span", len(task.labels)))
+
+
+def ask_teachers(setup: FinetuneSetup, this: Stage, answers: Answers) -> list | None:
+    """The logits of a stage's teachers, together, of all training rows that it will see; None
+    where it has no teachers, or where they have to answer at every step."""
+    plan, _ = setup.plan(this)
+    if not this.learns or plan.objective.needs_teacher_states or not setup.config.cache.max_gb:
+        return None
+    stream, ids_N = setup.tasks[this.model].train(this.batch_size, setup.config.seed), None
+    if this.steps < stream.steps_per_epoch:
+        ids_N = np.concatenate([stream[step].ids_B for step in range(this.steps)])
+        ids_N = ids_N[ids_N >= 0]
+    names, weights = setup.teachers_of(this), setup.weights_of(this)
+    return answers.together(names, weights, setup.config.average, "train", ids_N)
 
 
 def attach(rows: list, spans: bool, classes: int):

@@ -1,0 +1,34 @@
+"""Where the time of a run goes, part by part."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+
+class Stopwatch:
+    """Seconds by part; compilation, which happens inside of parts, is taken out of them."""
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+        self._compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts what happens meanwhile as `name`; parts do not nest."""
+        began, compiled = time.perf_counter(), self._compiling
+        yield
+        spent = time.perf_counter() - began - (self._compiling - compiled)
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def seconds(self) -> dict[str, float]:
+        """Each part's seconds, and those of "compiling"."""
+        found = self._seconds | {"compiling": self._compiling}
+        return {name: round(value, 2) for name, value in found.items()}
+
+    def _note(self, event: str, seconds: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self._compiling += seconds
