@@ -20,6 +20,7 @@ from kd_jax.recipes import workdir
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
+KEPT += ("task", "primary")
 
 
 def record(name: str, workdirs: list[str], note: str) -> Path:
@@ -81,7 +82,8 @@ def render(name: str) -> str:
     found = entry["runs"]
     first = found[0]
     title = f"{first['config']}, {first['split']} split"
-    page = table.of_runs([run["stages"] for run in found], title).markdown()
+    primary = first.get("primary", "loss")
+    page = table.of_runs([run["stages"] for run in found], title, primary).markdown()
     machine = first["machine"]
     where = f"{machine['cores']} cores of {machine['cpu']}"
     if machine["platform"] != "cpu":
