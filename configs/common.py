@@ -177,6 +177,9 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
         c.task.update(seq_len=48, doc_stride=16, max_question_length=16)
     else:
         train = test = root / (names.get(c.task.get("task")) or folders.get(task, "SST-2"))
+        if task == "labelled_text":
+            train, test = train / "train.tsv", test / "dev.tsv"
+            c.task.text = "sentence"
         c.task.seq_len = 16  # two lengths to compile for
     c.data = ConfigDict(dict(train=dict(source="files", path=str(train)), held_out=0.2))
     if task != "phrasebank":
