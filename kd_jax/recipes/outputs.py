@@ -20,7 +20,7 @@ def check(path: Path, source: Path) -> None:
         raise UserError(f"--output={path}: cannot write {path.suffix}; have: {have}")
     if path.is_dir():
         raise UserError(f"--output={path} is a folder; give a file")
-    if path.resolve() == source.resolve() or (path.exists() and path.samefile(source)):
+    if path.exists() and source.exists() and path.samefile(source):
         raise UserError(f"--output={path} is the input; give another file")
 
 

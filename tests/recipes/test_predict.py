@@ -204,6 +204,8 @@ def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
         with pytest.raises(UserError, match=message.replace("*", r"\*")):
             predict_file(model, None, source, str(target), Options(**options))
     assert not target.exists() and not list(tmp_path.glob("*.tmp"))
+    with pytest.raises(UserError, match="none.csv: no such file"):
+        predict_file(classifier, None, str(tmp_path / "none.csv"), good, Options())
 
 
 def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
