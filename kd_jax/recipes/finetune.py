@@ -31,7 +31,7 @@ from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
-from kd_jax.recipes.teaching import ask_teachers, teaching
+from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, records
 from kd_jax.train.evaluate import predict
@@ -113,6 +113,7 @@ def check(setup: Setup) -> None:
             loop.resume_from(setup.config.resume, this.steps).close()
         if this.learns:
             setup.weights_of(this)
+            check_tokens(setup, this, setup.plan(this)[0].objective)
 
 
 def show(folder: epath.Path, results: dict) -> None:

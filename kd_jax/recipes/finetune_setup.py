@@ -23,6 +23,7 @@ from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, stages
 from kd_jax.tasks import text
+from kd_jax.teachers.several import SPACES
 from kd_jax.train.sharding import Table
 
 NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
@@ -68,6 +69,7 @@ class FinetuneSetup(Setup):
                     f"config.task.seq_len={self.task.seq_len}: {name} {model.name} has positions "
                     f"for {model.config.max_tokens} tokens; shorten the rows"
                 )
+        self._check_teachers()
         self.orders = {name: self._order(name) for name in self.models}
         self.stages = [self._with_steps(stage) for stage in self.stages]
 
@@ -111,7 +113,8 @@ class FinetuneSetup(Setup):
             return [1.0]
         weights = [float(self.section(name).weight) for name in names]
         if min(weights) < 0 or sum(weights) <= 0:
-            raise UserError(f"weights of the teachers {dict(zip(names, weights, strict=True))}")
+            given = ", ".join(f"{n} {w:g}" for n, w in zip(names, weights, strict=True))
+            raise UserError(f"teachers' weights ({given}): none may be negative, nor all 0")
         return [weight / sum(weights) for weight in weights]
 
     def with_numbers(self, config: ConfigDict, folder: epath.Path) -> FinetuneSetup:
@@ -138,13 +141,12 @@ class FinetuneSetup(Setup):
         for name in names:
             section = self.section(name)
             # A teacher that is taken as it is has classes of its own, in its own order.
-            given = section.model and name not in self.trained and self.folder is not None
+            given = section.model and self._as_it_comes(name) and self.folder is not None
             labels = None if given or self.head == "span" else self.task.labels
-            key = f"teachers.{name}" if name in self.config.teachers else name
             base = None if name in self.teachers else found["teacher"].hf_json
             remat = self.config.remat and name not in self.teachers
             found[name] = blueprint.describe(
-                section, key, base=base, labels=labels, remat=remat, **common
+                section, self._key(name), base=base, labels=labels, remat=remat, **common
             )
         return found
 
@@ -176,11 +178,32 @@ class FinetuneSetup(Setup):
                 f"in its folder, or tokenizer.path"
             )
 
+    def _as_it_comes(self, name: str) -> bool:
+        """Whether it is a teacher that no stage trains."""
+        return name in self.teachers and name not in self.trained
+
+    def _check_teachers(self) -> None:
+        average = self.config.average
+        if average not in SPACES:
+            raise UserError(f"config.average={average!r}: have {', '.join(SPACES)}")
+        if self.regression and len(self.teachers) > 1 and average == "probabilities":
+            raise UserError("config.average='probabilities': a regression has none; take logits")
+        for name in self.teachers:
+            if self.section(name).labels and not self._as_it_comes(name):
+                raise UserError(
+                    f"config.{self._key(name)}.labels: a stage trains {name}, on the task's own "
+                    f"classes; leave them out"
+                )
+
+    def _key(self, name: str) -> str:
+        """Where the config describes a model."""
+        return f"teachers.{name}" if name in self.config.teachers else name
+
     def _order(self, name: str) -> tuple[int, ...] | None:
         if self.head == "span" or self.regression or self.folder is None:
             return None
         model, stated = self.models[name], self.section(name).get("labels", None)
-        where = f"config.{name}.labels"
+        where = f"config.{self._key(name)}.labels"
         return class_order(model.name, stated, model.config.labels, self.task.labels, where)
 
     def _with_steps(self, stage: Stage) -> Stage:

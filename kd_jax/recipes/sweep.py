@@ -56,10 +56,12 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise UserError("config.sweep.keys: give pairs of a dotted key and its values") from None
     plan = _plan(sweep, config.seed)
+    with_keys(config, dict.fromkeys(sweep["keys"]))  # finds unknown ones before the long work
     with watch.part("start-up"):
         setup = Setup(config, folder)
         tried = _stage(setup, sweep["stage"])
         data = setup.task.prepare()
+        finetune.check(setup)
         given = finetune.given_teachers(setup)
     answers, found = Answers(setup, given), []
     for this in setup.stages[: setup.stages.index(tried)]:
@@ -140,6 +142,7 @@ def _of_trial(setup: Setup, trial: Trial, answers: Answers, given: Mapping, plac
     if all(key.startswith(NUMBERS) for key in trial):
         return setup.with_numbers(config, place), answers
     own = Setup(config, place)
+    finetune.check(own)
     return own, Answers(own, dict(given))
 
 
@@ -186,6 +189,8 @@ def _plan(sweep: dict[str, Any], seed: int):
         return lambda found: iter(every)
     if sweep["sampler"] not in ("random", "tpe"):
         raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
+    if sweep["trials"] < 1:
+        raise UserError(f"config.sweep.trials={sweep['trials']}: at least 1")
     return lambda found: _sampled(sweep, keys, seed, found)
 
 

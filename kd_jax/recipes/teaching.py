@@ -32,9 +32,6 @@ def teaching(
     if not this.learns:
         return None, stream
     names = setup.teachers_of(this)
-    if setup.head == "span" or objective.needs_teacher_states:
-        why = "its loss" if setup.head == "span" else "a loss on hidden states or attention"
-        _check_same_rows(setup, this.model, names, why)
     rows, together = ask_teachers(setup, this, answers), ", ".join(names)
     if rows is None:
         states = objective.needs_teacher_states
@@ -57,6 +54,20 @@ def ask_teachers(setup: FinetuneSetup, this: Stage, answers: Answers) -> list | 
         ids_N = ids_N[ids_N >= 0]
     names, weights = setup.teachers_of(this), setup.weights_of(this)
     return answers.together(names, weights, setup.config.average, "train", ids_N)
+
+
+def check_tokens(setup: FinetuneSetup, this: Stage, objective: Objective) -> None:
+    """Raises UserError where a stage is compared with its teachers token by token, and one of them
+    reads the examples in other tokens."""
+    if setup.head != "span" and not objective.needs_teacher_states:
+        return
+    what = "its loss" if setup.head == "span" else "a loss on hidden states or attention"
+    for name in setup.teachers_of(this):
+        if not _same(setup.tasks[this.model].rows("train"), setup.tasks[name].rows("train")):
+            raise UserError(
+                f"{name} {setup.models[name].name} has another tokenizer than the {this.model}, "
+                f"and {what} compares token by token: choose a teacher of the same tokenizer"
+            )
 
 
 def attach(rows: list, spans: bool, classes: int):
@@ -120,13 +131,3 @@ def _same(ours, theirs) -> bool:
     return np.array_equal(ours.lengths_N, theirs.lengths_N) and np.array_equal(
         ours.tokens_F, theirs.tokens_F
     )
-
-
-def _check_same_rows(setup: FinetuneSetup, model: str, names: tuple[str, ...], what: str) -> None:
-    """Raises UserError where one of the teachers reads the examples in other tokens."""
-    for name in names:
-        if not _same(setup.tasks[model].rows("train"), setup.tasks[name].rows("train")):
-            raise UserError(
-                f"{name} {setup.models[name].name} has another tokenizer than the {model}, and "
-                f"{what} compares token by token: choose a teacher of the same tokenizer"
-            )
