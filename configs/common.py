@@ -186,6 +186,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
         c.data.test = ConfigDict(dict(source="files", path=str(test)))
     c.tokenizer = ConfigDict(dict(path="", train="wordpiece", vocab_size=256))
     c.batch_size, c.accumulate, c.epochs, c.steps = 16, 1, 1.0, 4
+    c.optim.learning_rate = 1e-2  # something to see after four steps
     c.stages = ConfigDict({name: {} for name in c.stages})
     c.eval = ConfigDict(dict(every=2, batch_size=64))
     c.cost.repeats = 5

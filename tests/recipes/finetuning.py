@@ -26,7 +26,7 @@ OTHERS = ("sci/tech", "world", "sports", "business")  # another order, other let
 def checkpoint(name: str = "teacher", head: str = "classification", classes=CLASSES) -> str:
     """A random model whose answers differ, with its tokenizer; that of another name has another
     tokenizer too."""
-    folder = Path(_SESSION.name, f"{name}-{head}-{len(classes)}-{hash(classes) % 1000}")
+    folder = Path(_SESSION.name, "-".join([name, head, *classes]).replace("/", "-"))
     described = tiny.CONFIGS["bert"] | {"num_hidden_layers": 1, "initializer_range": 0.3}
     described |= {"max_position_embeddings": 66}
     if head == "classification":
@@ -53,7 +53,8 @@ def config(*stages: str, task: str = "agnews", **changes):
     c.stages = {name: {} for name in stages}
     if "teacher" not in stages:
         head = "span" if task == "squad" else "classification"
-        c.teacher = teacher(checkpoint("teacher", head))
+        classes = ("score",) if task == "stsb" else CLASSES
+        c.teacher = teacher(checkpoint("teacher", head, classes))
         c.student.architecture = dict(hidden_dropout_prob=0.2)
         c.student.init = "scratch"
         c.tokenizer.train = ""
