@@ -1,0 +1,425 @@
+"""The recipe on tiny models: stored answers, stages, what is chosen by what, and mistakes."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from kd_jax.errors import UserError
+from kd_jax.evals.beside import beside_teacher
+from kd_jax.recipes import answers as asking
+from kd_jax.recipes import finetune, stage
+from kd_jax.recipes.answers import Answers
+from kd_jax.recipes.teaching import attach
+from kd_jax.tasks import text
+from kd_jax.tasks.classification import ClassificationTask
+from kd_jax.tasks.squad import Squad
+from kd_jax.teachers.several import Several, Stored
+from kd_jax.train import loop
+from tests import smoke
+from tests.recipes import finetuning
+
+ONLINE = dict(max_gb=0.0, folder="")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches():
+    with smoke.private_caches():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("finetune")
+
+
+@contextlib.contextmanager
+def watched():
+    """Notes what happens: steps, scores of which split, rows that a teacher answers."""
+    seen = []
+
+    def note(owner, name, what):
+        original = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            seen.append(what(*args))
+            return original(*args, **kwargs)
+
+        return mock.patch.object(owner, name, call)
+
+    with (
+        note(loop, "train_step", lambda state, batch, teacher, *_: ("step", type(teacher))),
+        note(ClassificationTask, "score", lambda self, split, outputs: ("score", split)),
+        note(asking, "predict", lambda model, rows, *_: ("answers", rows.size)),
+    ):
+        yield seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    folder: Path
+    results: dict
+    seen: list
+
+    def bytes(self, *names):
+        return [(self.folder / name).read_bytes() for name in names]
+
+    def rows(self, stage, name="metrics"):
+        with (self.folder / stage / f"{name}.csv").open() as file:
+            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def run(config, folder):
+    with watched() as seen:
+        return Run(folder, finetuning.run(config, folder), seen)
+
+
+def cached(folder, *stages, **changes):
+    """A config whose teachers' logits are kept in `folder`."""
+    cache = dict(max_gb=1.0, folder=str(folder / "logits"))
+    return finetuning.config(*stages, cache=cache, **changes)
+
+
+def check_same_metrics(ours, theirs, stage="student"):
+    assert len(ours.rows(stage)) == 4
+    for a, b in zip(ours.rows(stage), theirs.rows(stage), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def stored(folder):
+    """A student beside stored logits."""
+    return run(cached(folder, "student"), folder / "stored")
+
+
+def test_stored_logits_and_a_teacher_in_the_step_are_the_same(stored, folder):
+    online = run(finetuning.config("student", cache=ONLINE), folder / "online")
+    assert ("step", Stored) in stored.seen and ("step", Stored) not in online.seen
+    check_same_metrics(online, stored)
+    kl = stored.results["stages"]["student"]["kl"]
+    assert online.results["stages"]["student"]["kl"] == pytest.approx(kl, rel=1e-5) and kl > 0.1
+
+
+@pytest.mark.parametrize("task", ["agnews", "squad"])
+def test_stored_answers_are_those_of_the_step(task, tmp_path):
+    """In other batches, and padded to other lengths."""
+    config = finetuning.config("student", task=task, cache=ONLINE)
+    with finetuning.quick():
+        setup = finetune.Setup(config, epath.Path(tmp_path))
+        answers = Answers(setup, finetune.given_teachers(setup))
+        found = answers.of("teacher", "train")
+        with_logits = attach(found, task == "squad", len(setup.task.labels))
+        forward = jax.jit(lambda model, batch: model(batch).logits)
+        stream = setup.task.train(16, 3)
+        for step in range(2):
+            batch = stream[step]
+            online = forward(answers.model("teacher"), batch)
+            logits = with_logits(batch).teacher_logits_BPC
+            np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
+            assert np.ptp(logits[:, 0, 0]) > 0.01
+
+
+def test_what_is_stored_is_not_computed_again(stored, folder):
+    """Neither by a run of another seed, nor by its later stages."""
+    assert [what for what in stored.seen if what[0] == "answers"] == [
+        ("answers", 48),  # the test split, for its own figures
+        ("answers", 64),  # of the training data, what four steps see
+        ("answers", 32),
+    ]
+    again = run(cached(folder, "baseline", "student", seed=1), folder / "again")
+    computed = [rows for what, rows in again.seen if what == "answers"]
+    assert len(computed) == 1 and computed[0] < 64  # rows that the first run did not see
+
+
+def test_the_reported_split_selects_nothing(stored):
+    order = [what for what in stored.seen if what[0] in ("step", "score")]
+    step, judge = ("step", Stored), ("score", "validation")
+    teacher_first = [("score", "test")]
+    assert order == teacher_first + [step, step, judge] * 2 + [("score", "test")]
+
+
+def test_killed_in_the_student_s_stage(stored, folder):
+    """The same folder of logits, another run directory: everything is bitwise the same."""
+    config, place, real = cached(folder, "student"), folder / "killed", loop.train_step
+    calls = []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with mock.patch.object(loop, "train_step", killed), pytest.raises(KeyboardInterrupt):
+        finetuning.run(config, place)
+    assert not (place / "student" / "results.json").exists()
+    again = run(config, place)
+    assert [what for what in again.seen if what[0] == "step"] == [("step", Stored)] * 2
+    files = ["student/metrics.csv", "student/eval.csv", "export/student/model.safetensors"]
+    assert again.bytes(*files) == stored.bytes(*files)
+    figures = again.results["stages"]["student"], stored.results["stages"]["student"]
+    for name in ("loss", "accuracy", "kl", "agreement", "best_step"):
+        assert figures[0][name] == figures[1][name]
+
+
+def test_the_primary_figure_chooses_and_stops(folder):
+    accuracies, losses = iter([0.5, 0.8, 0.6, 0.8, 0.9]), iter([3.0, 2.0, 1.0, 2.5, 0.5])
+
+    def scripted(self, split, outputs):
+        if split != "validation":
+            return {"loss": 1.0, "accuracy": 0.1, "macro_f1": 0.1}
+        return {"loss": next(losses), "accuracy": next(accuracies), "macro_f1": 0.1}
+
+    config = finetuning.config("baseline", steps=6, patience=2)
+    config.eval.every = 1
+    with mock.patch.object(ClassificationTask, "score", scripted):
+        found = run(config, folder / "stopped").results["stages"]["baseline"]
+    assert (found["best_step"], found["steps"], found["accuracy"]) == (2, 4, 0.1)
+    assert next(accuracies) == 0.9
+
+
+def two(folder, **changes):
+    """Two teachers; the second one has another tokenizer and another order of classes."""
+    config = cached(folder, "student", average="probabilities")
+    other = finetuning.checkpoint("other", classes=finetuning.OTHERS)
+    config.teachers.other = finetuning.teacher(other, weight=3.0)
+    config.update(changes)
+    return config
+
+
+def test_several_teachers(folder):
+    together = run(two(folder), folder / "together")
+    online = run(two(folder, cache=ONLINE), folder / "together-online")
+    assert ("step", Several) in online.seen and ("step", Stored) in together.seen
+    check_same_metrics(online, together)
+    alone = {name: together.results["stages"][name]["accuracy"] for name in ("teacher", "other")}
+    assert len(set(alone.values())) == 2
+    with finetuning.quick():
+        setup = finetune.Setup(two(folder), epath.Path(folder / "together"))
+        assert setup.orders == {"teacher": None, "other": (1, 2, 3, 0), "student": None}
+        assert setup.weights_of(setup.stages[0]) == [0.25, 0.75]
+
+
+def test_an_assistant_teaches_the_student(folder):
+    config = cached(folder, "assistant", "student", steps=2)
+    config.assistant.architecture = dict(num_hidden_layers=1)
+    config.assistant.init = "scratch"
+    asked, together = [], Answers.together
+
+    def note(self, names, *args):
+        found = together(self, names, *args)
+        asked.append((names, args[2], found))
+        return found
+
+    with mock.patch.object(Answers, "together", note):
+        found = run(config, folder / "assistant")
+    assert list(found.results["stages"]) == ["teacher", "assistant", "student"]
+    names = [names for names, *_ in asked]
+    assert names[0] == ("teacher",) and names[-1] == ("assistant",)
+    assert names == sorted(names, reverse=True)  # each stage asks its own teacher alone
+    beside = next(rows for names, part, rows in asked if names == ("assistant",) and part == "test")
+    theirs = next(rows for names, part, rows in asked if names == ("teacher",) and part == "test")
+    assert beside_teacher(beside, theirs)["kl"] == pytest.approx(
+        found.results["stages"]["assistant"]["kl"], rel=1e-5
+    )
+
+
+def test_the_student_goes_on_from_its_intermediate_stage(folder, caplog):
+    config = cached(folder, "baseline", "intermediate", "student", steps=2)
+    config.intermediate = dict(hidden=dict(weight=1.0, kind="mse", layers=((0, 0), (1, 1))))
+    begun, fit = {}, loop.fit
+
+    def note(state, **kwargs):
+        first = jax.device_get(state.params["student"])  # the state is donated
+        fitted = fit(state, **kwargs)
+        begun[kwargs["stage"]] = first, jax.device_get(fitted.state.params["student"])
+        assert fitted.best_step == 2 or kwargs["stage"] != "intermediate"
+        return fitted
+
+    with (
+        mock.patch.object(loop, "fit", note),
+        caplog.at_level(logging.INFO, "kd_jax.recipes.teaching"),
+    ):
+        found = run(config, folder / "intermediate")
+    equal = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))  # noqa: E731
+    assert equal(begun["student"][0], begun["intermediate"][1])
+    assert equal(begun["intermediate"][0], begun["baseline"][0])
+    assert not equal(begun["student"][0], begun["baseline"][0])
+    assert found.rows("intermediate", "eval") == []
+    assert "intermediate: teacher at every step, since the objective reads more" in caplog.text
+    assert "student: logits of teacher, computed once for each row" in caplog.text
+
+
+def test_a_regression(folder):
+    found = run(cached(folder, "student", task="stsb"), folder / "stsb")
+    for name in ("teacher", "student"):
+        figures = found.results["stages"][name]
+        assert {"loss", "pearson", "spearman"} <= figures.keys() and "kl" not in figures
+    assert {"mse", "logit_mse", "mse_weighted"} <= found.rows("student")[0].keys()
+    assert found.results["primary"] == "spearman"
+    student = found.results["stages"]["student"]
+    assert student["loss"] != found.results["stages"]["teacher"]["loss"]
+
+
+def test_the_null_threshold_is_tuned_on_validation(folder):
+    tuned, scored = [], []
+    tune, score = Squad.tuned, Squad.score
+
+    def note_tuned(self, outputs):
+        assert len(outputs) == len(self.rows("validation")) != len(self.rows("test"))
+        tuned.append(tune(self, outputs))
+        return tuned[-1]
+
+    def note_score(self, split, outputs):
+        scored.append((split, self.threshold))
+        return score(self, split, outputs)
+
+    config = cached(folder, "student", task="squad", steps=2)
+    assert "v2.0" in config.data.train.path
+    with (
+        mock.patch.object(Squad, "tuned", note_tuned),
+        mock.patch.object(Squad, "score", note_score),
+    ):
+        found = run(config, folder / "squad")
+    own = [task.threshold for task in tuned]
+    stages = found.results["stages"]
+    assert [stages[name]["null_threshold"] for name in ("teacher", "student")] == own
+    assert scored == [("test", own[0]), ("validation", None), ("test", own[1])]
+    assert "HasAns_f1" in stages["student"] and stages["student"]["kl"] > 0
+
+
+LABEL = tuple(f"LABEL_{i}" for i in range(4))
+
+
+def larger_tokenizer(folder):
+    path = shutil.copytree(finetuning.checkpoint(), folder / "larger")
+    (path / "tokenizer.json").unlink()
+    words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] * 3
+    text.train_tokenizer("wordpiece", words, 160, path)
+    return str(path)
+
+
+def mistakes():
+    """name -> (what is changed in the config, message)."""
+
+    def model(**changes):
+        return lambda c, _: c.teacher.update(changes)
+
+    def second(**changes):
+        def change(c, _):
+            head = "span" if c.task.name == "squad" else "classification"
+            path = finetuning.checkpoint("other", head)
+            c.teachers.other = finetuning.teacher(path, **changes)
+
+        return change
+
+    def states(c, folder):
+        second()(c, folder)
+        c.objective = dict(hidden=dict(weight=1.0, kind="mse", layers=((0, 0),)))
+
+    def no_weights(c, folder):
+        second(weight=0.0)(c, folder)
+        c.teacher.weight = 0.0
+
+    def regression(c, folder):
+        c.teachers.other = finetuning.teacher(c.teacher.model)
+        c.average = "probabilities"
+
+    return {
+        "classes without names": (
+            lambda c, _: c.teacher.update(model=finetuning.checkpoint(classes=LABEL)),
+            r"calls its classes LABEL_0, .* the task World, .*: give the model's class names, in "
+            r"its own order, in config\.teacher\.labels",
+        ),
+        "another number of classes": (
+            lambda c, _: c.teacher.update(model=finetuning.checkpoint(classes=("good", "bad"))),
+            r"has 2 classes \(good, bad\), the task 4 \(World, ",
+        ),
+        "too few names": (model(labels=("a", "b")), r"config\.teacher\.labels 2"),
+        "other names": (model(labels=tuple("abcd")), "calls its classes a, b, c, d, the task"),
+        "a larger tokenizer": (
+            lambda c, folder: c.teacher.update(model=larger_tokenizer(folder)),
+            r"teacher .* has a vocabulary of 96, its tokenizer has ids up to 1\d\d",
+        ),
+        "no weights": (no_weights, r"weights \(teacher 0, other 0\): none may be negative"),
+        "a negative weight": (second(weight=-1.0), r"\(teacher 1, other -1\): none may be negat"),
+        "another average": (
+            lambda c, _: c.update(average="votes"),
+            r"config\.average='votes': have logits, probabilities",
+        ),
+        "an unknown stage": (
+            lambda c, _: setattr(c, "stages", {"pupil": {}}),
+            r"config\.stages=\['pupil'\]: have teacher, assistant, baseline, intermediate, student",
+        ),
+        "a teacher called like a stage": (
+            lambda c, _: c.update(teachers={"student": finetuning.teacher("")}),
+            r"config\.teachers\.student: a stage has this name",
+        ),
+        "states of another tokenizer": (
+            states,
+            "other .* has another tokenizer than the student, and a loss on hidden states",
+        ),
+        "squad: spans of another tokenizer": (
+            second(),
+            "other .* has another tokenizer than the student, and its loss compares token by token",
+        ),
+        "stsb: probabilities": (regression, "a regression has none; take logits"),
+        "trained: names of a trained teacher": (
+            lambda c, _: c.teacher.update(labels=finetuning.CLASSES[::-1]),
+            r"config\.teacher\.labels: a stage trains teacher",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_mistakes_are_found_before_any_step(name, tmp_path):
+    change, message = mistakes()[name]
+    task = name.partition(":")[0] if ":" in name else "agnews"
+    stages = ("teacher", "student") if task == "trained" else ("student",)
+    config = finetuning.config(*stages, task=task.replace("trained", "agnews"), cache=ONLINE)
+    change(config, tmp_path)
+    with watched() as seen, pytest.raises(UserError, match=message) as error:
+        finetuning.run(config, tmp_path / "run")
+    assert not seen and "\n" not in str(error.value)
+
+
+def test_names_of_classes_may_be_given(tmp_path):
+    config = finetuning.config("student")
+    config.teacher.model = finetuning.checkpoint(classes=LABEL)
+    config.teacher.labels = finetuning.OTHERS
+    assert finetune.Setup(config, epath.Path(tmp_path)).orders["teacher"] == (1, 2, 3, 0)
+
+
+def test_a_student_that_is_not_trained_has_the_task_s_classes(tmp_path):
+    """Its head is not read: it may be any checkpoint."""
+    config = finetuning.config("teacher")
+    config.student.model = finetuning.checkpoint(classes=("good", "bad"))
+    config.student.architecture = {}
+    setup = finetune.Setup(config, epath.Path(tmp_path))
+    assert setup.models["student"].config.labels == finetuning.CLASSES
+
+
+def test_a_finished_run_prints_its_table(stored, folder, capsys):
+    before = json.dumps(stored.results)
+    again = run(cached(folder, "student"), stored.folder)
+    assert json.dumps(again.results) == before and not again.seen
+    assert "example, test split" in capsys.readouterr().out
+
+
+def test_best_is_restored(stored, folder):
+    with finetuning.quick():
+        setup = finetune.Setup(cached(folder, "student"), epath.Path(stored.folder))
+        params = stage.restore_best(setup, setup.stages[0])
+        figures = finetune.held_out_figures(
+            setup, setup.stages[0], params, Answers(setup, finetune.given_teachers(setup)), "test"
+        )
+    kept = stored.results["stages"]["student"]
+    assert {k: kept[k] for k in figures} == figures
