@@ -3,6 +3,7 @@ stage."""
 
 import contextlib
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -41,6 +42,15 @@ def checkpoint(name: str = "teacher", head: str = "classification", classes=CLAS
     return str(folder)
 
 
+def larger_tokenizer(folder: Path) -> str:
+    """A checkpoint in `folder` whose tokenizer has more tokens than the model."""
+    path = shutil.copytree(checkpoint(), folder / "larger")
+    (path / "tokenizer.json").unlink()
+    words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] * 3
+    text.train_tokenizer("wordpiece", words, 160, path)
+    return str(path)
+
+
 def config(*stages: str, task: str = "agnews", **changes):
     """The teacher is taken as it comes, unless it is a stage; 4 steps, judged after every 2."""
     if task == "agnews":
@@ -49,7 +59,7 @@ def config(*stages: str, task: str = "agnews", **changes):
         c = finetune_squad.get_config("smoke")
     else:
         c = finetune_glue.get_config(f"{task}-smoke")
-    c.precision = "fp32"
+    c.precision, c.optim.learning_rate = "fp32", 1e-3
     c.stages = {name: {} for name in stages}
     if "teacher" not in stages:
         head = "span" if task == "squad" else "classification"
