@@ -13,13 +13,14 @@ from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
 _MULTIPLE = 8  # lengths that the matrix units of accelerators like
-_MOST = 4  # lengths of one stream, each of which is compiled
+_MOST = 6  # lengths of one stream, each of which is compiled
+_WORTH = 0.03  # share of the tokens that another length has to save
 
 
 def lengths_of(lengths_N: np.ndarray, seq_len: int) -> tuple[int, ...]:
-    """At most four bucket lengths, ascending, that leave the fewest padded tokens when every row
-    goes to the shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds
-    the longest row."""
+    """Bucket lengths, ascending, that leave the fewest padded tokens when every row goes to the
+    shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds the longest
+    row. At most six, and fewer where another one would save little."""
     ends = [*range(_MULTIPLE, seq_len, _MULTIPLE), seq_len]
     rows = np.searchsorted(np.sort(lengths_N), ends, side="right").tolist()  # that fit into each
     last = rows.index(len(lengths_N))
@@ -27,6 +28,7 @@ def lengths_of(lengths_N: np.ndarray, seq_len: int) -> tuple[int, ...]:
     # best[e]: (computed tokens of the rows that fit into ends[e], the buckets) with e the last one.
     best = [(n * end, (end,)) for n, end in zip(rows, ends, strict=True)]
     for _ in range(_MOST - 1):
+        fewer = best[last]
         best = [
             min(
                 [best[e]]
@@ -38,6 +40,8 @@ def lengths_of(lengths_N: np.ndarray, seq_len: int) -> tuple[int, ...]:
             )
             for e in range(len(ends))
         ]
+        if best[last][0] > (1 - _WORTH) * fewer[0]:
+            return fewer[1]
     return best[last][1]
 
 

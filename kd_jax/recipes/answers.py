@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from kd_jax.data.buckets import BucketStream, lengths_of
-from kd_jax.data.encoded import Encoded
+from kd_jax.data.buckets import BucketStream
 from kd_jax.recipes import stage
 from kd_jax.recipes.finetune_setup import FinetuneSetup
 from kd_jax.teachers.several import average, in_order
@@ -49,7 +48,7 @@ class Answers:
         new = np.array([i for i in asked if found[i] is None], np.int64)
         if len(new):
             order = self._setup.orders[name]
-            for i, logits in zip(new, self._ask(name, rows, new), strict=True):
+            for i, logits in zip(new, self._ask(name, split, new), strict=True):
                 found[i] = in_order(logits, order)
         return found
 
@@ -65,8 +64,9 @@ class Answers:
             for rows in zip(*each, strict=True)
         ]
 
-    def _ask(self, name: str, rows: Encoded, ids_N: np.ndarray) -> list[np.ndarray]:
-        setup, digests_N = self._setup, rows.digests[ids_N]
+    def _ask(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
+        setup, rows = self._setup, self._setup.tasks[name].rows(split)
+        digests_N = rows.digests[ids_N]
         store = self._store(name)
         found = [None] * len(ids_N) if store is None else store.read(digests_N)
         missing_N = np.array([logits is None for logits in found])
@@ -77,7 +77,7 @@ class Answers:
             log.info("%s answers %s rows", name, f"{len(new):,}")
             part = BucketStream(
                 rows.lengths_N[ids_N[new]],
-                lengths_of(rows.lengths_N, setup.task.seq_len),
+                setup.tasks[name].buckets_of(split),
                 lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
                 setup.config.eval.batch_size,
                 process_index=jax.process_index(),

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.buckets import BucketStream
 from kd_jax.evals import cost, flops
 from kd_jax.models import family
 from kd_jax.recipes import stage
@@ -52,7 +52,7 @@ def _calls(setup: FinetuneSetup, name: str, params: Params) -> tuple[Callable, C
     mesh = sharding.make_mesh(1, [device])
     model = Model(jax.device_put(params, device), setup.models[name].abstract().graphdef)
     rows = setup.tasks[name].rows(setup.split)
-    buckets = lengths_of(rows.lengths_N, setup.task.seq_len)
+    buckets = setup.tasks[name].buckets_of(setup.split)
     # The same examples for all models: drawn by number.
     ids_N = np.random.default_rng(0).permutation(len(rows))[: ROWS * BATCHES]
 

@@ -187,15 +187,20 @@ class ExampleTask:
 
     def length(self, split: str) -> int:
         """Tokens of the longest bucket of a split, which holds all of its rows."""
-        return self._buckets(split)[-1]
+        return self.buckets_of(split)[-1]
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """The lengths of batches in training, ascending."""
-        return self._buckets("train")
+        return self.buckets_of("train")
 
-    def _buckets(self, split):
-        return lengths_of(self.rows(split).lengths_N, self.seq_len)
+    def buckets_of(self, split: str) -> tuple[int, ...]:
+        """The lengths of a split's batches, ascending: those in training, so that all splits run
+        through the same compiled programs, and one more where a split has longer rows."""
+        first = "train" if "train" in self.splits else split
+        found = lengths_of(self.rows(first).lengths_N, self.seq_len)
+        longest = lengths_of(self.rows(split).lengths_N, self.seq_len)[-1]
+        return found if longest <= found[-1] else (*found, longest)
 
     def train(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
@@ -213,7 +218,7 @@ class ExampleTask:
         rows = self.rows(split)
         return BucketStream(
             rows.lengths_N,
-            self._buckets(split),
+            self.buckets_of(split),
             rows.batch,
             batch_size,
             seed=seed,

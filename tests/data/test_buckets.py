@@ -42,9 +42,23 @@ def test_bucket_lengths_leave_the_fewest_padded_tokens():
         ends = [*range(8, seq_len, 8), seq_len]
         last = next(end for end in ends if end >= lengths.max())
         below = [end for end in ends if end < last]
-        choices = itertools.chain(*(itertools.combinations(below, n) for n in range(4)))
-        assert cost(found) == min(cost((*chosen, last)) for chosen in choices)
-        assert found[-1] == last and list(found) == sorted(found) and len(found) <= 4
+
+        def least(count, last=last, below=below, cost=cost):
+            chosen = itertools.combinations(below, count - 1)
+            return min(cost((*lengths, last)) for lengths in chosen)
+
+        assert cost(found) == least(len(found))
+        assert found[-1] == last and list(found) == sorted(found) and len(found) <= 6
+        if len(found) > 1:  # the last one was worth it, and another would not have been
+            assert cost(found) < 0.97 * least(len(found) - 1)
+        if len(found) < 6 and len(found) <= len(below):
+            assert least(len(found) + 1) > 0.97 * cost(found)
+
+
+def test_a_length_that_saves_little_is_not_taken():
+    lengths = np.array([64] * 990 + [56] * 10)
+    assert lengths_of(lengths, 64) == (64,)
+    assert lengths_of(np.array([64] * 500 + [32] * 500), 64) == (32, 64)
 
 
 def test_no_bucket_is_empty():
