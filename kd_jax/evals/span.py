@@ -66,24 +66,24 @@ def figures(
     return found
 
 
-def best_span(
+def best_spans(
     start_T: np.ndarray, end_T: np.ndarray, n_best: int, max_length: int
-) -> tuple[float, int, int]:
-    """(score, first, last token) of the best span: the sum of its start and end logit is largest
-    among the `n_best` starts and ends, with first <= last and at most `max_length` tokens.
-    (-inf, 0, 0) where there is none; ties go to the better start, then to the first token."""
+) -> list[tuple[float, int, int]]:
+    """At most `n_best` (score, first, last token), the best first; empty where there is none.
+
+    The score is the sum of start and end logit. Candidates are the `n_best` starts with the
+    `n_best` ends, first <= last, at most `max_length` tokens; ties go to the better start, then to
+    the first token.
+    """
     starts_N = np.argsort(-start_T, kind="stable")[:n_best]
     ends_N = np.argsort(-end_T, kind="stable")[:n_best]
     size_NN = ends_N - starts_N[:, None] + 1
-    score_NN = np.where(
-        (size_NN > 0) & (size_NN <= max_length),
-        start_T[starts_N].astype(np.float64)[:, None] + end_T[ends_N],
-        -np.inf,
-    )
-    if not score_NN.size or score_NN.max() == -np.inf:
-        return -np.inf, 0, 0
-    row, column = np.unravel_index(score_NN.argmax(), score_NN.shape)
-    return float(score_NN[row, column]), int(starts_N[row]), int(ends_N[column])
+    rows, columns = np.nonzero((size_NN > 0) & (size_NN <= max_length))
+    scores = start_T[starts_N[rows]].astype(np.float64) + end_T[ends_N[columns]]
+    return [
+        (float(scores[i]), int(starts_N[rows[i]]), int(ends_N[columns[i]]))
+        for i in np.argsort(-scores, kind="stable")[:n_best]
+    ]
 
 
 def best_threshold(

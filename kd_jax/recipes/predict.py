@@ -27,7 +27,7 @@ from kd_jax.data.encoded import Encoded
 from kd_jax.data.squad import Question
 from kd_jax.data.windows import Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.evals.nbest import best_spans
+from kd_jax.evals.span import best_spans
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, inputs, outputs

@@ -120,6 +120,9 @@ class ClassificationTask(ExampleTask):
             self.tokenizer, examples.first, examples.second, labels_N[:, None], self.seq_len
         )
 
+    def has_labels(self, split):
+        return self.examples(split).labels_N is not None
+
     def score(self, split, outputs):
         logits_NC = self._logits(split, outputs)
         labels_N = self._labels(split)

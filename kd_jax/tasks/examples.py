@@ -81,6 +81,10 @@ class ExampleTask:
     def _encode(self, split: str) -> Encoded:
         raise NotImplementedError
 
+    def has_labels(self, split: str) -> bool:
+        """Whether a split can be scored. Labels of test sets that servers score are secret."""
+        return True
+
     def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
         """The loss and the `metrics` of a model's outputs: one float array for each row of
         `rows(split)`, in their order; (C,) logits of a classification or regression, (2, T) start

@@ -226,12 +226,9 @@ class Squad(ExampleTask):
         for row, (start_T, end_T) in enumerate(outputs):
             index, first = made.question_N[row], made.first_N[row]
             context = slice(first, first + made.count_N[row])
-            score, begin, last = span.best_span(
-                start_T[context],
-                end_T[context],
-                self.config["n_best"],
-                self.config["max_answer_length"],
-            )
+            limits = self.config["n_best"], self.config["max_answer_length"]
+            found = span.best_spans(start_T[context], end_T[context], *limits)
+            score, begin, last = found[0] if found else (-math.inf, 0, 0)
             if score > scores[index]:
                 offsets_T2 = made.offsets(row)
                 text = questions[index].context[offsets_T2[begin, 0] : offsets_T2[last, 1]]

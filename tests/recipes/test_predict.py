@@ -10,7 +10,6 @@ import transformers
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import nbest, span
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import predict
@@ -162,18 +161,6 @@ def test_the_same_characters_count_once():
     (found,) = predict.answers_of(made, [question], logits, None)
     assert found["probability"] == pytest.approx(1 / (1 + math.exp(-4)), abs=1e-6)
     assert found["probability"] + found["no_answer"] == pytest.approx(1, abs=2e-6)
-
-
-def test_best_spans():
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        start_T, end_T = random.integers(-3, 3, (2, 12)).astype(np.float32)
-        found = nbest.best_spans(start_T, end_T, 4, 3)
-        assert found[0] == span.best_span(start_T, end_T, 4, 3)
-        scores = [score for score, _, _ in found]
-        assert scores == sorted(scores, reverse=True) and len(found) <= 4
-        assert all(0 <= last - first < 3 for _, first, last in found)
-    assert nbest.best_spans(np.zeros(0), np.zeros(0), 4, 3) == []
 
 
 def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
