@@ -1,8 +1,10 @@
 """One compilation for each program and shape of a run, which are listed at its start."""
 
 import pytest
+from etils import epath
 
-from kd_jax.recipes.setup import Setup
+from kd_jax.recipes.finetune_setup import FinetuneSetup
+from kd_jax.recipes.setup import TextSetup
 from tests import smoke
 
 
@@ -17,7 +19,27 @@ def test_one_compilation_a_program(name, special_tokens):
     # Baseline and student are judged by the same program, the teacher by one without a teacher.
     assert found.compiled["jit(train_step)"] == 3
     assert found.compiled["jit(eval_step)"] == 2
-    lines = Setup(config).shapes()
+    lines = TextSetup(config).shapes()
     for program in ("train_step teacher", "train_step baseline", "train_step student"):
         assert any(line.startswith(f"{program}: tokens 16x32, labels ") for line in lines)
     assert any(line.startswith("eval_step: tokens 64x32, labels ") for line in lines)
+
+
+def test_one_compilation_for_each_length_of_a_stage():
+    """Of fine-tuning: teacher, baseline and student, at every bucket that four steps see."""
+    found = smoke.run("finetune_agnews")
+    lengths = {
+        (stage, batch.tokens_BT.shape[1])
+        for stage, batch in _batches(found, ("teacher", "baseline", "student"))
+    }
+    # Teacher and student are models of their own; the baseline's step has no teacher.
+    assert found.compiled["jit(train_step)"] == len(lengths)
+
+
+def _batches(found, stages):
+    with smoke.private_caches():
+        setup = FinetuneSetup(found.config, epath.Path(found.folder))
+    for stage in setup.stages:
+        stream = setup.tasks[stage.model].train(stage.batch_size, found.config.seed)
+        assert stage.name in stages
+        yield from ((stage.name, stream[step]) for step in range(stage.steps))

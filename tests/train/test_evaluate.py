@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 
+from kd_jax.data.buckets import BucketStream
+from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.evaluate import evaluate, predict
+from tests.models import tiny
 from tests.objectives import naive
 from tests.train import tiny_step
 
@@ -67,3 +70,36 @@ def test_without_a_teacher():
     found = figures("mlm", 1, 1, 8, teacher=False)
     assert found.keys() == {"loss", "accuracy"}
     assert found["loss"] == pytest.approx(wanted("mlm")["loss"], rel=1e-5)
+
+
+LABELS = {"id2label": {"0": "a", "1": "b", "2": "c"}}
+
+
+@functools.cache
+def encoded():
+    """Rows of 3 to 16 tokens."""
+    rng = np.random.default_rng(0)
+    lengths_N = rng.integers(3, 17, ROWS)
+    tokens_F = rng.integers(4, tiny.VOCAB, lengths_N.sum()).astype(np.int32)
+    return Encoded(tokens_F, None, lengths_N, np.zeros((ROWS, 1), np.int32), 0)
+
+
+@pytest.mark.parametrize(
+    ("head", "devices", "fsdp"),
+    [("classification", 1, 1), ("classification", 8, 4), ("span", 8, 1)],
+)
+def test_predict_gives_every_row_its_logits_without_padding(head, devices, fsdp):
+    changes = LABELS if head == "classification" else {}
+    model = tiny.model("bert", head, num_hidden_layers=1, **changes)
+    rows = encoded()
+    if head == "span":
+        rows = Encoded(rows.tokens_F, None, rows.lengths_N, np.zeros((ROWS, 2), np.int32), 0)
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    stream = BucketStream(rows.lengths_N, (8, 16), rows.batch, 8)
+    found = predict(model, stream, mesh, family.PARTITION)
+    assert sorted(found) == list(range(ROWS))  # none of the rows that fill a batch up
+    together = np.asarray(jax.jit(lambda m, b: m(b).logits)(model, rows.batch(np.arange(ROWS), 16)))
+    for row, length in enumerate(rows.lengths_N):
+        wanted = together[row, :, :length] if head == "span" else together[row, 0]
+        assert found[row].dtype == np.float32 and found[row].shape == wanted.shape
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
