@@ -141,6 +141,11 @@ def _check(args: argparse.Namespace) -> bool:
     if language and args.model and not args.data:
         raise UserError("--model with --task=mlm or clm needs --data, the text to evaluate on")
     foreign = dict.fromkeys(OF_EXAMPLES if language else OF_LANGUAGE, f"task {task}")
+    if not language and task != "text":
+        foreign |= dict.fromkeys(("text", "pair", "label"), f"task {task}")
+    if args.predictions:
+        unread = ("revision", "batch_size", "precision", "out")
+        foreign |= dict.fromkeys(unread if task == "text" else (*unread, "labels"), "--predictions")
     foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), "no --workdir")
     if args.workdir:
         foreign |= {"revision": "--workdir"} | ({"split": "--data"} if args.data else {})

@@ -77,7 +77,7 @@ def evaluate_checkpoint(
     precision, mesh = options.precision or "fp32", sharding.make_mesh()
     policy = policy_for(precision, jax.default_backend())
     batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
-    _check_rows(batch_size)
+    check_rows(batch_size)
     described = blueprint.describe(_section(model, revision), "model", head, policy)
     tokenizer = text.load_tokenizer(described.folder)
     student = described, described.load(None)
@@ -136,7 +136,8 @@ def evaluate_stage(
     return stated | _measure(student, teacher, setup.task, split, rows, setup.mesh, chunk)
 
 
-def _check_rows(batch_size: int) -> None:
+def check_rows(batch_size: int) -> None:
+    """Raises UserError where the devices cannot share --batch_size."""
     devices = jax.device_count()
     if batch_size < 1 or batch_size % devices:
         raise UserError(
@@ -157,7 +158,7 @@ def _for_these_devices(config: dict, options: Options) -> ConfigDict:
     config.eval.batch_size = options.batch_size or config.eval.batch_size
     config.mesh.fsdp = config.accumulate = 1
     config.batch_size = config.eval.batch_size
-    _check_rows(config.batch_size)
+    check_rows(config.batch_size)
     for changes in config.stages.values():
         changes.batch_size = config.batch_size
     return config

@@ -60,7 +60,7 @@ class FinetuneSetup(Setup):
             self._tokenizers = self._read_tokenizers()
             self.models = self._describe()  # a tokenizer trained here has its size now
             for name in self.models:
-                self._check_vocabulary(name)
+                check_vocabulary(name, self.models[name], self._tokenizers[name])
                 self.tasks[name] = self.task.with_tokenizer(self._tokenizers[name])
             self.task = self.tasks["student"]
         for name, model in self.models.items():
@@ -168,16 +168,6 @@ class FinetuneSetup(Setup):
                 raise UserError(f"{name} {model.name} has no tokenizer: set tokenizer.path")
         return found
 
-    def _check_vocabulary(self, name: str) -> None:
-        model, tokenizer = self.models[name], self._tokenizers[name]
-        size = max(tokenizer.get_vocab().values()) + 1
-        if model.config.vocab_size < size:
-            raise UserError(
-                f"{name} {model.name} has a vocabulary of {model.config.vocab_size}, its tokenizer "
-                f"has ids up to {size - 1}: they do not belong together; check the tokenizer files "
-                f"in its folder, or tokenizer.path"
-            )
-
     def _as_it_comes(self, name: str) -> bool:
         """Whether it is a teacher that no stage trains."""
         return name in self.teachers and name not in self.trained
@@ -216,6 +206,17 @@ class FinetuneSetup(Setup):
         stream = self.tasks[stage.model].train(stage.batch_size, self.config.seed)
         steps = max(1, round(stage.epochs * stream.steps_per_epoch))
         return dataclasses.replace(stage, steps=steps)
+
+
+def check_vocabulary(name: str, model: Blueprint, tokenizer: Any) -> None:
+    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    if model.config.vocab_size < size:
+        raise UserError(
+            f"{name} {model.name} has a vocabulary of {model.config.vocab_size}, its tokenizer "
+            f"has ids up to {size - 1}: they do not belong together; check the tokenizer files "
+            f"in its folder, or tokenizer.path"
+        )
 
 
 def class_order(

@@ -21,7 +21,8 @@ from kd_jax.models import family
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, finetune, stage, workdir
 from kd_jax.recipes.answers import Answers
-from kd_jax.recipes.finetune_setup import FinetuneSetup, class_order
+from kd_jax.recipes.evaluate import check_rows
+from kd_jax.recipes.finetune_setup import FinetuneSetup, check_vocabulary, class_order
 from kd_jax.tasks import text
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
@@ -85,12 +86,15 @@ def of_checkpoint(
         "task", "split", "data", the task's figures, "classes" and "confusion" where there are
         classes, "parameters", "size_mb", "precision", "machine", "seconds"}.
     """
-    began = time.perf_counter()
+    began, mesh = time.perf_counter(), sharding.make_mesh()
+    rows = batch_size or -(-ROWS // mesh.size) * mesh.size
+    check_rows(rows)
     policy = policy_for(precision or "fp32", jax.default_backend())
     head = make_task(task, columns, data).head
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
     described = blueprint.describe(section, "model", head, policy)
     tokenizer = text.load_tokenizer(described.folder)
+    check_vocabulary("model", described, tokenizer)
     if task == "text" and columns.get("labels") is None:
         columns = {**columns, "labels": tuple(labels or described.config.labels)}
     this = make_task(task, columns, data, tokenizer)
@@ -98,18 +102,14 @@ def of_checkpoint(
     order = None
     if head == "classification" and not this.regression:
         order = class_order(model, labels, described.config.labels, this.labels, "--labels")
-    mesh = sharding.make_mesh()
-    rows = batch_size or -(-ROWS // mesh.size) * mesh.size
     params = described.load(None)
     student = Model(jax.device_put(params), described.abstract().graphdef)
     found = predict(student, this.held_out("test", rows), mesh, family.PARTITION)
     outputs = [in_order(found[i], order) for i in range(len(found))]
     report = {"model": described.name, "commit": described.commit, "task": task, "split": "test"}
-    report |= {
-        "data": manifest(this, "test"),
-        **this.score("test", outputs),
-        **this.report("test", outputs),
-    }
+    report["data"] = manifest(this, "test")
+    if this.has_labels("test"):
+        report |= this.score("test", outputs) | this.report("test", outputs)
     report |= {
         "parameters": stage.count(params),
         "size_mb": stage.size_mb(params),

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import json
 import logging
-import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +19,6 @@ from kd_jax.recipes import answers as asking
 from kd_jax.recipes import finetune, stage
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.teaching import attach
-from kd_jax.tasks import text
 from kd_jax.tasks.classification import ClassificationTask
 from kd_jax.tasks.squad import Squad
 from kd_jax.teachers.several import Several, Stored
@@ -299,14 +297,6 @@ def test_the_null_threshold_is_tuned_on_validation(folder):
 LABEL = tuple(f"LABEL_{i}" for i in range(4))
 
 
-def larger_tokenizer(folder):
-    path = shutil.copytree(finetuning.checkpoint(), folder / "larger")
-    (path / "tokenizer.json").unlink()
-    words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] * 3
-    text.train_tokenizer("wordpiece", words, 160, path)
-    return str(path)
-
-
 def mistakes():
     """name -> (what is changed in the config, message)."""
 
@@ -346,7 +336,7 @@ def mistakes():
         "too few names": (model(labels=("a", "b")), r"config\.teacher\.labels 2"),
         "other names": (model(labels=tuple("abcd")), "calls its classes a, b, c, d, the task"),
         "a larger tokenizer": (
-            lambda c, folder: c.teacher.update(model=larger_tokenizer(folder)),
+            lambda c, folder: c.teacher.update(model=finetuning.larger_tokenizer(folder)),
             r"teacher .* has a vocabulary of 96, its tokenizer has ids up to 1\d\d",
         ),
         "no weights": (no_weights, r"weights \(teacher 0, other 0\): none may be negative"),
