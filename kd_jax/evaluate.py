@@ -146,7 +146,8 @@ def _check(args: argparse.Namespace) -> bool:
     if args.predictions:
         unread = ("revision", "batch_size", "precision", "out")
         foreign |= dict.fromkeys(unread if task == "text" else (*unread, "labels"), "--predictions")
-    foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), "no --workdir")
+    what = "--model" if args.model else "--predictions"
+    foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), what)
     if args.workdir:
         foreign |= {"revision": "--workdir"} | ({"split": "--data"} if args.data else {})
         if not language:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,20 @@ FOUND = {
     "parameters": 1_234_567,
     "size_mb": 4.94,
 }
+NEWS = {
+    "model": "some/folder/student",
+    "task": "agnews",
+    "data": {"name": "test.csv", "examples": 3},
+    "split": "test",
+    "precision": "fp32",
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "classes": {
+        "World": {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "support": 2},
+        "Sports": {"precision": 0.5, "recall": 1.0, "f1": 0.6667, "support": 1},
+    },
+    "confusion": [[1, 1], [0, 1]],
+}
 
 
 def test_table():
@@ -36,6 +51,12 @@ def test_table():
     assert "KL" not in str(table.rows)
 
 
+def test_table_of_predictions():
+    found = {name: NEWS[name] for name in ("task", "data", "accuracy")}
+    table = evaluate.table(found | {"predictions": "other/system.tsv"})
+    assert table.header == ["", "system.tsv"] and table.title == "test.csv, agnews"
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What the command asks the recipe for."""
@@ -47,18 +68,37 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(evaluate, "evaluate_stage", record)
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
+    for name in ("of_stage", "of_checkpoint"):
+        monkeypatch.setattr(evaluate.judge, name, lambda *args: ("task", [], record(*args)))
+    monkeypatch.setattr(evaluate.judge, "of_predictions", record)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
 
 
-def test_a_run(calls, tmp_path, capsys):
+@pytest.fixture
+def run(tmp_path):
+    """Makes a finished run of a task."""
+
+    def make(task):
+        folder = tmp_path / task
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"task": {"name": task}}))
+        results = {"config": "example", "seed": 0, "stages": {}}
+        (folder / "results.json").write_text(json.dumps(results))
+        return str(folder)
+
+    return make
+
+
+def test_a_run(calls, run, tmp_path, capsys):
+    folder = run("mlm")
     file = tmp_path / "figures.json"
-    evaluate.main(["--workdir=RUN", "--task=mlm", "--split=validation", f"--json={file}"])
-    evaluate.main(["--workdir=RUN", "--stage=teacher", "--data=x.txt", "--seq_len=64"])
+    evaluate.main([f"--workdir={folder}", "--task=mlm", "--split=validation", f"--json={file}"])
+    evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=x.txt", "--seq_len=64"])
     options = evaluate.Options
     assert calls == [
-        ("RUN", "student", "mlm", None, "validation", options()),
-        ("RUN", "teacher", None, "x.txt", None, options(seq_len=64)),
+        (folder, "student", "mlm", None, "validation", options()),
+        (folder, "teacher", None, "x.txt", None, options(seq_len=64)),
     ]
     assert json.loads(file.read_text()) == FOUND
     assert "perplexity" in capsys.readouterr().out
@@ -71,32 +111,86 @@ def test_a_model(calls):
     assert calls == [("gpt2", "v1", "clm", "x.txt", options)]
 
 
+def test_a_fine_tuning_run(calls, run):
+    folder = run("squad")
+    evaluate.main([f"--workdir={folder}", "--split=validation"])
+    evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=dev.json", "--task=squad"])
+    assert calls == [
+        (folder, "student", None, "validation"),
+        (folder, "teacher", "dev.json", None),
+    ]
+
+
+def test_a_classifier(calls, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr(
+        evaluate.judge, "write_files", lambda *args: written.append(args) or ["a.tsv"]
+    )
+    command = "--model=m --revision=v1 --task=text --data=x.tsv --text=t --pair=u --label=y"
+    flags = ["--labels=bad,good", "--batch_size=8", "--precision=bf16", "--out=there"]
+    evaluate.main([*command.split(), *flags])
+    columns = {"text": "t", "pair": "u", "label": "y"}
+    assert calls == [("m", "v1", "text", columns, "x.tsv", ("bad", "good"), 8, "bf16")]
+    assert written == [("task", [], FOUND, "there")]
+    assert "wrote\n  a.tsv" in capsys.readouterr().out
+
+
+def test_figures_by_class_are_shown(calls, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate.judge, "of_checkpoint", lambda *args: ("task", [], NEWS))
+    evaluate.main(["--model=m", "--task=agnews"])
+    shown = capsys.readouterr().out
+    assert "test.csv, agnews, fp32" in shown and "Sports" in shown and "1.0000" in shown
+
+
+def test_predictions(calls):
+    evaluate.main(["--predictions=p.tsv", "--task=text", "--data=x.tsv", "--labels=a,b"])
+    evaluate.main(["--predictions=p.tsv", "--task=glue/sst2"])
+    assert calls == [
+        ("text", {"labels": ("a", "b")}, "x.tsv", "p.tsv"),
+        ("glue/sst2", {}, None, "p.tsv"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--model=m --task=mlm", "--model needs --task (mlm or clm) and --data"),
-        ("--model=m --data=x", "--model needs --task (mlm or clm) and --data"),
+        ("--model=m", "--task is missing: glue/NAME, squad, "),
+        ("--predictions=p", "--task is missing: glue/NAME, squad, "),
+        ("--predictions=p --task=mlm", "--predictions does not go with task mlm"),
+        ("--predictions=p --task=squad --out=d", "--out does not go with --predictions"),
+        ("--predictions=p --task=agnews --labels=a,b", "--labels does not go with --predictions"),
+        ("--model=m --task=squad --teacher=t", "--teacher does not go with task squad"),
+        ("--model=m --task=glue/sst2 --text=t", "--text does not go with task glue/sst2"),
+        ("--model=m --task=squad --seq_len=9", "--seq_len does not go with task squad"),
+        ("--model=m --task=clm --data=x --out=d", "--out does not go with task clm"),
+        ("--workdir=squad --task=agnews", "squad is a run of task 'squad', not 'agnews'"),
+        ("--workdir=squad --batch_size=8", "--batch_size does not go with --workdir, whose"),
+        ("--workdir=squad --labels=a,b", "--labels does not go with --workdir, whose"),
+        ("--workdir=nothing", "nothing: no such folder"),
+        ("--model=m --task=mlm", "--model with --task=mlm or clm needs --data"),
         ("--model=m --task=mlm --data=x --split=test", "--split does not go with --model"),
-        ("--model=m --task=mlm --data=x --stage=student", "--stage does not go with --model"),
-        ("--workdir=r --revision=v1", "--revision does not go with --workdir"),
-        ("--workdir=r --data=x --split=test", "--split does not go with --workdir with --data"),
+        ("--model=m --task=squad --stage=student", "--stage does not go with --model"),
+        ("--workdir=mlm --revision=v1", "--revision does not go with --workdir"),
+        ("--workdir=mlm --data=x --split=test", "--split does not go with --data"),
     ],
 )
-def test_flags_that_do_not_go_together(flags, message, calls, capsys):
+def test_flags_that_do_not_go_together(flags, message, calls, run, monkeypatch, capsys):
+    monkeypatch.chdir(Path(run("mlm")).parent)
+    run("squad")
     with pytest.raises(SystemExit) as exit:
         evaluate.main(flags.split())
     assert exit.value.code == 1 and calls == []
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_a_mistake_is_one_line(monkeypatch, capsys):
+def test_a_mistake_is_one_line(run, monkeypatch, capsys):
     def fail(*args):
         raise UserError("no such thing")
 
     monkeypatch.setattr(evaluate, "evaluate_stage", fail)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     with pytest.raises(SystemExit) as exit:
-        evaluate.main(["--workdir=RUN"])
+        evaluate.main([f"--workdir={run('clm')}"])
     assert exit.value.code == 1 and capsys.readouterr().err == "error: no such thing\n"
 
 

@@ -183,17 +183,20 @@ def held_out_figures(
     setup: Setup, this: Stage, params: Params, answers: Answers, split: str
 ) -> dict[str, Any]:
     """Figures of a stage's model on a split, beside its teachers' answers."""
-    student = Model(params, setup.models[this.model].abstract().graphdef)
-    task, processes = setup.tasks[this.model], (jax.process_index(), jax.process_count())
-
-    def outputs(split: str) -> list[np.ndarray]:
-        rows = task.held_out(split, setup.config.eval.batch_size, *processes)
-        found = predict(student, rows, setup.mesh, setup.table)
-        return [found[i] for i in range(len(found))]
-
+    task = setup.tasks[this.model]
     if task.tunes(split):
-        task = task.tuned(outputs("validation"))
-    return measure(task, outputs(split), split, answers_beside(setup, this, answers, split))
+        task = task.tuned(outputs_of(setup, this.model, params, "validation"))
+    outputs = outputs_of(setup, this.model, params, split)
+    return measure(task, outputs, split, answers_beside(setup, this, answers, split))
+
+
+def outputs_of(setup: Setup, name: str, params: Params, split: str) -> list[np.ndarray]:
+    """The logits of each row of a split, of a model that a stage trains."""
+    processes = jax.process_index(), jax.process_count()
+    rows = setup.tasks[name].held_out(split, setup.config.eval.batch_size, *processes)
+    model = Model(params, setup.models[name].abstract().graphdef)
+    found = predict(model, rows, setup.mesh, setup.table)
+    return [found[i] for i in range(len(found))]
 
 
 def teacher_figures(setup: Setup, name: str, answers: Answers, split: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ a run, or of a file of predictions that any system may have written.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,24 +134,25 @@ def of_stage(
         config.data.test = {"source": "files", "path": data}
     setup = FinetuneSetup(config, run.workdir)
     split = split or setup.split
-    given = {}
     if name in setup.teachers and name not in setup.trained:
-        model, given[name] = name, stage.given_params(setup, name)
+        model, params = name, stage.given_params(setup, name)
+        outputs_on = functools.partial(Answers(setup, {name: params}).of, name)
     else:
         stages = {this.name: this for this in setup.stages}
         if name not in stages:
             raise UserError(f"{folder} has no stage {name!r}; have: {', '.join(stages)}")
         model = stages[name].model
-        given[model] = stage.restore_best(setup, stages[name])
-    answers, task = Answers(setup, given), setup.tasks[model]
+        params = stage.restore_best(setup, stages[name])
+        outputs_on = functools.partial(finetune.outputs_of, setup, model, params)
+    task = setup.tasks[model]
     if task.tunes(split):
-        task = task.tuned(answers.of(model, "validation"))
-    outputs = answers.of(model, split)
+        task = task.tuned(outputs_on("validation"))
+    outputs = outputs_on(split)
     report = {"model": str(run.workdir), "stage": name, "task": config.task.name, "split": split}
     report |= {"data": manifest(task, split), **finetune.measure(task, outputs, split)}
     report |= {
-        "parameters": stage.count(given[model]),
-        "size_mb": stage.size_mb(given[model]),
+        "parameters": stage.count(params),
+        "size_mb": stage.size_mb(params),
         "precision": config.precision,
         "machine": workdir.machine(),
         "seconds": round(time.perf_counter() - began, 1),
