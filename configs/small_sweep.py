@@ -3,8 +3,8 @@
 Argument: the task, as there. Trials are judged on held-out training data, with a seed that no
 reported run has:
 
-    python -m kd_jax.main --config=configs/small_sweep.py:agnews --config.seed=100 \
-      --config.sweep.stage=baseline --config.teacher.model=runs/agnews-teacher/export/teacher
+    python -m kd_jax.main --config=configs/small_sweep.py:phrasebank --config.seed=100 \
+      --config.sweep.stage=baseline --config.teacher.model=runs/phrasebank-teacher/export/teacher
 
 and again with --config.sweep.stage=student. Six minutes each on two idle CPU cores. What was
 chosen stands in small_finetune.py.
