@@ -189,14 +189,14 @@ def test_trials_that_change_models_have_a_setup_of_their_own(tmp_path):
         (dict(sampler="tpe", trials=0), "config.sweep.trials=0: at least 1"),
         (dict(sampler="tpe", keys=((WEIGHT, dict(low=1.0)),)), "kl.weight=.*low"),
         (dict(sampler="tpe", keys=((WEIGHT, dict(lo=1.0)),)), "unknown key .*lo"),
-        (dict(stage="baseline"), "sweep.stage='baseline' is no stage .* has student"),
+        (dict(stage="teacher"), "sweep.stage='teacher' is no stage .* has baseline, student"),
         (dict(samplr="tpe"), r"unknown key config\.sweep\.samplr"),
     ],
 )
 def test_mistakes(settings, message, tmp_path):
     with scored(by_weight) as ran, pytest.raises(UserError, match=message):
         settings = dict(keys=((WEIGHT, (1.0,)),)) | settings
-        made = config(*settings.pop("keys"))
+        made = config(*settings.pop("keys"), stages=("baseline", "student"))
         made.sweep.update(settings)
         run(made, tmp_path)
     assert not ran
