@@ -191,10 +191,11 @@ def _plan(sweep: dict[str, Any], seed: int):
         raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
     if sweep["trials"] < 1:
         raise UserError(f"config.sweep.trials={sweep['trials']}: at least 1")
-    return lambda found: _sampled(sweep, keys, seed, found)
+    space = {key: _distribution(key, values) for key, values in keys.items()}
+    return lambda found: _sampled(sweep, space, seed, found)
 
 
-def _sampled(sweep: dict, keys: dict, seed: int, found: list[dict]) -> Iterator[Trial]:
+def _sampled(sweep: dict, space: dict, seed: int, found: list[dict]) -> Iterator[Trial]:
     """Optuna proposes, and learns from every trial before the next. All proposals are made again
     when a sweep is resumed, which gives the same ones."""
     import optuna
@@ -202,7 +203,6 @@ def _sampled(sweep: dict, keys: dict, seed: int, found: list[dict]) -> Iterator[
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
     study = optuna.create_study(direction="maximize", sampler=samplers[sweep["sampler"]](seed=seed))
-    space = {key: _distribution(key, values) for key, values in keys.items()}
     for _ in range(sweep["trials"]):
         proposed = study.ask(space)
         yield dict(proposed.params)
