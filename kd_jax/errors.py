@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message names the file, row, key or id, and says what to change.
     """
+
+
+class Diverged(UserError):
+    """Training whose loss or gradient is no finite number any more."""

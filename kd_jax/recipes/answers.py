@@ -102,4 +102,7 @@ class Answers:
         )
         shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._setup.head)
-        return Store(Path(root), identity(jax.device_get(self._given[name]), about), cache.max_gb)
+        params = self._given[name]
+        if jax.process_count() > 1:  # parameters may be split over processes
+            params = multihost_utils.process_allgather(params, tiled=True)
+        return Store(Path(root), identity(jax.device_get(params), about), cache.max_gb)

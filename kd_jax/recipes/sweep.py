@@ -9,9 +9,10 @@ config.sweep:
 
 Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
 temperatures are inputs of the step then, as weights and learning rates always are. A trial is
-chosen by the primary metric on held-out training data; the best one alone is measured on the split
-that is reported. The folder of a finished trial keeps its figures and curves; checkpoints stay of
-the best. The same command goes on with the trials that are missing.
+chosen by the primary metric on held-out training data (one that diverges is the last); the best
+one alone is measured on the split that is reported. The folder of a finished trial keeps its
+figures and curves; checkpoints stay of the best. The same command goes on with the trials that are
+missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +30,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.data.settings import settings
-from kd_jax.errors import UserError
+from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
 from kd_jax.recipes import finetune, stage, workdir
 from kd_jax.recipes.answers import Answers
@@ -74,6 +76,8 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
             found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
             _keep_best(folder, found)
     best = max(found, key=_value)
+    if not best["figures"]:
+        raise UserError(f"all {len(found)} trials diverged; lower optim.learning_rate")
     with watch.part("best on the reported split"):
         figures_of_best = _report(setup, tried.name, best, answers, given, folder)
     results = workdir.about(config, folder) | {
@@ -101,7 +105,8 @@ def _stage(setup: Setup, name: str) -> Stage:
 
 
 def _value(trial: dict) -> float:
-    return trial["figures"][trial["primary"]]
+    """The primary figure; a trial that diverged is worse than any."""
+    return trial["figures"].get(trial["primary"], -math.inf)
 
 
 def _run_trial(
@@ -123,7 +128,11 @@ def _run_trial(
     workdir.write(place / "config.json", workdir.resolved(config))
     own, answers = _of_trial(setup, trial, answers, given, place)
     this = _stage(own, name)
-    found = finetune.run_stage(own, this, dict(given), answers, place, "validation")
+    try:
+        found = finetune.run_stage(own, this, dict(given), answers, place, "validation")
+    except Diverged as error:
+        log.warning("trial %d: %s", number, error)
+        found = {}
     result = {
         "trial": number,
         "folder": place.name,
@@ -243,7 +252,7 @@ def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:
     )
     if len(keys) == 2 and sweep["sampler"] == "grid":
         rows, columns = (list(sweep["keys"][key]) for key in keys)
-        at = {tuple(trial["keys"].values()): _value(trial) for trial in trials}
+        at = {tuple(t["keys"].values()): t["figures"].get(primary, math.nan) for t in trials}
         values = [[at[row, column] for column in columns] for row in rows]
         path = figures.heat_map(
             *(list(map(str, rows)), list(map(str, columns)), values, folder / "heat_map.png"),
@@ -259,7 +268,8 @@ def trials_table(trials: list[dict], keys: list[str], primary: str) -> table.Tab
     names = [primary, "loss", "best_step"]
     rows = []
     for trial in ranked:
-        values = [trial["keys"][key] for key in keys] + [trial["figures"][name] for name in names]
+        values = [trial["keys"][key] for key in keys]
+        values += [trial["figures"].get(name, table.MISSING) for name in names]
         rows.append([str(trial["trial"]), *map(_short, values), _short(trial["seconds"])])
     header = ["trial", *keys, *names, "seconds"]
     return table.Table("trials, on held-out training data", header, rows)

@@ -14,7 +14,8 @@ config.task:
     best_non_null        True: always answer, also on v2.0
 
 config.data as in tasks/examples.py; files are SQuAD's .json, the hub's columns are read too. A
-source may say `without`: another SQuAD .json, whose articles and contexts are left out of it.
+source may say `without`: another SQuAD .json, whose contexts are left out of it, and whose articles
+are (by title) unless `same_articles` is True.
 Held-out questions are of other articles than those trained on.
 """
 
@@ -48,6 +49,7 @@ DEFAULTS = dict(
     null_threshold=None,
     best_non_null=False,
 )
+WITHOUT = dict(without=None, same_articles=False)
 
 
 def make(
@@ -101,8 +103,8 @@ class Squad(ExampleTask):
 
     def _read(self, key):
         where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS | {"without": None}, where)
-        without, path = spec.pop("without"), spec["path"]
+        spec = settings(self.data[key], table.DEFAULTS | WITHOUT, where)
+        without, same, path = spec.pop("without"), spec.pop("same_articles"), spec["path"]
         if spec["source"] == "files" and str(path).endswith(".json"):
             found = squad.read(Path(os.path.expanduser(path)))
         else:
@@ -110,11 +112,14 @@ class Squad(ExampleTask):
         if without is None:
             return found
         others = squad.read(Path(os.path.expanduser(without))).questions
-        titles = {question.title for question in others} - {""}
+        titles = set() if same else {question.title for question in others} - {""}
         contexts = {question.context for question in others}
         kept = [q.title not in titles and q.context not in contexts for q in found.questions]
         if not any(kept):
-            raise UserError(f"{found.name} (config.{where}) holds nothing that {without} lacks")
+            raise UserError(
+                f"{found.name} (config.{where}) holds nothing that {without} lacks: take another "
+                f"file, or config.{where}.same_articles=True to leave out its contexts alone"
+            )
         return found.part(kept, f"{found.name} without {without}")
 
     def _held_out(self, examples):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from kd_jax.errors import UserError
+from kd_jax.errors import Diverged, UserError
 from kd_jax.schedules import Schedule
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.preemption import Preempted, Preemption
@@ -192,7 +192,7 @@ def fit(
         resume: another stage directory to go on from where this one has no checkpoint yet.
         wandb_run: an open W&B run, or None.
 
-    Raises UserError on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
+    Raises Diverged on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
     """
     checkpoints = Checkpoints(directory / "checkpoints", keep)
     records = bar = None
@@ -217,7 +217,7 @@ def fit(
         def check_finite(loss: float, what: str, at: int) -> None:
             if not math.isfinite(loss):
                 checkpoints.wait()
-                raise UserError(
+                raise Diverged(
                     f"{stage}: {what} is {loss} at step {at}: lower optim.learning_rate or set "
                     f"optim.clip_norm (last checkpoint: {_at(checkpoints.latest)})"
                 )
