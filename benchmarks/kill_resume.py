@@ -37,7 +37,8 @@ COMMAND = (
     f"--config.checkpoint.every={SAVE}",
     f"--config.eval.every={EVALUATE}",
 )
-TIMING = ("tokens_per_second", "input_wait_fraction")  # the figures that may differ
+# The figures that may differ.
+TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction")
 
 # Starts the command for a run directory; what subprocess.Popen returns, or has the same methods.
 Start = Callable[[Path], Any]

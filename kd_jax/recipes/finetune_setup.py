@@ -142,7 +142,8 @@ class FinetuneSetup(Setup):
             section = self.section(name)
             # A teacher that is taken as it is has classes of its own, in its own order.
             given = section.model and self._as_it_comes(name) and self.folder is not None
-            labels = None if given or self.head == "span" else self.task.labels
+            unknown = self.folder is None and self.task.labels_in_data
+            labels = None if given or unknown or self.head == "span" else self.task.labels
             base = None if name in self.teachers else found["teacher"].hf_json
             remat = self.config.remat and name not in self.teachers
             found[name] = blueprint.describe(
@@ -154,7 +155,8 @@ class FinetuneSetup(Setup):
         """Each model's: trained here, its checkpoint's own, the config's, or the teacher's."""
         given, found = self.config.tokenizer, {}
         if given.train:
-            return dict.fromkeys(self.models, self._trained_tokenizer(self.task.texts("train")))
+            own = self._trained_tokenizer(lambda: self.task.texts("train"))
+            return dict.fromkeys(self.models, own)
         named = None
         if given.path:
             where = Path(given.path).expanduser()

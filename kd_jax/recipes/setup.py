@@ -6,7 +6,7 @@ language models; the one of fine-tuning is in finetune_setup.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,12 @@ class Setup:
                 f"{accumulate} micro-batches; make it a multiple of {parts}"
             )
 
-    def _trained_tokenizer(self, documents: Any) -> Any:
-        """The run's own tokenizer, trained on `documents` by the first process that needs it."""
+    def _trained_tokenizer(self, read: Callable[[], Iterable[str]]) -> Any:
+        """The run's own tokenizer, trained on what `read` gives where it is not there yet."""
         given, folder = self.config.tokenizer, self.folder / "tokenizer"
         if jax.process_index() == 0 and not folder.exists():
             temporary = folder.with_name("tokenizer.tmp")
-            text.train_tokenizer(given.train, documents, given.vocab_size, temporary)
+            text.train_tokenizer(given.train, read(), given.vocab_size, temporary)
             temporary.rename(folder)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")
@@ -177,7 +177,9 @@ class TextSetup(Setup):
         """The run's tokenizer: trained here, of a folder or hub id, or the teacher's."""
         given, teacher = self.config.tokenizer, self.models["teacher"]
         if given.train:
-            return self._trained_tokenizer(source.read(self.config.data.train, "data.train"))
+            return self._trained_tokenizer(
+                lambda: source.read(self.config.data.train, "data.train")
+            )
         if given.path:
             where = Path(given.path).expanduser()
             where = where if where.is_dir() else hub.resolve(given.path).path

@@ -51,6 +51,8 @@ Trial = dict[str, Any]  # dotted key -> value
 
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     """Runs the trials that are missing in `folder`; returns results.json."""
+    if config.wandb:
+        raise UserError("config.wandb: a sweep does not log to W&B; leave it empty")
     watch = Stopwatch()
     sweep = settings(config.sweep, DEFAULTS, "sweep")
     try:

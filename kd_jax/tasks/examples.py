@@ -51,6 +51,7 @@ class ExampleTask:
     head: str  # "classification" | "span"
     labels: tuple[str, ...]  # names of the classes; ("score",) for a regression, () for spans
     regression = False
+    labels_in_data = False  # whether `labels` needs the training data
     primary: str
     metrics: tuple[str, ...]
 

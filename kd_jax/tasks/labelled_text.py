@@ -55,6 +55,7 @@ class LabelledText(ClassificationTask):
         given = self.config["labels"]
         if given is not None and (isinstance(given, str) or len(given) == 0):
             raise UserError(f"config.task.labels={given!r} must be a list of names, or a dict")
+        self.labels_in_data = given is None
         self.regression = given is not None and tuple(given) == ("score",)
         primary = self.config["primary"]
         if primary is not None and primary not in self.metrics:

@@ -119,7 +119,7 @@ def test_other_stages_have_their_column(classifiers):
     stages["assistant"] = stages["baseline"]
     del stages["teacher"]
     table = sections({"agnews": classifiers[:1]})["Quality"][-1]
-    assert table.header == ["", "baseline", "student", "assistant", "student − baseline"]
+    assert table.header == ["", "assistant", "baseline", "student", "student − baseline"]
 
 
 def test_configurations_side_by_side(tmp_path, classifiers):

@@ -91,8 +91,8 @@ def test_mistakes(run, student, words, tmp_path):
     with pytest.raises(UserError, match="not finished"):
         (tmp_path / "config.json").write_text("{}")
         evaluate_stage(str(tmp_path), "student", None, None, None, NONE)
-    with pytest.raises(UserError, match="unknown tasks plug-in 'glue'; have: clm, mlm"):
-        evaluate_checkpoint(student, None, "glue", words, NONE)
+    with pytest.raises(UserError, match="unknown tasks plug-in 'mlmm' .did you mean 'mlm'"):
+        evaluate_checkpoint(student, None, "mlmm", words, NONE)
     with pytest.raises(UserError, match="bert has no head 'clm'; have: "):
         evaluate_checkpoint(student, None, "clm", words, NONE)
     with pytest.raises(UserError, match="--batch_size=12 cannot be divided among 8 devices"):

@@ -7,7 +7,7 @@ from jax.errors import JaxRuntimeError
 from kd_jax.errors import UserError
 from kd_jax.evals.topology import Topology
 from kd_jax.recipes import plan
-from kd_jax.recipes.setup import Setup
+from kd_jax.recipes.setup import TextSetup
 from tests import smoke
 
 CPUS = Topology("cpu:8", 8, 2**30)
@@ -29,7 +29,7 @@ def bert_to_six_layers(**changes):
 
 
 def needed(found):
-    return plan.needed(Setup(found, None, jax.devices()[:1]))
+    return plan.needed(TextSetup(found, None, jax.devices()[:1]))
 
 
 def test_sizes_of_known_models():
@@ -65,7 +65,7 @@ def test_projections_are_counted():
 
 
 def compiled_step(found):
-    setup = Setup(found, None, jax.devices())
+    setup = TextSetup(found, None, jax.devices())
     return plan.needed(setup), plan.compiled_step(setup, CPUS)
 
 

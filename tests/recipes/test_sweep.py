@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 
 from configs import common
-from kd_jax.errors import UserError
+from kd_jax.errors import Diverged, UserError
 from kd_jax.recipes import finetune, sweep, workdir
 from kd_jax.train import loop
 from tests import smoke
@@ -111,6 +111,28 @@ def test_finished_trials_are_skipped(tmp_path):
     assert [c.objective.kl.weight for _, c, split in ran if split == "validation"] == [3.0, 3.0]
     assert found["best"]["trial"] == 0 and len(found["trials"]) == 4
     assert kept(tmp_path) == ["000"]
+
+
+def test_a_trial_that_diverges_is_the_last(tmp_path):
+    def diverging(config):
+        if config.objective.kl.weight == 0.3:
+            raise Diverged("student: loss is nan at step 2")
+        return 0.5
+
+    with scored(diverging):
+        found = run(config(*GRID), tmp_path)
+    assert [bool(trial["figures"]) for trial in found["trials"]] == [False, False, True, True]
+    assert found["best"]["trial"] == 2 and (tmp_path / "heat_map.png").exists()
+    rows = (tmp_path / "trials.md").read_text().splitlines()
+    assert rows[-1].startswith("| 1 |") and " - " in rows[-1]
+
+
+def test_all_trials_diverge(tmp_path):
+    def diverging(config):
+        raise Diverged("student: loss is nan at step 2")
+
+    with scored(diverging), pytest.raises(UserError, match="all 4 trials diverged; lower optim"):
+        run(config(*GRID), tmp_path)
 
 
 SPACE = (

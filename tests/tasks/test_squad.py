@@ -112,6 +112,19 @@ def test_articles_and_contexts_of_another_file_are_left_out(tmp_path, first):
         make(first)._whole("train")
 
 
+def test_articles_that_may_be_shared(first, tmp_path):
+    """Only the contexts of the other file are left out, whatever their articles."""
+    whole = make(first)._whole("train").questions
+    title, shared = whole[0].title, whole[0].context
+    other = article(0)
+    other["paragraphs"] = other["paragraphs"][:1]
+    first["train"]["without"] = write(tmp_path / "other.json", other)["path"]
+    first["train"]["same_articles"] = True
+    kept = make(first)._whole("train").questions
+    assert kept == [question for question in whole if question.context != shared]
+    assert title in {question.title for question in kept} and len(kept) < len(whole)
+
+
 def test_batches_have_the_shapes_that_are_promised(first, tokenizer):
     task = make(first, tokenizer)
     assert len(task.rows("train")) > len(task.examples("train"))

@@ -1,0 +1,70 @@
+"""The configs there are, and what a smoke run of each has to leave."""
+
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+
+import configs
+from tests import smoke
+
+FILES = Path(configs.__file__).parent.glob("*.py")
+SHARED = ("__init__", "common", "samples")
+NAMES = sorted(file.stem for file in FILES if file.stem not in SHARED)
+
+
+def load(name, variant=None):
+    return importlib.import_module(f"configs.{name}").get_config(variant)
+
+
+LANGUAGE = [f"{name}:smoke" for name in NAMES if load(name).recipe == "pretrain"]
+# Those that run through code of their own beside every config's first variant.
+FINETUNING = [f"{name}:smoke" for name in NAMES if load(name).recipe != "pretrain"]
+FINETUNING.remove("small_sweep:smoke")
+FINETUNING += ["finetune_glue:stsb-smoke", "finetune_squad:v2-smoke"]
+FINETUNING += ["finetune_agnews:mobilebert-smoke", "multi_teacher_agnews:sequential-smoke"]
+
+
+def check(name):
+    """Runs it, and looks at what it left."""
+    found = smoke.run(name)
+    assert json.loads((found.folder / "results.json").read_text()) == found.results
+    if found.config.recipe == "sweep":
+        _check_sweep(found)
+        return
+    stages, teachers = set(found.config.stages), {"teacher", *found.config.get("teachers", {})}
+    if found.config.recipe == "finetune":
+        stages |= teachers  # judged also where they are taken as they come
+    assert set(found.results["stages"]) == stages
+    for stage, figures in found.results["stages"].items():
+        assert math.isfinite(figures["loss"])
+        assert ("kl" in figures) == (stage not in teachers and "pearson" not in figures)
+        if found.config.recipe == "finetune":
+            assert figures["throughput"] > 0 and figures["latency_ms"] > 0
+            assert found.results["primary"] in figures
+        if stage in found.config.stages:
+            assert figures["steps"] == 4
+            assert len((found.folder / stage / "metrics.csv").read_text().splitlines()) == 1 + 4
+    assert found.results["export"]["checked_with"] == ["kd_jax", "pytorch"]
+    assert len(list((found.folder / "plots").glob("*.png"))) == 2
+
+
+def _check_sweep(found):
+    assert {tuple(trial["keys"].values()) for trial in found.results["trials"]} == {
+        (weight, temperature) for weight in (0.3, 3.0) for temperature in (1.0, 4.0)
+    }
+    assert len(found.results["trials"]) == 4
+    assert (found.folder / "heat_map.png").exists() and (found.folder / "trials.md").exists()
+
+
+def unread(name, others, more=frozenset()):
+    """Keys of a run that neither it nor any other has read: an assistant, say, is not in every
+    run. Sections of one kind are read by the same code."""
+    read = {_kind(key) for other in others for key in smoke.run(other).read} | more
+    return {key for key in smoke.run(name).keys if _kind(key) not in read}
+
+
+def _kind(key):
+    key = re.sub(r"^assistant\.", "student.", key)
+    return re.sub(r"^teachers\.\w+\.", "teacher.", key)
