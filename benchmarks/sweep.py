@@ -35,7 +35,7 @@ def run(folder: Path, variant: str, flags: list[str]) -> dict:
         command, check=True, env=os.environ | {"KD_JAX_CACHE": str(cache)}, stdout=sys.stderr
     )
     seconds = time.perf_counter() - began
-    parts = json.loads((folder / "results.json").read_text())["seconds"]
+    parts = json.loads((folder / "results.json").read_text())["seconds_by_part"]
     parts["imports, tables, exit"] = round(seconds - sum(parts.values()), 2)
     shutil.rmtree(cache)
     return {"seconds": round(seconds, 1), "parts": parts}

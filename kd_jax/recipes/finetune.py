@@ -86,7 +86,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         last = setup.stages[-1]
         with watch.part("export"):
             results["export"] = export.export_run(setup, last, given[last.model], results)
-        results["seconds"] = watch.seconds()
+        results |= watch.report()
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
         show(folder, results)

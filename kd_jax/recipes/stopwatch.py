@@ -12,6 +12,7 @@ class Stopwatch:
     """Seconds by part; compilation, which happens inside of parts, is taken out of them."""
 
     def __init__(self):
+        self._began = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._compiling = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._note)
@@ -24,10 +25,14 @@ class Stopwatch:
         spent = time.perf_counter() - began - (self._compiling - compiled)
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
-    def seconds(self) -> dict[str, float]:
-        """Each part's seconds, and those of "compiling"."""
-        found = self._seconds | {"compiling": self._compiling}
-        return {name: round(value, 2) for name, value in found.items()}
+    def report(self) -> dict:
+        """For results.json: seconds since the watch was made, and of each part of them, of which
+        "compiling" is one."""
+        parts = self._seconds | {"compiling": self._compiling}
+        return {
+            "seconds": round(time.perf_counter() - self._began, 1),
+            "seconds_by_part": {name: round(value, 2) for name, value in parts.items()},
+        }
 
     def _note(self, event: str, seconds: float, **details: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":

@@ -89,7 +89,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "data": data,
         "trials": found,
         "best": best,
-        "seconds": watch.seconds(),
+        **watch.report(),
     }
     workdir.write(folder / "results.json", results)
     _show(sweep, setup.task.primary, results, folder)

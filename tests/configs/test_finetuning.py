@@ -2,12 +2,22 @@
 
 import pytest
 
+from kd_jax.recipes.compare import compare
 from tests.configs import smokes
 
 
 @pytest.mark.parametrize("name", smokes.FINETUNING)
 def test_smoke(name):
     smokes.check(name)
+
+
+def test_the_report_of_a_run(tmp_path):
+    """What kd_jax.compare makes of what a run really leaves."""
+    run = smokes.smoke.run("finetune_agnews:smoke")
+    _, written = compare([str(run.folder)], str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "report.html") in written
+    assert "Sci/Tech" in page and "samples/s, batch 32" in page and page.count("<svg") > 3
 
 
 # What is read of a model only where it is a checkpoint: test_language.py looks at these.
