@@ -5,7 +5,7 @@ import numpy as np
 
 from kd_jax.evals.runs import Columns
 
-LABEL_TERMS = ("ce", "mse")  # terms that read the labels; all other terms read the teacher
+LABEL_TERMS = ("ce", "mse")  # the terms of a loss that read the labels; others read the teacher
 
 
 def table(training: Columns, validation: Columns) -> list[dict[str, float]]:

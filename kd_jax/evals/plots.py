@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from kd_jax.evals.epochs import LABEL_TERMS
 from kd_jax.evals.runs import Columns, Curves, ordered
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -53,7 +54,6 @@ VALIDATION_TITLES = {
     "agreement": ("top-1 agreement with the teacher", SHARE),
 }
 KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
-LABEL_TERMS = ("ce", "mse")  # the terms of a loss that need no teacher
 LAST = ("ratio", "kl_t1", "grad_norm", "learning_rate")  # the columns that follow the terms
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
 POINTS = 400  # a line has no more of them, so that a long run makes no large file

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
 from kd_jax.objectives import pairwise
-from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+from kd_jax.types import Array, Heads, ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Attention:
+class Attention(pairwise.Pairwise):
     """Mean over layer pairs, heads, and queries, which are all tokens but padding.
 
     scores_mse: mean over the keys of (s - t)^2, s and t the scores q k as the softmax gets them.
@@ -28,7 +28,7 @@ class Attention:
     heads: str
     causal: bool
 
-    needs_teacher = True
+    name = "attention"
 
     def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
         if self.heads == "each" and student.num_heads != teacher.num_heads:
@@ -38,34 +38,14 @@ class Attention:
             )
         return maps.pairs("attention", self.layers, student, teacher)
 
-    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
-        pairwise.check_causal("attention", self.causal, student, teacher)
-        self._pairs(student, teacher)
-        return {}
-
-    def weights(self, batch: Batch) -> Array:
-        """The tokens that count, (B, T)."""
-        return batch.mask_BT
-
-    def total(
-        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> Array:
-        """The weighted sum over this batch's tokens, a float32 scalar."""
-        visible_B1TS = pairwise.visible(batch.mask_BT, self.causal)
-        pairs = self._pairs(pairwise.spec_of(student), pairwise.spec_of(teacher))
-        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for s, t in pairs:
-            heads = (student.attention[s - 1], teacher.attention[t - 1])
-            both = [pairwise.scores(x.q_BTHK, x.k_BTHK) for x in heads]
-            if self.kind == "kl":
-                logs = (self._log_probs(x, visible_B1TS) for x in both)
-                rows_BT += pairwise.kl(*logs, visible_B1TS)
-                continue
-            if self.heads == "mean":
-                both = [jnp.mean(x, axis=1, keepdims=True) for x in both]
-            rows_BT += pairwise.mse(*both, visible_B1TS)
-        return jnp.sum(rows_BT) / len(pairs)
+    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+        both = [pairwise.scores(x.q_BTHK, x.k_BTHK) for x in (student, teacher)]
+        if self.kind == "kl":
+            logs = (self._log_probs(x, visible_B1TS) for x in both)
+            return pairwise.kl(*logs, visible_B1TS)
+        if self.heads == "mean":
+            both = [jnp.mean(x, axis=1, keepdims=True) for x in both]
+        return pairwise.mse(*both, visible_B1TS)
 
     def _log_probs(self, scores_BHTS: Array, visible_B1TS: Array) -> Array:
         logs_BHTS = pairwise.log_probs(scores_BHTS, visible_B1TS)

@@ -8,9 +8,49 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.types import Array, ModelOutput, ModelSpec
+from kd_jax.objectives.layers import Pairs
+from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 
 _MASKED = -1e9
+
+
+class Pairwise:
+    """A term on what layers' attention compares: the mean of `_distance` over the layer pairs of
+    `_pairs`, summed over all tokens but padding. Subclasses have the settings `name`, `causal`."""
+
+    needs_teacher = True
+    name: str
+    causal: bool
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
+        raise NotImplementedError
+
+    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+        """The distance of one pair of layers at each query, (B, T)."""
+        raise NotImplementedError
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
+        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
+        check_causal(self.name, self.causal, student, teacher)
+        self._pairs(student, teacher)
+        return {}
+
+    def weights(self, batch: Batch) -> Array:
+        """The tokens that count, (B, T)."""
+        return batch.mask_BT
+
+    def total(
+        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> Array:
+        """The weighted sum over this batch's tokens, a float32 scalar."""
+        visible_B1TS = visible(batch.mask_BT, self.causal)
+        pairs = self._pairs(spec_of(student), spec_of(teacher))
+        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
+        for s, t in pairs:
+            rows_BT += self._distance(
+                student.attention[s - 1], teacher.attention[t - 1], visible_B1TS
+            )
+        return jnp.sum(rows_BT) / len(pairs)
 
 
 def spec_of(out: ModelOutput) -> ModelSpec:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
 from kd_jax.objectives import pairwise
-from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
+from kd_jax.types import Array, Heads, ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Relation:
+class Relation(pairwise.Pairwise):
     """Sum over the relations of the mean over layer pairs, heads and tokens of KL(r_t || r_s),
     nats, r_mn = softmax(m n / sqrt(Kr)) over the tokens but padding, for heads of width Kr.
 
@@ -31,7 +31,7 @@ class Relation:
     layers: str | maps.Pairs
     causal: bool
 
-    needs_teacher = True
+    name = "relation"
 
     def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
         if not self.relation_heads and student.num_heads != teacher.num_heads:
@@ -41,31 +41,14 @@ class Relation:
             )
         return maps.pairs("relation", self.layers, student, teacher)
 
-    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
-        pairwise.check_causal("relation", self.causal, student, teacher)
-        self._pairs(student, teacher)
-        return {}
-
-    def weights(self, batch: Batch) -> Array:
-        """The tokens that count, (B, T)."""
-        return batch.mask_BT
-
-    def total(
-        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> Array:
-        """The weighted sum over this batch's tokens, a float32 scalar."""
-        visible_B1TS = pairwise.visible(batch.mask_BT, self.causal)
-        pairs = self._pairs(pairwise.spec_of(student), pairwise.spec_of(teacher))
-        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for s, t in pairs:
-            ours = self._parts(student.attention[s - 1], "student")
-            theirs = self._parts(teacher.attention[t - 1], "teacher")
-            for m, n in self.relations:
-                scores = (pairwise.scores(x[m], x[n]) for x in (ours, theirs))
-                logs = (pairwise.log_probs(x, visible_B1TS) for x in scores)
-                rows_BT += pairwise.kl(*logs, visible_B1TS)
-        return jnp.sum(rows_BT) / len(pairs)
+    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+        ours, theirs = self._parts(student, "student"), self._parts(teacher, "teacher")
+        rows_BT = jnp.float32(0.0)
+        for m, n in self.relations:
+            scores = (pairwise.scores(x[m], x[n]) for x in (ours, theirs))
+            logs = (pairwise.log_probs(x, visible_B1TS) for x in scores)
+            rows_BT += pairwise.kl(*logs, visible_B1TS)
+        return rows_BT
 
     def _parts(self, heads: Heads, whose: str) -> dict[str, Array]:
         """q, k and v as (B, T, Hr, Kr), divided by Kr^(1/4), so that scores are divided by its

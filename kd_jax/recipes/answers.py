@@ -17,10 +17,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from kd_jax.data.buckets import BucketStream
+from kd_jax.models import family
 from kd_jax.recipes import stage
 from kd_jax.recipes.finetune_setup import FinetuneSetup
 from kd_jax.teachers.several import average, in_order
 from kd_jax.teachers.store import Store, identity
+from kd_jax.train import sharding
 from kd_jax.train.evaluate import predict
 from kd_jax.types import Model, Params
 
@@ -34,6 +36,7 @@ class Answers:
         """`given`: parameters by model; a model is there before it is asked."""
         self._setup, self._given = setup, given
         self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
+        self._averages: dict[tuple, list[np.ndarray | None]] = {}
         self.model = functools.cache(self._model)  # as a teacher, on the mesh
         self._store = functools.cache(self._open)
 
@@ -59,10 +62,12 @@ class Answers:
         if len(names) == 1:
             return self.of(names[0], split, ids_N)
         each = [self.of(name, split, ids_N) for name in names]
-        return [
-            None if any(row is None for row in rows) else average(list(rows), weights, space, np)
-            for rows in zip(*each, strict=True)
-        ]
+        key = (names, tuple(weights), space, split)
+        found = self._averages.setdefault(key, [None] * len(each[0]))
+        for i, rows in enumerate(zip(*each, strict=True)):
+            if found[i] is None and all(row is not None for row in rows):
+                found[i] = average(list(rows), weights, space, np)
+        return found
 
     def _ask(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
         setup, rows = self._setup, self._setup.tasks[name].rows(split)
@@ -83,7 +88,7 @@ class Answers:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            answers = predict(self.model(name), part, setup.mesh, setup.table)
+            answers = predict(self.model(name), part, setup.mesh, family.PARTITION)
             for i in new:
                 found[i] = answers[int(ids_N[i])]
             if store is not None:
@@ -102,7 +107,5 @@ class Answers:
         )
         shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._setup.head)
-        params = self._given[name]
-        if jax.process_count() > 1:  # parameters may be split over processes
-            params = multihost_utils.process_allgather(params, tiled=True)
-        return Store(Path(root), identity(jax.device_get(params), about), cache.max_gb)
+        params = sharding.to_host(self._given[name])
+        return Store(Path(root), identity(params, about), cache.max_gb)

@@ -27,7 +27,7 @@ from kd_jax.precision import Policy, policy_for
 from kd_jax.recipes import blueprint, workdir
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import TextSetup
-from kd_jax.recipes.stage import given_params, restore_best
+from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import evaluate
@@ -208,8 +208,8 @@ def _measure(
         "loss": figures["loss"],
         "perplexity": math.exp(min(figures["loss"], 700.0)),
         **figures,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "size_mb": round(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6, 2),
+        "parameters": count(params),
+        "size_mb": size_mb(params),
         "machine": workdir.machine(),
         "seconds": round(time.perf_counter() - began, 1),
     }

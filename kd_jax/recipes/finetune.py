@@ -24,8 +24,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from kd_jax.evals import epochs, plots, runs, table
+from kd_jax.evals import epochs, plots, runs
 from kd_jax.evals.beside import beside_teacher
+from kd_jax.models import family
 from kd_jax.recipes import costs, export, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
@@ -33,7 +34,7 @@ from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
 from kd_jax.schedules import learning_rate
-from kd_jax.train import loop, records
+from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import predict
 from kd_jax.types import Model, Params
 
@@ -45,7 +46,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     watch = Stopwatch()
     if (folder / "results.json").exists():
         results = json.loads((folder / "results.json").read_text())
-        show(folder, results)
+        stage.show(folder, results)
         return results
     with watch.part("start-up"):
         setup = Setup(config, folder)
@@ -54,9 +55,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         check(setup)
         given = given_teachers(setup)
     first = jax.process_index() == 0
-    wandb_run = None
-    if config.wandb and first:
-        wandb_run = records.open_wandb(config.wandb, folder.name, workdir.resolved(config), folder)
+    wandb_run = workdir.open_wandb(config, folder)
     answers, figures = Answers(setup, given), {}
     with watch.part("teachers' answers"):
         for name in given:
@@ -68,8 +67,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
             figures[this.name] = run_stage(
                 setup, this, given, answers, folder, setup.split, wandb_run
             )
-    if jax.process_count() > 1:  # the first process measures and exports what may lie on all
-        given = {k: multihost_utils.process_allgather(v, tiled=True) for k, v in given.items()}
+    given = sharding.to_host(given)
     results = workdir.about(config, folder) | {
         "primary": setup.task.primary,
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
@@ -89,7 +87,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         results |= watch.report()
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
-        show(folder, results)
+        stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()
     if jax.process_count() > 1:
@@ -114,14 +112,6 @@ def check(setup: Setup) -> None:
         if this.learns:
             setup.weights_of(this)
             check_tokens(setup, this, setup.plan(this)[0].objective)
-
-
-def show(folder: epath.Path, results: dict) -> None:
-    """Prints the run's table."""
-    if jax.process_index() == 0:
-        title = f"{results['config']}, {results['split']} split"
-        table.of_runs([results["stages"]], title, results["primary"]).print()
-        print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
 def run_stage(
@@ -195,7 +185,7 @@ def outputs_of(setup: Setup, name: str, params: Params, split: str) -> list[np.n
     processes = jax.process_index(), jax.process_count()
     rows = setup.tasks[name].held_out(split, setup.config.eval.batch_size, *processes)
     model = Model(params, setup.models[name].abstract().graphdef)
-    found = predict(model, rows, setup.mesh, setup.table)
+    found = predict(model, rows, setup.mesh, family.PARTITION)
     return [found[i] for i in range(len(found))]
 
 

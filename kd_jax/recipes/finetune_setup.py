@@ -17,14 +17,13 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import family, hub
+from kd_jax.models import hub
 from kd_jax.recipes import blueprint, keys
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, stages
 from kd_jax.tasks import text
 from kd_jax.teachers.several import SPACES
-from kd_jax.train.sharding import Table
 
 NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
 
@@ -53,8 +52,8 @@ class FinetuneSetup(Setup):
         self.head, self.regression = self.task.head, self.task.regression
         self.labels_only = {("mse" if self.regression else "ce"): {"weight": 1.0}}
         self.trained = {stage.model for stage in self.stages}
+        self._tokenizers: dict[str, Any] = {}
         self.models = self._describe()
-        self._tokenizers = {}
         self.tasks = dict.fromkeys(self.models, self.task)
         if folder is not None:
             self._tokenizers = self._read_tokenizers()
@@ -77,11 +76,6 @@ class FinetuneSetup(Setup):
     def split(self) -> str:
         """The split that the run reports."""
         return "test" if "test" in self.task.splits else "validation"
-
-    @property
-    def table(self) -> Table:
-        """Where parameters live."""
-        return family.PARTITION
 
     @property
     def has_assistant(self) -> bool:
@@ -131,7 +125,7 @@ class FinetuneSetup(Setup):
     def _describe(self) -> dict[str, Blueprint]:
         trained_size = None
         if self.config.tokenizer.train:
-            own = getattr(self, "_tokenizers", {}).get("student")
+            own = self._tokenizers.get("student")
             trained_size = self.config.tokenizer.vocab_size if own is None else len(own)
         common = dict(
             head=self.head, policy=self.policy, vocab_size=trained_size, offline=self.folder is None

@@ -32,6 +32,7 @@ from kd_jax.models import family, hf, hub
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, inputs, outputs
 from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.finetune_setup import check_vocabulary
 from kd_jax.recipes.inputs import Input
 from kd_jax.tasks import squad, text
 from kd_jax.tasks.classification import Texts
@@ -200,12 +201,7 @@ class _Reader:
 
 def _reader(described: Blueprint) -> _Reader:
     tokenizer = text.load_tokenizer(described.folder)
-    size = max(tokenizer.get_vocab().values()) + 1
-    if size > described.config.vocab_size:
-        raise UserError(
-            f"{described.name} has a vocabulary of {described.config.vocab_size}, its tokenizer "
-            f"has ids up to {size - 1}: they do not belong together; check its folder"
-        )
+    check_vocabulary("model", described, tokenizer)
     most = squad.DEFAULTS["seq_len"] if described.head == "span" else TOKENS
     return _Reader(tokenizer, min(most, described.config.max_tokens))
 

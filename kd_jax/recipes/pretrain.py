@@ -20,12 +20,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from kd_jax.evals import plots, runs, table
+from kd_jax.evals import plots, runs
 from kd_jax.recipes import export, stage, workdir
 from kd_jax.recipes.setup import TextSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.schedules import learning_rate
-from kd_jax.train import loop, records
+from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import evaluate
 from kd_jax.types import Model, Params
 
@@ -37,7 +37,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     began = time.time()
     if (folder / "results.json").exists():
         results = json.loads((folder / "results.json").read_text())
-        _show(folder, results)
+        stage.show(folder, results)
         return results
     setup = Setup(config, folder)
     _check(setup)
@@ -48,7 +48,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     for line in setup.shapes():
         log.info("%s", line)
     first = jax.process_index() == 0
-    wandb_run = _open_wandb(config, folder) if config.wandb and first else None
+    wandb_run = workdir.open_wandb(config, folder)
     figures: dict[str, dict] = {}
     for each in setup.stages:
         params[each.model], figures[each.name] = _run_stage(setup, each, params, wandb_run)
@@ -58,15 +58,14 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "split": _test_split(config),
         "stages": figures,
     }
-    if jax.process_count() > 1:  # the first process exports what may lie on all of them
-        params = multihost_utils.process_allgather(params, tiled=True)
+    last = setup.stages[-1]
+    exported = sharding.to_host(params[last.model])
     if first:
-        last = setup.stages[-1]
-        results["export"] = export.export_run(setup, last, params[last.model], results)
+        results["export"] = export.export_run(setup, last, exported, results)
         results["seconds"] = round(time.time() - began, 1)
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
-        _show(folder, results)
+        stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()
     if jax.process_count() > 1:
@@ -83,17 +82,6 @@ def _check(setup: Setup) -> None:
         learning_rate(each.optim, each.steps)
         if each.name == "student" and setup.config.resume:
             loop.resume_from(setup.config.resume, each.steps).close()
-
-
-def _open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
-    return records.open_wandb(config.wandb, folder.name, workdir.resolved(config), folder)
-
-
-def _show(folder: epath.Path, results: dict) -> None:
-    if jax.process_index() == 0:
-        title = f"{results['config']}, {results['split']} split"
-        table.of_runs([results["stages"]], title).print()
-        print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
 def _test_split(config: ConfigDict) -> str:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.evals import table
 from kd_jax.models import family, surgery
 from kd_jax.recipes import blueprint, keys
 from kd_jax.train import optim, records, sharding, state
@@ -160,6 +161,14 @@ def write_overview(stage: str, params: Params, path: epath.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def show(folder: epath.Path, results: dict) -> None:
+    """Prints a finished run's table, in the first process."""
+    if jax.process_index() == 0:
+        title = f"{results['config']}, {results['split']} split"
+        table.of_runs([results["stages"]], title, results.get("primary", "loss")).print()
+        print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
 def count(params: Params) -> int:

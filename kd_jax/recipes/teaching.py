@@ -8,7 +8,7 @@ import logging
 import jax
 import numpy as np
 
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.buckets import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models.layers import MASKED
 from kd_jax.objectives.combine import Objective
@@ -115,7 +115,7 @@ def _online(
     if not foreign:
         return teacher, stream
     # One length for each, whatever the bucket: their rows need not be as long as the student's.
-    longest = [lengths_of(theirs[n].lengths_N, setup.task.seq_len)[-1] for n in foreign]
+    longest = [setup.tasks[name].length("train") for name in foreign]
 
     def encode(batch: Batch) -> Batch:
         ids_B = np.maximum(batch.ids_B, 0)

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
+from kd_jax.train import records
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -110,6 +111,13 @@ def commit() -> str:
     except OSError:
         return ""
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
+    """The W&B run of config.wandb, in the first process; None where there is none."""
+    if not config.wandb or jax.process_index() > 0:
+        return None
+    return records.open_wandb(config.wandb, folder.name, resolved(config), folder)
 
 
 def write(path: epath.Path, value: Any) -> None:

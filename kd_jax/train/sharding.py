@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -103,6 +104,18 @@ def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
     if mesh.size == 1:
         return grads
     return jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
+
+
+def to_host(params: Params) -> Params:
+    """Whole arrays on this host, of parameters that may be split over processes; all processes
+    call this together."""
+
+    def whole(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, params)
 
 
 def device_index() -> Array:
