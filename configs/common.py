@@ -6,36 +6,20 @@ from ml_collections import ConfigDict, FieldReference
 
 from configs import samples
 
+_BERT = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=32,
+)
+_BOTTLENECKS = dict(embedding_size=16, intra_bottleneck_size=16, num_feedforward_networks=2)
 TINY = {
-    "bert": dict(
-        model_type="bert",
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-    ),
+    "bert": dict(model_type="bert") | _BERT,
+    "roberta": dict(model_type="roberta") | _BERT,
+    "mobilebert": dict(model_type="mobilebert") | _BERT | _BOTTLENECKS,
     # What differs from the teacher, a BERT; its feed-forward width has a name of its own.
     "distilbert": dict(model_type="distilbert", num_hidden_layers=1, hidden_dim=64),
-    "roberta": dict(
-        model_type="roberta",
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=34,
-    ),
-    "mobilebert": dict(
-        model_type="mobilebert",
-        hidden_size=32,
-        embedding_size=16,
-        intra_bottleneck_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_feedforward_networks=2,
-        max_position_embeddings=32,
-    ),
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
 }
 
@@ -111,7 +95,6 @@ def finetuning() -> ConfigDict:
     """The keys of fine-tuning: those of `base`, with what differs."""
     c = base("finetune")
     del c.vocab_chunk
-    c.precision = "bf16"
     c.batch_size = 32
     c.epochs = 3.0  # passes over the training examples, a stage
     c.steps = 0  # above 0: so many steps instead
