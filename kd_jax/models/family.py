@@ -18,10 +18,12 @@ from jax.sharding import PartitionSpec
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models.decoder import DecoderConfig
+from kd_jax.models import shapes
+from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.heads import HeadedModel
 from kd_jax.models.labels import label_keys
 from kd_jax.models.layers import activation
+from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
@@ -31,6 +33,20 @@ PARTITION = (
     (r"(embedding|unembed)$", PartitionSpec(None, "fsdp")),
     (r"kernel$", PartitionSpec("fsdp", None)),
     (r"(bias|scale)$", PartitionSpec()),
+)
+
+
+# The model_type of decoders whose blocks differ; HF has no class for them.
+UNEQUAL = "kd_jax_decoder"
+
+# Keys of a config.json that are not true of a model written from it.
+_NOT_KEPT = (
+    "_name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "auto_map",
+    "base_model_type",
+    "blocks",
 )
 
 
@@ -73,6 +89,17 @@ def norm(hf: str, ours: str) -> list[Rule]:
 def embedding(hf: str, ours: str) -> list[Rule]:
     """An embedding table."""
     return [Rule(f"{hf}.weight", (f"{ours}/embedding",))]
+
+
+def block_rules(
+    shape: BlockShape, hf: str, ours: str, own: Callable[[str, str], list[Rule]]
+) -> list[Rule]:
+    """The tensors of a decoder's block: `own(hf, ours)` are those of a block of the family's own
+    kind; a bottleneck, which HF does not have, has one at `hf`.inner between two torch Linears."""
+    if shape.kind != "bottleneck":
+        return own(hf, ours)
+    inner = own(f"{hf}.inner", f"{ours}/inner")
+    return [*linear(f"{hf}.down", f"{ours}/down"), *inner, *linear(f"{hf}.up", f"{ours}/up")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,15 +154,18 @@ class Fields:
 
 def read(hf_json: dict) -> tuple[Family, Any]:
     """(family, config) of a config.json. Raises UserError on an unknown model_type or value."""
-    name = hf_json.get("model_type")
-    have = plugins.names("models", "FAMILY")
+    unequal = hf_json.get("model_type") == UNEQUAL
+    key = "base_model_type" if unequal else "model_type"
+    name, have = hf_json.get(key), plugins.names("models", "FAMILY")
     if name not in have:
-        raise UserError(f"config.json: unknown model_type {name!r}; have: {', '.join(have)}")
+        raise UserError(f"config.json: unknown {key} {name!r}; have: {', '.join(have)}")
     family = plugins.load("models", name, "FAMILY").FAMILY
     fields = Fields(hf_json)
     fields.only("quantization_config", None)
     fields.only("pruned_heads", None, {})
     config = family.from_hf(fields)
+    if unequal and not isinstance(config, DecoderConfig):
+        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     activation(config.activation)
     for key in ("num_layers", "num_heads", "width", "ffn_width", "vocab_size", "max_positions"):
         if getattr(config, key) < 1:
@@ -145,25 +175,33 @@ def read(hf_json: dict) -> tuple[Family, Any]:
             f"config.json: {config.num_heads} attention heads do not divide the width "
             f"{config.width}"
         )
+    if isinstance(config, DecoderConfig):
+        shapes.check((config.own_shape,), 1, config.width)
+    if unequal:
+        config = dataclasses.replace(config, blocks=shapes.read(hf_json.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
 
 
 def write(family: Family, config: Any, head: str) -> dict:
-    """The config.json of a float32 model; keys of the original that mean nothing here are kept."""
+    """The config.json of a float32 model; keys of the original that mean nothing here are kept.
+
+    A decoder with blocks of their own shapes is a `kd_jax_decoder`, which lists them.
+    """
     kept = json.loads(config.hf_json)
-    for key in ("_name_or_path", "torch_dtype", "transformers_version"):
+    for key in _NOT_KEPT:
         kept.pop(key, None)
     if head in ("classification", "span"):
         kept = label_keys(kept, config.labels if head == "classification" else None)
-    return (
-        kept
-        | family.to_hf(config)
-        | {
-            "architectures": [family.architectures[head]],
-            "model_type": family.name,
-            "dtype": "float32",
-        }
-    )
+    kept |= family.to_hf(config)
+    kept |= {
+        "architectures": [family.architectures[head]],
+        "model_type": family.name,
+        "dtype": "float32",
+    }
+    if getattr(config, "blocks", ()):
+        blocks = shapes.write(config.blocks)
+        kept |= {"model_type": UNEQUAL, "base_model_type": family.name, "blocks": blocks}
+    return kept
 
 
 def check_head(family: Family, head: str) -> None:

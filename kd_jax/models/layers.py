@@ -112,7 +112,9 @@ class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
 
     `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
-    factor of the scores; `value_width` is that of what `v` reads, where it is not `width`.
+    factor of the scores; `head_width` is width / num_heads unless given; several heads share keys
+    and values where there are fewer `num_kv_heads` (Ainslie et al. 2023, arXiv:2305.13245);
+    `value_width` is that of what `v` reads, where it is not `width`.
     """
 
     def __init__(
@@ -124,12 +126,17 @@ class Attention(nnx.Module):
         out_rate: float,
         policy: Policy,
         value_width: int | None = None,
+        num_kv_heads: int | None = None,
+        head_width: int | None = None,
     ):
-        self.q = Linear(width, width, policy)
-        self.k = Linear(width, width, policy)
-        self.v = Linear(value_width or width, width, policy)
-        self.o = Linear(width, width, policy)
-        self.num_heads = num_heads
+        head_width = head_width or width // num_heads
+        num_kv_heads = num_kv_heads or num_heads
+        self.q = Linear(width, num_heads * head_width, policy)
+        self.k = Linear(width, num_kv_heads * head_width, policy)
+        self.v = Linear(value_width or width, num_kv_heads * head_width, policy)
+        self.o = Linear(num_heads * head_width, width, policy)
+        self.head_width = head_width
+        self.groups = num_heads // num_kv_heads
         self.scale = scale
         self.rate = rate
         self.out_rate = out_rate
@@ -148,9 +155,10 @@ class Attention(nnx.Module):
         B, T, _ = x_BTD.shape
         values_BTD = x_BTD if values_BTD is None else values_BTD
         q, k, v = (
-            project(inputs).reshape(B, T, self.num_heads, -1)
+            project(inputs).reshape(B, T, -1, self.head_width)
             for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
         )
+        k, v = (jnp.repeat(x, self.groups, axis=2) if self.groups > 1 else x for x in (k, v))
         y_BTHK = attention(q, k, v, mask, self.scale, self.rate, seed, site, self.policy)
         y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
         return y_BTD, Heads(q * self.scale, k, v)

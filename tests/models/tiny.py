@@ -61,11 +61,16 @@ def model(
     seed: int = 0,
     policy: Policy | None = None,
     remat: bool = False,
+    blocks: tuple = (),
     **changes,
 ) -> Model:
-    """A model with all parameters random, biases too; drawn by numpy, which compiles nothing."""
+    """A model with all parameters random, biases too; drawn by numpy, which compiles nothing.
+
+    `blocks` are a decoder's, where they differ.
+    """
     family, config = families.read(CONFIGS[name] | changes)
-    config = dataclasses.replace(config, remat=remat)
+    unequal = {"blocks": blocks} if blocks else {}
+    config = dataclasses.replace(config, remat=remat, **unequal)
     head = head or next(iter(family.architectures))
     shapes = families.abstract(family, config, head, policy or Policy())
     rng = np.random.default_rng(seed)
