@@ -35,6 +35,10 @@ class Batch(struct.PyTreeNode):
     (masked language modelling); without it a language model's are (B, T), one for every token.
     Heads that answer once a row have as many labels a row as answers: (B, 1) classes (float32
     numbers for a regression), (B, 2) first and last token of a span.
+
+    With `segments_BT`, which decoders alone read, a row holds several continuations of one
+    beginning: the beginning is segment 0 and comes first; segments 1, 2, ... follow, and a token
+    of theirs sees segment 0 and its own segment (models/segments.py).
     """
 
     ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up
@@ -43,7 +47,8 @@ class Batch(struct.PyTreeNode):
     labels: Array  # int32, (B, P) or (B, T); float32 for a regression
     weights: Array  # float32 like labels, 0 where nothing is supervised
     positions_BP: Array | None = None  # int32
-    types_BT: Array | None = None  # int32 token types (segments); None means all zero
+    types_BT: Array | None = None  # int32 token types of encoders; None means all zero
+    segments_BT: Array | None = None  # int32; None means one row of text
     teacher_logits_BPC: Array | None = None  # float32, a frozen teacher's, computed before
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
 

@@ -1,8 +1,8 @@
 """The decoder of GPT-2: causal blocks that normalise before each sub-layer."""
 
-import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models import segments
 from kd_jax.models.block import make_block
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
@@ -10,8 +10,6 @@ from kd_jax.models.layers import (
     Embedding,
     LayerNorm,
     Layers,
-    causal_mask,
-    check_length,
     run_blocks,
 )
 from kd_jax.types import Array, Batch
@@ -29,15 +27,14 @@ class Decoder(nnx.Module):
 
     def embed(self, batch: Batch, seed: Array | None) -> Array:
         """Sum of token and position embeddings, (B, T, D)."""
-        length = batch.tokens_BT.shape[1]
-        check_length(length, self.config.max_tokens)
-        x_BTD = self.tokens(batch.tokens_BT) + self.positions(jnp.arange(length)[None])
+        places = segments.positions(batch, self.config.max_tokens)
+        x_BTD = self.tokens(batch.tokens_BT) + self.positions(places)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
     def __call__(self, batch: Batch, seed: Array | None) -> Layers:
         """The embedding output and each block's output, (B, T, D), the last one normalised; each
         block's attention heads."""
-        x_BTD, mask = self.embed(batch, seed), causal_mask(batch.mask_BT)
+        x_BTD, mask = self.embed(batch, seed), segments.mask(batch)
         remat = self.config.remat
         hidden, attention = run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=remat)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
