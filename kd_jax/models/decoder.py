@@ -31,10 +31,12 @@ class Decoder(nnx.Module):
         x_BTD = self.tokens(batch.tokens_BT) + self.positions(places)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
-        """The embedding output and each block's output, (B, T, D), the last one normalised; each
-        block's attention heads."""
+    def states(self, batch: Batch, seed: Array | None) -> Layers:
+        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         x_BTD, mask = self.embed(batch, seed), segments.mask(batch)
-        remat = self.config.remat
-        hidden, attention = run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=remat)
+        return run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=self.config.remat)
+
+    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
+        """What `states` gives, the last block's output normalised."""
+        hidden, attention = self.states(batch, seed)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
