@@ -9,6 +9,7 @@ import functools
 import json
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +37,19 @@ PARTITION = (
 )
 
 
-# The model_type of decoders whose blocks differ; HF has no class for them.
+# The model_type of decoders whose blocks differ. HF has no class for them: ours are in a file that
+# goes along with the weights.
 UNEQUAL = "kd_jax_decoder"
+MODELING_FILE = Path(__file__).with_name("pytorch") / "modeling_kd_jax.py"
+_CLASSES = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}
+_AUTO_MAP = {
+    auto: f"{MODELING_FILE.stem}.{name}"
+    for auto, name in {
+        "AutoConfig": "KDJaxConfig",
+        "AutoModel": _CLASSES["none"],
+        "AutoModelForCausalLM": _CLASSES["clm"],
+    }.items()
+}
 
 # Keys of a config.json that are not true of a model written from it.
 _NOT_KEPT = (
@@ -68,12 +80,10 @@ class Rule(NamedTuple):
     base: bool = False
 
 
-def linear(hf: str, *ours: str) -> list[Rule]:
-    """A torch Linear: weight (out, in) and bias."""
-    return [
-        Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True),
-        Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours)),
-    ]
+def linear(hf: str, *ours: str, bias: bool = True) -> list[Rule]:
+    """A torch Linear: weight (out, in) and, mostly, a bias."""
+    rules = [Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True)]
+    return rules + ([Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours))] if bias else [])
 
 
 def conv1d(hf: str, *ours: str) -> list[Rule]:
@@ -81,9 +91,10 @@ def conv1d(hf: str, *ours: str) -> list[Rule]:
     return [rule._replace(transpose=False) for rule in linear(hf, *ours)]
 
 
-def norm(hf: str, ours: str) -> list[Rule]:
-    """A layer norm: weight and bias."""
-    return [Rule(f"{hf}.weight", (f"{ours}/scale",)), Rule(f"{hf}.bias", (f"{ours}/bias",))]
+def norm(hf: str, ours: str, bias: bool = True) -> list[Rule]:
+    """A layer norm: weight and bias; an RMS norm has no bias."""
+    rules = [Rule(f"{hf}.weight", (f"{ours}/scale",))]
+    return rules + ([Rule(f"{hf}.bias", (f"{ours}/bias",))] if bias else [])
 
 
 def embedding(hf: str, ours: str) -> list[Rule]:
@@ -121,8 +132,14 @@ class Family:
 class Fields:
     """A config.json being read: typed values, HF's defaults, refusals that name the key."""
 
-    def __init__(self, hf_json: dict):
+    def __init__(self, hf_json: dict, where: str = "config.json"):
         self.json = hf_json
+        self.where = where  # for messages
+
+    def part(self, key: str | None) -> "Fields":
+        """The fields of the object at `key`; none where it is missing, null or no key is given."""
+        found = self.get(key, dict | None, None) if key else None
+        return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
 
     def rename(self, **names: str) -> None:
         """HF reads the keys on the left as those on the right."""
@@ -134,12 +151,12 @@ class Fields:
     def get(self, key: str, kind: Any, default: Any) -> Any:
         """The value of `key`, which must be a `kind` (a type, or a union of types)."""
         value = self.json.get(key, default)
-        if kind is float and type(value) is int:
+        if kind in (float, float | None) and type(value) is int:
             return float(value)
         if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
         name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"config.json: {key} should be {name}, not {value!r}")
+        raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")
 
     def only(self, key: str, *supported: Any) -> None:
         """Refuses a key that changes the model in a way that kd_jax does not have.
@@ -149,7 +166,7 @@ class Fields:
         value = self.json.get(key, supported[0])
         if value not in supported:
             have = ", ".join(map(repr, supported))
-            raise UserError(f"config.json: {key}={value!r} is not supported; have: {have}")
+            raise UserError(f"{self.where}: {key}={value!r} is not supported; have: {have}")
 
 
 def read(hf_json: dict) -> tuple[Family, Any]:
@@ -201,7 +218,32 @@ def write(family: Family, config: Any, head: str) -> dict:
     if getattr(config, "blocks", ()):
         blocks = shapes.write(config.blocks)
         kept |= {"model_type": UNEQUAL, "base_model_type": family.name, "blocks": blocks}
+        kept |= {"architectures": [_CLASSES[head]], "auto_map": _AUTO_MAP}
     return kept
+
+
+def equal(family: Family, config: Any) -> Any:
+    """The config without `blocks` where all are alike and the family's own config.json can say so:
+    a Llama with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
+    blocks = getattr(config, "blocks", ())
+    if len(set(blocks)) != 1 or blocks[0].kind != "full":
+        return config
+    sizes = ("num_heads", "num_kv_heads", "head_width", "ffn_width")
+    alike = dataclasses.replace(
+        config, blocks=(), **{name: getattr(blocks[0], name) for name in sizes}
+    )
+    try:
+        _, back = read(write(family, alike, "none"))
+    except UserError:
+        return config
+    return alike if back.own_shape == blocks[0] else config
+
+
+def head_of(family: Family, hf_json: dict) -> str | None:
+    """The head that `architectures` of config.json names; None where it names no known class."""
+    named = hf_json.get("architectures") or []
+    heads = [*family.architectures.items(), *_CLASSES.items()]
+    return next((head for head, name in heads if name in named), None)
 
 
 def check_head(family: Family, head: str) -> None:

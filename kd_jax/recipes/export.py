@@ -63,10 +63,9 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     source = hub.resolve(model, revision)
     hf_json = hf.read_config(source.path)
     kind, config = family.read(hf_json)
-    classes = hf_json.get("architectures") or []
-    head = next((head for head, name in kind.architectures.items() if name in classes), None)
+    head = family.head_of(kind, hf_json)
     if head is None:
-        have = ", ".join(kind.architectures.values())
+        classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.load(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
@@ -260,7 +259,10 @@ def _torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     loader = getattr(transformers, card.AUTO_CLASSES[head])
-    model, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
+    model, info = loader.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours
+    )
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
     if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
         raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")
