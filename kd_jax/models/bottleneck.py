@@ -10,10 +10,10 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax.models.attention import Attention
 from kd_jax.models.dropout import dropout
 from kd_jax.models.encoder import EncoderConfig
 from kd_jax.models.layers import (
-    Attention,
     Embedding,
     LayerNorm,
     Layers,

@@ -1,42 +1,92 @@
-"""The decoder of GPT-2: causal blocks that normalise before each sub-layer."""
+"""The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalising before each sub-layer."""
 
-from flax import nnx
+import jax.numpy as jnp
+from flax import nnx, struct
 
 from kd_jax.models import segments
-from kd_jax.models.block import make_block
+from kd_jax.models.attention import Past, Scope
+from kd_jax.models.block import make_block, make_norm
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import (
-    Embedding,
-    LayerNorm,
-    Layers,
-    run_blocks,
-)
+from kd_jax.models.layers import Embedding, Layers, run_blocks
 from kd_jax.types import Array, Batch
 
 
+class Cache(struct.PyTreeNode):
+    """What a decoder keeps of rows of tokens that it goes on with: `Decoder.start`, `.extend`."""
+
+    past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
+    real_BS: Array  # bool, False where a place holds padding
+    used: Array  # int32 scalar: places that are filled, in every row the same ones
+    lengths_B: Array  # int32: tokens of each row, without padding
+
+
 class Decoder(nnx.Module):
-    """Embeddings, blocks and a last layer norm: a backbone for `heads.HeadedModel`."""
+    """Embeddings, blocks and a last norm: a backbone for `heads.HeadedModel`."""
 
     def __init__(self, config: DecoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
-        self.positions = Embedding(config.max_positions, config.width, config.policy)
+        if config.rotary is None:
+            self.positions = Embedding(config.max_positions, config.width, config.policy)
         self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
-        self.norm = LayerNorm(config.width, config.norm_eps)
+        self.norm = make_norm(config, config.width)
         self.config = config
 
-    def embed(self, batch: Batch, seed: Array | None) -> Array:
-        """Sum of token and position embeddings, (B, T, D)."""
-        places = segments.positions(batch, self.config.max_tokens)
-        x_BTD = self.tokens(batch.tokens_BT) + self.positions(places)
+    def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
+        """Token embeddings, with those of positions where there is a table, (B, T, D)."""
+        x_BTD = self.tokens(tokens_BT)
+        if self.config.rotary is None:
+            x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
+
+    def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
+        """What the blocks have to know of tokens at those positions, of rows that long."""
+        rotary = self.config.rotary
+        if rotary is None:
+            return Scope(mask)
+        widths = self.config.head_widths
+        return Scope(
+            mask, {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in sorted(widths)}
+        )
 
     def states(self, batch: Batch, seed: Array | None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
-        x_BTD, mask = self.embed(batch, seed), segments.mask(batch)
-        return run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=self.config.remat)
+        places_BT = segments.positions(batch, self.config.max_tokens)
+        lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
+        scope = self.scope(segments.mask(batch), places_BT, lengths_B)
+        x_BTD, remat = self.embed(batch.tokens_BT, places_BT, seed), self.config.remat
+        return run_blocks(self.blocks, x_BTD, scope, seed, sites=3, remat=remat)
 
     def __call__(self, batch: Batch, seed: Array | None) -> Layers:
         """What `states` gives, the last block's output normalised."""
         hidden, attention = self.states(batch, seed)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
+
+    def start(self, rows: int, places: int) -> Cache:
+        """An empty cache with room for so many tokens a row, padding included."""
+        past = []
+        for layer in range(self.config.num_layers):
+            shape = self.config.shape(layer)
+            room = jnp.zeros(
+                (rows, places, shape.num_kv_heads, shape.head_width), self.config.policy.activation
+            )
+            past.append((room, room))
+        real_BS = jnp.zeros((rows, places), bool)
+        return Cache(tuple(past), real_BS, jnp.int32(0), jnp.zeros((rows,), jnp.int32))
+
+    def extend(self, cache: Cache, tokens_BT: Array, real_BT: Array) -> tuple[Array, Cache]:
+        """The normalised last hidden state of tokens that follow those in the cache, (B, T, D), and
+        the cache with them. `real_BT` (bool) is False for padding, which ends a row's tokens."""
+        T, S = tokens_BT.shape[1], cache.real_BS.shape[1]
+        lengths_B = cache.lengths_B + real_BT.sum(axis=1)
+        places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]
+        real_BS = jnp.roll(jnp.pad(real_BT, ((0, 0), (0, S - T))), cache.used, axis=1)
+        real_BS = cache.real_BS | real_BS
+        before_TS = jnp.arange(S)[None] <= cache.used + jnp.arange(T)[:, None]
+        scope = self.scope(real_BS[:, None, None] & before_TS[None, None], places_BT, lengths_B)
+        x_BTD, kept = self.embed(tokens_BT, places_BT, None), []
+        for block, (k_BSGK, v_BSGK) in zip(self.blocks, cache.past, strict=True):
+            past = Past(k_BSGK, v_BSGK, cache.used)
+            x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
+            kept.append((heads.k_BTHK, heads.v_BTHK))
+        return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)

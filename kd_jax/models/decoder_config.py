@@ -3,6 +3,7 @@
 import dataclasses
 
 from kd_jax.models import shapes
+from kd_jax.models.rotary import Rotary
 from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
 
@@ -27,8 +28,17 @@ class DecoderConfig:
     mlp_dropout: float
     initializer_range: float
     tie_embeddings: bool
-    scale_scores: bool  # divide scores by the root of the head's width
-    scale_by_layer: bool  # divide scores of block i (from 0) by i + 1
+    scale_scores: bool = True  # divide scores by the root of the head's width
+    scale_by_layer: bool = False  # divide scores of block i (from 0) by i + 1
+    rotary: Rotary | None = None  # None: positions are a table
+    rms_norm: bool = False  # instead of layer norm
+    parallel: bool = False  # attention and MLP read the same normalised input
+    gated: bool = False  # the MLP
+    qkv_bias: bool = True
+    attention_out_bias: bool = True
+    mlp_bias: bool = True
+    head_bias: bool = False  # of an untied or tied unembedding
+    pad_id: int | None = None  # the token whose embedding starts at zero
     blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
     policy: Policy = Policy()
@@ -36,6 +46,9 @@ class DecoderConfig:
 
     def __post_init__(self):
         shapes.check(self.blocks, self.num_layers, self.width)
+        if self.rotary is not None:
+            for block in self.blocks:
+                self.rotary.pairs(block.head_width)
 
     @property
     def own_shape(self) -> BlockShape:
@@ -56,4 +69,9 @@ class DecoderConfig:
     @property
     def max_tokens(self) -> int:
         """The longest row that has positions."""
-        return self.max_positions
+        return self.max_positions if self.rotary is None else self.rotary.max_tokens
+
+    @property
+    def head_widths(self) -> set[int]:
+        """Of all layers."""
+        return {self.shape(layer).head_width for layer in range(self.num_layers)}

@@ -43,14 +43,20 @@ class MaskedLM(nnx.Module):
 
 
 class CausalLM(nnx.Module):
-    """The unembedding alone: GPT-2's head."""
+    """The unembedding alone, with a bias in Phi."""
 
     def __init__(self, config):
         self.unembed = _unembed(config)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(x_BPD, unembed_VD, None)."""
-        return gather(x_BTD, batch.positions_BP), _untied(self.unembed, embedding_VD), None
+        """(x_BPD, unembed_VD, bias_V or None)."""
+        return gather(x_BTD, batch.positions_BP), *self.unembedding(embedding_VD)
+
+    def unembedding(self, embedding_VD: Array) -> tuple[Array, Array | None]:
+        """(unembed_VD, bias_V or None)."""
+        bias_V = None if self.bias is None else self.bias[...]
+        return _untied(self.unembed, embedding_VD), bias_V
 
 
 class Headless(nnx.Module):

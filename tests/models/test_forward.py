@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import bottleneck, decoder, encoder, heads, layers
+from kd_jax.models import attention, bottleneck, decoder, encoder, heads, layers
 from kd_jax.precision import Policy
 from tests import IN_ORDER
 from tests.models import tiny
@@ -132,7 +132,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
         seen.append((rate, site))
         return x
 
-    for module in (encoder, decoder, layers):
+    for module in (encoder, decoder, attention, layers):
         monkeypatch.setattr(module, "dropout", record)
     model, batch = tiny.model(name, **rates), tiny.batch(name)
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
@@ -153,7 +153,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
     ],
 )
 def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
-    seen = {heads: [], layers: []}
+    seen = {heads: [], attention: [], layers: []}
     for module, calls in seen.items():
         note = lambda x, rate, seed, site, calls=calls: calls.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
@@ -201,7 +201,7 @@ def test_attention_that_nobody_reads_costs_nothing(remat, monkeypatch):
 )
 def test_dropout_of_mobilebert(bottlenecks, block, monkeypatch):
     seen = []
-    for module in (bottleneck, layers):
+    for module in (bottleneck, attention, layers):
         note = lambda x, rate, seed, site: seen.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}

@@ -1,0 +1,129 @@
+"""Multi-head self-attention, also of decoders that write token by token."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from kd_jax.models import rotary
+from kd_jax.models.dropout import dropout
+from kd_jax.models.layers import MASKED, Linear
+from kd_jax.precision import Policy, einsum
+from kd_jax.types import Array, Heads
+
+
+class Past(struct.PyTreeNode):
+    """Room for one layer's keys and values; S is all of it."""
+
+    k_BSHK: Array
+    v_BSHK: Array
+    start: Array  # int32 scalar: new ones are written from there
+
+    def extended(self, k_BTHK: Array, v_BTHK: Array) -> tuple[Array, Array]:
+        """All keys and all values, with these."""
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
+            for room, new in ((self.k_BSHK, k_BTHK), (self.v_BSHK, v_BTHK))
+        )
+
+
+class Scope(struct.PyTreeNode):
+    """What the tokens of a decoder see, and where they stand."""
+
+    mask: Array  # as in `attention`
+    # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
+    angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
+    past: Past | None = None  # of this layer: the tokens come after those that it holds
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
+
+    `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
+    factor of the scores; `head_width` is width / num_heads unless given; several heads share keys
+    and values where there are fewer `num_kv_heads` (Ainslie et al. 2023, arXiv:2305.13245);
+    `value_width` is that of what `v` reads, where it is not `width`; `bias` is of q, k and v.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        scale: float,
+        rate: float,
+        out_rate: float,
+        policy: Policy,
+        value_width: int | None = None,
+        num_kv_heads: int | None = None,
+        head_width: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+    ):
+        head_width = head_width or width // num_heads
+        inner, shared = num_heads * head_width, (num_kv_heads or num_heads) * head_width
+        self.q = Linear(width, inner, policy, bias)
+        self.k = Linear(width, shared, policy, bias)
+        self.v = Linear(value_width or width, shared, policy, bias)
+        self.o = Linear(inner, width, policy, out_bias)
+        self.head_width = head_width
+        self.scale = scale
+        self.rate = rate
+        self.out_rate = out_rate
+        self.policy = policy
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        scope: Scope | Array,
+        seed: Array | None,
+        site: int,
+        values_BTD: Array | None = None,
+    ) -> tuple[Array, Heads]:
+        """The output and what was compared: with a past, all keys and values that it holds then.
+
+        `scope` is a mask alone where tokens have neither angles nor a past; `v` reads `values_BTD`,
+        `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`.
+        """
+        scope = scope if isinstance(scope, Scope) else Scope(scope)
+        B, T, _ = x_BTD.shape
+        values_BTD = x_BTD if values_BTD is None else values_BTD
+        q, k, v = (
+            project(inputs).reshape(B, T, -1, self.head_width)
+            for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
+        )
+        if scope.angles:
+            q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
+        if scope.past is not None:
+            k, v = scope.past.extended(k, v)
+        y_BTHK = attention(q, k, v, scope.mask, self.scale, self.rate, seed, site, self.policy)
+        y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
+        return y_BTD, Heads(q * self.scale, k, v)
+
+
+def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy) -> Array:
+    """softmax(scale q k, masked) v, (B, T, H, K).
+
+    G divides H: that many neighbours of q share a key and value head. `mask` is boolean,
+    (B, 1, 1 or T, S), True where a query (third axis) may look at a key. The fused kernels of
+    `policy.attention` know no dropout, so a step with it takes the explicit path.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    if policy.attention != "explicit" and (seed is None or rate == 0.0):
+        # cuDNN takes no mask whose query axis is broadcast, and no single tokens with a past.
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, S))
+        kernel = policy.attention if T == S else "xla"
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=scale, implementation=kernel
+        )
+    # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
+    # Queries that share a key follow each other, as if they were more tokens.
+    q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)
+    q_NQK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G * T, K)
+    k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
+    scores_BHTS = einsum("nqk,nsk->nqs", q_NQK, k_NSK, policy).reshape(B, H, T, S)
+    scores_BHTS = jnp.where(mask, scores_BHTS.astype(jnp.float32), MASKED)
+    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
+    weights_BHTS = dropout(weights_BHTS, rate, seed, site)
+    weights_NQS = weights_BHTS.reshape(B * G, H // G * T, S)
+    y_NQK = einsum("nqs,nsk->nqk", weights_NQS, v_NSK, policy)
+    return y_NQK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
