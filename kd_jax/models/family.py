@@ -153,7 +153,7 @@ class Fields:
         value = self.json.get(key, default)
         if kind in (float, float | None) and type(value) is int:
             return float(value)
-        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        if isinstance(value, kind) and (kind in (bool, bool | None) or not isinstance(value, bool)):
             return value
         name = getattr(kind, "__name__", str(kind))
         raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")

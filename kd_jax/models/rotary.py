@@ -56,7 +56,7 @@ class Yarn(Default):
     between `beta_slow` and `beta_fast` turns in the original length in part."""
 
     original_max_position_embeddings: int
-    factor: float | None = None  # None: by the two lengths
+    factor: float | None  # None: by the two lengths
     attention_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
@@ -132,6 +132,13 @@ class Llama3(Default):
     low_freq_factor: float
     high_freq_factor: float
 
+    def __post_init__(self):
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"config.json: high_freq_factor is {self.high_freq_factor}, want more than the "
+                f"low_freq_factor, {self.low_freq_factor}"
+            )
+
     def frequencies(self, rotary, R, length_B1):
         plain = rotary.plain(R)
         turns = self.original_max_position_embeddings * plain / (2 * math.pi)
@@ -199,9 +206,10 @@ class Rotary:
         """The keys of config.json, of transformers 5 (rope_parameters) and of those before it."""
         kind = next(name for name, cls in SCALINGS.items() if type(self.scaling) is cls)
         keys = {"rope_type": kind}
-        for name, value in dataclasses.asdict(self.scaling).items():
-            if value is not None:
-                keys[name] = list(value) if isinstance(value, tuple) else value
+        for field in dataclasses.fields(self.scaling):
+            value = getattr(self.scaling, field.name)
+            if value is not None or field.default is dataclasses.MISSING:
+                keys[field.name] = list(value) if isinstance(value, tuple) else value
         own = {"rope_theta": self.theta}
         own |= {"partial_rotary_factor": self.part} if self.part != 1.0 else {}
         return {
