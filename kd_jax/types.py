@@ -5,6 +5,7 @@ Shape letters, used as suffixes of array names (`logits_BTV`):
     B batch rows      T tokens of a row       D model width      V vocabulary
     H heads           K width of a head       F feed-forward     L layers
     P masked slots    N rows of a flat array  C rows of a chunk, or classes
+    G heads of keys and values, which neighbours among H share
 """
 
 from __future__ import annotations
@@ -69,11 +70,19 @@ class Batch(struct.PyTreeNode):
 
 
 class Heads(struct.PyTreeNode):
-    """What one layer's attention compares; scores are q_BTHK k_BTHK, the scale is in q."""
+    """What one layer's attention compares; scores are q k, the scale is in q. G divides H: that
+    many neighbours of q share a key and value head."""
 
     q_BTHK: Array
-    k_BTHK: Array
-    v_BTHK: Array
+    k_BTGK: Array
+    v_BTGK: Array
+
+    def spread(self) -> Heads:
+        """Keys and values for every head of q, (B, T, H, K)."""
+        shared = self.q_BTHK.shape[2] // self.k_BTGK.shape[2]
+        if shared == 1:
+            return self
+        return Heads(self.q_BTHK, *(jnp.repeat(x, shared, 2) for x in (self.k_BTGK, self.v_BTGK)))
 
 
 class ModelOutput(struct.PyTreeNode):
@@ -109,7 +118,7 @@ class ModelSpec:
 
     width: int
     num_layers: int
-    num_heads: int = 1
+    num_heads: int = 1  # of every layer; 0 where layers differ
     causal: bool = False  # a token sees those before it, not those after it
 
 

@@ -14,15 +14,15 @@ from kd_jax.types import Array, Heads
 class Past(struct.PyTreeNode):
     """Room for one layer's keys and values; S is all of it."""
 
-    k_BSHK: Array
-    v_BSHK: Array
+    k_BSGK: Array
+    v_BSGK: Array
     start: Array  # int32 scalar: new ones are written from there
 
-    def extended(self, k_BTHK: Array, v_BTHK: Array) -> tuple[Array, Array]:
+    def extended(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array]:
         """All keys and all values, with these."""
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
-            for room, new in ((self.k_BSHK, k_BTHK), (self.v_BSHK, v_BTHK))
+            for room, new in ((self.k_BSGK, k_BTGK), (self.v_BSGK, v_BTGK))
         )
 
 

@@ -88,5 +88,5 @@ class Decoder(nnx.Module):
         for block, (k_BSGK, v_BSGK) in zip(self.blocks, cache.past, strict=True):
             past = Past(k_BSGK, v_BSGK, cache.used)
             x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
-            kept.append((heads.k_BTHK, heads.v_BTHK))
+            kept.append((heads.k_BTGK, heads.v_BTGK))
         return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)

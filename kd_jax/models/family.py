@@ -312,5 +312,8 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
 
 def spec(config: Any) -> ModelSpec:
     """What objectives may know of the model."""
-    causal = isinstance(config, DecoderConfig)
-    return ModelSpec(config.width, config.num_layers, config.num_heads, causal)
+    causal, num_heads = isinstance(config, DecoderConfig), config.num_heads
+    if causal:
+        heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
+        num_heads = heads.pop() if len(heads) == 1 else 0
+    return ModelSpec(config.width, config.num_layers, num_heads, causal)

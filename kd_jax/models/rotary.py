@@ -164,7 +164,7 @@ class Rotary:
     """What fixes a model's rotary embedding."""
 
     theta: float
-    max_positions: int  # the model's
+    max_positions: int = dataclasses.field(compare=False)  # the model's
     part: float = 1.0  # of a head's features
     scaling: Default = Default()
 

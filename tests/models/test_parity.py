@@ -94,7 +94,7 @@ def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False):
     assert len(output.attention) == len(expected.attentions)
     for heads, theirs in zip(output.attention, expected.attentions, strict=True):
         seen = real[:, None, None] & (np.tri(real.shape[1], dtype=bool) if causal else True)
-        k_BTHK = np.repeat(heads.k_BTHK, heads.q_BTHK.shape[2] // heads.k_BTHK.shape[2], axis=2)
+        k_BTHK = heads.spread().k_BTGK
         scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK)
         ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
         for row, keep in enumerate(real):
