@@ -16,6 +16,8 @@ STAGES = (
     "assistant",
     "baseline",
     "intermediate",
+    "substitute",
+    "prune",
     "student",
 )  # in the order of reading; others follow by name
 

@@ -71,6 +71,10 @@ class Setup:
         """The parts of a stage; `given`: the models that are there already, perhaps abstract."""
         return [Whole(self, stage, given)]
 
+    def table(self) -> list[dict[str, Any]]:
+        """What the planned stage does to its model on the way, a row for each change."""
+        return []
+
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         """Settles what of a stage depends on the models that are there before it."""
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
 
 from kd_jax.errors import UserError
 from kd_jax.models.decoder_config import DecoderConfig
@@ -39,11 +42,12 @@ class SubstitutionSetup(TextSetup):
         # Without a shape of its own the student has the one that substitution ends with.
         self.alike = not (config.student.model or config.student.architecture)
         self.phases: list[Phase] = []
+        self.known = True  # the order in which blocks go
         if "substitute" in names or (self.alike and "student" in names):
-            known = None
+            measured = None
             if folder is not None and config.substitution.order == "importance":
-                known = ordering.written(self._importance_file)
-            self._settle(known)
+                measured = ordering.written(self._importance_file)
+            self._settle(measured)
 
     @property
     def principal(self) -> Stage:
@@ -60,21 +64,38 @@ class SubstitutionSetup(TextSetup):
         original = dataclasses.replace(
             teacher, config=dataclasses.replace(teacher.config, remat=self.config.remat)
         )
+        self.known = importance is not None or settings.order != "importance"
         blocks = phases.order(settings, original.config.num_layers, importance)
         self.phases = phases.schedule(settings, original, blocks, self.principal.steps)
         self.models["substitute"] = self.phases[-1].model
         if self.alike and "student" in self.models:
             self.models["student"] = self.phases[-1].model
 
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each phase: its steps, the blocks that become compact (None: which of them is
+        not known yet), what is left then."""
+        if self.principal.name != "substitute":
+            return []
+        whole = sum(leaf.size for leaf in jax.tree.leaves(self.phases[0].before.abstract().params))
+        return [
+            {
+                "phase": phase.number,
+                "steps": [phase.start + 1, phase.end],
+                "blocks": list(phase.layers) if self.known else None,
+                "parameters": phase.parameters,
+                "reduction_percent": round(100 * (1 - phase.parameters / whole), 2),
+            }
+            for phase in self.phases
+        ]
+
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         settings = self.config.substitution
-        if not self.phases or stage.name == "teacher" or settings.order != "importance":
+        if self.known or stage.name == "teacher":
             return
-        if ordering.written(self._importance_file) is None:
-            batches, rows = settings.importance_batches, stage.batch_size
-            found = ordering.importance(self, given["teacher"], batches, rows)
-            ordering.write(self._importance_file, found)
-            self._settle(found)
+        batches, rows = settings.importance_batches, stage.batch_size
+        found = ordering.importance(self, given["teacher"], batches, rows)
+        ordering.write(self._importance_file, found)
+        self._settle(found)
 
     def parts(self, stage: Stage, given: Mapping[str, Params]) -> Sequence[Part]:
         if stage.name == "substitute":

@@ -66,7 +66,8 @@ class Substituted:
         began = time.perf_counter()
         with compiling:
             found = jax.block_until_ready(self._state(before, params))
-        self._note(seconds + time.perf_counter() - began, compiling.seconds)
+        if self.grouped:
+            self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
