@@ -46,9 +46,16 @@ class DecoderConfig:
 
     def __post_init__(self):
         shapes.check(self.blocks, self.num_layers, self.width)
+        self._check_heads(self.blocks)
+
+    def check_own(self) -> None:
+        """Raises UserError where the family's own numbers do not go together."""
+        self._check_heads((self.own_shape,))
+
+    def _check_heads(self, blocks: tuple[BlockShape, ...]) -> None:
         if self.rotary is not None:
-            for block in self.blocks:
-                self.rotary.pairs(block.head_width)
+            for block in blocks:
+                self.rotary.check(block.head_width)
 
     @property
     def own_shape(self) -> BlockShape:

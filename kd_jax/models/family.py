@@ -193,7 +193,7 @@ def read(hf_json: dict) -> tuple[Family, Any]:
             f"{config.width}"
         )
     if isinstance(config, DecoderConfig):
-        shapes.check((config.own_shape,), 1, config.width)
+        config.check_own()
     if unequal:
         config = dataclasses.replace(config, blocks=shapes.read(hf_json.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))

@@ -24,6 +24,9 @@ class Default:
         """f, (R,) or (B, R), for rows of those lengths; the factor of cosine and sine."""
         return rotary.plain(R), 1.0
 
+    def check(self, R: int) -> None:
+        """Raises UserError where so many pairs cannot be stretched."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Default):
@@ -105,13 +108,6 @@ class LongRope(Default):
 
     def frequencies(self, rotary, R, length_B1):
         original = self.original_max_position_embeddings
-        for name in ("short_factor", "long_factor"):
-            found = len(getattr(self, name))
-            if found != R:
-                raise UserError(
-                    f"config.json: {name} has {found} numbers for {R} pairs of rotated features; "
-                    f"longrope fits heads of one width only"
-                )
         short, long = (
             jnp.asarray(rotary.plain(R) / np.array(stretch), jnp.float32)
             for stretch in (self.short_factor, self.long_factor)
@@ -120,6 +116,15 @@ class LongRope(Default):
         if size is None:
             size = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
         return jnp.where(length_B1 > original, long[None], short[None]), size
+
+    def check(self, R):
+        for name in ("short_factor", "long_factor"):
+            found = len(getattr(self, name))
+            if found != R:
+                raise UserError(
+                    f"config.json: {name} has {found} numbers for {R} pairs of rotated features; "
+                    f"longrope fits heads of one width only"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +185,11 @@ class Rotary:
         return self.theta ** (-np.arange(R) / R)
 
     def pairs(self, head_width: int) -> int:
-        """R of heads of that width. Raises UserError where their features make no pairs."""
+        """R of heads of that width."""
+        return int(head_width * self.part) // 2
+
+    def check(self, head_width: int) -> None:
+        """Raises UserError where the features of heads of that width make no pairs."""
         rotated = int(head_width * self.part)
         least = 4 if isinstance(self.scaling, Dynamic) else 2
         if rotated % 2 or rotated < least:
@@ -188,7 +197,7 @@ class Rotary:
                 f"rotary embedding: {rotated} of the {head_width} features of a head would be "
                 f"rotated; take heads of another width, so that it is an even number from {least}"
             )
-        return rotated // 2
+        self.scaling.check(rotated // 2)
 
     def angles(self, head_width: int, positions_BT: Array, length_B1: Array) -> tuple[Array, Array]:
         """Cosine and sine for heads of that width, (B, T, R), float32.

@@ -27,6 +27,13 @@ CASES = [
     for head in plugins.load("models", name, "FAMILY").FAMILY.architectures
 ]
 CAUSAL = [name for name, head in CASES if head == "clm"]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 20,
+}
 # What changes the numbers, one at a time.
 VARIANTS = [
     ("bert", "mlm", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
@@ -59,6 +66,14 @@ VARIANTS = [
     ("gpt2", "clm", {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-2}),
     ("gpt2", "clm", {"scale_attn_weights": False, "activation_function": "silu"}),
     ("gpt2", "clm", {"reorder_and_upcast_attn": True}),
+    ("llama", "clm", {"tie_word_embeddings": True, "num_key_value_heads": 1, "hidden_act": "gelu"}),
+    ("llama", "clm", {"num_key_value_heads": 4, "attention_bias": True, "rms_norm_eps": 1e-2}),
+    ("llama", "clm", {"head_dim": 12, "mlp_bias": True, "rope_theta": 50.0, "pad_token_id": 5}),
+    ("llama", "clm", {"rope_scaling": LLAMA3, "rope_theta": 50.0}),
+    ("qwen2", "clm", {"tie_word_embeddings": True, "head_dim": 6, "rms_norm_eps": 1e-2}),
+    ("qwen2", "clm", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
+    ("phi", "clm", {"tie_word_embeddings": True, "num_key_value_heads": 2, "hidden_act": "relu"}),
+    ("phi", "clm", {"partial_rotary_factor": 0.75, "layer_norm_eps": 1e-2, "head_dim": 16}),
 ]
 
 
