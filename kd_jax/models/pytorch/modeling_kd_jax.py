@@ -16,9 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.phi.modeling_phi import PhiMLP
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.pytorch_utils import Conv1D
 
 
@@ -37,21 +40,10 @@ class KDJaxConfig(PretrainedConfig):
             kwargs.setdefault("num_attention_heads", kwargs.get("n_head"))
             kwargs.setdefault("num_hidden_layers", kwargs.get("n_layer"))
             kwargs.setdefault("max_position_embeddings", kwargs.get("n_positions"))
-        else:
-            self.rope_parameters = None  # transformers 5 moves all that concerns rotation here
+        else:  # transformers 5 gathers all that concerns rotation, and looks at the length for that
+            self.rope_parameters = None
+            self.max_position_embeddings = kwargs.get("max_position_embeddings")
         super().__init__(**kwargs)
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
 
 
 class Rotation:
@@ -104,14 +96,14 @@ class Attention(nn.Module):
         self.scale = self.head_width**-0.5
         self.rate = getattr(config, "attention_dropout", 0.0)
 
-    def forward(self, x, mask, tables, cache):
+    def forward(self, x, mask, tables, cache, slots):
         heads = (*x.shape[:2], -1, self.head_width)
         q, k, v = (each.view(heads).transpose(1, 2) for each in self.project(x))
         if tables:
             q, k = (rotate(each, tables[self.head_width]) for each in (q, k))
         if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-            k, v = (each[:, :, : mask.shape[-1]] for each in (k, v))  # of a static cache's slots
+            k, v = cache.update(k, v, self.layer, {"cache_position": slots})
+            k, v = (each[:, :, : mask.shape[-1]] for each in (k, v))  # a static cache has more
         k, v = (each.repeat_interleave(self.groups, dim=1) for each in (k, v))
         rate = self.rate if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, rate, scale=self.scale)
@@ -154,40 +146,11 @@ class SeparateAttention(Attention):
         return getattr(self, self.out)(y)
 
 
-class GPT2MLP(nn.Module):
-    def __init__(self, config, shape):
-        super().__init__()
-        self.c_fc = Conv1D(shape["ffn_width"], shape["width"])
-        self.c_proj = Conv1D(shape["width"], shape["ffn_width"])
-        self.act = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, x):
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
-
-
-class PhiMLP(nn.Module):
-    def __init__(self, config, shape):
-        super().__init__()
-        self.fc1 = nn.Linear(shape["width"], shape["ffn_width"])
-        self.fc2 = nn.Linear(shape["ffn_width"], shape["width"])
-        self.act = ACT2FN[config.hidden_act]
-
-    def forward(self, x):
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class GatedMLP(nn.Module):
-    def __init__(self, config, shape):
-        super().__init__()
-        width, inner, bias = shape["width"], shape["ffn_width"], getattr(config, "mlp_bias", False)
-        self.gate_proj = nn.Linear(width, inner, bias)
-        self.up_proj = nn.Linear(width, inner, bias)
-        self.down_proj = nn.Linear(inner, width, bias)
-        self.act = ACT2FN[config.hidden_act]
-
-    def forward(self, x):
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+def sized(config, shape):
+    """The config of a model as wide as one block, for layers that transformers has."""
+    copied = copy.copy(config)
+    copied.hidden_size, copied.intermediate_size = shape["width"], shape["ffn_width"]
+    return copied
 
 
 class GPT2Block(nn.Module):
@@ -196,10 +159,10 @@ class GPT2Block(nn.Module):
         self.ln_1 = nn.LayerNorm(shape["width"], config.layer_norm_epsilon)
         self.attn = GPT2Attention(config, shape, layer)
         self.ln_2 = nn.LayerNorm(shape["width"], config.layer_norm_epsilon)
-        self.mlp = GPT2MLP(config, shape)
+        self.mlp = GPT2MLP(shape["ffn_width"], sized(config, shape))
 
-    def forward(self, x, mask, tables, cache):
-        x = x + self.attn(self.ln_1(x), mask, tables, cache)
+    def forward(self, x, **scope):
+        x = x + self.attn(self.ln_1(x), **scope)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -210,12 +173,12 @@ class PhiBlock(nn.Module):
         super().__init__()
         self.input_layernorm = nn.LayerNorm(shape["width"], config.layer_norm_eps)
         self.self_attn = SeparateAttention(config, shape, layer, True, True, "dense")
-        self.mlp = PhiMLP(config, shape)
+        self.mlp = PhiMLP(sized(config, shape))
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x, mask, tables, cache):
+    def forward(self, x, **scope):
         y = self.input_layernorm(x)
-        attended = self.dropout(self.self_attn(y, mask, tables, cache))
+        attended = self.dropout(self.self_attn(y, **scope))
         return x + attended + self.dropout(self.mlp(y))
 
 
@@ -226,13 +189,13 @@ class LlamaBlock(nn.Module):
         super().__init__()
         qwen2 = config.base_model_type == "qwen2"
         into, out = (True, False) if qwen2 else (getattr(config, "attention_bias", False),) * 2
-        self.input_layernorm = RMSNorm(shape["width"], config.rms_norm_eps)
+        self.input_layernorm = LlamaRMSNorm(shape["width"], config.rms_norm_eps)
         self.self_attn = SeparateAttention(config, shape, layer, into, out)
-        self.post_attention_layernorm = RMSNorm(shape["width"], config.rms_norm_eps)
-        self.mlp = GatedMLP(config, shape)
+        self.post_attention_layernorm = LlamaRMSNorm(shape["width"], config.rms_norm_eps)
+        self.mlp = (Qwen2MLP if qwen2 else LlamaMLP)(sized(config, shape))
 
-    def forward(self, x, mask, tables, cache):
-        x = x + self.self_attn(self.input_layernorm(x), mask, tables, cache)
+    def forward(self, x, **scope):
+        x = x + self.self_attn(self.input_layernorm(x), **scope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -248,8 +211,8 @@ class Bottleneck(nn.Module):
         self.inner = BLOCKS[config.base_model_type](config, shape, layer)
         self.up = nn.Linear(shape["width"], config.hidden_size)
 
-    def forward(self, x, mask, tables, cache):
-        return x + self.up(self.inner(self.down(x), mask, tables, cache))
+    def forward(self, x, **scope):
+        return x + self.up(self.inner(self.down(x), **scope))
 
 
 def make_block(config, layer):
@@ -258,20 +221,18 @@ def make_block(config, layer):
     return kind(config, shape, layer)
 
 
-def attention_mask_of(mask, x, seen):
-    """What SDPA is given: (B, 1, T, S), True where a token may look; S counts the cache's `seen`.
+def visible(mask, slots):
+    """What SDPA is given: (B, 1, T, S), True where a token may look; the last T of the S are new.
 
     A token always sees itself: a row of padding without any token would give NaNs.
     """
     if mask is not None and mask.dim() == 4:
         return mask
-    length = x.shape[1]
-    slots = torch.arange(seen + length, device=x.device)
-    own = slots[seen:, None]
-    allowed = (slots <= own)[None, None]
-    if mask is not None:
-        allowed = allowed & mask[:, None, None, : seen + length].bool() | (slots == own)
-    return allowed
+    own, every = slots[:, None], torch.arange(int(slots[-1]) + 1, device=slots.device)
+    allowed = (every <= own)[None, None]
+    if mask is None:
+        return allowed
+    return allowed & mask[:, None, None, : len(every)].bool() | (every == own)
 
 
 class KDJaxPreTrainedModel(PreTrainedModel):
@@ -311,7 +272,7 @@ class KDJaxModel(KDJaxPreTrainedModel):
             if config.base_model_type == "phi":
                 self.final_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
             else:
-                self.norm = RMSNorm(width, config.rms_norm_eps)
+                self.norm = LlamaRMSNorm(width, config.rms_norm_eps)
         widths = set() if self.gpt2 else {shape["head_width"] for shape in config.blocks}
         self.rotations = {width: Rotation(config, width) for width in widths}
         self.dropout = nn.Dropout(getattr(config, "embd_pdrop", 0.0))
@@ -336,16 +297,17 @@ class KDJaxModel(KDJaxPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if position_ids is None:
-            position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
+        slots = torch.arange(seen, seen + x.shape[1], device=x.device)
+        position_ids = slots[None] if position_ids is None else position_ids
         if self.gpt2:
             x = x + self.wpe(position_ids)
         x = self.dropout(x)
-        mask = attention_mask_of(attention_mask, x, seen)
         tables = {k: each.table(position_ids, x.dtype) for k, each in self.rotations.items()}
+        scope = dict(mask=visible(attention_mask, slots), tables=tables)
+        scope |= dict(cache=past_key_values, slots=slots)
         hidden = [x]
         for block in self.h if self.gpt2 else self.layers:
-            x = block(x, mask, tables, past_key_values)
+            x = block(x, **scope)
             hidden.append(x)
         last = "ln_f" if self.gpt2 else "norm" if hasattr(self, "norm") else "final_layernorm"
         x = hidden[-1] = getattr(self, last)(x)
@@ -356,15 +318,23 @@ class KDJaxModel(KDJaxPreTrainedModel):
         )
 
 
+class Tied(nn.Module):
+    """What an unembedding has of its own where its weights are the token embeddings."""
+
+    def __init__(self, size, bias):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+
 class KDJaxForCausalLM(KDJaxPreTrainedModel, GenerationMixin):
-    """With the unembedding: the token embeddings themselves where they are tied."""
+    """With the unembedding."""
 
     def __init__(self, config):
         super().__init__(config)
         self.add_module(self.base_model_prefix, KDJaxModel(config))
-        if not config.tie_word_embeddings:
-            bias = config.base_model_type == "phi"
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias)
+        size, bias = config.vocab_size, config.base_model_type == "phi"
+        tied = config.tie_word_embeddings
+        self.lm_head = Tied(size, bias) if tied else nn.Linear(config.hidden_size, size, bias)
         self.post_init()
 
     def get_output_embeddings(self):
@@ -399,10 +369,8 @@ class KDJaxForCausalLM(KDJaxPreTrainedModel, GenerationMixin):
         x = output.last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         x = x[:, keep]
-        if self.config.tie_word_embeddings:
-            logits = F.linear(x, self.get_input_embeddings().weight)
-        else:
-            logits = self.lm_head(x)
+        head = self.get_input_embeddings() if self.config.tie_word_embeddings else self.lm_head
+        logits = F.linear(x, head.weight, self.lm_head.bias)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
