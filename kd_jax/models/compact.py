@@ -6,7 +6,7 @@ is in kd_jax/models/shapes.py, which heads and columns matter in kd_jax/models/i
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -83,9 +83,7 @@ def replace(
                 blocks[layer] = _quiet(drawn["backbone"]["blocks"][layer])
         return params | {"backbone": params["backbone"] | {"blocks": blocks}}
 
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params)):
-        return whole.replace(params=jax.eval_shape(start, model.params, key)), changed
-    return whole.replace(params=start(model.params, key)), changed
+    return _changed(model, whole, start, key), changed
 
 
 def prune(
@@ -94,7 +92,8 @@ def prune(
     """The model without its least important heads and FFN columns, and its config.
 
     Args:
-        model: with values.
+        model: may be abstract, so is the result then; with `global`, what would go from each layer
+            is not known then, and it is as if every layer lost the same share.
         family: the model's.
         config: the model's.
         target: the share of all parameters that goes, at least, and hardly more.
@@ -122,28 +121,42 @@ def prune(
             f"{math.floor(1e4 * spare / total) / 1e4} of this model, where one head and one FFN "
             f"column of every layer stay"
         )
-    choose = importance.least if ranking == "global" else importance.evenly
-    gone = choose(units, math.ceil(target * total))
-    for layer, (block, shape, lost) in enumerate(zip(blocks, shapes, gone, strict=True)):
+    evenly = ranking == "layer" or _abstract(model)
+    gone = (importance.evenly if evenly else importance.least)(units, math.ceil(target * total))
+    kept = []
+    for layer, (shape, lost) in enumerate(zip(shapes, gone, strict=True)):
         heads, columns = (
             np.setdiff1d(np.arange(each.spare + 1), out)
             for each, out in zip(units[layer], lost, strict=True)
         )
         shared = shape.num_heads // shape.num_kv_heads
         every = (heads[:, None] * shared + np.arange(shared)).ravel()
-        blocks[layer] = _take(block, shape, every, heads, columns)
+        kept.append((shape, every, heads, columns))
         counts = dict(num_heads=len(every), num_kv_heads=len(heads), ffn_width=len(columns))
         shapes[layer] = dataclasses.replace(shape, **counts)
+
+    def cut(params: Params) -> Params:
+        blocks = params["backbone"]["blocks"]
+        blocks = {layer: _take(blocks[layer], *each) for layer, each in enumerate(kept)}
+        return params | {"backbone": params["backbone"] | {"blocks": blocks}}
+
     changed = with_blocks(config, shapes)
-    smaller = families.abstract(family, changed, _head(model), changed.policy)
-    backbone = model.params["backbone"] | {"blocks": dict(enumerate(blocks))}
-    return smaller.replace(params=model.params | {"backbone": backbone}), changed
+    whole = families.abstract(family, changed, _head(model), changed.policy)
+    return _changed(model, whole, cut), changed
 
 
 def with_blocks(config: DecoderConfig, blocks: Sequence[BlockShape]) -> DecoderConfig:
     """The config of a model with these blocks; none are listed where all are the family's own."""
     own = all(block == config.own_shape for block in blocks)
     return dataclasses.replace(config, blocks=() if own else tuple(blocks))
+
+
+def _changed(model: Model, whole: Model, change: Callable[..., Params], *inputs: Any) -> Model:
+    """`whole`, which is abstract, with what `change` makes of the model's parameters; abstract
+    still where they are."""
+    if _abstract(model):
+        return whole.replace(params=jax.eval_shape(change, model.params, *inputs))
+    return whole.replace(params=change(model.params, *inputs))
 
 
 def _check_inside(shape: BlockShape, given: BlockShape, layer: int) -> None:
@@ -236,6 +249,10 @@ def _quiet(block: Params) -> Params:
 def _inner(block: Params) -> Params:
     """A block of the family's own kind: itself, or the one in a bottleneck."""
     return block.get("inner", block)
+
+
+def _abstract(model: Model) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))
 
 
 def _head(model: Model) -> str:

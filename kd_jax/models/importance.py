@@ -8,6 +8,7 @@ the same kind. Its importance is the L1 norm of the weights that go with it (Li 
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from kd_jax.models.shapes import BlockShape
@@ -44,20 +45,20 @@ def of_columns(mlp: Params) -> Array:
 
 
 def units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
-    """Heads and columns of a block of the family's own kind."""
-    attention, mlp = block["attention"], block["mlp"]
-    heads, shared = of_heads(attention, shape)
+    """Heads and columns of a block of the family's own kind; all alike where it is abstract."""
+    attention, mlp = {name: block["attention"][name] for name in "qkvo"}, block["mlp"]
+    parts = ((attention, "o", shape.num_kv_heads), (mlp, "down", shape.ffn_width))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(block)):
+        norms = [np.zeros(count) for *_, count in parts]
+    else:
+        heads, shared = of_heads(attention, shape)
+        norms = [shared + heads.sum(-1), of_columns(mlp)]
     found = []
-    inner = {name: attention[name] for name in "qkvo"}
-    for scores, part, out in ((shared + heads.sum(-1), inner, "o"), (of_columns(mlp), mlp, "down")):
-        kernels = sum(linear["kernel"].size for linear in part.values())
+    for (part, out, count), norm in zip(parts, norms, strict=True):
+        weights = sum(linear["kernel"].size for linear in part.values()) // count
         # The bias of what reads the units is not theirs.
-        biases = sum(
-            part[name]["bias"].size for name in part if name != out and "bias" in part[name]
-        )
-        count = len(scores)
-        mean = np.asarray(scores, np.float64) / (kernels // count)
-        found.append(Units(mean, (kernels + biases) // count))
+        biases = [part[name]["bias"].size for name in part if name != out and "bias" in part[name]]
+        found.append(Units(np.asarray(norm, np.float64) / weights, weights + sum(biases) // count))
     return found[0], found[1]
 
 

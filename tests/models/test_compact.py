@@ -104,7 +104,7 @@ def quieten(model, layer, heads, columns, factor, groups=()):
             of_head = slice(8 * head, 8 * head + 8)
             where = of_head if name == "o" else (slice(None), of_head)
             weights["kernel"] = weights["kernel"].at[where].multiply(factor)
-            if name != "o":
+            if name != "o" and "bias" in weights:
                 weights["bias"] = weights["bias"].at[of_head].multiply(factor)
     for name in ("up", "gate", "down"):
         weights = own["mlp"].get(name)
@@ -205,10 +205,38 @@ def test_prunes_to_the_target_and_hardly_more(ranking, target):
 
 def test_layers_that_were_alike_stay_so():
     model, family, config = gpt2()
-    _, new = compact.prune(model, family, config, 0.3, "layer")
-    assert len(set(new.blocks)) == 1
+    _, even = compact.prune(model, family, config, 0.3, "layer")
+    assert len(set(even.blocks)) == 1
     _, new = compact.prune(model, family, config, 0.3, "global")
     assert len(set(new.blocks)) > 1
+    # Without values every layer loses the same.
+    abstract = families.abstract(family, config, "clm", Policy())
+    for ranking in ("layer", "global"):
+        found, new = compact.prune(abstract, family, config, 0.3, ranking)
+        assert new == even
+        assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(found.params))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi", "qwen2"])
+def test_other_families(name):
+    """Gates, missing biases, shared heads, parallel blocks: what goes is what adds nothing."""
+    family, config = families.read(tiny.CONFIGS[name])
+    model, own = tiny.model(name), config.own_shape
+    shared = own.num_heads // own.num_kv_heads
+    for layer in range(2):
+        quieten(model, layer, [*range(shared)], [1, 5], factor=0.0, groups=[0])
+    sizes = (own.num_heads - shared, own.num_kv_heads - 1, own.ffn_width - 2)
+    wanted = dataclasses.replace(
+        own, **dict(zip(("num_heads", "num_kv_heads", "ffn_width"), sizes, strict=True))
+    )
+    smaller = dataclasses.replace(config, blocks=(wanted,) * 2)
+    share = 1 - compact.size(family, smaller, "clm") / parameters(model)
+    whole = run(model, tiny.batch(name))
+    changed, new = compact.prune(model, family, config, share - 1e-9, "global")
+    assert new.blocks == (wanted,) * 2
+    np.testing.assert_allclose(run(changed, tiny.batch(name)), whole, atol=1e-5)
+    again, _ = compact.replace(model, family, config, [0, 1], wanted, "pruned", KEY)
+    jax.tree.map(np.testing.assert_array_equal, again.params, changed.params)
 
 
 @pytest.mark.parametrize("ranking", ["global", "layer"])
