@@ -6,10 +6,7 @@ vocabulary fits, else int32. The file's name is a hash of the text, the tokenize
 block sizes are not in it, so one file serves every sequence length.
 """
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import itertools
 import logging
@@ -22,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from kd_jax.data import cache
 from kd_jax.data.documents import Documents
-from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +55,6 @@ class Blocks:
         return tokens_BW.astype(np.int32), valid_BW
 
 
-def cache_folder(path: str | None) -> Path:
-    """`path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
-    return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
-
-
 def tokenize(
     documents: Documents, tokenizer: Tokenizer, separator: int, folder: Path
 ) -> np.ndarray:
@@ -79,55 +71,28 @@ def tokenize(
     for part in (_VERSION, documents.identity.digest, tokenizer.to_str(), separator):
         key.update(f"{part}\0".encode())
     file = folder / f"tokens-{key.hexdigest()}.npy"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(file.with_suffix(".lock")):
-            if file.exists():
-                log.info("tokens of %s: cached in %s", documents.name, file)
-            else:
-                _write(documents, tokenizer, separator, file)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        raise UserError(
-            f"cannot write tokens to {folder}: {error.strerror}; set config.data.cache_dir or "
-            f"KD_JAX_CACHE to another folder"
-        ) from None
+    if cache.once(file, lambda path: _write(documents, tokenizer, separator, path)):
+        log.info("tokens of %s: cached in %s", documents.name, file)
     return np.load(file, mmap_mode="r")
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    with file.open("w") as stream:
-        # Some network filesystems have no locks: then two processes may do the same work, and
-        # the last one's file stays.
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _write(documents: Documents, tokenizer: Tokenizer, separator: int, file: Path) -> None:
     start = time.perf_counter()
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as stream:
-            _header(stream, dtype, 0)
-            count = 0
-            for tokens_N in _encode(documents, tokenizer, separator, dtype):
-                stream.write(tokens_N.tobytes())
-                count += len(tokens_N)
-            stream.seek(0)
-            _header(stream, dtype, count)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with file.open("wb") as stream:
+        _header(stream, dtype, 0)
+        count = 0
+        for tokens_N in _encode(documents, tokenizer, separator, dtype):
+            stream.write(tokens_N.tobytes())
+            count += len(tokens_N)
+        stream.seek(0)
+        _header(stream, dtype, count)
+        stream.flush()
+        os.fsync(stream.fileno())
     seconds = time.perf_counter() - start
     log.info(
         "tokens of %s: %d in %.1f s (%d tokens/s), kept in %s",
-        *(documents.name, count, seconds, count / seconds, file),
+        *(documents.name, count, seconds, count / seconds, file.parent),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import blocks, source
+from kd_jax.data import blocks, cache, source
 from kd_jax.data.documents import Documents, hold_out
 from kd_jax.data.loader import Stream
 from kd_jax.data.settings import settings
@@ -141,6 +141,6 @@ class TextTask:
         return source.read(self.data["train"], "data.train")
 
     def _tokenize(self, split: str):
-        folder = blocks.cache_folder(self.data["cache_dir"])
+        folder = cache.folder(self.data["cache_dir"])
         tokenizer = self.tokenizer.backend_tokenizer
         return blocks.tokenize(self._documents(split), tokenizer, self._separator(), folder)

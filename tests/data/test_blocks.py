@@ -1,6 +1,5 @@
 import errno
 import logging as std_logging
-import threading
 
 import numpy as np
 import pytest
@@ -106,22 +105,6 @@ def test_a_full_disk_names_the_setting(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.npy*"))
 
 
-def test_one_writer_at_a_time(tmp_path):
-    order = []
-
-    def second():
-        with blocks._lock(tmp_path / "x.lock"):
-            order.append("second")
-
-    with blocks._lock(tmp_path / "x.lock"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join(0.3)
-        order.append("first")
-    thread.join()
-    assert order == ["first", "second"]
-
-
 def test_the_log_tells_speed_or_hit(tmp_path, caplog):
     with caplog.at_level(std_logging.INFO, logger="kd_jax"):
         tokenize(listed(["a"]), tokenizer(), END, tmp_path)
@@ -148,12 +131,3 @@ def test_overlapping_blocks_predict_every_token_but_the_first_once(count):
         assert tokens_BW[:, 1:][valid_BW[:, 1:]].tolist() == tokens_N[1 : 1 + want].tolist()
         assert (tokens_BW[:, 0] == tokens_N[: 4 * len(cut) : 4]).all()
         assert partial or valid_BW.all()
-
-
-def test_the_cache_folder_is_the_config_or_the_environment_or_the_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("KD_JAX_CACHE", "/from/environment")
-    assert str(blocks.cache_folder("/from/config")) == "/from/config"
-    assert str(blocks.cache_folder(None)) == "/from/environment"
-    monkeypatch.delenv("KD_JAX_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert blocks.cache_folder(None) == tmp_path / ".cache" / "kd_jax"

@@ -1,0 +1,50 @@
+"""Rows of messages that are no conversations are refused, by name of the row."""
+
+import pytest
+
+from kd_jax.data import conversations
+from kd_jax.data.table import Table
+from kd_jax.errors import UserError
+
+ASKED = {"role": "user", "content": "2 + 2?"}
+ANSWERED = {"role": "assistant", "content": "4"}
+
+
+def table(*rows):
+    return Table("chats.jsonl", {"messages": list(rows)}, lambda i: f"chats.jsonl, row {i + 1}")
+
+
+def read(*rows):
+    return conversations.read(table(*rows), "messages", "config.task.column")
+
+
+def test_conversations_stay_as_they_are():
+    assert read([ASKED, ANSWERED]) == [[ASKED, ANSWERED]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a text", "row 2: 'a text' is no list of messages"),
+        ([], "is no list of messages"),
+        (["a text"], "row 2, message 0: want a role and a content, not 'a text'"),
+        ([ASKED, ANSWERED | {"role": "bot"}], "message 1: role 'bot'; have: system, user"),
+        ([ASKED, {"role": "assistant"}], "message 1: content should be text, not None"),
+        ([ASKED], "row 2: no message is an assistant's"),
+    ],
+)
+def test_a_row_that_is_none_is_named(row, message):
+    with pytest.raises(UserError, match="^chats.jsonl, row 2") as error:
+        read([ASKED, ANSWERED], row)
+    assert message in str(error.value)
+
+
+def test_a_missing_column():
+    with pytest.raises(UserError, match="no column 'chat'; set config.task.column"):
+        conversations.read(table([ASKED, ANSWERED]), "chat", "config.task.column")
+
+
+def test_the_digest_tells_order_and_words_apart():
+    one, other = [ASKED, ANSWERED], [ASKED, ANSWERED, ASKED]
+    found = {conversations.digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
+    assert len(found) == 4

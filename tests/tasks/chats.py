@@ -1,0 +1,29 @@
+"""A small chat tokenizer, and conversations for it."""
+
+from pathlib import Path
+
+from kd_jax.tasks import text
+
+# One conversation to a turn, as ChatML has it.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WORDS = ["please tell me more about the little red house", "yes, the house is red and small"]
+
+
+def tokenizer(folder: Path, template: str = CHATML):
+    """Byte-level BPE with ChatML's two special tokens and `template`."""
+    made = text.train_tokenizer("bpe", WORDS * 3, 290, folder)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.chat_template = template
+    return made
+
+
+def conversation(*contents: str, first: str = "user") -> list[dict]:
+    """Messages that alternate between user and assistant."""
+    roles = ["user", "assistant"] if first == "user" else ["system", "user", "assistant"]
+    return [
+        {"role": roles[i] if i < len(roles) else roles[-2 + (i - len(roles)) % 2], "content": text}
+        for i, text in enumerate(contents)
+    ]

@@ -1,0 +1,135 @@
+"""The chat task: rows, packing, what is cut and dropped."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.errors import UserError
+from kd_jax.tasks import chat
+from kd_jax.tasks.templates import Template
+from tests.tasks import chats
+from tests.tasks.chats import conversation
+
+ROWS = [
+    conversation(f"is house {i} red?", "yes " * (i % 7 + 1), "why?", "it is") for i in range(20)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return chats.tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return {"path": str(path)}
+
+
+@pytest.fixture
+def data(tmp_path):
+    sources = {split: write(tmp_path / f"{split}.jsonl", ROWS) for split in ("train", "test")}
+    return sources | {"cache_dir": str(tmp_path / "cache")}
+
+
+def make(data, tokenizer, **keys):
+    return chat.make({"name": "chat", "seq_len": 128, **keys}, data, tokenizer)
+
+
+def supervised(stream):
+    """(token before, label) of everything that is learnt, sorted."""
+    found = []
+    for batch in stream.batches():
+        at = batch.weights > 0
+        found += zip(batch.tokens_BT[at].tolist(), batch.labels[at].tolist(), strict=True)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_have_the_promised_shapes(data, tokenizer, packed):
+    task = make(data, tokenizer, packed=packed)
+    shapes = make({}, None, packed=packed).shapes(4)
+    for batch in (task.train(4, seed=0)[0], task.held_out("test", 4)[0]):
+        assert jax.tree.structure(batch) == jax.tree.structure(shapes)
+        for array, shape in zip(jax.tree.leaves(batch), jax.tree.leaves(shapes), strict=True):
+            assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_all_answers_are_learnt_once(data, tokenizer, packed):
+    want = []
+    for row in Template(tokenizer).encode(ROWS, str):
+        at = np.flatnonzero(row.learnt_N)
+        want += zip(row.ids_N[at - 1].tolist(), row.ids_N[at].tolist(), strict=True)
+    task = make(data, tokenizer, packed=packed)
+    assert supervised(task.held_out("test", 3)) == sorted(want)
+    about = task.prepare()["test"]
+    assert about["learnt"] == len(want) and about["cut"] == about["dropped"] == 0
+    assert about["rows"] < 20 if packed else about["rows"] == 20
+
+
+def test_packed_rows_keep_conversations_apart(data, tokenizer):
+    batch = make(data, tokenizer).held_out("test", 2)[0]
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for tokens_T, segments_T, mask_T in zip(
+        batch.tokens_BT, batch.segments_BT, batch.mask_BT, strict=True
+    ):
+        real = int(mask_T.sum())
+        assert (segments_T[real:] == 0).all() and (np.diff(segments_T[:real]) >= 0).all()
+        begins = np.flatnonzero(np.diff(segments_T[:real], prepend=0))
+        assert len(begins) > 1 and (np.diff(segments_T[begins]) == 1).all()
+        assert (tokens_T[begins] == start).all()
+
+
+def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped(
+    tmp_path, tokenizer, caplog
+):
+    early = conversation("red?", "yes " * 200)
+    late = conversation("is it red? " * 50, "yes")
+    data = {"test": write(tmp_path / "long.jsonl", [ROWS[0], early, late])}
+    data["cache_dir"] = str(tmp_path / "cache")
+    task = make(data, tokenizer, seq_len=64)
+    with caplog.at_level("INFO", logger="kd_jax"):
+        about = task.prepare()["test"]
+    assert (about["conversations"], about["cut"], about["dropped"]) == (3, 2, 1)
+    assert "of 3 conversations 2 are longer than 64 tokens and cut, 1 of them" in caplog.text
+    batch = task.held_out("test", 4)[0]
+    assert (batch.mask_BT.sum(axis=1) > 0).sum() == 2
+    with pytest.raises(UserError, match="no conversation has a word of the assistant within"):
+        make({**data, "test": write(tmp_path / "l.jsonl", [late])}, tokenizer, seq_len=64).prepare()
+
+
+def test_held_out_conversations_are_not_trained_on(data, tokenizer):
+    task = make(data, tokenizer, packed=False)
+    about = task.prepare()
+    assert (about["train"]["conversations"], about["validation"]["conversations"]) == (18, 2)
+    trained, held = (task._rows(split).rows for split in ("train", "validation"))
+    assert sorted(sum(trained + held, [])) == list(range(20))
+    assert not {*sum(trained, [])} & {*sum(held, [])}
+
+
+def test_of_one_conversation_nothing_can_be_held_out(tmp_path, tokenizer):
+    data = {"train": write(tmp_path / "one.jsonl", ROWS[:1]), "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="holds one conversation"):
+        make(data, tokenizer).prepare()
+
+
+def test_tokens_are_kept_by_content(data, tokenizer, monkeypatch):
+    first = make(data, tokenizer).held_out("test", 4)[0]
+    monkeypatch.setattr(Template, "encode", None)  # not asked for again
+    again = make(data, tokenizer).held_out("test", 4)[0]
+    assert (first.tokens_BT == again.tokens_BT).all()
+    with pytest.raises(TypeError):
+        make(data, tokenizer, turns="last").prepare()
+
+
+def test_settings_that_cannot_be(data, tokenizer):
+    with pytest.raises(UserError, match="seq_len=2 must be at least 4"):
+        make(data, tokenizer, seq_len=2)
+    with pytest.raises(UserError, match="held_out=1 must lie in"):
+        make({**data, "held_out": 1}, tokenizer)
+    with pytest.raises(UserError, match="config.data.train is not set"):
+        make({"test": data["test"]}, tokenizer).train(2, seed=0)
+    with pytest.raises(UserError, match="unknown split 'dev'"):
+        make(data, tokenizer).held_out("dev", 2)
