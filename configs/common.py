@@ -119,9 +119,24 @@ def finetuning() -> ConfigDict:
     return c
 
 
+def pruning(recipe: str = "prune") -> ConfigDict:
+    """The keys of pruning: those of `base`, and a section, see kd_jax/recipes/pruning_setup.py."""
+    c = base(recipe)
+    c.pruning = ConfigDict(
+        dict(
+            target=0.3,  # share of all parameters that goes
+            ranking="global",  # global | layer: what heads and FFN columns compete with
+            distil=True,  # fine-tuned on the objective, beside the original; else on the labels
+        )
+    )
+    return c
+
+
 def substitution() -> ConfigDict:
-    """The keys of substitution: those of `base`, and a section, see kd_jax/recipes/phases.py."""
-    c = base("substitute")
+    """The keys of substitution: those of `pruning`, which here makes a model as small as
+    substitution does, and a section, see kd_jax/recipes/phases.py."""
+    c = pruning("substitute")
+    c.pruning.target = 0.0
     c.substitution = ConfigDict(
         dict(
             kind="bottleneck",  # bottleneck | slim

@@ -17,6 +17,7 @@ STAGES = (
     "baseline",
     "intermediate",
     "substitute",
+    "one_shot",
     "prune",
     "student",
 )  # in the order of reading; others follow by name

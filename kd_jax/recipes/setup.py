@@ -78,6 +78,10 @@ class Setup:
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         """Settles what of a stage depends on the models that are there before it."""
 
+    def starts(self, stage: Stage, given: Mapping[str, Params]) -> Mapping[str, Params]:
+        """What a stage starts from that is worth figures of its own, by their name."""
+        return {}
+
     def groups(self, stage: Stage) -> Groups:
         """Parameters of a stage's last state that have Adam counts of their own."""
         return ()
