@@ -31,13 +31,8 @@ CASES = {
     "yarn": {"rope_scaling": YARN, "rope_theta": 500.0},
     "yarn, all keys": {
         "rope_scaling": YARN
-        | {
-            "beta_fast": 4,
-            "beta_slow": 0.5,
-            "mscale": 0.7,
-            "mscale_all_dim": 1.2,
-            "truncate": False,
-        }
+        | {"beta_fast": 4, "beta_slow": 0.5, "original_max_position_embeddings": 400}
+        | {"mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False}
     },
     "yarn by lengths": {
         "rope_scaling": {"rope_type": "yarn", "factor": None, "attention_factor": 1.3},
