@@ -43,6 +43,10 @@ class KDJaxConfig(PretrainedConfig):
         else:  # transformers 5 gathers all that concerns rotation, and looks at the length for that
             self.rope_parameters = None
             self.max_position_embeddings = kwargs.get("max_position_embeddings")
+        # kd_jax exports no model of which a layer would see less than all tokens, but Qwen2's files
+        # name a window that is off, and caches would heed it.
+        for name in ("sliding_window", "use_sliding_window", "layer_types"):
+            kwargs.pop(name, None)
         super().__init__(**kwargs)
 
 
