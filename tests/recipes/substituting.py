@@ -9,7 +9,7 @@ import jax
 from configs import common
 from kd_jax.recipes import pretrain, substitute, workdir
 from kd_jax.train import sharding
-from tests import tiny_config
+from tests import smoke, tiny_config
 
 STEPS, PHASE = 10, 3  # phases of the steps (0, 3], (3, 6], (6, 10]
 
@@ -50,8 +50,13 @@ def quick():
     alone = lambda fsdp=1, devices=None: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
     with contextlib.ExitStack() as stack:
         patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
-        jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longest
-        stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
+        stack.enter_context(smoke.private_caches())  # compiling takes longest
+        for option, value, usual in (
+            ("jax_disable_most_optimizations", True, False),
+            ("jax_persistent_cache_min_compile_time_secs", 0.0, 1.0),
+        ):
+            jax.config.update(option, value)
+            stack.callback(jax.config.update, option, usual)
         patch(sharding, "make_mesh", alone)
         patch(pretrain.export, "export_run", lambda *args: {"path": "nowhere"})
         patch(pretrain.plots, "draw", lambda *args: None)
