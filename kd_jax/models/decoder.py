@@ -53,7 +53,7 @@ class Decoder(nnx.Module):
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         places_BT = segments.positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
-        scope = self.scope(segments.mask(batch), places_BT, lengths_B)
+        scope = self.scope(segments.mask(batch), places_BT, lengths_B).replace(causal=True)
         x_BTD, remat = self.embed(batch.tokens_BT, places_BT, seed), self.config.remat
         return run_blocks(self.blocks, x_BTD, scope, seed, sites=3, remat=remat)
 
