@@ -103,15 +103,16 @@ def evaluate_stage(
 
     Args:
         folder: the run directory.
-        stage: teacher | baseline | student.
+        stage: one that the run trained.
         task: None, or the run's.
         data: file, folder or glob; None for the run's own.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
     run = runs.read(folder)
-    if stage not in run.stages:
-        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(run.stages)}")
+    trained = [name for name in run.stages if name in run.config["stages"]]
+    if stage not in trained:  # what was only judged has no checkpoint
+        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(trained)}")
     config, manifest = for_these_devices(run.config, options), run.results["data"]
     if task not in (None, config.task.name):
         raise UserError(f"{folder} is a run of task {config.task.name!r}, not {task!r}")
