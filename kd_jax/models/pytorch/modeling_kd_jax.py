@@ -106,6 +106,7 @@ class Attention(nn.Module):
         if tables:
             q, k = (rotate(each, tables[self.head_width]) for each in (q, k))
         if cache is not None:
+            # Static caches of transformers 4 have to be told where.
             k, v = cache.update(k, v, self.layer, {"cache_position": slots})
             k, v = (each[:, :, : mask.shape[-1]] for each in (k, v))  # a static cache has more
         k, v = (each.repeat_interleave(self.groups, dim=1) for each in (k, v))
@@ -228,7 +229,7 @@ def make_block(config, layer):
 def visible(mask, slots):
     """What SDPA is given: (B, 1, T, S), True where a token may look; the last T of the S are new.
 
-    A token always sees itself: a row of padding without any token would give NaNs.
+    A token always sees itself: with older torch, a row of padding alone would give NaNs.
     """
     if mask is not None and mask.dim() == 4:
         return mask
