@@ -31,7 +31,8 @@ class KDJaxConfig(PretrainedConfig):
     model_type = "kd_jax_decoder"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(self, base_model_type="gpt2", blocks=(), **kwargs):
+    # Ties have a default of our own, so that transformers 4 writes them down in either case.
+    def __init__(self, base_model_type="gpt2", blocks=(), tie_word_embeddings=False, **kwargs):
         self.base_model_type = base_model_type
         self.blocks = list(blocks)
         if base_model_type == "gpt2":
@@ -47,7 +48,7 @@ class KDJaxConfig(PretrainedConfig):
         # name a window that is off, and caches would heed it.
         for name in ("sliding_window", "use_sliding_window", "layer_types"):
             kwargs.pop(name, None)
-        super().__init__(**kwargs)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 class Rotation:
