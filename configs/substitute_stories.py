@@ -4,8 +4,9 @@ The method is that of configs/substitute_gpt2.py (Musaeus and van der Goot, COLI
 here with slim blocks, which begin as the most important heads and FFN columns of the block that
 they replace and are fitted to it before they go in. Beside it, with as many parameters and the same
 batches: `prune`, structured L1 pruning and fine-tuning; `theseus`, the same compact blocks at
-random; `student`, ordinary distillation of a model of compact blocks from the start. The model was trained on TinyStories (Eldan and Li 2023, arXiv:2305.07759), of which a small
-file is at hand; a fifth of its stories is held out and tells the best checkpoint.
+random; `student`, ordinary distillation of a model of compact blocks from the start. The model was
+trained on TinyStories (Eldan and Li 2023, arXiv:2305.07759), of which a small file is at hand; a
+fifth of its stories is held out and tells the best checkpoint.
 
     python -m kd_jax.main --config=configs/substitute_stories.py --workdir=runs/substitute_stories
     python -m kd_jax.main --config=configs/substitute_stories.py:smoke
