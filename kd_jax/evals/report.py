@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_jax.evals import document, findings, pairs, plots, table, tradeoff
+from kd_jax.evals import document, findings, pairs, plots, quantities, table, tradeoff
 from kd_jax.evals.document import Details, Document, Matrices, Matrix, Pictures, Section, Text
+from kd_jax.evals.quantities import MISSING, Figure, Figures, Stages
 from kd_jax.evals.runs import Run
-from kd_jax.evals.table import MISSING, Figure, Stages, Table
+from kd_jax.evals.table import Table
 
 REFERENCE = "teacher"  # what is measured against it is never printed bold
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
@@ -32,8 +33,8 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
     everything = [run for runs in groups.values() for run in runs]
     first = everything[0].results
     stages = {label: [run.stages for run in runs] for label, runs in groups.items()}
-    qualities = table.quality(run.stages for run in everything)
-    primary = table.the_primary(qualities, first.get("primary", "loss"))
+    qualities = quantities.quality(run.stages for run in everything)
+    primary = quantities.the_primary(qualities, first.get("primary", "loss"))
     split = str(first.get("split"))
     summary = [findings.of_group(label, runs, primary) for label, runs in groups.items()]
     if best := findings.between(groups, primary, split):
@@ -63,8 +64,8 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
 
 def scatters(groups: Mapping[str, Sequence[Stages]], primary: str) -> list[tradeoff.Scatter]:
     """The pictures of the primary figure over the costs."""
-    qualities = table.quality(run for runs in groups.values() for run in runs)
-    return tradeoff.scatters(groups, table.the_primary(qualities, primary))
+    qualities = quantities.quality(run for runs in groups.values() for run in runs)
+    return tradeoff.scatters(groups, quantities.the_primary(qualities, primary))
 
 
 def _how(groups: Groups) -> Text:
@@ -157,7 +158,7 @@ def _best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -
     return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
 
 
-def _average(figure: Figure, stages: Sequence[table.Figures]) -> float | None:
+def _average(figure: Figure, stages: Sequence[Figures]) -> float | None:
     values = [stage.get(figure.key) for stage in stages]
     return None if not values or None in values else statistics.fmean(values)
 
@@ -192,7 +193,7 @@ def _per_class(run: Stages, stage: str) -> Any:
     return run.get(stage, {}).get("classes")
 
 
-def _confusion(stage: str, classes: list[str], found: Sequence[table.Figures]) -> Matrix | None:
+def _confusion(stage: str, classes: list[str], found: Sequence[Figures]) -> Matrix | None:
     """The matrices of all seeds, added up."""
     each = [figures["confusion"] for figures in found if figures.get("confusion")]
     if not each:
@@ -207,7 +208,7 @@ def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:
     names = table.stages_of(runs)
     beside = {"student", REFERENCE} <= {*names}
     rows, best = [], set()
-    for figure in table.cost(runs):
+    for figure in quantities.cost(runs):
         found = [[run[name] for run in runs if name in run] for name in names]
         best |= {(len(rows), 1 + j) for j in _best_stage(figure, names, found, CLEAR)}
         row = [figure.title, *(table.mean(figure, each) for each in found)]
