@@ -17,6 +17,8 @@ import rich.table
 from kd_jax.evals import pairs
 from kd_jax.evals.quantities import MISSING, Figure, Figures, Stages, cost, quality, the_primary
 
+REFERENCE = "teacher"  # the stage that others are measured against; never printed as the best
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -84,7 +86,7 @@ def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> T
         title += f", {len(runs)} seeds: mean ± standard deviation"
     if len(both) > 1:
         judged = the_primary(good, primary)
-        won = _paired(judged, both)
+        won = paired(judged, both)
         direction = "higher" if judged.better > 0 else "lower"
         title += ", differences ± standard error"
         title += f"; student's {primary} {direction} in {won.wins} of {len(both)}"
@@ -119,26 +121,52 @@ def stages_of(runs: Iterable[Stages]) -> list[str]:
 
 def mean(figure: Figure, stages: Sequence[Figures]) -> str:
     """The mean, with ± standard deviation where the values differ."""
-    values = [stage.get(figure.key) for stage in stages]
-    if not values or None in values:
+    if (middle := average(figure, stages)) is None:
         return MISSING
-    text = figure.show(statistics.fmean(values))
+    text, values = figure.show(middle), [stage[figure.key] for stage in stages]
     if min(values) != max(values):
         text += f" ± {figure.show(statistics.stdev(values))}"
     return text
+
+
+def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
+    """The mean; None where a stage lacks the figure."""
+    values = [stage.get(figure.key) for stage in stages]
+    return None if not values or None in values else statistics.fmean(values)
+
+
+def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:
+    """Where the best value stands; nowhere if there is no choice, or it is not clear enough."""
+    known = sorted({figure.better * value for value in values if value is not None})
+    if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
+        return []
+    return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
+
+
+def best_stages(
+    figure: Figure,
+    names: Sequence[str],
+    found: Sequence[Sequence[Figures]],
+    margin: float = 0.0,
+) -> list[int]:
+    """Columns of the best stages, the teacher left out."""
+    values = [average(figure, each) for each in found]
+    values = [None if n == REFERENCE else v for n, v in zip(names, values, strict=True)]
+    return best(figure, values, margin)
 
 
 def _with_both(runs: Iterable[Stages]) -> list[Stages]:
     return [run for run in runs if {"student", "baseline"} <= {*run}]
 
 
-def _paired(figure: Figure, runs: Sequence[Stages]) -> pairs.Paired | None:
-    """Student - baseline; None where a stage lacks the figure."""
+def paired(figure: Figure, runs: Sequence[Stages]) -> pairs.Paired | None:
+    """Student - baseline in the runs that have both; None where one lacks the figure."""
+    both = _with_both(runs)
     return pairs.compare(
-        figure, [run["student"] for run in runs], [run["baseline"] for run in runs]
+        figure, [run["student"] for run in both], [run["baseline"] for run in both]
     )
 
 
 def _difference(figure: Figure, runs: Sequence[Stages]) -> str:
-    found = _paired(figure, runs)
+    found = paired(figure, runs)
     return MISSING if found is None else found.show()
