@@ -170,7 +170,7 @@ def _until(deadline: float) -> Iterator[None]:
 def differences(one: Path, other: Path) -> list[str]:
     """What of two finished run directories is not the same bit for bit."""
     found = []
-    stages = [stage for stage in STAGES if (one / stage).exists()]
+    stages = sorted(path.parent.name for path in one.glob("*/metrics.csv"))
     for stage in stages:
         for name in ("metrics.csv", "eval.csv"):
             if (one / stage / name).read_bytes() != (other / stage / name).read_bytes():
@@ -184,9 +184,10 @@ def differences(one: Path, other: Path) -> list[str]:
             a, b = (_arrays(run / stage / "checkpoints" / str(step)) for run in (one, other))
             wrong = [path for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)]
             found += [f"{stage} at step {step}: {path}" for path in wrong]
-    weights = Path("export", stages[-1], "model.safetensors")
-    if (one / weights).read_bytes() != (other / weights).read_bytes():
-        found.append(str(weights))
+    for path in one.glob("export/*/model.safetensors"):
+        weights = path.relative_to(one)
+        if path.read_bytes() != (other / weights).read_bytes():
+            found.append(str(weights))
     left = [*other.glob("**/*orbax-checkpoint-tmp"), *other.glob("**/.*.partial")]
     return found + [f"left behind: {path}" for path in left]
 

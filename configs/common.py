@@ -21,6 +21,8 @@ TINY = {
     # What differs from the teacher, a BERT; its feed-forward width has a name of its own.
     "distilbert": dict(model_type="distilbert", num_hidden_layers=1, hidden_dim=64),
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
+    "llama": dict(model_type="llama", num_key_value_heads=1, tie_word_embeddings=True) | _BERT,
+    "phi": dict(model_type="phi", resid_pdrop=0.1) | _BERT,
 }
 
 
@@ -117,6 +119,46 @@ def finetuning() -> ConfigDict:
     return c
 
 
+def pruning(recipe: str = "prune") -> ConfigDict:
+    """The keys of pruning: those of `base`, and a section, see kd_jax/recipes/pruning_setup.py."""
+    c = base(recipe)
+    c.pruning = ConfigDict(
+        dict(
+            target=0.3,  # share of all parameters that goes
+            ranking="global",  # global | layer: what heads and FFN columns compete with
+            distil=True,  # fine-tuned on the objective, beside the original; else on the labels
+        )
+    )
+    return c
+
+
+def substitution() -> ConfigDict:
+    """The keys of substitution: those of `pruning`, which here makes a model as small as
+    substitution does, and a section, see kd_jax/recipes/phases.py."""
+    c = pruning("substitute")
+    c.pruning.target = 0.0
+    c.substitution = ConfigDict(
+        dict(
+            kind="bottleneck",  # bottleneck | slim
+            width=1,  # inside a bottleneck; 0 for slim blocks
+            num_heads=1,  # of a compact block
+            num_kv_heads=1,
+            ffn_width=1,
+            init="random",  # random | pruned: how a compact block begins
+            fit_steps=0,  # steps of regression to the blocks that go, before each swap
+            fit_learning_rate=1e-3,
+            order=FieldReference("last_first", field_type=object),  # kd_jax/recipes/phases.py
+            importance_batches=16,  # training batches that order="importance" looks at
+            blocks=1,  # to replace at each swap
+            steps=1000,  # from one swap to the next
+            target=0.3,  # share of all parameters that goes
+            learning_rate=5e-4,  # of compact blocks, the peak; optim.learning_rate is the others'
+            warmup=50,  # updates in which a new block's learning rate is reached
+        )
+    )
+    return c
+
+
 def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool]:
     """(variant, smoke) of an argument like "mrpc", "mrpc-smoke" or "smoke"."""
     name, _, ending = (arg or default).partition("-")
@@ -193,10 +235,17 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         raise ValueError(f"unknown variant {arg!r}; have: smoke")
     if not arg:
         return c
+    if c.recipe == "substitute":  # both blocks of the teacher, one after the other
+        c.substitution.update(num_heads=1, num_kv_heads=1, ffn_width=24, steps=2, warmup=1)
+        c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
+        c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
+        c.substitution.target = 0.3 if family == "gpt2" else 0.2
+        c.student.architecture = ConfigDict()
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
     c.student.model = ""
-    c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
+    if c.recipe == "pretrain":
+        c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
     kind = "bpe" if c.task.name == "clm" else "wordpiece"

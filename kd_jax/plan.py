@@ -32,7 +32,7 @@ def table(found: Plan) -> Table:
     """The plan for people."""
     rows = [
         ["teacher", f"{found['params_teacher']:,} parameters"],
-        ["student", f"{found['params_student']:,} parameters"],
+        [found["stage"], f"{found['params_student']:,} parameters"],
         ["reduction", f"{found['reduction_percent']:.2f}%"],
         ["batch", f"{found['rows']} x {found['tokens']} tokens, {found['positions']} to the head"],
         ["FLOPs needed a step", f"{found['flops_needed']:.4g}"],
@@ -53,14 +53,34 @@ def table(found: Plan) -> Table:
         if found["unbounded_loops"]:
             rows.append(["loops counted once", ", ".join(found["unbounded_loops"])])
         rows.append(["compiled in", f"{found['compile_seconds']} s"])
-    return Table(found.get("topology", "one step"), ["", "student stage"], rows)
+    return Table(found.get("topology", "one step"), ["", f"stage {found['stage']}"], rows)
+
+
+def phases(found: Plan) -> Table | None:
+    """Where blocks are replaced on the way, the model after each swap."""
+    if "phases" not in found:
+        return None
+    rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]
+    for row in found["phases"]:
+        first, last = row["steps"]
+        rows.append(
+            [
+                str(row["phase"]),
+                f"{first:,} to {last:,}",
+                "by importance" if row["blocks"] is None else ", ".join(map(str, row["blocks"])),
+                f"{row['parameters']:,}",
+                f"{row['reduction_percent']:.2f}%",
+            ]
+        )
+    return Table("phases", ["phase", "steps", "blocks replaced", "parameters", "reduction"], rows)
 
 
 def _main(argv: list[str]) -> None:
     del argv
     with cli.plain_errors():
         found = plan(_CONFIG.value, _TOPOLOGY.value)
-        table(found).print()
+        for each in filter(None, (phases(found), table(found))):
+            each.print()
         if _JSON.value:
             Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
 

@@ -5,6 +5,7 @@ Shape letters, used as suffixes of array names (`logits_BTV`):
     B batch rows      T tokens of a row       D model width      V vocabulary
     H heads           K width of a head       F feed-forward     L layers
     P masked slots    N rows of a flat array  C rows of a chunk, or classes
+    G heads of keys and values, which neighbours among H share
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Batch(struct.PyTreeNode):
     (masked language modelling); without it a language model's are (B, T), one for every token.
     Heads that answer once a row have as many labels a row as answers: (B, 1) classes (float32
     numbers for a regression), (B, 2) first and last token of a span.
+
+    With `segments_BT`, which decoders alone read, a row holds several continuations of one
+    beginning: the beginning is segment 0 and comes first; segments 1, 2, ... follow, and a token
+    of theirs sees segment 0 and its own segment (models/segments.py).
     """
 
     ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up
@@ -43,7 +48,8 @@ class Batch(struct.PyTreeNode):
     labels: Array  # int32, (B, P) or (B, T); float32 for a regression
     weights: Array  # float32 like labels, 0 where nothing is supervised
     positions_BP: Array | None = None  # int32
-    types_BT: Array | None = None  # int32 token types (segments); None means all zero
+    types_BT: Array | None = None  # int32 token types of encoders; None means all zero
+    segments_BT: Array | None = None  # int32; None means one row of text
     teacher_logits_BPC: Array | None = None  # float32, a frozen teacher's, computed before
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
 
@@ -64,11 +70,19 @@ class Batch(struct.PyTreeNode):
 
 
 class Heads(struct.PyTreeNode):
-    """What one layer's attention compares; scores are q_BTHK k_BTHK, the scale is in q."""
+    """What one layer's attention compares; scores are q k, the scale is in q. G divides H: that
+    many neighbours of q share a key and value head."""
 
     q_BTHK: Array
-    k_BTHK: Array
-    v_BTHK: Array
+    k_BTGK: Array
+    v_BTGK: Array
+
+    def spread(self) -> Heads:
+        """Keys and values for every head of q, (B, T, H, K)."""
+        shared = self.q_BTHK.shape[2] // self.k_BTGK.shape[2]
+        if shared == 1:
+            return self
+        return Heads(self.q_BTHK, *(jnp.repeat(x, shared, 2) for x in (self.k_BTGK, self.v_BTGK)))
 
 
 class ModelOutput(struct.PyTreeNode):
@@ -104,7 +118,7 @@ class ModelSpec:
 
     width: int
     num_layers: int
-    num_heads: int = 1
+    num_heads: int = 1  # of every layer; 0 where layers differ
     causal: bool = False  # a token sees those before it, not those after it
 
 
@@ -128,6 +142,9 @@ class Model(struct.PyTreeNode):
     params: Params
     graphdef: nnx.GraphDef = struct.field(pytree_node=False)
 
-    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
-        """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic."""
-        return nnx.merge(self.graphdef, self.params)(batch, seed)
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic.
+        `replaced_L` (bool): which blocks take the place of predecessors, where a model has any."""
+        return nnx.merge(self.graphdef, self.params)(batch, seed, replaced_L)

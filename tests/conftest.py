@@ -1,10 +1,12 @@
 """All tests run on the CPU, as on eight devices, and strictly."""
 
 import os
+import tempfile
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="kd_jax-modules-")  # code beside weights
 
 from pathlib import Path
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from kd_jax import plan
 
 FOUND = {
+    "stage": "student",
     "params_teacher": 335_174_458,
     "params_student": 108_393_786,
     "reduction_percent": 67.66,

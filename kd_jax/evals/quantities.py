@@ -42,6 +42,7 @@ _SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
 
 COST = (
     Figure("parameters", "parameters", count, -1),
+    Figure("reduction_percent", "reduction of parameters (%)", _PERCENT),
     Figure("size_mb", "size (MB)", "{:.1f}".format, -1),
     Figure("flops_per_sample", "operations a sample", _operations, -1),
     Figure("latency_ms", "latency, batch 1 (ms)", _PERCENT, -1),

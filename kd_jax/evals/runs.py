@@ -16,6 +16,9 @@ STAGES = (
     "assistant",
     "baseline",
     "intermediate",
+    "substitute",
+    "one_shot",
+    "prune",
     "student",
 )  # in the order of reading; others follow by name
 

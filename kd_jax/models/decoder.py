@@ -1,108 +1,96 @@
-"""The decoder of GPT-2: causal blocks that normalise before each sub-layer."""
-
-import dataclasses
+"""The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalising before each sub-layer."""
 
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
+from kd_jax.models import segments
+from kd_jax.models.attention import Past, Scope
+from kd_jax.models.block import make_block, make_norm
+from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import (
-    Attention,
-    Embedding,
-    LayerNorm,
-    Layers,
-    Mlp,
-    causal_mask,
-    check_length,
-    run_blocks,
-)
-from kd_jax.precision import Policy
-from kd_jax.types import Array, Batch, Heads
+from kd_jax.models.layers import Embedding, Layers, run_blocks
+from kd_jax.types import Array, Batch
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """What fixes a decoder. `hf_json` is the config.json it came from, for what else it says."""
+class Cache(struct.PyTreeNode):
+    """What a decoder keeps of rows of tokens that it goes on with: `Decoder.start`, `.extend`."""
 
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    ffn_width: int
-    max_positions: int
-    activation: str
-    norm_eps: float
-    embedding_dropout: float
-    attention_dropout: float  # of the attention weights
-    attention_out_dropout: float
-    mlp_dropout: float
-    initializer_range: float
-    tie_embeddings: bool
-    scale_scores: bool  # divide scores by the root of the head's width
-    scale_by_layer: bool  # divide scores of block i (from 0) by i + 1
-    hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
-    policy: Policy = Policy()
-    remat: bool = False  # compute each block again in the backward pass
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the token embeddings."""
-        return self.width
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest row that has positions."""
-        return self.max_positions
-
-
-class Block(nnx.Module):
-    """Causal self-attention and MLP, each on a normalised copy. Takes three dropout sites."""
-
-    def __init__(self, config: DecoderConfig, layer: int):
-        scale = (config.width // config.num_heads) ** -0.5 if config.scale_scores else 1.0
-        self.attention_norm = LayerNorm(config.width, config.norm_eps)
-        self.attention = Attention(
-            config.width,
-            config.num_heads,
-            scale=scale / (layer + 1) if config.scale_by_layer else scale,
-            rate=config.attention_dropout,
-            out_rate=config.attention_out_dropout,
-            policy=config.policy,
-        )
-        self.mlp_norm = LayerNorm(config.width, config.norm_eps)
-        self.mlp = Mlp(
-            config.width, config.ffn_width, config.activation, config.mlp_dropout, config.policy
-        )
-
-    def __call__(
-        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
-    ) -> tuple[Array, Heads]:
-        y_BTD, heads = self.attention(self.attention_norm(x_BTD), mask, seed, site)
-        x_BTD = x_BTD + y_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD), seed, site + 2), heads
+    past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
+    real_BS: Array  # bool, False where a place holds padding
+    used: Array  # int32 scalar: places that are filled, in every row the same ones
+    lengths_B: Array  # int32: tokens of each row, without padding
 
 
 class Decoder(nnx.Module):
-    """Embeddings, blocks and a last layer norm: a backbone for `heads.HeadedModel`."""
+    """Embeddings, blocks and a last norm: a backbone for `heads.HeadedModel`."""
 
     def __init__(self, config: DecoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
-        self.positions = Embedding(config.max_positions, config.width, config.policy)
-        self.blocks = nnx.List([Block(config, i) for i in range(config.num_layers)])
-        self.norm = LayerNorm(config.width, config.norm_eps)
+        if config.rotary is None:
+            self.positions = Embedding(config.max_positions, config.width, config.policy)
+        self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
+        self.predecessors = None  # models/replacement.py
+        self.norm = make_norm(config, config.width)
         self.config = config
 
-    def embed(self, batch: Batch, seed: Array | None) -> Array:
-        """Sum of token and position embeddings, (B, T, D)."""
-        length = batch.tokens_BT.shape[1]
-        check_length(length, self.config.max_tokens)
-        x_BTD = self.tokens(batch.tokens_BT) + self.positions(jnp.arange(length)[None])
+    def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
+        """Token embeddings, with those of positions where there is a table, (B, T, D)."""
+        x_BTD = self.tokens(tokens_BT)
+        if self.config.rotary is None:
+            x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
-        """The embedding output and each block's output, (B, T, D), the last one normalised; each
-        block's attention heads."""
-        x_BTD, mask = self.embed(batch, seed), causal_mask(batch.mask_BT)
-        remat = self.config.remat
-        hidden, attention = run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=remat)
+    def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
+        """What the blocks have to know of tokens at those positions, of rows that long."""
+        rotary = self.config.rotary
+        if rotary is None:
+            return Scope(mask)
+        widths = self.config.head_widths
+        return Scope(
+            mask, {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in sorted(widths)}
+        )
+
+    def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
+        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
+        places_BT = segments.positions(batch, self.config.max_tokens)
+        lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
+        scope = self.scope(segments.mask(batch), places_BT, lengths_B).replace(causal=True)
+        x_BTD, either = (
+            self.embed(batch.tokens_BT, places_BT, seed),
+            (self.predecessors, replaced_L),
+        )
+        return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config.remat, *either)
+
+    def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
+        """What `states` gives, the last block's output normalised."""
+        hidden, attention = self.states(batch, seed, replaced_L)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
+
+    def start(self, rows: int, places: int) -> Cache:
+        """An empty cache with room for so many tokens a row, padding included."""
+        past = []
+        for layer in range(self.config.num_layers):
+            shape = self.config.shape(layer)
+            room = jnp.zeros(
+                (rows, places, shape.num_kv_heads, shape.head_width), self.config.policy.activation
+            )
+            past.append((room, room))
+        real_BS = jnp.zeros((rows, places), bool)
+        return Cache(tuple(past), real_BS, jnp.int32(0), jnp.zeros((rows,), jnp.int32))
+
+    def extend(self, cache: Cache, tokens_BT: Array, real_BT: Array) -> tuple[Array, Cache]:
+        """The normalised last hidden state of tokens that follow those in the cache, (B, T, D), and
+        the cache with them. `real_BT` (bool) is False for padding, which ends a row's tokens."""
+        T, S = tokens_BT.shape[1], cache.real_BS.shape[1]
+        lengths_B = cache.lengths_B + real_BT.sum(axis=1)
+        places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]
+        real_BS = jnp.roll(jnp.pad(real_BT, ((0, 0), (0, S - T))), cache.used, axis=1)
+        real_BS = cache.real_BS | real_BS
+        before_TS = jnp.arange(S)[None] <= cache.used + jnp.arange(T)[:, None]
+        scope = self.scope(real_BS[:, None, None] & before_TS[None, None], places_BT, lengths_B)
+        x_BTD, kept = self.embed(tokens_BT, places_BT, None), []
+        for block, (k_BSGK, v_BSGK) in zip(self.blocks, cache.past, strict=True):
+            past = Past(k_BSGK, v_BSGK, cache.used)
+            x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
+            kept.append((heads.k_BTGK, heads.v_BTGK))
+        return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)

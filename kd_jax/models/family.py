@@ -9,6 +9,7 @@ import functools
 import json
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,12 @@ from jax.sharding import PartitionSpec
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models.decoder import DecoderConfig
+from kd_jax.models import shapes
+from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.heads import HeadedModel
 from kd_jax.models.labels import label_keys
 from kd_jax.models.layers import activation
+from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
@@ -31,6 +34,31 @@ PARTITION = (
     (r"(embedding|unembed)$", PartitionSpec(None, "fsdp")),
     (r"kernel$", PartitionSpec("fsdp", None)),
     (r"(bias|scale)$", PartitionSpec()),
+)
+
+
+# The model_type of decoders whose blocks differ. HF has no class for them: ours are in a file that
+# goes along with the weights.
+UNEQUAL = "kd_jax_decoder"
+MODELING_FILE = Path(__file__).with_name("pytorch") / "modeling_kd_jax.py"
+_CLASSES = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}
+_AUTO_MAP = {
+    auto: f"{MODELING_FILE.stem}.{name}"
+    for auto, name in {
+        "AutoConfig": "KDJaxConfig",
+        "AutoModel": _CLASSES["none"],
+        "AutoModelForCausalLM": _CLASSES["clm"],
+    }.items()
+}
+
+# Keys of a config.json that are not true of a model written from it.
+_NOT_KEPT = (
+    "_name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "auto_map",
+    "base_model_type",
+    "blocks",
 )
 
 
@@ -52,12 +80,10 @@ class Rule(NamedTuple):
     base: bool = False
 
 
-def linear(hf: str, *ours: str) -> list[Rule]:
-    """A torch Linear: weight (out, in) and bias."""
-    return [
-        Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True),
-        Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours)),
-    ]
+def linear(hf: str, *ours: str, bias: bool = True) -> list[Rule]:
+    """A torch Linear: weight (out, in) and, mostly, a bias."""
+    rules = [Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True)]
+    return rules + ([Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours))] if bias else [])
 
 
 def conv1d(hf: str, *ours: str) -> list[Rule]:
@@ -65,14 +91,26 @@ def conv1d(hf: str, *ours: str) -> list[Rule]:
     return [rule._replace(transpose=False) for rule in linear(hf, *ours)]
 
 
-def norm(hf: str, ours: str) -> list[Rule]:
-    """A layer norm: weight and bias."""
-    return [Rule(f"{hf}.weight", (f"{ours}/scale",)), Rule(f"{hf}.bias", (f"{ours}/bias",))]
+def norm(hf: str, ours: str, bias: bool = True) -> list[Rule]:
+    """A layer norm: weight and bias; an RMS norm has no bias."""
+    rules = [Rule(f"{hf}.weight", (f"{ours}/scale",))]
+    return rules + ([Rule(f"{hf}.bias", (f"{ours}/bias",))] if bias else [])
 
 
 def embedding(hf: str, ours: str) -> list[Rule]:
     """An embedding table."""
     return [Rule(f"{hf}.weight", (f"{ours}/embedding",))]
+
+
+def block_rules(
+    shape: BlockShape, hf: str, ours: str, own: Callable[[str, str], list[Rule]]
+) -> list[Rule]:
+    """The tensors of a decoder's block: `own(hf, ours)` are those of a block of the family's own
+    kind; a bottleneck, which HF does not have, has one at `hf`.inner between two torch Linears."""
+    if shape.kind != "bottleneck":
+        return own(hf, ours)
+    inner = own(f"{hf}.inner", f"{ours}/inner")
+    return [*linear(f"{hf}.down", f"{ours}/down"), *inner, *linear(f"{hf}.up", f"{ours}/up")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +132,14 @@ class Family:
 class Fields:
     """A config.json being read: typed values, HF's defaults, refusals that name the key."""
 
-    def __init__(self, hf_json: dict):
+    def __init__(self, hf_json: dict, where: str = "config.json"):
         self.json = hf_json
+        self.where = where  # for messages
+
+    def part(self, key: str | None) -> "Fields":
+        """The fields of the object at `key`; none where it is missing, null or no key is given."""
+        found = self.get(key, dict | None, None) if key else None
+        return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
 
     def rename(self, **names: str) -> None:
         """HF reads the keys on the left as those on the right."""
@@ -107,12 +151,12 @@ class Fields:
     def get(self, key: str, kind: Any, default: Any) -> Any:
         """The value of `key`, which must be a `kind` (a type, or a union of types)."""
         value = self.json.get(key, default)
-        if kind is float and type(value) is int:
+        if kind in (float, float | None) and type(value) is int:
             return float(value)
-        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        if isinstance(value, kind) and (kind in (bool, bool | None) or not isinstance(value, bool)):
             return value
         name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"config.json: {key} should be {name}, not {value!r}")
+        raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")
 
     def only(self, key: str, *supported: Any) -> None:
         """Refuses a key that changes the model in a way that kd_jax does not have.
@@ -122,20 +166,23 @@ class Fields:
         value = self.json.get(key, supported[0])
         if value not in supported:
             have = ", ".join(map(repr, supported))
-            raise UserError(f"config.json: {key}={value!r} is not supported; have: {have}")
+            raise UserError(f"{self.where}: {key}={value!r} is not supported; have: {have}")
 
 
 def read(hf_json: dict) -> tuple[Family, Any]:
     """(family, config) of a config.json. Raises UserError on an unknown model_type or value."""
-    name = hf_json.get("model_type")
-    have = plugins.names("models", "FAMILY")
+    unequal = hf_json.get("model_type") == UNEQUAL
+    key = "base_model_type" if unequal else "model_type"
+    name, have = hf_json.get(key), plugins.names("models", "FAMILY")
     if name not in have:
-        raise UserError(f"config.json: unknown model_type {name!r}; have: {', '.join(have)}")
+        raise UserError(f"config.json: unknown {key} {name!r}; have: {', '.join(have)}")
     family = plugins.load("models", name, "FAMILY").FAMILY
     fields = Fields(hf_json)
     fields.only("quantization_config", None)
     fields.only("pruned_heads", None, {})
     config = family.from_hf(fields)
+    if unequal and not isinstance(config, DecoderConfig):
+        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     activation(config.activation)
     for key in ("num_layers", "num_heads", "width", "ffn_width", "vocab_size", "max_positions"):
         if getattr(config, key) < 1:
@@ -145,25 +192,58 @@ def read(hf_json: dict) -> tuple[Family, Any]:
             f"config.json: {config.num_heads} attention heads do not divide the width "
             f"{config.width}"
         )
+    if isinstance(config, DecoderConfig):
+        config.check_own()
+    if unequal:
+        config = dataclasses.replace(config, blocks=shapes.read(hf_json.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
 
 
 def write(family: Family, config: Any, head: str) -> dict:
-    """The config.json of a float32 model; keys of the original that mean nothing here are kept."""
+    """The config.json of a float32 model; keys of the original that mean nothing here are kept.
+
+    A decoder with blocks of their own shapes is a `kd_jax_decoder`, which lists them.
+    """
     kept = json.loads(config.hf_json)
-    for key in ("_name_or_path", "torch_dtype", "transformers_version"):
+    for key in _NOT_KEPT:
         kept.pop(key, None)
     if head in ("classification", "span"):
         kept = label_keys(kept, config.labels if head == "classification" else None)
-    return (
-        kept
-        | family.to_hf(config)
-        | {
-            "architectures": [family.architectures[head]],
-            "model_type": family.name,
-            "dtype": "float32",
-        }
+    kept |= family.to_hf(config)
+    kept |= {
+        "architectures": [family.architectures[head]],
+        "model_type": family.name,
+        "dtype": "float32",
+    }
+    if getattr(config, "blocks", ()):
+        blocks = shapes.write(config.blocks)
+        kept |= {"model_type": UNEQUAL, "base_model_type": family.name, "blocks": blocks}
+        kept |= {"architectures": [_CLASSES[head]], "auto_map": _AUTO_MAP}
+    return kept
+
+
+def equal(family: Family, config: Any) -> Any:
+    """The config without `blocks` where all are alike and the family's own config.json can say so:
+    a Llama with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
+    blocks = getattr(config, "blocks", ())
+    if len(set(blocks)) != 1 or blocks[0].kind != "full":
+        return config
+    sizes = ("num_heads", "num_kv_heads", "head_width", "ffn_width")
+    alike = dataclasses.replace(
+        config, blocks=(), **{name: getattr(blocks[0], name) for name in sizes}
     )
+    try:
+        _, back = read(write(family, alike, "none"))
+    except UserError:
+        return config
+    return alike if back.own_shape == blocks[0] else config
+
+
+def head_of(family: Family, hf_json: dict) -> str | None:
+    """The head that `architectures` of config.json names; None where it names no known class."""
+    named = hf_json.get("architectures") or []
+    heads = [*family.architectures.items(), *_CLASSES.items()]
+    return next((head for head, name in heads if name in named), None)
 
 
 def check_head(family: Family, head: str) -> None:
@@ -232,5 +312,8 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
 
 def spec(config: Any) -> ModelSpec:
     """What objectives may know of the model."""
-    causal = isinstance(config, DecoderConfig)
-    return ModelSpec(config.width, config.num_layers, config.num_heads, causal)
+    causal, num_heads = isinstance(config, DecoderConfig), config.num_heads
+    if causal:
+        heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
+        num_heads = heads.pop() if len(heads) == 1 else 0
+    return ModelSpec(config.width, config.num_layers, num_heads, causal)

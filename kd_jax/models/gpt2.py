@@ -2,8 +2,9 @@
 
 import math
 
-from kd_jax.models.decoder import Decoder, DecoderConfig
-from kd_jax.models.family import Family, Fields, Rule, conv1d, embedding, norm
+from kd_jax.models.decoder import Decoder
+from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.family import Family, Fields, Rule, block_rules, conv1d, embedding, norm
 
 
 def _from_hf(fields: Fields) -> DecoderConfig:
@@ -15,13 +16,15 @@ def _from_hf(fields: Fields) -> DecoderConfig:
     )
     fields.only("add_cross_attention", False)
     # reorder_and_upcast_attn is harmless: softmax is float32 here, whatever the key says.
-    width = fields.get("n_embd", int, 768)
+    width, heads = fields.get("n_embd", int, 768), fields.get("n_head", int, 12)
     dropout = fields.get("resid_pdrop", float, 0.1)
     return DecoderConfig(
         vocab_size=fields.get("vocab_size", int, 50257),
         width=width,
         num_layers=fields.get("n_layer", int, 12),
-        num_heads=fields.get("n_head", int, 12),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_width=None,
         ffn_width=fields.get("n_inner", int | None, None) or 4 * width,
         max_positions=fields.get("n_positions", int, 1024),
         activation=fields.get("activation_function", str, "gelu_new"),
@@ -64,21 +67,23 @@ def _rules(config: DecoderConfig, head: str) -> list[Rule]:
         *norm("ln_f", "backbone/norm"),
     ]
     for i in range(config.num_layers):
-        hf, ours = f"h.{i}", f"backbone/blocks/{i}"
-        qkv = [f"{ours}/attention/{name}" for name in "qkv"]
-        rules += [
-            *norm(f"{hf}.ln_1", f"{ours}/attention_norm"),
-            *conv1d(f"{hf}.attn.c_attn", *qkv),
-            *conv1d(f"{hf}.attn.c_proj", f"{ours}/attention/o"),
-            *norm(f"{hf}.ln_2", f"{ours}/mlp_norm"),
-            *conv1d(f"{hf}.mlp.c_fc", f"{ours}/mlp/up"),
-            *conv1d(f"{hf}.mlp.c_proj", f"{ours}/mlp/down"),
-        ]
+        rules += block_rules(config.shape(i), f"h.{i}", f"backbone/blocks/{i}", _block_rules)
     if head == "clm" and config.tie_embeddings:
         rules.append(Rule("lm_head.weight", ("backbone/tokens/embedding",), tied=True))
     elif head == "clm":
         rules.append(Rule("lm_head.weight", ("head/unembed",)))
     return rules
+
+
+def _block_rules(hf: str, ours: str) -> list[Rule]:
+    return [
+        *norm(f"{hf}.ln_1", f"{ours}/attention_norm"),
+        *conv1d(f"{hf}.attn.c_attn", *(f"{ours}/attention/{name}" for name in "qkv")),
+        *conv1d(f"{hf}.attn.c_proj", f"{ours}/attention/o"),
+        *norm(f"{hf}.ln_2", f"{ours}/mlp_norm"),
+        *conv1d(f"{hf}.mlp.c_fc", f"{ours}/mlp/up"),
+        *conv1d(f"{hf}.mlp.c_proj", f"{ours}/mlp/down"),
+    ]
 
 
 def _scale_residuals(path, value, config):

@@ -43,14 +43,20 @@ class MaskedLM(nnx.Module):
 
 
 class CausalLM(nnx.Module):
-    """The unembedding alone: GPT-2's head."""
+    """The unembedding alone, with a bias in Phi."""
 
     def __init__(self, config):
         self.unembed = _unembed(config)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(x_BPD, unembed_VD, None)."""
-        return gather(x_BTD, batch.positions_BP), _untied(self.unembed, embedding_VD), None
+        """(x_BPD, unembed_VD, bias_V or None)."""
+        return gather(x_BTD, batch.positions_BP), *self.unembedding(embedding_VD)
+
+    def unembedding(self, embedding_VD: Array) -> tuple[Array, Array | None]:
+        """(unembed_VD, bias_V or None)."""
+        bias_V = None if self.bias is None else self.bias[...]
+        return _untied(self.unembed, embedding_VD), bias_V
 
 
 class Headless(nnx.Module):
@@ -117,9 +123,11 @@ class HeadedModel(nnx.Module):
         self.backbone = backbone
         self.head = HEADS[head](config)
 
-    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
-        """`seed` (uint32 scalar) turns dropout on."""
-        hidden, attention = self.backbone(batch, seed)
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """`seed` (uint32 scalar) turns dropout on; `replaced_L` draws blocks, as `run_blocks`."""
+        hidden, attention = self.backbone(batch, seed, replaced_L)
         embedding_VD = self.backbone.tokens.embedding[...]
         features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
         return ModelOutput(features, unembed_VD, bias_V, hidden, attention)

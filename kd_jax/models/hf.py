@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,11 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
 
 
 def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
-    """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`."""
+    """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`.
+
+    A decoder whose blocks differ, for which HF has no class, gets a PyTorch one beside them.
+    """
+    config = families.equal(family, config)
     flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
     tensors, written = {}, set()
@@ -115,6 +120,8 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
     folder.mkdir(parents=True, exist_ok=True)
     hf_json = families.write(family, config, head)
     (folder / "config.json").write_text(json.dumps(hf_json, indent=2, sort_keys=True) + "\n")
+    if "auto_map" in hf_json:
+        shutil.copy(families.MODELING_FILE, folder)
     weights = folder / "model.safetensors"
     safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors gives it to its owner alone

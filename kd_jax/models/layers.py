@@ -12,6 +12,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models.dropout import dropout
+from kd_jax.models.replacement import Either
 from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
@@ -53,13 +54,15 @@ def activation(name: str):
 class Linear(nnx.Module):
     """(B, T, in) -> (B, T, out)."""
 
-    def __init__(self, d_in: int, d_out: int, policy: Policy):
+    def __init__(self, d_in: int, d_out: int, policy: Policy, bias: bool = True):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
-        self.bias = nnx.Param(jnp.zeros((d_out,)))
+        self.bias = nnx.Param(jnp.zeros((d_out,))) if bias else None
         self.policy = policy
 
     def __call__(self, x_BTD: Array) -> Array:
         y_BTF = einsum("btd,df->btf", x_BTD, self.kernel[...], self.policy)
+        if self.bias is None:
+            return y_BTF
         return y_BTF + self.bias[...].astype(y_BTF.dtype)[None, None]
 
 
@@ -83,6 +86,20 @@ class LayerNorm(nnx.Module):
         return y.astype(x_BTD.dtype)
 
 
+class RmsNorm(nnx.Module):
+    """Division by the root mean square of the last axis (Zhang and Sennrich 2019,
+    arXiv:1910.07467), in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.eps = eps
+
+    def __call__(self, x_BTD: Array) -> Array:
+        x = x_BTD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
+        return (x * self.scale[...][None, None]).astype(x_BTD.dtype)
+
+
 class Embedding(nnx.Module):
     """A table of rows, looked up by ids."""
 
@@ -95,101 +112,51 @@ class Embedding(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
 
-    def __init__(self, width: int, inner: int, activation_name: str, rate: float, policy: Policy):
-        self.up = Linear(width, inner, policy)
-        self.down = Linear(inner, width, policy)
-        self.activation = activation(activation_name)
-        self.rate = rate
-
-    def __call__(self, x_BTD: Array, seed: Array | None, site: int) -> Array:
-        y_BTD = self.down(self.activation(self.up(x_BTD)))
-        return dropout(y_BTD, self.rate, seed, site)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
-
-    `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
-    factor of the scores; `value_width` is that of what `v` reads, where it is not `width`.
+    Where it is gated (Shazeer 2020, arXiv:2002.05202) the activation is that of a third one,
+    `gate`, and `up` is multiplied with it.
     """
 
     def __init__(
         self,
         width: int,
-        num_heads: int,
-        scale: float,
+        inner: int,
+        activation_name: str,
         rate: float,
-        out_rate: float,
         policy: Policy,
-        value_width: int | None = None,
+        gated: bool = False,
+        bias: bool = True,
     ):
-        self.q = Linear(width, width, policy)
-        self.k = Linear(width, width, policy)
-        self.v = Linear(value_width or width, width, policy)
-        self.o = Linear(width, width, policy)
-        self.num_heads = num_heads
-        self.scale = scale
+        self.gate = Linear(width, inner, policy, bias) if gated else None
+        self.up = Linear(width, inner, policy, bias)
+        self.down = Linear(inner, width, policy, bias)
+        self.activation = activation(activation_name)
         self.rate = rate
-        self.out_rate = out_rate
-        self.policy = policy
 
-    def __call__(
-        self,
-        x_BTD: Array,
-        mask: Array,
-        seed: Array | None,
-        site: int,
-        values_BTD: Array | None = None,
-    ) -> tuple[Array, Heads]:
-        """The output and what was compared. `mask` is as in `attention`; `v` reads `values_BTD`,
-        `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`."""
-        B, T, _ = x_BTD.shape
-        values_BTD = x_BTD if values_BTD is None else values_BTD
-        q, k, v = (
-            project(inputs).reshape(B, T, self.num_heads, -1)
-            for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
-        )
-        y_BTHK = attention(q, k, v, mask, self.scale, self.rate, seed, site, self.policy)
-        y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
-        return y_BTD, Heads(q * self.scale, k, v)
+    def __call__(self, x_BTD: Array, seed: Array | None, site: int) -> Array:
+        y_BTF = self.up(x_BTD)
+        if self.gate is None:
+            y_BTF = self.activation(y_BTF)
+        else:
+            y_BTF = self.activation(self.gate(x_BTD)) * y_BTF
+        return dropout(self.down(y_BTF), self.rate, seed, site)
 
 
-def attention(q_BTHK, k_BTHK, v_BTHK, mask, scale, rate, seed, site, policy) -> Array:
-    """softmax(scale q k, masked) v, (B, T, H, K).
-
-    `mask` is boolean, (B, 1, 1 or T, T), True where a query (third axis) may look at a key. The
-    fused kernels of `policy.attention` know no dropout, so a step with it takes the explicit path.
-    """
-    if policy.attention != "explicit" and (seed is None or rate == 0.0):
-        # cuDNN takes no mask whose query axis is broadcast.
-        length = (q_BTHK.shape[1], k_BTHK.shape[1])
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], *length))
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BTHK, v_BTHK, mask=mask, scale=scale, implementation=policy.attention
-        )
-    B, T, H, K = q_BTHK.shape
-    # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
-    q_NTK, k_NSK, v_NSK = (
-        x.transpose(0, 2, 1, 3).reshape(B * H, T, K) for x in (q_BTHK * scale, k_BTHK, v_BTHK)
-    )
-    scores_BHTS = einsum("ntk,nsk->nts", q_NTK, k_NSK, policy).reshape(B, H, T, T)
-    scores_BHTS = jnp.where(mask, scores_BHTS.astype(jnp.float32), MASKED)
-    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
-    weights_BHTS = dropout(weights_BHTS, rate, seed, site)
-    y_NTK = einsum("nts,nsk->ntk", weights_BHTS.reshape(B * H, T, T), v_NSK, policy)
-    return y_NTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
-
-
-def run_blocks(blocks, x_BTD, mask, seed, sites: int, remat: bool) -> Layers:
+def run_blocks(
+    blocks, x_BTD, mask, seed, sites: int, remat: bool, predecessors=None, replaced_L=None
+) -> Layers:
     """Blocks one after the other: (x_BTD and each block's output, each block's attention heads).
 
-    A block takes `sites` dropout sites, the first one's begin at 1. With `remat` each is computed
-    again in the backward pass.
+    `mask` is what the blocks take as such: a boolean array, or an `attention.Scope`. A block takes
+    `sites` dropout sites, the first one's begin at 1. With `remat` each is computed again in the
+    backward pass. Where there are `predecessors` (models/replacement.py) and draws, bool, (L,), one
+    for each block, its predecessors take its place where that is False.
     """
     hidden, attention = [x_BTD], []
     for i, block in enumerate(blocks):
+        if predecessors is not None and replaced_L is not None and len(predecessors[i]):
+            block = Either(block, predecessors[i], replaced_L[i])
         run = jax.checkpoint(block, static_argnums=3) if remat else block
         x_BTD, heads = run(x_BTD, mask, seed, 1 + sites * i)
         hidden.append(x_BTD)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,10 @@ _SAME = (
     "skip_padding",
     "scale_scores",
     "scale_by_layer",
+    "rotary",
+    "rms_norm",
+    "parallel",
+    "gated",
 )
 
 
@@ -77,15 +82,31 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
             )
     ours, theirs = student.params["backbone"], teacher.params["backbone"]
     chosen = layer_map(layers, mine.num_layers, its.num_layers)
+    _check_blocks(mine, its, chosen)
     blocks = {i: theirs["blocks"][layer] for i, layer in enumerate(chosen)}
     if getattr(mine, "scale_by_layer", False):
         blocks = {i: _rescaled(blocks[i], (i + 1) / (layer + 1)) for i, layer in enumerate(chosen)}
-    positions = theirs["positions"]["embedding"][: mine.max_positions]
-    if "types" in theirs and "types" not in ours:
-        positions = positions + theirs["types"]["embedding"][:1]
-    backbone = theirs | {"blocks": blocks, "positions": {"embedding": positions}}
+    backbone = theirs | {"blocks": blocks}
+    if "positions" in theirs:
+        positions = theirs["positions"]["embedding"][: mine.max_positions]
+        if "types" in theirs and "types" not in ours:
+            positions = positions + theirs["types"]["embedding"][:1]
+        backbone["positions"] = {"embedding": positions}
     head = _head(student, teacher)
     return student.replace(params=_take(student.params, {"backbone": backbone, "head": head}))
+
+
+def _check_blocks(mine: Any, its: Any, chosen: list[int]) -> None:
+    """Refuses decoders' blocks of other sizes, which the shapes of parameters need not tell."""
+    if not isinstance(mine, DecoderConfig) or not isinstance(its, DecoderConfig):
+        return
+    for i, layer in enumerate(chosen):
+        if mine.shape(i) != its.shape(layer):
+            raise UserError(
+                f"student.init from teacher layers: the teacher's block {layer} is a "
+                f"{its.shape(layer)}, the student's block {i} a {mine.shape(i)}; make them the "
+                f"same, or start the student from scratch"
+            )
 
 
 def _head(student: Model, teacher: Model) -> Params:

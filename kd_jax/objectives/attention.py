@@ -30,16 +30,18 @@ class Attention(pairwise.Pairwise):
 
     name = "attention"
 
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        if self.heads == "each" and student.num_heads != teacher.num_heads:
+    def _check(self, student: int, teacher: int) -> None:
+        if self.heads == "each" and student != teacher:
             raise UserError(
-                f"objective attention: the student has {student.num_heads} heads and the teacher "
-                f"{teacher.num_heads}: make them the same, or compare their means with heads='mean'"
+                f"objective attention: the student has {student} heads and the teacher {teacher}: "
+                f"make them the same, or compare their means with heads='mean'"
             )
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
         return maps.pairs("attention", self.layers, student, teacher)
 
     def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
-        both = [pairwise.scores(x.q_BTHK, x.k_BTHK) for x in (student, teacher)]
+        both = [pairwise.scores(x.q_BTHK, x.k_BTGK) for x in (student, teacher)]
         if self.kind == "kl":
             logs = (self._log_probs(x, visible_B1TS) for x in both)
             return pairwise.kl(*logs, visible_B1TS)

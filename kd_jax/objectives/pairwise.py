@@ -23,6 +23,11 @@ class Pairwise:
     causal: bool
 
     def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
+        """Layers that are compared; reads the numbers of layers alone."""
+        raise NotImplementedError
+
+    def _check(self, student: int, teacher: int) -> None:
+        """Raises UserError where layers with so many heads do not compare."""
         raise NotImplementedError
 
     def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
@@ -32,6 +37,8 @@ class Pairwise:
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
         """{}; raises UserError where the models' layers, heads or kinds do not suit."""
         check_causal(self.name, self.causal, student, teacher)
+        if student.num_heads and teacher.num_heads:
+            self._check(student.num_heads, teacher.num_heads)
         self._pairs(student, teacher)
         return {}
 
@@ -44,19 +51,14 @@ class Pairwise:
     ) -> Array:
         """The weighted sum over this batch's tokens, a float32 scalar."""
         visible_B1TS = visible(batch.mask_BT, self.causal)
-        pairs = self._pairs(spec_of(student), spec_of(teacher))
+        pairs = self._pairs(*(ModelSpec(0, len(out.attention)) for out in (student, teacher)))
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
         for s, t in pairs:
-            rows_BT += self._distance(
-                student.attention[s - 1], teacher.attention[t - 1], visible_B1TS
-            )
+            # Keys and values that heads share count for each of them.
+            ours, theirs = student.attention[s - 1].spread(), teacher.attention[t - 1].spread()
+            self._check(ours.q_BTHK.shape[2], theirs.q_BTHK.shape[2])
+            rows_BT += self._distance(ours, theirs, visible_B1TS)
         return jnp.sum(rows_BT) / len(pairs)
-
-
-def spec_of(out: ModelOutput) -> ModelSpec:
-    """Width, layers and heads of the model that gave `out`, as far as attention is concerned."""
-    _, _, num_heads, head_width = out.attention[0].q_BTHK.shape
-    return ModelSpec(num_heads * head_width, len(out.attention), num_heads)
 
 
 def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:

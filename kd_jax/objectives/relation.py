@@ -33,12 +33,14 @@ class Relation(pairwise.Pairwise):
 
     name = "relation"
 
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        if not self.relation_heads and student.num_heads != teacher.num_heads:
+    def _check(self, student: int, teacher: int) -> None:
+        if not self.relation_heads and student != teacher:
             raise UserError(
-                f"objective relation: the student has {student.num_heads} heads and the teacher "
-                f"{teacher.num_heads}: set relation_heads to a number that divides both widths"
+                f"objective relation: the student has {student} heads and the teacher {teacher}: "
+                f"set relation_heads to a number that divides both widths"
             )
+
+    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
         return maps.pairs("relation", self.layers, student, teacher)
 
     def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
@@ -64,8 +66,8 @@ class Relation(pairwise.Pairwise):
         # has there (GPT-2's division by the layer) is its own and stays.
         own = {
             "q": heads.q_BTHK.astype(jnp.float32) * head_width**0.5,
-            "k": heads.k_BTHK.astype(jnp.float32),
-            "v": heads.v_BTHK.astype(jnp.float32),
+            "k": heads.k_BTGK.astype(jnp.float32),
+            "v": heads.v_BTGK.astype(jnp.float32),
         }
         size = (width // count) ** -0.25
         return {name: x.reshape(B, T, count, -1) * size for name, x in own.items()}

@@ -47,13 +47,14 @@ def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dic
 def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
     run = runs.read(workdir)
-    if stage not in run.stages:
-        raise UserError(f"{workdir} has no stage {stage!r}; have: {', '.join(run.stages)}")
     config = ConfigDict(run.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
     make_setup = plugins.load("recipes", config.recipe, "run").Setup
     setup = make_setup(config, run.workdir, devices=jax.local_devices()[:1])
-    chosen = next(each for each in setup.stages if each.name == stage)
+    chosen = next((each for each in setup.stages if each.name == stage), None)
+    if chosen is None:  # what was judged alone has no checkpoint
+        have = ", ".join(each.name for each in setup.stages)
+        raise UserError(f"{workdir} trained no stage {stage!r}; have: {have}")
     params = restore_best(setup, chosen)
     return _export_stage(setup, chosen, params, run.results, epath.Path(out))
 
@@ -63,16 +64,16 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     source = hub.resolve(model, revision)
     hf_json = hf.read_config(source.path)
     kind, config = family.read(hf_json)
-    classes = hf_json.get("architectures") or []
-    head = next((head for head, name in kind.architectures.items() if name in classes), None)
+    head = family.head_of(kind, hf_json)
     if head is None:
-        have = ", ".join(kind.architectures.values())
+        classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.load(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
     tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
     stated = card.inherited(source.path)
-    page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
+    size, own_code = _size(blueprint, params), _own_code(blueprint)
+    page = card.of_model(head, size, model, source.commit, stated, own_code)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     return export_model(blueprint, params, tokenizer, out, page, identity)
 
@@ -195,7 +196,8 @@ def _export_stage(
     config = json.loads(setup.config.to_json())
     stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
     size = _size(blueprint, params)
-    page = card.of_stage(stage.name, setup.head, size, results, config, stated)
+    own_code = _own_code(blueprint)
+    page = card.of_stage(stage.name, setup.head, size, results, config, stated, own_code)
     source = {"config_hash": results["config_hash"], "stage": stage.name}
     return export_model(blueprint, params, setup.tokenizer_of(stage.model), out, page, source)
 
@@ -206,6 +208,11 @@ def _digest(params: Params) -> str:
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()[:12]
+
+
+def _own_code(blueprint: Blueprint) -> bool:
+    """Whether HF has no class for it."""
+    return bool(getattr(family.equal(blueprint.family, blueprint.config), "blocks", ()))
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
@@ -260,7 +267,10 @@ def _torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     loader = getattr(transformers, card.AUTO_CLASSES[head])
-    model, info = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
+    model, info = loader.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours
+    )
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
     if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
         raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")

@@ -68,6 +68,29 @@ _OF_RECIPE = {
         },
     ),
 }
+_SUBSTITUTION = dict(
+    kind="",
+    width=0,
+    num_heads=1,
+    num_kv_heads=1,
+    ffn_width=1,
+    init="",
+    fit_steps=0,
+    fit_learning_rate=0.0,
+    order=None,
+    importance_batches=1,
+    blocks=1,
+    steps=1,
+    target=0.0,
+    learning_rate=0.0,
+    warmup=0,
+)
+_PRUNING = {"pruning": dict(target=0.0, ranking="", distil=True)}
+_OF_RECIPE["prune"] = (_OF_RECIPE["pretrain"][0], _OF_RECIPE["pretrain"][1] | _PRUNING)
+_OF_RECIPE["substitute"] = (
+    _OF_RECIPE["prune"][0],
+    _OF_RECIPE["prune"][1] | {"substitution": _SUBSTITUTION},
+)
 _OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 

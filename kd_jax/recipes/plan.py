@@ -75,11 +75,13 @@ def _child(name: str) -> None:
 
 
 def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Model, step.Inputs, step.Plan]:
-    """What the student's `train_step` is called with: shapes, types and shardings."""
-    last = setup.stages[-1]
+    """What the `train_step` of the planned stage is called with, in the end: shapes, types and
+    shardings."""
+    last = setup.principal
     static, knobs = setup.plan(last)
     teacher = setup.models["teacher"].abstract()
-    if setup.config.student.init == "teacher":  # do the teacher's layers fit the student?
+    # Do the teacher's layers fit the student?
+    if last.model == "student" and setup.config.student.init == "teacher":
         given = {"teacher": teacher.params}
         jax.eval_shape(*stage.initial_params(setup, last, given, jax.random.key(0)))
 
@@ -109,15 +111,18 @@ def count(params: Params) -> int:
 def needed(setup: Setup) -> Plan:
     """Sizes, and the FLOPs that one step on the global batch needs.
 
-    params_teacher, params_student; reduction_percent; rows and tokens of a batch and positions
-    of a row that reach the head; flops_needed; gradient_bytes, of one step in float32.
+    stage: what is planned; params_teacher, params_student: of what it trains, in the end;
+    reduction_percent; rows and tokens of a batch and positions of a row that reach the head;
+    flops_needed; gradient_bytes, of one step in float32; where blocks are replaced on the way,
+    phases: what `Setup.table` says of each.
     """
     born, batch, teacher, _, static = abstract_step(setup)
     student = born.params["student"]
     rows, tokens = batch.tokens_BT.shape
     positions = jax.eval_shape(static.objective.prepare, batch).labels.shape[1]
     teacher_size, student_size = count(teacher.params), count(student)
-    return {
+    found = {
+        "stage": setup.principal.name,
         "params_teacher": teacher_size,
         "params_student": student_size,
         "reduction_percent": round(100 * (1 - student_size / teacher_size), 2),
@@ -129,6 +134,7 @@ def needed(setup: Setup) -> Plan:
         ),
         "gradient_bytes": 4 * count(born.params),
     }
+    return found | ({"phases": setup.table()} if setup.table() else {})
 
 
 def compiled_step(setup: Setup, chips: topology.Topology) -> Plan:

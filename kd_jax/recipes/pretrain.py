@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax.evals import plots, runs
-from kd_jax.recipes import export, stage, workdir
+from kd_jax.models import family
+from kd_jax.recipes import export, parts, stage, workdir
 from kd_jax.recipes.setup import TextSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.schedules import learning_rate
@@ -32,14 +34,19 @@ from kd_jax.types import Model, Params
 log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
+def run(
+    config: ConfigDict, folder: epath.Path, make_setup: Callable[..., Setup] = Setup
+) -> dict[str, Any]:
+    """Runs what is left of the run in `folder` and returns its results (see results.json).
+
+    `make_setup`: that of another recipe whose stages train language models.
+    """
     began = time.time()
     if (folder / "results.json").exists():
         results = json.loads((folder / "results.json").read_text())
         stage.show(folder, results)
         return results
-    setup = Setup(config, folder)
+    setup = make_setup(config, folder)
     _check(setup)
     params: dict[str, Params] = {}  # of the models that are there, by name
     if not any(each.model == "teacher" for each in setup.stages):
@@ -50,18 +57,20 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     first = jax.process_index() == 0
     wandb_run = workdir.open_wandb(config, folder)
     figures: dict[str, dict] = {}
+    if setup.compares_with_teacher and "teacher" in params:
+        figures["teacher"] = _judge(setup, "teacher", "teacher", params["teacher"])
     for each in setup.stages:
-        params[each.model], figures[each.name] = _run_stage(setup, each, params, wandb_run)
+        params[each.model], found = _run_stage(setup, each, params, wandb_run)
+        figures |= found
     results = workdir.about(config, folder) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
         "split": _test_split(config),
         "stages": figures,
     }
-    last = setup.stages[-1]
-    exported = sharding.to_host(params[last.model])
+    exported = sharding.to_host(params[setup.principal.model])
     if first:
-        results["export"] = export.export_run(setup, last, exported, results)
+        results["export"] = export.export_run(setup, setup.principal, exported, results)
         results["seconds"] = round(time.time() - began, 1)
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
         workdir.write(folder / "results.json", results)
@@ -78,7 +87,8 @@ def _check(setup: Setup) -> None:
     widths that do not fit, a wrong objective, schedule or optimizer, nothing to resume."""
     given = {name: model.abstract().params for name, model in setup.models.items()}
     for each in setup.stages:
-        stage.create_state(setup, each, given, abstract=True)
+        for part in setup.parts(each, given):
+            part.check()
         learning_rate(each.optim, each.steps)
         if each.name == "student" and setup.config.resume:
             loop.resume_from(setup.config.resume, each.steps).close()
@@ -90,36 +100,33 @@ def _test_split(config: ConfigDict) -> str:
 
 def _run_stage(
     setup: Setup, this: Stage, given: dict[str, Params], wandb_run: Any
-) -> tuple[Params, dict]:
-    """Trains a stage, or what is left of it; its best parameters and its held-out figures."""
+) -> tuple[Params, dict[str, dict]]:
+    """Trains a stage, or what is left of it; its best parameters and its held-out figures, after
+    those of what it started from."""
     config, folder = setup.config, setup.folder / this.name
     frozen = None
     if this.name != "teacher":
         frozen = stage.frozen(setup, "teacher", given["teacher"])
     plan, knobs = setup.plan(this)
-    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    eval_plan = setup.held_out_plan(beside_teacher=frozen is not None)
-
-    def measure(student: Model, split: str) -> dict[str, float]:
-        stream = setup.task.held_out(split, config.eval.batch_size, **processes)
-        found = evaluate(student, stream, frozen, eval_plan)
-        perplexity = math.exp(min(found["loss"], 700.0))
-        return {"loss": found.pop("loss"), "perplexity": perplexity, **found}
-
-    born = stage.create_state(setup, this, given)
+    measure = functools.partial(_measure, setup, frozen)
+    setup.prepare(this, given)
+    found = {
+        name: _judge(setup, name, this.model, params, frozen)
+        for name, params in setup.starts(this, given).items()
+    }
     if jax.process_index() == 0:
-        stage.write_overview(this.name, born.params["student"], folder / "parameters.txt")
-    fitted = loop.fit(
-        born,
+        overview = stage.abstract_state(setup, this).params["student"]
+        stage.write_overview(this.name, overview, folder / "parameters.txt")
+    fitted = parts.train(
+        setup.parts(this, given),
         stage=this.name,
         plan=plan,
-        stream=setup.task.train(this.batch_size, config.seed, **processes),
+        stream=setup.task.train(this.batch_size, config.seed, **_processes()),
         teacher=frozen if this.learns else None,
         schedules=loop.Schedules(
             learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
         ),
-        steps=this.steps,
-        validate=functools.partial(measure, split="validation"),
+        validate=functools.partial(measure, "validation"),
         intervals=loop.Intervals(config.eval.every, config.checkpoint.every, config.log.every),
         keep=config.checkpoint.keep,
         directory=folder,
@@ -128,14 +135,51 @@ def _run_stage(
     )
     params = fitted.state.params["student"]
     if (folder / "results.json").exists():
-        return params, json.loads((folder / "results.json").read_text())
-    figures = measure(fitted.state.student, _test_split(config)) | {
-        "parameters": stage.count(params),
-        "size_mb": stage.size_mb(params),
+        return params, found | {this.name: json.loads((folder / "results.json").read_text())}
+    figures = measure(_test_split(config), fitted.state.student)
+    figures |= _size(setup, params) | {
         "steps": this.steps,
         "best_step": fitted.best_step,
         **stage.speed(folder),
     }
     if jax.process_index() == 0:
         workdir.write(folder / "results.json", figures)
-    return params, figures
+    return params, found | {this.name: figures}
+
+
+def _judge(
+    setup: Setup, name: str, model: str, params: Params, frozen: Model | None = None
+) -> dict[str, float]:
+    """Held-out figures of parameters that no stage has trained; kept in the folder of `name`."""
+    path = setup.folder / name / "results.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    specs = sharding.param_specs(family.PARTITION, params, setup.mesh)
+    placed = jax.device_put(params, sharding.shardings(specs, setup.mesh))
+    whole = Model(placed, setup.models[model].abstract().graphdef)
+    figures = _measure(setup, frozen, _test_split(setup.config), whole) | _size(setup, params)
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write(path, figures)
+    return figures
+
+
+def _measure(setup: Setup, frozen: Model | None, split: str, student: Model) -> dict[str, float]:
+    """Held-out figures of a model, beside a teacher where there is one."""
+    stream = setup.task.held_out(split, setup.config.eval.batch_size, **_processes())
+    plan = setup.held_out_plan(beside_teacher=frozen is not None)
+    found = evaluate(student, stream, frozen, plan)
+    perplexity = math.exp(min(found["loss"], 700.0))
+    return {"loss": found.pop("loss"), "perplexity": perplexity, **found}
+
+
+def _size(setup: Setup, params: Params) -> dict[str, float]:
+    figures = {"parameters": stage.count(params), "size_mb": stage.size_mb(params)}
+    if setup.compares_with_teacher:
+        whole = stage.count(setup.models["teacher"].abstract().params)
+        figures["reduction_percent"] = round(100 * (1 - figures["parameters"] / whole), 2)
+    return figures
+
+
+def _processes() -> dict[str, int]:
+    return dict(process_index=jax.process_index(), process_count=jax.process_count())

@@ -6,7 +6,7 @@ language models; the one of fine-tuning is in finetune_setup.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, keys
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.stage import Stage, stages
+from kd_jax.recipes.parts import Part, Whole
+from kd_jax.recipes.stage import Groups, Stage, stages
 from kd_jax.tasks import text
 from kd_jax.train import sharding, step
+from kd_jax.types import Params
 
 
 class Setup:
@@ -60,7 +62,32 @@ class Setup:
         self._check_rows(config.eval.batch_size, 1, "eval.batch_size")
         self.policy = policy_for(config.precision, platform or jax.default_backend())
 
+    @property
+    def principal(self) -> Stage:
+        """The stage that the run is about: what is planned, and exported."""
+        return self.stages[-1]
+
+    def parts(self, stage: Stage, given: Mapping[str, Params]) -> Sequence[Part]:
+        """The parts of a stage; `given`: the models that are there already, perhaps abstract."""
+        return [Whole(self, stage, given)]
+
+    def table(self) -> list[dict[str, Any]]:
+        """What the planned stage does to its model on the way, a row for each change."""
+        return []
+
+    def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
+        """Settles what of a stage depends on the models that are there before it."""
+
+    def starts(self, stage: Stage, given: Mapping[str, Params]) -> Mapping[str, Params]:
+        """What a stage starts from that is worth figures of its own, by their name."""
+        return {}
+
+    def groups(self, stage: Stage) -> Groups:
+        """Parameters of a stage's last state that have Adam counts of their own."""
+        return ()
+
     has_intermediate = False  # whether the student goes on from a stage of its own
+    compares_with_teacher = False  # whether a teacher that no stage trains is judged as well
 
     def section(self, model: str) -> ConfigDict:
         """The section of the config that describes a model."""
@@ -122,10 +149,10 @@ class TextSetup(Setup):
     """Language models: one tokenizer for all, rows of one length."""
 
     labels_only = {"ce": {"weight": 1.0}}
+    have: Mapping[str, str] = {"teacher": "teacher", "baseline": "student", "student": "student"}
 
     def __init__(self, config, folder=None, devices=None, platform=None):
-        have = {"teacher": "teacher", "baseline": "student", "student": "student"}
-        super().__init__(config, folder, devices, platform, have)
+        super().__init__(config, folder, devices, platform, self.have)
         self.chunk = config.vocab_chunk
         for stage in self.stages:
             if stage.steps < 1:

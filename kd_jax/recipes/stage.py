@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,14 @@ from kd_jax.errors import UserError
 from kd_jax.evals import table
 from kd_jax.models import family, surgery
 from kd_jax.recipes import blueprint, keys
+from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.train import optim, records, sharding, state
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.types import Array, Model, Params
 
 log = logging.getLogger(__name__)
+
+Groups = Sequence[tuple[str, optim.Group]]
 
 # What `config.stages` may say for one stage, where the config itself has it.
 OVERRIDES = ("epochs", "steps", "batch_size", "optim")
@@ -62,7 +65,7 @@ def stages(config: ConfigDict, have: Mapping[str, str]) -> list[Stage]:
         if changes["optim"] is not config.optim:
             own.update(changes["optim"])
             keys.check_optim(own, f"stages.{name}.optim")
-        learns = name in ("assistant", "intermediate", "student")
+        learns = name in ("assistant", "intermediate", "student", "substitute", "prune")
         found.append(Stage(name, model, learns, **changes | {"optim": own}))
     return found
 
@@ -106,26 +109,36 @@ def create_state(
     init, inputs = initial_params(setup, stage, given, jax.random.fold_in(key, 0))
     if abstract:
         inputs = jax.eval_shape(lambda x: x, inputs)
-    return _state(setup, stage, init, inputs, jax.random.fold_in(key, 1))
+    return _state(setup, stage, setup.models[stage.model], setup.groups(stage), init, inputs)
 
 
-def _state(setup: Any, stage: Stage, init: Any, inputs: Any, key: Array) -> state.TrainState:
+def born(
+    setup: Any, stage: Stage, model: Blueprint, groups: Groups, params: Params
+) -> state.TrainState:
+    """A state at step 0 of a model with these parameters; abstract where they are."""
+    return _state(setup, stage, model, groups, lambda params: params, params)
+
+
+def _state(
+    setup: Any, stage: Stage, model: Blueprint, groups: Groups, init: Any, inputs: Any
+) -> state.TrainState:
+    key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
     plan, _ = setup.plan(stage)
-    model, teacher = setup.models[stage.model], setup.models[setup.teachers_of(stage)[0]]
+    teacher = setup.models[setup.teachers_of(stage)[0]]
 
     def both(inputs):
         own = plan.objective.init(key, model.spec, teacher.spec)
         return {"student": init(inputs), "objective": own}
 
-    make_optimizer = functools.partial(optim.make_optimizer, stage.optim)
+    make_optimizer = functools.partial(optim.make_optimizer, stage.optim, groups=groups)
     graphdef = model.abstract().graphdef
     return state.create(both, inputs, graphdef, make_optimizer, plan.table, setup.mesh)
 
 
 def abstract_state(setup: Any, stage: Stage) -> state.TrainState:
-    """The shapes of a stage's state, wherever its parameters come from."""
-    model = setup.models[stage.model].abstract()
-    return _state(setup, stage, lambda params: params, model.params, jax.random.key(0))
+    """The shapes of a stage's last state, wherever its parameters come from."""
+    model = setup.models[stage.model]
+    return born(setup, stage, model, setup.groups(stage), model.abstract().params)
 
 
 def restore_best(setup: Any, stage: Stage) -> Params:

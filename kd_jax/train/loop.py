@@ -26,6 +26,19 @@ from kd_jax.types import Batch, Model
 
 
 @dataclasses.dataclass(frozen=True)
+class Replacement:
+    """How often each of `blocks` blocks takes the place of its predecessors."""
+
+    rate: Schedule
+    blocks: int
+
+    def at(self, seed: int, step: int) -> np.ndarray:
+        """Independent draws, True with probability `rate`; a function of (seed, step)."""
+        draws = np.random.default_rng([seed, step, self.blocks]).random(self.blocks)
+        return draws < self.rate(step)
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedules:
     """Everything that changes with the step, as functions of it."""
 
@@ -33,6 +46,7 @@ class Schedules:
     weights: dict[str, Schedule]
     temperatures: dict[str, Schedule]
     seed: int
+    replacement: Replacement | None = None
 
     def at(self, step: int) -> Inputs:
         """The step's inputs; numbers in float32."""
@@ -42,7 +56,8 @@ class Schedules:
 
         seed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]
         rate = np.float32(self.learning_rate(step))
-        return Inputs(rate, values(self.weights), values(self.temperatures), seed)
+        drawn = None if self.replacement is None else self.replacement.at(self.seed, step)
+        return Inputs(rate, values(self.weights), values(self.temperatures), seed, drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +167,8 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
     for name in metrics["terms"]:
         row.setdefault(name, float(metrics["terms"][name].value()))
     row["learning_rate"] = float(inputs.learning_rate)
+    if inputs.replaced_L is not None:
+        row["replaced"] = float(np.mean(inputs.replaced_L))
     row["grad_norm"] = float(metrics["grad_norm"])
     return row
 
@@ -169,28 +186,35 @@ def fit(
     intervals: Intervals,
     keep: int,
     directory: epath.Path,
-    selection: Selection = Selection(),
+    selection: Selection | None = Selection(),
     resume: str = "",
     wandb_run: Any = None,
+    begin: int = 0,
 ) -> Fit:
     """Trains `state` until `steps` steps are done, from its latest checkpoint if there is one.
 
+    A stage whose model changes on its way is one call of `fit` for each model, in one directory:
+    `begin` is then the step at which the one before ended, whose last checkpoint lies there.
+
     Args:
-        state: a new state; replaced by the latest checkpoint in `directory`/checkpoints.
+        state: a new state, at step `begin`; replaced by the latest checkpoint in
+            `directory`/checkpoints that is beyond it, and may be abstract where there is one.
         stage: the name shown.
         plan: the static part of the step.
         stream: `stream.batches(step)` yields this process's rows from that step on.
         teacher: an argument of the step, never saved; None without distillation.
         schedules: the step's inputs.
-        steps: length of the stage.
+        steps: the last step.
         validate: student -> held-out figures with "loss"; None: no selection.
         intervals: steps between evaluations, checkpoints, timing rows.
         keep: how many of the last checkpoints stay, besides the best one.
         directory: the stage's directory.
         selection: which of the checkpoints whose step was evaluated is the best. Its patience needs
-            a checkpoint at every evaluation.
+            a checkpoint at every evaluation. None: no checkpoint is a candidate, and the last state
+            is what the call leaves.
         resume: another stage directory to go on from where this one has no checkpoint yet.
         wandb_run: an open W&B run, or None.
+        begin: the step of `state`.
 
     Raises Diverged on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
     """
@@ -199,7 +223,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # whatever happens: it finishes a save in the background
         start = checkpoints.latest
-        if start is not None:
+        if start is not None and start > begin:
             state = checkpoints.restore(start, state)
         elif resume:
             with contextlib.closing(resume_from(resume, steps)) as source:
@@ -242,7 +266,8 @@ def fit(
         # and a batch is taken only after the save, so that a resumed run goes through the same.
         while True:
             leaving, last = preemption.requested(), step == steps
-            fresh = step > 0 and step != start  # what was restored was evaluated and saved before
+            # What was restored was evaluated and saved before; so was what a new model comes from.
+            fresh = step not in (begin, start)
             planned = last or step % intervals.save == 0
             evaluating = validate and fresh and (last or step % intervals.evaluate == 0)
             saving = fresh and (planned or leaving)
@@ -261,7 +286,7 @@ def fit(
                         records.sync()
                     # With figures, a save out of turn could become the best: without, a run that
                     # was interrupted chooses as one that was not.
-                    ranked = figures is not None and planned
+                    ranked = selection is not None and figures is not None and planned
                     checkpoints.save(state, selection.rank(figures) if ranked else None)
             if leaving or last or _waited_enough(selection, intervals, checkpoints, step):
                 break
@@ -288,18 +313,20 @@ def fit(
             if bar is not None:
                 bar.say(f"{stage} {step}/{steps}  saved; the same command continues from here")
             raise Preempted
-        best = checkpoints.best
+        best = step if selection is None else checkpoints.best
         if best != step:
             state = checkpoints.restore(best, state)
     return Fit(state, best, step)
 
 
 def _waited_enough(
-    selection: Selection, intervals: Intervals, checkpoints: Checkpoints, step: int
+    selection: Selection | None, intervals: Intervals, checkpoints: Checkpoints, step: int
 ) -> bool:
     """Whether the best checkpoint lies `patience` evaluations back. Known from the checkpoints
     alone, so that a run that was interrupted ends where one that was not does."""
-    if not selection.patience or step % intervals.evaluate or checkpoints.best is None:
+    if selection is None or not selection.patience or step % intervals.evaluate:
+        return False
+    if checkpoints.best is None:
         return False
     return step - checkpoints.best >= selection.patience * intervals.evaluate
 

@@ -5,7 +5,8 @@ recompile and never hide a step counter.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,18 @@ from kd_jax.types import Array, Params
 NO_DECAY = ((r"(^|/)(bias|scale)$", 0.0), (r".*", 1.0))
 
 
+class Group(NamedTuple):
+    """Parameters that came into the model together, with an Adam count of their own.
+
+    Zero moments under the count of older parameters would lack the bias correction that they need:
+    the first update would be (1 - beta1) / sqrt(1 - beta2) times too large, about three.
+    """
+
+    name: str  # of its part in the optimizer's state
+    factor: float = 1.0  # of the learning rate; 0 freezes
+    warmup: int = 0  # update number `warmup` + 1 is the first with that whole factor
+
+
 def multipliers(table: Any, params: Params, key: str) -> Params:
     """The first matching (pattern, number) of `table` for each parameter, as a tree of floats."""
     rows = tuple((str(pattern), float(value)) for pattern, value in table)
@@ -27,13 +40,16 @@ def multipliers(table: Any, params: Params, key: str) -> Params:
     return match(rows, params, key)
 
 
-def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Any, params: Params, groups: Sequence[tuple[str, Group]] = ()
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, arXiv:1711.05101) without its learning rate.
 
     Args:
         config: `optim`: weight_decay, beta1, beta2, epsilon, clip_norm (0: none) and
             learning_rate_multipliers, (pattern, factor) rows, first match wins, 0 freezes.
         params: the parameters, arrays or abstract.
+        groups: (pattern, Group) rows, first match wins; () makes one of all, without a name.
 
     Returns updates that `apply` multiplies by the learning rate. Frozen parameters have no
     moments and do not count in the norm that is clipped.
@@ -46,26 +62,52 @@ def make_optimizer(config: Any, params: Params) -> optax.GradientTransformation:
         raise UserError("optim.learning_rate_multipliers freezes every parameter")
     paths, tree = jax.tree_util.tree_flatten_with_path(factors)
     names = [path_name(path) for path, _ in paths]
-    rows = tuple(zip(names, jax.tree.leaves(factors), jax.tree.leaves(decays), strict=True))
+    named = tuple((pattern, group.name) for pattern, group in groups) or ((".*", ""),)
+    labels = match(named, params, "groups of parameters")
+    columns = (names, *map(jax.tree.leaves, (factors, decays, labels)))
     numbers = (config.weight_decay, config.beta1, config.beta2, config.epsilon, config.clip_norm)
-    return _adamw(*map(float, numbers), rows, tree)
+    own = tuple(dict.fromkeys(group for _, group in groups))
+    return _adamw(*map(float, numbers), own, tuple(zip(*columns, strict=True)), tree)
 
 
 # The same object for the same numbers: it is a static part of the state, and with another one the
 # step would compile again.
 @functools.lru_cache(maxsize=64)
-def _adamw(weight_decay, beta1, beta2, epsilon, clip_norm, rows, tree):
-    adamw = optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(beta1, beta2, epsilon),
-        _scale_and_decay({name: (factor, decay * weight_decay) for name, factor, decay in rows}),
-    )
-    if all(factor for _, factor, _ in rows):
+def _adamw(weight_decay, beta1, beta2, epsilon, clip_norm, groups, rows, tree):
+    factors = {group.name: group.factor for group in groups} or {"": 1.0}
+    rates = {
+        name: (factor * factors[label], decay * weight_decay) for name, factor, decay, label in rows
+    }
+    update = (optax.scale_by_adam(beta1, beta2, epsilon), _scale_and_decay(rates))
+    if groups:
+        labels = {name: label for name, *_, label in rows}
+        own = {
+            group.name: optax.chain(*update, _warm_up(group.warmup))
+            if group.factor
+            else optax.set_to_zero()
+            for group in groups
+        }
+        update = (optax.partition(own, functools.partial(_look_up, labels)),)
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    adamw = optax.chain(clip, *update)
+    if all(factor for _, factor, *_ in rows):
         return adamw
-    labels = ["trained" if factor else "frozen" for _, factor, _ in rows]
+    labels = ["trained" if factor else "frozen" for _, factor, *_ in rows]
     return optax.partition(
         {"trained": adamw, "frozen": optax.set_to_zero()}, jax.tree.unflatten(tree, labels)
     )
+
+
+def _warm_up(updates: int) -> optax.GradientTransformation:
+    """Grows to 1 over the first `updates` updates, which it counts itself."""
+    if not updates:
+        return optax.identity()
+    return optax.scale_by_schedule(lambda count: jnp.minimum((count + 1) / (updates + 1), 1.0))
+
+
+def _look_up(table: dict[str, str], params: Params) -> Params:
+    """The value of each parameter's path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: table[path_name(path)], params)
 
 
 def _scale_and_decay(table: dict[str, tuple[float, float]]) -> optax.GradientTransformation:

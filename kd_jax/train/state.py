@@ -84,6 +84,57 @@ def create(
     return jax.jit(start, out_shardings=places)(inputs)
 
 
+def continued(
+    before: TrainState,
+    student: Model,
+    make_optimizer: Callable[[Params], optax.GradientTransformation],
+    table: Table,
+    mesh: Mesh,
+) -> TrainState:
+    """The state that goes on from `before` with another student, at the same step.
+
+    What of the optimizer's state has the same path and shape in both is kept: moments and counts of
+    the parameters that stay in their group (`optim.Group`). All else of it starts anew. Arrays that
+    are kept are not copied, so `before` is used up with the first step on the new state.
+
+    Args:
+        before: a state; its objective's parameters stay.
+        student: with parameters, which may be those of `before` in part.
+        make_optimizer: from abstract parameters.
+        table: sharding table of the parameters.
+        mesh: the mesh.
+    """
+    params = {"student": student.params, "objective": before.params["objective"]}
+    optimizer = make_optimizer(jax.eval_shape(lambda x: x, params))
+    shapes = jax.eval_shape(optimizer.init, params)
+    state = before.replace(
+        params=params, opt_state=shapes, graphdef=student.graphdef, optimizer=optimizer
+    )
+    places = shardings(state_specs(state, table, mesh), mesh)
+    params = jax.device_put(params, places.params)
+    kept = _by_path(before.opt_state)
+    same = {
+        path: path in kept and kept[path].shape == leaf.shape
+        for path, leaf in _by_path(shapes).items()
+    }
+
+    def start(params):
+        found = _by_path(optimizer.init(params))
+        return {path: leaf for path, leaf in found.items() if not same[path]}
+
+    place_of = _by_path(places.opt_state)
+    fresh_places = {path: place_of[path] for path in same if not same[path]}
+    fresh = jax.jit(start, out_shardings=fresh_places)(params)
+    leaves = [kept[path] if stays else fresh[path] for path, stays in same.items()]
+    opt_state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return state.replace(params=params, opt_state=opt_state)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def abstract(state: TrainState) -> TrainState:
     """The state's shapes, types and shardings: what a checkpoint is restored against."""
     describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731

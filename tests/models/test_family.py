@@ -54,6 +54,24 @@ FAMILIES = plugins.names("models", "FAMILY")
         ),
         ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention"),
         ({"model_type": "gpt2", "n_embd": 64}, "hidden_size and n_embd are one, and differ"),
+        (
+            {"model_type": "llama", "num_key_value_heads": 3},
+            "3 key/value heads do not divide its 4 heads",
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 8192,
+                "use_sliding_window": True,
+                "max_window_layers": 1,
+            },
+            "layers with a sliding window of 4096 tokens are not supported",
+        ),
+        (
+            {"model_type": "phi", "qk_layernorm": True},
+            "qk_layernorm=True is not supported; have: False",
+        ),
     ],
 )
 def test_refuses_what_it_would_get_wrong(changes, says):
@@ -79,6 +97,12 @@ def test_config_survives_the_round_trip(name):
     assert written["architectures"] == [family.architectures[head]]
     assert (written["bos_token_id"], written["id2label"]) == (5, {"0": "no"})
     assert written["dtype"] == "float32" and "torch_dtype" not in written
+
+
+def test_no_padding_token_in_two_spellings():
+    for found in (None, -1):
+        _, config = families.read(tiny.CONFIGS["llama"] | {"pad_token_id": found})
+        assert config.pad_id is None
 
 
 def test_other_names_of_a_key_count():
@@ -139,6 +163,16 @@ def test_graph_is_one_for_equal_configs():
         ("TinyBERT_General_4L_312D", 14.4),
         ("TinyBERT_General_6L_768D", 67.0),
         ("google/mobilebert-uncased", 24.6),
+        ("phi-1", 1418.3),
+        ("phi-2", 2779.7),
+        ("Llama-2-7b-hf", 6738.4),
+        ("Llama-3.1-8B", 8030.3),
+        ("Llama-3.2-1B", 1235.8),
+        ("TinyLlama-1.1B-Chat-v1.0", 1100.0),
+        ("HuggingFaceTB/SmolLM2-135M", 134.5),
+        ("SmolLM-360M", 361.8),
+        ("Qwen/Qwen2.5-0.5B", 494.0),
+        ("Qwen2-7B", 7615.6),
     ],
 )
 def test_presets_have_the_published_sizes(model, millions):

@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import bottleneck, decoder, encoder, heads, layers
+from kd_jax.models import attention, bottleneck, decoder, encoder, heads, layers
 from kd_jax.precision import Policy
 from tests import IN_ORDER
 from tests.models import tiny
@@ -59,13 +59,13 @@ def test_head_runs_at_the_positions_only():
     assert "3x3x32" in lowered.as_text()  # (B, P, D) goes through the head's linear layer
 
 
-@pytest.mark.parametrize("name, one_layer", [("bert", "num_hidden_layers"), ("gpt2", "n_layer")])
-def test_remat_changes_memory_only(name, one_layer):
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_remat_changes_memory_only(name):
     batch, seed = tiny.batch(name), jnp.uint32(7)
     weights = jax.random.normal(jax.random.key(1), (3, 20, 32))
     grads = []
     for remat in (False, True):
-        model = tiny.model(name, "none", remat=remat, **{one_layer: 1})
+        model = tiny.model(name, "none", remat=remat, num_hidden_layers=1)
         lowered = jax.jit(
             jax.grad(lambda p, m=model: (features(p, m, batch, seed) * weights).sum())
         ).lower(model.params)
@@ -77,7 +77,10 @@ def test_remat_changes_memory_only(name, one_layer):
         assert np.linalg.norm(one - two) <= 1e-5 * size
 
 
-@pytest.mark.parametrize("name, changes", [("bert", {}), ("gpt2", {"scale_attn_weights": False})])
+@pytest.mark.parametrize(
+    "name, changes",
+    [("bert", {}), ("gpt2", {"scale_attn_weights": False}), ("llama", {"attention_dropout": 0.1})],
+)
 def test_fused_attention_is_the_explicit_one(name, changes):
     batch = tiny.batch(name)
     explicit = tiny.model(name, **changes)
@@ -95,7 +98,7 @@ def test_fused_attention_is_the_explicit_one(name, changes):
     )
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_bf16_follows_fp32(name):
     batch = tiny.batch(name)
     whole, half = tiny.model(name), tiny.model(name, policy=Policy("bfloat16", "bfloat16"))
@@ -123,6 +126,7 @@ def test_bf16_follows_fp32(name):
         ),
         ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3}, (0.3, 0.0, 0.2)),
         ("gpt2", {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
+        ("phi", {"embd_pdrop": 0.2, "attention_dropout": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
     ],
 )
 def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
@@ -132,7 +136,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
         seen.append((rate, site))
         return x
 
-    for module in (encoder, decoder, layers):
+    for module in (encoder, decoder, attention, layers):
         monkeypatch.setattr(module, "dropout", record)
     model, batch = tiny.model(name, **rates), tiny.batch(name)
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
@@ -153,7 +157,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
     ],
 )
 def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
-    seen = {heads: [], layers: []}
+    seen = {heads: [], attention: [], layers: []}
     for module, calls in seen.items():
         note = lambda x, rate, seed, site, calls=calls: calls.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
@@ -201,7 +205,7 @@ def test_attention_that_nobody_reads_costs_nothing(remat, monkeypatch):
 )
 def test_dropout_of_mobilebert(bottlenecks, block, monkeypatch):
     seen = []
-    for module in (bottleneck, layers):
+    for module in (bottleneck, attention, layers):
         note = lambda x, rate, seed, site: seen.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
@@ -221,7 +225,9 @@ def test_dropout_needs_a_seed_and_changes_with_it():
     assert np.abs(one - run(model.params, model, batch)).max() > 1e-3
 
 
-@pytest.mark.parametrize("name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38)])
+@pytest.mark.parametrize(
+    "name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38), ("llama", 40)]
+)
 def test_rows_longer_than_the_positions_are_refused(name, longest):
     model = tiny.model(name)
     jax.eval_shape(lambda: model(tiny.batch(name, length=longest)))

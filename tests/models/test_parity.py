@@ -26,6 +26,14 @@ CASES = [
     for name in FAMILIES
     for head in plugins.load("models", name, "FAMILY").FAMILY.architectures
 ]
+CAUSAL = [name for name, head in CASES if head == "clm"]
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 20,
+}
 # What changes the numbers, one at a time.
 VARIANTS = [
     ("bert", "mlm", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
@@ -58,6 +66,14 @@ VARIANTS = [
     ("gpt2", "clm", {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-2}),
     ("gpt2", "clm", {"scale_attn_weights": False, "activation_function": "silu"}),
     ("gpt2", "clm", {"reorder_and_upcast_attn": True}),
+    ("llama", "clm", {"tie_word_embeddings": True, "num_key_value_heads": 1, "hidden_act": "gelu"}),
+    ("llama", "clm", {"num_key_value_heads": 4, "attention_bias": True, "rms_norm_eps": 1e-2}),
+    ("llama", "clm", {"head_dim": 12, "mlp_bias": True, "rope_theta": 50.0, "pad_token_id": 5}),
+    ("llama", "clm", {"rope_scaling": LLAMA3, "rope_theta": 50.0}),
+    ("qwen2", "clm", {"tie_word_embeddings": True, "head_dim": 6, "rms_norm_eps": 1e-2}),
+    ("qwen2", "clm", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
+    ("phi", "clm", {"tie_word_embeddings": True, "num_key_value_heads": 2, "hidden_act": "relu"}),
+    ("phi", "clm", {"partial_rotary_factor": 0.75, "layer_norm_eps": 1e-2, "head_dim": 16}),
 ]
 
 
@@ -93,7 +109,8 @@ def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False):
     assert len(output.attention) == len(expected.attentions)
     for heads, theirs in zip(output.attention, expected.attentions, strict=True):
         seen = real[:, None, None] & (np.tri(real.shape[1], dtype=bool) if causal else True)
-        scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, heads.k_BTHK)
+        k_BTHK = heads.spread().k_BTGK
+        scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK)
         ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
         for row, keep in enumerate(real):
             np.testing.assert_allclose(
@@ -138,7 +155,7 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
         tokens = jnp.where(batch.mask_BT > 0, batch.tokens_BT, change["pad_token_id"])
         batch = batch.replace(tokens_BT=tokens)
     output = run(ours, batch)
-    assert_same(output, torch_run(theirs, batch), batch.mask_BT, causal=name == "gpt2")
+    assert_same(output, torch_run(theirs, batch), batch.mask_BT, causal=name in CAUSAL)
 
     hf.save(tmp_path / "ours", ours.params, family, config, head)
     names = [
@@ -174,7 +191,7 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = tiny.batch(name)
     expected = torch_run(theirs.eval(), batch)
-    assert_same(run(model, batch), expected, batch.mask_BT, causal=name == "gpt2")
+    assert_same(run(model, batch), expected, batch.mask_BT, causal=name in CAUSAL)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +221,27 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
             assert empty[0] == empty[1], rule.hf
         if "sinusoidal_pos_embds" in changes and "position" in rule.hf:
             np.testing.assert_allclose(value, weight.numpy(), atol=1e-4)
+
+
+# Of what fixes a model's numbers, HF's classes know nothing besides what is read here.
+NEUTRAL = {"use_cache", "bos_token_id", "eos_token_id", "pretraining_tp"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi"])
+def test_every_key_of_pytorchs_config_is_read(name, monkeypatch):
+    read = set()
+    for method in ("get", "only"):
+        original = getattr(families.Fields, method)
+
+        def note(self, key, *args, original=original):
+            read.add(key)
+            return original(self, key, *args)
+
+        monkeypatch.setattr(families.Fields, method, note)
+    families.read(tiny.CONFIGS[name])
+    theirs = type(transformers.AutoConfig.for_model(name))
+    own = {key for key in theirs.__annotations__ if key != "model_type"}
+    assert own >= {"hidden_size", "rope_parameters"} and own - read <= NEUTRAL
 
 
 def test_real_checkpoint(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
-from kd_jax.models import surgery
+from kd_jax.models import shapes, surgery
 from kd_jax.precision import Policy
 from tests.models import tiny
 
@@ -42,7 +42,13 @@ def test_layer_map_refuses(layers, student, teacher, says):
 
 
 @pytest.mark.parametrize(
-    "name, head", [("bert", "mlm"), ("roberta", "mlm"), ("gpt2", "clm"), ("mobilebert", "mlm")]
+    "name, head",
+    [
+        ("bert", "mlm"),
+        ("roberta", "mlm"),
+        ("mobilebert", "mlm"),
+        *((name, "clm") for name in ("gpt2", "llama", "qwen2", "phi")),
+    ],
 )
 def test_all_layers_give_the_teacher_back(name, head):
     teacher, student = tiny.model(name, head), tiny.model(name, head, seed=1)
@@ -126,6 +132,32 @@ def test_a_block_keeps_its_function_where_scores_are_divided_by_its_place():
     np.testing.assert_allclose(
         run(student, batch).features, run(teacher, batch).features, atol=1e-5
     )
+
+
+def test_a_shorter_llama_takes_a_llamas_layers():
+    teacher = tiny.model("llama", max_position_embeddings=80, num_hidden_layers=3)
+    student = surgery.from_teacher(tiny.model("llama", seed=1), teacher, [0, 2])
+    ours, theirs = student.params["backbone"], teacher.params["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, ours["blocks"][1], theirs["blocks"][2])
+    np.testing.assert_array_equal(
+        student.params["head"]["unembed"], teacher.params["head"]["unembed"]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"num_key_value_heads": 1}, "the teacher's block 0 is a .*num_kv_heads=2"),
+        ({"rope_theta": 500.0}, "rotary is .*theta=10000.0"),
+        (
+            {"blocks": (shapes.bottleneck(16, 2, 2, 24),) * 2},
+            "the student's block 0 a .*bottleneck",
+        ),
+    ],
+)
+def test_refuses_decoders_of_another_shape(changes, says):
+    with pytest.raises(UserError, match=says):
+        surgery.from_teacher(tiny.model("llama", **changes), tiny.model("llama"), "first")
 
 
 @pytest.mark.parametrize(

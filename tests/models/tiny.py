@@ -11,7 +11,8 @@ from kd_jax.precision import Policy
 from kd_jax.types import Batch, Model
 
 VOCAB = 96
-PAD = {"bert": 0, "distilbert": 0, "mobilebert": 0, "roberta": 1, "gpt2": 0}
+PAD = dict.fromkeys(["bert", "distilbert", "mobilebert", "gpt2", "llama", "qwen2", "phi"], 0)
+PAD["roberta"] = 1
 
 _BERT = {
     "model_type": "bert",
@@ -19,6 +20,16 @@ _BERT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+_LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 48,
     "max_position_embeddings": 40,
 }
@@ -51,6 +62,9 @@ CONFIGS = {
         "bos_token_id": 2,
         "eos_token_id": 3,
     },
+    "llama": _LLAMA,
+    "qwen2": _LLAMA | {"model_type": "qwen2"},
+    "phi": _LLAMA | {"model_type": "phi", "num_key_value_heads": 4},
 }
 
 
@@ -61,11 +75,16 @@ def model(
     seed: int = 0,
     policy: Policy | None = None,
     remat: bool = False,
+    blocks: tuple = (),
     **changes,
 ) -> Model:
-    """A model with all parameters random, biases too; drawn by numpy, which compiles nothing."""
+    """A model with all parameters random, biases too; drawn by numpy, which compiles nothing.
+
+    `blocks` are a decoder's, where they differ.
+    """
     family, config = families.read(CONFIGS[name] | changes)
-    config = dataclasses.replace(config, remat=remat)
+    unequal = {"blocks": blocks} if blocks else {}
+    config = dataclasses.replace(config, remat=remat, **unequal)
     head = head or next(iter(family.architectures))
     shapes = families.abstract(family, config, head, policy or Policy())
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import attention
+from kd_jax.objectives import attention, relation
 from kd_jax.types import ModelSpec
 from tests.objectives.outputs import batch, output
 
@@ -18,7 +18,7 @@ def softmax(scores):
 def scores(heads, row, keys):
     """(H, keys): the last of so many tokens as the query; float64."""
     q = np.asarray(heads.q_BTHK[row], np.float64)
-    k = np.asarray(heads.k_BTHK[row, :keys], np.float64)
+    k = np.asarray(heads.k_BTGK[row, :keys], np.float64)
     return np.einsum("thk,shk->hts", q, k)
 
 
@@ -74,6 +74,35 @@ def test_mistakes(settings, student, message):
     own = {"width": 12, "num_layers": 2, "num_heads": 4} | student
     with pytest.raises(UserError, match=message):
         attention.make(**settings).init(KEY, ModelSpec(**own), ModelSpec(12, 6, 4))
+
+
+@pytest.mark.parametrize("term", [attention.make(layers="last"), relation.make(("qk", "vv"))])
+def test_heads_that_share_keys_and_values(term):
+    rows = batch()
+    teacher, other = (output(rows, 2, 12, seed, heads=4).attention[-1] for seed in (1, 2))
+    student = other.replace(k_BTGK=other.k_BTGK[:, :, :2], v_BTGK=other.v_BTGK[:, :, :2])
+    spread = student.replace(
+        k_BTGK=student.k_BTGK[:, :, [0, 0, 1, 1]], v_BTGK=student.v_BTGK[:, :, [0, 0, 1, 1]]
+    )
+    out = output(rows, 2, 12, 3)
+    totals = [
+        term.total({}, *(out.replace(attention=(x,)) for x in (own, teacher)), rows)
+        for own in (student, spread, other)
+    ]
+    assert totals[0] == totals[1] != totals[2]
+
+
+def test_layers_of_one_model_may_differ_in_heads():
+    rows = batch()
+    three, four = (output(rows, 1, 12, 1, heads=heads) for heads in (3, 4))
+    student = three.replace(attention=three.attention + four.attention)
+    teacher = output(rows, 2, 12, 2, heads=4)
+    specs = ModelSpec(12, 2, 0), ModelSpec(12, 2, 4)
+    last = attention.make(layers="last")
+    assert last.init(KEY, *specs) == {}
+    assert last.total({}, student, teacher, rows) > 0
+    with pytest.raises(UserError, match="the student has 3 heads and the teacher 4"):
+        attention.make(layers="uniform").total({}, student, teacher, rows)
 
 
 def test_other_head_counts_are_no_broadcast():

@@ -17,7 +17,7 @@ def naive(student, teacher, lengths, relations, count, layer_pair, causal=False)
 
     def probs(out, layer, row, length):
         own = out.attention[layer - 1]
-        parts = {"q": own.q_BTHK * own.q_BTHK.shape[-1] ** 0.5, "k": own.k_BTHK, "v": own.v_BTHK}
+        parts = {"q": own.q_BTHK * own.q_BTHK.shape[-1] ** 0.5, "k": own.k_BTGK, "v": own.v_BTGK}
         found = []
         for m, n in relations:
             # The heads side by side, cut into `count`.

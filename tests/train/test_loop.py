@@ -18,7 +18,7 @@ from kd_jax.train import loop, records, sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.loop import Intervals, Schedules, Selection
 from kd_jax.train.preemption import Preempted
-from kd_jax.train.state import TrainState
+from kd_jax.train.state import TrainState, abstract
 from kd_jax.types import Batch, Ratio
 
 MESH = sharding.make_mesh(1)
@@ -95,7 +95,7 @@ def new_state() -> TrainState:
     return jax.device_put(state, NamedSharding(MESH, PartitionSpec()))
 
 
-def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, **options):
+def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, state=None, **options):
     """`at`: step -> what happens when its batch is asked for; `losses`: step -> held-out loss."""
 
     def held_out(student):
@@ -105,7 +105,7 @@ def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, **o
 
     options = dict(intervals=Intervals(evaluate=2, save=4, log=3), keep=2) | options
     return loop.fit(
-        new_state(),
+        new_state() if state is None else state,
         stage="student",
         plan=PLAN,
         stream=Stream(events, at),
@@ -361,3 +361,30 @@ def test_stops_at_the_same_step_when_interrupted(tmp_path, events):
         fit(tmp_path, events, at={7: terminate}, validate=validate, **PATIENT)
     fitted = fit(tmp_path, events, validate=validate, **PATIENT)
     assert (fitted.best_step, fitted.steps) == (4, 10)
+
+
+def test_a_model_that_changes_on_its_way(tmp_path, events):
+    """Two calls in one directory: the second begins where the first ended, wherever it is killed,
+    and its checkpoints alone are candidates."""
+    first = dict(steps=5, selection=None, losses={2: 0.1, 4: 0.1})
+    ended = fit(tmp_path / "a", events, **first)
+    assert (ended.best_step, int(ended.state.step)) == (5, 5)
+    events.log.clear()
+    whole = fit(tmp_path / "a", events, state=ended.state, begin=5, losses={8: 0.2})
+    assert events.log[:3] == ["batch 5", "step 6", "metrics 6"]  # nothing restored, nothing judged
+    assert whole.best_step == 8
+
+    class Crash(Exception):
+        pass
+
+    def crash():
+        raise Crash
+
+    folder = tmp_path / "b"
+    ended = fit(folder, events, **first)
+    with pytest.raises(Crash):
+        fit(folder, events, state=ended.state, begin=5, losses={8: 0.2}, at={10: crash})
+    again = fit(folder, events, state=abstract(new_state()), begin=5, losses={8: 0.2})
+    assert again.best_step == 8
+    assert files(folder) == files(tmp_path / "a")
+    assert all(map(np.array_equal, final(folder), final(tmp_path / "a")))

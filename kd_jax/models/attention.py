@@ -1,0 +1,172 @@
+"""Multi-head self-attention, also of decoders that write token by token."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from kd_jax.models import rotary
+from kd_jax.models.dropout import dropout
+from kd_jax.models.layers import MASKED, Linear
+from kd_jax.precision import Policy, einsum
+from kd_jax.types import Array, Heads
+
+
+class Past(struct.PyTreeNode):
+    """Room for one layer's keys and values; S is all of it."""
+
+    k_BSGK: Array
+    v_BSGK: Array
+    start: Array  # int32 scalar: new ones are written from there
+
+    def extended(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array]:
+        """All keys and all values, with these."""
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
+            for room, new in ((self.k_BSGK, k_BTGK), (self.v_BSGK, v_BTGK))
+        )
+
+
+class Scope(struct.PyTreeNode):
+    """What the tokens of a decoder see, and where they stand."""
+
+    mask: Array  # as in `attention`
+    # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
+    angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
+    past: Past | None = None  # of this layer: the tokens come after those that it holds
+    causal: bool = struct.field(pytree_node=False, default=False)  # as in `attention`
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
+
+    `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
+    factor of the scores; `head_width` is width / num_heads unless given; several heads share keys
+    and values where there are fewer `num_kv_heads` (Ainslie et al. 2023, arXiv:2305.13245);
+    `value_width` is that of what `v` reads, where it is not `width`; `bias` is of q, k and v.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        scale: float,
+        rate: float,
+        out_rate: float,
+        policy: Policy,
+        value_width: int | None = None,
+        num_kv_heads: int | None = None,
+        head_width: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+    ):
+        head_width = head_width or width // num_heads
+        inner, shared = num_heads * head_width, (num_kv_heads or num_heads) * head_width
+        self.q = Linear(width, inner, policy, bias)
+        self.k = Linear(width, shared, policy, bias)
+        self.v = Linear(value_width or width, shared, policy, bias)
+        self.o = Linear(inner, width, policy, out_bias)
+        self.head_width = head_width
+        self.scale = scale
+        self.rate = rate
+        self.out_rate = out_rate
+        self.policy = policy
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        scope: Scope | Array,
+        seed: Array | None,
+        site: int,
+        values_BTD: Array | None = None,
+    ) -> tuple[Array, Heads]:
+        """The output and what was compared: with a past, all keys and values that it holds then.
+
+        `scope` is a mask alone where tokens have neither angles nor a past; `v` reads `values_BTD`,
+        `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`.
+        """
+        scope = scope if isinstance(scope, Scope) else Scope(scope)
+        B, T, _ = x_BTD.shape
+        values_BTD = x_BTD if values_BTD is None else values_BTD
+        q, k, v = (
+            project(inputs).reshape(B, T, -1, self.head_width)
+            for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
+        )
+        if scope.angles:
+            q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
+        if scope.past is not None:
+            k, v = scope.past.extended(k, v)
+        y_BTHK = attention(
+            q, k, v, scope.mask, self.scale, self.rate, seed, site, self.policy, scope.causal
+        )
+        y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
+        return y_BTD, Heads(q * self.scale, k, v)
+
+
+def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, causal=False) -> Array:
+    """softmax(scale q k, masked) v, (B, T, H, K).
+
+    G divides H: that many neighbours of q share a key and value head. `mask` is boolean,
+    (B, 1, 1 or T, S), True where a query (third axis) may look at a key; `causal` says that no
+    query may look at keys behind its own, so that blocks of queries need not be compared with
+    those. The fused kernels of `policy.attention` know no dropout, so a step with it takes the
+    explicit path.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    if policy.attention != "explicit" and (seed is None or rate == 0.0):
+        # cuDNN takes no mask whose query axis is broadcast, and no single tokens with a past.
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, S))
+        kernel = policy.attention if T == S else "xla"
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=scale, implementation=kernel
+        )
+    # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
+    # Queries that share a key follow each other, as if they were more tokens.
+    q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)
+    q_NJTK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
+    k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
+    if seed is not None:
+        scores_BHTS = _scores(q_NJTK, k_NSK, mask, policy)
+        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
+        weights_BHTS = dropout(weights_BHTS, rate, seed, site)
+        y_NJTK = _mixed(weights_BHTS, v_NSK, policy)
+    elif causal and T >= 2 * _BLOCK:
+        size = max(_BLOCK, -(-T // _MOST))
+        ends = [(i, min(i + size, T)) for i in range(0, T, size)]
+        blocks = [
+            (q_NJTK[:, :, i:j], k_NSK[:, :j], v_NSK[:, :j], mask[..., i:j, :j]) for i, j in ends
+        ]
+        y_NJTK = jnp.concatenate([_without_dropout(*block, policy) for block in blocks], axis=2)
+    else:
+        y_NJTK = _without_dropout(q_NJTK, k_NSK, v_NSK, mask, policy)
+    return y_NJTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+
+
+_BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
+
+
+def _scores(q_NJTK, k_NSK, mask, policy) -> Array:
+    """float32 (B, H, T, S)."""
+    N, J, T, K = q_NJTK.shape
+    scores = einsum("nqk,nsk->nqs", q_NJTK.reshape(N, J * T, K), k_NSK, policy)
+    scores_BHTS = scores.reshape(len(mask), -1, T, k_NSK.shape[1]).astype(jnp.float32)
+    return jnp.where(mask, scores_BHTS, MASKED)
+
+
+def _mixed(weights_BHTS, v_NSK, policy) -> Array:
+    """The values, weighted: (N, J, T, K)."""
+    N, S, K = v_NSK.shape
+    T = weights_BHTS.shape[2]
+    return einsum("nqs,nsk->nqk", weights_BHTS.reshape(N, -1, S), v_NSK, policy).reshape(
+        N, -1, T, K
+    )
+
+
+def _without_dropout(q_NJTK, k_NSK, v_NSK, mask, policy) -> Array:
+    """The softmax's division comes last, when there is less to divide."""
+    scores_BHTS = _scores(q_NJTK, k_NSK, mask, policy)
+    largest = jax.lax.stop_gradient(scores_BHTS.max(axis=-1, keepdims=True))
+    weights_BHTS = jnp.exp(scores_BHTS - largest)
+    sums_NJT1 = weights_BHTS.sum(axis=-1).reshape(*q_NJTK.shape[:3], 1)
+    y_NJTK = _mixed(weights_BHTS.astype(policy.activation), v_NSK, policy)
+    return (y_NJTK / sums_NJT1).astype(policy.activation)

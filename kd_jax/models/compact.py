@@ -1,0 +1,264 @@
+"""Decoders made smaller: blocks replaced by compact ones, heads and FFN columns pruned away.
+
+Pure functions from a model to a model whose shapes really are smaller. What a block may consist of
+is in kd_jax/models/shapes.py, which heads and columns matter in kd_jax/models/importance.py.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models import importance
+from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.family import Family
+from kd_jax.models.heads import HEADS
+from kd_jax.models.shapes import BlockShape
+from kd_jax.precision import Policy
+from kd_jax.types import Array, Model, Params
+
+# What a new random block adds to the residual stream, as a part of what the family's own
+# initialisation would: the model starts as if the block were left out, yet its weights have
+# gradients.
+SMALL = 0.01
+
+
+def size(family: Family, config: Any, head: str) -> int:
+    """Number of parameters; nothing is allocated."""
+    return _count(families.abstract(family, config, head, Policy()).params)
+
+
+def replace(
+    model: Model,
+    family: Family,
+    config: DecoderConfig,
+    layers: Sequence[int],
+    shape: BlockShape,
+    init: str,
+    key: Array,
+) -> tuple[Model, DecoderConfig]:
+    """The model with blocks of `shape` at `layers` (from 0), and its config; the rest is untouched.
+
+    Args:
+        model: may be abstract (jax.ShapeDtypeStruct), so is the result then; may be traced.
+        family: the model's.
+        config: the model's.
+        layers: which blocks.
+        shape: what they become.
+        init: `random`: drawn as the family draws, but the projections that write into the residual
+            stream `SMALL` times that. `pruned`: the norms and the most important heads and FFN
+            columns of the block that was there. That is for full blocks: what a bottleneck adds
+            to the stream includes its own inner stream, which no part of another block does.
+        key: of random blocks; a value depends on it and on the parameter's path alone.
+
+    Raises UserError on an unknown layer or init, and where `shape` cannot be cut out of a block.
+    """
+    given = [config.shape(layer) for layer in range(config.num_layers)]
+    unknown = sorted(set(layers) - set(range(config.num_layers)))
+    if unknown:
+        raise UserError(f"no block {unknown[0]}: the model has blocks 0 to {config.num_layers - 1}")
+    if init not in ("random", "pruned"):
+        raise UserError(f"a compact block's init is {init!r}; have: random, pruned")
+    if init == "pruned":
+        for layer in layers:
+            _check_inside(shape, given[layer], layer)
+    changed = with_blocks(config, [shape if i in layers else own for i, own in enumerate(given)])
+    whole = families.abstract(family, changed, _head(model), changed.policy)
+
+    def start(params: Params, key: Array) -> Params:
+        blocks = dict(params["backbone"]["blocks"])
+        for layer in layers:
+            if init == "pruned":
+                blocks[layer] = _cut(blocks[layer], given[layer], shape)
+            else:
+                new = {layer: whole.params["backbone"]["blocks"][layer]}
+                drawn = families.draw(family, changed, {"backbone": {"blocks": new}}, key)
+                blocks[layer] = _quiet(drawn["backbone"]["blocks"][layer])
+        return params | {"backbone": params["backbone"] | {"blocks": blocks}}
+
+    return _changed(model, whole, start, key), changed
+
+
+def prune(
+    model: Model, family: Family, config: DecoderConfig, target: float, ranking: str
+) -> tuple[Model, DecoderConfig]:
+    """The model without its least important heads and FFN columns, and its config.
+
+    Args:
+        model: may be abstract, so is the result then; with `global`, what would go from each layer
+            is not known then, and it is as if every layer lost the same share.
+        family: the model's.
+        config: the model's.
+        target: the share of all parameters that goes, at least, and hardly more.
+        ranking: `global`: all heads and columns of all layers are ranked together by the mean |w|
+            of their weights. That is the L1 norm that is lost for each parameter that is saved, so
+            a head compares with a column although it has many times the weights. `layer`: heads
+            and columns are ranked among those of their layer, and every layer loses the same
+            share of them, so that layers that were alike stay so.
+
+    One head (GQA: with those that share its keys) and one column of every layer stay. Raises
+    UserError where that leaves more than `target` wants, and on an unknown ranking.
+    """
+    if ranking not in ("global", "layer"):
+        raise UserError(f"ranking={ranking!r}: have global, layer")
+    shapes = [config.shape(layer) for layer in range(config.num_layers)]
+    blocks = [model.params["backbone"]["blocks"][layer] for layer in range(config.num_layers)]
+    units = [
+        importance.units(_inner(block), own) for block, own in zip(blocks, shapes, strict=True)
+    ]
+    total = _count(model.params)
+    spare = sum(each.cost * each.spare for pair in units for each in pair)
+    if not 0 < target < 1 or math.ceil(target * total) > spare:
+        raise UserError(
+            f"pruning away {target} of all parameters: want a share above 0, and at most "
+            f"{math.floor(1e4 * spare / total) / 1e4} of this model, where one head and one FFN "
+            f"column of every layer stay"
+        )
+    evenly = ranking == "layer" or _abstract(model)
+    gone = (importance.evenly if evenly else importance.least)(units, math.ceil(target * total))
+    kept = []
+    for layer, (shape, lost) in enumerate(zip(shapes, gone, strict=True)):
+        heads, columns = (
+            np.setdiff1d(np.arange(each.spare + 1), out)
+            for each, out in zip(units[layer], lost, strict=True)
+        )
+        shared = shape.num_heads // shape.num_kv_heads
+        every = (heads[:, None] * shared + np.arange(shared)).ravel()
+        kept.append((shape, every, heads, columns))
+        counts = dict(num_heads=len(every), num_kv_heads=len(heads), ffn_width=len(columns))
+        shapes[layer] = dataclasses.replace(shape, **counts)
+
+    def cut(params: Params) -> Params:
+        blocks = params["backbone"]["blocks"]
+        blocks = {layer: _take(blocks[layer], *each) for layer, each in enumerate(kept)}
+        return params | {"backbone": params["backbone"] | {"blocks": blocks}}
+
+    changed = with_blocks(config, shapes)
+    whole = families.abstract(family, changed, _head(model), changed.policy)
+    return _changed(model, whole, cut), changed
+
+
+def with_blocks(config: DecoderConfig, blocks: Sequence[BlockShape]) -> DecoderConfig:
+    """The config of a model with these blocks; none are listed where all are the family's own."""
+    own = all(block == config.own_shape for block in blocks)
+    return dataclasses.replace(config, blocks=() if own else tuple(blocks))
+
+
+def _changed(model: Model, whole: Model, change: Callable[..., Params], *inputs: Any) -> Model:
+    """`whole`, which is abstract, with what `change` makes of the model's parameters; abstract
+    still where they are."""
+    if _abstract(model):
+        return whole.replace(params=jax.eval_shape(change, model.params, *inputs))
+    return whole.replace(params=change(model.params, *inputs))
+
+
+def _check_inside(shape: BlockShape, given: BlockShape, layer: int) -> None:
+    """Refuses a shape that cannot be cut out of another."""
+    if shape.kind != "full" or given.kind != "full":
+        raise UserError(
+            f"block {layer}: only a slim block can start as a part of a full one (init pruned), "
+            f"here a {shape.kind} block would of a {given.kind} one; let it start at random"
+        )
+    if shape.head_width != given.head_width:
+        raise UserError(
+            f"block {layer}: its heads are {given.head_width} wide, those of the compact block "
+            f"{shape.head_width}; with init pruned heads keep their width"
+        )
+    shared = [each.num_heads // each.num_kv_heads for each in (shape, given)]
+    pairs = {
+        "key/value heads": (shape.num_kv_heads, given.num_kv_heads),
+        "heads to a key/value head": tuple(shared),
+        "FFN columns": (shape.ffn_width, given.ffn_width),
+    }
+    for what, (wanted, have) in pairs.items():
+        if wanted > have:
+            raise UserError(
+                f"block {layer} has {have} {what}, the compact block would have {wanted}; "
+                f"with init pruned it takes some of them"
+            )
+
+
+def _cut(block: Params, given: BlockShape, shape: BlockShape) -> Params:
+    """The most important heads and columns of a block, in their order. Can be traced.
+
+    Of the heads that share keys the best go with them; a key/value head is as important as it is
+    with those.
+    """
+    shared = shape.num_heads // shape.num_kv_heads
+    scores_GR, scores_G = importance.of_heads(block["attention"], given)
+    best_GR = _best(scores_GR, shared)
+    scores_G = scores_G + jnp.take_along_axis(scores_GR, best_GR, axis=1).sum(1)
+    groups = _best(scores_G, shape.num_kv_heads)
+    heads = groups[:, None] * scores_GR.shape[1] + best_GR[groups]
+    columns = _best(importance.of_columns(block["mlp"]), shape.ffn_width)
+    return _take(block, given, heads.ravel(), groups, columns)
+
+
+def _best(scores: Array, count: int) -> Array:
+    """The numbers of the highest scores along the last axis, in ascending order."""
+    return jnp.sort(jnp.argsort(scores, axis=-1, descending=True)[..., :count], axis=-1)
+
+
+def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: Any) -> Params:
+    """A block with these heads, key/value heads and columns of it alone."""
+    inner = _inner(block)
+    attention, mlp = dict(inner["attention"]), dict(inner["mlp"])
+    for name in "qkv":
+        numbers = heads if name == "q" else groups
+        attention[name] = {
+            kind: _heads_of(value, shape.head_width, numbers)
+            for kind, value in attention[name].items()
+        }
+    rows = attention["o"]["kernel"]
+    attention["o"] = attention["o"] | {"kernel": _heads_of(rows.T, shape.head_width, heads).T}
+    for name in mlp.keys() - {"down"}:
+        mlp[name] = {kind: value[..., columns] for kind, value in mlp[name].items()}
+    mlp["down"] = mlp["down"] | {"kernel": mlp["down"]["kernel"][columns]}
+    inner = inner | {"attention": attention, "mlp": mlp}
+    return block | {"inner": inner} if "inner" in block else inner
+
+
+def _heads_of(value: Any, width: int, numbers: Any) -> Any:
+    """The columns of these heads, of (..., heads x width)."""
+    of_heads = value.reshape(*value.shape[:-1], -1, width)[..., numbers, :]
+    return of_heads.reshape(*value.shape[:-1], -1)
+
+
+def _quiet(block: Params) -> Params:
+    """The block with what it adds to the residual stream made `SMALL`."""
+
+    def scaled(linear: Params) -> Params:
+        return linear | {"kernel": SMALL * linear["kernel"]}
+
+    if "inner" in block:
+        return block | {"up": scaled(block["up"])}
+    attention = block["attention"] | {"o": scaled(block["attention"]["o"])}
+    return block | {
+        "attention": attention,
+        "mlp": block["mlp"] | {"down": scaled(block["mlp"]["down"])},
+    }
+
+
+def _inner(block: Params) -> Params:
+    """A block of the family's own kind: itself, or the one in a bottleneck."""
+    return block.get("inner", block)
+
+
+def _abstract(model: Model) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))
+
+
+def _head(model: Model) -> str:
+    kind = type(nnx.merge(model.graphdef, model.params).head)
+    return next(name for name, each in HEADS.items() if each is kind)
+
+
+def _count(params: Params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

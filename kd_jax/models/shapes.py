@@ -1,0 +1,90 @@
+"""The sizes of a decoder's blocks, which may differ from layer to layer.
+
+Blocks differ after compression (Musaeus and van der Goot 2025, "Iterative Structured Knowledge
+Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are enough:
+
+    full        as the family has it. With fewer heads or FFN columns than the family's own it is
+                called slim: the residual stream keeps its width D, attention maps D to H K and back
+    bottleneck  y = x + up(inner(down(x))): `down` projects D to d', `inner` is the whole output of
+                a block of the family's own kind at width d' (its norms and residual sums included),
+                `up` projects back
+"""
+
+import dataclasses
+from typing import Any
+
+from kd_jax.errors import UserError
+
+KINDS = ("full", "bottleneck")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """The sizes of one decoder block. Raises UserError where they do not go together."""
+
+    kind: str  # full | bottleneck
+    width: int  # of the residual stream inside the block: the model's, or d' of a bottleneck
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    ffn_width: int
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"a block's kind is {self.kind!r}; have: {', '.join(KINDS)}")
+        for name, value in dataclasses.asdict(self).items():
+            if name != "kind" and (type(value) is not int or value < 1):
+                raise UserError(f"a block's {name} is {value!r}, want a whole number from 1")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"a block's {self.num_kv_heads} key/value heads do not divide its "
+                f"{self.num_heads} heads"
+            )
+
+
+def bottleneck(width: int, num_heads: int, num_kv_heads: int, ffn_width: int) -> BlockShape:
+    """A bottleneck of that inner width, its heads as wide as together they fill it.
+
+    Raises UserError where the heads do not divide the width, or key/value heads the heads.
+    """
+    if num_heads < 1 or width % num_heads:
+        raise UserError(f"{num_heads} heads do not divide the width {width} of a bottleneck")
+    head_width = width // num_heads
+    return BlockShape("bottleneck", width, num_heads, num_kv_heads, head_width, ffn_width)
+
+
+def check(blocks: tuple[BlockShape, ...], num_layers: int, width: int) -> None:
+    """Refuses blocks that a model of so many layers and that width cannot have."""
+    if blocks and len(blocks) != num_layers:
+        raise UserError(f"blocks: {len(blocks)} shapes for {num_layers} layers, want one a layer")
+    for i, block in enumerate(blocks):
+        if block.kind == "full" and block.width != width:
+            raise UserError(
+                f"blocks: block {i} is full and {block.width} wide, the model is {width}; "
+                f"make it a bottleneck, or as wide as the model"
+            )
+
+
+def read(found: Any) -> tuple[BlockShape, ...]:
+    """The blocks of the key "blocks" of a config.json. Raises UserError naming the entry."""
+    names = [field.name for field in dataclasses.fields(BlockShape)]
+    if not isinstance(found, list) or not found:
+        raise UserError(
+            f"config.json: blocks should be a list with one entry a layer, not {found!r}"
+        )
+    blocks = []
+    for i, entry in enumerate(found):
+        if not isinstance(entry, dict) or entry.keys() != set(names):
+            raise UserError(
+                f"config.json: blocks[{i}] should have the keys {', '.join(names)}, not {entry!r}"
+            )
+        try:
+            blocks.append(BlockShape(**entry))
+        except UserError as error:
+            raise UserError(f"config.json: blocks[{i}]: {error}") from None
+    return tuple(blocks)
+
+
+def write(blocks: tuple[BlockShape, ...]) -> list[dict]:
+    """The key "blocks" of config.json."""
+    return [dataclasses.asdict(block) for block in blocks]
