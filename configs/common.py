@@ -108,6 +108,7 @@ def finetuning() -> ConfigDict:
     c.assistant = model()  # between teacher and student, where stages has "assistant"
     c.assistant.init = "teacher"
     c.assistant.layers = FieldReference("uniform", field_type=object)
+    c.theseus = _theseus(2)
     c.optim.learning_rate = 2e-5
     c.optim.schedule = dict(kind="linear", warmup=0.1)
     c.eval = ConfigDict(dict(every=0, batch_size=64))  # steps, 0: once an epoch; global rows
@@ -130,6 +131,18 @@ def pruning(recipe: str = "prune") -> ConfigDict:
         )
     )
     return c
+
+
+def _theseus(group: int) -> ConfigDict:
+    """A section `theseus`, see kd_jax/recipes/theseus.py."""
+    return ConfigDict(
+        dict(
+            group=group,  # blocks of the teacher to one of the successor
+            layers=FieldReference("first", field_type=object),  # that successors begin as
+            rate=FieldReference(0.5, field_type=object),  # a number or a schedule
+            steps=0.5,  # of replacement, or a share of the stage below 1
+        )
+    )
 
 
 def substitution() -> ConfigDict:
@@ -156,6 +169,7 @@ def substitution() -> ConfigDict:
             warmup=50,  # updates in which a new block's learning rate is reached
         )
     )
+    c.theseus = _theseus(0)  # 0: the blocks that substitution replaces, each to its compact one
     return c
 
 

@@ -19,6 +19,7 @@ STAGES = (
     "substitute",
     "one_shot",
     "prune",
+    "theseus",
     "student",
 )  # in the order of reading; others follow by name
 

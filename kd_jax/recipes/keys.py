@@ -91,6 +91,9 @@ _OF_RECIPE["substitute"] = (
     _OF_RECIPE["prune"][0],
     _OF_RECIPE["prune"][1] | {"substitution": _SUBSTITUTION},
 )
+_THESEUS = dict(group=0, layers=None, rate=None, steps=None)
+for _name in ("substitute", "finetune"):
+    _OF_RECIPE[_name][1]["theseus"] = _THESEUS
 _OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 

@@ -124,7 +124,11 @@ def _run_stage(
         stream=setup.task.train(this.batch_size, config.seed, **_processes()),
         teacher=frozen if this.learns else None,
         schedules=loop.Schedules(
-            learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
+            learning_rate(this.optim, this.steps),
+            knobs.weights,
+            knobs.temperatures,
+            config.seed,
+            setup.draws(this),
         ),
         validate=functools.partial(measure, "validation"),
         intervals=loop.Intervals(config.eval.every, config.checkpoint.every, config.log.every),

@@ -37,7 +37,7 @@ class PruningSetup(TextSetup):
     def __init__(self, config, folder=None, devices=None, platform=None):
         super().__init__(config, folder, devices, platform)
         teacher, names = self.models["teacher"], [each.name for each in self.stages]
-        if not isinstance(teacher.config, DecoderConfig):
+        if not isinstance(teacher.config, DecoderConfig) and {*names} - {"teacher", "theseus"}:
             raise UserError(
                 f"teacher {teacher.name} is no decoder, and other models have no compact blocks; "
                 f"take a causal language model"

@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_jax.recipes import ordering, phases
+from kd_jax.errors import UserError
+from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.recipes import ordering, phases, theseus
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.pruning_setup import PruningSetup
@@ -27,6 +29,7 @@ class SubstitutionSetup(PruningSetup):
         "teacher": "teacher",
         "substitute": "substitute",
         "prune": "prune",
+        "theseus": "theseus",
         "student": "student",
     }
 
@@ -37,11 +40,15 @@ class SubstitutionSetup(PruningSetup):
         self.phases: list[Phase] = []
         self.known = True  # the order in which blocks go
         as_small = "prune" in names and not config.pruning.target
-        if "substitute" in names or as_small or (self.alike and "student" in names):
+        drawn = "theseus" in names and not config.theseus.group
+        if "substitute" in names or as_small or drawn or (self.alike and "student" in names):
             measured = None
             if self.folder is not None and config.substitution.order == "importance":
                 measured = ordering.written(self._importance_file)
             self._settle(measured)
+        if "theseus" in names:
+            how = config.theseus, self.models["teacher"], config.remat
+            self.models["theseus"] = self.phases[-1].model if drawn else theseus.successor(*how)
         super().make_models()
 
     @property
@@ -61,6 +68,11 @@ class SubstitutionSetup(PruningSetup):
         """Fixes the phases; without an importance that is wanted, as if the last blocks went first,
         which has the same sizes where all blocks are alike."""
         settings, teacher = self.config.substitution, self.models["teacher"]
+        if not isinstance(teacher.config, DecoderConfig):
+            raise UserError(
+                f"config.theseus.group=0: teacher {teacher.name} is no decoder, and other models "
+                f"have no compact blocks; set it to how many blocks one replaces"
+            )
         original = dataclasses.replace(
             teacher, config=dataclasses.replace(teacher.config, remat=self.config.remat)
         )
