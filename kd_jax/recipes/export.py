@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import card, runs, table
+from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
 from kd_jax.recipes.blueprint import Blueprint
@@ -216,7 +216,7 @@ def _own_code(blueprint: Blueprint) -> bool:
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
-    count = table.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    count = quantities.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
     name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
     layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
     return f"{name} with {layers} of width {spec.width}, {count} parameters"

@@ -44,7 +44,7 @@ def test_writes_tables_and_plots(tmp_path):
     ]
     assert all(Path(path).stat().st_size > 0 for path in files)
     assert len(tables) == 3  # two configurations, and both under each other
-    difference = "-0.4500 ± 0.0707"
+    difference = "−0.4500 ± 0.0500"
     assert tables[0].rows[0] == [
         "loss (nats/token)",
         "2.0000",

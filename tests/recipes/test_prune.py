@@ -23,7 +23,7 @@ def config(folder, **changes):
     """The GPT-2 of the tests of substitution, pruned and fine-tuned. `changes` of the section."""
     c = substituting.config(folder)
     c.recipe = "prune"
-    del c.substitution
+    del c.substitution, c.theseus
     c.stages = dict(prune={})
     c.steps = STEPS
     c.pruning.update(dict(target=0.3) | changes)
