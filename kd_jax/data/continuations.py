@@ -19,6 +19,8 @@ from kd_jax.data.choices import Questions
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
+_WORTH = 4  # batches that make a length worth compiling
+
 
 @dataclasses.dataclass(frozen=True)
 class Stretches:
@@ -91,12 +93,14 @@ class Rows:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """One pass over all rows, a few lengths one after the other. About `batch_size` stretches
-        make a batch of the shortest rows; one of longer rows has as many tokens, so that memory
-        (and what the processor has to keep at hand) stays the same. The number of rows is a
-        multiple of `devices`.
+        """One pass over all rows, a few lengths one after the other; little data has fewer, since
+        every length is compiled. About `batch_size` stretches make a batch of the shortest rows;
+        one of longer rows has as many tokens, so that memory (and what the processor has to keep
+        at hand) stays the same. The number of rows is a multiple of `devices`.
         """
-        lengths = lengths_of(self.lengths_R, -(-int(self.lengths_R.max()) // 8) * 8)
+        longest = -(-int(self.lengths_R.max()) // 8) * 8
+        most = max(1, len(self._stretches) // (_WORTH * batch_size))
+        lengths = lengths_of(self.lengths_R, longest, most)
         bucket_R = np.searchsorted(lengths, self.lengths_R)
         for bucket, length in enumerate(lengths):
             rows_R = np.flatnonzero(bucket_R == bucket)

@@ -155,21 +155,22 @@ def of_stage(
     see `of_checkpoint`."""
     this = make_task(task, data, options)
     run = runs.read(folder)
-    if stage not in run.stages:
-        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(run.stages)}")
+    if run.config["task"]["name"] != "clm":
+        raise UserError(
+            f"{folder} is a run of task {run.config['task']['name']!r}, whose models are not "
+            f"causal: --task={task} needs one of task 'clm'"
+        )
     own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
     config = for_these_devices(run.config, own)
     setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
-    if setup.head != "clm":
-        raise UserError(
-            f"{folder} is a run of task {config.task.name!r}, whose models are not causal: "
-            f"--task={task} needs one that was trained on task 'clm'"
-        )
-    stages = {each.name: each for each in setup.stages}
-    if stage in stages:
-        checkpoint = setup.models[stages[stage].model], restore_best(setup, stages[stage])
-    else:
+    trained = {each.name: each for each in setup.stages if each.name in run.stages}
+    if stage in trained:
+        checkpoint = setup.models[trained[stage].model], restore_best(setup, trained[stage])
+    elif stage == "teacher":
         checkpoint = setup.models[stage], given_params(setup, stage)
+    else:
+        have = ", ".join(dict.fromkeys(["teacher", *trained]))
+        raise UserError(f"{folder} has no stage {stage!r}; have: {have}")
     stated = {"model": str(run.workdir), "commit": None, "stage": stage, "task": task}
     stated["precision"] = config.precision
     return _measure(checkpoint, setup.tokenizer, this, options, stated)

@@ -178,12 +178,14 @@ def test_a_row_does_not_grow_without_bounds():
 
 
 def test_batches_of_long_rows_have_fewer_of_them():
-    made, owners = stretches(*[(6, 2)] * 40, *[(30, 10)] * 40)
+    made, owners = stretches(*[(6, 2)] * 80, *[(30, 10)] * 80)
     rows = Rows(made, 64, owners)
     shapes = [batch.tokens_BT.shape for batch in rows.batches(20)]
-    assert shapes == [(20, 8)] * 2 + [(4, 40)] * 10
+    assert shapes == [(20, 8)] * 4 + [(4, 40)] * 20
     shapes = [batch.tokens_BT.shape for batch in rows.batches(20, devices=8)]
-    assert shapes == [(16, 8)] * 3 + [(8, 40)] * 5
+    assert shapes == [(16, 8)] * 5 + [(8, 40)] * 10
+    # Another length would be compiled for less than four batches.
+    assert [batch.tokens_BT.shape for batch in rows.batches(40)] == [(40, 40)] * 4
     halves = [list(rows.batches(20, 8, p, 2)) for p in range(2)]
     for one, two, whole in zip(*halves, rows.batches(20, 8), strict=True):
         np.testing.assert_array_equal(np.r_[one.ids_B, two.ids_B], whole.ids_B)
