@@ -125,32 +125,46 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, cau
     q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)
     q_NJTK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
     k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
+    # As a summand, once for all heads: XLA would compute a mask again for each of them.
+    masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
     if seed is not None:
-        scores_BHTS = _scores(q_NJTK, k_NSK, mask, policy)
+        scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
         weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
         weights_BHTS = dropout(weights_BHTS, rate, seed, site)
         y_NJTK = _mixed(weights_BHTS, v_NSK, policy)
     elif causal and T >= 2 * _BLOCK:
-        size = max(_BLOCK, -(-T // _MOST))
-        ends = [(i, min(i + size, T)) for i in range(0, T, size)]
-        blocks = [
-            (q_NJTK[:, :, i:j], k_NSK[:, :j], v_NSK[:, :j], mask[..., i:j, :j]) for i, j in ends
-        ]
-        y_NJTK = jnp.concatenate([_without_dropout(*block, policy) for block in blocks], axis=2)
+        y_NJTK = _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy)
     else:
-        y_NJTK = _without_dropout(q_NJTK, k_NSK, v_NSK, mask, policy)
+        y_NJTK = _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
     return y_NJTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
 
 
 _BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
 
 
-def _scores(q_NJTK, k_NSK, mask, policy) -> Array:
+def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
+    """Blocks of queries one after the other, each with the keys up to its end, (N, J, T, K)."""
+    T, found = q_NJTK.shape[2], []
+    size = max(_BLOCK, -(-T // _MOST))
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        block = (
+            q_NJTK[:, :, start:end],
+            k_NSK[:, :end],
+            v_NSK[:, :end],
+            masked[..., start:end, :end],
+        )
+        # Not all at once: the scores of one block stay near the processor.
+        block, found = jax.lax.optimization_barrier((block, found))
+        found = [*found, _without_dropout(*block, policy)]
+    return jnp.concatenate(found, axis=2)
+
+
+def _scores(q_NJTK, k_NSK, masked, policy) -> Array:
     """float32 (B, H, T, S)."""
     N, J, T, K = q_NJTK.shape
     scores = einsum("nqk,nsk->nqs", q_NJTK.reshape(N, J * T, K), k_NSK, policy)
-    scores_BHTS = scores.reshape(len(mask), -1, T, k_NSK.shape[1]).astype(jnp.float32)
-    return jnp.where(mask, scores_BHTS, MASKED)
+    return scores.reshape(len(masked), -1, T, k_NSK.shape[1]).astype(jnp.float32) + masked
 
 
 def _mixed(weights_BHTS, v_NSK, policy) -> Array:
@@ -162,9 +176,9 @@ def _mixed(weights_BHTS, v_NSK, policy) -> Array:
     )
 
 
-def _without_dropout(q_NJTK, k_NSK, v_NSK, mask, policy) -> Array:
+def _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
     """The softmax's division comes last, when there is less to divide."""
-    scores_BHTS = _scores(q_NJTK, k_NSK, mask, policy)
+    scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
     largest = jax.lax.stop_gradient(scores_BHTS.max(axis=-1, keepdims=True))
     weights_BHTS = jnp.exp(scores_BHTS - largest)
     sums_NJT1 = weights_BHTS.sum(axis=-1).reshape(*q_NJTK.shape[:3], 1)
