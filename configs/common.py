@@ -254,6 +254,7 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
         c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
         c.substitution.target = 0.3 if family == "gpt2" else 0.2
+        c.theseus.group = 2
         c.student.architecture = ConfigDict()
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])

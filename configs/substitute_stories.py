@@ -50,4 +50,6 @@ def get_config(arg=None):
     c.eval = dict(every=40, batch_size=64)
     c.checkpoint = dict(every=40, keep=1)
     c.log.every = 20
+    if arg == "smoke":  # the others are in the smoke runs of substitute_gpt2 and prune_gpt2
+        c.stages = dict(substitute=dict(), theseus=dict())
     return common.variant(c, arg, family="llama")
