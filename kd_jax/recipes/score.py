@@ -39,7 +39,7 @@ from kd_jax.train.likelihood import log_likelihoods
 from kd_jax.types import Model
 
 TASKS = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
-ROWS = 16  # of a batch, where nobody says otherwise
+ROWS = 32  # of a batch, where nobody says otherwise
 
 Report = dict[str, Any]  # see `of_checkpoint`
 
@@ -51,7 +51,7 @@ class Options:
     seq_len: int | None = None  # tokens that the model reads at once: all that it can
     stride: int | None = None  # perplexity: half of seq_len
     documents: str | None = None  # perplexity: joined | alone: joined
-    batch_size: int | None = None  # rows over all devices: 16
+    batch_size: int | None = None  # rows over all devices: 32
     precision: str | None = None  # fp32 | bf16: the run's, else fp32
 
 
