@@ -50,6 +50,7 @@ COST = (
     Figure("throughput", "samples/s, batch 32", _thousands, 1),
     Figure("tokens_per_second", "tokens/s", _thousands),
     Figure("steps", "steps", _thousands),
+    Figure("fit_steps", "steps of regression", _thousands),
     Figure("best_step", "best step", _thousands),
 )
 

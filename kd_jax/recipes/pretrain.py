@@ -143,6 +143,7 @@ def _run_stage(
     figures = measure(_test_split(config), fitted.state.student)
     figures |= _size(setup, params) | {
         "steps": this.steps,
+        **setup.extra(this),
         "best_step": fitted.best_step,
         **stage.speed(folder),
     }

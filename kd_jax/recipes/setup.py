@@ -78,6 +78,10 @@ class Setup:
         """What the planned stage does to its model on the way, a row for each change."""
         return []
 
+    def extra(self, stage: Stage) -> dict[str, Any]:
+        """Figures of what a stage takes besides its steps."""
+        return {}
+
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         """Settles what of a stage depends on the models that are there before it."""
 

@@ -100,6 +100,10 @@ class SubstitutionSetup(PruningSetup):
             for phase in self.phases
         ]
 
+    def extra(self, stage: Stage) -> dict[str, Any]:
+        steps = len(self.phases) * self.config.substitution.fit_steps
+        return {"fit_steps": steps} if stage.name == "substitute" and steps else {}
+
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         settings = self.config.substitution
         if self.known or stage.name == "teacher":
@@ -113,7 +117,7 @@ class SubstitutionSetup(PruningSetup):
         if stage.name == "substitute":
             return [Substituted(self, stage, phase, given) for phase in self.phases]
         if stage.name == "student" and self.alike and self.config.student.init == "teacher":
-            return [Substituted(self, stage, phases.at_once(self.phases), given, grouped=False)]
+            return [Substituted(self, stage, phases.at_once(self.phases), given, ordinary=True)]
         return super().parts(stage, given)
 
     def groups(self, stage: Stage) -> Groups:

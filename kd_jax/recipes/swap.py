@@ -32,7 +32,7 @@ class Substituted:
     stage: Stage
     phase: Phase
     given: Mapping[str, Params]  # by name; the first phase makes its model from the teacher
-    grouped: bool = True  # whether new blocks have a learning rate and Adam counts of their own
+    ordinary: bool = False  # new blocks are not fitted, and learn as all else does
 
     @property
     def start(self) -> int:
@@ -44,7 +44,7 @@ class Substituted:
 
     @property
     def _groups(self) -> Groups:
-        return groups(self.setup, self.stage, self.phase) if self.grouped else ()
+        return () if self.ordinary else groups(self.setup, self.stage, self.phase)
 
     def check(self) -> None:
         before = self.phase.before.abstract()
@@ -61,19 +61,20 @@ class Substituted:
         with _Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))
         seconds = time.perf_counter() - began
-        if self.setup.config.substitution.fit_steps:
+        if self.setup.config.substitution.fit_steps and not self.ordinary:
             params = self._fitted(old, params)
         began = time.perf_counter()
         with compiling:
             found = jax.block_until_ready(self._state(before, params))
-        if self.grouped:
+        if not self.ordinary:
             self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
         """The parameters after the regression, whose folder stays until the next one begins."""
         folder = self.setup.folder / self.stage.name / "fitted"
-        (folder / str(self.phase.number - 1)).rmtree(missing_ok=True)
+        if jax.process_index() == 0:
+            (folder / str(self.phase.number - 1)).rmtree(missing_ok=True)
         folder = folder / str(self.phase.number)
         return fitted(self.setup, self.stage, self.phase, old, self._model(params), folder)
 
