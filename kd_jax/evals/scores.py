@@ -4,7 +4,8 @@ perplexities, and of how much text they are."""
 from collections.abc import Mapping
 from typing import Any
 
-from kd_jax.evals.table import Table, count
+from kd_jax.evals.quantities import count
+from kd_jax.evals.table import Table
 
 # Key, title, and how it is shown; what a report lacks (or None) is left out.
 _ACCURACIES = (("acc", "acc"), ("acc_norm", "acc_norm, by character"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from kd_jax.errors import UserError
 from kd_jax.models import compact, family
 from kd_jax.recipes import stage
 from kd_jax.recipes.fitting import fitted
@@ -19,7 +20,7 @@ from kd_jax.recipes.stage import Groups, Stage
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
-from kd_jax.types import Array, Model, Params
+from kd_jax.types import Array, Model, ModelSpec, Params
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,18 @@ class Substituted:
     def _groups(self) -> Groups:
         return () if self.ordinary else groups(self.setup, self.stage, self.phase)
 
+    @property
+    def _teacher(self) -> ModelSpec:
+        return self.setup.models["teacher"].spec
+
     def check(self) -> None:
+        heads = {self.phase.model.config.shape(layer).num_heads for layer in self.phase.layers}
+        for name, term in self.setup.plan(self.stage)[0].objective.state_terms:
+            if getattr(term, "heads", None) == "each" and heads != {self._teacher.num_heads}:
+                raise UserError(
+                    f"objective.{name} compares heads one by one, the teacher has "
+                    f"{self._teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
+                )
         before = self.phase.before.abstract()
         jax.eval_shape(self._new_blocks, before.params, jax.random.key(0))
         self.abstract()

@@ -72,3 +72,11 @@ def run(config, folder: Path) -> dict:
 def setup(config, folder: Path | None = None):
     with quick():
         return substitute.Setup(config, folder)
+
+
+def checked(config):
+    """Raises what a run would find before its long work."""
+    described = setup(config)
+    given = {name: model.abstract().params for name, model in described.models.items()}
+    for part in described.parts(described.principal, given):
+        part.check()

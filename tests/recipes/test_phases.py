@@ -89,10 +89,18 @@ def test_orders():
 )
 def test_mistakes(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        setup = substituting.setup(substituting.config(tmp_path, **changes))
-        given = {name: model.abstract().params for name, model in setup.models.items()}
-        for part in setup.parts(setup.principal, given):
-            part.check()
+        substituting.checked(substituting.config(tmp_path, **changes))
+
+
+def test_heads_that_have_no_counterpart(tmp_path):
+    config = substituting.config(tmp_path)
+    config.objective.attention = dict(weight=1.0, layers="last")
+    with pytest.raises(
+        UserError, match="compares heads one by one, the teacher has 2 and a compact"
+    ):
+        substituting.checked(config)
+    config.objective.attention.heads = "mean"
+    substituting.checked(config)
 
 
 def test_encoders_have_no_compact_blocks(tmp_path):

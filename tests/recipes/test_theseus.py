@@ -162,7 +162,7 @@ def test_encoders_in_language_modelling(tmp_path):
 )
 def test_mistakes(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        checked(encoder(tmp_path, **changes))
+        substituting.checked(encoder(tmp_path, **changes))
 
 
 def test_there_is_no_attention_to_compare(tmp_path):
@@ -171,11 +171,4 @@ def test_there_is_no_attention_to_compare(tmp_path):
     with pytest.raises(
         UserError, match="objective.attention compares attention, which the stage th"
     ):
-        checked(changed)
-
-
-def checked(changed):
-    setup = substituting.setup(changed)
-    given = {name: model.abstract().params for name, model in setup.models.items()}
-    for part in setup.parts(setup.principal, given):
-        part.check()
+        substituting.checked(changed)
