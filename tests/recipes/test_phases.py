@@ -94,7 +94,7 @@ def test_mistakes(tmp_path, changes, message):
 
 def test_heads_that_have_no_counterpart(tmp_path):
     config = substituting.config(tmp_path)
-    config.objective.attention = dict(weight=1.0, layers="last")
+    config.objective.attention = dict(weight=1.0, layers="last", causal=True)
     with pytest.raises(
         UserError, match="compares heads one by one, the teacher has 2 and a compact"
     ):
