@@ -12,8 +12,8 @@ endings a batch, and with PyTorch's.
 Texts are tokenised before. A process makes one pass that compiles and is reported as "first", then
 timed ones. Every row runs in a process of its own; rounds go through all rows in turn, so that a
 slow spell of the machine falls on all of them, and a row's figure is its fastest pass, the one that
-others disturbed least. ratio is a row's speed divided by that of the best PyTorch row. "apart" is the
-largest difference of a log-likelihood from the first PyTorch row's, in nats.
+others disturbed least. ratio is a row's speed divided by that of the best PyTorch row. "apart" is
+the largest difference of a log-likelihood from the first PyTorch row's, in nats.
 
 Model: models/stories260K beside $KD_JAX_DATA, or --model. Questions: hellaswag/ of $KD_JAX_DATA, or
 --data. Keep the machine idle: "others" is the share of it that other processes took meanwhile.
