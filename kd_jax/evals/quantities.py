@@ -38,6 +38,10 @@ def _operations(number: float) -> str:
     return f"{number / 1e9:.3f} G"
 
 
+def _tera(number: float) -> str:
+    return f"{number / 1e12:,.1f} T"
+
+
 _SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
 
 COST = (
@@ -51,6 +55,7 @@ COST = (
     Figure("tokens_per_second", "tokens/s", _thousands),
     Figure("steps", "steps", _thousands),
     Figure("fit_steps", "steps of regression", _thousands),
+    Figure("training_flops", "operations of training", _tera),
     Figure("best_step", "best step", _thousands),
 )
 

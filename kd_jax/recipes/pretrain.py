@@ -142,8 +142,7 @@ def _run_stage(
         return params, found | {this.name: json.loads((folder / "results.json").read_text())}
     figures = measure(_test_split(config), fitted.state.student)
     figures |= _size(setup, params) | {
-        "steps": this.steps,
-        **setup.extra(this),
+        **setup.effort(this, given),
         "best_step": fitted.best_step,
         **stage.speed(folder),
     }

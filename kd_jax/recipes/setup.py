@@ -21,7 +21,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hub
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, keys, theseus
+from kd_jax.recipes import blueprint, keys, operations, theseus
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part, Whole
 from kd_jax.recipes.stage import Groups, Stage, stages
@@ -78,9 +78,11 @@ class Setup:
         """What the planned stage does to its model on the way, a row for each change."""
         return []
 
-    def extra(self, stage: Stage) -> dict[str, Any]:
-        """Figures of what a stage takes besides its steps."""
-        return {}
+    def effort(self, stage: Stage, given: Mapping[str, Params]) -> dict[str, Any]:
+        """Figures of what a stage's training takes."""
+        parts = self.parts(stage, given)
+        flops = operations.of_parts(self, stage, parts)
+        return {"steps": stage.steps, "training_flops": flops}
 
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         """Settles what of a stage depends on the models that are there before it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_jax.errors import UserError
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.recipes import ordering, phases, theseus
+from kd_jax.recipes import operations, ordering, phases, theseus
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.pruning_setup import PruningSetup
@@ -100,9 +100,15 @@ class SubstitutionSetup(PruningSetup):
             for phase in self.phases
         ]
 
-    def extra(self, stage: Stage) -> dict[str, Any]:
-        steps = len(self.phases) * self.config.substitution.fit_steps
-        return {"fit_steps": steps} if stage.name == "substitute" and steps else {}
+    def effort(self, stage: Stage, given: Mapping[str, Params]) -> dict[str, Any]:
+        found, steps = super().effort(stage, given), self.config.substitution.fit_steps
+        if stage.name == "substitute" and steps:
+            found["fit_steps"] = steps * len(self.phases)
+            for phase in self.phases:
+                models = (phase.before.abstract().params, phase.model.abstract().params)
+                more = operations.of_regression(self, stage, *models, steps)
+                found["training_flops"] += more
+        return found
 
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         settings = self.config.substitution

@@ -63,14 +63,15 @@ def test_head_runs_at_the_positions_only():
 def test_remat_changes_memory_only(name):
     batch, seed = tiny.batch(name), jnp.uint32(7)
     weights = jax.random.normal(jax.random.key(1), (3, 20, 32))
-    grads = []
+    grads, barriers = [], []  # attention has some of its own
     for remat in (False, True):
         model = tiny.model(name, "none", remat=remat, num_hidden_layers=1)
         lowered = jax.jit(
             jax.grad(lambda p, m=model: (features(p, m, batch, seed) * weights).sum())
         ).lower(model.params)
-        assert ("optimization_barrier" in lowered.as_text()) == remat
+        barriers.append(lowered.as_text().count("optimization_barrier"))
         grads.append(lowered.compile()(model.params))
+    assert barriers[1] > barriers[0]
     whole = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads[0])))
     for one, two in zip(*map(jax.tree.leaves, grads), strict=True):
         size = max(np.linalg.norm(one), 1e-3 * whole)
@@ -106,7 +107,8 @@ def test_bf16_follows_fp32(name):
     run = jax.jit(features)
     ours, theirs = run(half.params, half, batch), run(whole.params, whole, batch)
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.1)
+    error = jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - theirs) ** 2))
+    assert 1e-3 < error / jnp.std(theirs) < 0.02  # bfloat16 has 8 bits
 
 
 # Dropout as PyTorch's modules apply it: the site's rate, in the order of the forward pass, for
