@@ -9,7 +9,9 @@ from typing import Any
 import jax
 
 from kd_jax.evals import flops
+from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part
+from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.stage import Stage
 from kd_jax.types import Params
 
@@ -30,7 +32,14 @@ def of_parts(setup: Any, stage: Stage, parts: Sequence[Part]) -> int:
     return total
 
 
-def of_regression(setup: Any, stage: Stage, old: Params, new: Params, steps: int) -> int:
-    """FLOPs of a regression of new blocks to old ones, as if all blocks were trained."""
+def of_regression(setup: Any, stage: Stage, phase: Phase, steps: int) -> int:
+    """FLOPs of the regression before a swap (fitting.py): it computes the blocks up to the last one
+    that goes, and the gradients of all of these."""
     rows, tokens = setup.task.shapes(stage.batch_size).tokens_BT.shape
-    return steps * flops.train_step(new, old, {}, rows, tokens, 0, vocabulary=False)
+
+    def lower(model: Blueprint) -> Params:
+        blocks = model.abstract().params["backbone"]["blocks"]
+        return {"backbone": {layer: blocks[layer] for layer in range(max(phase.layers) + 1)}}
+
+    models = lower(phase.model), lower(phase.before)
+    return steps * flops.train_step(*models, {}, rows, tokens, 0, vocabulary=False)

@@ -105,9 +105,7 @@ class SubstitutionSetup(PruningSetup):
         if stage.name == "substitute" and steps:
             found["fit_steps"] = steps * len(self.phases)
             for phase in self.phases:
-                models = (phase.before.abstract().params, phase.model.abstract().params)
-                more = operations.of_regression(self, stage, *models, steps)
-                found["training_flops"] += more
+                found["training_flops"] += operations.of_regression(self, stage, phase, steps)
         return found
 
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
