@@ -1,10 +1,12 @@
 """Kills a small run ten times with SIGKILL and compares what it leaves with an undisturbed one.
 
-    python benchmarks/kill_resume.py [--seed=0] [--folder=DIR] [--json=FILE]
+    python benchmarks/kill_resume.py [--case=pretrain] [--seed=0] [--folder=DIR] [--json=FILE]
 
 The run is configs/quickstart.py:smoke with more steps, and dropout in all its models. It is killed
 at two random steps and within one checkpoint write of each of its three stages, and within the
-export; each time the same command goes on. Then final and best checkpoints (parameters and
+export; each time the same command goes on. With --case=substitute it is one stage of
+configs/substitute_gpt2.py:smoke in three phases, killed at two random steps of each, within two
+checkpoint writes, a swap and the export. Then final and best checkpoints (parameters and
 optimizer), metrics.csv, eval.csv, results and the exported weights have to be the same bit for bit,
 and no more steps may have been taken than undisturbed + kills x save interval. Kills come from
 outside, by watching the run directory. The exit status is 1 where anything differs.
@@ -12,6 +14,7 @@ outside, by watching the run directory. The exit status is 1 where anything diff
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,16 @@ COMMAND = (
     f"--config.checkpoint.every={SAVE}",
     f"--config.eval.every={EVALUATE}",
 )
+PHASE = 20  # steps from one swap to the next
+SUBSTITUTE = (
+    f"--config={ROOT / 'configs/substitute_gpt2.py'}:smoke",
+    "--config.stages={'substitute': {}}",
+    "--config.teacher.architecture.n_layer=4",  # of which three go
+    f"--config.substitution.steps={PHASE}",
+    "--config.substitution.fit_steps=8",
+    *COMMAND[1:],
+)
+COMMANDS = {"pretrain": COMMAND, "substitute": SUBSTITUTE}
 # The figures that may differ.
 TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction")
 
@@ -46,16 +59,19 @@ Start = Callable[[Path], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """When to kill: `step` rows are in STAGE/metrics.csv; or, from then on, within a `write`."""
+    """When to kill: `step` rows are in STAGE/metrics.csv; or, from then on, within a `write`; or
+    within the swap that follows the checkpoint of `step`."""
 
     stage: str
     step: int = 0
-    write: str = ""  # checkpoint | export
+    write: str = ""  # checkpoint | export | swap
     delay: float = 0.0  # seconds after that
 
     def due(self, run: Path) -> bool:
         if self.write == "export":
             return _exporting(run)
+        if self.write == "swap":
+            return _swapping(run, self.stage, self.step)
         reached = last_step(run, self.stage) >= self.step
         return reached and (not self.write or bool(unfinished(run, self.stage)))
 
@@ -63,6 +79,8 @@ class Kill:
         """Whether the killed run was where it should be."""
         if self.write == "export":
             return _exporting(run) and not (run / "results.json").exists()
+        if self.write == "swap":
+            return _swapping(run, self.stage, self.step)
         return not self.write or bool(unfinished(run, self.stage))
 
 
@@ -78,6 +96,18 @@ def plan(seed: int, steps: int = STEPS, save: int = SAVE) -> list[Kill]:
             key=lambda kill: kill.step,
         )
     return [*kills, Kill(STAGES[-1], write="export", delay=rng.uniform(0.0, 0.3))]
+
+
+def plan_substitution(seed: int) -> list[Kill]:
+    """The ten kills of a stage that swaps twice."""
+    rng = random.Random(seed)
+    kills = []
+    for first, last in ((1, PHASE), (PHASE + 1, 2 * PHASE), (2 * PHASE + 1, STEPS)):
+        kills += [Kill("substitute", step) for step in sorted(rng.sample(range(first, last), 2))]
+    kills += [Kill("substitute", write, "checkpoint") for write in rng.sample((16, 32, 48), 2)]
+    kills.append(Kill("substitute", rng.choice((PHASE, 2 * PHASE)), "swap"))
+    kills.sort(key=lambda kill: (kill.step, kill.write))
+    return [*kills, Kill("substitute", write="export", delay=rng.uniform(0.0, 0.3))]
 
 
 def last_step(run: Path, stage: str) -> int:
@@ -100,6 +130,14 @@ def unfinished(run: Path, stage: str) -> list[Path]:
     return list((run / stage / "checkpoints").glob("*.orbax-checkpoint-tmp"))
 
 
+def _swapping(run: Path, stage: str, step: int) -> bool:
+    """Whether the model of a step has been saved, and what comes from it not been made."""
+    swaps = run / stage / "swaps.csv"
+    made = swaps.read_text().splitlines()[1:] if swaps.exists() else []
+    saved = step in checkpoints(run, stage)
+    return saved and not any(row.startswith(f"{step},") for row in made)
+
+
 def _exporting(run: Path) -> bool:
     return any((run / "export").glob(".*.partial"))
 
@@ -107,10 +145,10 @@ def _exporting(run: Path) -> bool:
 class Life:
     """One process of a run, from its start to its end: what it began from."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, stages: Sequence[str] = STAGES):
         self._run = run
-        self._began = {stage: (checkpoints(run, stage) or [0])[-1] for stage in STAGES}
-        self._files = {stage: self._file(stage) for stage in STAGES}
+        self._began = {stage: (checkpoints(run, stage) or [0])[-1] for stage in stages}
+        self._files = {stage: self._file(stage) for stage in stages}
 
     def _file(self, stage: str) -> int | None:
         try:
@@ -124,17 +162,23 @@ class Life:
 
     def steps(self) -> int:
         """Steps that it wrote down."""
-        entered = [stage for stage in STAGES if self.entered(stage)]
+        entered = [stage for stage in self._began if self.entered(stage)]
         return sum(last_step(self._run, stage) - self._began[stage] for stage in entered)
 
 
-def run_killed(start: Start, run: Path, kills: list[Kill], timeout: float) -> dict[str, Any]:
+def run_killed(
+    start: Start,
+    run: Path,
+    kills: list[Kill],
+    timeout: float,
+    stages: Sequence[str] = STAGES,
+) -> dict[str, Any]:
     """Runs to the end through all kills; a kill that came too late for its write is done again at
     the next one. Returns how many hit, by kind, and the steps taken in total, at most."""
     hits: dict[str, int] = {}
     executed, waiting = 0, list(kills)
     while True:
-        life = Life(run)
+        life = Life(run, stages)
         process = start(run)
         for _ in _until(time.monotonic() + timeout):
             if process.poll() is not None:
@@ -170,7 +214,7 @@ def _until(deadline: float) -> Iterator[None]:
 def differences(one: Path, other: Path) -> list[str]:
     """What of two finished run directories is not the same bit for bit."""
     found = []
-    stages = [stage for stage in STAGES if (one / stage).exists()]
+    stages = sorted(path.parent.name for path in one.glob("*/metrics.csv"))
     for stage in stages:
         for name in ("metrics.csv", "eval.csv"):
             if (one / stage / name).read_bytes() != (other / stage / name).read_bytes():
@@ -184,9 +228,10 @@ def differences(one: Path, other: Path) -> list[str]:
             a, b = (_arrays(run / stage / "checkpoints" / str(step)) for run in (one, other))
             wrong = [path for path in sorted(a.keys() | b.keys()) if a.get(path) != b.get(path)]
             found += [f"{stage} at step {step}: {path}" for path in wrong]
-    weights = Path("export", stages[-1], "model.safetensors")
-    if (one / weights).read_bytes() != (other / weights).read_bytes():
-        found.append(str(weights))
+    for path in one.glob("export/*/model.safetensors"):
+        weights = path.relative_to(one)
+        if path.read_bytes() != (other / weights).read_bytes():
+            found.append(str(weights))
     left = [*other.glob("**/*orbax-checkpoint-tmp"), *other.glob("**/.*.partial")]
     return found + [f"left behind: {path}" for path in left]
 
@@ -207,22 +252,22 @@ def _arrays(checkpoint: Path) -> dict[str, tuple]:
     return {path: (a.dtype.name, a.shape, a.tobytes()) for path, a in arrays.items()}
 
 
-def start_command(run: Path) -> subprocess.Popen:
+def start_command(run: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
     """The command as a user gives it; what it prints goes to RUN.log."""
     with open(f"{run}.log", "a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "kd_jax.main", *COMMAND, f"--workdir={run}"],
+            [sys.executable, "-m", "kd_jax.main", *command, f"--workdir={run}"],
             cwd=ROOT,
             stdout=log,
             stderr=log,
         )
 
 
-def _again(run: Path) -> str:
+def _again(start: Start, run: Path) -> str:
     """What the command does once the run is finished."""
     newest = max(path.stat().st_mtime for path in run.glob("*/metrics.csv"))
     began = time.monotonic()
-    status = start_command(run).wait()
+    status = start(run).wait()
     same = newest == max(path.stat().st_mtime for path in run.glob("*/metrics.csv"))
     done = "nothing computed" if same else "computed again"
     return f"exit status {status} after {time.monotonic() - began:.1f} s, {done}"
@@ -232,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--case", choices=COMMANDS, default="pretrain", help="what is run")
     parser.add_argument("--seed", type=int, default=0, help="of the random steps")
     parser.add_argument("--folder", help="keep the run directories there")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
@@ -245,19 +291,22 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     whole, killed = folder / "undisturbed", folder / "killed"
 
-    undisturbed = run_killed(start_command, whole, [], timeout=1800)
-    kills = plan(args.seed)
-    done = run_killed(start_command, killed, kills, timeout=1800)
+    start = functools.partial(start_command, command=COMMANDS[args.case])
+    stages = STAGES if args.case == "pretrain" else ("substitute",)
+    kills = plan(args.seed) if args.case == "pretrain" else plan_substitution(args.seed)
+    undisturbed = run_killed(start, whole, [], 1800, stages)
+    done = run_killed(start, killed, kills, 1800, stages)
     steps, limit = done["steps"], undisturbed["steps"] + len(kills) * SAVE
     found = differences(whole, killed)
     report = {
+        "case": args.case,
         "kills": done["hits"],
-        "dropout": _dropout(whole),
+        "dropout": _dropout(whole, stages[-1]),
         "steps_undisturbed": undisturbed["steps"],
         "steps_at_most": steps,
         "steps_allowed": limit,
         "differences": found,
-        "same_command_after_the_end": _again(killed),
+        "same_command_after_the_end": _again(start, killed),
     }
     print(json.dumps(report, indent=2))
     if args.json:
@@ -267,9 +316,9 @@ def main() -> None:
     sys.exit(1 if found or steps > limit else 0)
 
 
-def _dropout(run: Path) -> float:
-    """The rate in the exported student."""
-    config = json.loads((run / "export" / "student" / "config.json").read_text())
+def _dropout(run: Path, stage: str) -> float:
+    """The rate in the exported model."""
+    config = json.loads((run / "export" / stage / "config.json").read_text())
     return config["resid_pdrop"]
 
 

@@ -3,8 +3,8 @@
     python benchmarks/real_text.py --data=FOLDER --out=FILE
 
 Reads WikiText's validation split and other .txt, .raw, .jsonl, .json, .csv and .tsv files below
-FOLDER. Left out: WikiText's test split (the text that is reported on), files of tokenizers and
-licences, and paragraphs that occurred before or have fewer than eight words.
+FOLDER. Left out: what is reported on (WikiText's test split, HellaSwag, CBT), files of tokenizers
+and licences, and paragraphs that occurred before or have fewer than eight words.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-LEFT_OUT = re.compile(r"wiki\.test|tokenizers/|README|License|classes\.txt", re.IGNORECASE)
-KEYS = {"text", "content", "context", "ctx", "endings"}  # of JSON objects
+LEFT_OUT = re.compile(r"wiki\.test|hellaswag|cbt|tokenizers/|README|License|classes\.txt", re.I)
+KEYS = {"text", "content", "context"}  # of JSON objects
 
 
 def strings(value, wanted: bool = False) -> Iterator[str]:

@@ -4,21 +4,23 @@
     python benchmarks/results.py benchmark NAME FILE   # the same from pretrain_step.py --json=FILE
     python benchmarks/results.py readme                # makes the README's tables again
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`. A test renders every one again
-and compares.
+Tables stand between `<!-- results: NAME -->` and `<!-- end -->`; the primary figures of several
+results, a row for each, between `<!-- summary: NAME NAME -->` and `<!-- end -->`. A test renders
+every one again and compares.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 from pathlib import Path
 
-from kd_jax.evals import runs, table
+from kd_jax.evals import by_class, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (results|summary): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary")
 
@@ -74,30 +76,67 @@ def _of_benchmark(entry: dict) -> str:
     return f"{page}\n{source.rstrip()}\n"
 
 
-def render(name: str) -> str:
-    """The Markdown of results/NAME.json: table, then where it comes from."""
-    entry = json.loads((ROOT / "results" / f"{name}.json").read_text())
-    if "rows" in entry:
-        return _of_benchmark(entry)
+def _entry(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def _where(entry: dict) -> str:
+    """Machine, types, seeds and commits of the runs."""
     found = entry["runs"]
-    first = found[0]
-    title = f"{first['config']}, {first['split']} split"
-    primary = first.get("primary", "loss")
-    page = table.of_runs([run["stages"] for run in found], title, primary).markdown()
-    machine = first["machine"]
+    machine = found[0]["machine"]
     where = f"{machine['cores']} cores of {machine['cpu']}"
     if machine["platform"] != "cpu":
         where = f"{machine['devices']} x {machine['device']}"
     seeds = ", ".join(str(run["seed"]) for run in found)
     commits = ", ".join(sorted({run["commit"][:9] for run in found}))
-    source = f"`results/{name}.json`: {where}, {entry['config']['precision']}; "
-    source += f"seeds {seeds}; commit {commits}. {entry['note']}".rstrip()
-    return f"{page}\n{source}\n"
+    return f"{where}, {entry['config']['precision']}; seeds {seeds}; commit {commits}"
+
+
+def render(name: str) -> str:
+    """The Markdown of results/NAME.json: table, classes, then where it comes from."""
+    entry = _entry(name)
+    if "rows" in entry:
+        return _of_benchmark(entry)
+    first, stages = entry["runs"][0], [run["stages"] for run in entry["runs"]]
+    title = f"{first['config']}, {first['split']} split"
+    page = table.of_runs(stages, title, first.get("primary", "loss")).markdown()
+    classes = by_class.side_by_side(name, stages)
+    if classes is not None:
+        page += f"\n{classes.markdown()}"
+    return f"{page}\n`results/{name}.json`: {_where(entry)}. {entry['note']}".rstrip() + "\n"
+
+
+def summary(names: list[str]) -> str:
+    """The primary figure of several results, a row for each."""
+    rows, sources = [], set()
+    for name in names:
+        entry = _entry(name)
+        stages, primary = [run["stages"] for run in entry["runs"]], entry["runs"][0]["primary"]
+        figure = quantities.the_primary(quantities.quality(stages), primary)
+        found = {n: [run[n] for run in stages] for n in ("teacher", "baseline", "student")}
+        paired = table.paired(figure, stages)
+        middle = {stage: table.average(figure, each) for stage, each in found.items()}
+        speed = [run["student"]["throughput"] / run["teacher"]["throughput"] for run in stages]
+        row = [name.removeprefix("small_"), figure.title]
+        row += [table.mean(figure, each) for each in found.values()]
+        row += [paired.show(), f"{paired.mean / paired.error:.1f}"]
+        row += [f"{100 * middle['student'] / middle['teacher']:.1f}%"]
+        rows.append([*row, f"{statistics.median(speed):.2f} x"])
+        sources.add(_where(entry))
+    header = ["task", "figure", "teacher", "baseline", "student", "student - baseline"]
+    header += ["in standard errors", "student keeps", "its samples/s"]
+    page = table.Table("", header, rows, labels=2).markdown()
+    return f"{page}\n{'; '.join(sorted(sources))}.\n"
 
 
 def rendered(readme: str) -> str:
     """The README with every marked table made again."""
-    return MARKED.sub(lambda m: m[1] + render(m[2]) + m[3], readme)
+
+    def replace(match: re.Match) -> str:
+        made = render(match[3]) if match[2] == "results" else summary(match[3].split())
+        return match[1] + made + match[4]
+
+    return MARKED.sub(replace, readme)
 
 
 def main() -> None:

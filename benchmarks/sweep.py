@@ -2,11 +2,12 @@
 
     python benchmarks/sweep.py --teacher=runs/agnews-teacher/export/teacher [--json=FILE]
 
-Weight x temperature, 5 x 4, 300 steps a trial, AG News, MiniLM to three of its layers. The sweep
-shares data, the teacher's answers and one compiled step; a run of its own starts the program, reads
-the data and compiles again, and its teacher answers at every step. Of the twenty runs `--separate`
-are made, spread over the grid and in turn with nothing else; their mean counts for all. Each begins
-without compiled programs and without stored answers. Run it on an idle machine.
+Weight x temperature, 5 x 4, 300 steps of 16 rows a trial, AG News, MiniLM to three of its layers.
+The sweep shares data, the teacher's answers and one compiled step; a run of its own starts the
+program, reads the data and compiles again, and its teacher answers at every step. Of the twenty
+runs `--separate` are made, spread over the grid and in turn with nothing else; their mean counts
+for all. Each begins without compiled programs and without stored answers. Run it on an idle
+machine.
 """
 
 import argparse

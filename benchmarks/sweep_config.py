@@ -9,8 +9,9 @@ TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 def get_config(arg):
     c = small_finetune.get_config("agnews")
     c.stages = dict(student={})
+    c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.steps = 300
-    c.batch_size = 32
+    c.batch_size = 16
     c.eval.every = 300
     c.cost.repeats = 5
     if arg == "one":

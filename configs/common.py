@@ -108,6 +108,7 @@ def finetuning() -> ConfigDict:
     c.assistant = model()  # between teacher and student, where stages has "assistant"
     c.assistant.init = "teacher"
     c.assistant.layers = FieldReference("uniform", field_type=object)
+    c.theseus = _theseus(2)
     c.optim.learning_rate = 2e-5
     c.optim.schedule = dict(kind="linear", warmup=0.1)
     c.eval = ConfigDict(dict(every=0, batch_size=64))  # steps, 0: once an epoch; global rows
@@ -119,9 +120,36 @@ def finetuning() -> ConfigDict:
     return c
 
 
+def pruning(recipe: str = "prune") -> ConfigDict:
+    """The keys of pruning: those of `base`, and a section, see kd_jax/recipes/pruning_setup.py."""
+    c = base(recipe)
+    c.pruning = ConfigDict(
+        dict(
+            target=0.3,  # share of all parameters that goes
+            ranking="global",  # global | layer: what heads and FFN columns compete with
+            distil=True,  # fine-tuned on the objective, beside the original; else on the labels
+        )
+    )
+    return c
+
+
+def _theseus(group: int) -> ConfigDict:
+    """A section `theseus`, see kd_jax/recipes/theseus.py."""
+    return ConfigDict(
+        dict(
+            group=group,  # blocks of the teacher to one of the successor
+            layers=FieldReference("first", field_type=object),  # that successors begin as
+            rate=FieldReference(0.5, field_type=object),  # a number or a schedule
+            steps=0.5,  # of replacement, or a share of the stage below 1
+        )
+    )
+
+
 def substitution() -> ConfigDict:
-    """The keys of substitution: those of `base`, and a section, see kd_jax/recipes/phases.py."""
-    c = base("substitute")
+    """The keys of substitution: those of `pruning`, which here makes a model as small as
+    substitution does, and a section, see kd_jax/recipes/phases.py."""
+    c = pruning("substitute")
+    c.pruning.target = 0.0
     c.substitution = ConfigDict(
         dict(
             kind="bottleneck",  # bottleneck | slim
@@ -141,6 +169,7 @@ def substitution() -> ConfigDict:
             warmup=50,  # updates in which a new block's learning rate is reached
         )
     )
+    c.theseus = _theseus(0)  # 0: the blocks that substitution replaces, each to its compact one
     return c
 
 
@@ -225,6 +254,7 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
         c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
         c.substitution.target = 0.3 if family == "gpt2" else 0.2
+        c.theseus.group = 2
         c.student.architecture = ConfigDict()
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])

@@ -2,9 +2,11 @@
 
 The method is that of configs/substitute_gpt2.py (Musaeus and van der Goot, COLING 2025 main 440),
 here with slim blocks, which begin as the most important heads and FFN columns of the block that
-they replace and are fitted to it before they go in; `student` is ordinary distillation of the same
-shape. The model was trained on TinyStories (Eldan and Li 2023, arXiv:2305.07759), of which a small
-file is at hand; a fifth of its stories is held out and tells the best checkpoint.
+they replace and are fitted to it before they go in. Beside it, with as many parameters and the same
+batches: `prune`, structured L1 pruning and fine-tuning; `theseus`, the same compact blocks at
+random; `student`, ordinary distillation of a model of compact blocks from the start. The model was
+trained on TinyStories (Eldan and Li 2023, arXiv:2305.07759), of which a small file is at hand; a
+fifth of its stories is held out and tells the best checkpoint.
 
     python -m kd_jax.main --config=configs/substitute_stories.py --workdir=runs/substitute_stories
     python -m kd_jax.main --config=configs/substitute_stories.py:smoke
@@ -21,31 +23,33 @@ from configs import common
 def get_config(arg=None):
     c = common.substitution()
     data = os.environ.get("KD_JAX_DATA")
-    c.task = dict(name="clm", seq_len=256)
+    c.task = dict(name="clm", seq_len=128)
     c.data = dict(
         train=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),
         held_out=0.2,
     )
     c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
-    c.stages = dict(substitute=dict(), student=dict())
+    c.stages = dict(substitute=dict(), prune=dict(), theseus=dict(), student=dict())
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.substitution.update(
         kind="slim",
         width=0,
         num_heads=4,
         num_kv_heads=2,
-        ffn_width=72,
+        ffn_width=68,
         init="pruned",
         fit_steps=20,
-        steps=60,
+        steps=40,
         learning_rate=2e-3,
         warmup=5,
     )
     c.batch_size = 16
-    c.steps = 400
+    c.steps = 240
     c.optim.learning_rate = 5e-4
     c.optim.schedule = dict(kind="cosine", warmup=0.02, final=0.1)
-    c.eval = dict(every=50, batch_size=32)
-    c.checkpoint = dict(every=50, keep=1)
+    c.eval = dict(every=40, batch_size=64)
+    c.checkpoint = dict(every=40, keep=1)
     c.log.every = 20
+    if arg == "smoke":  # the others are in the smoke runs of substitute_gpt2 and prune_gpt2
+        c.stages = dict(substitute=dict(), theseus=dict())
     return common.variant(c, arg, family="llama")

@@ -5,44 +5,62 @@
     python -m kd_jax.evaluate --model=HUB_ID --task=squad --json=figures.json
     python -m kd_jax.evaluate --predictions=other.tsv --task=agnews --data=ag_news/test.csv
     python -m kd_jax.evaluate --model=distilgpt2 --teacher=gpt2 --task=clm --data=texts/
+    python -m kd_jax.evaluate --model=gpt2 --task=hellaswag --out=likelihoods/
+    python -m kd_jax.evaluate --model=gpt2 --task=cbt/NE --data=CBTest/data
+    python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
 Tasks: glue/NAME, squad, agnews, phrasebank/LEVEL (all sentences of the level), text (own files:
---text, --pair, --label name the columns), and mlm and clm, held-out text. Without --data the
-task's reported split is taken from the hub. --workdir takes the best checkpoint of a stage of a
-finished run, on what the run reports or on --data.
+--text, --pair, --label name the columns), and mlm and clm, held-out text. Causal models are also
+scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
+perplexity, of a text under a sliding window. Without --data the task's reported split is taken
+from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
+reports or on --data.
 
 --out=DIR gets predictions.tsv (or .json: SQuAD), the format in which the task's authors want
 them, figures by class and the confusion matrix; --json=FILE the figures: fractions, or percent for
 SQuAD. --predictions scores a file in that format, whoever wrote it. Language models are measured in
 nats a token; beside a teacher also KL(teacher || model) and the share of equal first choices.
+Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending (or window).
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.errors import UserError
-from kd_jax.evals import runs
+from kd_jax.evals import runs, scores
 from kd_jax.evals.table import Table, of_runs
-from kd_jax.recipes import judge
+from kd_jax.recipes import judge, score
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 
 LANGUAGE = ("mlm", "clm")
-# Flags that only one of the two kinds of task reads.
-OF_LANGUAGE = ("teacher", "seq_len")
-OF_EXAMPLES = ("predictions", "out", "text", "pair", "label", "labels")
+SCORED = ("perplexity", "cbt", "hellaswag")
+# Flags that only one of the kinds of task reads.
+OF_LANGUAGE = ("teacher",)
+OF_EXAMPLES = ("predictions", "text", "pair", "label", "labels")
+OF_WINDOWS = ("stride", "documents")
 
 
 def table(found: dict) -> Table:
     """The figures for people."""
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     about = [found["data"]["name"], found["task"]]
+    if _kind(found["task"]) in SCORED:
+        if "stride" in found:
+            about += [f"windows of {found['seq_len']} tokens, stride {found['stride']}"]
+            about += [f"documents {found['documents']}"]
+        return scores.of_report(found, name, ", ".join([*about, found["precision"]]))
     if "seq_len" in found:
         about.append(f"rows of {found['seq_len']} tokens")
     about += [found["precision"]] if "precision" in found else []
     beside = f", beside {found['teacher']}" if found.get("teacher") else ""
     return of_runs([{name: found}], f"{', '.join(about)}{beside}")
+
+
+def _kind(task: str) -> str:
+    return task.partition("/")[0]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,9 +89,16 @@ def parser() -> argparse.ArgumentParser:
         "the model's logits, where its config.json has none"
     )  # fmt: skip
     parser.add_argument("--teacher", help="mlm, clm: folder or hub id (the run's, else none)")
-    parser.add_argument("--seq_len", type=int, help="mlm, clm: tokens of a row (else 512)")
     parser.add_argument(
-        "--batch_size", type=int, help="rows of a batch (the run's, else a default)"
+        "--seq_len", type=int, help="mlm, clm: tokens of a row (else 512); scored by likelihood: "
+        "tokens that the model reads at once (else all it can; perplexity: at most 2,048)"
+    )  # fmt: skip
+    parser.add_argument("--stride", type=int, help="perplexity: tokens from window to window "
+                        "(else half a window)")  # fmt: skip
+    parser.add_argument("--documents", choices=("joined", "alone"), help="perplexity: one text "
+                        "(default), or each for itself")  # fmt: skip
+    parser.add_argument(
+        "--batch_size", type=int, help="rows of a batch, or endings (the run's, else a default)"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(the run's, else fp32)")
     parser.add_argument("--json", metavar="FILE", help="where to write every figure to")
@@ -85,9 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
     args = parser().parse_args(argv)
     with cli.plain_errors():
-        language = _check(args)
+        evaluate = _check(args)
         cli.start_jax()
-        found, written = (_language(args), []) if language else _examples(args)
+        found, written = evaluate(args)
         if args.json:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
     table(found).print()
@@ -97,15 +122,34 @@ def main(argv: list[str] | None = None) -> None:
         print("wrote", *written, sep="\n  ")
 
 
-def _language(args: argparse.Namespace) -> dict:
+Found = tuple[dict, list[str]]  # figures, and the files that were written
+
+
+def _language(args: argparse.Namespace) -> Found:
     options = Options(args.teacher, args.seq_len, args.batch_size, args.precision)
     if args.workdir:
         stage = args.stage or "student"
-        return evaluate_stage(args.workdir, stage, args.task, args.data, args.split, options)
-    return evaluate_checkpoint(args.model, args.revision, args.task, args.data, options)
+        return evaluate_stage(args.workdir, stage, args.task, args.data, args.split, options), []
+    return evaluate_checkpoint(args.model, args.revision, args.task, args.data, options), []
 
 
-def _examples(args: argparse.Namespace) -> tuple[dict, list[str]]:
+def _scored(args: argparse.Namespace) -> Found:
+    options = score.Options(
+        args.seq_len, args.stride, args.documents, args.batch_size, args.precision
+    )
+    if args.workdir:
+        stage = args.stage or "student"
+        made, found = score.of_stage(args.workdir, stage, args.task, args.data, options)
+    else:
+        made, found = score.of_checkpoint(args.model, args.revision, args.task, args.data, options)
+    if not args.out:
+        return found, []
+    path = Path(args.out) / "likelihoods.jsonl"
+    made.write(path)
+    return found, [str(path)]
+
+
+def _examples(args: argparse.Namespace) -> Found:
     given = {"text": args.text, "pair": args.pair, "label": args.label}
     columns = {name: value for name, value in given.items() if value is not None}
     if args.predictions:
@@ -128,21 +172,22 @@ def _examples(args: argparse.Namespace) -> tuple[dict, list[str]]:
     return found, judge.write_files(task, outputs, found, args.out) if args.out else []
 
 
-def _check(args: argparse.Namespace) -> bool:
-    """Whether the task is a language model's. Raises UserError where flags do not go together."""
+def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
+    """What evaluates the task. Raises UserError where flags do not go together."""
     task = args.task
+    scored = task is not None and _kind(task) in SCORED
     if args.workdir:
-        task = runs.read(args.workdir).config["task"]["name"]
-        if args.task not in (None, task, *([task] if task in LANGUAGE else [])):
-            raise UserError(f"{args.workdir} is a run of task {task!r}, not {args.task!r}")
+        own = runs.read(args.workdir).config["task"]["name"]
+        if not scored and task not in (None, own):
+            raise UserError(f"{args.workdir} is a run of task {own!r}, not {task!r}")
+        task = task if scored else own
     elif not task:
-        raise UserError(f"--task is missing: {', '.join(judge.TASKS)}, mlm or clm")
+        named = ", ".join((*judge.TASKS, "mlm", "clm", *score.TASKS))
+        raise UserError(f"--task is missing: {named}")
     language = task in LANGUAGE
     if language and args.model and not args.data:
         raise UserError("--model with --task=mlm or clm needs --data, the text to evaluate on")
-    foreign = dict.fromkeys(OF_EXAMPLES if language else OF_LANGUAGE, f"task {task}")
-    if not language and task != "text":
-        foreign |= dict.fromkeys(("text", "pair", "label"), f"task {task}")
+    foreign = dict.fromkeys(_unread(task, language, scored), f"task {task}")
     if args.predictions:
         unread = ("revision", "batch_size", "precision", "out")
         foreign |= dict.fromkeys(unread if task == "text" else (*unread, "labels"), "--predictions")
@@ -150,7 +195,7 @@ def _check(args: argparse.Namespace) -> bool:
     foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), what)
     if args.workdir:
         foreign |= {"revision": "--workdir"} | ({"split": "--data"} if args.data else {})
-        if not language:
+        if not language and not scored:
             reason = "--workdir, whose config says it"
             foreign |= dict.fromkeys(
                 ("text", "pair", "label", "labels", "batch_size", "precision"), reason
@@ -159,7 +204,18 @@ def _check(args: argparse.Namespace) -> bool:
     if given:
         named = ", ".join(f"--{name}" for name in given)
         raise UserError(f"{named} does not go with {foreign[given[0]]}; leave it out")
-    return language
+    return _scored if scored else _language if language else _examples
+
+
+def _unread(task: str, language: bool, scored: bool) -> tuple[str, ...]:
+    """The flags that a task does not read."""
+    if scored:
+        windows = () if task == "perplexity" else OF_WINDOWS
+        return (*OF_EXAMPLES, *OF_LANGUAGE, "split", *windows)
+    if language:
+        return (*OF_EXAMPLES, "out", *OF_WINDOWS)
+    columns = () if task == "text" else ("text", "pair", "label")
+    return (*OF_LANGUAGE, "seq_len", *OF_WINDOWS, *columns)
 
 
 if __name__ == "__main__":

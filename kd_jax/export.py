@@ -5,8 +5,9 @@
 
 The folder gets model.safetensors, config.json, the tokenizer and a model card. It is loaded again,
 by kd_jax and (where torch is installed) by PyTorch, and the logits are compared before it takes its
-place. A finished run has its student in RUN/export/student already; this exports other stages, to
-other places, and converts checkpoints.
+place. A decoder whose blocks differ in size, for which HF has no class, brings its own: load it
+with trust_remote_code=True. A finished run has its student in RUN/export/student already; this
+exports other stages, to other places, and converts checkpoints.
 """
 
 import argparse

@@ -142,6 +142,9 @@ class Model(struct.PyTreeNode):
     params: Params
     graphdef: nnx.GraphDef = struct.field(pytree_node=False)
 
-    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
-        """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic."""
-        return nnx.merge(self.graphdef, self.params)(batch, seed)
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic.
+        `replaced_L` (bool): which blocks take the place of predecessors, where a model has any."""
+        return nnx.merge(self.graphdef, self.params)(batch, seed, replaced_L)

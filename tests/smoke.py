@@ -103,6 +103,7 @@ class Reads:
         self.keys = {
             f"{path}{key}"
             for section, path in list(self._kept)
+            if isinstance(section, ConfigDict)  # a plain dict is one value
             for key, value in section.items()
             if not isinstance(value, ConfigDict)
         }

@@ -5,6 +5,7 @@ import pytest
 
 from kd_jax import cli, evaluate
 from kd_jax.errors import UserError
+from kd_jax.recipes import score
 
 FOUND = {
     "model": "runs/example",
@@ -57,6 +58,37 @@ def test_table_of_predictions():
     assert table.header == ["", "system.tsv"] and table.title == "test.csv, agnews"
 
 
+class Scores:
+    """What the recipe gives beside the figures."""
+
+    def write(self, path):
+        path.parent.mkdir()
+        path.write_text("{}")
+
+
+SWAG = {
+    "model": "some/folder/gpt2",
+    "task": "hellaswag",
+    "data": {"name": "val.jsonl", "examples": 1000},
+    "precision": "fp32",
+    "acc": 0.27,
+    "acc_error": 0.014,
+    "acc_interval": [0.24, 0.3],
+    "questions": 1000,
+}
+WINDOWS = {"seq_len": 64, "stride": 32, "documents": "joined", "loss": 1.5}
+
+
+def test_table_of_scores():
+    table = evaluate.table(SWAG)
+    assert table.title == "val.jsonl, hellaswag, fp32" and table.header[1] == "gpt2"
+    assert table.rows[0][:2] == ["acc", "0.2700 ± 0.0140"]
+    stated = {key: SWAG[key] for key in ("model", "data", "precision")}
+    table = evaluate.table(stated | WINDOWS | {"task": "perplexity"})
+    title = "val.jsonl, perplexity, windows of 64 tokens, stride 32, documents joined, fp32"
+    assert table.title == title and table.rows == [["loss (nats/token)", "1.5000"]]
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What the command asks the recipe for."""
@@ -70,6 +102,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
     for name in ("of_stage", "of_checkpoint"):
         monkeypatch.setattr(evaluate.judge, name, lambda *args: ("task", [], record(*args)))
+        monkeypatch.setattr(evaluate.score, name, lambda *args: record(*args) and (Scores(), SWAG))
     monkeypatch.setattr(evaluate.judge, "of_predictions", record)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
@@ -142,6 +175,34 @@ def test_figures_by_class_are_shown(calls, monkeypatch, capsys):
     assert "test.csv, agnews, fp32" in shown and "Sports" in shown and "1.0000" in shown
 
 
+def test_scores_of_a_model(calls, tmp_path, capsys):
+    out, file = tmp_path / "out", tmp_path / "figures.json"
+    evaluate.main(
+        ["--model=gpt2", "--revision=v1", "--task=hellaswag", f"--out={out}", f"--json={file}"]
+    )
+    evaluate.main(
+        "--model=gpt2 --task=perplexity --data=x.txt --seq_len=64 --stride=32 --documents=alone "
+        "--batch_size=8 --precision=bf16".split()
+    )
+    assert calls == [
+        ("gpt2", "v1", "hellaswag", None, score.Options()),
+        ("gpt2", None, "perplexity", "x.txt", score.Options(64, 32, "alone", 8, "bf16")),
+    ]
+    assert json.loads(file.read_text()) == SWAG and (out / "likelihoods.jsonl").exists()
+    shown = capsys.readouterr().out
+    assert "0.2400 to 0.3000" in shown and f"wrote\n  {out}/likelihoods.jsonl" in shown
+
+
+def test_scores_of_a_run(calls, run):
+    folder = run("clm")
+    evaluate.main([f"--workdir={folder}", "--task=cbt/NE", "--data=cbt", "--stage=teacher"])
+    evaluate.main([f"--workdir={folder}", "--task=hellaswag"])
+    assert calls == [
+        (folder, "teacher", "cbt/NE", "cbt", score.Options()),
+        (folder, "student", "hellaswag", None, score.Options()),
+    ]
+
+
 def test_predictions(calls):
     evaluate.main(["--predictions=p.tsv", "--task=text", "--data=x.tsv", "--labels=a,b"])
     evaluate.main(["--predictions=p.tsv", "--task=glue/sst2"])
@@ -154,7 +215,10 @@ def test_predictions(calls):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--model=m", "--task is missing: glue/NAME, squad, "),
+        (
+            "--model=m",
+            "--task is missing: glue/NAME, squad, agnews, phrasebank/LEVEL, text, mlm, clm, perpl",
+        ),
         ("--predictions=p", "--task is missing: glue/NAME, squad, "),
         ("--predictions=p --task=mlm", "--predictions does not go with task mlm"),
         ("--predictions=p --task=squad --out=d", "--out does not go with --predictions"),
@@ -162,6 +226,13 @@ def test_predictions(calls):
         ("--model=m --task=squad --teacher=t", "--teacher does not go with task squad"),
         ("--model=m --task=glue/sst2 --text=t", "--text does not go with task glue/sst2"),
         ("--model=m --task=squad --seq_len=9", "--seq_len does not go with task squad"),
+        ("--model=m --task=squad --stride=9", "--stride does not go with task squad"),
+        ("--model=m --task=clm --data=x --stride=9", "--stride does not go with task clm"),
+        ("--model=m --task=cbt/P --stride=9", "--stride does not go with task cbt/P"),
+        ("--model=m --task=cbt --documents=alone", "--documents does not go with task cbt"),
+        ("--model=m --task=hellaswag --teacher=t", "--teacher does not go with task hellaswag"),
+        ("--predictions=p --task=perplexity", "--predictions does not go with task perplexity"),
+        ("--workdir=mlm --task=hellaswag --split=test", "--split does not go with task hellaswag"),
         ("--model=m --task=clm --data=x --out=d", "--out does not go with task clm"),
         ("--workdir=squad --task=agnews", "squad is a run of task 'squad', not 'agnews'"),
         ("--workdir=squad --batch_size=8", "--batch_size does not go with --workdir, whose"),

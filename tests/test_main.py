@@ -237,7 +237,7 @@ def test_an_unknown_model_type(from_checkpoint, checkpoint, error):
     described = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(described | {"model_type": "llama9"}))
     line = error(from_checkpoint)
-    assert "llama9" in line and "have: bert, distilbert, gpt2, mobilebert, roberta" in line
+    assert "llama9" in line and "have: bert, distilbert, gpt2, llama, mobilebert, phi, " in line
 
 
 def test_a_folder_that_is_not_there(from_checkpoint, error):

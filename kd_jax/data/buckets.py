@@ -17,17 +17,17 @@ _MOST = 6  # lengths of one stream, each of which is compiled
 _WORTH = 0.03  # share of the tokens that another length has to save
 
 
-def lengths_of(lengths_N: np.ndarray, seq_len: int) -> tuple[int, ...]:
+def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[int, ...]:
     """Bucket lengths, ascending, that leave the fewest padded tokens when every row goes to the
     shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds the longest
-    row. At most six, and fewer where another one would save little."""
+    row. At most `most`, and never more than six; fewer where another one would save little."""
     ends = [*range(_MULTIPLE, seq_len, _MULTIPLE), seq_len]
     rows = np.searchsorted(np.sort(lengths_N), ends, side="right").tolist()  # that fit into each
     last = rows.index(len(lengths_N))
     ends, rows = ends[: last + 1], rows[: last + 1]
     # best[e]: (computed tokens of the rows that fit into ends[e], the buckets) with e the last one.
     best = [(n * end, (end,)) for n, end in zip(rows, ends, strict=True)]
-    for _ in range(_MOST - 1):
+    for _ in range(min(most, _MOST) - 1):
         fewer = best[last]
         best = [
             min(

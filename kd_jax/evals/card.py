@@ -46,7 +46,9 @@ def public_name(model: str) -> str:
     return model if is_hub_id(model) else Path(model).resolve().name
 
 
-def of_model(head: str, size: str, base: str, commit: str | None, stated: Mapping) -> str:
+def of_model(
+    head: str, size: str, base: str, commit: str | None, stated: Mapping, own_code: bool = False
+) -> str:
     """The card of a checkpoint that was converted, not trained.
 
     Args:
@@ -55,16 +57,23 @@ def of_model(head: str, size: str, base: str, commit: str | None, stated: Mappin
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
         stated: `inherited` from it.
+        own_code: whether a modelling file of kd_jax lies beside the weights.
     """
     made_from = _model({"name": base, "commit": commit})
     summary = f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.\n"
     names = [base] if is_hub_id(base) else []
     title = f"# {public_name(base).rsplit('/', 1)[-1]}\n"
-    return "\n".join([_front(head, names, stated, [], []), title, summary, _use(head)])
+    return "\n".join([_front(head, names, stated, [], []), title, summary, _use(head, own_code)])
 
 
 def of_stage(
-    stage: str, head: str, size: str, results: Mapping, config: Mapping, stated: Mapping
+    stage: str,
+    head: str,
+    size: str,
+    results: Mapping,
+    config: Mapping,
+    stated: Mapping,
+    own_code: bool = False,
 ) -> str:
     """The card of a stage of a run.
 
@@ -75,6 +84,7 @@ def of_stage(
         results: results.json.
         config: config.json.
         stated: `inherited` from the models the run started from.
+        own_code: see `of_model`.
     """
     base = {
         key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
@@ -89,6 +99,10 @@ def of_stage(
         "teacher": f"trained with kd_jax on {text}: the teacher of a distillation run",
         "baseline": f"trained with kd_jax on {text}, on the labels alone: the baseline of a "
         f"distillation run",
+        "prune": f"pruned with kd_jax, by heads and FFN columns of the smallest L1 norm, and then "
+        f"trained on {text}. The original is {teacher}",
+        "substitute": f"made of another model with kd_jax, by compact blocks that replaced its own "
+        f"while it trained on {text}. The original is {teacher}",
     }.get(stage, f"distilled with kd_jax on {text}. The teacher is {teacher}")
     stages = {name: results["stages"][name] for name in ordered(results["stages"])}
     figures = table.of_runs([stages]).markdown()
@@ -107,7 +121,7 @@ def of_stage(
             f"{size}, {made}.\n",
             f"## Figures\n\nOn the {results['split']} split, as the run measured them.\n",
             figures,
-            _use(head),
+            _use(head, own_code),
             f"## Training\n\n{training}\n",
             "<details><summary>config.json</summary>\n",
             f"```json\n{json.dumps(config, indent=2)}\n```\n\n</details>\n",
@@ -136,14 +150,19 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"{model['name']}{commit}"
 
 
-def _use(head: str) -> str:
-    auto = AUTO_CLASSES[head]
+def _use(head: str, own_code: bool) -> str:
+    auto, trust, note = AUTO_CLASSES[head], "", ""
+    if own_code:
+        trust = ", trust_remote_code=True"
+        note = (
+            "Its blocks differ in size: `modeling_kd_jax.py`, which lies here, has the model.\n\n"
+        )
     return f"""## Use
 
-```python
+{note}```python
 from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_HUB_ID")
-model = {auto}.from_pretrained("PATH_OR_HUB_ID")
+model = {auto}.from_pretrained("PATH_OR_HUB_ID"{trust})
 ```
 """

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from kd_jax.evals import pairs
 from kd_jax.evals.document import Finding
 from kd_jax.evals.pairs import Paired
+from kd_jax.evals.quantities import Figure, Figures, count
 from kd_jax.evals.runs import Run
-from kd_jax.evals.table import Figure, Figures, count
 
 
 def of_group(label: str, runs: Sequence[Run], figure: Figure) -> Finding:

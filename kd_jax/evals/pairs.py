@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import scipy.stats
 
-from kd_jax.evals.table import MISSING, Figure, Figures
+from kd_jax.evals.quantities import MISSING, Figure, Figures
 
 CONFIDENCE = 0.95
 

@@ -3,16 +3,15 @@
 `build` makes the document; `document.markdown` and `html.page` write it.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_jax.evals import document, findings, pairs, plots, table, tradeoff
-from kd_jax.evals.document import Details, Document, Matrices, Matrix, Pictures, Section, Text
+from kd_jax.evals import by_class, document, findings, plots, quantities, table, tradeoff
+from kd_jax.evals.document import Details, Document, Matrices, Pictures, Section, Text
+from kd_jax.evals.quantities import MISSING, Figure, Stages
 from kd_jax.evals.runs import Run
-from kd_jax.evals.table import MISSING, Figure, Stages, Table
+from kd_jax.evals.table import Table
 
-REFERENCE = "teacher"  # what is measured against it is never printed bold
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
 MOST_CLASSES = 30  # a larger confusion matrix shows nothing
 TRADE_OFF = "trade_off.png"
@@ -32,8 +31,8 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
     everything = [run for runs in groups.values() for run in runs]
     first = everything[0].results
     stages = {label: [run.stages for run in runs] for label, runs in groups.items()}
-    qualities = table.quality(run.stages for run in everything)
-    primary = table.the_primary(qualities, first.get("primary", "loss"))
+    qualities = quantities.quality(run.stages for run in everything)
+    primary = quantities.the_primary(qualities, first.get("primary", "loss"))
     split = str(first.get("split"))
     summary = [findings.of_group(label, runs, primary) for label, runs in groups.items()]
     if best := findings.between(groups, primary, split):
@@ -63,8 +62,8 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
 
 def scatters(groups: Mapping[str, Sequence[Stages]], primary: str) -> list[tradeoff.Scatter]:
     """The pictures of the primary figure over the costs."""
-    qualities = table.quality(run for runs in groups.values() for run in runs)
-    return tradeoff.scatters(groups, table.the_primary(qualities, primary))
+    qualities = quantities.quality(run for runs in groups.values() for run in runs)
+    return tradeoff.scatters(groups, quantities.the_primary(qualities, primary))
 
 
 def _how(groups: Groups) -> Text:
@@ -99,11 +98,20 @@ def _overview(groups: Mapping[str, Sequence[Stages]], figure: Figure) -> Table:
     for label, runs in groups.items():
         means = [table.mean(figure, [run[name] for run in runs if name in run]) for name in names]
         rows.append([label, str(len(runs)), *means, *_paired(figure, runs, True)])
-        students.append(_average(figure, [run["student"] for run in runs if "student" in run]))
-    best = {(row, 1 + len(names)) for row in _best(figure, students)} if "student" in names else ()
+        students.append(table.average(figure, [run["student"] for run in runs if "student" in run]))
+    best = table.best(figure, students) if "student" in names else []
     header = ["configuration", "seeds", *names, "student − baseline", "95% interval", "better in"]
     title = f"{figure.title} of all configurations; bold: the best student"
-    return Table(title, header, rows, best=frozenset(best))
+    return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
+
+
+def _paired(figure: Figure, runs: Sequence[Stages], several: bool) -> list[str]:
+    """Difference, interval and wins; the first alone where there are not several seeds."""
+    found = table.paired(figure, runs)
+    if found is None:
+        return [MISSING] * (3 if several else 1)
+    wins = f"{found.wins} of {len(found.differences)}"
+    return [found.show(), found.show_interval(), wins] if several else [found.show()]
 
 
 def _have(groups: Mapping[str, Sequence[Stages]], stage: str) -> bool:
@@ -120,7 +128,7 @@ def _quality(label: str, runs: Sequence[Stages], figures: Sequence[Figure]) -> T
         found = [[run[name] for run in runs if name in run] for name in names]
         if not any(stage.get(figure.key) is not None for each in found for stage in each):
             continue
-        best |= {(len(rows), 1 + j) for j in _best_stage(figure, names, found)}
+        best |= {(len(rows), 1 + j) for j in table.best_stages(figure, names, found)}
         paired = _paired(figure, runs, several) if compared else []
         rows.append([figure.title, *(table.mean(figure, each) for each in found), *paired])
     header = ["", *names]
@@ -130,89 +138,29 @@ def _quality(label: str, runs: Sequence[Stages], figures: Sequence[Figure]) -> T
     return Table(f"{label}, {seeds}", header, rows, best=frozenset(best))
 
 
-def _paired(figure: Figure, runs: Sequence[Stages], several: bool) -> list[str]:
-    """Difference, interval and wins; the first alone where there are not several seeds."""
-    both = [run for run in runs if {"student", "baseline"} <= {*run}]
-    found = pairs.compare(
-        figure, [run["student"] for run in both], [run["baseline"] for run in both]
-    )
-    if found is None:
-        return [MISSING] * (3 if several else 1)
-    wins = f"{found.wins} of {len(found.differences)}"
-    return [found.show(), found.show_interval(), wins] if several else [found.show()]
-
-
-def _best_stage(figure: Figure, names, found, margin: float = 0.0) -> list[int]:
-    """Columns of the best stages, the teacher left out."""
-    values = [_average(figure, each) for each in found]
-    values = [None if n == REFERENCE else v for n, v in zip(names, values, strict=True)]
-    return _best(figure, values, margin)
-
-
-def _best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:
-    """Where the best value stands; nowhere if there is no choice, or it is not clear enough."""
-    known = sorted({figure.better * value for value in values if value is not None})
-    if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
-        return []
-    return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
-
-
-def _average(figure: Figure, stages: Sequence[table.Figures]) -> float | None:
-    values = [stage.get(figure.key) for stage in stages]
-    return None if not values or None in values else statistics.fmean(values)
-
-
 def _classes(label: str, runs: Sequence[Stages]) -> list[document.Block]:
     """Precision, recall and F1 of each class side by side, and the confusion matrices."""
-    names = [name for name in table.stages_of(runs) if any(_per_class(run, name) for run in runs)]
-    if not names:
+    found = by_class.side_by_side(label, runs)
+    if found is None:
         return []
-    found = [[run[name] for run in runs if _per_class(run, name)] for name in names]
-    classes = list(found[0][0]["classes"])
-    rows, best = [], set()
-    for name in classes:
-        row = [name, f"{found[0][0]['classes'][name]['support']:,.0f}"]
-        for key in ("precision", "recall", "f1"):
-            figure = Figure(key, key, "{:.4f}".format, 1)
-            of_class = [[stage["classes"][name] for stage in each] for each in found]
-            best |= {(len(rows), len(row) + j) for j in _best_stage(figure, names, of_class)}
-            row += [figure.show(_average(figure, each)) for each in of_class]
-        rows.append(row)
-    spans = (("", 1), *((kind, len(names)) for kind in ("precision", "recall", "F1")))
-    seeds = f", means over {len(runs)} seeds" if len(runs) > 1 else ""
-    title = f"{label}: classes{seeds}"
-    tables = Table(title, ["class", "examples", *names * 3], rows, 1, frozenset(best), spans)
-    if len(classes) > MOST_CLASSES:
-        return [tables, Text(f"{len(classes)} classes are too many for a confusion matrix.")]
-    matrices = [_confusion(name, classes, each) for name, each in zip(names, found, strict=True)]
-    return [tables, Matrices([matrix for matrix in matrices if matrix])]
-
-
-def _per_class(run: Stages, stage: str) -> Any:
-    return run.get(stage, {}).get("classes")
-
-
-def _confusion(stage: str, classes: list[str], found: Sequence[table.Figures]) -> Matrix | None:
-    """The matrices of all seeds, added up."""
-    each = [figures["confusion"] for figures in found if figures.get("confusion")]
-    if not each:
-        return None
-    counts = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*each, strict=True)]
-    seeds = f", {len(each)} seeds added up" if len(each) > 1 else ""
-    return Matrix(f"Confusion matrix: {stage}{seeds}", classes, counts)
+    if len(found.rows) > MOST_CLASSES:
+        return [found, Text(f"{len(found.rows)} classes are too many for a confusion matrix.")]
+    return [found, Matrices(by_class.confusions(runs))]
 
 
 def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:
     """What the stages cost, and how the student stands to its teacher."""
     names = table.stages_of(runs)
-    beside = {"student", REFERENCE} <= {*names}
+    beside = {"student", table.REFERENCE} <= {*names}
     rows, best = [], set()
-    for figure in table.cost(runs):
+    for figure in quantities.cost(runs):
         found = [[run[name] for run in runs if name in run] for name in names]
-        best |= {(len(rows), 1 + j) for j in _best_stage(figure, names, found, CLEAR)}
+        best |= {(len(rows), 1 + j) for j in table.best_stages(figure, names, found, CLEAR)}
         row = [figure.title, *(table.mean(figure, each) for each in found)]
         if beside:
-            values = [_average(figure, found[names.index(n)]) for n in ("student", REFERENCE)]
+            values = [
+                table.average(figure, found[names.index(n)]) for n in ("student", table.REFERENCE)
+            ]
             known = figure.better and all(values)
             row.append(f"{values[0] / values[1]:.2f} ×" if known else "")
         rows.append(row)

@@ -17,7 +17,9 @@ STAGES = (
     "baseline",
     "intermediate",
     "substitute",
+    "one_shot",
     "prune",
+    "theseus",
     "student",
 )  # in the order of reading; others follow by name
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from kd_jax.evals import plots
-from kd_jax.evals.table import COST, Figure, Stages, stages_of
+from kd_jax.evals.quantities import COST, Figure, Stages
+from kd_jax.evals.table import stages_of
 
 AXES = ("size_mb", "latency_ms", "flops_per_sample")
 MARKERS = {"teacher": "s", "baseline": "D", "student": "o"}

@@ -33,6 +33,7 @@ class Scope(struct.PyTreeNode):
     # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
     angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
     past: Past | None = None  # of this layer: the tokens come after those that it holds
+    causal: bool = struct.field(pytree_node=False, default=False)  # as in `attention`
 
 
 class Attention(nnx.Module):
@@ -94,17 +95,21 @@ class Attention(nnx.Module):
             q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
         if scope.past is not None:
             k, v = scope.past.extended(k, v)
-        y_BTHK = attention(q, k, v, scope.mask, self.scale, self.rate, seed, site, self.policy)
+        y_BTHK = attention(
+            q, k, v, scope.mask, self.scale, self.rate, seed, site, self.policy, scope.causal
+        )
         y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
         return y_BTD, Heads(q * self.scale, k, v)
 
 
-def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy) -> Array:
+def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, causal=False) -> Array:
     """softmax(scale q k, masked) v, (B, T, H, K).
 
     G divides H: that many neighbours of q share a key and value head. `mask` is boolean,
-    (B, 1, 1 or T, S), True where a query (third axis) may look at a key. The fused kernels of
-    `policy.attention` know no dropout, so a step with it takes the explicit path.
+    (B, 1, 1 or T, S), True where a query (third axis) may look at a key; `causal` says that no
+    query may look at keys behind its own, so that blocks of queries need not be compared with
+    those. The fused kernels of `policy.attention` know no dropout, so a step with it takes the
+    explicit path.
     """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
@@ -118,12 +123,64 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy) -> 
     # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
     # Queries that share a key follow each other, as if they were more tokens.
     q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)
-    q_NQK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G * T, K)
+    q_NJTK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
     k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
-    scores_BHTS = einsum("nqk,nsk->nqs", q_NQK, k_NSK, policy).reshape(B, H, T, S)
-    scores_BHTS = jnp.where(mask, scores_BHTS.astype(jnp.float32), MASKED)
-    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
-    weights_BHTS = dropout(weights_BHTS, rate, seed, site)
-    weights_NQS = weights_BHTS.reshape(B * G, H // G * T, S)
-    y_NQK = einsum("nqs,nsk->nqk", weights_NQS, v_NSK, policy)
-    return y_NQK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+    # As a summand, once for all heads: XLA would compute a mask again for each of them.
+    masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
+    if seed is not None:
+        scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
+        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
+        weights_BHTS = dropout(weights_BHTS, rate, seed, site)
+        y_NJTK = _mixed(weights_BHTS, v_NSK, policy)
+    elif causal and T >= 2 * _BLOCK:
+        y_NJTK = _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy)
+    else:
+        y_NJTK = _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
+    return y_NJTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
+
+
+_BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
+
+
+def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
+    """Blocks of queries one after the other, each with the keys up to its end, (N, J, T, K)."""
+    T, found = q_NJTK.shape[2], []
+    size = max(_BLOCK, -(-T // _MOST))
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        block = (
+            q_NJTK[:, :, start:end],
+            k_NSK[:, :end],
+            v_NSK[:, :end],
+            masked[..., start:end, :end],
+        )
+        # Not all at once: the scores of one block stay near the processor.
+        block, found = jax.lax.optimization_barrier((block, found))
+        found = [*found, _without_dropout(*block, policy)]
+    return jnp.concatenate(found, axis=2)
+
+
+def _scores(q_NJTK, k_NSK, masked, policy) -> Array:
+    """float32 (B, H, T, S)."""
+    N, J, T, K = q_NJTK.shape
+    scores = einsum("nqk,nsk->nqs", q_NJTK.reshape(N, J * T, K), k_NSK, policy)
+    return scores.reshape(len(masked), -1, T, k_NSK.shape[1]).astype(jnp.float32) + masked
+
+
+def _mixed(weights_BHTS, v_NSK, policy) -> Array:
+    """The values, weighted: (N, J, T, K)."""
+    N, S, K = v_NSK.shape
+    T = weights_BHTS.shape[2]
+    return einsum("nqs,nsk->nqk", weights_BHTS.reshape(N, -1, S), v_NSK, policy).reshape(
+        N, -1, T, K
+    )
+
+
+def _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
+    """The softmax's division comes last, when there is less to divide."""
+    scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
+    largest = jax.lax.stop_gradient(scores_BHTS.max(axis=-1, keepdims=True))
+    weights_BHTS = jnp.exp(scores_BHTS - largest)
+    sums_NJT1 = weights_BHTS.sum(axis=-1).reshape(*q_NJTK.shape[:3], 1)
+    y_NJTK = _mixed(weights_BHTS.astype(policy.activation), v_NSK, policy)
+    return (y_NJTK / sums_NJT1).astype(policy.activation)

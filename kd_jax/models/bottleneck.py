@@ -158,6 +158,7 @@ class BottleneckEncoder(nnx.Module):
         self.types = Embedding(config.num_types, config.width, policy)
         self.norm = make_norm(config, config.width, DEFAULT_EPS)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.predecessors = None  # models/replacement.py
         self.config = config
 
     def embed(self, batch: Batch, seed: Array | None) -> Array:
@@ -178,7 +179,8 @@ class BottleneckEncoder(nnx.Module):
         x_BTD = x + self.positions(jnp.arange(length)[None]) + self.types(types_BT)
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
+    def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
-        return run_blocks(self.blocks, x_BTD, mask, seed, sites=4, remat=self.config.remat)
+        either = self.predecessors, replaced_L
+        return run_blocks(self.blocks, x_BTD, mask, seed, 4, self.config.remat, *either)

@@ -29,6 +29,7 @@ class Decoder(nnx.Module):
         if config.rotary is None:
             self.positions = Embedding(config.max_positions, config.width, config.policy)
         self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
+        self.predecessors = None  # models/replacement.py
         self.norm = make_norm(config, config.width)
         self.config = config
 
@@ -49,17 +50,20 @@ class Decoder(nnx.Module):
             mask, {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in sorted(widths)}
         )
 
-    def states(self, batch: Batch, seed: Array | None) -> Layers:
+    def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         places_BT = segments.positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
-        scope = self.scope(segments.mask(batch), places_BT, lengths_B)
-        x_BTD, remat = self.embed(batch.tokens_BT, places_BT, seed), self.config.remat
-        return run_blocks(self.blocks, x_BTD, scope, seed, sites=3, remat=remat)
+        scope = self.scope(segments.mask(batch), places_BT, lengths_B).replace(causal=True)
+        x_BTD, either = (
+            self.embed(batch.tokens_BT, places_BT, seed),
+            (self.predecessors, replaced_L),
+        )
+        return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config.remat, *either)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
+    def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """What `states` gives, the last block's output normalised."""
-        hidden, attention = self.states(batch, seed)
+        hidden, attention = self.states(batch, seed, replaced_L)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
     def start(self, rows: int, places: int) -> Cache:

@@ -104,6 +104,7 @@ class Encoder(nnx.Module):
             self.types = Embedding(config.num_types, config.width, config.policy)
         self.norm = LayerNorm(config.width, config.norm_eps)
         self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.predecessors = None  # models/replacement.py
         self.config = config
 
     def embed(self, batch: Batch, seed: Array | None) -> Array:
@@ -116,10 +117,11 @@ class Encoder(nnx.Module):
             x_BTD = x_BTD + self.types(types_BT)
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
-    def __call__(self, batch: Batch, seed: Array | None) -> Layers:
+    def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
-        return run_blocks(self.blocks, x_BTD, mask, seed, sites=3, remat=self.config.remat)
+        either = self.predecessors, replaced_L
+        return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config.remat, *either)
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:

@@ -123,9 +123,11 @@ class HeadedModel(nnx.Module):
         self.backbone = backbone
         self.head = HEADS[head](config)
 
-    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
-        """`seed` (uint32 scalar) turns dropout on."""
-        hidden, attention = self.backbone(batch, seed)
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """`seed` (uint32 scalar) turns dropout on; `replaced_L` draws blocks, as `run_blocks`."""
+        hidden, attention = self.backbone(batch, seed, replaced_L)
         embedding_VD = self.backbone.tokens.embedding[...]
         features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
         return ModelOutput(features, unembed_VD, bias_V, hidden, attention)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models.dropout import dropout
+from kd_jax.models.replacement import Either
 from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
@@ -142,15 +143,20 @@ class Mlp(nnx.Module):
         return dropout(self.down(y_BTF), self.rate, seed, site)
 
 
-def run_blocks(blocks, x_BTD, mask, seed, sites: int, remat: bool) -> Layers:
+def run_blocks(
+    blocks, x_BTD, mask, seed, sites: int, remat: bool, predecessors=None, replaced_L=None
+) -> Layers:
     """Blocks one after the other: (x_BTD and each block's output, each block's attention heads).
 
     `mask` is what the blocks take as such: a boolean array, or an `attention.Scope`. A block takes
     `sites` dropout sites, the first one's begin at 1. With `remat` each is computed again in the
-    backward pass.
+    backward pass. Where there are `predecessors` (models/replacement.py) and draws, bool, (L,), one
+    for each block, its predecessors take its place where that is False.
     """
     hidden, attention = [x_BTD], []
     for i, block in enumerate(blocks):
+        if predecessors is not None and replaced_L is not None and len(predecessors[i]):
+            block = Either(block, predecessors[i], replaced_L[i])
         run = jax.checkpoint(block, static_argnums=3) if remat else block
         x_BTD, heads = run(x_BTD, mask, seed, 1 + sites * i)
         hidden.append(x_BTD)

@@ -16,7 +16,7 @@ def from_hf(fields: Fields, own: dict) -> DecoderConfig:
         width=fields.get("hidden_size", int, 4096),
         num_layers=fields.get("num_hidden_layers", int, 32),
         num_heads=heads,
-        num_kv_heads=_or(fields.get("num_key_value_heads", int | None, None), heads),
+        num_kv_heads=kv_heads(fields, heads),
         head_width=fields.get("head_dim", int | None, None),
         ffn_width=fields.get("intermediate_size", int, 11008),
         max_positions=max_positions,
@@ -31,13 +31,21 @@ def from_hf(fields: Fields, own: dict) -> DecoderConfig:
         rotary=rotary.read(fields, max_positions),
         rms_norm=True,
         gated=True,
-        pad_id=fields.get("pad_token_id", int | None, None),
+        pad_id=pad_id(fields),
         **own,
     )
 
 
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
+def kv_heads(fields: Fields, num_heads: int) -> int:
+    """As many as heads where the key is missing or null."""
+    found = fields.get("num_key_value_heads", int | None, None)
+    return num_heads if found is None else found
+
+
+def pad_id(fields: Fields) -> int | None:
+    """Some files have -1 for none."""
+    found = fields.get("pad_token_id", int | None, None)
+    return None if found is None or found < 0 else found
 
 
 def _from_hf(fields: Fields) -> DecoderConfig:

@@ -10,7 +10,6 @@ from kd_jax.models.family import Family, Fields, Rule, block_rules, embedding, l
 def _from_hf(fields: Fields) -> DecoderConfig:
     fields.only("qk_layernorm", False)
     heads = fields.get("num_attention_heads", int, 32)
-    kv_heads = fields.get("num_key_value_heads", int | None, None)
     max_positions = fields.get("max_position_embeddings", int, 2048)
     dropout = fields.get("resid_pdrop", float, 0.0)
     return DecoderConfig(
@@ -18,7 +17,7 @@ def _from_hf(fields: Fields) -> DecoderConfig:
         width=fields.get("hidden_size", int, 2048),
         num_layers=fields.get("num_hidden_layers", int, 24),
         num_heads=heads,
-        num_kv_heads=heads if kv_heads is None else kv_heads,
+        num_kv_heads=llama.kv_heads(fields, heads),
         head_width=fields.get("head_dim", int | None, None),
         ffn_width=fields.get("intermediate_size", int, 8192),
         max_positions=max_positions,
@@ -33,7 +32,7 @@ def _from_hf(fields: Fields) -> DecoderConfig:
         rotary=rotary.read(fields, max_positions, part=0.5),
         parallel=True,
         head_bias=True,
-        pad_id=fields.get("pad_token_id", int | None, None),
+        pad_id=llama.pad_id(fields),
     )
 
 

@@ -192,10 +192,10 @@ class Rotary:
         """Raises UserError where the features of heads of that width make no pairs."""
         rotated = int(head_width * self.part)
         least = 4 if isinstance(self.scaling, Dynamic) else 2
-        if rotated % 2 or rotated < least:
+        if rotated % 2 or not least <= rotated <= head_width:
             raise UserError(
                 f"rotary embedding: {rotated} of the {head_width} features of a head would be "
-                f"rotated; take heads of another width, so that it is an even number from {least}"
+                f"rotated; want an even number from {least}: take heads of another width"
             )
         self.scaling.check(rotated // 2)
 

@@ -13,10 +13,12 @@ class BlockStates(nnx.Module):
         self.backbone = backbone
         self.head = head
 
-    def __call__(self, batch: Batch, seed: Array | None = None) -> ModelOutput:
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
         """`hidden` are the embedding output and each block's output, none normalised; there are no
         logits."""
-        hidden, attention = self.backbone.states(batch, seed)
+        hidden, attention = self.backbone.states(batch, seed, replaced_L)
         return ModelOutput(hidden[-1], None, None, hidden, attention)
 
 

@@ -13,6 +13,7 @@ A section (`config.teacher`, `config.student`):
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ class Blueprint:
 
     def abstract(self) -> Model:
         """Shapes and types only."""
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> Model:
         return family.abstract(self.family, self.config, self.head, self.policy)
 
     def load(self, key: Array) -> Params:

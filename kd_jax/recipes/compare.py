@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.evals import document, html, plots, report, runs, table, tradeoff
+from kd_jax.evals import document, html, labels, plots, report, runs, table, tradeoff
 from kd_jax.evals.runs import Run
 from kd_jax.evals.table import Table
-
-MAX_KEYS = 3  # differing keys in a label; where more differ, the label names the folder instead
 
 
 def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
@@ -85,17 +83,14 @@ def group(found: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
-    """The name of the configuration, and the keys in which it differs from others of that name."""
-    flat = [dict(report.leaves(members[0].config)) for members in groups]
+    """The name of the configuration, and in what it differs from others of that name: where that
+    is much, the folder instead."""
     names = [members[0].results["config"] for members in groups]
-    labelled = {}
-    for members, config, name in zip(groups, flat, names, strict=True):
-        same_name = [other for other, its in zip(flat, names, strict=True) if its == name]
-        keys = sorted({key for other in same_name for key in other} - {"seed"})
-        differing = [key for key in keys if len({str(other.get(key)) for other in same_name}) > 1]
-        if len(differing) > MAX_KEYS:
-            label = f"{name} ({members[0].workdir.name})"
-        else:
-            label = " ".join([name, *(f"{key}={config.get(key)}" for key in differing)])
-        labelled[label] = members
-    return labelled
+    found = [""] * len(groups)
+    for name in set(names):
+        same_name = [i for i, its in enumerate(names) if its == name]
+        parts = labels.differences([groups[i][0].config for i in same_name])
+        for i, own in zip(same_name, parts, strict=True):
+            own = own if len(own) <= labels.MOST else [f"({groups[i][0].workdir.name})"]
+            found[i] = " ".join([name, *own])
+    return dict(zip(found, groups, strict=True))

@@ -26,7 +26,6 @@ from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
 from kd_jax.recipes import blueprint, workdir
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.setup import TextSetup
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
 from kd_jax.tasks import text
 from kd_jax.train import sharding
@@ -78,7 +77,7 @@ def evaluate_checkpoint(
     policy = policy_for(precision, jax.default_backend())
     batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
     check_rows(batch_size)
-    described = blueprint.describe(_section(model, revision), "model", head, policy)
+    described = blueprint.describe(section(model, revision), "model", head, policy)
     tokenizer = text.load_tokenizer(described.folder)
     student = described, described.load(None)
     teacher = _teacher(options.teacher, head, policy, tokenizer)
@@ -104,16 +103,17 @@ def evaluate_stage(
 
     Args:
         folder: the run directory.
-        stage: teacher | baseline | student.
+        stage: one that the run trained.
         task: None, or the run's.
         data: file, folder or glob; None for the run's own.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
     run = runs.read(folder)
-    if stage not in run.stages:
-        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(run.stages)}")
-    config, manifest = _for_these_devices(run.config, options), run.results["data"]
+    trained = [name for name in run.stages if name in run.config["stages"]]
+    if stage not in trained:  # what was only judged has no checkpoint
+        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(trained)}")
+    config, manifest = for_these_devices(run.config, options), run.results["data"]
     if task not in (None, config.task.name):
         raise UserError(f"{folder} is a run of task {config.task.name!r}, not {task!r}")
     split = "test" if data else split or run.results["split"]
@@ -121,7 +121,7 @@ def evaluate_stage(
         config.data = ConfigDict({"test": {"path": data}})
     elif split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
-    setup = TextSetup(config, run.workdir)
+    setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
     stages = {each.name: each for each in setup.stages}
     teacher = _teacher(options.teacher, setup.head, setup.policy, setup.tokenizer)
     if teacher is None and stage != "teacher":
@@ -146,11 +146,12 @@ def check_rows(batch_size: int) -> None:
         )
 
 
-def _section(model: str, revision: str | None = None) -> ConfigDict:
+def section(model: str, revision: str | None = None) -> ConfigDict:
+    """The config section of a checkpoint."""
     return ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
 
 
-def _for_these_devices(config: dict, options: Options) -> ConfigDict:
+def for_these_devices(config: dict, options: Options) -> ConfigDict:
     """The run's config, in which what concerns training alone fits any number of devices."""
     config = ConfigDict(config)
     config.precision = options.precision or config.precision
@@ -170,7 +171,7 @@ def _teacher(
     """The checkpoint of --teacher, if there is one."""
     if model is None:
         return None
-    described = blueprint.describe(_section(model), "teacher", head, policy)
+    described = blueprint.describe(section(model), "teacher", head, policy)
     if text.load_tokenizer(described.folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"--teacher={model} has another tokenizer than the model: the same ids would mean "

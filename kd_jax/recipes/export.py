@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import card, runs, table
+from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
 from kd_jax.recipes.blueprint import Blueprint
@@ -47,13 +47,14 @@ def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dic
 def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
     run = runs.read(workdir)
-    if stage not in run.stages:
-        raise UserError(f"{workdir} has no stage {stage!r}; have: {', '.join(run.stages)}")
     config = ConfigDict(run.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
     make_setup = plugins.load("recipes", config.recipe, "run").Setup
     setup = make_setup(config, run.workdir, devices=jax.local_devices()[:1])
-    chosen = next(each for each in setup.stages if each.name == stage)
+    chosen = next((each for each in setup.stages if each.name == stage), None)
+    if chosen is None:  # what was judged alone has no checkpoint
+        have = ", ".join(each.name for each in setup.stages)
+        raise UserError(f"{workdir} trained no stage {stage!r}; have: {have}")
     params = restore_best(setup, chosen)
     return _export_stage(setup, chosen, params, run.results, epath.Path(out))
 
@@ -71,7 +72,8 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
     tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
     stated = card.inherited(source.path)
-    page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
+    size, own_code = _size(blueprint, params), _own_code(blueprint)
+    page = card.of_model(head, size, model, source.commit, stated, own_code)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     return export_model(blueprint, params, tokenizer, out, page, identity)
 
@@ -194,7 +196,8 @@ def _export_stage(
     config = json.loads(setup.config.to_json())
     stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
     size = _size(blueprint, params)
-    page = card.of_stage(stage.name, setup.head, size, results, config, stated)
+    own_code = _own_code(blueprint)
+    page = card.of_stage(stage.name, setup.head, size, results, config, stated, own_code)
     source = {"config_hash": results["config_hash"], "stage": stage.name}
     return export_model(blueprint, params, setup.tokenizer_of(stage.model), out, page, source)
 
@@ -207,8 +210,13 @@ def _digest(params: Params) -> str:
     return digest.hexdigest()[:12]
 
 
+def _own_code(blueprint: Blueprint) -> bool:
+    """Whether HF has no class for it."""
+    return bool(getattr(family.equal(blueprint.family, blueprint.config), "blocks", ()))
+
+
 def _size(blueprint: Blueprint, params: Params) -> str:
-    count = table.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
+    count = quantities.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
     name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
     layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
     return f"{name} with {layers} of width {spec.width}, {count} parameters"

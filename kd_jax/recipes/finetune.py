@@ -3,7 +3,8 @@
 `config.stages` lists what is trained: `teacher` and further teachers (config.teachers) on the
 labels, `assistant` on config.objective beside the teachers, `baseline` the student on the labels,
 `student` the same student on config.objective, beside the assistant where there is one and else the
-teachers. With a stage `intermediate` the student is first trained on config.intermediate (hidden
+teachers, `theseus` a student whose blocks replace the teacher's at random (theseus.py). With a
+stage `intermediate` the student is first trained on config.intermediate (hidden
 states, attention: TinyBERT's two stages) and goes on from its last checkpoint. Teachers that no
 stage trains are taken as they come. Baseline and student start from the same parameters and see the
 same batches, so their difference is the objective's.
@@ -26,8 +27,8 @@ from ml_collections import ConfigDict
 
 from kd_jax.evals import epochs, plots, runs
 from kd_jax.evals.beside import beside_teacher
-from kd_jax.models import family
-from kd_jax.recipes import costs, export, stage, workdir
+from kd_jax.models import family, replacement
+from kd_jax.recipes import costs, export, parts, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
@@ -105,7 +106,8 @@ def check(setup: Setup) -> None:
     """Finds before the long work what a later stage would fail of."""
     given = {name: model.abstract().params for name, model in setup.models.items()}
     for this in setup.stages:
-        stage.create_state(setup, this, given, abstract=True)
+        for part in setup.parts(this, given):
+            part.check()
         learning_rate(this.optim, this.steps)
         if this.name == "student" and setup.config.resume:
             loop.resume_from(setup.config.resume, this.steps).close()
@@ -130,20 +132,24 @@ def run_stage(
     teacher, stream = teaching(setup, this, plan.objective, answers)
 
     def validate(student: Model) -> dict[str, float]:
-        found = held_out_figures(setup, this, student.params, answers, "validation")
+        params = replacement.successors(student.params)
+        found = held_out_figures(setup, this, params, answers, "validation")
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
     every = config.eval.every or max(1, round(this.steps / max(1.0, this.epochs)))
-    fitted = loop.fit(
-        stage.create_state(setup, this, given),
+    fitted = parts.train(
+        setup.parts(this, given),
         stage=this.name,
         plan=plan,
         stream=stream,
         teacher=teacher,
         schedules=loop.Schedules(
-            learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
+            learning_rate(this.optim, this.steps),
+            knobs.weights,
+            knobs.temperatures,
+            config.seed,
+            setup.draws(this),
         ),
-        steps=this.steps,
         validate=None if this.name == "intermediate" else validate,
         intervals=loop.Intervals(every, every, config.log.every),
         keep=config.checkpoint.keep,

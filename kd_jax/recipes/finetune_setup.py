@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import hub
-from kd_jax.recipes import blueprint, keys
+from kd_jax.recipes import blueprint, keys, theseus
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, stages
@@ -40,11 +40,11 @@ class FinetuneSetup(Setup):
     ):
         self.teachers = ("teacher", *config.get("teachers", {}))
         for name in self.teachers[1:]:
-            if name in ("assistant", "baseline", "intermediate", "student", "teacher"):
+            if name in ("assistant", "baseline", "intermediate", "student", "teacher", "theseus"):
                 raise UserError(f"config.teachers.{name}: a stage has this name; take another")
         have = {name: name for name in self.teachers}
         have |= {"assistant": "assistant", "baseline": "student"}
-        have |= {"intermediate": "student", "student": "student"}
+        have |= {"intermediate": "student", "theseus": "theseus", "student": "student"}
         self._have = have
         super().__init__(config, folder, devices, platform, have)
         make_task = plugins.load("tasks", config.task.name, "make").make
@@ -143,6 +143,13 @@ class FinetuneSetup(Setup):
             found[name] = blueprint.describe(
                 section, self._key(name), base=base, labels=labels, remat=remat, **common
             )
+        if "theseus" in self.trained:
+            own = theseus.successor(self.config.theseus, found["teacher"], self.config.remat)
+            if labels is not None:  # the student's, which are the task's
+                own = dataclasses.replace(
+                    own, config=dataclasses.replace(own.config, labels=labels)
+                )
+            found["theseus"] = own
         return found
 
     def _read_tokenizers(self) -> dict[str, Any]:

@@ -85,10 +85,15 @@ _SUBSTITUTION = dict(
     learning_rate=0.0,
     warmup=0,
 )
+_PRUNING = {"pruning": dict(target=0.0, ranking="", distil=True)}
+_OF_RECIPE["prune"] = (_OF_RECIPE["pretrain"][0], _OF_RECIPE["pretrain"][1] | _PRUNING)
 _OF_RECIPE["substitute"] = (
-    _OF_RECIPE["pretrain"][0],
-    _OF_RECIPE["pretrain"][1] | {"substitution": _SUBSTITUTION},
+    _OF_RECIPE["prune"][0],
+    _OF_RECIPE["prune"][1] | {"substitution": _SUBSTITUTION},
 )
+_THESEUS = dict(group=0, layers=None, rate=None, steps=None)
+for _name in ("substitute", "finetune"):
+    _OF_RECIPE[_name][1]["theseus"] = _THESEUS
 _OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 

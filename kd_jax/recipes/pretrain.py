@@ -58,9 +58,10 @@ def run(
     wandb_run = workdir.open_wandb(config, folder)
     figures: dict[str, dict] = {}
     if setup.compares_with_teacher and "teacher" in params:
-        figures["teacher"] = _judge_teacher(setup, params["teacher"])
+        figures["teacher"] = _judge(setup, "teacher", "teacher", params["teacher"])
     for each in setup.stages:
-        params[each.model], figures[each.name] = _run_stage(setup, each, params, wandb_run)
+        params[each.model], found = _run_stage(setup, each, params, wandb_run)
+        figures |= found
     results = workdir.about(config, folder) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
@@ -99,8 +100,9 @@ def _test_split(config: ConfigDict) -> str:
 
 def _run_stage(
     setup: Setup, this: Stage, given: dict[str, Params], wandb_run: Any
-) -> tuple[Params, dict]:
-    """Trains a stage, or what is left of it; its best parameters and its held-out figures."""
+) -> tuple[Params, dict[str, dict]]:
+    """Trains a stage, or what is left of it; its best parameters and its held-out figures, after
+    those of what it started from."""
     config, folder = setup.config, setup.folder / this.name
     frozen = None
     if this.name != "teacher":
@@ -108,6 +110,10 @@ def _run_stage(
     plan, knobs = setup.plan(this)
     measure = functools.partial(_measure, setup, frozen)
     setup.prepare(this, given)
+    found = {
+        name: _judge(setup, name, this.model, params, frozen)
+        for name, params in setup.starts(this, given).items()
+    }
     if jax.process_index() == 0:
         overview = stage.abstract_state(setup, this).params["student"]
         stage.write_overview(this.name, overview, folder / "parameters.txt")
@@ -118,7 +124,11 @@ def _run_stage(
         stream=setup.task.train(this.batch_size, config.seed, **_processes()),
         teacher=frozen if this.learns else None,
         schedules=loop.Schedules(
-            learning_rate(this.optim, this.steps), knobs.weights, knobs.temperatures, config.seed
+            learning_rate(this.optim, this.steps),
+            knobs.weights,
+            knobs.temperatures,
+            config.seed,
+            setup.draws(this),
         ),
         validate=functools.partial(measure, "validation"),
         intervals=loop.Intervals(config.eval.every, config.checkpoint.every, config.log.every),
@@ -129,27 +139,29 @@ def _run_stage(
     )
     params = fitted.state.params["student"]
     if (folder / "results.json").exists():
-        return params, json.loads((folder / "results.json").read_text())
+        return params, found | {this.name: json.loads((folder / "results.json").read_text())}
     figures = measure(_test_split(config), fitted.state.student)
     figures |= _size(setup, params) | {
-        "steps": this.steps,
+        **setup.effort(this, given),
         "best_step": fitted.best_step,
         **stage.speed(folder),
     }
     if jax.process_index() == 0:
         workdir.write(folder / "results.json", figures)
-    return params, figures
+    return params, found | {this.name: figures}
 
 
-def _judge_teacher(setup: Setup, params: Params) -> dict:
-    """Held-out figures of a teacher that no stage trains."""
-    path = setup.folder / "teacher" / "results.json"
+def _judge(
+    setup: Setup, name: str, model: str, params: Params, frozen: Model | None = None
+) -> dict[str, float]:
+    """Held-out figures of parameters that no stage has trained; kept in the folder of `name`."""
+    path = setup.folder / name / "results.json"
     if path.exists():
         return json.loads(path.read_text())
     specs = sharding.param_specs(family.PARTITION, params, setup.mesh)
     placed = jax.device_put(params, sharding.shardings(specs, setup.mesh))
-    model = Model(placed, setup.models["teacher"].abstract().graphdef)
-    figures = _measure(setup, None, _test_split(setup.config), model) | _size(setup, params)
+    whole = Model(placed, setup.models[model].abstract().graphdef)
+    figures = _measure(setup, frozen, _test_split(setup.config), whole) | _size(setup, params)
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         workdir.write(path, figures)

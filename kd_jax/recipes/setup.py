@@ -21,12 +21,13 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hub
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, keys
+from kd_jax.recipes import blueprint, keys, operations, theseus
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part, Whole
 from kd_jax.recipes.stage import Groups, Stage, stages
 from kd_jax.tasks import text
 from kd_jax.train import sharding, step
+from kd_jax.train.loop import Replacement
 from kd_jax.types import Params
 
 
@@ -69,18 +70,34 @@ class Setup:
 
     def parts(self, stage: Stage, given: Mapping[str, Params]) -> Sequence[Part]:
         """The parts of a stage; `given`: the models that are there already, perhaps abstract."""
+        if stage.name == "theseus":
+            return [theseus.Replacing(self, stage, given), theseus.Alone(self, stage)]
         return [Whole(self, stage, given)]
 
     def table(self) -> list[dict[str, Any]]:
         """What the planned stage does to its model on the way, a row for each change."""
         return []
 
+    def effort(self, stage: Stage, given: Mapping[str, Params]) -> dict[str, Any]:
+        """Figures of what a stage's training takes."""
+        parts = self.parts(stage, given)
+        flops = operations.of_parts(self, stage, parts)
+        return {"steps": stage.steps, "training_flops": flops}
+
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         """Settles what of a stage depends on the models that are there before it."""
 
+    def starts(self, stage: Stage, given: Mapping[str, Params]) -> Mapping[str, Params]:
+        """What a stage starts from that is worth figures of its own, by their name."""
+        return {}
+
     def groups(self, stage: Stage) -> Groups:
         """Parameters of a stage's last state that have Adam counts of their own."""
-        return ()
+        return theseus.groups(self, stage) if stage.name == "theseus" else ()
+
+    def draws(self, stage: Stage) -> Replacement | None:
+        """What a stage draws at every step, besides dropout."""
+        return theseus.draws(self, stage) if stage.name == "theseus" else None
 
     has_intermediate = False  # whether the student goes on from a stage of its own
     compares_with_teacher = False  # whether a teacher that no stage trains is judged as well

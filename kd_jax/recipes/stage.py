@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from clu import parameter_overview
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax.data.settings import settings
@@ -33,6 +34,8 @@ Groups = Sequence[tuple[str, optim.Group]]
 
 # What `config.stages` may say for one stage, where the config itself has it.
 OVERRIDES = ("epochs", "steps", "batch_size", "optim")
+# Stages that are trained on `config.objective`, beside a teacher.
+LEARNERS = ("assistant", "intermediate", "student", "substitute", "prune", "theseus")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +68,7 @@ def stages(config: ConfigDict, have: Mapping[str, str]) -> list[Stage]:
         if changes["optim"] is not config.optim:
             own.update(changes["optim"])
             keys.check_optim(own, f"stages.{name}.optim")
-        learns = name in ("assistant", "intermediate", "student", "substitute", "prune")
-        found.append(Stage(name, model, learns, **changes | {"optim": own}))
+        found.append(Stage(name, model, name in LEARNERS, **changes | {"optim": own}))
     return found
 
 
@@ -109,19 +111,29 @@ def create_state(
     init, inputs = initial_params(setup, stage, given, jax.random.fold_in(key, 0))
     if abstract:
         inputs = jax.eval_shape(lambda x: x, inputs)
-    return _state(setup, stage, setup.models[stage.model], setup.groups(stage), init, inputs)
+    return state_of(setup, stage, setup.models[stage.model], setup.groups(stage), init, inputs)
 
 
 def born(
     setup: Any, stage: Stage, model: Blueprint, groups: Groups, params: Params
 ) -> state.TrainState:
     """A state at step 0 of a model with these parameters; abstract where they are."""
-    return _state(setup, stage, model, groups, lambda params: params, params)
+    return state_of(setup, stage, model, groups, lambda params: params, params)
 
 
-def _state(
-    setup: Any, stage: Stage, model: Blueprint, groups: Groups, init: Any, inputs: Any
+def state_of(
+    setup: Any,
+    stage: Stage,
+    model: Blueprint,
+    groups: Groups,
+    init: Callable[[Any], Params],
+    inputs: Any,
+    graphdef: nnx.GraphDef | None = None,
 ) -> state.TrainState:
+    """A state at step 0, of the parameters that `init` makes of `inputs`; abstract where they are.
+
+    `graphdef`: where the parameters are of another structure than the model alone.
+    """
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
     plan, _ = setup.plan(stage)
     teacher = setup.models[setup.teachers_of(stage)[0]]
@@ -131,7 +143,7 @@ def _state(
         return {"student": init(inputs), "objective": own}
 
     make_optimizer = functools.partial(optim.make_optimizer, stage.optim, groups=groups)
-    graphdef = model.abstract().graphdef
+    graphdef = graphdef or model.abstract().graphdef
     return state.create(both, inputs, graphdef, make_optimizer, plan.table, setup.mesh)
 
 

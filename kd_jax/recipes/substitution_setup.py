@@ -10,44 +10,51 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from kd_jax.errors import UserError
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.recipes import ordering, phases
+from kd_jax.recipes import operations, ordering, phases, theseus
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.phases import Phase
-from kd_jax.recipes.setup import TextSetup
-from kd_jax.recipes.stage import Groups, Stage
+from kd_jax.recipes.pruning_setup import PruningSetup
+from kd_jax.recipes.stage import Groups, Stage, count
 from kd_jax.recipes.swap import Substituted, groups
 from kd_jax.types import Params
 
 
-class SubstitutionSetup(TextSetup):
-    """Decoders, made smaller by the substitution of blocks; `student` is a model of fixed shape."""
+class SubstitutionSetup(PruningSetup):
+    """Decoders, made smaller by the substitution of blocks, or by pruning; `student` is a model of
+    fixed shape."""
 
-    have = {"teacher": "teacher", "substitute": "substitute", "student": "student"}
-    compares_with_teacher = True
+    have = {
+        "teacher": "teacher",
+        "substitute": "substitute",
+        "prune": "prune",
+        "theseus": "theseus",
+        "student": "student",
+    }
 
-    def __init__(self, config, folder=None, devices=None, platform=None):
-        super().__init__(config, folder, devices, platform)
-        teacher, names = self.models["teacher"], [each.name for each in self.stages]
-        if not isinstance(teacher.config, DecoderConfig):
-            raise UserError(
-                f"teacher {teacher.name} is no decoder, and other models have no compact blocks; "
-                f"take a causal language model"
-            )
-        if "student" not in names:
-            del self.models["student"]
+    def make_models(self) -> None:
+        config, names = self.config, [each.name for each in self.stages]
         # Without a shape of its own the student has the one that substitution ends with.
         self.alike = not (config.student.model or config.student.architecture)
         self.phases: list[Phase] = []
         self.known = True  # the order in which blocks go
-        if "substitute" in names or (self.alike and "student" in names):
+        as_small = "prune" in names and not config.pruning.target
+        drawn = "theseus" in names and not config.theseus.group
+        if "substitute" in names or as_small or drawn or (self.alike and "student" in names):
             measured = None
-            if folder is not None and config.substitution.order == "importance":
+            if self.folder is not None and config.substitution.order == "importance":
                 measured = ordering.written(self._importance_file)
             self._settle(measured)
+        if "theseus" in names:
+            how = config.theseus, self.models["teacher"], config.remat
+            self.models["theseus"] = self.phases[-1].model if drawn else theseus.successor(*how)
+        super().make_models()
+
+    @property
+    def pruning_target(self) -> float:
+        whole = count(self.models["teacher"].abstract().params)
+        return self.config.pruning.target or 1 - self.phases[-1].parameters / whole
 
     @property
     def principal(self) -> Stage:
@@ -61,6 +68,11 @@ class SubstitutionSetup(TextSetup):
         """Fixes the phases; without an importance that is wanted, as if the last blocks went first,
         which has the same sizes where all blocks are alike."""
         settings, teacher = self.config.substitution, self.models["teacher"]
+        if not isinstance(teacher.config, DecoderConfig):
+            raise UserError(
+                f"config.theseus.group=0: teacher {teacher.name} is no decoder, and other models "
+                f"have no compact blocks; set it to how many blocks one replaces"
+            )
         original = dataclasses.replace(
             teacher, config=dataclasses.replace(teacher.config, remat=self.config.remat)
         )
@@ -76,7 +88,7 @@ class SubstitutionSetup(TextSetup):
         not known yet), what is left then."""
         if self.principal.name != "substitute":
             return []
-        whole = sum(leaf.size for leaf in jax.tree.leaves(self.phases[0].before.abstract().params))
+        whole = count(self.models["teacher"].abstract().params)
         return [
             {
                 "phase": phase.number,
@@ -87,6 +99,14 @@ class SubstitutionSetup(TextSetup):
             }
             for phase in self.phases
         ]
+
+    def effort(self, stage: Stage, given: Mapping[str, Params]) -> dict[str, Any]:
+        found, steps = super().effort(stage, given), self.config.substitution.fit_steps
+        if stage.name == "substitute" and steps:
+            found["fit_steps"] = steps * len(self.phases)
+            for phase in self.phases:
+                found["training_flops"] += operations.of_regression(self, stage, phase, steps)
+        return found
 
     def prepare(self, stage: Stage, given: Mapping[str, Params]) -> None:
         settings = self.config.substitution
@@ -101,7 +121,7 @@ class SubstitutionSetup(TextSetup):
         if stage.name == "substitute":
             return [Substituted(self, stage, phase, given) for phase in self.phases]
         if stage.name == "student" and self.alike and self.config.student.init == "teacher":
-            return [Substituted(self, stage, phases.at_once(self.phases), given, grouped=False)]
+            return [Substituted(self, stage, phases.at_once(self.phases), given, ordinary=True)]
         return super().parts(stage, given)
 
     def groups(self, stage: Stage) -> Groups:

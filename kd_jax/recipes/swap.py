@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from kd_jax.errors import UserError
 from kd_jax.models import compact, family
 from kd_jax.recipes import stage
 from kd_jax.recipes.fitting import fitted
@@ -19,7 +20,7 @@ from kd_jax.recipes.stage import Groups, Stage
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
-from kd_jax.types import Array, Model, Params
+from kd_jax.types import Array, Model, ModelSpec, Params
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Substituted:
     stage: Stage
     phase: Phase
     given: Mapping[str, Params]  # by name; the first phase makes its model from the teacher
-    grouped: bool = True  # whether new blocks have a learning rate and Adam counts of their own
+    ordinary: bool = False  # new blocks are not fitted, and learn as all else does
 
     @property
     def start(self) -> int:
@@ -44,9 +45,20 @@ class Substituted:
 
     @property
     def _groups(self) -> Groups:
-        return groups(self.setup, self.stage, self.phase) if self.grouped else ()
+        return () if self.ordinary else groups(self.setup, self.stage, self.phase)
+
+    @property
+    def _teacher(self) -> ModelSpec:
+        return self.setup.models["teacher"].spec
 
     def check(self) -> None:
+        heads = {self.phase.model.config.shape(layer).num_heads for layer in self.phase.layers}
+        for name, term in self.setup.plan(self.stage)[0].objective.state_terms:
+            if getattr(term, "heads", None) == "each" and heads != {self._teacher.num_heads}:
+                raise UserError(
+                    f"objective.{name} compares heads one by one, the teacher has "
+                    f"{self._teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
+                )
         before = self.phase.before.abstract()
         jax.eval_shape(self._new_blocks, before.params, jax.random.key(0))
         self.abstract()
@@ -61,19 +73,20 @@ class Substituted:
         with _Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))
         seconds = time.perf_counter() - began
-        if self.setup.config.substitution.fit_steps:
+        if self.setup.config.substitution.fit_steps and not self.ordinary:
             params = self._fitted(old, params)
         began = time.perf_counter()
         with compiling:
             found = jax.block_until_ready(self._state(before, params))
-        if self.grouped:
+        if not self.ordinary:
             self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
         """The parameters after the regression, whose folder stays until the next one begins."""
         folder = self.setup.folder / self.stage.name / "fitted"
-        (folder / str(self.phase.number - 1)).rmtree(missing_ok=True)
+        if jax.process_index() == 0:
+            (folder / str(self.phase.number - 1)).rmtree(missing_ok=True)
         folder = folder / str(self.phase.number)
         return fitted(self.setup, self.stage, self.phase, old, self._model(params), folder)
 

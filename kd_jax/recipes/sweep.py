@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from kd_jax.data.settings import settings
 from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
+from kd_jax.evals.quantities import MISSING
 from kd_jax.recipes import finetune, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
@@ -271,7 +272,7 @@ def trials_table(trials: list[dict], keys: list[str], primary: str) -> table.Tab
     rows = []
     for trial in ranked:
         values = [trial["keys"][key] for key in keys]
-        values += [trial["figures"].get(name, table.MISSING) for name in names]
+        values += [trial["figures"].get(name, MISSING) for name in names]
         rows.append([str(trial["trial"]), *map(_short, values), _short(trial["seconds"])])
     header = ["trial", *keys, *names, "seconds"]
     return table.Table("trials, on held-out training data", header, rows)

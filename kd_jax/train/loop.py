@@ -26,6 +26,19 @@ from kd_jax.types import Batch, Model
 
 
 @dataclasses.dataclass(frozen=True)
+class Replacement:
+    """How often each of `blocks` blocks takes the place of its predecessors."""
+
+    rate: Schedule
+    blocks: int
+
+    def at(self, seed: int, step: int) -> np.ndarray:
+        """Independent draws, True with probability `rate`; a function of (seed, step)."""
+        draws = np.random.default_rng([seed, step, self.blocks]).random(self.blocks)
+        return draws < self.rate(step)
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedules:
     """Everything that changes with the step, as functions of it."""
 
@@ -33,6 +46,7 @@ class Schedules:
     weights: dict[str, Schedule]
     temperatures: dict[str, Schedule]
     seed: int
+    replacement: Replacement | None = None
 
     def at(self, step: int) -> Inputs:
         """The step's inputs; numbers in float32."""
@@ -42,7 +56,8 @@ class Schedules:
 
         seed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]
         rate = np.float32(self.learning_rate(step))
-        return Inputs(rate, values(self.weights), values(self.temperatures), seed)
+        drawn = None if self.replacement is None else self.replacement.at(self.seed, step)
+        return Inputs(rate, values(self.weights), values(self.temperatures), seed, drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +167,8 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
     for name in metrics["terms"]:
         row.setdefault(name, float(metrics["terms"][name].value()))
     row["learning_rate"] = float(inputs.learning_rate)
+    if inputs.replaced_L is not None:
+        row["replaced"] = float(np.mean(inputs.replaced_L))
     row["grad_norm"] = float(metrics["grad_norm"])
     return row
 

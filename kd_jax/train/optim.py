@@ -28,7 +28,7 @@ class Group(NamedTuple):
     """
 
     name: str  # of its part in the optimizer's state
-    factor: float = 1.0  # of the learning rate
+    factor: float = 1.0  # of the learning rate; 0 freezes
     warmup: int = 0  # update number `warmup` + 1 is the first with that whole factor
 
 
@@ -81,7 +81,12 @@ def _adamw(weight_decay, beta1, beta2, epsilon, clip_norm, groups, rows, tree):
     update = (optax.scale_by_adam(beta1, beta2, epsilon), _scale_and_decay(rates))
     if groups:
         labels = {name: label for name, *_, label in rows}
-        own = {group.name: optax.chain(*update, _warm_up(group.warmup)) for group in groups}
+        own = {
+            group.name: optax.chain(*update, _warm_up(group.warmup))
+            if group.factor
+            else optax.set_to_zero()
+            for group in groups
+        }
         update = (optax.partition(own, functools.partial(_look_up, labels)),)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     adamw = optax.chain(clip, *update)

@@ -30,6 +30,9 @@ class Inputs(struct.PyTreeNode):
     weights: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
+    replaced_L: Array | None = (
+        None  # bool, drawn at every step: blocks in their predecessors' place
+    )
 
 
 class Teacher(Protocol):
@@ -89,7 +92,8 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
 
     def loss(params, rows, seed):
         teacher_out = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
-        student_out = Model(params["student"], graphdef)(rows, seed if plan.dropout else None)
+        student = Model(params["student"], graphdef)
+        student_out = student(rows, seed if plan.dropout else None, inputs.replaced_L)
         return objective(
             params["objective"], student_out, teacher_out, rows, scales, inputs.temperatures
         )

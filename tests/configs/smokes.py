@@ -18,9 +18,10 @@ def load(name, variant=None):
     return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
-LANGUAGE = [f"{name}:smoke" for name in NAMES if load(name).recipe == "pretrain"]
+_OF_TEXT = ("pretrain", "substitute", "prune")
+LANGUAGE = [f"{name}:smoke" for name in NAMES if load(name).recipe in _OF_TEXT]
 # Those that run through code of their own beside every config's first variant.
-FINETUNING = [f"{name}:smoke" for name in NAMES if load(name).recipe != "pretrain"]
+FINETUNING = [f"{name}:smoke" for name in NAMES if load(name).recipe not in _OF_TEXT]
 FINETUNING.remove("small_sweep:smoke")
 FINETUNING += ["finetune_glue:stsb-smoke", "finetune_squad:v2-smoke"]
 FINETUNING += ["finetune_agnews:mobilebert-smoke", "multi_teacher_agnews:sequential-smoke"]
@@ -34,8 +35,10 @@ def check(name):
         _check_sweep(found)
         return
     stages, teachers = set(found.config.stages), {"teacher", *found.config.get("teachers", {})}
-    if found.config.recipe == "finetune":
+    if found.config.recipe in ("finetune", "substitute", "prune"):
         stages |= teachers  # judged also where they are taken as they come
+    if "prune" in stages:
+        stages |= {"one_shot"}
     assert set(found.results["stages"]) == stages
     for stage, figures in found.results["stages"].items():
         assert math.isfinite(figures["loss"])
@@ -46,6 +49,9 @@ def check(name):
         if stage in found.config.stages:
             assert figures["steps"] == 4
             assert len((found.folder / stage / "metrics.csv").read_text().splitlines()) == 1 + 4
+    sizes = {name: figures["parameters"] for name, figures in found.results["stages"].items()}
+    if found.config.recipe == "substitute":  # what is compared is equally small
+        assert sizes["substitute"] == sizes.get("student", sizes["substitute"]) < sizes["teacher"]
     assert found.results["export"]["checked_with"] == ["kd_jax", "pytorch"]
     assert len(list((found.folder / "plots").glob("*.png"))) == 2
 

@@ -2,8 +2,8 @@ import pytest
 from etils import epath
 
 from kd_jax.evals import findings
+from kd_jax.evals.quantities import quality, the_primary
 from kd_jax.evals.runs import Run
-from kd_jax.evals.table import quality, the_primary
 from tests.evals.example_run import classifier, figures
 
 

@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 
 from kd_jax.evals import pairs
-from kd_jax.evals.table import Figure
+from kd_jax.evals.quantities import Figure
 
 UP = Figure("accuracy", "accuracy", "{:.4f}".format, 1)
 DOWN = Figure("loss", "loss", "{:.4f}".format, -1)

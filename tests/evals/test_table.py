@@ -1,4 +1,4 @@
-from kd_jax.evals import span, table
+from kd_jax.evals import quantities, span, table
 from tests.evals.example_run import classifier, figures
 
 
@@ -23,7 +23,7 @@ def test_one_run():
         "teacher": "2.0000",
         "baseline": "3.0000",
         "student": "2.5000",
-        "student - baseline": "-0.5000",
+        "student - baseline": "−0.5000",
     }
     assert cells(found, "KL to teacher (nats/token)")["teacher"] == "-"
     assert cells(found, "parameters")["student"] == "66.36 M"
@@ -36,9 +36,10 @@ def test_several_seeds():
     loss = cells(found, "loss (nats/token)")
     assert loss["baseline"] == "3.0000"
     assert loss["student"] == "2.7333 ± 0.3215"
-    assert loss["student - baseline"] == "-0.2667 ± 0.3215"
+    assert loss["student - baseline"] == "−0.2667 ± 0.1856"
     assert found.title.endswith(
-        "3 seeds: mean ± standard deviation; student's loss lower in 2 of 3"
+        "3 seeds: mean ± standard deviation, differences ± standard error; "
+        "student's loss lower in 2 of 3"
     )
 
 
@@ -50,7 +51,7 @@ def test_differences_are_paired():
     ]
     loss = cells(table.of_runs(runs), "loss (nats/token)")
     assert loss["student"] == "3.5000 ± 1.0000"
-    assert loss["student - baseline"] == "-0.5000 ± 0.0000"
+    assert loss["student - baseline"] == "−0.5000 ± 0.0000"
 
 
 def test_an_increase_has_a_sign():
@@ -78,10 +79,10 @@ def test_groups():
     assert [row[difference] for row in found.rows] == [
         "",
         "",
-        "-0.4000 ± 0.1414",
+        "−0.4000 ± 0.1000",
         "",
         "",
-        "-0.1000",
+        "−0.1000",
     ]
 
 
@@ -107,7 +108,7 @@ def test_headings_over_columns_are_joined_in_markdown():
 
 
 def keys(*stages):
-    return {figure.key: figure for figure in table.quality([dict(enumerate(stages))])}
+    return {figure.key: figure for figure in quantities.quality([dict(enumerate(stages))])}
 
 
 def test_units_follow_the_figures():
@@ -135,7 +136,7 @@ def test_wins_go_by_the_primary_figure():
     assert found.title.endswith("student's accuracy higher in 2 of 3")
     assert cells(found, "latency, batch 1 (ms)")["student"] == "20.00"
     both = table.of_groups({"a": stages[:1]}, "", "accuracy")
-    assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "-0.1000"
+    assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "−0.1000"
 
 
 def test_squads_figures_are_all_shown():

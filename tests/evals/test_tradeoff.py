@@ -2,7 +2,7 @@ import pytest
 from matplotlib.image import imread
 
 from kd_jax.evals import tradeoff
-from kd_jax.evals.table import quality, the_primary
+from kd_jax.evals.quantities import quality, the_primary
 from tests.evals.example_run import classifier, figures
 
 

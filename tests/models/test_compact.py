@@ -268,3 +268,14 @@ def test_importance_is_the_l1_norm_of_what_goes():
     fifth = np.concatenate([mlp["up"]["kernel"][:, 5], mlp["down"]["kernel"][5]])
     assert columns.scores[5] == pytest.approx(np.abs(fifth).mean(), rel=1e-5)
     assert columns.cost == 2 * 32 + 1
+
+
+def test_what_a_large_unit_takes_too_much_comes_back():
+    heads = importance.Units(np.array([3.0, 9.0]), 100)
+    columns = importance.Units(np.array([1.0, 2.0, 8.0, 4.0]), 7)
+    gone = [
+        [found.tolist() for found in importance.least([(heads, columns)], need)[0]]
+        for need in (6, 8, 15, 100, 106, 114, 121)
+    ]
+    assert gone[:3] == [[[], [0]], [[], [0, 1]], [[0], []]]  # the head alone is enough
+    assert gone[3:] == [[[0], []], [[0], [0]], [[0], [0, 1]], [[0], [0, 1, 3]]]

@@ -99,6 +99,12 @@ def test_config_survives_the_round_trip(name):
     assert written["dtype"] == "float32" and "torch_dtype" not in written
 
 
+def test_no_padding_token_in_two_spellings():
+    for found in (None, -1):
+        _, config = families.read(tiny.CONFIGS["llama"] | {"pad_token_id": found})
+        assert config.pad_id is None
+
+
 def test_other_names_of_a_key_count():
     _, config = families.read({"model_type": "gpt2", "hidden_size": 24, "num_hidden_layers": 2})
     assert (config.width, config.num_layers, config.num_heads) == (24, 2, 12)

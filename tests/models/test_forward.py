@@ -59,25 +59,29 @@ def test_head_runs_at_the_positions_only():
     assert "3x3x32" in lowered.as_text()  # (B, P, D) goes through the head's linear layer
 
 
-@pytest.mark.parametrize("name, one_layer", [("bert", "num_hidden_layers"), ("gpt2", "n_layer")])
-def test_remat_changes_memory_only(name, one_layer):
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_remat_changes_memory_only(name):
     batch, seed = tiny.batch(name), jnp.uint32(7)
     weights = jax.random.normal(jax.random.key(1), (3, 20, 32))
-    grads = []
+    grads, barriers = [], []  # attention has some of its own
     for remat in (False, True):
-        model = tiny.model(name, "none", remat=remat, **{one_layer: 1})
+        model = tiny.model(name, "none", remat=remat, num_hidden_layers=1)
         lowered = jax.jit(
             jax.grad(lambda p, m=model: (features(p, m, batch, seed) * weights).sum())
         ).lower(model.params)
-        assert ("optimization_barrier" in lowered.as_text()) == remat
+        barriers.append(lowered.as_text().count("optimization_barrier"))
         grads.append(lowered.compile()(model.params))
+    assert barriers[1] > barriers[0]
     whole = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(grads[0])))
     for one, two in zip(*map(jax.tree.leaves, grads), strict=True):
         size = max(np.linalg.norm(one), 1e-3 * whole)
         assert np.linalg.norm(one - two) <= 1e-5 * size
 
 
-@pytest.mark.parametrize("name, changes", [("bert", {}), ("gpt2", {"scale_attn_weights": False})])
+@pytest.mark.parametrize(
+    "name, changes",
+    [("bert", {}), ("gpt2", {"scale_attn_weights": False}), ("llama", {"attention_dropout": 0.1})],
+)
 def test_fused_attention_is_the_explicit_one(name, changes):
     batch = tiny.batch(name)
     explicit = tiny.model(name, **changes)
@@ -95,7 +99,7 @@ def test_fused_attention_is_the_explicit_one(name, changes):
     )
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_bf16_follows_fp32(name):
     batch = tiny.batch(name)
     whole, half = tiny.model(name), tiny.model(name, policy=Policy("bfloat16", "bfloat16"))
@@ -103,7 +107,8 @@ def test_bf16_follows_fp32(name):
     run = jax.jit(features)
     ours, theirs = run(half.params, half, batch), run(whole.params, whole, batch)
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.1)
+    error = jnp.sqrt(jnp.mean((ours.astype(jnp.float32) - theirs) ** 2))
+    assert 1e-3 < error / jnp.std(theirs) < 0.02  # bfloat16 has 8 bits
 
 
 # Dropout as PyTorch's modules apply it: the site's rate, in the order of the forward pass, for
@@ -123,6 +128,7 @@ def test_bf16_follows_fp32(name):
         ),
         ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3}, (0.3, 0.0, 0.2)),
         ("gpt2", {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
+        ("phi", {"embd_pdrop": 0.2, "attention_dropout": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
     ],
 )
 def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
@@ -221,7 +227,9 @@ def test_dropout_needs_a_seed_and_changes_with_it():
     assert np.abs(one - run(model.params, model, batch)).max() > 1e-3
 
 
-@pytest.mark.parametrize("name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38)])
+@pytest.mark.parametrize(
+    "name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38), ("llama", 40)]
+)
 def test_rows_longer_than_the_positions_are_refused(name, longest):
     model = tiny.model(name)
     jax.eval_shape(lambda: model(tiny.batch(name, length=longest)))

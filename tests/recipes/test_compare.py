@@ -28,8 +28,8 @@ def test_seeds_are_grouped_in_their_order(tmp_path):
 def test_other_settings_are_told_apart(tmp_path):
     folders = written(tmp_path, a={}, b=dict(seed=1), c=dict(seed=1, weight=1.0))
     assert labels(folders) == {
-        "example objective.kl.weight=0.5": [0, 1],
-        "example objective.kl.weight=1.0": [1],
+        "example kl.weight=0.5": [0, 1],
+        "example kl.weight=1.0": [1],
     }
 
 
@@ -44,7 +44,7 @@ def test_writes_tables_and_plots(tmp_path):
     ]
     assert all(Path(path).stat().st_size > 0 for path in files)
     assert len(tables) == 3  # two configurations, and both under each other
-    difference = "-0.4500 ± 0.0707"
+    difference = "−0.4500 ± 0.0500"
     assert tables[0].rows[0] == [
         "loss (nats/token)",
         "2.0000",
@@ -52,7 +52,7 @@ def test_writes_tables_and_plots(tmp_path):
         "2.5500 ± 0.0707",
         difference,
     ]
-    assert tables[2].rows[-1][:4] == ["example objective.kl.weight=1.0", "student", "1", "2.0000"]
+    assert tables[2].rows[-1][:4] == ["example kl.weight=1.0", "student", "1", "2.0000"]
 
 
 def test_fine_tuning_runs(tmp_path):

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 from etils import epath
 
 from kd_jax import cli
 from kd_jax import export as command
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf
+from kd_jax.models import family, hf, shapes
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, pretrain, stage, workdir
 from kd_jax.recipes.blueprint import Blueprint
@@ -90,6 +91,27 @@ def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
     assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
     mark = json.loads((tmp_path / "out" / "export.json").read_text())
     assert mark == {"source": SOURCE} | {k: v for k, v in report.items() if k != "path"}
+
+
+def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys):
+    kind, config = family.read(tiny.CONFIGS["gpt2"])
+    blocks = (shapes.bottleneck(16, 2, 2, 24), dataclasses.replace(config.own_shape, ffn_width=24))
+    config = dataclasses.replace(config, blocks=blocks)
+    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    params = tiny.model("gpt2", "clm", blocks=blocks).params
+    out = tmp_path / "out"
+    report = write((blueprint, params), out, tokenizer)
+    assert report["checked_with"] == ["kd_jax", "pytorch"]
+    assert 0.0 < report["max_logit_difference"]["pytorch"] < 1e-5
+    assert transformers.AutoTokenizer.from_pretrained(out).get_vocab() == tokenizer.get_vocab()
+    # What was exported can be exported again, with a card that tells how to load it.
+    command.main([f"--model={out}", f"--out={tmp_path / 'again'}"])
+    assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
+    for name in ("model.safetensors", "config.json", "modeling_kd_jax.py"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    page = (tmp_path / "again" / "README.md").read_text()
+    assert 'from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)' in page
+    assert "`modeling_kd_jax.py`, which lies here" in page
 
 
 def test_compares_without_padding_inside_the_text():
@@ -333,7 +355,9 @@ def test_card_of_a_run(tmp_path, finished, quick):
 
 
 def test_a_stage_that_does_not_exist(tmp_path, finished):
-    with pytest.raises(UserError, match="no stage 'pupil'; have: teacher, baseline, student"):
+    with pytest.raises(
+        UserError, match="trained no stage 'pupil'; have: teacher, baseline, student"
+    ):
         export.export_stage(str(finished[0]), "pupil", str(tmp_path / "out"))
 
 

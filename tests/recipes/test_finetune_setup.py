@@ -70,7 +70,8 @@ def mistakes():
         ),
         "an unknown stage": (
             lambda c, _: setattr(c, "stages", {"pupil": {}}),
-            r"config\.stages=\['pupil'\]: have teacher, assistant, baseline, intermediate, student",
+            r"config\.stages=\['pupil'\]: have teacher, assistant, baseline, intermediate, "
+            "theseus, student",
         ),
         "a teacher called like a stage": (
             lambda c, _: c.update(teachers={"student": finetuning.teacher("")}),

@@ -31,7 +31,8 @@ class KDJaxConfig(PretrainedConfig):
     model_type = "kd_jax_decoder"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(self, base_model_type="gpt2", blocks=(), **kwargs):
+    # Ties have a default of our own, so that transformers 4 writes them down in either case.
+    def __init__(self, base_model_type="gpt2", blocks=(), tie_word_embeddings=False, **kwargs):
         self.base_model_type = base_model_type
         self.blocks = list(blocks)
         if base_model_type == "gpt2":
@@ -43,7 +44,11 @@ class KDJaxConfig(PretrainedConfig):
         else:  # transformers 5 gathers all that concerns rotation, and looks at the length for that
             self.rope_parameters = None
             self.max_position_embeddings = kwargs.get("max_position_embeddings")
-        super().__init__(**kwargs)
+        # kd_jax exports no model of which a layer would see less than all tokens, but Qwen2's files
+        # name a window that is off, and caches would heed it.
+        for name in ("sliding_window", "use_sliding_window", "layer_types"):
+            kwargs.pop(name, None)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
 class Rotation:
@@ -102,6 +107,7 @@ class Attention(nn.Module):
         if tables:
             q, k = (rotate(each, tables[self.head_width]) for each in (q, k))
         if cache is not None:
+            # Static caches of transformers 4 have to be told where.
             k, v = cache.update(k, v, self.layer, {"cache_position": slots})
             k, v = (each[:, :, : mask.shape[-1]] for each in (k, v))  # a static cache has more
         k, v = (each.repeat_interleave(self.groups, dim=1) for each in (k, v))
@@ -224,7 +230,7 @@ def make_block(config, layer):
 def visible(mask, slots):
     """What SDPA is given: (B, 1, T, S), True where a token may look; the last T of the S are new.
 
-    A token always sees itself: a row of padding without any token would give NaNs.
+    A token always sees itself: with older torch, a row of padding alone would give NaNs.
     """
     if mask is not None and mask.dim() == 4:
         return mask

@@ -1,0 +1,150 @@
+"""HellaSwag, side by side: kd_jax and the same scoring in PyTorch with HF modules.
+
+    python benchmarks/hellaswag.py --json hellaswag.json
+
+Every ending of every question is scored after its context, in batches of 16 endings. PyTorch does
+it as the lm-evaluation-harness: the longest rows first, padded on the right, one forward pass over
+context and ending for each ending, log-softmax of all tokens; with its own number of threads, and
+with one, which is faster where batches are small or the machine is busy. kd_jax makes the pass of
+recipes/score.py, where the endings of a question share their context, with its own number of
+endings a batch, and with PyTorch's.
+
+Texts are tokenised before. A process makes one pass that compiles and is reported as "first", then
+timed ones. Every row runs in a process of its own; rounds go through all rows in turn, so that a
+slow spell of the machine falls on all of them, and a row's figure is its fastest pass, the one that
+others disturbed least. ratio is a row's speed divided by that of the best PyTorch row. "apart" is
+the largest difference of a log-likelihood from the first PyTorch row's, in nats.
+
+Model: models/stories260K beside $KD_JAX_DATA, or --model. Questions: hellaswag/ of $KD_JAX_DATA, or
+--data. Keep the machine idle: "others" is the share of it that other processes took meanwhile.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+from pretrain_step import launch
+
+SYSTEMS = {  # in the order of the table; what computes a row
+    "kd_jax": ("hellaswag_kd_jax.py", "--own_batch_size"),
+    "kd_jax-same-batch": ("hellaswag_kd_jax.py",),
+    "pytorch": ("hellaswag_pytorch.py",),
+    "pytorch-1-thread": ("hellaswag_pytorch.py", "--threads=1"),
+}
+
+
+def measure(systems: list[str], args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Results of every row, one a round."""
+    results = collections.defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
+        cache = pathlib.Path(folder)
+        bar = progress.add_task("", total=args.rounds * len(systems))
+        for number in range(args.rounds):
+            for system in systems:
+                progress.update(bar, description=system)
+                values = cache / f"{system}.npz"
+                arguments = [
+                    *SYSTEMS[system],
+                    f"--model={args.model}",
+                    f"--data={args.data}",
+                    f"--batch_size={args.batch_size}",
+                    f"--steps={args.passes}",
+                    f"--out={values}",
+                ]
+                results[system].append(launch(arguments, cache))
+                if number == 0:  # later rounds find their programs compiled
+                    with np.load(values) as found:
+                        results[system][0] |= {key: found[key] for key in found.files}
+                progress.advance(bar)
+    return dict(results)
+
+
+def summarise(results: dict[str, list[dict]]) -> list[dict]:
+    """One dict a row, as --json writes them."""
+    seconds = {system: min(min(run["seconds"]) for run in runs) for system, runs in results.items()}
+    pytorch = [system for system in results if system.startswith("pytorch")]
+    best = min((seconds[system] for system in pytorch), default=None)
+    summary = []
+    for system, runs in results.items():
+        values_N = runs[0]["log_likelihoods"]
+        apart = np.abs(values_N - results[pytorch[0]][0]["log_likelihoods"]) if pytorch else None
+        summary.append(
+            {
+                "system": system,
+                "pass_s": seconds[system],
+                "median_s": statistics.median(s for run in runs for s in run["seconds"]),
+                "first_s": float(runs[0]["first"]),
+                "endings_per_s": len(values_N) / seconds[system],
+                "ratio": best and best / seconds[system],
+                "apart": None if apart is None else float(apart.max()),
+                "acc": float(runs[0]["acc"]),
+                "acc_norm": float(runs[0]["acc_norm"]),
+                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "others_share": max(statistics.mean(run["others"]) for run in runs),
+            }
+        )
+    return summary
+
+
+def show(summary: list[dict]) -> None:
+    table = rich.table.Table(title="HellaSwag")
+    table.add_column("system")
+    headings = ("s/pass", "first", "endings/s", "ratio", "apart", "acc", "acc_norm", "peak GB")
+    for heading in (*headings, "others"):
+        table.add_column(heading, justify="right")
+    for row in summary:
+        table.add_row(
+            row["system"],
+            f"{row['pass_s']:.2f}",
+            f"{row['first_s']:.2f}",
+            f"{row['endings_per_s']:,.0f}",
+            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
+            "-" if row["apart"] is None else f"{row['apart']:.1e}",
+            f"{row['acc']:.4f}",
+            f"{row['acc_norm']:.4f}",
+            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['others_share']:.0%}",
+        )
+    rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    folder = pathlib.Path(os.environ.get("KD_JAX_DATA", "data"))
+    file = folder / "hellaswag" / "hellaswag_val_1000.jsonl"
+    model = folder.parent / "models" / "stories260K"
+    parser.add_argument("--data", type=pathlib.Path, default=file, help="HellaSwag's .jsonl")
+    parser.add_argument("--model", type=pathlib.Path, default=model, help="an HF checkpoint")
+    parser.add_argument("--rows", default="", help="only these systems, with commas")
+    parser.add_argument("--batch_size", type=int, default=16, help="endings")
+    parser.add_argument("--passes", type=int, default=2, help="timed passes of a process")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
+    parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
+    args = parser.parse_args()
+
+    systems = args.rows.split(",") if args.rows else list(SYSTEMS)
+    if set(systems) - SYSTEMS.keys():
+        parser.error(f"--rows: unknown {sorted(set(systems) - SYSTEMS.keys())}; have {[*SYSTEMS]}")
+    if not args.data.is_file():
+        parser.error(f"{args.data} does not exist: give --data, or set KD_JAX_DATA")
+    if not (args.model / "config.json").is_file():
+        parser.error(f"{args.model} is no HF checkpoint: give --model")
+    summary = summarise(measure(systems, args))
+    show(summary)
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Stretches of tokens that a language model scores, each after a context, and the rows in which it
+reads them.
+
+A stretch costs a context; those of one question have the same, so they share a row where what is
+left of the context is the same too: the context comes first (segment 0), then each stretch as a
+segment of its own, which begins with the context's last token, since that one predicts the
+stretch's first (`Batch.segments_BT`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.choices import Questions
+from kd_jax.errors import UserError
+from kd_jax.types import Batch
+
+_WORTH = 4  # batches that make a length worth compiling
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretches:
+    """N stretches: the tokens [begin, end) of `scored_N2`, each after those of `context_N2`, at
+    least one; both count in the flat array."""
+
+    tokens_F: np.ndarray  # int32
+    context_N2: np.ndarray  # int64
+    scored_N2: np.ndarray  # int64
+
+    def __len__(self) -> int:
+        return len(self.scored_N2)
+
+    @functools.cached_property
+    def counts_N(self) -> np.ndarray:
+        """Scored tokens of each."""
+        return self.scored_N2[:, 1] - self.scored_N2[:, 0]
+
+
+class Rows:
+    """R rows that hold the stretches of which a model with `max_tokens` positions can read every
+    token; of a context only its last tokens, as many as then fit.
+
+    The last token of a stretch is predicted and not read, so context and stretch may together have
+    max_tokens + 1 tokens, as in the lm-evaluation-harness.
+
+    truncated_N: whether a stretch's context was cut; left_out_N: whether the stretch alone is
+    longer than `max_tokens`, so that no row holds it.
+    """
+
+    def __init__(self, stretches: Stretches, max_tokens: int, owners_N: np.ndarray | None = None):
+        """Neighbouring stretches of one owner share rows; without owners none do."""
+        self._stretches = stretches
+        context_N2, counts_N = stretches.context_N2, stretches.counts_N
+        begin_N = np.maximum(context_N2[:, 0], context_N2[:, 1] + counts_N - (max_tokens + 1))
+        self.left_out_N = counts_N > max_tokens
+        self.truncated_N = (begin_N > context_N2[:, 0]) & ~self.left_out_N
+        self._shared_N2 = np.stack([begin_N, context_N2[:, 1] - 1], axis=1)  # but its last token
+        self._rows = self._grouped(owners_N, max_tokens)
+        self.branches = max((len(row) for row in self._rows), default=1)
+        shared_N = self._shared_N2[:, 1] - begin_N
+        self.lengths_R = np.array(
+            [shared_N[row[0]] + counts_N[row].sum() for row in self._rows], np.int64
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _grouped(self, owners_N, max_tokens) -> list[np.ndarray]:
+        """Rows are bounded, since attention between all of their tokens is computed although
+        segments do not see each other: by the model's positions, or twice the first stretch with
+        its context."""
+        rows, alike = [], {}
+        for n in np.flatnonzero(~self.left_out_N).tolist():
+            owner = n if owners_N is None else owners_N[n]
+            (begin, end), count = self._shared_N2[n].tolist(), int(self._stretches.counts_N[n])
+            row, free = alike.get((owner, begin, end), ([], -1))
+            if count > free:
+                length = end - begin + count
+                row, free = [], max(max_tokens, 2 * length) - (end - begin)
+                rows.append(row)
+            row.append(n)
+            alike[owner, begin, end] = row, free - count
+        return [np.array(row) for row in rows]
+
+    def batches(
+        self,
+        batch_size: int,
+        devices: int = 1,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterator[Batch]:
+        """One pass over all rows, a few lengths one after the other; little data has fewer, since
+        every length is compiled. About `batch_size` stretches make a batch of the shortest rows;
+        one of longer rows has as many tokens, so that memory (and what the processor has to keep
+        at hand) stays the same. The number of rows is a multiple of `devices`.
+        """
+        longest = -(-int(self.lengths_R.max()) // 8) * 8
+        most = max(1, len(self._stretches) // (_WORTH * batch_size))
+        lengths = lengths_of(self.lengths_R, longest, most)
+        bucket_R = np.searchsorted(lengths, self.lengths_R)
+        for bucket, length in enumerate(lengths):
+            rows_R = np.flatnonzero(bucket_R == bucket)
+            if not len(rows_R):
+                continue
+            count = batch_size * lengths[0] // (self.branches * length)
+            stream = BucketStream(
+                self.lengths_R[rows_R],
+                (length,),
+                lambda ids_B, length, rows_R=rows_R: self.batch(rows_R[ids_B], length),
+                max(1, count // devices) * devices,
+                process_index=process_index,
+                process_count=process_count,
+            )
+            yield from stream.batches()
+
+    def batch(self, ids_B: np.ndarray, length: int) -> Batch:
+        """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
+        ones; segments where any row has more than one."""
+        shape, tokens_F = (len(ids_B), length), self._stretches.tokens_F
+        tokens_BT, labels_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        segments_BT = np.zeros(shape, np.int32)
+        for b, r in enumerate(ids_B):
+            begin, last = self._shared_N2[self._rows[r][0]]
+            at = last - begin
+            tokens_BT[b, :at] = tokens_F[begin:last]
+            for number, n in enumerate(self._rows[r], 1):
+                first, end = self._stretches.scored_N2[n]
+                stop = at + end - first
+                tokens_BT[b, at] = tokens_F[last]
+                tokens_BT[b, at + 1 : stop] = tokens_F[first : end - 1]
+                labels_BT[b, at:stop] = tokens_F[first:end]
+                weights_BT[b, at:stop] = 1.0
+                segments_BT[b, at:] = number
+                at = stop
+            mask_BT[b, :at] = 1.0
+        return Batch(
+            ids_B=np.asarray(ids_B, np.int32),
+            tokens_BT=tokens_BT,
+            mask_BT=mask_BT,
+            labels=labels_BT,
+            weights=weights_BT,
+            segments_BT=segments_BT if self.branches > 1 else None,
+        )
+
+    def by_stretch(self, found: dict[int, np.ndarray]) -> np.ndarray:
+        """float64 (N,): what was found for the segments of each row, (K,), as one value a stretch;
+        NaN for those that are left out."""
+        values_N = np.full(len(self._stretches), np.nan)
+        for r, row in enumerate(self._rows):
+            values_N[row] = found[r][: len(row)]
+        return values_N
+
+
+def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:
+    """Every ending of every question after its context, and each one's question as an index.
+
+    Tokenised as the lm-evaluation-harness does it: context, space and ending as one text, with the
+    special tokens that the tokenizer puts in front of any text; the ending's tokens are those
+    behind as many as the context alone has. White space at the end of the context belongs to the
+    ending. An empty context is the token with which texts begin (or else end).
+
+    Raises UserError where an ending has no token.
+    """
+    contexts, wholes, owners = [], [], []
+    for index, question in enumerate(questions.questions):
+        kept = question.context.rstrip()
+        contexts.append(kept)
+        rest = question.context[len(kept) :] + " "
+        wholes += [kept + rest + ending for ending in question.endings]
+        owners += [index] * len(question.endings)
+    context_ids, whole_ids = _ids(tokenizer, contexts), _ids(tokenizer, wholes)
+    pieces, context_N2, scored_N2, end = [], [], [], 0
+    for n, (owner, whole) in enumerate(zip(owners, whole_ids, strict=True)):
+        context = context_ids[owner]
+        ending = whole[len(context) :]
+        if not ending:
+            raise UserError(
+                f"{questions.place(owner)}: the ending {wholes[n][len(contexts[owner]) :]!r} has "
+                f"no token of its own"
+            )
+        if n == 0 or owners[n - 1] != owner:
+            context = context or [beginning(tokenizer)]
+            pieces.append(context)
+            begin, end = end, end + len(context)
+            context_N2.append((begin, end))
+        else:
+            context_N2.append(context_N2[-1])
+        pieces.append(ending)
+        scored_N2.append((end, end + len(ending)))
+        end += len(ending)
+    flat = np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
+    return Stretches(flat, np.array(context_N2, np.int64), np.array(scored_N2, np.int64)), owners
+
+
+def sliding(texts: Sequence[Sequence[int]], window: int, stride: int) -> Stretches:
+    """The tokens of each text but its first, each once, as the labels of windows that read `window`
+    tokens and move by `stride`: a window scores what the ones before it did not, after as many
+    tokens as it holds.
+
+    A window that begins at token b reads [b, b + window) and predicts [b + 1, b + window + 1).
+    """
+    context_N2, scored_N2, start = [], [], 0
+    for text in texts:
+        scored = 1
+        for begin in range(0, len(text), stride):
+            end = min(begin + window + 1, len(text))
+            if end > scored:
+                context_N2.append((start + begin, start + scored))
+                scored_N2.append((start + scored, start + end))
+                scored = end
+        start += len(text)
+    flat = np.concatenate([np.asarray(text, np.int32) for text in texts])
+    return Stretches(
+        flat, np.array(context_N2, np.int64).reshape(-1, 2), np.array(scored_N2).reshape(-1, 2)
+    )
+
+
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token after which a text's first token is predicted: that of beginnings, or of ends."""
+    for name in ("bos_token", "eos_token"):
+        if getattr(tokenizer, name) is not None:
+            return getattr(tokenizer, f"{name}_id")
+    raise UserError(
+        f"tokenizer {tokenizer.name_or_path!r} has neither a bos_token nor an eos_token, after "
+        f"which a text could begin"
+    )
+
+
+def _ids(tokenizer, texts) -> list[list[int]]:
+    return tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]

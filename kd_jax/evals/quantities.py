@@ -1,0 +1,107 @@
+"""The figures that stages of a run have: how they are called, shown, and which way is better."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kd_jax.errors import UserError
+
+Figures = Mapping[str, Any]  # of one stage, as in results.json
+Stages = Mapping[str, Figures]  # of one run
+MISSING = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """How one figure of a stage's results is shown."""
+
+    key: str
+    title: str
+    show: Callable[[float], str]
+    better: int = 0  # +1 if bigger is better, -1 if smaller is, 0 where neither is
+
+    def signed(self, difference: float) -> str:
+        """A difference with its sign."""
+        return ("+" if difference > 0 else "") + self.show(difference)
+
+
+def count(number: float) -> str:
+    """A number of parameters: 66,362,880 is 66.36 M."""
+    return f"{number / 1e6:.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _operations(number: float) -> str:
+    return f"{number / 1e9:.3f} G"
+
+
+def _tera(number: float) -> str:
+    return f"{number / 1e12:,.1f} T"
+
+
+_SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
+
+COST = (
+    Figure("parameters", "parameters", count, -1),
+    Figure("reduction_percent", "reduction of parameters (%)", _PERCENT),
+    Figure("size_mb", "size (MB)", "{:.1f}".format, -1),
+    Figure("flops_per_sample", "operations a sample", _operations, -1),
+    Figure("latency_ms", "latency, batch 1 (ms)", _PERCENT, -1),
+    Figure("latency_ms_p90", "latency, 90th percentile (ms)", _PERCENT, -1),
+    Figure("throughput", "samples/s, batch 32", _thousands, 1),
+    Figure("tokens_per_second", "tokens/s", _thousands),
+    Figure("steps", "steps", _thousands),
+    Figure("fit_steps", "steps of regression", _thousands),
+    Figure("training_flops", "operations of training", _tera),
+    Figure("best_step", "best step", _thousands),
+)
+
+
+def quality(runs: Iterable[Stages]) -> list[Figure]:
+    """The figures of quality that these runs have, in their units.
+
+    Losses of language models (which have a perplexity) are in nats a token, others in nats an
+    example, but for regressions (which have a correlation). SQuAD's figures are percent.
+    """
+    keys = {
+        key for run in runs for stage in run.values() for key in stage if stage[key] is not None
+    }
+    unit = "nats/token" if "perplexity" in keys else "nats/example"
+    regression = not keys.isdisjoint(("pearson", "spearman"))
+    scale = _PERCENT if "exact_match" in keys else _SHARE
+    figures = (
+        Figure("loss", "mean squared error" if regression else f"loss ({unit})", _SHARE, -1),
+        Figure("perplexity", "perplexity", "{:.3f}".format, -1),
+        Figure("accuracy", "accuracy", _SHARE, 1),
+        Figure("f1", "F1", scale, 1),
+        Figure("macro_f1", "macro F1", scale, 1),
+        Figure("matthews_correlation", "Matthews correlation", _SHARE, 1),
+        Figure("pearson", "Pearson correlation", _SHARE, 1),
+        Figure("spearman", "Spearman correlation", _SHARE, 1),
+        Figure("exact_match", "exact match", scale, 1),
+        Figure("HasAns_exact_match", "exact match, answerable", scale, 1),
+        Figure("HasAns_f1", "F1, answerable", scale, 1),
+        Figure("NoAns_exact_match", "exact match, unanswerable", scale, 1),
+        Figure("NoAns_f1", "F1, unanswerable", scale, 1),
+        Figure("kl", f"KL to teacher ({unit})", _SHARE, -1),
+        Figure("agreement", "top-1 agreement", _SHARE, 1),
+    )
+    return [figure for figure in figures if figure.key in keys]
+
+
+def cost(runs: Iterable[Stages]) -> list[Figure]:
+    """The figures of cost that these runs have."""
+    stages = [stage for run in runs for stage in run.values()]
+    return [f for f in COST if any(stage.get(f.key) is not None for stage in stages)]
+
+
+def the_primary(figures: Iterable[Figure], key: str) -> Figure:
+    """The figure named `key`; raises UserError where no run has it."""
+    found = {figure.key: figure for figure in figures}
+    if key not in found:
+        have = ", ".join(found) or "none"
+        raise UserError(f"results.json: primary={key!r}, but no stage has that figure: have {have}")
+    return found[key]

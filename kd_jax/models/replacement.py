@@ -1,0 +1,79 @@
+"""Blocks that are drawn at every step: a new one, or those that it replaces.
+
+Xu et al. 2020, "BERT-of-Theseus" (arXiv:2002.02925), section 3: while a group of predecessor blocks
+is replaced by a successor with a probability, the successor learns to work among predecessors,
+which stay as they are. Afterwards the successors are the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from kd_jax.types import Array, Heads, Model, Params
+
+
+class Either:
+    """The successor where `replaced` (a bool scalar) is True, else the predecessors one after the
+    other; only one of the two is computed. No gradient reaches the predecessors' parameters.
+
+    Takes the dropout sites of one block, and its predecessors after the first those SITES beyond.
+    """
+
+    SITES = 1 << 10
+
+    def __init__(self, successor: nnx.Module, predecessors: nnx.List, replaced: Array):
+        self.successor, self.predecessors, self.replaced = successor, predecessors, replaced
+
+    def __call__(
+        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
+    ) -> tuple[Array, Heads | None]:
+        """(x_BTD, None): what was compared is not told, since it differs from step to step."""
+        graphdef, state = nnx.split(self.predecessors)
+        frozen = nnx.merge(graphdef, jax.lax.stop_gradient(state))
+
+        def successor(x_BTD):
+            return self.successor(x_BTD, mask, seed, site)[0]
+
+        def predecessors(x_BTD):
+            for i, block in enumerate(frozen):
+                x_BTD, _ = block(x_BTD, mask, seed, site + i * self.SITES)
+            return x_BTD
+
+        return jax.lax.cond(self.replaced, successor, predecessors, x_BTD), None
+
+
+def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]) -> Model:
+    """The successor with blocks of the predecessor beside its own.
+
+    `groups`: for each of the successor's blocks those of the predecessor that it replaces, () for
+    none. The parameters, arrays or abstract, are the successor's and, under
+    backbone/predecessors/BLOCK/NUMBER, the predecessors'. Without draws (evaluation) the model is
+    the successor.
+    """
+
+    def make(ours: Params, theirs: Params) -> Model:
+        whole = nnx.merge(successor.graphdef, ours)
+        blocks = nnx.merge(predecessor.graphdef, theirs).backbone.blocks
+        beside = [nnx.List([blocks[layer] for layer in group]) for group in groups]
+        whole.backbone.predecessors = nnx.data(nnx.List(beside))
+        graphdef, state = nnx.split(whole)
+        return Model(nnx.to_pure_dict(state), graphdef)
+
+    shapes = jax.eval_shape(make, successor.params, predecessor.params)
+    blocks = predecessor.params["backbone"]["blocks"]
+    beside = {
+        i: {j: blocks[layer] for j, layer in enumerate(group)}
+        for i, group in enumerate(groups)
+        if group
+    }
+    backbone = successor.params["backbone"] | {"predecessors": beside}
+    return shapes.replace(params=successor.params | {"backbone": backbone})
+
+
+def successors(params: Params) -> Params:
+    """The parameters of a joined model without the predecessors'."""
+    backbone = {key: part for key, part in params["backbone"].items() if key != "predecessors"}
+    return params | {"backbone": backbone}

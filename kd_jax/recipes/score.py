@@ -1,0 +1,202 @@
+"""Scores a causal language model on perplexity and multiple choice: a checkpoint, a stage of a run,
+or any model that another recipe has at hand.
+
+    task = make_task("hellaswag", "hellaswag_val.jsonl")
+    scored = encode(task, tokenizer, config.max_tokens)  # once for all models of one tokenizer
+    found = score(model, scored, policy, batch_size, mesh)
+    found.figures["acc_norm"], found.log_likelihoods_N, found.beside(score(other, ...))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.evals import retention, runs
+from kd_jax.models import family
+from kd_jax.precision import Policy, policy_for
+from kd_jax.recipes import blueprint, workdir
+from kd_jax.recipes import evaluate as held_out
+from kd_jax.recipes.evaluate import Checkpoint, check_rows, for_these_devices
+from kd_jax.recipes.finetune_setup import check_vocabulary
+from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
+from kd_jax.tasks import text
+from kd_jax.tasks.scoring import Scored, ScoringTask
+from kd_jax.train import sharding
+from kd_jax.train.likelihood import log_likelihoods
+from kd_jax.types import Model
+
+TASKS = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
+ROWS = 32  # of a batch, where nobody says otherwise
+
+Report = dict[str, Any]  # see `of_checkpoint`
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be left (None) to a default."""
+
+    seq_len: int | None = None  # tokens that the model reads at once: all that it can
+    stride: int | None = None  # perplexity: half of seq_len
+    documents: str | None = None  # perplexity: joined | alone: joined
+    batch_size: int | None = None  # rows over all devices: 32
+    precision: str | None = None  # fp32 | bf16: the run's, else fp32
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one model gets in one task."""
+
+    task: Scored
+    log_likelihoods_N: np.ndarray  # float64, nats, one a stretch (ending, window) of the task
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the task reports; `evals` and the task's docstring name the units."""
+        return self.task.figures(self.log_likelihoods_N)
+
+    def beside(self, original: Scores) -> dict[str, float | None]:
+        """What is left of the original model's answers: `evals.retention.compare`."""
+        of_original, own = original.log_likelihoods_N, self.log_likelihoods_N
+        hits = self.task.hits(of_original), self.task.hits(own)
+        return retention.compare(of_original, own, *hits, self.task.chance)
+
+    def write(self, path: Path) -> None:
+        """A line of JSON for each stretch, in the data's order."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lines:
+            for record in self.task.records(self.log_likelihoods_N):
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def make_task(
+    name: str, data: str | Mapping[str, Any] | None, options: Options = Options()
+) -> ScoringTask:
+    """The task that command lines call `name`, on a local file or folder, on a source
+    (data/source.py), or where `data` is None on the hub's split.
+
+    Raises UserError for a task that there is not, and settings that it does not have.
+    """
+    kind, _, part = name.partition("/")
+    if kind not in ("perplexity", "cbt", "hellaswag") or (part and kind != "cbt"):
+        raise UserError(f"--task={name}: have {', '.join(TASKS)}")
+    config: dict[str, Any] = {"name": kind, "seq_len": options.seq_len}
+    config |= {"classes": (part,)} if part else {}
+    own = {"stride": options.stride, "documents": options.documents}
+    config |= {key: value for key, value in own.items() if value is not None}
+    spec = {"source": "files", "path": data} if isinstance(data, str) else data
+    return plugins.load("tasks", kind, "scoring").scoring(config, {"test": spec})
+
+
+def encode(task: ScoringTask, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
+    """The task's rows for models of that tokenizer that have `max_tokens` positions."""
+    if (task.seq_len or 0) > max_tokens:
+        raise UserError(f"seq_len={task.seq_len}: the model has positions for {max_tokens} tokens")
+    return task.encoded(tokenizer, task.seq_len or max_tokens)
+
+
+def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mesh) -> Scores:
+    """The model's log-likelihoods, in fp32 sums; rows that share a context's endings are computed
+    `batch_size` at a time over all devices. Parameters may lie anywhere."""
+    placed = jax.device_put(model.params, NamedSharding(mesh, P()))
+    processes = jax.process_index(), jax.process_count()
+    found = log_likelihoods(
+        model.replace(params=placed),
+        task.rows.batches(batch_size, mesh.size, *processes),
+        task.rows.branches,
+        policy.operand,
+        mesh,
+        family.PARTITION,
+    )
+    return Scores(task, task.rows.by_stretch(found))
+
+
+def of_checkpoint(
+    model: str, revision: str | None, task: str, data: str | None, options: Options
+) -> tuple[Scores, Report]:
+    """An HF checkpoint of a causal language model, with its own tokenizer.
+
+    Args:
+        model: folder, or hub id of `revision`.
+        task: one of TASKS.
+        data: file, folder or glob; None for the task's reported split on the hub.
+
+    Returns:
+        the scores; and {"model", "commit", "task", "data", the task's figures, "batch_size",
+        "parameters", "size_mb", "precision", "machine", "seconds"}.
+    """
+    this = make_task(task, data, options)
+    policy = policy_for(options.precision or "fp32", jax.default_backend())
+    described = blueprint.describe(held_out.section(model, revision), "model", "clm", policy)
+    tokenizer = text.load_tokenizer(described.folder)
+    check_vocabulary("model", described, tokenizer)
+    checkpoint = described, described.load(None)
+    stated = {"model": described.name, "commit": described.commit, "task": task}
+    stated["precision"] = options.precision or "fp32"
+    return _measure(checkpoint, tokenizer, this, options, stated)
+
+
+def of_stage(
+    folder: str, stage: str, task: str, data: str | None, options: Options
+) -> tuple[Scores, Report]:
+    """The best checkpoint of a finished run's stage, or a model that the run was given (teacher);
+    see `of_checkpoint`."""
+    this = make_task(task, data, options)
+    run = runs.read(folder)
+    if run.config["task"]["name"] != "clm":
+        raise UserError(
+            f"{folder} is a run of task {run.config['task']['name']!r}, whose models are not "
+            f"causal: --task={task} needs one of task 'clm'"
+        )
+    own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
+    config = for_these_devices(run.config, own)
+    setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
+    trained = {each.name: each for each in setup.stages if each.name in run.stages}
+    if stage in trained:
+        checkpoint = setup.models[trained[stage].model], restore_best(setup, trained[stage])
+    elif stage == "teacher":
+        checkpoint = setup.models[stage], given_params(setup, stage)
+    else:
+        have = ", ".join(dict.fromkeys(["teacher", *trained]))
+        raise UserError(f"{folder} has no stage {stage!r}; have: {have}")
+    stated = {"model": str(run.workdir), "commit": None, "stage": stage, "task": task}
+    stated["precision"] = config.precision
+    return _measure(checkpoint, setup.tokenizer, this, options, stated)
+
+
+def _batch_size(options: Options) -> int:
+    devices = jax.device_count()
+    rows = options.batch_size or -(-ROWS // devices) * devices
+    check_rows(rows)
+    return rows
+
+
+def _measure(
+    checkpoint: Checkpoint, tokenizer: Any, task: ScoringTask, options: Options, stated: Report
+) -> tuple[Scores, Report]:
+    began, mesh, rows = time.perf_counter(), sharding.make_mesh(), _batch_size(options)
+    described, params = checkpoint
+    scored = encode(task, tokenizer, described.config.max_tokens)
+    model = Model(params, described.abstract().graphdef)
+    found = score(model, scored, described.policy, rows, mesh)
+    report = stated | {"data": task.manifest()} | found.figures
+    report |= {
+        "batch_size": rows,
+        "parameters": count(params),
+        "size_mb": size_mb(params),
+        "machine": workdir.machine(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    return found, report

@@ -1,0 +1,98 @@
+"""The Children's Book Test (Hill et al. 2016, arXiv:1511.02301): which of ten words is missing from
+the sentence after twenty others.
+
+The context is the twenty sentences with spaces between them, as they stand in the data. The whole
+query line is scored with each of the words put in for XXXXX; the likeliest line wins, and nothing
+is normalised. The context is cut on the left where it does not fit, the query never: a question
+with a longer line than the model reads is left out, and counted.
+
+config.task:
+    name     "cbt"
+    classes  which of the word classes CN (common nouns), NE (named entities), P (prepositions) and
+             V (verbs); of several, there are figures for each and for all together
+    seq_len  positions of the model that are used; None: all of them
+config.data as in tasks/scoring.py: original .txt files (a file, a glob or a list of them; or a
+folder, of which those of the classes' test splits are taken, as their names say), or tables in the
+hub's layout. The default is the hub's cam-cst/cbt, its split test.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from kd_jax.data import cbt, choices, table
+from kd_jax.data.choices import Questions
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.tasks.multiple_choice import MultipleChoice
+
+DEFAULTS = dict(name="cbt", classes=cbt.CLASSES, seq_len=None)
+HUB = dict(source="hub", path="cam-cst/cbt", split="test")
+_TABLES = (".parquet", ".jsonl", ".json")
+
+
+def scoring(config: Mapping, data: Mapping | None) -> "ChildrensBookTest":
+    """The task of config.task and config.data."""
+    return ChildrensBookTest(settings(config, DEFAULTS, "task"), data)
+
+
+class ChildrensBookTest(MultipleChoice):
+    def __init__(self, config, data) -> None:
+        super().__init__(config, data)
+        self.classes = tuple(config["classes"])
+        unknown = [name for name in self.classes if name not in cbt.CLASSES]
+        if unknown or not self.classes:
+            have = ", ".join(cbt.CLASSES)
+            raise UserError(f"config.task.classes={list(self.classes)!r}: have {have}")
+
+    def _read(self) -> Questions:
+        return choices.together([part for name in self.classes for part in self._of_class(name)])
+
+    def _of_class(self, name: str) -> list[Questions]:
+        spec = settings(self.data["test"] or HUB, table.DEFAULTS, "data.test")
+        if spec["source"] != "files":
+            if spec["name"] is None:  # the hub's configurations are the classes
+                spec["name"] = name
+            return [self._of_table(spec, name)]
+        paths = [spec["path"]] if isinstance(spec["path"], str | Path) else list(spec["path"] or ())
+        found = [file for path in paths for file in self._files(str(path), name)]
+        if not found:
+            raise UserError(
+                f"config.data.test.path={spec['path']!r}: no file of the Children's Book Test's "
+                f"class {name}; its name has {name} in it, as in cbtest_{name}_test_2500ex.txt"
+            )
+        return [
+            self._of_table(spec | {"path": str(file)}, name)
+            if file.suffix in _TABLES
+            else choices.questions(str(file), cbt.of_file(file, name))
+            for file in found
+        ]
+
+    def _of_table(self, spec: dict, name: str) -> Questions:
+        found = table.read(spec, "data.test")
+        return choices.questions(found.name, cbt.of_table(found, name), found.commit)
+
+    def _files(self, path: str, name: str) -> list[Path]:
+        """Those of a folder whose names tell class and test split; those of a file or glob whose
+        names do not tell another class."""
+        expanded = os.path.expanduser(path)
+        if os.path.isdir(expanded):
+            inside = sorted(file for file in Path(expanded).rglob("*") if file.is_file())
+            words = {file: _words(file.relative_to(expanded)) for file in inside}
+            kinds = (".txt", *_TABLES)
+            return [f for f in inside if {name, "test"} <= words[f] and f.suffix in kinds]
+        files = [Path(match) for match in sorted(glob.glob(expanded, recursive=True))]
+        if not files:
+            raise UserError(f"config.data.test.path={path!r}: no such file")
+        return [file for file in files if _is_of(file, name)]
+
+
+def _words(path: Path) -> set[str]:
+    return set(re.split(r"[^A-Za-z0-9]+", str(path)))
+
+
+def _is_of(file: Path, name: str) -> bool:
+    told = _words(Path(file.parent.name) / file.name) & set(cbt.CLASSES)
+    return name in told if told else True

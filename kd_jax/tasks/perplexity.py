@@ -1,0 +1,156 @@
+"""Perplexity of a text: a window slides over it, and every token is predicted once ("perplexity of
+fixed-length models" in HF's documentation).
+
+A window that begins at token b reads `seq_len` tokens and predicts [b + 1, b + seq_len + 1); the
+next one begins `stride` tokens later, and only what no window before has predicted counts. So every
+token but a text's first one is scored exactly once, with at least seq_len - stride + 1 tokens
+before it, as far as there are any. (HF's guide leaves the last token's prediction unused: its
+windows have one token less of context.)
+
+config.task:
+    name       "perplexity"
+    seq_len    tokens that a window reads; None: as many as the model takes, at most 2,048
+    stride     tokens from one window to the next; None: half of seq_len
+    documents  joined: everything is one text. Text files (.txt, .raw) stay as they are; other
+               documents (rows of tables, several files) have a blank line between them. A
+               tokenizer that begins texts with a token of its own does so once
+               alone: each document (data/documents.py) is a text of its own that begins with the
+               tokenizer's beginning-of-text token, or else end-of-text token, so that its first
+               word is scored too
+
+config.data as in tasks/scoring.py; there is no default.
+
+Figures: nats a token and its exponential, the perplexity a token; and the perplexity a word,
+exp(nats of all scored tokens / words), words being what white space separates in the raw text,
+which can be compared between tokenizers.
+"""
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import continuations, files, source
+from kd_jax.data.continuations import Rows
+from kd_jax.data.documents import Documents
+from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
+from kd_jax.tasks.scoring import DATA, check_positive
+
+DEFAULTS = dict(name="perplexity", seq_len=None, stride=None, documents="joined")
+MOST = 2048  # tokens of a window, where nobody says otherwise
+
+
+def scoring(config: Mapping, data: Mapping | None) -> "Perplexity":
+    """The task of config.task and config.data."""
+    return Perplexity(settings(config, DEFAULTS, "task"), settings(data, DATA, "data"))
+
+
+class Perplexity:
+    """See `scoring.ScoringTask`; a stretch is what one window scores."""
+
+    def __init__(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+        check_positive(config, "seq_len", "stride")
+        self.seq_len, self.stride = config["seq_len"], config["stride"]
+        self.documents = config["documents"]
+        if self.documents not in ("joined", "alone"):
+            raise UserError(f"config.task.documents={self.documents!r}: have joined, alone")
+        if data["test"] is None:
+            raise UserError("perplexity needs a text: set config.data.test to a source (--data)")
+        self._source = data["test"]
+
+    @functools.cached_property
+    def texts(self) -> Documents:
+        """One text, or the documents."""
+        found = source.read(self._source, "data.test")
+        if self.documents == "alone":
+            return found
+        given = settings(self._source, source.DEFAULTS, "data.test")
+        whole = self._raw(given) or "\n\n".join(found)
+        return Documents(found.name, lambda: iter([whole]), found.commit)
+
+    @staticmethod
+    def _raw(given: dict[str, Any]) -> str:
+        """A text file as it stands; "" where the source is none."""
+        path = given["path"]
+        if given["source"] != "files" or not isinstance(path, str | Path):
+            return ""
+        file = Path(os.path.expanduser(path))
+        text = file.suffix in (".txt", ".raw") and file.is_file()
+        return "".join(files.lines(file)) if text else ""
+
+    def manifest(self) -> dict[str, Any]:
+        """See `scoring.ScoringTask`."""
+        texts = self.texts
+        return dict(
+            name=texts.name,
+            commit=texts.commit,
+            digest=texts.identity.digest,
+            examples=texts.identity.count,
+        )
+
+    def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredText":
+        """Windows over all texts. UserError where the stride is longer than a window, and where
+        there is nothing to predict."""
+        window = self.seq_len or min(max_tokens, MOST)
+        stride = self.stride or max(1, window // 2)
+        if stride > window:
+            raise UserError(
+                f"config.task.stride={stride} is more than the {window} tokens of a window: some "
+                f"tokens would never be predicted"
+            )
+        return ScoredText(self.texts, tokenizer, window, stride, self.documents)
+
+
+class ScoredText:
+    """See `scoring.Scored`."""
+
+    chance = None
+
+    def __init__(self, texts, tokenizer, window, stride, documents):
+        everything = list(texts)
+        tokens = [
+            tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+            for text in everything
+        ]
+        if documents == "alone":
+            begin = continuations.beginning(tokenizer)
+            tokens = [ids if ids[:1] == [begin] else [begin, *ids] for ids in tokens]
+        self._stretches = continuations.sliding(tokens, window, stride)
+        if not len(self._stretches):
+            raise UserError(f"{texts.name}: one token in all, nothing to predict")
+        self.rows = Rows(self._stretches, window)
+        self._words = sum(len(text.split()) for text in everything)
+        self._stated = {"seq_len": window, "stride": stride, "documents": documents}
+
+    def hits(self, log_likelihoods_N):
+        """There are no questions: {}."""
+        return {}
+
+    def figures(self, log_likelihoods_N):
+        """{"loss" (nats a token), "perplexity" (a token), "word_perplexity", "tokens" (scored),
+        "words", "windows", "seq_len", "stride", "documents"}."""
+        nats, tokens = -float(log_likelihoods_N.sum()), int(self._stretches.counts_N.sum())
+        return {
+            "loss": nats / tokens,
+            "perplexity": _exp(nats / tokens),
+            "word_perplexity": _exp(nats / self._words),
+            "tokens": tokens,
+            "words": self._words,
+            "windows": len(self._stretches),
+        } | self._stated
+
+    def records(self, log_likelihoods_N) -> Iterator[dict[str, Any]]:
+        """{"window" (its number from 0), "tokens" (that it scores), "log_likelihood" (nats)}."""
+        counts_N = self._stretches.counts_N
+        for n, value in enumerate(np.asarray(log_likelihoods_N, np.float64).tolist()):
+            yield {"window": n, "tokens": int(counts_N[n]), "log_likelihood": value}
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 700.0))

@@ -1,0 +1,29 @@
+from kd_jax.evals import scores
+
+ACC = {"acc": 0.27, "acc_error": 0.014, "acc_interval": [0.2434, 0.2984]}
+
+
+def test_accuracies_have_errors_and_intervals():
+    found = ACC | {"chance": 0.25, "questions": 1000, "truncated": 0}
+    found["groups"] = {"NE": {"questions": 2, "acc": 0.5, "acc_error": 0.25} | {
+        "acc_interval": [0.1, 0.9]
+    }}  # fmt: skip
+    table = scores.of_report(found, "gpt2", "title")
+    assert table.header == ["", "gpt2", "95% interval"] and table.title == "title"
+    assert table.rows == [
+        ["acc", "0.2700 ± 0.0140", "0.2434 to 0.2984"],
+        ["NE: acc", "0.5000 ± 0.2500", "0.1000 to 0.9000"],
+        ["chance", "0.2500", ""],
+        ["questions", "1,000", ""],
+        ["endings whose context was cut", "0", ""],
+    ]
+
+
+def test_perplexity_needs_no_intervals():
+    table = scores.of_report({"loss": 1.5, "perplexity": 4.4817, "tokens": 12345}, "m", "")
+    assert table.header == ["", "m"]
+    assert table.rows == [
+        ["loss (nats/token)", "1.5000"],
+        ["perplexity, a token", "4.482"],
+        ["tokens scored", "12,345"],
+    ]

@@ -1,0 +1,82 @@
+"""Tiny runs of substitution on one device, without what a run does after its last stage."""
+
+import contextlib
+from pathlib import Path
+from unittest import mock
+
+import jax
+
+from configs import common
+from kd_jax.recipes import pretrain, substitute, workdir
+from kd_jax.train import sharding
+from tests import smoke, tiny_config
+
+STEPS, PHASE = 10, 3  # phases of the steps (0, 3], (3, 6], (6, 10]
+
+
+def config(folder: Path, **changes):
+    """A GPT-2 of three blocks, with dropout, all of which become bottlenecks; a checkpoint every
+    two steps. `changes` of the section substitution."""
+    c = common.substitution()
+    c.precision = "fp32"
+    c.batch_size = 8
+    c.steps = STEPS
+    c.stages = dict(substitute={})
+    c.teacher.architecture = dict(
+        model_type="gpt2", n_embd=16, n_layer=3, n_head=2, n_positions=16, initializer_range=0.2
+    )
+    c.tokenizer = dict(path="", train="bpe", vocab_size=280)
+    c.objective = dict(ce=dict(weight=1.0), kl=dict(weight=1.0, temperature=2.0))
+    c.objective.hidden = dict(weight=1.0)
+    c.optim.learning_rate = 1e-3
+    c.optim.schedule = dict(kind="linear", warmup=0.2)
+    c.substitution.update(width=8, num_heads=1, num_kv_heads=1, ffn_width=16, target=0.4)
+    c.substitution.update(steps=PHASE, warmup=2, learning_rate=5e-3, importance_batches=2)
+    c.substitution.update(changes)
+    c.task = dict(name="clm", seq_len=16)
+    c.data = dict(train=dict(source="files", path=str(tiny_config.write_text(folder))))
+    c.data.held_out = 0.1
+    c.data.cache_dir = str(folder)
+    c.eval = dict(every=2, batch_size=64)
+    c.checkpoint = dict(every=2, keep=2)
+    c.log = dict(every=2)
+    return c
+
+
+@contextlib.contextmanager
+def quick():
+    """One device; no plots, no export."""
+    make_mesh = sharding.make_mesh
+    alone = lambda fsdp=1, devices=None: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
+        stack.enter_context(smoke.private_caches())  # compiling takes longest
+        for option, value, usual in (
+            ("jax_disable_most_optimizations", True, False),
+            ("jax_persistent_cache_min_compile_time_secs", 0.0, 1.0),
+        ):
+            jax.config.update(option, value)
+            stack.callback(jax.config.update, option, usual)
+        patch(sharding, "make_mesh", alone)
+        patch(pretrain.export, "export_run", lambda *args: {"path": "nowhere"})
+        patch(pretrain.plots, "draw", lambda *args: None)
+        yield
+
+
+def run(config, folder: Path) -> dict:
+    """The results of a quick run in `folder`."""
+    with quick():
+        return substitute.run(config, workdir.enter(config, "example", str(folder)))
+
+
+def setup(config, folder: Path | None = None):
+    with quick():
+        return substitute.Setup(config, folder)
+
+
+def checked(config):
+    """Raises what a run would find before its long work."""
+    described = setup(config)
+    given = {name: model.abstract().params for name, model in described.models.items()}
+    for part in described.parts(described.principal, given):
+        part.check()
