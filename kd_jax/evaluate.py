@@ -90,8 +90,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--teacher", help="mlm, clm: folder or hub id (the run's, else none)")
     parser.add_argument(
-        "--seq_len", type=int, help="mlm, clm: tokens of a row (else 512); scored by likelihood: "
-        "tokens that the model reads at once (else all it can; perplexity: at most 2,048)"
+        "--seq_len", type=int, help="tokens of a row (mlm, clm: else 512; others: at most); scored "
+        "by likelihood: that the model reads at once (else all it can; perplexity: at most 2,048)"
     )  # fmt: skip
     parser.add_argument("--stride", type=int, help="perplexity: tokens from window to window "
                         "(else half a window)")  # fmt: skip
@@ -166,6 +166,7 @@ def _examples(args: argparse.Namespace) -> Found:
             columns,
             args.data,
             args.labels,
+            args.seq_len,
             args.batch_size,
             args.precision,
         )
@@ -189,7 +190,7 @@ def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
         raise UserError("--model with --task=mlm or clm needs --data, the text to evaluate on")
     foreign = dict.fromkeys(_unread(task, language, scored), f"task {task}")
     if args.predictions:
-        unread = ("revision", "batch_size", "precision", "out")
+        unread = ("revision", "seq_len", "batch_size", "precision", "out")
         foreign |= dict.fromkeys(unread if task == "text" else (*unread, "labels"), "--predictions")
     what = "--model" if args.model else "--predictions"
     foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), what)
@@ -198,7 +199,7 @@ def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
         if not language and not scored:
             reason = "--workdir, whose config says it"
             foreign |= dict.fromkeys(
-                ("text", "pair", "label", "labels", "batch_size", "precision"), reason
+                ("text", "pair", "label", "labels", "seq_len", "batch_size", "precision"), reason
             )
     given = [name for name in foreign if getattr(args, name) is not None]
     if given:
@@ -215,7 +216,7 @@ def _unread(task: str, language: bool, scored: bool) -> tuple[str, ...]:
     if language:
         return (*OF_EXAMPLES, "out", *OF_WINDOWS)
     columns = () if task == "text" else ("text", "pair", "label")
-    return (*OF_LANGUAGE, "seq_len", *OF_WINDOWS, *columns)
+    return (*OF_LANGUAGE, *OF_WINDOWS, *columns)
 
 
 if __name__ == "__main__":

@@ -161,9 +161,10 @@ def test_a_classifier(calls, monkeypatch, capsys):
     )
     command = "--model=m --revision=v1 --task=text --data=x.tsv --text=t --pair=u --label=y"
     flags = ["--labels=bad,good", "--batch_size=8", "--precision=bf16", "--out=there"]
+    flags += ["--seq_len=64"]
     evaluate.main([*command.split(), *flags])
     columns = {"text": "t", "pair": "u", "label": "y"}
-    assert calls == [("m", "v1", "text", columns, "x.tsv", ("bad", "good"), 8, "bf16")]
+    assert calls == [("m", "v1", "text", columns, "x.tsv", ("bad", "good"), 64, 8, "bf16")]
     assert written == [("task", [], FOUND, "there")]
     assert "wrote\n  a.tsv" in capsys.readouterr().out
 
@@ -225,7 +226,8 @@ def test_predictions(calls):
         ("--predictions=p --task=agnews --labels=a,b", "--labels does not go with --predictions"),
         ("--model=m --task=squad --teacher=t", "--teacher does not go with task squad"),
         ("--model=m --task=glue/sst2 --text=t", "--text does not go with task glue/sst2"),
-        ("--model=m --task=squad --seq_len=9", "--seq_len does not go with task squad"),
+        ("--predictions=p --task=squad --seq_len=9", "--seq_len does not go with --predictions"),
+        ("--workdir=squad --seq_len=9", "--seq_len does not go with --workdir, whose"),
         ("--model=m --task=squad --stride=9", "--stride does not go with task squad"),
         ("--model=m --task=clm --data=x --stride=9", "--stride does not go with task clm"),
         ("--model=m --task=cbt/P --stride=9", "--stride does not go with task cbt/P"),

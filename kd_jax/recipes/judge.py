@@ -70,6 +70,7 @@ def of_checkpoint(
     columns: Mapping[str, Any],
     data: str | None,
     labels: Sequence[str] | None,
+    seq_len: int | None,
     batch_size: int | None,
     precision: str | None,
 ) -> tuple[Any, list[np.ndarray], Report]:
@@ -81,6 +82,7 @@ def of_checkpoint(
         columns: of the task "text": text, pair, label, labels.
         data: file or folder; None for the task's reported split on the hub.
         labels: the model's class names in its own order, where its config.json has none.
+        seq_len: tokens of a row at most; the task's own default, or what the model can read.
         batch_size, precision: default 64 rows, fp32.
 
     Returns:
@@ -100,7 +102,10 @@ def of_checkpoint(
     if task == "text" and columns.get("labels") is None:
         columns = {**columns, "labels": tuple(labels or described.config.labels)}
     this = make_task(task, columns, data, tokenizer)
-    this.seq_len = min(this.seq_len, described.config.max_tokens)
+    most = described.config.max_tokens
+    if (seq_len or 1) > most:
+        raise UserError(f"--seq_len={seq_len}: the model has positions for {most} tokens")
+    this.seq_len = seq_len or min(this.seq_len, most)
     order = None
     if head == "classification" and not this.regression:
         order = class_order(model, labels, described.config.labels, this.labels, "--labels")

@@ -32,6 +32,7 @@ from kd_jax.models import family, hf, hub
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, inputs, outputs
 from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes.evaluate import check_rows
 from kd_jax.recipes.finetune_setup import check_vocabulary
 from kd_jax.recipes.inputs import Input
 from kd_jax.tasks import squad, text
@@ -80,11 +81,7 @@ def predict_file(
     outputs.check(written, read)
     mesh = sharding.make_mesh()
     batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(
-            f"--batch_size={batch_size} cannot be divided among {mesh.size} devices; make it a "
-            f"multiple of {mesh.size}"
-        )
+    check_rows(batch_size)
     described = describe(model, revision, options.precision or "fp32")
     found = _read(read, described.head, options)
     reader = _reader(described)

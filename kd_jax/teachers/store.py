@@ -46,13 +46,16 @@ class Store:
         """The logits of each row, (C,) or (P, C), mapped into memory; None where there are none."""
         places: dict[bytes, tuple[np.ndarray, int, tuple[int, ...]]] = {}
         for index in sorted(self._folder.glob("*.npz")):
-            with np.load(index) as part:
-                digests, sizes = part["digests"], part["sizes"]
-            flat = np.load(index.with_suffix(".npy"), mmap_mode="r")
+            try:
+                with np.load(index) as part:
+                    digests, sizes = part["digests"], part["sizes"]
+                flat = np.load(index.with_suffix(".npy"), mmap_mode="r")
+            except FileNotFoundError:  # another run has just made room for its own
+                continue
             ends = np.cumsum(sizes.prod(axis=1))
             for digest, size, end in zip(digests, sizes, ends, strict=True):
                 places[digest.tobytes()] = flat, int(end - size.prod()), tuple(size)
-        if places:
+        if places and self._folder.exists():
             os.utime(self._folder)  # it was of use: others go first when room is needed
         return [_look_up(places, digest.tobytes()) for digest in digests_N]
 

@@ -91,6 +91,14 @@ def test_an_export_on_the_original_files_gives_the_run_s_figures(run, student, t
     assert "loss" not in scored
 
 
+def test_rows_are_cut_as_asked(student, tmp_path):
+    flags = [f"--model={student}", "--task=agnews", f"--data={NEWS}"]
+    whole, same, short = (
+        command(tmp_path, *flags, *more)["loss"] for more in ([], ["--seq_len=64"], ["--seq_len=4"])
+    )
+    assert whole == same != short
+
+
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_a_stage_gives_the_run_s_figures(run, stage, tmp_path):
     found = command(tmp_path, f"--workdir={run.folder}", f"--stage={stage}")
@@ -198,6 +206,9 @@ def test_mistakes(run, student, tmp_path, capsys):
     rows = "--batch_size=12"
     assert "--batch_size=12 cannot be divided among 8 devices" in line(
         model, "--task=agnews", data, rows
+    )
+    assert "--seq_len=9999: the model has positions for" in line(
+        model, "--task=agnews", data, "--seq_len=9999"
     )
     missing = tmp_path / "missing.csv"
     assert str(missing) in line(model, "--task=agnews", f"--data={missing}")

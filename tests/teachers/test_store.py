@@ -44,6 +44,15 @@ def test_rows_are_found_by_content_in_any_order(store, tmp_path):
     assert Store(tmp_path, "other", 1.0).read(digests(1)) == [None]
 
 
+def test_what_another_run_takes_away_meanwhile_is_not_there(store, tmp_path):
+    store.write(digests(1, 2), logits(1, 2))
+    (part,) = (tmp_path / "one").glob("*.npy")
+    store.write(digests(7, 4), logits(7, 4))
+    part.unlink()
+    assert store.read(digests(1))[0] is None
+    check(store, 4, 7)
+
+
 def test_rows_of_several_answers_are_ragged(store):
     rng = np.random.default_rng(0)
     rows = [rng.normal(size=(2, length)).astype(np.float32) for length in (7, 3, 11)]
