@@ -151,6 +151,13 @@ class Beside(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False, default="logits")
 
 
+class Guidance(struct.PyTreeNode):
+    """What a teacher returns where the student is one of several: its logits, and the others."""
+
+    teacher: Source
+    beside: Beside | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Mixed:
     """A chunk's mixture of the student's logits with others'."""

@@ -19,12 +19,27 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
-from kd_jax.objectives.sources import Beside, Head, Mixed, Source
+from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source
 from kd_jax.precision import Policy, rows_product
 from kd_jax.types import Array, ModelOutput
 
 PADDING = -1e8  # span heads give padding less than this, -1e9
 ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
+
+
+def shared_sources(
+    student: ModelOutput, teacher: ModelOutput | Guidance | None
+) -> tuple[Head, Source | None, Beside | None]:
+    """The logits of student, teacher and others beside the student, over the ids they share."""
+    if not isinstance(teacher, Guidance):
+        return *shared_heads(student, teacher), None
+    guides, beside = jax.lax.stop_gradient((teacher.teacher, teacher.beside))
+    own = Head(student.features.reshape(-1, student.features.shape[-1]), student.unembed_VD,
+               student.bias_V)  # fmt: skip
+    sources = [own, guides] + ([] if beside is None else [beside.others])
+    shared = min(source.num_classes for source in sources)
+    own, guides, *others = (source.cut(shared) for source in sources)
+    return own, guides, beside and beside.replace(others=others[0])
 
 
 def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Head, Head | None]:
