@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from kd_jax.precision import Policy
-from kd_jax.types import Array
+from kd_jax.types import Array, ModelOutput, Signal
 
 
 class Source(Protocol):
@@ -126,6 +126,21 @@ class Sparse(struct.PyTreeNode):
         if num_classes != self.num_classes:
             raise ValueError(f"sparse logits of {self.num_classes} ids cannot be cut")
         return self
+
+
+def head_of(output: ModelOutput) -> Head:
+    """What a language model returned, as N = B x T rows."""
+    features_ND = output.features.reshape(-1, output.features.shape[-1])
+    return Head(features_ND, output.unembed_VD, output.bias_V)
+
+
+def stored(signal: Signal, num_classes: int) -> Source:
+    """Logits that came with a batch, as N = B x T rows."""
+    values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
+    if signal.ids_BTK is None:
+        return Head(values_NK, None, None)
+    ids_NK = signal.ids_BTK.reshape(values_NK.shape)
+    return Sparse(ids_NK, values_NK, signal.rest_BT.reshape(-1), num_classes)
 
 
 def sparse(logits_CV: Array, k: int) -> Sparse:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
-from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source
+from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
 from kd_jax.precision import Policy, rows_product
 from kd_jax.types import Array, ModelOutput
 
@@ -34,8 +34,7 @@ def shared_sources(
     if not isinstance(teacher, Guidance):
         return *shared_heads(student, teacher), None
     guides, beside = jax.lax.stop_gradient((teacher.teacher, teacher.beside))
-    own = Head(student.features.reshape(-1, student.features.shape[-1]), student.unembed_VD,
-               student.bias_V)  # fmt: skip
+    own = head_of(student)
     sources = [own, guides] + ([] if beside is None else [beside.others])
     shared = min(source.num_classes for source in sources)
     own, guides, *others = (source.cut(shared) for source in sources)
@@ -50,9 +49,7 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
     heads that give logits outright differ in their number.
     """
     outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
-    heads = [
-        Head(x.features.reshape(-1, x.features.shape[-1]), x.unembed_VD, x.bias_V) for x in outputs
-    ]
+    heads = [head_of(output) for output in outputs]
     sizes = [head.num_classes for head in heads]
     if len(set(sizes)) > 1 and all(head.unembed_VD is None for head in heads):
         raise UserError(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from kd_jax.objectives.sources import Beside, Guidance, Head, Members, Source, Sparse
-from kd_jax.types import Array, Batch, Model, Params, Signal
+from kd_jax.objectives.sources import Beside, Guidance, Members, head_of, stored
+from kd_jax.types import Array, Batch, Model, Params
 
 TEACHER, OTHERS = "teacher", "others"  # signals of a batch
 
@@ -35,7 +35,7 @@ class Guides(struct.PyTreeNode):
         if self.teacher is None:
             teacher = stored(batch.signals[TEACHER], self.vocab_size)
         else:
-            teacher = head(self.params["teacher"], self.teacher, batch)
+            teacher = head_of(Model(self.params["teacher"], self.teacher)(batch))
         if "share" not in self.params:
             return Guidance(teacher, None)
         if self.member is None:
@@ -46,18 +46,11 @@ class Guides(struct.PyTreeNode):
         return Guidance(teacher, Beside(others, self.params["share"], self.space))
 
 
-def head(params: Params, graphdef: nnx.GraphDef, batch: Batch) -> Head:
-    """A language model's logits of every token, N = B x T."""
-    found = Model(params, graphdef)(batch)
-    features_ND = found.features.reshape(-1, found.features.shape[-1])
-    return Head(features_ND, found.unembed_VD, found.bias_V)
-
-
 def members(
     params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
 ) -> Members:
     """The mean of models whose parameters are stacked, E on the first axis."""
-    heads = jax.vmap(lambda params: head(params, graphdef, batch))(params)
+    heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
     features_NED = heads.features_ND.swapaxes(0, 1)
     return Members(features_NED, heads.unembed_VD, heads.bias_V, weights_E, space)
 
@@ -65,13 +58,3 @@ def members(
 def stack(models: list[Params]) -> Params:
     """Parameters of models of one shape, E on the first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
-
-
-def stored(signal: Signal, vocab_size: int) -> Source:
-    """The logits that came with a batch."""
-    values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
-    if signal.ids_BTK is None:
-        return Head(values_NK, None, None)
-    return Sparse(
-        signal.ids_BTK.reshape(values_NK.shape), values_NK, signal.rest_BT.reshape(-1), vocab_size
-    )
