@@ -29,6 +29,15 @@ class Encoding(struct.PyTreeNode):
     types_BT: Array | None = None  # int32
 
 
+class Signal(struct.PyTreeNode):
+    """Logits of a batch's tokens that were computed before: all V, or the K largest of each token
+    by their ids, and the one that all others share."""
+
+    values_BTK: Array  # float32; K = V without ids
+    ids_BTK: Array | None = None  # int32
+    rest_BT: Array | None = None  # float32
+
+
 class Batch(struct.PyTreeNode):
     """Rows for one step. Labels are already shifted: `labels` belong to the logits they sit at.
 
@@ -52,6 +61,7 @@ class Batch(struct.PyTreeNode):
     segments_BT: Array | None = None  # int32; None means one row of text
     teacher_logits_BPC: Array | None = None  # float32, a frozen teacher's, computed before
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
+    signals: dict[str, Signal] | None = None  # by whose they are
 
     def dense(self) -> Batch:
         """The same supervision with one label and weight for every token, (B, T)."""

@@ -16,6 +16,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.sources import Guidance
 from kd_jax.precision import Policy
 from kd_jax.schedules import Schedule, value_schedule
 from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
@@ -87,7 +88,7 @@ class Objective:
         self,
         params: Params,
         student: ModelOutput,
-        teacher: ModelOutput | None,
+        teacher: ModelOutput | Guidance | None,
         batch: Batch,
         scales: dict[str, Array],
         temperatures: dict[str, Array],
@@ -97,13 +98,16 @@ class Objective:
         terms = tuple(term for term, _ in self.row_terms) + self.measured
         if terms:
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
+            own, theirs, beside = vocab.shared_sources(student, teacher)
             loss, totals = vocab.vocab_loss(
                 engine,
-                *vocab.shared_heads(student, teacher),
+                own,
+                theirs,
                 batch.labels.reshape(-1),
                 self._row_weights(batch),
                 {term.name: scales[term.name] for term, _ in self.row_terms},
                 temperatures,
+                beside,
             )
         for name, term in self.state_terms:
             totals[name] = term.total(params.get(name, {}), student, teacher, batch)

@@ -16,10 +16,10 @@ from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from kd_jax.errors import UserError
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
+from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
 from kd_jax.precision import Policy, rows_product
 from kd_jax.types import Array, ModelOutput
 
@@ -27,19 +27,18 @@ PADDING = -1e8  # span heads give padding less than this, -1e9
 ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
 
 
-class Head(struct.PyTreeNode):
-    """Features and the unembedding that turns them into logits; without one they are the logits."""
-
-    features_ND: Array
-    unembed_VD: Array | None
-    bias_V: Array | None
-
-    @property
-    def num_classes(self) -> int:
-        """V: how many logits a row has."""
-        if self.unembed_VD is None:
-            return self.features_ND.shape[1]
-        return self.unembed_VD.shape[0]
+def shared_sources(
+    student: ModelOutput, teacher: ModelOutput | Guidance | None
+) -> tuple[Head, Source | None, Beside | None]:
+    """The logits of student, teacher and others beside the student, over the ids they share."""
+    if not isinstance(teacher, Guidance):
+        return *shared_heads(student, teacher), None
+    guides, beside = jax.lax.stop_gradient((teacher.teacher, teacher.beside))
+    own = head_of(student)
+    sources = [own, guides] + ([] if beside is None else [beside.others])
+    shared = min(source.num_classes for source in sources)
+    own, guides, *others = (source.cut(shared) for source in sources)
+    return own, guides, beside and beside.replace(others=others[0])
 
 
 def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Head, Head | None]:
@@ -50,24 +49,14 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
     heads that give logits outright differ in their number.
     """
     outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
-    heads = [
-        Head(x.features.reshape(-1, x.features.shape[-1]), x.unembed_VD, x.bias_V) for x in outputs
-    ]
+    heads = [head_of(output) for output in outputs]
     sizes = [head.num_classes for head in heads]
     if len(set(sizes)) > 1 and all(head.unembed_VD is None for head in heads):
         raise UserError(
             f"the student's head gives {sizes[0]} logits a row and the teacher's {sizes[1]}: both "
             "need the same classes (or tokens)"
         )
-    shared = min(sizes)
-
-    def cut(head):
-        if head.unembed_VD is None:
-            return head.replace(features_ND=head.features_ND[:, :shared])
-        bias_V = None if head.bias_V is None else head.bias_V[:shared]
-        return head.replace(unembed_VD=head.unembed_VD[:shared], bias_V=bias_V)
-
-    heads = [cut(head) for head in heads]
+    heads = [head.cut(min(sizes)) for head in heads]
     if teacher is None:
         return heads[0], None
     ours, theirs = heads
@@ -103,20 +92,6 @@ class Engine:
         return -(-num_rows // num_chunks)
 
 
-def _logits(features_CD, unembed_VD, bias_V, policy):
-    """float32 logits (C, V)."""
-    if unembed_VD is None:
-        return features_CD.astype(jnp.float32)
-    operand = jnp.dtype(policy.operand)
-    logits_CV = jnp.einsum(
-        "cd,vd->cv",
-        features_CD.astype(operand),
-        unembed_VD.astype(operand),
-        preferred_element_type=jnp.float32,
-    )
-    return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]
-
-
 def _max_over_vocabulary(logits: list[Array]) -> list[Array]:
     """Each row's largest logit of every model, (C, V) -> (C, 1), in one pass.
 
@@ -136,27 +111,38 @@ def _sum_over_vocabulary(arrays: Sums) -> Sums:
     return {key: total[:, None] for key, total in zip(arrays, totals, strict=True)}
 
 
-def _chunk(engine, student, teacher, labels_C, temperatures):
-    """The chunk's Rows, the temperature of every term, and the sums that all terms need."""
+def _chunk(engine, sources, inputs, labels_C, temperatures):
+    """The chunk as every term sees it, the temperature of every term, the sums that they need, and
+    the mixture if there is one."""
     temps = [
         temperatures[term.name] if term.temperature is None else term.temperature
         for term in engine.terms
     ]
     powers = frozenset(int(t) for t in temps if isinstance(t, float) and t.is_integer())
-    logits = [_logits(*student, engine.student_policy)]
+    student, teacher, beside = sources
+    x_CD, y, z = inputs
+    logits, mixed = {"student": student.logits(x_CD, engine.student_policy)}, None
     if teacher is not None:
-        logits.append(_logits(*teacher, engine.teacher_policy))
-    maxima = _max_over_vocabulary(logits)
-    rows = Rows(Softmax("student", logits[0], maxima[0], powers), None, labels_C)
-    if teacher is not None:
-        rows.teacher = Softmax("teacher", logits[1], maxima[1], powers)
+        logits["teacher"] = teacher.logits(y, engine.teacher_policy)
+    if beside is not None:
+        others_CV = beside.others.logits(z, engine.teacher_policy)
+        mixed = Mixed(logits["student"], others_CV, beside.share, beside.space)
+        logits["mixture"] = mixed.logits_CV
+    maxima = _max_over_vocabulary(list(logits.values()))
+    found = {
+        name: Softmax(name, logits_CV, max_C1, powers)
+        for (name, logits_CV), max_C1 in zip(logits.items(), maxima, strict=True)
+    }
+    own = Rows(found["student"], found.get("teacher"), labels_C)
+    whole = own if mixed is None else Rows(found["mixture"], found["teacher"], labels_C)
+    seen = [whole if term.divergence.needs_teacher else own for term in engine.terms]
     arrays: dict[Hashable, Array] = {}
-    for term, temperature in zip(engine.terms, temps, strict=True):
+    for term, rows, temperature in zip(engine.terms, seen, temps, strict=True):
         arrays |= term.divergence.sums(rows, temperature)
-    return rows, temps, _sum_over_vocabulary(arrays)
+    return seen, temps, _sum_over_vocabulary(arrays), mixed
 
 
-def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want_grads):
+def _run(engine, student, teacher, labels_N, weights, scales, temperatures, beside, want_grads):
     """Loss, totals by term, and the gradients for (features, unembedding, bias) when wanted."""
     num_rows = labels_N.shape[0]
     size = engine.rows_per_chunk(num_rows, student.num_classes)
@@ -165,31 +151,33 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
     unembed_VD = student.unembed_VD
     if unembed_VD is not None:
         unembed_VD = unembed_VD.astype(operand)  # once, not in every chunk
+    sources = student.replace(unembed_VD=unembed_VD), teacher, beside
 
     def split(array):
         padding = [(0, num_chunks * size - num_rows)] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(num_chunks, size, *array.shape[1:])
 
     def body(carry, inputs):
-        x_CD, y_CE, labels_C, weights_C = inputs
+        of_sources, labels_C, weights_C = inputs
+        x_CD = of_sources[0]
         totals, dw_DV, db_V = carry
-        rows, temps, sums = _chunk(
-            engine,
-            (x_CD, unembed_VD, student.bias_V),
-            None if teacher is None else (y_CE, teacher.unembed_VD, teacher.bias_V),
-            labels_C,
-            temperatures,
-        )
-        ds_CV = 0.0
+        seen, temps, sums, mixed = _chunk(engine, sources, of_sources, labels_C, temperatures)
+        ds_CV = dm_CV = 0.0
         totals = dict(totals)
-        for term, temperature in zip(engine.terms, temps, strict=True):
+        for term, rows, temperature in zip(engine.terms, seen, temps, strict=True):
             weight_C1 = weights_C[term.name][:, None]
             value_C1 = term.divergence.value(rows, sums, temperature)
             # A row of weight 0 may hold anything, and 0 times infinity is no number.
             totals[term.name] += jnp.sum(jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0))
             if want_grads and term.name in scales:
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
-                ds_CV += jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
+                slope_CV = jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
+                if rows.student.name == "mixture":
+                    dm_CV += slope_CV
+                else:
+                    ds_CV += slope_CV
+        if mixed is not None and want_grads:
+            ds_CV += mixed.pulled_back(jnp.broadcast_to(dm_CV, mixed.own_CV.shape))
         dx_CD = None
         if want_grads and unembed_VD is None:
             dx_CD = jnp.broadcast_to(ds_CV, x_CD.shape).astype(x_CD.dtype)
@@ -212,8 +200,11 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
     inputs = jax.tree.map(
         split,
         (
-            student.features_ND,
-            None if teacher is None else teacher.features_ND,
+            (
+                student.rows,
+                None if teacher is None else teacher.rows,
+                None if beside is None else beside.others.rows,
+            ),
             labels_N,
             weights,
         ),
@@ -234,38 +225,39 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, want
 def vocab_loss(
     engine: Engine,
     student: Head,
-    teacher: Head | None,
+    teacher: Source | None,
     labels_N: Array,
     weights: dict[str, Array],
     scales: dict[str, Array],
     temperatures: dict[str, Array],
+    beside: Beside | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Every term of `engine` over N rows.
 
     Args:
         engine: the static part.
         student: features (N, D), unembedding (V, D), bias (V,) or None; gradients go here only.
-        teacher: the same of the teacher (its own width), or None; the same V.
+        teacher: the same of the teacher (its own width), or None; the same V. Any source will do.
         labels_N: int32; float32 for a regression.
         weights: for each term a float32 weight a row, (N,).
         scales: for each term that is trained, its weight in the loss over its global denominator;
             terms without a scale are measured only.
         temperatures: float32 scalars of the terms whose temperature is traced.
+        beside: others whose mean with the student takes its place in all terms that read the
+            teacher; None: the student stands alone.
 
     Returns:
         (loss, totals): the sum of scale x total, and each term's weighted sum over the rows, in
         nats where the term is a divergence. Totals carry no gradient.
     """
-    loss, totals, _ = _run(
-        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=False
-    )
+    given = student, teacher, labels_N, weights, scales, temperatures, beside
+    loss, totals, _ = _run(engine, *given, want_grads=False)
     return loss, totals
 
 
-def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures):
-    loss, totals, grads = _run(
-        engine, student, teacher, labels_N, weights, scales, temperatures, want_grads=bool(scales)
-    )
+def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures, beside=None):
+    given = student, teacher, labels_N, weights, scales, temperatures, beside
+    loss, totals, grads = _run(engine, *given, want_grads=bool(scales))
     if not scales:  # everything is measured only
         grads = jax.tree.map(jnp.zeros_like, student)
     # Empty arrays remember the types that the gradients have to come back in.
@@ -277,7 +269,7 @@ def _vocab_loss_bwd(engine, residual, cotangents):
     grads, like = residual
     g, _ = cotangents
     student = jax.tree.map(lambda d, x: (g * d).astype(x.dtype), grads, like)
-    return student, None, None, None, None, None
+    return student, None, None, None, None, None, None
 
 
 vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)

@@ -1,0 +1,60 @@
+"""A teacher, and the earlier members of an ensemble that the student is averaged with.
+
+Each answers online, in the step, or its logits were computed before and come with the batch
+(`Batch.signals`). Members of one shape are stacked and run as one model under `vmap`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from kd_jax.objectives.sources import Beside, Guidance, Members, head_of, stored
+from kd_jax.types import Array, Batch, Model, Params
+
+TEACHER, OTHERS = "teacher", "others"  # signals of a batch
+
+
+class Guides(struct.PyTreeNode):
+    """What a student of an ensemble learns from. A `train.step.Teacher`.
+
+    params: `teacher` and `members` (stacked, E on the first axis) where these are online;
+    `weights`, (E,), of the members; `share` of the mean that is the student's, 1 / (n + 1); without
+    one the student is alone.
+    """
+
+    params: Params
+    vocab_size: int = struct.field(pytree_node=False)
+    teacher: nnx.GraphDef | None = struct.field(pytree_node=False, default=None)
+    member: nnx.GraphDef | None = struct.field(pytree_node=False, default=None)
+    space: str = struct.field(pytree_node=False, default="logits")
+
+    def __call__(self, batch: Batch) -> Guidance:
+        """Sources of logits for every token of the batch."""
+        if self.teacher is None:
+            teacher = stored(batch.signals[TEACHER], self.vocab_size)
+        else:
+            teacher = head_of(Model(self.params["teacher"], self.teacher)(batch))
+        if "share" not in self.params:
+            return Guidance(teacher, None)
+        if self.member is None:
+            others = stored(batch.signals[OTHERS], self.vocab_size)
+        else:
+            weights_E = self.params["weights"]
+            others = members(self.params["members"], self.member, weights_E, batch, self.space)
+        return Guidance(teacher, Beside(others, self.params["share"], self.space))
+
+
+def members(
+    params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
+) -> Members:
+    """The mean of models whose parameters are stacked, E on the first axis."""
+    heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
+    features_NED = heads.features_ND.swapaxes(0, 1)
+    return Members(features_NED, heads.unembed_VD, heads.bias_V, weights_E, space)
+
+
+def stack(models: list[Params]) -> Params:
+    """Parameters of models of one shape, E on the first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)

@@ -1,0 +1,190 @@
+"""Mixtures of a student with others beside it, and logits that are not a head's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp
+
+from kd_jax.objectives import sources, vocab
+from kd_jax.objectives.sources import Beside, Head, Members, Sparse
+from tests.objectives import naive
+from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER
+
+N, V, E, D = 11, 13, 3, 5
+SPACES = ("logits", "probabilities")
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
+
+
+def members(space="logits", weights=(0.5, 0.2, 0.3)):
+    return Members(
+        draw(N, E, D), draw(E, V, D), draw(E, V), np.array(weights, np.float32), space=space
+    )
+
+
+def logits_of(found):
+    """Of each member, (E, N, V), in float64."""
+    x, w = (np.asarray(a, np.float64) for a in (found.features_NED, found.unembed_EVD))
+    return np.einsum("ned,evd->env", x, w) + np.asarray(found.bias_EV)[:, None]
+
+
+def mean(logits_ENV, weights_E, space):
+    weights = np.asarray(weights_E, np.float64)[:, None, None]
+    if space == "logits":
+        return (weights * logits_ENV).sum(0)
+    return logsumexp(log_softmax(logits_ENV, -1), axis=0, b=weights)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_members_give_the_mean(space):
+    found = members(space)
+    wanted = mean(logits_of(found), found.weights_E, space)
+    np.testing.assert_allclose(found.logits(found.rows, FP32), wanted, rtol=1e-5, atol=1e-5)
+    if space == "logits":
+        cut = found.cut(7).logits(found.rows, FP32)
+        np.testing.assert_allclose(cut, wanted[:, :7], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_member_of_no_weight_is_not_there(space):
+    found = members(space, weights=(0.0, 0.4, 0.6))
+    wanted = mean(logits_of(found)[1:], found.weights_E[1:], space)
+    np.testing.assert_allclose(found.logits(found.rows, FP32), wanted, rtol=1e-5, atol=1e-5)
+
+
+def arguments(terms, beside):
+    labels = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
+    return dict(
+        student=Head(draw(N, 4), draw(V, 4), draw(V)),
+        teacher=Head(draw(N, 6), 2 * draw(V, 6), None),
+        labels_N=labels,
+        weights={term.name: np.abs(draw(N, seed=2)) for term in terms},
+        scales={term.name: np.float32(1.0) for term in terms},
+        temperatures={},
+        beside=beside,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_grads(engine, given):
+    def loss(student):
+        return vocab.vocab_loss(engine, **{**given, "student": student})
+
+    return jax.value_and_grad(loss, has_aux=True)(given["student"])
+
+
+def at(heads):
+    return [np.asarray(h.features_ND @ h.unembed_VD.T, np.float64) for h in heads]
+
+
+def check(name, space, chunk, beside):
+    """Value and gradient against the definitions, in float64."""
+    term = vocab.RowTerm(name, DIVERGENCES[name](), 2.0 if name == "kl" else 1.0)
+    given = arguments((term,), beside)
+    engine = vocab.Engine((term,), FP32, FP32, chunk)
+    (loss, _), found = loss_and_grads(engine, given)
+    own, teacher = at((given["student"], given["teacher"]))
+    bias = np.asarray(given["student"].bias_V, np.float64)
+    others = np.asarray(beside.others.logits(beside.others.rows, FP32), np.float64)
+    share = float(beside.share)
+
+    def total(own_NV):
+        mixed = mean(np.stack([own_NV, others]), (share, 1 - share), space)
+        values = naive.value(name, mixed, teacher, given["labels_N"], term.temperature)
+        return (given["weights"][name] * values).sum()
+
+    assert loss == pytest.approx(total(own + bias), rel=1e-4)
+    slope, step = np.zeros((N, V)), 1e-5
+    for n in range(N):
+        for v in range(V):
+            nudge = np.zeros((N, V))
+            nudge[n, v] = step
+            slope[n, v] = (total(own + bias + nudge) - total(own + bias - nudge)) / (2 * step)
+    atol = 2e-4 * np.abs(slope).max()
+    np.testing.assert_allclose(found.bias_V, slope.sum(0), rtol=1e-3, atol=N * atol)
+    wanted = slope @ np.asarray(given["student"].unembed_VD, np.float64)
+    np.testing.assert_allclose(found.features_ND, wanted, rtol=1e-3, atol=5 * atol)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", OF_TEACHER)
+def test_the_teacher_is_compared_with_the_mixture(name, space):
+    check(name, space, 4, Beside(members(space), jnp.float32(0.25), space))
+
+
+def test_the_first_student_is_alone():
+    term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
+    engine = vocab.Engine((term,), FP32, FP32)
+    alone = loss_and_grads(engine, arguments((term,), None))
+    for space in SPACES:
+        beside = Beside(members(space), jnp.float32(1.0), space)
+        found = loss_and_grads(engine, arguments((term,), beside))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, alone
+        )
+
+
+def test_labels_are_the_student_s_own_business():
+    terms = tuple(vocab.RowTerm(name, DIVERGENCES[name]()) for name in ("ce", "kl"))
+    beside = Beside(members(), jnp.float32(0.25))
+    engine = vocab.Engine(terms, FP32, FP32)
+    mixed, alone = (loss_and_grads(engine, arguments(terms, b)) for b in (beside, None))
+    assert mixed[0][1]["ce"] == pytest.approx(float(alone[0][1]["ce"]), rel=1e-6)
+    assert mixed[0][1]["kl"] != pytest.approx(float(alone[0][1]["kl"]), rel=1e-2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_gradient_shrinks_with_the_ensemble(n):
+    """Where the mean is the same, its gradient by one of n + 1 students is 1 / (n + 1) of it."""
+    term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
+    engine = vocab.Engine((term,), FP32, FP32)
+    given = arguments((term,), None)
+    student = given["student"]
+    same = Head(student.logits(student.rows, FP32), None, None)
+    _, whole = loss_and_grads(engine, given)
+    _, part = loss_and_grads(engine, given | {"beside": Beside(same, jnp.float32(1 / (n + 1)))})
+    np.testing.assert_allclose(
+        part.unembed_VD, np.asarray(whole.unembed_VD) / (n + 1), rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("k", [1, 4, V - 1, V])
+def test_sparse_logits_keep_the_mass(k):
+    logits = 3 * draw(N, V) + 40
+    found = sources.sparse(jnp.asarray(logits), k)
+    whole = np.asarray(found.logits(found.rows, FP32))
+    logs = log_softmax(logits.astype(np.float64), axis=1)
+    np.testing.assert_allclose(np.exp(whole).sum(1), 1.0, rtol=1e-5)
+    for n in range(N):
+        kept = np.argsort(-logs[n])[:k]
+        np.testing.assert_allclose(whole[n, kept], logs[n, kept], rtol=1e-4, atol=1e-5)
+        others = np.delete(whole[n], kept)
+        assert len(set(others)) <= 1
+    if k >= V - 1:
+        np.testing.assert_allclose(whole, logs, rtol=1e-4, atol=1e-4)
+
+
+def test_sparse_others_and_a_sparse_teacher():
+    """As if their logits were given whole."""
+    others = sources.sparse(jnp.asarray(draw(N, V)), 3)
+    teacher = sources.sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
+    term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
+    engine = vocab.Engine((term,), FP32, FP32, chunk=4)
+
+    def run(others, teacher):
+        given = arguments((term,), Beside(others, jnp.float32(0.5)))
+        return loss_and_grads(engine, given | {"teacher": teacher})
+
+    def whole(source: Sparse):
+        return Head(source.logits(source.rows, FP32), None, None)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        run(others, teacher),
+        run(whole(others), whole(teacher)),
+    )

@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.models import family
+from kd_jax.objectives import sources
+from kd_jax.train import sharding
+from kd_jax.train.sharding import place
+from kd_jax.train.signals import signal_step
+from tests.models import tiny
+from tests.objectives.rows import FP32
+
+SIZE = tiny.VOCAB - 6  # what the vocabularies of teacher and student share
+
+
+def batch():
+    found = tiny.batch("qwen2", rows=8)
+    return jax.tree.map(np.asarray, found)
+
+
+def run(model, batch, share=1.0, k=SIZE, space="logits", devices=8, fsdp=1):
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    how = dict(vocab_size=SIZE, k=k, space=space, policy=FP32)
+    found = signal_step(
+        model, place(batch, mesh), jnp.float32(share), mesh=mesh, table=family.PARTITION, **how
+    )
+    return jax.tree.map(np.asarray, found)
+
+
+def logs(model, batch):
+    return jax.nn.log_softmax(model(batch).logits[..., :SIZE], axis=-1)
+
+
+@pytest.mark.parametrize("space", sources.SPACES)
+def test_a_running_mean_is_the_mean(space):
+    models, rows = [tiny.model("qwen2", "clm", seed=seed) for seed in range(3)], batch()
+    found = run(models[0], rows, space=space)
+    for n, model in enumerate(models[1:], 1):
+        found = run(model, rows.replace(signals={"others": found}), 1 / (n + 1), space=space)
+    stacked = jnp.stack([logs(model, rows) for model in models])
+    if space == "logits":
+        wanted = jax.nn.log_softmax(stacked.mean(0), axis=-1)
+    else:
+        wanted = jax.nn.logsumexp(stacked, axis=0) - jnp.log(3)
+    np.testing.assert_allclose(found.values_BTK, wanted, atol=1e-5)
+    assert found.ids_BTK is None and found.rest_BT is None
+
+
+def test_neither_devices_nor_chunks_matter(monkeypatch):
+    model, rows = tiny.model("qwen2", "clm"), batch()
+    wanted = run(model, rows, k=5)
+    np.testing.assert_allclose(
+        np.exp(wanted.values_BTK), np.sort(np.exp(logs(model, rows)))[..., :-6:-1], atol=1e-6
+    )
+    monkeypatch.setattr("kd_jax.train.signals.CHUNK_LOGITS", 1)  # eight rows
+    for devices, fsdp in ((1, 1), (8, 4)):
+        found = run(model, rows, k=5, devices=devices, fsdp=fsdp)
+        np.testing.assert_array_equal(found.ids_BTK, wanted.ids_BTK)
+        np.testing.assert_allclose(found.values_BTK, wanted.values_BTK, atol=1e-5)
+        np.testing.assert_allclose(found.rest_BT, wanted.rest_BT, atol=1e-5)
+
+
+def test_sparse_signals_go_into_the_next_mean():
+    models, rows = [tiny.model("qwen2", "clm", seed=seed) for seed in range(2)], batch()
+    first = run(models[0], rows, k=7)
+    found = run(models[1], rows.replace(signals={"others": first}), 0.5, k=7)
+    before = sources.stored(jax.tree.map(jnp.asarray, first), SIZE)
+    before_NV = before.logits(before.rows, FP32)
+    mean_NV = (before_NV + logs(models[1], rows).reshape(-1, SIZE)) / 2
+    wanted = sources.sparse(mean_NV, 7)
+    np.testing.assert_allclose(found.values_BTK.reshape(-1, 7), wanted.values_NK, atol=1e-5)
+    np.testing.assert_allclose(found.rest_BT.reshape(-1), wanted.rest_N, atol=1e-5)
