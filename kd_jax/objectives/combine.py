@@ -205,10 +205,21 @@ def held_out(
 ) -> Objective:
     """What a language model is judged by: loss (CE, nats a token) and accuracy, and beside a
     teacher kl (teacher || student at T = 1, nats a token) and agreement."""
-    terms = (vocab.RowTerm("loss", ce.make()), vocab.RowTerm("accuracy", measures.Accuracy()))
-    if teacher_policy is not None:
-        terms += (
-            vocab.RowTerm("kl", kl.make()),
-            vocab.RowTerm("agreement", measures.Agreement()),
-        )
+    terms = _judged("", None, teacher_policy is not None)
     return Objective((), (), terms, student_policy, teacher_policy, chunk)
+
+
+def held_out_of_ensemble(
+    student_policy: Policy, teacher_policy: Policy, chunk: int = 0
+) -> Objective:
+    """The same of a mixture beside the teacher; and of the student in it alone, as student_loss
+    and so on."""
+    terms = _judged("", "mixture", True) + _judged("student_", "student", True)
+    return Objective((), (), terms, student_policy, teacher_policy, chunk)
+
+
+def _judged(prefix: str, of: str | None, beside_teacher: bool) -> tuple[vocab.RowTerm, ...]:
+    found = {"loss": ce.make(), "accuracy": measures.Accuracy()}
+    if beside_teacher:
+        found |= {"kl": kl.make(), "agreement": measures.Agreement()}
+    return tuple(vocab.RowTerm(prefix + name, term, of=of) for name, term in found.items())

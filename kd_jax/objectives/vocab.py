@@ -69,11 +69,21 @@ def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Hea
 
 @dataclasses.dataclass(frozen=True)
 class RowTerm:
-    """A divergence under the name it is logged by. `temperature` None means a traced one."""
+    """A divergence under the name it is logged by. `temperature` None means a traced one.
+
+    `of`: whose logits it is about where others stand beside the student, "student" or "mixture".
+    None: the mixture where it reads the teacher, else the student.
+    """
 
     name: str
     divergence: Divergence
     temperature: float | None = 1.0
+    of: str | None = None
+
+    @property
+    def about(self) -> str:
+        """student | mixture, see above."""
+        return self.of or ("mixture" if self.divergence.needs_teacher else "student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +144,8 @@ def _chunk(engine, sources, inputs, labels_C, temperatures):
         for (name, logits_CV), max_C1 in zip(logits.items(), maxima, strict=True)
     }
     own = Rows(found["student"], found.get("teacher"), labels_C)
-    whole = own if mixed is None else Rows(found["mixture"], found["teacher"], labels_C)
-    seen = [whole if term.divergence.needs_teacher else own for term in engine.terms]
+    whole = own if mixed is None else Rows(found["mixture"], found.get("teacher"), labels_C)
+    seen = [whole if term.about == "mixture" else own for term in engine.terms]
     arrays: dict[Hashable, Array] = {}
     for term, rows, temperature in zip(engine.terms, seen, temps, strict=True):
         arrays |= term.divergence.sums(rows, temperature)
