@@ -6,6 +6,7 @@ each epoch has its own order, drawn from (seed, epoch). Batch s holds the positi
 replaying, also on another number of processes.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 
 import grain
@@ -49,6 +50,7 @@ class Stream:
             )
         self.size = size
         self.batch_size = batch_size
+        self._make, self._process = make, (process_index, process_count)
         self.steps = None if seed is not None else -(-size // batch_size)
         rows = batch_size // process_count
         if seed is not None:
@@ -66,6 +68,30 @@ class Stream:
 
         batches = order.batch(rows, drop_remainder=True).map_with_index(batch)
         self._batches = batches[process_index::process_count]
+
+    def chosen(self, ids_N: np.ndarray, seed: int | None = None) -> "Stream":
+        """A stream of these rows alone, shuffled by `seed`, or one pass."""
+        index, count = self._process
+        return Stream(
+            len(ids_N),
+            lambda ids_B, epochs_B: self._make(ids_N[ids_B], epochs_B),
+            self.batch_size,
+            seed=seed,
+            process_index=index,
+            process_count=count,
+        )
+
+    def later(self, steps: int) -> "Stream":
+        """The same stream without its first `steps` batches."""
+        shifted = copy.copy(self)
+        shifted._batches = self._batches[steps:]
+        return shifted
+
+    def map(self, change: Callable[[Batch], Batch]) -> "Stream":
+        """The same stream with `change` applied to each batch (of this process's rows)."""
+        changed = copy.copy(self)
+        changed._batches = self._batches.map(change)
+        return changed
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of one step, with NumPy arrays."""

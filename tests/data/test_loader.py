@@ -107,3 +107,22 @@ def test_errors_of_the_threads_reach_the_caller():
 def test_processes_must_divide_the_batch():
     with pytest.raises(UserError, match="batch_size=10 cannot be divided among 4 processes"):
         stream(batch_size=10, process_count=4)
+
+
+def test_chosen_rows_alone():
+    chosen = np.array([7, 2, 5])
+    once = stream(batch_size=2).chosen(chosen)
+    assert [batch.ids_B.tolist() for batch in once.batches()] == [[7, 2], [5, -1]]
+    shuffled = stream(batch_size=3).chosen(chosen, seed=1)
+    epochs = [sorted(i for _, i in positions(shuffled, 4)[n : n + 3]) for n in (0, 3, 6, 9)]
+    assert epochs == [[2, 5, 7]] * 4
+
+
+def test_a_later_and_a_changed_stream():
+    whole = stream()
+    later = whole.later(3).map(lambda batch: batch.replace(weights=batch.weights * 2))
+    for step in range(4):
+        np.testing.assert_array_equal(later[step].ids_B, whole[step + 3].ids_B)
+        assert later[step].weights.max() == 2
+    batches = later.batches(2)
+    np.testing.assert_array_equal(next(batches).ids_B, whole[5].ids_B)
