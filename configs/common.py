@@ -173,6 +173,28 @@ def substitution() -> ConfigDict:
     return c
 
 
+def ensemble() -> ConfigDict:
+    """The keys of sequential ensembles, see kd_jax/recipes/ensemble_setup.py."""
+    c = base("ensemble")
+    c.rounds = 6  # of config.steps steps; each adds a member
+    c.stages = dict(round={})
+    c.ensemble = ConfigDict(
+        dict(
+            space="logits",  # logits | probabilities: what members are averaged in
+            start="student",  # student | previous: what a round's student begins as
+            rows=0,  # of training text, the same in every round; 0: all
+            fresh=False,  # new text in every round, teacher and members in the step
+            top_k=64,  # logits of a token that are kept where there is no room for all
+            weights="equal",  # equal | learned: of the members, in the end
+            past_run_dirs=(),  # finished runs whose members come first
+            eval_mean="token",  # token | batch: what a held-out mean is over
+        )
+    )
+    c.cache = ConfigDict(dict(max_gb=20.0, folder=""))  # of logits on disk; "": $KD_JAX_CACHE
+    c.student.init = "model"
+    return c
+
+
 def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool]:
     """(variant, smoke) of an argument like "mrpc", "mrpc-smoke" or "smoke"."""
     name, _, ending = (arg or default).partition("-")

@@ -21,6 +21,7 @@ STAGES = (
     "prune",
     "theseus",
     "student",
+    "ensemble",
 )  # in the order of reading; others follow by name
 
 Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none

@@ -23,13 +23,13 @@ class ForwardKL(Divergence):
         return {
             **student.normaliser(temperature),
             **teacher.normaliser(temperature),
-            ("kl", key_of(temperature)): teacher.exp(temperature) * gap_CV,
+            ("kl", student.name, key_of(temperature)): teacher.exp(temperature) * gap_CV,
         }
 
     def value(self, rows, sums, temperature):
         student, teacher = rows.student, rows.teacher
         mass_C1 = sums[teacher.name, key_of(temperature)]
-        mean_gap_C1 = sums["kl", key_of(temperature)] / mass_C1 / temperature
+        mean_gap_C1 = sums["kl", student.name, key_of(temperature)] / mass_C1 / temperature
         normalisers_C1 = student.log_normaliser(temperature, sums) - teacher.log_normaliser(
             temperature, sums
         )

@@ -18,10 +18,10 @@ class LogitMSE(Divergence):
 
     def sums(self, rows, temperature):
         gap_CV = rows.student.logits_CV - rows.teacher.logits_CV
-        return {"logit_mse": gap_CV * gap_CV}
+        return {("logit_mse", rows.student.name): gap_CV * gap_CV}
 
     def value(self, rows, sums, temperature):
-        return sums["logit_mse"]
+        return sums["logit_mse", rows.student.name]
 
     def grad(self, rows, sums, temperature):
         return 2.0 * (rows.student.logits_CV - rows.teacher.logits_CV)

@@ -21,13 +21,13 @@ class ReverseKL(Divergence):
         return {
             **student.normaliser(temperature),
             **teacher.normaliser(temperature),
-            ("reverse_kl", key_of(temperature)): student.exp(temperature) * gap_CV,
+            ("reverse_kl", student.name, key_of(temperature)): student.exp(temperature) * gap_CV,
         }
 
     def _divergence(self, rows, sums, temperature):
         student, teacher = rows.student, rows.teacher
         mass_C1 = sums[student.name, key_of(temperature)]
-        mean_gap_C1 = sums["reverse_kl", key_of(temperature)] / mass_C1 / temperature
+        mean_gap_C1 = sums["reverse_kl", student.name, key_of(temperature)] / mass_C1 / temperature
         return (
             mean_gap_C1
             + teacher.log_normaliser(temperature, sums)

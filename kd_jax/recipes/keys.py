@@ -94,6 +94,20 @@ _OF_RECIPE["substitute"] = (
 _THESEUS = dict(group=0, layers=None, rate=None, steps=None)
 for _name in ("substitute", "finetune"):
     _OF_RECIPE[_name][1]["theseus"] = _THESEUS
+_ENSEMBLE = dict(
+    space="",
+    start="",
+    rows=0,
+    fresh=False,
+    top_k=1,
+    weights="",
+    past_run_dirs=(),
+    eval_mean="",
+)
+_OF_RECIPE["ensemble"] = (
+    _OF_RECIPE["pretrain"][0] | dict(rounds=1),
+    _OF_RECIPE["pretrain"][1] | {"ensemble": _ENSEMBLE, "cache": dict(max_gb=0.0, folder="")},
+)
 _OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 

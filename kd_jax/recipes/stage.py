@@ -35,7 +35,7 @@ Groups = Sequence[tuple[str, optim.Group]]
 # What `config.stages` may say for one stage, where the config itself has it.
 OVERRIDES = ("epochs", "steps", "batch_size", "optim")
 # Stages that are trained on `config.objective`, beside a teacher.
-LEARNERS = ("assistant", "intermediate", "student", "substitute", "prune", "theseus")
+LEARNERS = ("assistant", "intermediate", "student", "substitute", "prune", "theseus", "round")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.sharding import PartitionSpec as P
 
+from kd_jax.models import family
 from kd_jax.objectives.sources import Beside, Guidance, Members, head_of, stored
 from kd_jax.types import Array, Batch, Model, Params
 
 TEACHER, OTHERS = "teacher", "others"  # signals of a batch
+# Where the parameters of `Guides` lie: those of stacked members as one member's, behind E.
+PARTITION = (
+    *((f"^members/.*{pattern}", P(None, *spec)) for pattern, spec in family.PARTITION),
+    ("^(share|weights)$", P()),
+    *family.PARTITION,
+)
 
 
 class Guides(struct.PyTreeNode):

@@ -11,13 +11,18 @@ from kd_jax.train.step import Plan, Teacher, eval_step, predict_step
 from kd_jax.types import Model
 
 
-def evaluate(student: Model, stream, teacher: Teacher | None, plan: Plan) -> dict[str, float]:
-    """Mean of each term of `plan.objective` over the stream's supervised rows, in float64."""
+def evaluate(
+    student: Model, stream, teacher: Teacher | None, plan: Plan, by: str = "token"
+) -> dict[str, float]:
+    """Mean of each term of `plan.objective` over the stream's supervised rows, in float64; `by`
+    batch: over the means of batches, each of the same weight."""
     totals: dict[str, np.ndarray] = {}
     for batch in stream.batches():
         ratios = jax.device_get(eval_step(student, place(batch, plan.mesh), teacher, plan=plan))
         for name, ratio in ratios.items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
+            if by == "batch":
+                pair /= max(pair[1], 1e-30)
             totals[name] = totals.get(name, 0.0) + pair
     return {name: float(total / max(weight, 1e-30)) for name, (total, weight) in totals.items()}
 

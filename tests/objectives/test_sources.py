@@ -188,3 +188,19 @@ def test_sparse_others_and_a_sparse_teacher():
         run(others, teacher),
         run(whole(others), whole(teacher)),
     )
+
+
+@pytest.mark.parametrize("name", list(DIVERGENCES))
+def test_a_term_about_the_student_and_one_about_the_mixture(name):
+    """Side by side they are what each is alone."""
+    beside = Beside(members(), jnp.float32(0.25))
+    pair = [vocab.RowTerm(of, DIVERGENCES[name](), 1.0, of) for of in ("student", "mixture")]
+
+    def totals(terms):
+        engine = vocab.Engine(tuple(terms), FP32, FP32)
+        return loss_and_grads(engine, arguments(terms, beside))[0][1]
+
+    both = totals(pair)
+    assert both["student"] != pytest.approx(float(both["mixture"]), rel=1e-3)
+    for term in pair:
+        assert both[term.name] == pytest.approx(float(totals([term])[term.name]), rel=1e-6)

@@ -1,0 +1,83 @@
+"""Sequential ensembles: round after round a new student is trained so that its mean with the frozen
+members before it meets the teacher; then it joins them.
+
+"Distilling Large Language Models into Small LM Ensembles" (slm_ensembles, a PyTorch system). Here a
+step costs the same in every round: all rounds read the same rows of text, in another order; what
+the teacher says of them is computed once, and the members' mean once a round (recall.py).
+config.ensemble and config.rounds: see ensemble_setup.py.
+
+A round that is done has results.json in its folder RUN/round_N; nothing else says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax.evals import rounds
+from kd_jax.recipes import export, stage, workdir
+from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
+from kd_jax.recipes.past import past_members
+from kd_jax.recipes.rounds import Rounds
+from kd_jax.schedules import learning_rate
+from kd_jax.train import sharding
+from kd_jax.types import Params
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
+    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
+    began = time.time()
+    if (folder / "results.json").exists():
+        results = json.loads((folder / "results.json").read_text())
+        stage.show(folder, results)
+        return results
+    setup = Setup(config, folder)
+    this = setup.principal
+    stage.create_state(setup, this, {}, abstract=True)
+    learning_rate(this.optim, this.steps)
+    past = past_members(setup)
+    teacher = stage.given_params(setup, "teacher")
+    data = setup.task.prepare()
+    for line in setup.shapes():
+        log.info("%s", line)
+    wandb_run = workdir.open_wandb(config, folder)
+    training = Rounds(setup, teacher, wandb_run)
+    found, members = [], list(past)
+    for number in range(1, config.rounds + 1):
+        params, figures = training.run(number, members)
+        members.append(params)
+        found.append(figures)
+        if jax.process_index() == 0:
+            rounds.write(folder, training.of_teacher, found)
+    results = workdir.about(config, folder) | {
+        "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
+        "data": data,
+        "split": setup.reported,
+        "stages": _stages(training.of_teacher, found[-1]),
+        "rounds": found,
+    }
+    if jax.process_index() == 0:
+        results["export"] = _export(setup, members[-1], results)
+        results["seconds"] = round(time.time() - began, 1)
+        workdir.write(folder / "results.json", results)
+        stage.show(folder, results)
+    if wandb_run is not None:
+        wandb_run.finish()
+    return results
+
+
+def _stages(teacher: dict[str, Any], last: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Teacher, the last student alone, and the ensemble, as other recipes report their stages."""
+    return {"teacher": teacher, "student": last["student"], "ensemble": last["ensemble"]}
+
+
+def _export(setup: Setup, params: Params, results: dict[str, Any]) -> dict[str, Any]:
+    return export.export_run(setup, setup.principal, sharding.to_host(params), results)

@@ -1,0 +1,151 @@
+"""What a teacher, and the members that there are, say of the training text: computed once for a
+fixed set of rows, kept on disk (teachers/signals.py), and found again by content.
+
+The name of a teacher's signal says which rows, weights, and how many logits; that of a mean of n
+members which n, in their order. To add a member is one pass over the rows, which reads the mean of
+those before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kd_jax.data.loader import Stream
+from kd_jax.models import family
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.teachers import signals, store
+from kd_jax.teachers.ensemble import OTHERS
+from kd_jax.teachers.signals import Signals
+from kd_jax.train.progress import ProgressBar
+from kd_jax.train.sharding import place
+from kd_jax.train.signals import signal_step
+from kd_jax.types import Batch, Model, Params, Signal
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 1000  # tokens on which kept logits are compared with all of them
+
+
+class Recall:
+    """Signals over the rows of one pass."""
+
+    def __init__(self, setup: Any, rows: Stream, count: int):
+        """`rows`: one pass over them; `count`: of all rows that there are, ids below it."""
+        self._setup, self._rows = setup, rows
+        self._counts_R, self._digest = _look_through(rows, count)
+        settings = setup.config.ensemble
+        self._space, self.vocab_size = settings.space, setup.vocab_size
+        self._root = setup.cache_folder
+        tokens = int(self._counts_R.sum())
+        max_bytes = 1e9 * setup.config.cache.max_gb
+        self.k = signals.kept(tokens, self.vocab_size, settings.top_k, max_bytes)
+        gigabytes = signals.size_of(tokens, self.k, self.vocab_size) / 1e9
+        log.info(
+            "%s learnt tokens; %s logits of each are kept, %.3g GB a signal",
+            *(f"{tokens:,}", "all" if self.k == self.vocab_size else f"{self.k}", gigabytes),
+        )
+
+    def teacher(self, params: Params) -> Signals:
+        """The teacher's signal; `params` as `stage.frozen` lays them out."""
+        model = self._setup.models["teacher"]
+        return self._after([Model(params, model.abstract().graphdef)], model, "teacher")
+
+    def mean(self, members: Sequence[Params]) -> Signals:
+        """That of the mean of all members."""
+        model = self._setup.models["student"]
+        graphdef = model.abstract().graphdef
+        return self._after([Model(params, graphdef) for params in members], model, "member")
+
+    def _after(self, models: Sequence[Model], described: Blueprint, what: str) -> Signals:
+        """The signal of the mean of all models, from the longest part of them that is there."""
+        identities = [store.identity(model.params, described.hf_json) for model in models]
+        about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
+        names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
+        there = [n for n, name in enumerate(names) if (self._root / name).exists()]
+        start = max(there, default=0)
+        found = None
+        for n in range(start, len(models)):
+            before = found
+            found = signals.written(
+                self._root,
+                names[n],
+                self._counts_R,
+                functools.partial(self._pass, models[n], n, before, f"{what} {n + 1}"),
+            )
+        if self.k < self.vocab_size:
+            log.info(
+                "%s: %d of %d logits are kept: KL(all || kept) %.3g nats a token on %d tokens",
+                *(what, self.k, self.vocab_size, *self._error(models, found)),
+            )
+        return found
+
+    def _pass(
+        self, model: Model, n: int, before: Signals | None, what: str
+    ) -> Iterator[tuple[Batch, Signal]]:
+        """Adds a model to the mean of the n before it."""
+        bar = ProgressBar(f"logits of {what}", 0, self._rows.steps)
+        for step, batch in enumerate(self._rows.batches(), 1):
+            given = None if before is None else {OTHERS: before.of(batch)}
+            found = self._step(model, batch.replace(signals=given), n, self.k)
+            yield _to_host((batch, found))
+            bar.update(step, {}, 0.0)
+        bar.close()
+
+    def _step(self, model: Model, batch: Batch, n: int, k: int) -> Signal:
+        setup = self._setup
+        return signal_step(
+            model,
+            place(batch, setup.mesh),
+            jnp.float32(1.0 / (n + 1)),
+            vocab_size=self.vocab_size,
+            k=k,
+            space=self._space,
+            policy=setup.policy,
+            mesh=setup.mesh,
+            table=family.PARTITION,
+        )
+
+    def _error(self, models: Sequence[Model], kept: Signals) -> tuple[float, int]:
+        """Mean KL(all logits || kept logits) over some tokens, and how many these are."""
+        batch, exact = self._rows[0], None
+        for n, model in enumerate(models):
+            given = None if exact is None else {OTHERS: exact}
+            found = self._step(model, batch.replace(signals=given), n, self.vocab_size)
+            exact = jax.tree.map(np.asarray, jax.device_get(found))
+        learnt_BT = batch.weights > 0
+        exact_MV = exact.values_BTK[learnt_BT][:SAMPLE]
+        few = kept.of(batch)
+        near_MV = np.repeat(few.rest_BT[learnt_BT][:SAMPLE, None], self.vocab_size, axis=1)
+        np.put_along_axis(
+            near_MV, few.ids_BTK[learnt_BT][:SAMPLE], few.values_BTK[learnt_BT][:SAMPLE], axis=1
+        )
+        gaps_M = (np.exp(exact_MV) * (exact_MV - near_MV)).sum(axis=1, dtype=np.float64)
+        return float(gaps_M.mean()), len(gaps_M)
+
+
+def _look_through(rows: Stream, count: int) -> tuple[np.ndarray, str]:
+    """Learnt tokens of each row, by its id, and a digest of what the rows are."""
+    counts_R, digest = np.zeros(count, np.int64), hashlib.blake2b(digest_size=16)
+    for batch in rows.batches():
+        batch = _to_host(batch)
+        real_B = batch.ids_B >= 0
+        counts_R[batch.ids_B[real_B]] = (batch.weights[real_B] > 0).sum(axis=1)
+        for part in (batch.ids_B, batch.tokens_BT, batch.weights, batch.segments_BT):
+            digest.update(b"" if part is None else np.ascontiguousarray(part).data)
+    return counts_R, digest.hexdigest()
+
+
+def _to_host(tree: Any) -> Any:
+    """Whole NumPy arrays, of all processes' rows."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, tree)

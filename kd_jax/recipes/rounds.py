@@ -1,0 +1,169 @@
+"""One round of a sequential ensemble after the other: train a student, judge it, let it join."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.data.loader import Stream
+from kd_jax.recipes import stage, workdir
+from kd_jax.recipes.ensemble_setup import EnsembleSetup
+from kd_jax.recipes.recall import Recall
+from kd_jax.recipes.stage import Stage
+from kd_jax.schedules import learning_rate
+from kd_jax.teachers import ensemble
+from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
+from kd_jax.train import loop
+from kd_jax.train.evaluate import evaluate
+from kd_jax.train.state import TrainState
+from kd_jax.types import Batch, Model, Params
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+class Rounds:
+    """Trains the rounds of a run, or what is left of them."""
+
+    def __init__(self, setup: EnsembleSetup, teacher: Params, wandb_run: Any) -> None:
+        self._setup, self._wandb = setup, wandb_run
+        self._stage: Stage = setup.principal
+        self._teacher = stage.frozen(setup, "teacher", teacher)
+        self._recall = None
+        if not setup.config.ensemble.fresh:
+            self._recall = Recall(setup, *setup.one_pass(self._stage.batch_size))
+        self.of_teacher = self._judged_teacher(teacher)
+
+    def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
+        """A round, counted from 1, after `members`: the new member, and {"round", "members",
+        "minutes", "student": its figures, "ensemble": those of all}."""
+        setup, this = self._setup, self._stage
+        folder = setup.folder / f"round_{number}"
+        began = time.time()
+        plan, knobs = setup.plan(this)
+        guides, stream = self._taught(number, members)
+        online = self._online(members)
+        fitted = loop.fit(
+            self._start(members),
+            stage=f"round {number}/{setup.config.rounds}",
+            plan=plan,
+            stream=stream,
+            teacher=guides,
+            schedules=loop.Schedules(
+                learning_rate(this.optim, this.steps),
+                knobs.weights,
+                knobs.temperatures,
+                setup.seed_of(number),
+            ),
+            steps=this.steps,
+            validate=functools.partial(self._judged, "validation", online),
+            intervals=loop.Intervals(
+                setup.config.eval.every, setup.config.checkpoint.every, setup.config.log.every
+            ),
+            keep=setup.config.checkpoint.keep,
+            directory=folder,
+            selection=loop.Selection("kl"),
+            wandb_run=self._wandb,
+        )
+        params = fitted.state.params["student"]
+        if (folder / "results.json").exists():
+            return params, json.loads((folder / "results.json").read_text())
+        figures = self._judged(setup.reported, online, fitted.state.student)
+        own = {key: value for key, value in figures.items() if key.startswith("student_")}
+        student = {key.removeprefix("student_"): value for key, value in own.items()}
+        whole = {key: value for key, value in figures.items() if key not in own}
+        size = stage.count(params)
+        found = {
+            "round": number,
+            "members": len(members) + 1,
+            "best_step": fitted.best_step,
+            "minutes": round((time.time() - began) / 60, 2),
+            "student": _perplexity(student) | {"parameters": size} | stage.speed(folder),
+            "ensemble": _perplexity(whole) | {"parameters": size * (len(members) + 1)},
+        }
+        if jax.process_index() == 0:
+            workdir.write(folder / "results.json", found)
+        return params, found
+
+    def _start(self, members: Sequence[Params]) -> TrainState:
+        setup, this = self._setup, self._stage
+        if setup.config.ensemble.start == "previous" and members:
+            model = setup.models[this.model]
+            return stage.born(setup, this, model, setup.groups(this), members[-1])
+        return stage.create_state(setup, this, self._given)
+
+    @functools.cached_property
+    def _given(self) -> Mapping[str, Params]:
+        return {"teacher": self._teacher.params}
+
+    def _taught(self, number: int, members: Sequence[Params]) -> tuple[Guides, Stream]:
+        """What a round learns from, and its batches."""
+        stream = self._setup.stream(self._stage, number)
+        if self._recall is None:
+            return self._online(members), stream
+        known = {TEACHER: self._recall.teacher(self._teacher.params)}
+        params = {}
+        if members:
+            known[OTHERS] = self._recall.mean(members)
+            params["share"] = jnp.float32(1.0 / (len(members) + 1))
+
+        def attach(batch: Batch) -> Batch:
+            return batch.replace(signals={name: each.of(batch) for name, each in known.items()})
+
+        settings, size = self._setup.config.ensemble, self._setup.vocab_size
+        return Guides(params, size, space=settings.space), stream.map(attach)
+
+    def _online(self, members: Sequence[Params]) -> Guides:
+        """The teacher and all members in the step."""
+        setup = self._setup
+        params: dict[str, Any] = {"teacher": self._teacher.params}
+        if members:
+            params["members"] = ensemble.stack(list(members))
+            params["weights"] = jnp.full(len(members), 1.0 / len(members), jnp.float32)
+            params["share"] = jnp.float32(1.0 / (len(members) + 1))
+        return Guides(
+            params,
+            setup.vocab_size,
+            self._teacher.graphdef,
+            setup.models["student"].abstract().graphdef if members else None,
+            setup.config.ensemble.space,
+        )
+
+    def _judged(self, split: str, guides: Guides, student: Model) -> Figures:
+        """Held-out figures of the mean, and of the student in it, as student_loss and so on."""
+        setup = self._setup
+        rows = setup.config.eval.batch_size
+        stream = setup.task.held_out(split, rows, **setup.processes)
+        by = setup.config.ensemble.eval_mean
+        return evaluate(student, stream, guides, setup.judging_plan(), by)
+
+    def _judged_teacher(self, params: Params) -> Figures:
+        path = self._setup.folder / "teacher" / "results.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        setup = self._setup
+        stream = setup.task.held_out(
+            setup.reported, setup.config.eval.batch_size, **setup.processes
+        )
+        by = setup.config.ensemble.eval_mean
+        plan = setup.held_out_plan(beside_teacher=False)
+        found = _perplexity(evaluate(self._teacher, stream, None, plan, by))
+        found["parameters"] = stage.count(params)
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write(path, found)
+        return found
+
+
+def _perplexity(figures: Figures) -> Figures:
+    perplexity = math.exp(min(figures["loss"], 700.0))
+    return {"loss": figures["loss"], "perplexity": perplexity} | figures
