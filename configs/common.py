@@ -22,6 +22,7 @@ TINY = {
     "distilbert": dict(model_type="distilbert", num_hidden_layers=1, hidden_dim=64),
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
     "llama": dict(model_type="llama", num_key_value_heads=1, tie_word_embeddings=True) | _BERT,
+    "qwen2": dict(model_type="qwen2", num_key_value_heads=1, tie_word_embeddings=True) | _BERT,
     "phi": dict(model_type="phi", resid_pdrop=0.1) | _BERT,
 }
 
@@ -278,17 +279,26 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         c.substitution.target = 0.3 if family == "gpt2" else 0.2
         c.theseus.group = 2
         c.student.architecture = ConfigDict()
+    if c.recipe == "ensemble":
+        c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", min(c.ensemble.rows, 64)
+        c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
     c.student.model = ""
-    if c.recipe == "pretrain":
+    if c.recipe in ("pretrain", "ensemble"):
         c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
-    kind = "bpe" if c.task.name == "clm" else "wordpiece"
-    c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
-    c.data = ConfigDict(dict(train=dict(source="python", path="reference"), held_out=0.02))
-    c.task.seq_len = 32
+    if c.task.name == "chat":
+        chats = samples.folder() / "chats"
+        c.tokenizer = ConfigDict(dict(path=str(chats / "tokenizer"), train="", vocab_size=512))
+        c.data = ConfigDict(dict(train=dict(path=str(chats / "train.jsonl")), held_out=0.1))
+        c.teacher.architecture.update(vocab_size=512, max_position_embeddings=128)
+    else:
+        kind = "bpe" if c.task.name == "clm" else "wordpiece"
+        c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
+        c.data = ConfigDict(dict(train=dict(source="python", path="reference"), held_out=0.02))
+    c.task.seq_len = 128 if c.task.name == "chat" else 32
     c.batch_size, c.accumulate, c.steps = 16, 1, 4
     c.stages = ConfigDict({name: {} for name in c.stages})
     c.eval = ConfigDict(dict(every=2, batch_size=64))

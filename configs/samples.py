@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 _WORDS = {
     "good": "fine great bright warm happy strong rising clear".split(),
@@ -15,7 +17,7 @@ _WORDS = {
 
 def folder() -> Path:
     """The folder with all of them, made where it is missing; always the same content."""
-    path = Path(tempfile.gettempdir()) / "kd_jax-samples-1"
+    path = Path(tempfile.gettempdir()) / "kd_jax-samples-2"
     if not path.exists():
         temporary = Path(tempfile.mkdtemp(prefix="kd_jax-samples-", dir=path.parent))
         _write(temporary, np.random.default_rng(0))
@@ -48,6 +50,7 @@ def _write(root: Path, rng: np.random.Generator) -> None:
         for version in ("v1.1", "v2.0"):
             text = json.dumps(_squad(rng, name, articles, version))
             _lines(root / "squad" / f"{name}-{version}.json", [text])
+    _chats(root / "chats", rng)
 
 
 def _sentence(rng: np.random.Generator, kind: str) -> str:
@@ -56,6 +59,39 @@ def _sentence(rng: np.random.Generator, kind: str) -> str:
     for word in rng.choice(_WORDS[kind], rng.integers(1, 3)):
         words.insert(int(rng.integers(len(words) + 1)), word)
     return " ".join(words)
+
+
+# One turn after the other, as ChatML has it.
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _chats(root: Path, rng: np.random.Generator) -> None:
+    """Conversations of two to four messages, and a byte-level tokenizer with a chat template."""
+    root.mkdir(parents=True)
+    lines = []
+    for _ in range(200):
+        turns = int(rng.integers(1, 3))
+        messages = [
+            {"role": role, "content": _sentence(rng, kind)}
+            for _ in range(turns)
+            for role, kind in (("user", "plain"), ("assistant", "good"))
+        ]
+        lines.append(json.dumps({"messages": messages}))
+    _lines(root / "train.jsonl", lines)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(root / "tokenizer")
 
 
 def _glue(root: Path, name: str, texts, others, labels, rng) -> None:

@@ -1,10 +1,20 @@
-"""Rounds of a sequential ensemble: a row of rounds.csv each, with the field's column names."""
+"""The rounds of a sequential ensemble: a row of rounds.csv each, pictures over its size, and what a
+still larger one could be expected to reach."""
 
 import csv
+import dataclasses
 from typing import Any
 
+import matplotlib
+import numpy as np
+import scipy.optimize
 from etils import epath
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from kd_jax.evals import plots
+
+# The first seven are those of slm_ensembles.
 COLUMNS = (
     "round",
     "teacher_eval_loss",
@@ -22,6 +32,40 @@ COLUMNS = (
     "ensemble_parameters",
     "gain",
 )
+PICTURED = {
+    "eval_loss": "loss (nats / token)",
+    "kl": "KL(teacher ‖ model) (nats / token)",
+    "perplexity": "perplexity",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """limit + slope / n over the sizes n of an ensemble, least squares, with standard errors.
+
+    The expected loss of a mean of n alike members falls as 1 / n towards what they have in common
+    (Krogh and Vedelsby 1995, for squared errors; to second order for others).
+    """
+
+    limit: float
+    limit_error: float
+    slope: float
+    slope_error: float
+
+    def at(self, n: float) -> float:
+        """The value at size n."""
+        return self.limit + self.slope / n
+
+
+def trend(sizes: list[int], values: list[float]) -> Trend | None:
+    """None for fewer than three sizes, which leave nothing to tell the errors by."""
+    if len(sizes) < 3:
+        return None
+    (limit, slope), covariance = scipy.optimize.curve_fit(
+        lambda n, limit, slope: limit + slope / n, np.asarray(sizes, float), values
+    )
+    errors = np.sqrt(np.diag(covariance))
+    return Trend(float(limit), float(errors[0]), float(slope), float(errors[1]))
 
 
 def rows(teacher: dict[str, Any], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,11 +91,40 @@ def rows(teacher: dict[str, Any], found: list[dict[str, Any]]) -> list[dict[str,
 
 
 def write(folder: epath.Path, teacher: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    """rounds.csv, written beside its place and renamed."""
+    """rounds.csv, written beside its place and renamed; rounds.png."""
+    made = rows(teacher, found)
     path = folder / "rounds.csv"
     temporary = path.with_name("rounds.csv.tmp")
     with temporary.open("w") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows(teacher, found))
+        writer.writerows(made)
     temporary.replace(path)
+    draw(folder / "rounds.png", teacher, made)
+
+
+def draw(path: epath.Path, teacher: dict[str, Any], made: list[dict[str, Any]]) -> None:
+    """Loss, KL and perplexity over the ensemble's size, and over its parameters."""
+    over = {"ensemble_size": "members", "ensemble_parameters": "parameters of all members"}
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(11, 6), layout="constrained")
+        grid = figure.subplots(len(over), len(PICTURED))
+        for line, (column, label) in zip(grid, over.items(), strict=True):
+            for axes, (name, title) in zip(line, PICTURED.items(), strict=True):
+                x = [row[column] for row in made]
+                for who, colour in (("ensemble", "#0072B2"), ("student", "#E69F00")):
+                    values = [row[f"{who}_{name}"] for row in made]
+                    shown = "last member alone" if who == "student" else who
+                    axes.plot(x, values, "o-", color=colour, label=shown, markersize=4)
+                if name != "kl":
+                    level = teacher["loss"] if name == "eval_loss" else teacher["perplexity"]
+                    axes.axhline(level, color="#666666", linestyle=":", label="teacher")
+                if column == "ensemble_size":
+                    axes.set_title(title)
+                    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                else:
+                    axes.xaxis.set_major_formatter(EngFormatter())
+                axes.set_xlabel(label)
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        with path.open("wb") as file:
+            figure.savefig(file, format="png", dpi=130)

@@ -11,6 +11,7 @@ A round that is done has results.json in its folder RUN/round_N; nothing else sa
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -63,6 +64,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "split": setup.reported,
         "stages": _stages(training.of_teacher, found[-1]),
         "rounds": found,
+        "trend": _trend(found),
     }
     if jax.process_index() == 0:
         results["export"] = _export(setup, members[-1], results)
@@ -77,6 +79,16 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
 def _stages(teacher: dict[str, Any], last: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Teacher, the last student alone, and the ensemble, as other recipes report their stages."""
     return {"teacher": teacher, "student": last["student"], "ensemble": last["ensemble"]}
+
+
+def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of the ensemble's loss and KL over its size; {} for fewer than three rounds."""
+    sizes = [each["members"] for each in found]
+    made = {
+        name: rounds.trend(sizes, [each["ensemble"][name] for each in found])
+        for name in ("loss", "kl")
+    }
+    return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}
 
 
 def _export(setup: Setup, params: Params, results: dict[str, Any]) -> dict[str, Any]:
