@@ -1,9 +1,9 @@
 """What the published code of slm_ensembles computes, but for its defects.
 
-Beside configs/ensemble_qwen.py, from that code (branch main): pure KL to the teacher at T = 1, no next-token loss; loss on the last
-turn of each conversation, one conversation a row; new texts in every round, with teacher and all
-members in the step, so that a step costs more in each round; held-out losses are means over the
-means of batches of 4.
+From that code (branch main), beside configs/ensemble_qwen.py: pure KL to the teacher at T = 1, no
+next-token loss; the last turn of each conversation is learnt, one conversation a row; new texts in
+every round, with teacher and all members in the step, so that a step costs more in each round;
+held-out losses are means over the means of batches.
 
 Not followed: the loss mask of that code is not shifted, so that it learns what follows each token
 of the answer, the last one's successor included; optimizer moments in bf16; vocabularies that are

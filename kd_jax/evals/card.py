@@ -47,7 +47,7 @@ def public_name(model: str) -> str:
 
 
 def of_model(
-    head: str, size: str, base: str, commit: str | None, stated: Mapping, own_code: bool = False
+    head: str, size: str, base: str, commit: str | None, stated: Mapping, code: str = ""
 ) -> str:
     """The card of a checkpoint that was converted, not trained.
 
@@ -57,13 +57,13 @@ def of_model(
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
         stated: `inherited` from it.
-        own_code: whether a modelling file of kd_jax lies beside the weights.
+        code: name of kd_jax's modelling file beside the weights, where there is one.
     """
     made_from = _model({"name": base, "commit": commit})
     summary = f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.\n"
     names = [base] if is_hub_id(base) else []
     title = f"# {public_name(base).rsplit('/', 1)[-1]}\n"
-    return "\n".join([_front(head, names, stated, [], []), title, summary, _use(head, own_code)])
+    return "\n".join([_front(head, names, stated, [], []), title, summary, _use(head, code)])
 
 
 def of_stage(
@@ -73,7 +73,7 @@ def of_stage(
     results: Mapping,
     config: Mapping,
     stated: Mapping,
-    own_code: bool = False,
+    code: str = "",
 ) -> str:
     """The card of a stage of a run.
 
@@ -84,7 +84,7 @@ def of_stage(
         results: results.json.
         config: config.json.
         stated: `inherited` from the models the run started from.
-        own_code: see `of_model`.
+        code: see `of_model`.
     """
     base = {
         key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
@@ -121,7 +121,7 @@ def of_stage(
             f"{size}, {made}.\n",
             f"## Figures\n\nOn the {results['split']} split, as the run measured them.\n",
             figures,
-            _use(head, own_code),
+            _use(head, code),
             f"## Training\n\n{training}\n",
             "<details><summary>config.json</summary>\n",
             f"```json\n{json.dumps(config, indent=2)}\n```\n\n</details>\n",
@@ -150,13 +150,11 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"{model['name']}{commit}"
 
 
-def _use(head: str, own_code: bool) -> str:
+def _use(head: str, code: str) -> str:
     auto, trust, note = AUTO_CLASSES[head], "", ""
-    if own_code:
+    if code:
         trust = ", trust_remote_code=True"
-        note = (
-            "Its blocks differ in size: `modeling_kd_jax.py`, which lies here, has the model.\n\n"
-        )
+        note = f"Hugging Face has no class for it: `{code}`, which lies here, is the model.\n\n"
     return f"""## Use
 
 {note}```python

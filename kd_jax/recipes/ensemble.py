@@ -22,13 +22,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.evals import rounds
-from kd_jax.recipes import export, stage, workdir
+from kd_jax.recipes import export_ensemble, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
 from kd_jax.recipes.past import past_members
 from kd_jax.recipes.rounds import Rounds
 from kd_jax.schedules import learning_rate
-from kd_jax.train import sharding
-from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,8 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "trend": _trend(found),
     }
     if jax.process_index() == 0:
-        results["export"] = _export(setup, members[-1], results)
+        weights = [1.0 / len(members)] * len(members)
+        results["export"] = export_ensemble.export_run(setup, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)
         workdir.write(folder / "results.json", results)
         stage.show(folder, results)
@@ -89,7 +88,3 @@ def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for name in ("loss", "kl")
     }
     return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}
-
-
-def _export(setup: Setup, params: Params, results: dict[str, Any]) -> dict[str, Any]:
-    return export.export_run(setup, setup.principal, sharding.to_host(params), results)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,8 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
     tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
     stated = card.inherited(source.path)
-    size, own_code = _size(blueprint, params), _own_code(blueprint)
-    page = card.of_model(head, size, model, source.commit, stated, own_code)
+    size, code = _size(blueprint, params), _own_code(blueprint)
+    page = card.of_model(head, size, model, source.commit, stated, code)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     return export_model(blueprint, params, tokenizer, out, page, identity)
 
@@ -103,15 +104,34 @@ def export_model(
 
     Raises UserError where `out` holds anything else, RuntimeError where the check fails.
     """
+    params = jax.device_get(params)
+
+    def write(folder: Path) -> dict[str, float]:
+        hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
+        return check(folder, blueprint, params)
+
+    return publish(write, tokenizer, out, page, source)
+
+
+def publish(
+    write: Callable[[Path], dict[str, float]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    out: epath.PathLike,
+    page: str,
+    source: dict[str, Any],
+) -> dict[str, Any]:
+    """Puts a checkpoint to `out`, whole and checked or not at all; see `export_model`.
+
+    `write` makes the files of the model in an empty folder, and gives the largest difference of a
+    logit by loader.
+    """
     out = epath.Path(out)
     _check_place(out, source)
-    params = jax.device_get(params)
     with _folder_beside(out) as folder:
-        hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
+        differences = write(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(page, encoding="utf-8")
-        differences = check(folder, blueprint, params)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
         (folder / MARK).write_text(json.dumps({"source": source, **report}, indent=2) + "\n")
         _put(folder, out)
@@ -168,22 +188,28 @@ def _sibling(out: epath.Path, ending: str) -> Path:
 
 def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
     """Largest |difference| of a logit between `params` and the files in `folder`, by loader."""
-    batch = _example(blueprint)
-    want = _logits(blueprint, params, batch)
+    batch = example_of(blueprint)
+    want = logits_of(blueprint, params, batch)
     kind, config = family.read(hf.read_config(folder))
     again = Blueprint("", kind, config, {}, blueprint.head, Policy())
-    found = {"kd_jax": _logits(again, hf.load(folder, kind, config, blueprint.head), batch)}
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        pass
-    else:
-        found["pytorch"] = _torch_logits(folder, blueprint.head, batch)
+    found = {"kd_jax": logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)}
+    if has_torch():
+        found["pytorch"] = torch_logits(folder, blueprint.head, batch)
     real = batch.mask_BT > 0
     if blueprint.head == "classification":  # one answer a row
         real = real[:, :1]
-    differences = {k: float(np.abs(v - want)[real].max()) for k, v in found.items()}
-    limit = TOLERANCE * max(1.0, float(np.abs(want[real]).max()))
+    return compare(folder, {name: each[real] for name, each in found.items()}, want[real])
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def compare(folder: Path, found: dict[str, np.ndarray], want: np.ndarray) -> dict[str, float]:
+    """Largest |difference| of a logit by loader. Raises RuntimeError where one is too large."""
+    differences = {name: float(np.abs(each - want).max()) for name, each in found.items()}
+    limit = TOLERANCE * max(1.0, float(np.abs(want).max()))
     if not all(difference <= limit for difference in differences.values()):
         raise RuntimeError(f"{folder}: loaded again, logits differ by {differences} (<= {limit})")
     return differences
@@ -196,8 +222,8 @@ def _export_stage(
     config = json.loads(setup.config.to_json())
     stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
     size = _size(blueprint, params)
-    own_code = _own_code(blueprint)
-    page = card.of_stage(stage.name, setup.head, size, results, config, stated, own_code)
+    code = _own_code(blueprint)
+    page = card.of_stage(stage.name, setup.head, size, results, config, stated, code)
     source = {"config_hash": results["config_hash"], "stage": stage.name}
     return export_model(blueprint, params, setup.tokenizer_of(stage.model), out, page, source)
 
@@ -210,9 +236,10 @@ def _digest(params: Params) -> str:
     return digest.hexdigest()[:12]
 
 
-def _own_code(blueprint: Blueprint) -> bool:
-    """Whether HF has no class for it."""
-    return bool(getattr(family.equal(blueprint.family, blueprint.config), "blocks", ()))
+def _own_code(blueprint: Blueprint) -> str:
+    """Our modelling file's name where HF has no class for it."""
+    unequal = getattr(family.equal(blueprint.family, blueprint.config), "blocks", ())
+    return family.MODELING_FILE.name if unequal else ""
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
@@ -222,7 +249,7 @@ def _size(blueprint: Blueprint, params: Params) -> str:
     return f"{name} with {layers} of width {spec.width}, {count} parameters"
 
 
-def _example(blueprint: Blueprint) -> Batch:
+def example_of(blueprint: Blueprint) -> Batch:
     """Two rows of random tokens, the second padded."""
     config = blueprint.config
     pad = getattr(config, "pad_id", None)
@@ -243,7 +270,7 @@ def _example(blueprint: Blueprint) -> Batch:
     )
 
 
-def _logits(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
+def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
     """float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of spans;
     without a head, the hidden states (B, T, D)."""
     model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
@@ -260,7 +287,7 @@ def _run(model: Model, batch: Batch) -> ModelOutput:
     return model(batch)
 
 
-def _torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
+def torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
     import torch
     import transformers
 

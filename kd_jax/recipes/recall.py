@@ -25,6 +25,7 @@ from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.teachers import signals, store
 from kd_jax.teachers.ensemble import OTHERS
 from kd_jax.teachers.signals import Signals
+from kd_jax.train import sharding
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.sharding import place
 from kd_jax.train.signals import signal_step
@@ -67,7 +68,9 @@ class Recall:
 
     def _after(self, models: Sequence[Model], described: Blueprint, what: str) -> Signals:
         """The signal of the mean of all models, from the longest part of them that is there."""
-        identities = [store.identity(model.params, described.hf_json) for model in models]
+        identities = [
+            store.identity(sharding.to_host(model.params), described.hf_json) for model in models
+        ]
         about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
         there = [n for n, name in enumerate(names) if (self._root / name).exists()]

@@ -31,7 +31,7 @@ def identity(params: Params, about: Any) -> str:
     digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

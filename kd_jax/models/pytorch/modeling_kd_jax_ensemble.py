@@ -66,7 +66,8 @@ class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         made = [AutoModelForCausalLM.from_config(config.of_member()) for _ in config.weights]
         self.members = nn.ModuleList(made)
-        self._tied_weights_keys = _tied(made[0], len(made))
+        if made[0].config.tie_word_embeddings:
+            self._keys_to_ignore_on_load_missing = [r"^members\.\d+\.lm_head\.weight$"]
         self.post_init()
 
     def forward(
@@ -110,17 +111,10 @@ class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         logs = torch.log_softmax(logits, dim=-1) + torch.log(torch.tensor(weight))
         return logs if sofar is None else torch.logaddexp(sofar, logs)
 
+    def tie_weights(self, *args, **kwargs):
+        """Members share tensors within themselves, not with each other."""
+        for member in self.members:
+            member.tie_weights()
+
     def get_input_embeddings(self):
         return self.members[0].get_input_embeddings()
-
-
-def _tied(member, count):
-    """The names of tied tensors, as the members have them, in transformers 4 and 5."""
-    keys = getattr(member, "_tied_weights_keys", None)
-    if not keys or not member.config.tie_word_embeddings:
-        return None
-    if isinstance(keys, dict):
-        return {
-            f"members.{i}.{a}": f"members.{i}.{b}" for i in range(count) for a, b in keys.items()
-        }
-    return [f"members.{i}.{name}" for i in range(count) for name in keys]
