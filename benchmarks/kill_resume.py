@@ -51,7 +51,7 @@ SUBSTITUTE = (
 )
 COMMANDS = {"pretrain": COMMAND, "substitute": SUBSTITUTE}
 # The figures that may differ.
-TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction")
+TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction", "minutes")
 
 # Starts the command for a run directory; what subprocess.Popen returns, or has the same methods.
 Start = Callable[[Path], Any]
@@ -237,8 +237,13 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _figures(stage: Path) -> dict[str, Any]:
-    found = json.loads((stage / "results.json").read_text())
-    return {key: value for key, value in found.items() if key not in TIMING}
+    return _untimed(json.loads((stage / "results.json").read_text()))
+
+
+def _untimed(found: Any) -> Any:
+    if not isinstance(found, dict):
+        return found
+    return {key: _untimed(value) for key, value in found.items() if key not in TIMING}
 
 
 def _arrays(checkpoint: Path) -> dict[str, tuple]:

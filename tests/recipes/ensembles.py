@@ -1,0 +1,42 @@
+"""Tiny runs of ensembles on one device."""
+
+from pathlib import Path
+
+from configs import common
+from kd_jax.recipes import ensemble, workdir
+from tests import tiny_config
+from tests.recipes import substituting
+
+ROUNDS, STEPS = 3, 4
+
+
+def config(folder: Path, **changes):
+    """A GPT-2 of three blocks as the teacher, three rounds of students of one block; a checkpoint
+    every two steps. `changes` of the section ensemble."""
+    c = common.ensemble()
+    c.precision = "fp32"
+    c.batch_size, c.steps, c.rounds = 8, STEPS, ROUNDS
+    c.teacher.architecture = dict(
+        model_type="gpt2", n_embd=16, n_layer=3, n_head=2, n_positions=16, initializer_range=0.2
+    )
+    c.student.architecture = dict(model_type="gpt2", n_embd=8, n_layer=1)
+    c.student.init = "scratch"
+    c.tokenizer = dict(path="", train="bpe", vocab_size=280)
+    c.objective = dict(ce=dict(weight=0.3), kl=dict(weight=0.7))
+    c.optim.learning_rate = 1e-2
+    c.ensemble.update(changes)
+    c.ensemble.rows = changes.get("rows", 60)
+    c.task = dict(name="clm", seq_len=16)
+    c.data = dict(train=dict(source="files", path=str(tiny_config.write_text(folder))))
+    c.data.update(held_out=0.1, cache_dir=str(folder))
+    c.cache.folder = str(folder / "signals")
+    c.eval = dict(every=2, batch_size=64)
+    c.checkpoint = dict(every=2, keep=2)
+    c.log = dict(every=2)
+    return c
+
+
+def run(config, folder: Path) -> dict:
+    """The results of a run in `folder`."""
+    with substituting.quick():
+        return ensemble.run(config, workdir.enter(config, "example", str(folder)))

@@ -1,0 +1,190 @@
+"""Runs of sequential ensembles: what they leave, and that a killed one ends as if it had not."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import kill_resume
+from kd_jax.errors import UserError
+from kd_jax.evals.rounds import COLUMNS
+from kd_jax.recipes import recall, rounds
+from kd_jax.train import loop
+from tests import smoke
+from tests.recipes import ensembles
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(config, folder, results, programs compiled) of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("ensemble")
+    config = ensembles.config(folder)
+    with smoke.compilations() as compiled:
+        results = ensembles.run(config, folder / "run")
+    return config, folder / "run", results, dict(compiled)
+
+
+def test_a_row_a_round(whole):
+    _, folder, results, _ = whole
+    rows = list(csv.DictReader((folder / "rounds.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["ensemble_size"] for row in rows] == ["1", "2", "3"]
+    for row, found in zip(rows, results["rounds"], strict=True):
+        assert float(row["ensemble_eval_loss"]) == found["ensemble"]["loss"]
+        assert float(row["teacher_eval_loss"]) == results["stages"]["teacher"]["loss"]
+        size = found["student"]["parameters"]
+        assert int(row["ensemble_parameters"]) == size * found["members"]
+    assert float(rows[2]["gain"]) == pytest.approx(
+        float(rows[1]["ensemble_eval_loss"]) - float(rows[2]["ensemble_eval_loss"])
+    )
+    first = results["rounds"][0]
+    for name in ("loss", "kl", "agreement"):  # one member is the whole ensemble
+        assert first["student"][name] == pytest.approx(first["ensemble"][name], rel=1e-5)
+    assert (folder / "rounds.png").stat().st_size > 10_000
+    assert results["stages"]["ensemble"] == results["rounds"][-1]["ensemble"]
+    assert results["trend"]["kl"].keys() == {"limit", "limit_error", "slope", "slope_error"}
+
+
+def test_a_mean_is_nearer_than_its_members(whole):
+    """KL to the teacher is convex in the logits."""
+    _, _, results, _ = whole
+    alone = [each["student"]["kl"] for each in results["rounds"]]
+    for n, each in enumerate(results["rounds"], 1):
+        assert each["ensemble"]["kl"] <= np.mean(alone[:n]) + 1e-6
+    assert results["rounds"][-1]["ensemble"]["kl"] < alone[-1]
+
+
+def test_all_rounds_share_their_programs(whole):
+    """One step for the first student, who is alone, and one for all others."""
+    _, _, _, compiled = whole
+    assert compiled["jit(train_step)"] == 2
+    assert compiled["jit(signal_step)"] == 3  # the teacher, the first member, another
+
+
+KILLS = ["step 2 of round 1", "step 3 of round 2", "the pass", "the next pass", "judging round 2"]
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """Arms the death of a run."""
+
+    def arm(when):
+        if when.startswith("step"):
+            _, step, _, _, number = when.split()
+            steps, train = iter(range(100)), loop.train_step
+            at = (int(number) - 1) * ensembles.STEPS + int(step)
+
+            def train_step(*args, **kwargs):
+                if next(steps) == at:
+                    raise Killed
+                return train(*args, **kwargs)
+
+            monkeypatch.setattr(loop, "train_step", train_step)
+        elif when.endswith("pass"):
+            calls, step = iter(range(1000)), recall.signal_step
+            at = 2 if when == "the pass" else 18  # batches: eight of the teacher, eight a member
+
+            def signal_step(*args, **kwargs):
+                if next(calls) == at:
+                    raise Killed
+                return step(*args, **kwargs)
+
+            monkeypatch.setattr(recall, "signal_step", signal_step)
+        else:
+            calls, judge = iter(range(100)), rounds.Rounds._judged
+
+            def judged(*args):
+                if next(calls) == 5:  # twice while it trains, once at the end
+                    raise Killed
+                return judge(*args)
+
+            monkeypatch.setattr(rounds.Rounds, "_judged", judged)
+
+    return arm
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_killed_and_continued_is_the_same_bit_for_bit(whole, tmp_path, kill, monkeypatch, when):
+    config, folder, results, _ = whole
+    shutil.rmtree(config.cache.folder)  # all is computed again
+    kill(when)
+    with pytest.raises(Killed):
+        ensembles.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    again = ensembles.run(config, tmp_path / "run")
+    assert kill_resume.differences(folder, tmp_path / "run") == []
+    for one, two in zip(again["rounds"], results["rounds"], strict=True):
+        assert one["ensemble"] == two["ensemble"]
+
+
+def test_a_folder_is_no_round_that_is_done(whole, tmp_path):
+    config, folder, results, _ = whole
+    (tmp_path / "run" / "round_2" / "checkpoints").mkdir(parents=True)
+    again = ensembles.run(config, tmp_path / "run")
+    assert again["rounds"][1]["ensemble"] == results["rounds"][1]["ensemble"]
+
+
+def test_a_pass_is_made_once_for_all_runs_of_the_same_models(whole, tmp_path, monkeypatch):
+    config, _, _, _ = whole
+    ensembles.run(config, tmp_path / "one")
+    monkeypatch.setattr(recall, "signal_step", lambda *args, **kwargs: pytest.fail("again"))
+    ensembles.run(config, tmp_path / "two")
+
+
+def test_members_of_earlier_runs_come_first(whole, tmp_path):
+    config, folder, results, _ = whole
+    more = config.copy_and_resolve_references()
+    more.rounds, more.seed = 1, 5
+    more.ensemble.past_run_dirs = (str(folder),)
+    found = ensembles.run(more, tmp_path / "run")
+    assert [each["members"] for each in found["rounds"]] == [4]
+    assert found["rounds"][0]["ensemble"]["kl"] < results["rounds"][-1]["student"]["kl"]
+
+    more.student.architecture.n_embd = 12
+    with pytest.raises(UserError, match="past_run_dirs: .*round_1 holds a .*which does not fit"):
+        ensembles.run(more, tmp_path / "other")
+    more.ensemble.past_run_dirs = (str(tmp_path),)
+    with pytest.raises(UserError, match="is no run directory"):
+        ensembles.run(more, tmp_path / "third")
+
+
+@pytest.mark.parametrize("changes", [dict(fresh=True), dict(start="previous"), dict(top_k=20)])
+def test_other_ways(whole, tmp_path, changes):
+    config = ensembles.config(tmp_path, **changes)
+    config.rounds = 2
+    if "top_k" in changes:
+        config.cache.max_gb = 0.0
+    found = ensembles.run(config, tmp_path / "run")
+    _, _, results, _ = whole
+    first = [each["rounds"][0]["ensemble"]["loss"] for each in (found, results)]
+    second = [each["rounds"][1]["ensemble"]["loss"] for each in (found, results)]
+    assert (first[0] == first[1]) == ("start" in changes)
+    assert second[0] != second[1]
+    cached = list((tmp_path / "signals").glob("*/values.npy"))
+    assert bool(cached) == ("fresh" not in changes)
+    assert {np.load(file).shape[1] for file in cached} <= ({20} if "top_k" in changes else {280})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(space="mean"), "config.ensemble.space='mean': have logits, probabilities"),
+        (dict(start="first"), "config.ensemble.start='first': have student, previous"),
+        (dict(rows=10_000), "config.ensemble.rows=10000: the training text has "),
+    ],
+)
+def test_settings_are_checked(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        ensembles.run(ensembles.config(tmp_path, **changes), tmp_path / "run")
+
+
+def test_objectives_are_checked(tmp_path):
+    config = ensembles.config(tmp_path)
+    config.objective.hidden = dict(weight=1.0)
+    with pytest.raises(UserError, match="config.objective.hidden: the mean of an ensemble has"):
+        ensembles.run(config, tmp_path / "run")
