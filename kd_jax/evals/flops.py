@@ -7,6 +7,7 @@ tokens, causal or not, as is usual (Chowdhery et al., "PaLM", arXiv:2204.02311, 
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -45,17 +46,15 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
 
 def train_step(
     student: Params,
-    teacher: Params | None,
+    answering: Sequence[Params],
     objective: Params,
     rows: int,
     tokens: int,
     positions: int,
     vocabulary: bool = True,
 ) -> int:
-    """FLOPs of one step: the teacher's forward pass, and three times the student's and that of
-    the objective's own kernels, which see every token."""
+    """FLOPs of one step: a forward pass of each model that answers beside the student, and three
+    times the student's and that of the objective's own kernels, which see every token."""
     own = 2 * rows * tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(objective))
     total = 3 * (forward(student, rows, tokens, positions, vocabulary) + own)
-    if teacher is not None:
-        total += forward(teacher, rows, tokens, positions, vocabulary)
-    return total
+    return total + sum(forward(each, rows, tokens, positions, vocabulary) for each in answering)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from pathlib import Path
 
@@ -27,10 +28,13 @@ from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.objectives import combine
 from kd_jax.objectives.sources import SPACES
+from kd_jax.recipes import blueprint
 from kd_jax.recipes.setup import TextSetup
 from kd_jax.recipes.stage import Stage
-from kd_jax.teachers.ensemble import PARTITION
+from kd_jax.teachers import signals
+from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, Guides
 from kd_jax.train import step
+from kd_jax.types import Batch, Model, Params, Signal
 
 _CHOICES = {
     "space": tuple(SPACES),
@@ -74,6 +78,40 @@ class EnsembleSetup(TextSetup):
         """Where signals are kept."""
         default = Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
         return Path(self.config.cache.folder or default / "signals").expanduser()
+
+    def beside(self, stage: Stage, frozen: Model, batch: Batch) -> tuple[Guides, Batch]:
+        """As in the last round."""
+        n, settings, size = self.config.rounds - 1, self.config.ensemble, self.vocab_size
+        shape = jax.ShapeDtypeStruct
+        params = {"share": shape((), np.float32)} if n else {}
+        if settings.fresh:
+            params["teacher"] = frozen.params
+            if n:
+                (member,) = self._stored("student")
+                stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member)
+                params |= {"members": stacked, "weights": shape((n,), np.float32)}
+            graphdef = self.models["student"].abstract().graphdef if n else None
+            return Guides(params, size, frozen.graphdef, graphdef, settings.space), batch
+        B, T = batch.tokens_BT.shape
+        tokens = T * settings.rows or math.inf
+        k = signals.kept(tokens, size, settings.top_k, 1e9 * self.config.cache.max_gb)
+        signal = Signal(shape((B, T, k), np.float32))
+        if k < size:
+            ids, rest = shape((B, T, k), np.int32), shape((B, T), np.float32)
+            signal = signal.replace(ids_BTK=ids, rest_BT=rest)
+        names = (TEACHER, OTHERS) if n else (TEACHER,)
+        batch = batch.replace(signals=dict.fromkeys(names, signal))
+        return Guides(params, size, space=settings.space), batch
+
+    def answering(self, stage: Stage) -> list[Params]:
+        """As in the last round."""
+        if not self.config.ensemble.fresh:
+            return []
+        return self._stored("teacher") + self._stored("student") * (self.config.rounds - 1)
+
+    def _stored(self, model: str) -> list[Params]:
+        params = self.models[model].abstract().params
+        return [jax.eval_shape(lambda params: blueprint.stored(params, self.policy), params)]
 
     @property
     def reported(self) -> str:

@@ -23,11 +23,10 @@ def of_parts(setup: Any, stage: Stage, parts: Sequence[Part]) -> int:
     rows, tokens = batch.tokens_BT.shape
     objective = setup.plan(stage)[0].objective
     positions = jax.eval_shape(objective.prepare, batch).labels.shape[1]
-    teacher = setup.models["teacher"].abstract().params if stage.learns else None
     total = 0
     for part in parts:
         params = part.abstract().params
-        models = params["student"], teacher, params["objective"]
+        models = params["student"], setup.answering(stage), params["objective"]
         total += (part.end - part.start) * flops.train_step(*models, rows, tokens, positions)
     return total
 
@@ -41,5 +40,5 @@ def of_regression(setup: Any, stage: Stage, phase: Phase, steps: int) -> int:
         blocks = model.abstract().params["backbone"]["blocks"]
         return {"backbone": {layer: blocks[layer] for layer in range(max(phase.layers) + 1)}}
 
-    models = lower(phase.model), lower(phase.before)
+    models = lower(phase.model), [lower(phase.before)]
     return steps * flops.train_step(*models, {}, rows, tokens, 0, vocabulary=False)

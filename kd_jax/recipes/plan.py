@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import compiled, flops, topology
-from kd_jax.models import family
 from kd_jax.recipes import blueprint, stage, workdir
 from kd_jax.recipes.setup import Setup
 from kd_jax.schedules import learning_rate
@@ -74,10 +73,10 @@ def _child(name: str) -> None:
     print(json.dumps(found))
 
 
-def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Model, step.Inputs, step.Plan]:
+def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Plan]:
     """What the `train_step` of the planned stage is called with, in the end: shapes, types and
     shardings."""
-    last = setup.principal
+    last, rows = setup.principal, setup.principal.batch_size
     static, knobs = setup.plan(last)
     teacher = setup.models["teacher"].abstract()
     # Do the teacher's layers fit the student?
@@ -91,12 +90,13 @@ def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Model, step.Inpu
 
     born = stage.abstract_state(setup, last)
     frozen = jax.eval_shape(lambda x: blueprint.stored(x, setup.policy), teacher.params)
-    frozen = placed(frozen, sharding.param_specs(family.PARTITION, frozen, setup.mesh))
-    batch = setup.task.shapes(last.batch_size)
+    beside, batch = setup.beside(last, Model(frozen, teacher.graphdef), setup.task.shapes(rows))
+    specs = sharding.param_specs(static.table, beside.params, setup.mesh)
+    beside = beside.replace(params=placed(beside.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
     rate = learning_rate(last.optim, last.steps)
     inputs = loop.Schedules(rate, knobs.weights, knobs.temperatures, seed=0).at(0)
-    return born, batch, Model(frozen, teacher.graphdef), inputs, static
+    return born, batch, beside, inputs, static
 
 
 def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -116,7 +116,8 @@ def needed(setup: Setup) -> Plan:
     flops_needed; gradient_bytes, of one step in float32; where blocks are replaced on the way,
     phases: what `Setup.table` says of each.
     """
-    born, batch, teacher, _, static = abstract_step(setup)
+    born, batch, _, _, static = abstract_step(setup)
+    teacher = setup.models["teacher"].abstract()
     student = born.params["student"]
     rows, tokens = batch.tokens_BT.shape
     positions = jax.eval_shape(static.objective.prepare, batch).labels.shape[1]
@@ -130,7 +131,10 @@ def needed(setup: Setup) -> Plan:
         "tokens": tokens,
         "positions": positions,
         "flops_needed": flops.train_step(
-            student, teacher.params, born.params["objective"], rows, tokens, positions
+            student,
+            setup.answering(setup.principal),
+            born.params["objective"],
+            *(rows, tokens, positions),
         ),
         "gradient_bytes": 4 * count(born.params),
     }

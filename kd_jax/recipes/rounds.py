@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.loader import Stream
-from kd_jax.recipes import stage, workdir
+from kd_jax.recipes import blueprint, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
 from kd_jax.recipes.stage import Stage
@@ -127,7 +127,8 @@ class Rounds:
         setup = self._setup
         params: dict[str, Any] = {"teacher": self._teacher.params}
         if members:
-            params["members"] = ensemble.stack(list(members))
+            kept = [blueprint.stored(member, setup.policy) for member in members]
+            params["members"] = ensemble.stack(kept)
             params["weights"] = jnp.full(len(members), 1.0 / len(members), jnp.float32)
             params["share"] = jnp.float32(1.0 / (len(members) + 1))
         return Guides(

@@ -28,7 +28,7 @@ from kd_jax.recipes.stage import Groups, Stage, stages
 from kd_jax.tasks import text
 from kd_jax.train import sharding, step
 from kd_jax.train.loop import Replacement
-from kd_jax.types import Params
+from kd_jax.types import Batch, Model, Params
 
 
 class Setup:
@@ -101,6 +101,15 @@ class Setup:
 
     has_intermediate = False  # whether the student goes on from a stage of its own
     compares_with_teacher = False  # whether a teacher that no stage trains is judged as well
+
+    def beside(self, stage: Stage, frozen: Model, batch: Batch) -> tuple[Any, Batch]:
+        """What answers in a step of the stage, and the batch as it is given; abstract. `frozen` is
+        the teacher."""
+        return frozen, batch
+
+    def answering(self, stage: Stage) -> list[Params]:
+        """The parameters, abstract, of the models that answer in every step of the stage."""
+        return [self.models["teacher"].abstract().params] if stage.learns else []
 
     def section(self, model: str) -> ConfigDict:
         """The section of the config that describes a model."""

@@ -75,10 +75,10 @@ def test_blocks_and_heads_of_other_widths():
 
 def test_train_step():
     projection = {"hidden": {"pair_0": {"kernel": shape(D, 2 * D)}}}
-    found = flops.train_step(model(D, L, F), model(2 * D, 5, F), projection, B, T, P)
+    found = flops.train_step(model(D, L, F), [model(2 * D, 5, F)], projection, B, T, P)
     hidden = 2 * B * T * 2 * D * D
     assert found == by_hand(2 * D, 5, F) + 3 * (by_hand(D, L, F) + hidden)
-    alone = flops.train_step(model(D, L, F), None, {}, B, T, P)
+    alone = flops.train_step(model(D, L, F), [], {}, B, T, P)
     assert alone == 3 * by_hand(D, L, F)
 
 
