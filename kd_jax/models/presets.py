@@ -185,6 +185,15 @@ PRESETS = {
             "2.5-7B": (3584, 28, 28, 4, 18944, 131072, False),
         }.items()
     },
+    **{
+        f"Qwen/Qwen{name}-Instruct": _qwen2(*sizes) | {"eos_token_id": 151645}
+        for name, sizes in {
+            "2.5-0.5B": (896, 24, 14, 2, 4864, 32768),
+            "2.5-1.5B": (1536, 28, 12, 2, 8960, 32768),
+            "2.5-3B": (2048, 36, 16, 2, 11008, 32768),
+            "2.5-7B": (3584, 28, 28, 4, 18944, 32768, False),
+        }.items()
+    },
     # Of karpathy/tinyllamas, which is no HF checkpoint.
     "stories260K": _llama(512, 64, 5, 8, 4, 172, 512) | _TIED,
     "google/mobilebert-uncased": {

@@ -15,6 +15,7 @@ class LogitMSE(Divergence):
 
     has_temperature = False
     suits = ("classes", "regression")
+    of_probabilities = False
 
     def sums(self, rows, temperature):
         gap_CV = rows.student.logits_CV - rows.teacher.logits_CV

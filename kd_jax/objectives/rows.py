@@ -90,12 +90,14 @@ class Divergence:
 
     `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the
     configuration may give a temperature (1 where it has none), `suits` whether the logits may be
-    those of classes, or the one number of a regression.
+    those of classes, or the one number of a regression, `of_probabilities` that a number added to
+    all logits of a row changes nothing.
     """
 
     needs_teacher = True
     has_temperature = True
     suits = ("classes",)
+    of_probabilities = True
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
         """Arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""

@@ -56,16 +56,17 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         found.append(figures)
         if jax.process_index() == 0:
             rounds.write(folder, training.of_teacher, found)
+    weights, learned = training.weights(members)
     results = workdir.about(config, folder) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
         "split": setup.reported,
-        "stages": _stages(training.of_teacher, found[-1]),
+        "stages": _stages(training.of_teacher, found[-1], learned),
+        "weights": weights,
         "rounds": found,
         "trend": _trend(found),
     }
     if jax.process_index() == 0:
-        weights = [1.0 / len(members)] * len(members)
         results["export"] = export_ensemble.export_run(setup, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)
         workdir.write(folder / "results.json", results)
@@ -75,9 +76,12 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     return results
 
 
-def _stages(teacher: dict[str, Any], last: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _stages(
+    teacher: dict[str, Any], last: dict[str, Any], learned: dict[str, Any] | None
+) -> dict[str, dict[str, Any]]:
     """Teacher, the last student alone, and the ensemble, as other recipes report their stages."""
-    return {"teacher": teacher, "student": last["student"], "ensemble": last["ensemble"]}
+    found = {"teacher": teacher, "student": last["student"], "ensemble": last["ensemble"]}
+    return found | ({"learned": learned} if learned else {})
 
 
 def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -68,6 +68,13 @@ class EnsembleSetup(TextSetup):
                 f"config.objective.{names}: the mean of an ensemble has logits alone; leave it out"
             )
 
+        for term, _ in objective.row_terms:
+            if not term.divergence.of_probabilities:
+                raise UserError(
+                    f"config.objective.{term.name} compares logits themselves, and what is kept "
+                    f"of teacher and members is their probabilities; take a divergence such as kl"
+                )
+
     @property
     def vocab_size(self) -> int:
         """Ids that teacher and student share; those beyond are padding."""

@@ -47,8 +47,9 @@ class Recall:
         self._space, self.vocab_size = settings.space, setup.vocab_size
         self._root = setup.cache_folder
         tokens = int(self._counts_R.sum())
-        max_bytes = 1e9 * setup.config.cache.max_gb
-        self.k = signals.kept(tokens, self.vocab_size, settings.top_k, max_bytes)
+        self._max_bytes = 1e9 * setup.config.cache.max_gb
+        self._of_teacher = ""  # the name of the teacher's signal
+        self.k = signals.kept(tokens, self.vocab_size, settings.top_k, self._max_bytes)
         gigabytes = signals.size_of(tokens, self.k, self.vocab_size) / 1e9
         log.info(
             "%s learnt tokens; %s logits of each are kept, %.3g GB a signal",
@@ -73,11 +74,17 @@ class Recall:
         ]
         about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
+        if what == "teacher":
+            self._of_teacher = names[0]
         there = [n for n, name in enumerate(names) if (self._root / name).exists()]
         start = max(there, default=0)
         found = None
         for n in range(start, len(models)):
             before = found
+            if n not in there:
+                size = signals.size_of(int(self._counts_R.sum()), self.k, self.vocab_size)
+                needed = {self._of_teacher, *names[max(0, n - 1) : n]} - {""}
+                signals.make_room(self._root, size, self._max_bytes, needed)
             found = signals.written(
                 self._root,
                 names[n],

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.loader import Stream
-from kd_jax.recipes import blueprint, stage, workdir
+from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
 from kd_jax.recipes.stage import Stage
@@ -88,11 +88,34 @@ class Rounds:
             "best_step": fitted.best_step,
             "minutes": round((time.time() - began) / 60, 2),
             "student": _perplexity(student) | {"parameters": size} | stage.speed(folder),
-            "ensemble": _perplexity(whole) | {"parameters": size * (len(members) + 1)},
+            "ensemble": _perplexity(whole)
+            | {"parameters": size * (len(members) + 1)}
+            | ensemble_cost.measure(setup, [*members, params]),
         }
         if jax.process_index() == 0:
             workdir.write(folder / "results.json", found)
         return params, found
+
+    def weights(self, members: Sequence[Params]) -> tuple[list[float], Figures | None]:
+        """The members' weights in the end, and the figures of their mean where these were learned;
+        kept in the folder "learned"."""
+        setup = self._setup
+        if setup.config.ensemble.weights == "equal" or len(members) == 1:
+            return [1.0 / len(members)] * len(members), None
+        path = setup.folder / "learned" / "results.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            return found.pop("weights"), found
+        weights = mixing.learned(setup, self._teacher, members)
+        last = Model(members[-1], setup.models["student"].abstract().graphdef)
+        guides = self._online(members[:-1], weights)
+        found = self._judged(setup.reported, guides, last)
+        found = _perplexity({k: v for k, v in found.items() if not k.startswith("student_")})
+        found["parameters"] = sum(map(stage.count, members))
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write(path, found | {"weights": weights})
+        return weights, found
 
     def _start(self, members: Sequence[Params]) -> TrainState:
         setup, this = self._setup, self._stage
@@ -122,15 +145,19 @@ class Rounds:
         settings, size = self._setup.config.ensemble, self._setup.vocab_size
         return Guides(params, size, space=settings.space), stream.map(attach)
 
-    def _online(self, members: Sequence[Params]) -> Guides:
-        """The teacher and all members in the step."""
+    def _online(self, members: Sequence[Params], weights: Sequence[float] | None = None) -> Guides:
+        """The teacher and all members in the step; `weights` are theirs and, last, the student's:
+        equal ones by default."""
         setup = self._setup
         params: dict[str, Any] = {"teacher": self._teacher.params}
         if members:
             kept = [blueprint.stored(member, setup.policy) for member in members]
             params["members"] = ensemble.stack(kept)
-            params["weights"] = jnp.full(len(members), 1.0 / len(members), jnp.float32)
-            params["share"] = jnp.float32(1.0 / (len(members) + 1))
+            weights = weights or [1.0] * (len(members) + 1)
+            share = weights[-1] / sum(weights)
+            others = jnp.asarray(weights[:-1], jnp.float32)
+            params["weights"] = others / others.sum()
+            params["share"] = jnp.float32(share)
         return Guides(
             params,
             setup.vocab_size,

@@ -15,11 +15,12 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from kd_jax.errors import UserError
 from kd_jax.types import Batch, Signal
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,31 @@ def size_of(tokens: int, k: int, vocab_size: int) -> int:
     return tokens * 4 * (k if k == vocab_size else 2 * k + 1)
 
 
+def make_room(root: Path, bytes_: int, max_bytes: float, needed: Collection[str]) -> None:
+    """Removes signals, the longest unused first but none of `needed`, until `bytes_` more are
+    within `max_bytes`. Raises UserError where that cannot be."""
+    root = Path(root)
+    found = {f: _size(f) for f in root.glob("*") if f.is_dir() and f.name not in needed}
+    others = sorted(found, key=lambda folder: folder.stat().st_mtime)
+    own = sum(_size(root / name) for name in needed if (root / name).is_dir())
+    if own + bytes_ > max_bytes:
+        raise UserError(
+            f"logits on disk: {(own + bytes_) / 1e9:.3g} GB are wanted in {root}, "
+            f"config.cache.max_gb={max_bytes / 1e9:g}; raise it, or lower config.ensemble.rows or "
+            f"config.ensemble.top_k"
+        )
+    while others and own + bytes_ + sum(map(found.get, others)) > max_bytes:
+        shutil.rmtree(others.pop(0), ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*"))
+
+
 def kept(tokens: int, vocab_size: int, top_k: int, max_bytes: float) -> int:
-    """How many logits of a token two signals (a teacher's, and a mean's) can have: all where that
-    fits, else `top_k`."""
-    fits = 2 * size_of(tokens, vocab_size, vocab_size) <= max_bytes
+    """How many logits of a token three signals (a teacher's, a mean's, and the next mean's) can
+    have: all where that fits, else `top_k`."""
+    fits = 3 * size_of(tokens, vocab_size, vocab_size) <= max_bytes
     return vocab_size if fits or top_k >= vocab_size else top_k
 
 

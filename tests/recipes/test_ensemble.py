@@ -188,3 +188,22 @@ def test_objectives_are_checked(tmp_path):
     config.objective.hidden = dict(weight=1.0)
     with pytest.raises(UserError, match="config.objective.hidden: the mean of an ensemble has"):
         ensembles.run(config, tmp_path / "run")
+
+
+def test_terms_about_logits_themselves_are_refused(tmp_path):
+    config = ensembles.config(tmp_path)
+    config.objective.logit_mse = dict(weight=1.0)
+    with pytest.raises(UserError, match="config.objective.logit_mse compares logits themselves"):
+        ensembles.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+def test_learned_weights_are_no_worse_on_what_they_were_learned_on(tmp_path, space):
+    config = ensembles.config(tmp_path, weights="learned", space=space)
+    config.rounds, config.objective = 2, dict(kl=dict(weight=1.0))
+    found = ensembles.run(config, tmp_path / "run")  # reported on validation too: there is no test
+    assert sum(found["weights"]) == pytest.approx(1.0)
+    assert found["weights"][0] != pytest.approx(0.5, abs=1e-3)
+    assert found["stages"]["learned"]["kl"] <= found["stages"]["ensemble"]["kl"] + 1e-6
+    page = json.loads((tmp_path / "run" / "learned" / "results.json").read_text())
+    assert page["weights"] == found["weights"]

@@ -3,12 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.tasks import chat
 from kd_jax.tasks.templates import Template
+from kd_jax.types import Model
+from tests.models import tiny
 from tests.tasks import chats
 from tests.tasks.chats import conversation
 
@@ -133,3 +136,40 @@ def test_settings_that_cannot_be(data, tokenizer):
         make({"test": data["test"]}, tokenizer).train(2, seed=0)
     with pytest.raises(UserError, match="unknown split 'dev'"):
         make(data, tokenizer).held_out("dev", 2)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_packed_rows_have_the_loss_of_single_ones(data, tokenizer, family):
+    """Rotary positions and a table of positions; gradients as well."""
+    sizes = {"vocab_size": 512, "max_position_embeddings": 128, "n_positions": 128}
+    known = tiny.CONFIGS[family].keys()
+    model = tiny.model(family, "clm", **{k: v for k, v in sizes.items() if k in known})
+
+    @jax.jit
+    def total(params, batch):
+        def loss(params):
+            output = Model(params, model.graphdef)(batch)
+            return (
+                -jax.nn.log_softmax(output.logits)[
+                    jnp.arange(batch.tokens_BT.shape[0])[:, None],
+                    jnp.arange(batch.tokens_BT.shape[1])[None],
+                    batch.labels,
+                ].ravel()
+                @ batch.weights.ravel()
+            )
+
+        return jax.value_and_grad(loss)(params)
+
+    found = []
+    for packed in (True, False):
+        stream = make(data, tokenizer, packed=packed).held_out("test", 4)
+        sums = [total(model.params, jax.tree.map(jnp.asarray, b)) for b in stream.batches()]
+        found.append(jax.tree.map(lambda *x: sum(np.asarray(v, np.float64) for v in x), *sums))
+    tokens = make(data, tokenizer).prepare()["test"]["learnt"]
+    (packed, packed_slopes), (single, single_slopes) = found
+    assert abs(packed - single) / tokens < 1e-5
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a / tokens, b / tokens, atol=1e-5),
+        packed_slopes,
+        single_slopes,
+    )

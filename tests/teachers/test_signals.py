@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
+from kd_jax.errors import UserError
 from kd_jax.teachers import signals
 from kd_jax.types import Batch, Signal
 
@@ -90,6 +93,21 @@ def test_all_logits_are_kept_where_they_fit(tmp_path):
         (tmp_path / "one" / f"{n}.npy").stat().st_size - 128 for n in ("values", "ids", "rest")
     )
     assert signals.size_of(10, 3, V) == size
-    assert signals.kept(1000, V, 3, 2 * 4 * 1000 * V) == V
-    assert signals.kept(1000, V, 3, 2 * 4 * 1000 * V - 1) == 3
+    assert signals.kept(1000, V, 3, 3 * 4 * 1000 * V) == V
+    assert signals.kept(1000, V, 3, 3 * 4 * 1000 * V - 1) == 3
     assert signals.kept(1000, V, V + 1, 0) == V
+
+
+def test_room_is_made_by_what_was_unused_longest(tmp_path):
+    for age, name in enumerate(("new", "kept", "old")):
+        made(tmp_path, 3, name=name)
+        then = 1_700_000_000 - 100 * age
+        os.utime(tmp_path / name, (then, then))
+    size = sum(file.stat().st_size for file in (tmp_path / "old").iterdir())
+    signals.make_room(tmp_path, size, 3 * size, {"kept"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
+    with pytest.raises(
+        UserError, match="are wanted in .*; raise it, or lower config.ensemble.rows"
+    ):
+        signals.make_room(tmp_path, size, 1.5 * size, {"kept"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
