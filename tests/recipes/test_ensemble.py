@@ -1,6 +1,7 @@
 """Runs of sequential ensembles: what they leave, and that a killed one ends as if it had not."""
 
 import csv
+import json
 import shutil
 
 import numpy as np

@@ -106,8 +106,6 @@ def test_room_is_made_by_what_was_unused_longest(tmp_path):
     size = sum(file.stat().st_size for file in (tmp_path / "old").iterdir())
     signals.make_room(tmp_path, size, 3 * size, {"kept"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
-    with pytest.raises(
-        UserError, match="are wanted in .*; raise it, or lower config.ensemble.rows"
-    ):
+    with pytest.raises(UserError, match="are wanted in .*; raise it, or lower config.ens"):
         signals.make_room(tmp_path, size, 1.5 * size, {"kept"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
