@@ -55,13 +55,13 @@ def _write(name: str, entry: dict) -> Path:
 
 def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
     """Writes results/NAME.json from the rows that a benchmark measured here."""
-    stated = workdir.manifest()
+    stated, rows = workdir.manifest(), json.loads(Path(file).read_text())
     entry = {
         "note": note,
         "command": command,
         "commit": stated["commit"],
         "machine": stated["machine"],
-        "rows": json.loads(Path(file).read_text()),
+        "rows": rows if isinstance(rows, list) else [rows],
     }
     return _write(name, entry)
 
@@ -112,7 +112,29 @@ def _memory(row: Row) -> str:
     return f"{row['peak_rss_bytes'] / 1e9:.2f}"
 
 
-_TABLES = {"case": _pretraining, "work": _finetuning, "endings_per_s": _hellaswag}
+def _sweep(rows: list[Row]) -> str:
+    (found,) = rows
+    together, trials = found["sweep"]["parts"], found["trials"]
+    alone = {
+        part: trials * statistics.fmean(run["parts"][part] for run in found["separate"])
+        for part in found["separate"][0]["parts"]
+    }
+    seconds = [
+        [part, *(f"{each[part]:,.0f}" if part in each else "" for each in (together, alone))]
+        for part in dict.fromkeys([*together, *alone])
+    ]
+    total = [f"{found['sweep']['seconds']:,.0f}", f"{found['separate_total_s']:,.0f}"]
+    seconds.append(["all", *total])
+    header = ["seconds", "one sweep", f"{trials} runs of their own"]
+    return table.Table("", header, seconds, labels=1).markdown()
+
+
+_TABLES = {
+    "case": _pretraining,
+    "work": _finetuning,
+    "endings_per_s": _hellaswag,
+    "separate": _sweep,
+}
 
 
 def _of_benchmark(entry: dict) -> str:
