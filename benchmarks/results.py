@@ -1,7 +1,7 @@
 """Keeps the figures of finished runs under results/, and the README's tables in step with them.
 
     python benchmarks/results.py record NAME RUN...    # results/NAME.json from run directories
-    python benchmarks/results.py benchmark NAME FILE   # the same from pretrain_step.py --json=FILE
+    python benchmarks/results.py benchmark NAME FILE   # the same from a benchmark's --json=FILE
     python benchmarks/results.py readme                # makes the README's tables again
 
 Tables stand between `<!-- results: NAME -->` and `<!-- end -->`; the primary figures of several
@@ -15,6 +15,7 @@ import os
 import re
 import statistics
 from pathlib import Path
+from typing import Any
 
 from kd_jax.evals import by_class, quantities, runs, table
 from kd_jax.recipes import workdir
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (results|summary): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary")
+Row = dict[str, Any]  # of a benchmark, as its --json has it
 
 
 def record(name: str, workdirs: list[str], note: str) -> Path:
@@ -42,38 +44,103 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
 
 def _write(name: str, entry: dict) -> Path:
     page = json.dumps(entry, indent=1)
-    if folder := os.environ.get("KD_JAX_DATA"):  # not where it lay on this machine
+    # Not where data and runs lay on this machine.
+    if folder := os.environ.get("KD_JAX_DATA"):
         page = page.replace(folder, "$KD_JAX_DATA")
+    page = re.sub(r"/[^\s\"=]*/(?=runs/)", "", page)
     path = ROOT / "results" / f"{name}.json"
     path.write_text(page + "\n")
     return path
 
 
 def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
-    """Writes results/NAME.json from the rows that benchmarks/pretrain_step.py measured here."""
-    stated = workdir.manifest()
+    """Writes results/NAME.json from the rows that a benchmark measured here."""
+    stated, rows = workdir.manifest(), json.loads(Path(file).read_text())
     entry = {
         "note": note,
         "command": command,
         "commit": stated["commit"],
         "machine": stated["machine"],
-        "rows": json.loads(Path(file).read_text()),
+        "rows": rows if isinstance(rows, list) else [rows],
     }
     return _write(name, entry)
 
 
-def _of_benchmark(entry: dict) -> str:
+def _table(rows: list[Row]) -> str:
+    """Markdown of the rows of one benchmark, which their keys tell."""
+    for key, make in _TABLES.items():
+        if key in rows[0]:
+            return make(rows)
+    raise ValueError(f"no benchmark writes rows with {', '.join(rows[0])}")
+
+
+def _pretraining(rows: list[Row]) -> str:
     header = ["case", "precision", "system", "s/step", "tokens/s", "peak GB", "times kd_jax's"]
-    rows = []
-    for row in entry["rows"]:
+    found = []
+    for row in rows:
         times = "" if row["system"] == "kd_jax" else f"{row['ratio']:.2f}"
         speed = [f"{row['median_s']:.3f}", f"{row['tokens_per_s']:,.0f}"]
-        memory = f"{row['peak_rss_bytes'] / 1e9:.2f}"
-        rows.append([row["case"], row["precision"], row["system"], *speed, memory, times])
-    page = table.Table("", header, rows, labels=3).markdown()
+        found.append([row["case"], row["precision"], row["system"], *speed, _memory(row), times])
+    return table.Table("", header, found, labels=3).markdown()
+
+
+def _finetuning(rows: list[Row]) -> str:
+    header = ["work", "precision", "system", "sentences/s", "peak GB", "times the best PyTorch row"]
+    found = [
+        [
+            *(row["work"], row["precision"], row["system"]),
+            *(f"{row['sentences_per_s']:,.1f}", _memory(row), f"{row['ratio']:.2f}"),
+        ]
+        for row in rows
+    ]
+    return table.Table("", header, found, labels=3).markdown()
+
+
+def _hellaswag(rows: list[Row]) -> str:
+    header = ["system", "s/pass", "endings/s", "peak GB", "times the best PyTorch row", "apart"]
+    found = [
+        [
+            *(row["system"], f"{row['pass_s']:.2f}", f"{row['endings_per_s']:,.0f}"),
+            *(_memory(row), f"{row['ratio']:.2f}", f"{row['apart']:.1e}"),
+        ]
+        for row in rows
+    ]
+    return table.Table("", header, found, labels=1).markdown()
+
+
+def _memory(row: Row) -> str:
+    return f"{row['peak_rss_bytes'] / 1e9:.2f}"
+
+
+def _sweep(rows: list[Row]) -> str:
+    (found,) = rows
+    together, trials = found["sweep"]["parts"], found["trials"]
+    alone = {
+        part: trials * statistics.fmean(run["parts"][part] for run in found["separate"])
+        for part in found["separate"][0]["parts"]
+    }
+    seconds = [
+        [part, *(f"{each[part]:,.0f}" if part in each else "" for each in (together, alone))]
+        for part in dict.fromkeys([*together, *alone])
+    ]
+    total = [f"{found['sweep']['seconds']:,.0f}", f"{found['separate_total_s']:,.0f}"]
+    seconds.append(["all", *total])
+    header = ["seconds", "one sweep", f"{trials} runs of their own"]
+    return table.Table("", header, seconds, labels=1).markdown()
+
+
+_TABLES = {
+    "case": _pretraining,
+    "work": _finetuning,
+    "endings_per_s": _hellaswag,
+    "separate": _sweep,
+}
+
+
+def _of_benchmark(entry: dict) -> str:
     machine = f"{entry['machine']['cores']} cores of {entry['machine']['cpu']}"
     source = f"`{entry['command']}`; {machine}; commit {entry['commit'][:9]}. {entry['note']}"
-    return f"{page}\n{source.rstrip()}\n"
+    return f"{_table(entry['rows'])}\n{source.rstrip()}\n"
 
 
 def _entry(name: str) -> dict:

@@ -14,7 +14,8 @@ they go in.
         --config.teacher.model=runs/gpt2-8-320/export/teacher
     done
 
-    python benchmarks/sampled_text.py --model=stories260K --out=runs/sampled_stories.txt
+    python benchmarks/sampled_text.py --model=$KD_JAX_DATA/../models/stories260K \
+      --out=runs/sampled_stories.txt
     for seed in 0 1 2; do
       python -m kd_jax.main --config=configs/small_substitute.py:stories --config.seed=$seed
     done
@@ -23,8 +24,7 @@ they go in.
 takes: its model is larger at first, so that its steps cost more.
 
 WikiText-2's test split, on which nothing trains, is what the GPT-2 is reported on; real stories are
-for the other. 2% of the training documents select the checkpoint. Figures, times, machine:
-README.md.
+for the other. 2% of the training documents select the checkpoint. Not run in full yet.
 """
 
 import os

@@ -36,7 +36,6 @@ from kd_jax.recipes import judge, score
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 
 LANGUAGE = ("mlm", "clm")
-SCORED = ("perplexity", "cbt", "hellaswag")
 # Flags that only one of the kinds of task reads.
 OF_LANGUAGE = ("teacher",)
 OF_EXAMPLES = ("predictions", "text", "pair", "label", "labels")
@@ -47,7 +46,7 @@ def table(found: dict) -> Table:
     """The figures for people."""
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     about = [found["data"]["name"], found["task"]]
-    if _kind(found["task"]) in SCORED:
+    if _kind(found["task"]) in score.KINDS:
         if "stride" in found:
             about += [f"windows of {found['seq_len']} tokens, stride {found['stride']}"]
             about += [f"documents {found['documents']}"]
@@ -176,7 +175,7 @@ def _examples(args: argparse.Namespace) -> Found:
 def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
     """What evaluates the task. Raises UserError where flags do not go together."""
     task = args.task
-    scored = task is not None and _kind(task) in SCORED
+    scored = task is not None and _kind(task) in score.KINDS
     if args.workdir:
         own = runs.read(args.workdir).config["task"]["name"]
         if not scored and task not in (None, own):

@@ -15,7 +15,7 @@ import pytest
 
 from kd_jax.cli import CPU_FLAGS
 
-# Programs compile in a quarter of the time.
+# Programs compile sooner: without the fusion emitters alone, in half the time.
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 # Before JAX looks at its devices.
@@ -32,3 +32,12 @@ def data_folder() -> Path:
     if "KD_JAX_DATA" not in os.environ:
         pytest.skip("KD_JAX_DATA is not set")
     return Path(os.environ["KD_JAX_DATA"])
+
+
+@pytest.fixture(scope="session")
+def stories_folder(data_folder) -> Path:
+    """The checkpoint of a real trained Llama, stories260K."""
+    folder = data_folder.parent / "models" / "stories260K"
+    if not folder.exists():
+        pytest.skip("no models/stories260K beside KD_JAX_DATA")
+    return folder

@@ -103,7 +103,7 @@ def of_checkpoint(
         columns = {**columns, "labels": tuple(labels or described.config.labels)}
     this = make_task(task, columns, data, tokenizer)
     most = described.config.max_tokens
-    if (seq_len or 1) > most:
+    if seq_len is not None and not 0 < seq_len <= most:
         raise UserError(f"--seq_len={seq_len}: the model has positions for {most} tokens")
     this.seq_len = seq_len or min(this.seq_len, most)
     order = None

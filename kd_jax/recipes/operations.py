@@ -16,18 +16,23 @@ from kd_jax.recipes.stage import Stage
 from kd_jax.types import Params
 
 
+def shape_of_step(setup: Any, stage: Stage) -> tuple[int, int, int]:
+    """Rows and tokens of a batch, and positions of a row that reach the head."""
+    batch = setup.task.shapes(stage.batch_size)
+    objective = setup.plan(stage)[0].objective
+    positions = jax.eval_shape(objective.prepare, batch).labels.shape[1]
+    return *batch.tokens_BT.shape, positions
+
+
 def of_parts(setup: Any, stage: Stage, parts: Sequence[Part]) -> int:
     """FLOPs of all steps, the teacher's forward passes among them. Where blocks are drawn at random
     the original's count as well as the compact ones."""
-    batch = setup.task.shapes(stage.batch_size)
-    rows, tokens = batch.tokens_BT.shape
-    objective = setup.plan(stage)[0].objective
-    positions = jax.eval_shape(objective.prepare, batch).labels.shape[1]
+    shape = shape_of_step(setup, stage)
     total = 0
     for part in parts:
         params = part.abstract().params
         models = params["student"], setup.answering(stage), params["objective"]
-        total += (part.end - part.start) * flops.train_step(*models, rows, tokens, positions)
+        total += (part.end - part.start) * flops.train_step(*models, *shape)
     return total
 
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import compiled, flops, topology
-from kd_jax.recipes import blueprint, stage, workdir
+from kd_jax.recipes import blueprint, operations, stage, workdir
 from kd_jax.recipes.setup import Setup
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding, state, step
@@ -116,11 +116,10 @@ def needed(setup: Setup) -> Plan:
     flops_needed; gradient_bytes, of one step in float32; where blocks are replaced on the way,
     phases: what `Setup.table` says of each.
     """
-    born, batch, _, _, static = abstract_step(setup)
+    born, *_ = abstract_step(setup)
     teacher = setup.models["teacher"].abstract()
     student = born.params["student"]
-    rows, tokens = batch.tokens_BT.shape
-    positions = jax.eval_shape(static.objective.prepare, batch).labels.shape[1]
+    rows, tokens, positions = operations.shape_of_step(setup, setup.principal)
     teacher_size, student_size = count(teacher.params), count(student)
     found = {
         "stage": setup.principal.name,

@@ -39,6 +39,7 @@ from kd_jax.train.likelihood import log_likelihoods
 from kd_jax.types import Model
 
 TASKS = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
+KINDS = tuple(dict.fromkeys(task.partition("/")[0] for task in TASKS))
 ROWS = 32  # of a batch, where nobody says otherwise
 
 Report = dict[str, Any]  # see `of_checkpoint`
@@ -90,7 +91,7 @@ def make_task(
     Raises UserError for a task that there is not, and settings that it does not have.
     """
     kind, _, part = name.partition("/")
-    if kind not in ("perplexity", "cbt", "hellaswag") or (part and kind != "cbt"):
+    if kind not in KINDS or (part and kind != "cbt"):
         raise UserError(f"--task={name}: have {', '.join(TASKS)}")
     config: dict[str, Any] = {"name": kind, "seq_len": options.seq_len}
     config |= {"classes": (part,)} if part else {}

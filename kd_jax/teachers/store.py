@@ -9,6 +9,7 @@ written beside their place and renamed, so that what a crash leaves is never rea
     ROOT/IDENTITY/PART.npy    float32, all rows' logits one after another
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -55,8 +56,9 @@ class Store:
             ends = np.cumsum(sizes.prod(axis=1))
             for digest, size, end in zip(digests, sizes, ends, strict=True):
                 places[digest.tobytes()] = flat, int(end - size.prod()), tuple(size)
-        if places and self._folder.exists():
-            os.utime(self._folder)  # it was of use: others go first when room is needed
+        if places:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._folder)  # it was of use: others go first when room is needed
         return [_look_up(places, digest.tobytes()) for digest in digests_N]
 
     def write(self, digests_N: np.ndarray, rows: Sequence[np.ndarray]) -> bool:

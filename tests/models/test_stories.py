@@ -16,13 +16,14 @@ ROWS, LENGTH = 32, 256
 
 
 @pytest.fixture(scope="module")
-def stories(data_folder):
+def stories(stories_folder):
     """(our model, PyTorch's, tokenizer)."""
-    folder = data_folder.parent / "models" / "stories260K"
-    if not folder.exists():
-        pytest.skip("no models/stories260K beside KD_JAX_DATA")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    return load(folder, "clm")[0], theirs, transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(stories_folder).eval()
+    return (
+        load(stories_folder, "clm")[0],
+        theirs,
+        transformers.AutoTokenizer.from_pretrained(stories_folder),
+    )
 
 
 def test_logits_and_loss_over_real_text(stories, data_folder):

@@ -210,6 +210,9 @@ def test_mistakes(run, student, tmp_path, capsys):
     assert "--seq_len=9999: the model has positions for" in line(
         model, "--task=agnews", data, "--seq_len=9999"
     )
+    assert "--seq_len=0: the model has positions" in line(
+        model, "--task=agnews", data, "--seq_len=0"
+    )
     missing = tmp_path / "missing.csv"
     assert str(missing) in line(model, "--task=agnews", f"--data={missing}")
 

@@ -173,12 +173,9 @@ def test_mistakes(gpt2, files):
 
 
 @pytest.fixture(scope="module")
-def stories(data_folder):
-    folder = data_folder.parent / "models" / "stories260K"
-    if not folder.exists():
-        pytest.skip("no models/stories260K beside KD_JAX_DATA")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    return str(folder), theirs, transformers.AutoTokenizer.from_pretrained(folder)
+def stories(stories_folder):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(stories_folder).eval()
+    return str(stories_folder), theirs, transformers.AutoTokenizer.from_pretrained(stories_folder)
 
 
 def test_a_real_model_on_hellaswag(stories, data_folder, tmp_path):
