@@ -52,6 +52,7 @@ SUBSTITUTE = (
 COMMANDS = {"pretrain": COMMAND, "substitute": SUBSTITUTE}
 # The figures that may differ.
 TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction", "minutes")
+TIMING += ("latency_ms", "latency_ms_p90", "throughput")
 
 # Starts the command for a run directory; what subprocess.Popen returns, or has the same methods.
 Start = Callable[[Path], Any]
@@ -237,13 +238,16 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _figures(stage: Path) -> dict[str, Any]:
-    return _untimed(json.loads((stage / "results.json").read_text()))
+    return untimed(json.loads((stage / "results.json").read_text()))
 
 
-def _untimed(found: Any) -> Any:
+def untimed(found: Any) -> Any:
+    """Figures but for those that a run cannot repeat."""
+    if isinstance(found, list):
+        return [untimed(each) for each in found]
     if not isinstance(found, dict):
         return found
-    return {key: _untimed(value) for key, value in found.items() if key not in TIMING}
+    return {key: untimed(value) for key, value in found.items() if key not in TIMING}
 
 
 def _arrays(checkpoint: Path) -> dict[str, tuple]:

@@ -280,7 +280,7 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         c.theseus.group = 2
         c.student.architecture = ConfigDict()
     if c.recipe == "ensemble":
-        c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", min(c.ensemble.rows, 64)
+        c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])

@@ -21,7 +21,7 @@ def test_names_are_the_modules_with_the_mark():
 
 
 def test_an_unknown_name_lists_what_exists():
-    with pytest.raises(UserError, match=r"^unknown tasks plug-in 'sst'; have: agnews, clm, "):
+    with pytest.raises(UserError, match=r"^unknown tasks plug-in 'sst'; have: agnews, chat, clm, "):
         plugins.load("tasks", "sst", "make")
     with pytest.raises(
         UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: attention, ce, "

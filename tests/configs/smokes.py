@@ -18,7 +18,7 @@ def load(name, variant=None):
     return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
-_OF_TEXT = ("pretrain", "substitute", "prune")
+_OF_TEXT = ("pretrain", "substitute", "prune", "ensemble")
 LANGUAGE = [f"{name}:smoke" for name in NAMES if load(name).recipe in _OF_TEXT]
 # Those that run through code of their own beside every config's first variant.
 FINETUNING = [f"{name}:smoke" for name in NAMES if load(name).recipe not in _OF_TEXT]
@@ -31,8 +31,8 @@ def check(name):
     """Runs it, and looks at what it left."""
     found = smoke.run(name)
     assert json.loads((found.folder / "results.json").read_text()) == found.results
-    if found.config.recipe == "sweep":
-        _check_sweep(found)
+    if found.config.recipe in _OWN:
+        _OWN[found.config.recipe](found)
         return
     stages, teachers = set(found.config.stages), {"teacher", *found.config.get("teachers", {})}
     if found.config.recipe in ("finetune", "substitute", "prune"):
@@ -62,6 +62,21 @@ def _check_sweep(found):
     }
     assert len(found.results["trials"]) == 4
     assert (found.folder / "heat_map.png").exists() and (found.folder / "trials.md").exists()
+
+
+def _check_ensemble(found):
+    rounds, rows = found.config.rounds, (found.folder / "rounds.csv").read_text().splitlines()
+    assert len(found.results["rounds"]) == len(rows) - 1 == rounds
+    for each in found.results["rounds"]:
+        assert math.isfinite(each["ensemble"]["loss"]) and each["ensemble"]["throughput"] > 0
+        metrics = found.folder / f"round_{each['round']}" / "metrics.csv"
+        assert len(metrics.read_text().splitlines()) == 1 + 4
+    assert found.results["export"]["checked_with"] == ["pytorch"]
+    assert len(found.results["export"]["members"]) == rounds
+    assert (found.folder / "rounds.png").exists()
+
+
+_OWN = {"sweep": _check_sweep, "ensemble": _check_ensemble}
 
 
 def unread(name, others, more=frozenset()):

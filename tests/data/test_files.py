@@ -76,7 +76,7 @@ def test_documents_can_be_read_again(tmp_path):
         ("a.tsv", "text\n", "a.tsv holds no text"),
         ("a.tsv", "\n", "a.tsv holds no text"),
         ("a.parquet", "PAR1 no", "a.parquet is no parquet file"),
-        ("a.gz", gzip.compress(b"x"), "a.gz: cannot read .gz; have: .txt, .raw, .jsonl"),
+        ("a.gz", gzip.compress(b"x", mtime=0), "a.gz: cannot read .gz; have: .txt, .raw, .jsonl"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):

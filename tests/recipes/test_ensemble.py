@@ -119,15 +119,14 @@ def test_killed_and_continued_is_the_same_bit_for_bit(whole, tmp_path, kill, mon
     monkeypatch.undo()
     again = ensembles.run(config, tmp_path / "run")
     assert kill_resume.differences(folder, tmp_path / "run") == []
-    for one, two in zip(again["rounds"], results["rounds"], strict=True):
-        assert one["ensemble"] == two["ensemble"]
+    assert kill_resume.untimed(again["rounds"]) == kill_resume.untimed(results["rounds"])
 
 
 def test_a_folder_is_no_round_that_is_done(whole, tmp_path):
     config, folder, results, _ = whole
     (tmp_path / "run" / "round_2" / "checkpoints").mkdir(parents=True)
     again = ensembles.run(config, tmp_path / "run")
-    assert again["rounds"][1]["ensemble"] == results["rounds"][1]["ensemble"]
+    assert kill_resume.untimed(again["rounds"][1]) == kill_resume.untimed(results["rounds"][1])
 
 
 def test_a_pass_is_made_once_for_all_runs_of_the_same_models(whole, tmp_path, monkeypatch):
@@ -159,7 +158,7 @@ def test_other_ways(whole, tmp_path, changes):
     config = ensembles.config(tmp_path, **changes)
     config.rounds = 2
     if "top_k" in changes:
-        config.cache.max_gb = 0.0
+        config.cache.max_gb = 0.001  # not enough for all 280
     found = ensembles.run(config, tmp_path / "run")
     _, _, results, _ = whole
     first = [each["rounds"][0]["ensemble"]["loss"] for each in (found, results)]

@@ -117,7 +117,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys):
 def test_compares_without_padding_inside_the_text():
     kind, config = family.read(tiny.CONFIGS["roberta"])
     config = dataclasses.replace(config, vocab_size=4)
-    batch = export._example(Blueprint("", kind, config, {}, "mlm", Policy()))
+    batch = export.example_of(Blueprint("", kind, config, {}, "mlm", Policy()))
     np.testing.assert_array_equal(batch.tokens_BT == config.pad_id, batch.mask_BT == 0)
 
 
