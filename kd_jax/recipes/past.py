@@ -32,12 +32,11 @@ def _member(setup, folder, theirs) -> Params:
         raise UserError(f"config.ensemble.past_run_dirs: {folder} has no checkpoint")
     like = abstract_state(setup, setup.principal)
     try:
-        state = checkpoints.restore(checkpoints.best, like)
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"config.ensemble.past_run_dirs: {folder} holds a {theirs}, which does not fit "
-            f"the student of this run: {str(error).splitlines()[0]}"
-        ) from None
+        if not checkpoints.fits(checkpoints.best, like):
+            raise UserError(
+                f"config.ensemble.past_run_dirs: {folder} holds a {theirs}, which does not fit "
+                f"the student of this run; members have one architecture"
+            )
+        return checkpoints.restore(checkpoints.best, like).params["student"]
     finally:
         checkpoints.close()
-    return state.params["student"]

@@ -7,7 +7,9 @@ unfinished is never seen. It holds the whole TrainState; the data stream needs o
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -69,6 +71,12 @@ class Checkpoints:
         )
         return like.replace(**restored)
 
+    def fits(self, step: int, like: TrainState) -> bool:
+        """Whether the parameters of `step` have the names and shapes of those of `like`."""
+        with ocp.StandardCheckpointer() as reader:
+            there = reader.metadata(self.directory / str(step) / "default").item_metadata.tree
+        return _shapes(there["params"]) == _shapes(like.params)
+
     def check(self) -> None:
         """Raises UserError where a write in the background has failed."""
         with self._file_errors():
@@ -103,3 +111,12 @@ class Checkpoints:
 
 def _arrays(state: TrainState) -> dict:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _shapes(params: Any) -> set[tuple]:
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return {(*(_name(key) for key in path), leaf.shape) for path, leaf in found}
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", key)))
