@@ -14,7 +14,8 @@ Tasks: glue/NAME, squad, agnews, phrasebank/LEVEL (all sentences of the level), 
 scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
 from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
-reports or on --data.
+reports or on --data; scored by likelihood, without --stage all stages beside the teacher, with what
+each keeps of its answers.
 
 --out=DIR gets predictions.tsv (or .json: SQuAD), the format in which the task's authors want
 them, figures by class and the confusion matrix; --json=FILE the figures: fractions, or percent for
@@ -44,18 +45,26 @@ OF_WINDOWS = ("stride", "documents")
 
 def table(found: dict) -> Table:
     """The figures for people."""
+    if "stages" in found:
+        return scores.of_reports(found["stages"], _about(next(iter(found["stages"].values()))))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    about = [found["data"]["name"], found["task"]]
     if _kind(found["task"]) in score.KINDS:
-        if "stride" in found:
-            about += [f"windows of {found['seq_len']} tokens, stride {found['stride']}"]
-            about += [f"documents {found['documents']}"]
-        return scores.of_report(found, name, ", ".join([*about, found["precision"]]))
+        return scores.of_report(found, name, _about(found))
+    about = [found["data"]["name"], found["task"]]
     if "seq_len" in found:
         about.append(f"rows of {found['seq_len']} tokens")
     about += [found["precision"]] if "precision" in found else []
     beside = f", beside {found['teacher']}" if found.get("teacher") else ""
     return of_runs([{name: found}], f"{', '.join(about)}{beside}")
+
+
+def _about(found: dict) -> str:
+    """What a model was scored on."""
+    about = [found["data"]["name"], found["task"]]
+    if "stride" in found:
+        about += [f"windows of {found['seq_len']} tokens, stride {found['stride']}"]
+        about += [f"documents {found['documents']}"]
+    return ", ".join([*about, found["precision"]])
 
 
 def _kind(task: str) -> str:
@@ -136,16 +145,23 @@ def _scored(args: argparse.Namespace) -> Found:
     options = score.Options(
         args.seq_len, args.stride, args.documents, args.batch_size, args.precision
     )
+    if args.workdir and not args.stage:
+        every = score.of_run(args.workdir, args.task, args.data, options)
+        found = {"stages": {name: report for name, (_, report) in every.items()}}
+        return found, _kept({f"{name}/": made for name, (made, _) in every.items()}, args.out)
     if args.workdir:
-        stage = args.stage or "student"
-        made, found = score.of_stage(args.workdir, stage, args.task, args.data, options)
+        made, found = score.of_stage(args.workdir, args.stage, args.task, args.data, options)
     else:
         made, found = score.of_checkpoint(args.model, args.revision, args.task, args.data, options)
-    if not args.out:
-        return found, []
-    path = Path(args.out) / "likelihoods.jsonl"
-    made.write(path)
-    return found, [str(path)]
+    return found, _kept({"": made}, args.out)
+
+
+def _kept(made: dict[str, score.Scores], out: str | None) -> list[str]:
+    """Writes OUT/NAMElikelihoods.jsonl of each; the paths."""
+    paths = [Path(out) / f"{name}likelihoods.jsonl" for name in made] if out else []
+    for path, each in zip(paths, made.values(), strict=bool(out)):
+        each.write(path)
+    return [str(path) for path in paths]
 
 
 def _examples(args: argparse.Namespace) -> Found:

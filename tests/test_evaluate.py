@@ -62,7 +62,7 @@ class Scores:
     """What the recipe gives beside the figures."""
 
     def write(self, path):
-        path.parent.mkdir()
+        path.parent.mkdir(parents=True)
         path.write_text("{}")
 
 
@@ -103,6 +103,9 @@ def calls(monkeypatch):
     for name in ("of_stage", "of_checkpoint"):
         monkeypatch.setattr(evaluate.judge, name, lambda *args: ("task", [], record(*args)))
         monkeypatch.setattr(evaluate.score, name, lambda *args: record(*args) and (Scores(), SWAG))
+    changed = SWAG | {"beside_teacher": {"mean_difference": 0.5, "mean_difference_error": 0.02}}
+    stages = {"teacher": (Scores(), SWAG), "prune": (Scores(), changed)}
+    monkeypatch.setattr(evaluate.score, "of_run", lambda *args: record(*args) and stages)
     monkeypatch.setattr(evaluate.judge, "of_predictions", record)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
@@ -194,13 +197,19 @@ def test_scores_of_a_model(calls, tmp_path, capsys):
     assert "0.2400 to 0.3000" in shown and f"wrote\n  {out}/likelihoods.jsonl" in shown
 
 
-def test_scores_of_a_run(calls, run):
-    folder = run("clm")
+def test_scores_of_a_run(calls, run, tmp_path, capsys):
+    folder, out, file = run("clm"), tmp_path / "out", tmp_path / "figures.json"
     evaluate.main([f"--workdir={folder}", "--task=cbt/NE", "--data=cbt", "--stage=teacher"])
-    evaluate.main([f"--workdir={folder}", "--task=hellaswag"])
+    capsys.readouterr()
+    command = [f"--workdir={folder}", "--task=hellaswag"]
+    evaluate.main([*command, f"--out={out}", f"--json={file}"])
+    shown = capsys.readouterr().out
+    assert "teacher" in shown and "prune" in shown and "0.5000 ± 0.0200" in shown
+    assert list(json.loads(file.read_text())["stages"]) == ["teacher", "prune"]
+    assert (out / "prune" / "likelihoods.jsonl").exists()
     assert calls == [
         (folder, "teacher", "cbt/NE", "cbt", score.Options()),
-        (folder, "student", "hellaswag", None, score.Options()),
+        (folder, "hellaswag", None, score.Options()),
     ]
 
 

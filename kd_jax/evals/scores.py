@@ -26,6 +26,14 @@ _FIGURES = (
 )
 
 
+_BESIDE = (
+    ("mean_difference", "mean |difference| of log-likelihoods", "{:.4f}"),
+    ("largest_difference", "largest one", "{:.3f}"),
+    ("acc_retention", "acc, of the teacher's", "{:.1%}"),
+    ("acc_norm_retention", "acc_norm, of the teacher's", "{:.1%}"),
+)
+
+
 def of_report(found: Mapping[str, Any], name: str, title: str) -> Table:
     """One model's figures in one task. Accuracies have their standard error behind them, and
     Wilson's interval at 95% beside them."""
@@ -38,6 +46,26 @@ def of_report(found: Mapping[str, Any], name: str, title: str) -> Table:
     if any(row[2] for row in rows):
         return Table(title, ["", name, "95% interval"], rows)
     return Table(title, ["", name], [row[:2] for row in rows])
+
+
+def of_reports(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Several models' figures in one task, a column each, and what is left of the teacher's answers
+    (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above chance."""
+    columns = {name: _column(report) for name, report in found.items()}
+    headings = dict.fromkeys(heading for column in columns.values() for heading in column)
+    rows = [[each, *(column.get(each, "-") for column in columns.values())] for each in headings]
+    return Table(title, ["", *columns], rows)
+
+
+def _column(report: Mapping[str, Any]) -> dict[str, str]:
+    column = {row[0]: row[1] for row in of_report(report, "", "").rows}
+    beside = report.get("beside_teacher", {})
+    for key, heading, form in _BESIDE:
+        if beside.get(key) is not None:
+            column[heading] = form.format(beside[key])
+            if f"{key}_error" in beside:
+                column[heading] += f" ± {form.format(beside[f'{key}_error'])}"
+    return column
 
 
 def _shares(found: Mapping[str, Any], before: str) -> list[list[str]]:

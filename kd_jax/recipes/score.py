@@ -29,6 +29,7 @@ from kd_jax.models import family
 from kd_jax.precision import Policy, policy_for
 from kd_jax.recipes import blueprint, workdir
 from kd_jax.recipes import evaluate as held_out
+from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.evaluate import Checkpoint, check_rows, for_these_devices
 from kd_jax.recipes.finetune_setup import check_vocabulary
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
@@ -41,6 +42,8 @@ from kd_jax.types import Model
 TASKS = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
 KINDS = tuple(dict.fromkeys(task.partition("/")[0] for task in TASKS))
 ROWS = 32  # of a batch, where nobody says otherwise
+
+TEACHER = "teacher"  # of a run: the model that others are compared with
 
 Report = dict[str, Any]  # see `of_checkpoint`
 
@@ -146,35 +149,70 @@ def of_checkpoint(
     checkpoint = described, described.load(None)
     stated = {"model": described.name, "commit": described.commit, "task": task}
     stated["precision"] = options.precision or "fp32"
-    return _measure(checkpoint, tokenizer, this, options, stated)
+    scored = _encoded(this, tokenizer, described)
+    return _measure(checkpoint, scored, this, options, stated)
 
 
 def of_stage(
     folder: str, stage: str, task: str, data: str | None, options: Options
 ) -> tuple[Scores, Report]:
-    """The best checkpoint of a finished run's stage, or a model that the run was given (teacher);
+    """The best checkpoint of a finished run's stage, or the model that the run was given (teacher);
     see `of_checkpoint`."""
-    this = make_task(task, data, options)
-    run = runs.read(folder)
-    if run.config["task"]["name"] != "clm":
-        raise UserError(
-            f"{folder} is a run of task {run.config['task']['name']!r}, whose models are not "
-            f"causal: --task={task} needs one of task 'clm'"
-        )
-    own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
-    config = for_these_devices(run.config, own)
-    setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
-    trained = {each.name: each for each in setup.stages if each.name in run.stages}
-    if stage in trained:
-        checkpoint = setup.models[trained[stage].model], restore_best(setup, trained[stage])
-    elif stage == "teacher":
-        checkpoint = setup.models[stage], given_params(setup, stage)
-    else:
-        have = ", ".join(dict.fromkeys(["teacher", *trained]))
-        raise UserError(f"{folder} has no stage {stage!r}; have: {have}")
-    stated = {"model": str(run.workdir), "commit": None, "stage": stage, "task": task}
-    stated["precision"] = config.precision
-    return _measure(checkpoint, setup.tokenizer, this, options, stated)
+    this, run = make_task(task, data, options), _Run(folder, options)
+    found = _encoded(this, run.setup.tokenizer, run.model(stage)[0])
+    return _measure(run.model(stage), found, this, options, run.stated(stage, task))
+
+
+def of_run(
+    folder: str, task: str, data: str | None, options: Options
+) -> dict[str, tuple[Scores, Report]]:
+    """By name, the models of a finished run: the teacher first, and every stage beside it, whose
+    report has also what `Scores.beside` says, as "beside_teacher"."""
+    this, run = make_task(task, data, options), _Run(folder, options)
+    scored = _encoded(this, run.setup.tokenizer, run.model(TEACHER)[0])
+    found: dict[str, tuple[Scores, Report]] = {}
+    for name in run.names:
+        made, report = _measure(run.model(name), scored, this, options, run.stated(name, task))
+        if found:
+            report["beside_teacher"] = made.beside(found[TEACHER][0])
+        found[name] = made, report
+    return found
+
+
+class _Run:
+    """A finished run of causal language models, and the models that it has."""
+
+    def __init__(self, folder: str, options: Options):
+        run = runs.read(folder)
+        if run.config["task"]["name"] != "clm":
+            raise UserError(
+                f"{folder} is a run of task {run.config['task']['name']!r}, whose models are not "
+                f"causal: likelihoods need one of task 'clm'"
+            )
+        own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
+        config = for_these_devices(run.config, own)
+        self._workdir, self._precision = run.workdir, config.precision
+        self.setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
+        self._stages = {each.name: each for each in self.setup.stages if each.name in run.stages}
+
+    @property
+    def names(self) -> list[str]:
+        """The teacher, and the stages."""
+        return list(dict.fromkeys([TEACHER, *self._stages]))
+
+    def model(self, name: str) -> Checkpoint:
+        """Raises UserError for one that the run does not have."""
+        if stage := self._stages.get(name):
+            return self.setup.models[stage.model], restore_best(self.setup, stage)
+        if name != TEACHER:
+            have = ", ".join(self.names)
+            raise UserError(f"{self._workdir} has no stage {name!r}; have: {have}")
+        return self.setup.models[TEACHER], given_params(self.setup, TEACHER)
+
+    def stated(self, name: str, task: str) -> Report:
+        """What a report says of a model of the run."""
+        about = {"model": str(self._workdir), "commit": None, "stage": name, "task": task}
+        return about | {"precision": self._precision}
 
 
 def _batch_size(options: Options) -> int:
@@ -184,12 +222,15 @@ def _batch_size(options: Options) -> int:
     return rows
 
 
+def _encoded(task: ScoringTask, tokenizer: Any, described: Blueprint) -> Scored:
+    return encode(task, tokenizer, described.config.max_tokens)
+
+
 def _measure(
-    checkpoint: Checkpoint, tokenizer: Any, task: ScoringTask, options: Options, stated: Report
+    checkpoint: Checkpoint, scored: Scored, task: ScoringTask, options: Options, stated: Report
 ) -> tuple[Scores, Report]:
     began, mesh, rows = time.perf_counter(), sharding.make_mesh(), _batch_size(options)
     described, params = checkpoint
-    scored = encode(task, tokenizer, described.config.max_tokens)
     model = Model(params, described.abstract().graphdef)
     found = score(model, scored, described.policy, rows, mesh)
     report = stated | {"data": task.manifest()} | found.figures

@@ -27,3 +27,15 @@ def test_perplexity_needs_no_intervals():
         ["perplexity, a token", "4.482"],
         ["tokens scored", "12,345"],
     ]
+
+
+def test_several_models_stand_beside_the_teacher():
+    kept = dict(mean_difference=0.25, mean_difference_error=0.01, acc_retention=None)
+    found = {"teacher": ACC, "prune": ACC | {"beside_teacher": kept | {"acc_norm_retention": 0.9}}}
+    table = scores.of_reports(found, "title")
+    assert table.header == ["", "teacher", "prune"]
+    assert table.rows == [
+        ["acc", "0.2700 ± 0.0140", "0.2700 ± 0.0140"],
+        ["mean |difference| of log-likelihoods", "-", "0.2500 ± 0.0100"],
+        ["acc_norm, of the teacher's", "-", "90.0%"],
+    ]

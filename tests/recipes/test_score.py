@@ -146,6 +146,12 @@ def test_a_stage_of_a_run(files, tmp_path):
     keys = set(same) - {"model", "commit", "seconds"}
     assert {key: report[key] for key in keys} == {key: same[key] for key in keys}
     assert report["stage"] == "student"
+    every = score.of_run(str(run.folder), "perplexity", text, options)
+    assert list(every) == ["teacher", "baseline", "student"]
+    assert "beside_teacher" not in every["teacher"][1]
+    assert {key: every["student"][1][key] for key in keys} == {key: same[key] for key in keys}
+    made, beside = every["student"][0], every["student"][1]["beside_teacher"]
+    assert beside == made.beside(every["teacher"][0]) and beside["mean_difference"] > 0
     with pytest.raises(UserError, match="has no stage 'pupil'; have: teacher, "):
         score.of_stage(str(run.folder), "pupil", "perplexity", text, options)
     (tmp_path / "config.json").write_text('{"task": {"name": "mlm"}}')
