@@ -1,9 +1,16 @@
-"""A sequential ensemble that two CPU cores can train: stories260K into models of half its width.
+"""Sequential ensembles that two CPU cores can train: stories260K into models a fifth of its size.
 
-The method is that of configs/ensemble_qwen.py. The teacher is a Llama of 260,032 parameters; each
-member has FIVE AT MOST of which together are as large as the teacher.
+The method is that of configs/ensemble_qwen.py. The teacher is a Llama of 260,032 parameters; five
+members of 51,168 are together a little smaller. `:half` has five of 128,688. Four runs of one round
+to compare with, in which a single student has all steps, on the same rows:
 
-    python benchmarks/sampled_text.py --model=stories260K --out=runs/sampled_stories.txt
+    :longer        as large as a member, as many steps as the ensemble
+    :longer_flops  as many operations
+    :larger        as large as the ensemble
+    :larger_flops
+
+    python benchmarks/sampled_text.py --model=$KD_JAX_DATA/../models/stories260K --texts=12000 \
+      --out=runs/sampled_stories.txt
     python -m kd_jax.main --config=configs/ensemble_stories.py --workdir=runs/ensemble_stories
     python -m kd_jax.main --config=configs/ensemble_stories.py:smoke
 
@@ -15,8 +22,14 @@ import os
 
 from configs import common
 
+# Width, layers, heads, key-value heads, FFN width.
+MEMBER, HALF, WHOLE = (32, 3, 4, 2, 88), (48, 4, 6, 3, 132), (64, 5, 8, 4, 168)
+STEPS, ROUNDS = 1000, 5
+
 
 def get_config(arg=None):
+    variants = ("members", "half", "longer", "longer_flops", "larger", "larger_flops")
+    name, smoke = common.split(arg, variants, "members")
     c = common.ensemble()
     data = os.environ.get("KD_JAX_DATA")
     c.task = dict(name="clm", seq_len=256)
@@ -27,15 +40,26 @@ def get_config(arg=None):
     )
     c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
     c.student.init = "scratch"
-    c.student.architecture = dict(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=88,
-    )  # fmt: skip
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5))
-    c.rounds, c.steps, c.batch_size = 6, 400, 16
+    c.rounds, c.steps, c.batch_size = ROUNDS, STEPS, 16
+    c.ensemble.rows = 16_000
     c.optim.learning_rate = 4e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.05, final=0.1)
-    c.eval = dict(every=100, batch_size=32)
-    c.checkpoint = dict(every=100, keep=1)
-    c.log.every = 20
-    return common.variant(c, arg, family="llama")
+    c.eval = dict(every=250, batch_size=32)
+    c.checkpoint = dict(every=250, keep=1)
+    c.log.every = 50
+    shape = HALF if name == "half" else WHOLE if name.startswith("larger") else MEMBER
+    keys = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
+    c.student.architecture = dict(zip(keys.split(), shape, strict=True))
+    if name.startswith("l"):
+        c.rounds, c.steps = 1, SINGLE[name]
+    return common.variant(c, "smoke" if smoke else None, family="llama")
+
+
+# Steps of a single student; -flops: with which it takes as many operations as the ensemble.
+SINGLE = {
+    "longer": ROUNDS * STEPS,
+    "longer_flops": 6333,
+    "larger": ROUNDS * STEPS,
+    "larger_flops": 1520,
+}

@@ -22,7 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.evals import rounds
-from kd_jax.recipes import export_ensemble, stage, workdir
+from kd_jax.recipes import export_ensemble, operations, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
 from kd_jax.recipes.past import past_members
 from kd_jax.recipes.rounds import Rounds
@@ -57,6 +57,10 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         if jax.process_index() == 0:
             rounds.write(folder, training.of_teacher, found)
     weights, learned = training.weights(members)
+    found[-1]["ensemble"] |= {
+        "steps": config.rounds * this.steps,
+        "training_flops": operations.of_ensemble(setup, this, len(past)),
+    }
     results = workdir.about(config, folder) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,

@@ -47,3 +47,19 @@ def of_regression(setup: Any, stage: Stage, phase: Phase, steps: int) -> int:
 
     models = lower(phase.model), [lower(phase.before)]
     return steps * flops.train_step(*models, {}, rows, tokens, 0, vocabulary=False)
+
+
+def of_ensemble(setup: Any, stage: Stage, past: int) -> int:
+    """FLOPs of all rounds of an ensemble that has `past` members before them. Where the text is
+    fixed: its steps, and one pass over the rows by the teacher and by each member but the last;
+    otherwise teacher and members answer in every step."""
+    shape = shape_of_step(setup, stage)
+    rounds, (_, tokens, positions) = setup.config.rounds, shape
+    student, teacher = (setup.models[name].abstract().params for name in ("student", "teacher"))
+    if setup.config.ensemble.fresh:
+        beside = ([teacher, *[student] * (past + number)] for number in range(rounds))
+        return stage.steps * sum(flops.train_step(student, each, {}, *shape) for each in beside)
+    total = rounds * stage.steps * flops.train_step(student, [], {}, *shape)
+    for model, passes in ((teacher, 1), (student, past + rounds - 1)):
+        total += passes * flops.forward(model, len(setup.rows_N), tokens, positions)
+    return total

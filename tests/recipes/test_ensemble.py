@@ -10,7 +10,7 @@ import pytest
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
 from kd_jax.evals.rounds import COLUMNS
-from kd_jax.recipes import recall, rounds
+from kd_jax.recipes import ensemble, operations, recall, rounds
 from kd_jax.train import loop
 from tests import smoke
 from tests.recipes import ensembles
@@ -49,6 +49,27 @@ def test_a_row_a_round(whole):
     assert (folder / "rounds.png").stat().st_size > 10_000
     assert results["stages"]["ensemble"] == results["rounds"][-1]["ensemble"]
     assert results["trend"]["kl"].keys() == {"limit", "limit_error", "slope", "slope_error"}
+
+
+def test_operations_of_training(whole, tmp_path):
+    """By hand: a step has three forward passes of the student, a pass over the rows one."""
+    config, _, results, _ = whole
+
+    def forward(width, layers, rows):
+        kernels = 12 * width * width * layers
+        attention = 2 * 16 * width * layers
+        return 2 * rows * 16 * (kernels + attention + 280 * width)
+
+    steps = 3 * ensembles.ROUNDS * ensembles.STEPS * forward(8, 1, 8)
+    passes = forward(16, 3, 60) + (ensembles.ROUNDS - 1) * forward(8, 1, 60)
+    assert results["stages"]["ensemble"]["training_flops"] == steps + passes
+    assert results["stages"]["ensemble"]["steps"] == ensembles.ROUNDS * ensembles.STEPS
+
+    fresh = config.copy_and_resolve_references()
+    fresh.ensemble.fresh, fresh.rounds, fresh.ensemble.past_run_dirs = True, 2, ()
+    setup = ensemble.Setup(fresh, tmp_path)
+    every = 3 * forward(8, 1, 8) + forward(16, 3, 8) + 2.5 * forward(8, 1, 8)  # members: 2, then 3
+    assert operations.of_ensemble(setup, setup.principal, 2) == 2 * ensembles.STEPS * every
 
 
 def test_a_mean_is_nearer_than_its_members(whole):
