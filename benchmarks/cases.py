@@ -96,8 +96,13 @@ class Case:
 CASES = {
     "clm": Case("clm", "gpt2", 50_257, 384, 6, 6, 3, rows=8, tokens=256),
     "mlm": Case("mlm", "bert", 30_522, 384, 6, 6, 3, rows=16, tokens=128),
+    # GPT-2 to DistilGPT-2, and BERT-base to six of its layers.
+    "clm-base": Case("clm-base", "gpt2", 50_257, 768, 12, 12, 6, rows=16, tokens=1024),
+    "mlm-base": Case("mlm-base", "bert", 30_522, 768, 12, 12, 6, rows=64, tokens=512),
 }
+ON = {"cpu": ("clm", "mlm"), "gpu": ("clm-base", "mlm-base")}  # what is timed where
 TINY = {
     "clm": Case("clm", "gpt2", 500, 32, 2, 2, 1, rows=4, tokens=32),
     "mlm": Case("mlm", "bert", 500, 32, 2, 2, 1, rows=4, tokens=32),
 }
+TINY |= {"clm-base": TINY["clm"], "mlm-base": TINY["mlm"]}

@@ -115,7 +115,7 @@ def summarise(results: dict[Row, list], sentences: int) -> list[dict]:
                 "precision": precision,
                 "sentences_per_s": own,
                 "ratio": own / max(others) if others else None,
-                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "last": statistics.median(run["losses"][-1] for run in runs),
                 "others_share": max(statistics.mean(run["others"]) for run in runs),
             }
@@ -137,7 +137,7 @@ def show(summary: list[dict]) -> None:
             row["system"],
             f"{row['sentences_per_s']:,.1f}",
             f"{row['ratio']:.2f}x" if row["ratio"] else "-",
-            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
             f"{row['last']:.4f}",
             f"{row['others_share']:.0%}",
             end_section=any(row[key] != following.get(key) for key in ("work", "precision")),

@@ -88,7 +88,7 @@ def summarise(results: dict[str, list[dict]]) -> list[dict]:
                 "apart": None if apart is None else float(apart.max()),
                 "acc": float(runs[0]["acc"]),
                 "acc_norm": float(runs[0]["acc_norm"]),
-                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "others_share": max(statistics.mean(run["others"]) for run in runs),
             }
         )
@@ -111,7 +111,7 @@ def show(summary: list[dict]) -> None:
             "-" if row["apart"] is None else f"{row['apart']:.1e}",
             f"{row['acc']:.4f}",
             f"{row['acc_norm']:.4f}",
-            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
             f"{row['others_share']:.0%}",
         )
     rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from cases import BETAS, EPSILON, LEARNING_RATE, TEMPERATURE, WEIGHT_DECAY, Case
 from ml_collections import ConfigDict
-from timing import arguments, case_of, run
+from timing import arguments, case_of, resident, run
 
 from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
@@ -93,7 +93,11 @@ def main() -> None:
         trained, metrics = train_step(trained, batch, teacher, inputs, plan=plan)
         return float(metrics["loss"])
 
-    run(step, args)
+    def peak() -> int:
+        found = jax.local_devices()[0].memory_stats()
+        return found["peak_bytes_in_use"] if args.device == "gpu" else resident()
+
+    run(step, args, peak)
 
 
 if __name__ == "__main__":

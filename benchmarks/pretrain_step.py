@@ -1,6 +1,7 @@
 """One distillation step, side by side: kd_jax and the same mathematics in PyTorch with HF modules.
 
     python benchmarks/pretrain_step.py --json=step.json
+    python benchmarks/pretrain_step.py --device=gpu --steps=20 --json=step_h100.json
 
 A step is the teacher's forward pass, the student's forward and backward pass with dropout, and an
 AdamW update (cases.py has the shapes; both systems start from the same weights and batch). Every
@@ -10,7 +11,8 @@ machine falls on all of them, and a row's figure is the median over rounds of it
 ratio says how many times faster kd_jax is at the same precision: in a PyTorch row than this row,
 in a kd_jax row than the better of PyTorch eager and compiled. "PyTorch" computes the logits of
 every token and takes the losses at the masked ones, "PyTorch, gather" runs its head on the masked
-ones alone; kd_jax's ratio is against the former.
+ones alone; kd_jax's ratio is against the former. Peak memory is the process's on a CPU and the
+device's on a GPU, where float32 products are TF32 in both systems.
 
 Keep the machine idle: "others" is the share of it that other processes took meanwhile.
 """
@@ -28,7 +30,7 @@ import tempfile
 import rich.console
 import rich.progress
 import rich.table
-from cases import CASES, TINY
+from cases import CASES, ON, TINY
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ("fp32", "bf16")
@@ -44,14 +46,14 @@ LIKE_FOR_LIKE = ("pytorch-eager", "pytorch-compiled")
 Row = tuple[str, str, str]  # case, system, precision
 
 
-def launch(arguments: list[str], cache: pathlib.Path) -> dict:
+def launch(arguments: list[str], cache: pathlib.Path, device: str = "cpu") -> dict:
     """Runs a script of this folder and returns the JSON of its last line.
 
     This process imports neither jax nor torch: a child's ru_maxrss starts from its parent's size.
     """
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[device],
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         # Later rounds need not compile again.
@@ -78,7 +80,8 @@ def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list],
             launch(["hf_models.py", *shapes, f"--out={cache / case}"], cache)
         for _ in range(args.rounds):
             for precision in {precision: None for _, _, precision in rows}:
-                found = launch(["matmul_peak.py", f"--precision={precision}", *tiny], cache)
+                product = ["matmul_peak.py", f"--precision={precision}", f"--device={args.device}"]
+                found = launch(product + tiny, cache, args.device)
                 peaks[precision] = max(peaks[precision], found["flops_per_second"])
             for case, system, precision in rows:
                 progress.update(bar, description=f"{case} {system} {precision}")
@@ -88,8 +91,10 @@ def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list],
                     f"--precision={precision}",
                     f"--models={cache / case}",
                     f"--steps={args.steps}",
+                    f"--device={args.device}",
                 ]
-                results[case, system, precision].append(launch(arguments + tiny, cache))
+                found = launch(arguments + tiny, cache, args.device)
+                results[case, system, precision].append(found)
                 progress.advance(bar)
     return results, peaks
 
@@ -118,7 +123,7 @@ def summarise(results: dict[Row, list], peaks: dict[str, float], tiny: bool) -> 
                 "precision": precision,
                 "median_s": row_seconds,
                 "tokens_per_s": shapes.rows * shapes.tokens / row_seconds,
-                "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
+                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "ratio": ratio,
                 "matmul_peak_share": shapes.flops() / row_seconds / peaks[precision],
                 "last_loss": statistics.median(run["losses"][-1] for run in runs),
@@ -142,7 +147,7 @@ def show(summary: list[dict], peaks: dict[str, float]) -> None:
             row["precision"],
             f"{row['median_s']:.3f}",
             f"{row['tokens_per_s']:,.0f}",
-            f"{row['peak_rss_bytes'] / 1e9:.2f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
             f"{row['matmul_peak_share']:.0%}",
             f"{row['ratio']:.2f}x" if row["ratio"] else "-",
             f"{row['last_loss']:.4f}",
@@ -159,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", choices=ON, default="cpu")
     parser.add_argument("--case", choices=CASES, help="only this one")
     parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of a process")
@@ -170,10 +176,11 @@ def main() -> None:
 
     rows = [
         (case, system, precision)
-        for case in ([args.case] if args.case else CASES)
+        for case in ([args.case] if args.case else ON[args.device])
         for precision in PRECISIONS
         for system in SYSTEMS
-        if case == "mlm" or "gather" not in system  # every position of the CLM case is supervised
+        if case.startswith("mlm")
+        or "gather" not in system  # every position of the CLM case is supervised
     ]
     if args.rows:
         wanted = set(args.rows.split(","))

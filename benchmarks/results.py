@@ -109,7 +109,7 @@ def _hellaswag(rows: list[Row]) -> str:
 
 
 def _memory(row: Row) -> str:
-    return f"{row['peak_rss_bytes'] / 1e9:.2f}"
+    return f"{row['peak_bytes'] / 1e9:.2f}"
 
 
 def _sweep(rows: list[Row]) -> str:

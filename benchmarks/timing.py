@@ -18,6 +18,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--case", required=True, choices=CASES)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--precision", required=True, choices=("fp32", "bf16"))
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--models", required=True, type=pathlib.Path, help="teacher/, student/")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
@@ -38,9 +39,17 @@ def _others_seconds() -> float:
     return machine - time.process_time()
 
 
-def run(step: Callable[[], float], args: argparse.Namespace) -> None:
+def resident() -> int:
+    """The most memory that the process has had, imports included, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(
+    step: Callable[[], float], args: argparse.Namespace, peak: Callable[[], int] = resident
+) -> None:
     """Times `step`, which returns its loss as a float (so it has ended when it returns), and
-    prints the process's result. Peak memory is that of the whole process, imports included."""
+    prints the process's result; `peak`: the most memory in use, in bytes."""
     losses = [step() for _ in range(args.warmup)]
     seconds, others = [], []
     for _ in range(args.steps):
@@ -48,7 +57,5 @@ def run(step: Callable[[], float], args: argparse.Namespace) -> None:
         losses.append(step())
         seconds.append(time.perf_counter() - start)
         others.append((_others_seconds() - others_start) / (seconds[-1] * os.cpu_count()))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    result = {"seconds": seconds, "others": others, "losses": losses, "peak_rss_bytes": peak}
+    result = {"seconds": seconds, "others": others, "losses": losses, "peak_bytes": peak()}
     print(json.dumps(result))

@@ -23,6 +23,6 @@ def test_rows_take_the_same_steps(tmp_path):
         assert row["system"] in shown
         assert (row["case"], row["precision"]) == ("mlm", "fp32")
         assert row["tokens_per_s"] == pytest.approx(4 * 32 / row["median_s"])
-        assert row["peak_rss_bytes"] > 50e6
+        assert row["peak_bytes"] > 50e6
         # After four updates, dropout off: the same weights, batch, losses and optimizer.
         assert row["last_loss"] == pytest.approx(rows[0]["last_loss"], rel=1e-5)
