@@ -32,7 +32,7 @@ def get_config(arg=None):
     name, smoke = common.split(arg, variants, "members")
     c = common.ensemble()
     data = os.environ.get("KD_JAX_DATA")
-    c.task = dict(name="clm", seq_len=256)
+    c.task = dict(name="clm", seq_len=256, separator="bos")  # as the teacher was trained
     c.data = dict(
         train=dict(path="runs/sampled_stories.txt"),
         test=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),

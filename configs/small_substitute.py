@@ -58,7 +58,7 @@ def get_config(arg=None):
         c.substitution.update(steps=40, learning_rate=1e-3, warmup=10)  # 6 of 8 blocks go
         c.optim.learning_rate = 5e-4
     else:
-        c.task = dict(name="clm", seq_len=256)
+        c.task = dict(name="clm", seq_len=256, separator="bos")  # as it was trained
         c.data = dict(
             train=dict(path="runs/sampled_stories.txt"),
             test=dict(path=_files("lm_text", "tinystories_197k.txt")),

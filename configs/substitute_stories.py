@@ -23,7 +23,7 @@ from configs import common
 def get_config(arg=None):
     c = common.substitution()
     data = os.environ.get("KD_JAX_DATA")
-    c.task = dict(name="clm", seq_len=128)
+    c.task = dict(name="clm", seq_len=128, separator="bos")  # as it was trained
     c.data = dict(
         train=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),
         held_out=0.2,

@@ -1,8 +1,10 @@
 """Causal language modelling on blocks of text (GPT-2, Radford et al. 2019).
 
-Documents are joined by the end-of-text token. Row i holds the tokens [i T, (i + 1) T) of the text
-and the labels [i T + 1, (i + 1) T + 1): labels are shifted here and nowhere else, and every token
-but the very first of the text is predicted exactly once. config.task: name, seq_len.
+Documents are joined by one token: that of ends (GPT-2's <|endoftext|>), or for models that have met
+<s> before every text and never </s>, that of beginnings. Row i holds the tokens [i T, (i + 1) T) of
+the text and the labels [i T + 1, (i + 1) T + 1): labels are shifted here and nowhere else, and each
+token but the very first of the text is predicted exactly once. config.task: name, seq_len,
+separator (eos | bos).
 """
 
 import functools
@@ -14,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.settings import settings
+from kd_jax.errors import UserError
 from kd_jax.tasks import text
 from kd_jax.tasks.task import TextTask
 from kd_jax.types import Batch
 
-DEFAULTS = dict(name="clm", seq_len=128)
+DEFAULTS = dict(name="clm", seq_len=128, separator="eos")
 
 
 def make(
@@ -35,6 +38,9 @@ class CausalLM(TextTask):
 
     def __init__(self, config, data, tokenizer) -> None:
         config = settings(config, DEFAULTS, "task")
+        if config["separator"] not in ("eos", "bos"):
+            raise UserError(f"config.task.separator={config['separator']!r}: have eos, bos")
+        self._token = f"{config['separator']}_token"
         super().__init__(data, tokenizer, config["seq_len"])
 
     def shapes(self, batch_size: int) -> Batch:
@@ -49,19 +55,19 @@ class CausalLM(TextTask):
             weights=shape((B, T), np.float32),
         )
 
-    @functools.cached_property
-    def _end(self) -> int:
-        return text.token_id(self.tokenizer, "eos_token", "causal language modelling")
-
     def _separator(self) -> int:
-        return self._end
+        return self._id
+
+    @functools.cached_property
+    def _id(self) -> int:
+        return text.token_id(self.tokenizer, self._token, "causal language modelling")
 
     def _blocks(self, tokens_N, partial):
         return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)
 
     def _make(self, cut, seed, ids_B, epochs_B):
         text_BW, valid_BW = cut.rows(ids_B)
-        text_BW = np.where(valid_BW, text_BW, self._end)  # padding, with mask and weight 0
+        text_BW = np.where(valid_BW, text_BW, self._id)  # padding, with mask and weight 0
         return Batch(
             ids_B=ids_B.astype(np.int32),
             tokens_BT=text_BW[:, :-1],

@@ -1,3 +1,5 @@
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,20 @@ def test_batches_have_the_shapes_and_types_that_are_promised(data, tokenizer):
         for array, shape in zip(jax.tree.leaves(batch), jax.tree.leaves(shapes), strict=True):
             assert isinstance(array, np.ndarray)
             assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
+
+
+def test_documents_may_be_joined_by_the_token_of_beginnings(data, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    one, other = (
+        make(data, tokenizer, separator=name).held_out("test", 4)[0].tokens_BT
+        for name in ("eos", "bos")
+    )
+    assert (one == tokenizer.eos_token_id).any()
+    want = np.where(one == tokenizer.eos_token_id, tokenizer.bos_token_id, one)
+    np.testing.assert_array_equal(other, want)
+    with pytest.raises(UserError, match="config.task.separator='sep': have eos, bos"):
+        make(data, tokenizer, separator="sep")
 
 
 def test_every_token_but_the_first_is_predicted_once_from_those_before_it(data, tokenizer):
