@@ -6,7 +6,9 @@ The run is configs/quickstart.py:smoke with more steps, and dropout in all its m
 at two random steps and within one checkpoint write of each of its three stages, and within the
 export; each time the same command goes on. With --case=substitute it is one stage of
 configs/substitute_gpt2.py:smoke in three phases, killed at two random steps of each, within two
-checkpoint writes, a swap and the export. Then final and best checkpoints (parameters and
+checkpoint writes, a swap and the export. With --case=ensemble it is three rounds of
+configs/ensemble_stories.py:smoke, killed at two random steps of each, within two checkpoint writes,
+a pass that adds a member, and the export. Then final and best checkpoints (parameters and
 optimizer), metrics.csv, eval.csv, results and the exported weights have to be the same bit for bit,
 and no more steps may have been taken than undisturbed + kills x save interval. Kills come from
 outside, by watching the run directory. The exit status is 1 where anything differs.
@@ -40,6 +42,7 @@ COMMAND = (
     f"--config.checkpoint.every={SAVE}",
     f"--config.eval.every={EVALUATE}",
 )
+ROUNDS = ("round_1", "round_2", "round_3")
 PHASE = 20  # steps from one swap to the next
 SUBSTITUTE = (
     f"--config={ROOT / 'configs/substitute_gpt2.py'}:smoke",
@@ -49,10 +52,21 @@ SUBSTITUTE = (
     "--config.substitution.fit_steps=8",
     *COMMAND[1:],
 )
-COMMANDS = {"pretrain": COMMAND, "substitute": SUBSTITUTE}
+ROUND = 48  # steps
+DROPOUT = "'embd_pdrop': 0.1, 'attn_pdrop': 0.1, 'resid_pdrop': 0.1"
+ENSEMBLE = (
+    f"--config={ROOT / 'configs/ensemble_stories.py'}:smoke",
+    "--config.rounds=3",
+    "--config.student.architecture={'model_type': 'gpt2', 'n_embd': 32, 'n_layer': 1, "
+    f"'n_head': 2, 'n_positions': 32, {DROPOUT}}}",
+    *COMMAND[1:],
+    f"--config.steps={ROUND}",
+    "--config.ensemble.rows=2048",
+    "--config.cache.max_gb=1",
+)
 # The figures that may differ.
 TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction", "minutes")
-TIMING += ("latency_ms", "latency_ms_p90", "throughput")
+TIMING += ("pass_seconds", "latency_ms", "latency_ms_p90", "throughput")
 
 # Starts the command for a run directory; what subprocess.Popen returns, or has the same methods.
 Start = Callable[[Path], Any]
@@ -60,12 +74,12 @@ Start = Callable[[Path], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """When to kill: `step` rows are in STAGE/metrics.csv; or, from then on, within a `write`; or
-    within the swap that follows the checkpoint of `step`."""
+    """When to kill: `step` rows are in STAGE/metrics.csv; or, from then on, within a `write` or a
+    pass; or within the swap that follows the checkpoint of `step`."""
 
     stage: str
     step: int = 0
-    write: str = ""  # checkpoint | export | swap
+    write: str = ""  # checkpoint | export | swap | pass
     delay: float = 0.0  # seconds after that
 
     def due(self, run: Path) -> bool:
@@ -73,8 +87,7 @@ class Kill:
             return _exporting(run)
         if self.write == "swap":
             return _swapping(run, self.stage, self.step)
-        reached = last_step(run, self.stage) >= self.step
-        return reached and (not self.write or bool(unfinished(run, self.stage)))
+        return last_step(run, self.stage) >= self.step and self._within(run)
 
     def hit(self, run: Path) -> bool:
         """Whether the killed run was where it should be."""
@@ -82,7 +95,11 @@ class Kill:
             return _exporting(run) and not (run / "results.json").exists()
         if self.write == "swap":
             return _swapping(run, self.stage, self.step)
-        return not self.write or bool(unfinished(run, self.stage))
+        return self._within(run)
+
+    def _within(self, run: Path) -> bool:
+        left = {"pass": _passing(run), "checkpoint": bool(unfinished(run, self.stage))}
+        return left.get(self.write, True)
 
 
 def plan(seed: int, steps: int = STEPS, save: int = SAVE) -> list[Kill]:
@@ -109,6 +126,19 @@ def plan_substitution(seed: int) -> list[Kill]:
     kills.append(Kill("substitute", rng.choice((PHASE, 2 * PHASE)), "swap"))
     kills.sort(key=lambda kill: (kill.step, kill.write))
     return [*kills, Kill("substitute", write="export", delay=rng.uniform(0.0, 0.3))]
+
+
+def plan_ensemble(seed: int) -> list[Kill]:
+    """The ten kills of three rounds."""
+    rng = random.Random(seed)
+    kills = []
+    for stage in ROUNDS:
+        kills += [Kill(stage, step) for step in sorted(rng.sample(range(1, ROUND), 2))]
+    kills.insert(2, Kill(ROUNDS[0], ROUND, "pass"))
+    for stage in rng.sample(ROUNDS[1:], 2):
+        kills.append(Kill(stage, SAVE * rng.randrange(1, ROUND // SAVE), "checkpoint"))
+    kills.sort(key=lambda kill: (kill.stage, kill.step))
+    return [*kills, Kill(ROUNDS[-1], write="export", delay=rng.uniform(0.0, 0.3))]
 
 
 def last_step(run: Path, stage: str) -> int:
@@ -141,6 +171,15 @@ def _swapping(run: Path, stage: str, step: int) -> bool:
 
 def _exporting(run: Path) -> bool:
     return any((run / "export").glob(".*.partial"))
+
+
+def _passing(run: Path) -> bool:
+    return any(signals_of(run).glob("*.partial"))
+
+
+def signals_of(run: Path) -> Path:
+    """Where a run of an ensemble keeps logits: each its own."""
+    return run.with_name(f"{run.name}.signals")
 
 
 class Life:
@@ -261,8 +300,26 @@ def _arrays(checkpoint: Path) -> dict[str, tuple]:
     return {path: (a.dtype.name, a.shape, a.tobytes()) for path, a in arrays.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is run, and when it is killed."""
+
+    command: Sequence[str]
+    stages: Sequence[str]  # folders of the run directory, in their order
+    kills: Callable[[int], list[Kill]]  # by the seed
+
+
+CASES = {
+    "pretrain": Case(COMMAND, STAGES, plan),
+    "substitute": Case(SUBSTITUTE, ("substitute",), plan_substitution),
+    "ensemble": Case(ENSEMBLE, ROUNDS, plan_ensemble),
+}
+
+
 def start_command(run: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
     """The command as a user gives it; what it prints goes to RUN.log."""
+    if command is ENSEMBLE:
+        command = (*command, f"--config.cache.folder={signals_of(run)}")
     with open(f"{run}.log", "a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "kd_jax.main", *command, f"--workdir={run}"],
@@ -286,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", choices=COMMANDS, default="pretrain", help="what is run")
+    parser.add_argument("--case", choices=CASES, default="pretrain", help="what is run")
     parser.add_argument("--seed", type=int, default=0, help="of the random steps")
     parser.add_argument("--folder", help="keep the run directories there")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
@@ -300,9 +357,9 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     whole, killed = folder / "undisturbed", folder / "killed"
 
-    start = functools.partial(start_command, command=COMMANDS[args.case])
-    stages = STAGES if args.case == "pretrain" else ("substitute",)
-    kills = plan(args.seed) if args.case == "pretrain" else plan_substitution(args.seed)
+    case = CASES[args.case]
+    start = functools.partial(start_command, command=case.command)
+    stages, kills = case.stages, case.kills(args.seed)
     undisturbed = run_killed(start, whole, [], 1800, stages)
     done = run_killed(start, killed, kills, 1800, stages)
     steps, limit = done["steps"], undisturbed["steps"] + len(kills) * SAVE
@@ -310,7 +367,7 @@ def main() -> None:
     report = {
         "case": args.case,
         "kills": done["hits"],
-        "dropout": _dropout(whole, stages[-1]),
+        "dropout": _dropout(whole),
         "steps_undisturbed": undisturbed["steps"],
         "steps_at_most": steps,
         "steps_allowed": limit,
@@ -325,10 +382,10 @@ def main() -> None:
     sys.exit(1 if found or steps > limit else 0)
 
 
-def _dropout(run: Path, stage: str) -> float:
-    """The rate in the exported model."""
-    config = json.loads((run / "export" / stage / "config.json").read_text())
-    return config["resid_pdrop"]
+def _dropout(run: Path) -> float:
+    """The rate in the exported models."""
+    pages = [path.read_text() for path in run.glob("export/*/config.json")]
+    return max(json.loads(page).get("resid_pdrop", 0.0) for page in pages)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,22 @@ def _sweep(rows: list[Row]) -> str:
     return table.Table("", header, seconds, labels=1).markdown()
 
 
+def _ensemble(rows: list[Row]) -> str:
+    header = ["way", "round", "step (ms)", "of round 1's", "pass (s)", "amortised (ms)"]
+    header += ["peak GB", "of round 1's"]
+    found = [
+        [
+            *(row["way"], row["round"], f"{1e3 * row['step_s']:.1f}", f"{row['step_ratio']:.2f}"),
+            *(f"{row['pass_s']:.1f}", f"{1e3 * row['amortised_s']:.1f}", _memory(row)),
+            f"{row['peak_ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    return table.Table("", header, found, labels=2).markdown()
+
+
 _TABLES = {
+    "way": _ensemble,
     "case": _pretraining,
     "work": _finetuning,
     "endings_per_s": _hellaswag,

@@ -45,12 +45,14 @@ class Rounds:
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
         """A round, counted from 1, after `members`: the new member, and {"round", "members",
-        "minutes", "student": its figures, "ensemble": those of all}."""
+        "minutes", "pass_seconds" (before its first step), "student": its figures, "ensemble":
+        those of all}."""
         setup, this = self._setup, self._stage
         folder = setup.folder / f"round_{number}"
         began = time.time()
         plan, knobs = setup.plan(this)
         guides, stream = self._taught(number, members)
+        passed = time.time() - began
         online = self._online(members)
         fitted = loop.fit(
             self._start(members),
@@ -87,6 +89,7 @@ class Rounds:
             "members": len(members) + 1,
             "best_step": fitted.best_step,
             "minutes": round((time.time() - began) / 60, 2),
+            "pass_seconds": round(passed, 2),
             "student": _perplexity(student) | {"parameters": size} | stage.speed(folder),
             "ensemble": _perplexity(whole)
             | {"parameters": size * (len(members) + 1)}
