@@ -25,7 +25,7 @@ def once(file: Path, write: Callable[[Path], None]) -> bool:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(file.with_suffix(".lock")):
+        with lock(file.with_suffix(".lock")):
             if file.exists():
                 return True
             unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
@@ -45,7 +45,8 @@ def once(file: Path, write: Callable[[Path], None]) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
+def lock(file: Path) -> Iterator[None]:
+    """Processes of one machine that lock the same file come one after the other."""
     with file.open("w") as stream:
         # Some network filesystems have no locks: then two processes may do the same work, and
         # the last one's file stays.

@@ -27,6 +27,7 @@ from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
 from kd_jax.recipes.past import past_members
 from kd_jax.recipes.rounds import Rounds
 from kd_jax.schedules import learning_rate
+from kd_jax.train import sharding
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "rounds": found,
         "trend": _trend(found),
     }
+    members = [sharding.to_host(params) for params in members]
     if jax.process_index() == 0:
         results["export"] = export_ensemble.export_run(setup, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)

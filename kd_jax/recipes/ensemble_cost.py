@@ -15,6 +15,7 @@ from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.teachers import ensemble
+from kd_jax.train import sharding
 from kd_jax.types import Array, Batch, Params
 
 ROWS, CALLS, SECONDS = 32, 20, 5.0
@@ -24,7 +25,7 @@ CHUNK = 256  # tokens whose logits exist at a time
 def measure(setup: EnsembleSetup, members: Sequence[Params]) -> dict[str, Any]:
     """`evals.cost.measure` of the first choice of every token of real rows."""
     device = jax.local_devices()[0]
-    kept = [blueprint.stored(member, setup.policy) for member in jax.device_get(list(members))]
+    kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
     graphdef = setup.models["student"].abstract().graphdef
     space, policy = setup.config.ensemble.space, setup.policy

@@ -16,7 +16,6 @@ from kd_jax.recipes import export
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.stage import count
 from kd_jax.teachers.several import average
-from kd_jax.train import sharding
 from kd_jax.types import Params
 
 
@@ -26,9 +25,8 @@ def export_run(
     weights: Sequence[float],
     results: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes RUN/export/member_N, from 1, and RUN/export/ensemble. Returns what
-    `export.export_model` does, of the ensemble, and "members": their paths."""
-    members = [sharding.to_host(params) for params in members]
+    """Writes RUN/export/member_N, from 1, and RUN/export/ensemble, of members on the host. Returns
+    what `export.export_model` does, of the ensemble, and "members": their paths."""
     paths = [
         _member(setup, params, number, results)["path"] for number, params in enumerate(members, 1)
     ]

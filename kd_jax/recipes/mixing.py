@@ -18,6 +18,7 @@ from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.teachers import ensemble
+from kd_jax.train import sharding
 from kd_jax.types import Array, Batch, Model, Params
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ CHUNK = 256  # tokens whose logits exist at a time
 def learned(setup: EnsembleSetup, teacher: Model, members: Sequence[Params]) -> list[float]:
     """Weights of the members, which sum to 1: softmax of what minimises KL(teacher || mean) on the
     validation split, from equal ones. On one device."""
-    kept = [blueprint.stored(member, setup.policy) for member in members]
-    stacked = ensemble.stack(jax.device_get(kept))
+    kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
+    stacked = ensemble.stack(kept)
     graphdef = setup.models["student"].abstract().graphdef
     rows = setup.task.held_out("validation", setup.config.eval.batch_size)
     batches = [rows[step] for step in range(min(rows.steps, BATCHES))]
-    alone = Model(jax.device_get(teacher.params), teacher.graphdef)
+    alone = Model(sharding.to_host(teacher.params), teacher.graphdef)
     how = dict(size=setup.vocab_size, space=setup.config.ensemble.space, policy=setup.policy)
     logits_E, optimizer = jnp.zeros(len(members)), optax.adam(RATE)
     state = optimizer.init(logits_E)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class Recall:
         settings = setup.config.ensemble
         self._space, self.vocab_size = settings.space, setup.vocab_size
         self._root = setup.cache_folder
+        if jax.process_count() > 1:  # all compute together, and each keeps what it computed
+            self._root /= f"process_{jax.process_index()}_of_{jax.process_count()}"
         tokens = int(self._counts_R.sum())
         self._max_bytes = 1e9 * setup.config.cache.max_gb
         self._of_teacher = ""  # the name of the teacher's signal
@@ -76,12 +79,13 @@ class Recall:
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
         if what == "teacher":
             self._of_teacher = names[0]
-        there = [n for n, name in enumerate(names) if (self._root / name).exists()]
+        there = _everywhere([(self._root / name).exists() for name in names])
         start = max(there, default=0)
         found = None
         for n in range(start, len(models)):
             before = found
             if n not in there:
+                shutil.rmtree(self._root / names[n], ignore_errors=True)  # not all have it
                 size = signals.size_of(int(self._counts_R.sum()), self.k, self.vocab_size)
                 needed = {self._of_teacher, *names[max(0, n - 1) : n]} - {""}
                 signals.make_room(self._root, size, self._max_bytes, needed)
@@ -152,6 +156,14 @@ def _look_through(rows: Stream, count: int) -> tuple[np.ndarray, str]:
         for part in (batch.ids_B, batch.tokens_BT, batch.weights, batch.segments_BT):
             digest.update(b"" if part is None else np.ascontiguousarray(part).data)
     return counts_R, digest.hexdigest()
+
+
+def _everywhere(here: list[bool]) -> list[int]:
+    """Which are there in all processes, so that all of them compute the same ones."""
+    here_N = np.asarray(here)
+    if jax.process_count() > 1:
+        here_N = multihost_utils.process_allgather(here_N).all(axis=0)
+    return np.flatnonzero(here_N).tolist()
 
 
 def _to_host(tree: Any) -> Any:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.types import Batch, Signal
 
@@ -112,18 +113,21 @@ def written(
     counts_R: np.ndarray,
     compute: Callable[[], Iterable[tuple[Batch, Signal]]],
 ) -> Signals:
-    """The signal `name`, computed where it is not there yet.
+    """The signal `name`, computed where it is not there yet. Programs of one machine that want the
+    same one wait for the first.
 
     `compute` gives every batch of the rows, with NumPy arrays, and its signal.
     """
     folder = Path(root) / name
-    if not folder.exists():
-        partial = folder.with_name(f"{name}.{os.getpid()}.partial")
-        for left in Path(root).glob(f"{name}.*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, counts_R, compute())
-        partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with cache.lock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            for left in Path(root).glob(f"{name}.*.partial"):  # of programs that are gone
+                shutil.rmtree(left, ignore_errors=True)
+            partial = folder.with_name(f"{name}.{os.getpid()}.partial")
+            partial.mkdir()
+            _write(partial, counts_R, compute())
+            partial.rename(folder)
     return Signals(folder, counts_R)
 
 
