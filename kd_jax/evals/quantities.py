@@ -39,7 +39,8 @@ def _operations(number: float) -> str:
 
 
 def _tera(number: float) -> str:
-    return f"{number / 1e12:,.1f} T"
+    tera = number / 1e12
+    return f"{tera:,.1f} T" if tera >= 1 else f"{tera:.2g} T"
 
 
 _SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
