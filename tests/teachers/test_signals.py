@@ -1,4 +1,7 @@
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +42,10 @@ def made(folder, k, order=((2, 1), (0, 3)), name="one"):
     return signals.written(folder, name, COUNTS, lambda: ((b, signal(b, k)) for b in batches))
 
 
+def folders(root):
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
 @pytest.mark.parametrize("k", [V, 3])
 def test_what_was_computed_comes_back_in_any_order(tmp_path, k):
     found = made(tmp_path, k)
@@ -60,7 +67,28 @@ def test_it_is_computed_once(tmp_path):
     made(tmp_path, 3)
     found = signals.written(tmp_path, "one", COUNTS, lambda: pytest.fail("computed again"))
     assert found.k == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert folders(tmp_path) == ["one"]
+
+
+def test_programs_that_want_the_same_wait_for_the_first(tmp_path):
+    computed, begun, go_on = [], threading.Event(), threading.Event()
+
+    def slowly():
+        computed.append(0)
+        begun.set()
+        assert go_on.wait(20)
+        batch = rows([2, 1])
+        yield batch, signal(batch, 3)
+        batch = rows([0, 3])
+        yield batch, signal(batch, 3)
+
+    with ThreadPoolExecutor(2) as programs:
+        both = [programs.submit(signals.written, tmp_path, "one", COUNTS, slowly) for _ in range(2)]
+        assert begun.wait(20)
+        time.sleep(0.2)  # for the second to come as far
+        go_on.set()
+        assert [each.result().k for each in both] == [3, 3]
+    assert len(computed) == 1 and folders(tmp_path) == ["one"]
 
 
 def test_what_a_crash_leaves_is_not_read(tmp_path):
@@ -73,7 +101,7 @@ def test_what_a_crash_leaves_is_not_read(tmp_path):
         signals.written(tmp_path, "one", COUNTS, dies)
     assert not (tmp_path / "one").exists()
     made(tmp_path, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+    assert folders(tmp_path) == ["one"]
 
 
 def test_other_rows_are_noticed(tmp_path):
@@ -105,7 +133,7 @@ def test_room_is_made_by_what_was_unused_longest(tmp_path):
         os.utime(tmp_path / name, (then, then))
     size = sum(file.stat().st_size for file in (tmp_path / "old").iterdir())
     signals.make_room(tmp_path, size, 3 * size, {"kept"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
+    assert folders(tmp_path) == ["kept", "new"]
     with pytest.raises(UserError, match="are wanted in .*; raise it, or lower config.ens"):
         signals.make_room(tmp_path, size, 1.5 * size, {"kept"})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
+    assert folders(tmp_path) == ["kept", "new"]
