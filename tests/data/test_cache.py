@@ -9,10 +9,10 @@ def test_one_writer_at_a_time(tmp_path):
     order = []
 
     def second():
-        with cache._lock(tmp_path / "x.lock"):
+        with cache.lock(tmp_path / "x.lock"):
             order.append("second")
 
-    with cache._lock(tmp_path / "x.lock"):
+    with cache.lock(tmp_path / "x.lock"):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.3)
