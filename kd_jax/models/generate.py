@@ -2,7 +2,8 @@
 
 One program writes for prompts of one bucket of lengths and one bucket of numbers of new tokens:
 prompts are padded to the first, the cache has room for both. Temperature, top-p, stop tokens and
-the number of new tokens are inputs of that program.
+the number of new tokens are inputs of that program; greedy choice, draws from the whole vocabulary
+and draws from its top-p are three programs.
 """
 
 import functools
@@ -66,6 +67,7 @@ def generate(
         jax.random.key(seed),
         room=_bucket(max_new_tokens),
         greedy=temperature == 0.0,
+        nucleus=top_p < 1.0,
     )
     return [row[:count] for row, count in zip(np.asarray(out_BN), counts_B, strict=True)]
 
@@ -97,7 +99,7 @@ def _check(prompts, max_new_tokens, temperature, top_p, config) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("room", "greedy"))
+@functools.partial(jax.jit, static_argnames=("room", "greedy", "nucleus"))
 def _write(
     model: Model,
     tokens_BT: Array,
@@ -110,6 +112,7 @@ def _write(
     *,
     room: int,
     greedy: bool,
+    nucleus: bool,
 ) -> tuple[Array, Array]:
     """(new tokens (B, room), how many of them count)."""
     module = nnx.merge(model.graphdef, model.params)
@@ -121,6 +124,9 @@ def _write(
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draws = jax.random.fold_in(key, step)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draws, jnp.arange(B))
+        if not nucleus:  # which would sort all logits
+            drawn_B = jax.vmap(jax.random.categorical)(keys, logits_BV / temperature)
+            return drawn_B.astype(jnp.int32)
         return jax.vmap(_draw, in_axes=(0, 0, None, None))(keys, logits_BV, temperature, top_p)
 
     def stops(token_B: Array) -> Array:
