@@ -1,5 +1,5 @@
-"""What the mean of several members costs to compute, timed on one device: one row of the task's
-length at a time, and 32 of them."""
+"""What a model, or the mean of several of one shape, costs to compute, timed on one device: one row
+of the task's length at a time, and 32 of them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ ROWS, CALLS, SECONDS = 32, 20, 5.0
 CHUNK = 256  # tokens whose logits exist at a time
 
 
-def measure(setup: EnsembleSetup, members: Sequence[Params]) -> dict[str, Any]:
-    """`evals.cost.measure` of the first choice of every token of real rows."""
+def measure(setup: EnsembleSetup, name: str, members: Sequence[Params]) -> dict[str, Any]:
+    """`evals.cost.measure` of the first choice of every token of real rows. `name`: the model that
+    the members are of; all processes call this together."""
     device = jax.local_devices()[0]
     kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
-    graphdef = setup.models["student"].abstract().graphdef
+    graphdef = setup.models[name].abstract().graphdef
     space, policy = setup.config.ensemble.space, setup.policy
 
     def call(rows: int) -> Any:

@@ -90,10 +90,13 @@ class Rounds:
             "best_step": fitted.best_step,
             "minutes": round((time.time() - began) / 60, 2),
             "pass_seconds": round(passed, 2),
-            "student": _perplexity(student) | {"parameters": size} | stage.speed(folder),
+            "student": _perplexity(student)
+            | {"parameters": size}
+            | stage.speed(folder)
+            | ensemble_cost.measure(setup, "student", [params]),
             "ensemble": _perplexity(whole)
             | {"parameters": size * (len(members) + 1)}
-            | ensemble_cost.measure(setup, [*members, params]),
+            | ensemble_cost.measure(setup, "student", [*members, params]),
         }
         if jax.process_index() == 0:
             workdir.write(folder / "results.json", found)
@@ -189,6 +192,7 @@ class Rounds:
         plan = setup.held_out_plan(beside_teacher=False)
         found = _perplexity(evaluate(self._teacher, stream, None, plan, by))
         found["parameters"] = stage.count(params)
+        found |= ensemble_cost.measure(setup, "teacher", [params])
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             workdir.write(path, found)
