@@ -17,13 +17,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from kd_jax.evals import by_class, quantities, runs, table
+from kd_jax.evals import by_class, by_round, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (results|summary): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
-KEPT += ("task", "primary")
+KEPT += ("task", "primary", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
 
 
@@ -185,6 +185,9 @@ def render(name: str) -> str:
     classes = by_class.side_by_side(name, stages)
     if classes is not None:
         page += f"\n{classes.markdown()}"
+    rounds = by_round.of_runs(name, entry["runs"])
+    if rounds is not None:
+        page += f"\n{rounds.markdown()}\n{by_round.findings(entry['runs'])}\n"
     return f"{page}\n`results/{name}.json`: {_where(entry)}. {entry['note']}".rstrip() + "\n"
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_jax.evals import by_class, document, findings, plots, quantities, table, tradeoff
+from kd_jax.evals import by_class, by_round, document, findings, plots, quantities, table, tradeoff
 from kd_jax.evals.document import Details, Document, Matrices, Pictures, Section, Text
 from kd_jax.evals.quantities import MISSING, Figure, Stages
 from kd_jax.evals.runs import Run
@@ -46,6 +46,9 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
         Section("Quality", [_how(groups), *quality]),
         Section(
             "Classes", [block for label, runs in stages.items() for block in _classes(label, runs)]
+        ),
+        Section(
+            "Rounds", [block for label, runs in groups.items() for block in _rounds(label, runs)]
         ),
         Section("Cost", [each for label, runs in stages.items() for each in _cost(label, runs)]),
         Section(
@@ -146,6 +149,16 @@ def _classes(label: str, runs: Sequence[Stages]) -> list[document.Block]:
     if len(found.rows) > MOST_CLASSES:
         return [found, Text(f"{len(found.rows)} classes are too many for a confusion matrix.")]
     return [found, Matrices(by_class.confusions(runs))]
+
+
+def _rounds(label: str, runs: Sequence[Run]) -> list[document.Block]:
+    """An ensemble after each round, and what its size does."""
+    results = [run.results for run in runs]
+    found = by_round.of_runs(label, results)
+    if found is None:
+        return []
+    said = by_round.findings(results)
+    return [found, *([Text(said)] if said else [])]
 
 
 def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:

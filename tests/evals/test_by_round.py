@@ -1,0 +1,36 @@
+from kd_jax.evals import by_round
+
+
+def run(*kls, slope=1.0):
+    """Results of a run whose ensemble has these KLs after its rounds."""
+    rounds = []
+    for number, kl in enumerate(kls, 1):
+        figures = {"loss": 1 + kl, "kl": kl, "agreement": 1 - kl}
+        size = {"parameters": 1000 * number}
+        alone = figures | {"kl": 2 * kl}
+        rounds.append(
+            {"round": number, "members": number, "ensemble": figures | size, "student": alone}
+        )
+    fitted = {"limit": 0.25, "limit_error": 0.01, "slope": slope, "slope_error": 0.02}
+    return {"rounds": rounds, "trend": {"kl": fitted, "loss": fitted} if len(kls) > 2 else {}}
+
+
+def test_a_row_a_round_with_means_over_the_seeds():
+    table = by_round.of_runs("qwen", [run(0.5, 0.25), run(0.3, 0.15)])
+    assert table.title == "qwen: rounds, 2 seeds: mean ± standard deviation"
+    assert len(table.header) == sum(width for _, width in table.spans) + table.labels
+    assert table.rows[0][:3] == ["1", "1", "1,000"]
+    assert table.rows[0][3:] == [
+        *("1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414"),
+        *("1.4000 ± 0.1414", "0.8000 ± 0.2828"),
+    ]
+    assert [row[0] for row in table.rows] == ["1", "2"]
+    assert by_round.of_runs("x", [{"stages": {}}]) is None
+
+
+def test_what_is_said_of_the_rounds():
+    said = by_round.findings([run(0.5, 0.3, 0.25), run(0.3, 0.2, 0.15, slope=3.0)])
+    assert "round 3 less round 1: −0.2000 ± 0.0500 nats a token" in said
+    assert "KL of n members, fitted: 0.2500 ± 0.0100 + (2.0000 ± 0.0200) / n." in said
+    assert "fitted" not in by_round.findings([run(0.5, 0.25)])
+    assert by_round.findings([run(0.5)]) == ""
