@@ -57,7 +57,7 @@ DROPOUT = "'embd_pdrop': 0.1, 'attn_pdrop': 0.1, 'resid_pdrop': 0.1"
 ENSEMBLE = (
     f"--config={ROOT / 'configs/ensemble_stories.py'}:smoke",
     "--config.rounds=3",
-    "--config.student.architecture={'model_type': 'gpt2', 'n_embd': 32, 'n_layer': 1, "
+    "--config.student.architecture={'model_type': 'gpt2', 'n_embd': 32, "
     f"'n_head': 2, 'n_positions': 32, {DROPOUT}}}",
     *COMMAND[1:],
     f"--config.steps={ROUND}",
