@@ -10,12 +10,12 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import absl.logging
 import jax
 from absl import flags
 
+from kd_jax.data import cache
 from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -118,5 +118,4 @@ def start_jax() -> None:
     # What the user sets comes later, and wins.
     os.environ["XLA_FLAGS"] = f"{CPU_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder(None) / "xla"))

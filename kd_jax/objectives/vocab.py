@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
+from kd_jax.objectives import chunks
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
 from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
 from kd_jax.precision import Policy, rows_product
@@ -156,16 +157,11 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
     """Loss, totals by term, and the gradients for (features, unembedding, bias) when wanted."""
     num_rows = labels_N.shape[0]
     size = engine.rows_per_chunk(num_rows, student.num_classes)
-    num_chunks = -(-num_rows // size)
     operand = jnp.dtype(engine.student_policy.operand)
     unembed_VD = student.unembed_VD
     if unembed_VD is not None:
         unembed_VD = unembed_VD.astype(operand)  # once, not in every chunk
     sources = student.replace(unembed_VD=unembed_VD), teacher, beside
-
-    def split(array):
-        padding = [(0, num_chunks * size - num_rows)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, padding).reshape(num_chunks, size, *array.shape[1:])
 
     def body(carry, inputs):
         of_sources, labels_C, weights_C = inputs
@@ -207,23 +203,17 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
         dw_DV = jnp.zeros(unembed_VD.shape[::-1], jnp.float32)
     if want_grads and student.bias_V is not None:
         db_V = jnp.zeros(student.bias_V.shape, jnp.float32)
-    inputs = jax.tree.map(
-        split,
-        (
-            (
-                student.rows,
-                None if teacher is None else teacher.rows,
-                None if beside is None else beside.others.rows,
-            ),
-            labels_N,
-            weights,
-        ),
+    of_sources = (
+        student.rows,
+        None if teacher is None else teacher.rows,
+        None if beside is None else beside.others.rows,
     )
+    inputs = chunks.split((of_sources, labels_N, weights), size)
     (totals, dw_DV, db_V), dx = jax.lax.scan(body, (zeros, dw_DV, db_V), inputs)
     loss = sum((scales[name] * totals[name] for name in scales), jnp.float32(0.0))
     grads = None
     if want_grads:
-        dx_ND = dx.reshape(num_chunks * size, -1)[:num_rows]
+        dx_ND = dx.reshape(-1, dx.shape[-1])[:num_rows]
         if dw_DV is not None:
             # The barrier keeps XLA from folding the transposition into the last chunk's product.
             dw_DV = jax.lax.optimization_barrier(dw_DV).T

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from kd_jax.data import cache
 from kd_jax.data.buckets import BucketStream
 from kd_jax.models import family
 from kd_jax.recipes import stage
@@ -99,13 +99,11 @@ class Answers:
         return stage.frozen(self._setup, name, self._given[name])
 
     def _open(self, name: str) -> Store | None:
-        cache, model = self._setup.config.cache, self._setup.models[name]
-        if not cache.max_gb:
+        settings, model = self._setup.config.cache, self._setup.models[name]
+        if not settings.max_gb:
             return None
-        root = cache.folder or Path(
-            os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"), "teacher_logits"
-        )
+        root = settings.folder or cache.folder(None) / "teacher_logits"
         shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._setup.head)
         params = sharding.to_host(self._given[name])
-        return Store(Path(root), identity(params, about), cache.max_gb)
+        return Store(Path(root), identity(params, about), settings.max_gb)

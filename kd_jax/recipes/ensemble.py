@@ -12,13 +12,13 @@ A round that is done has results.json in its folder RUN/round_N; nothing else sa
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax.evals import rounds
@@ -35,9 +35,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     """Runs what is left of the run in `folder` and returns its results (see results.json)."""
     began = time.time()
-    if (folder / "results.json").exists():
-        results = json.loads((folder / "results.json").read_text())
-        stage.show(folder, results)
+    if results := stage.finished(folder):
         return results
     setup = Setup(config, folder)
     this = setup.principal
@@ -79,6 +77,8 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("end of the run")
     return results
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.objectives import combine
@@ -83,8 +83,7 @@ class EnsembleSetup(TextSetup):
     @property
     def cache_folder(self) -> Path:
         """Where signals are kept."""
-        default = Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
-        return Path(self.config.cache.folder or default / "signals").expanduser()
+        return Path(self.config.cache.folder or cache.folder(None) / "signals").expanduser()
 
     def beside(self, stage: Stage, frozen: Model, batch: Batch) -> tuple[Guides, Batch]:
         """As in the last round."""

@@ -45,9 +45,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     """Runs what is left of the run in `folder` and returns its results (see results.json)."""
     watch = Stopwatch()
-    if (folder / "results.json").exists():
-        results = json.loads((folder / "results.json").read_text())
-        stage.show(folder, results)
+    if results := stage.finished(folder):
         return results
     with watch.part("start-up"):
         setup = Setup(config, folder)

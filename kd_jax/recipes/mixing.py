@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kd_jax.objectives import chunks
 from kd_jax.objectives.sources import head_of
 from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
@@ -72,21 +73,12 @@ def _slope(
         @jax.checkpoint
         def chunk(total, parts):
             own_rows, their_rows, weights_C = parts
-            p_CV = jax.nn.log_softmax(their_rows_logits(their_rows), axis=1)
+            p_CV = jax.nn.log_softmax(theirs.logits(their_rows, policy), axis=1)
             q_CV = jax.nn.log_softmax(ours.logits(own_rows, policy), axis=1)
             kl_C = (jnp.exp(p_CV) * (p_CV - q_CV)).sum(axis=1)
             return total + jnp.where(weights_C > 0, kl_C, 0.0).sum(), None
 
-        def their_rows_logits(rows):
-            return theirs.logits(rows, policy)
-
-        count = -(-len(weights_N) // CHUNK)
-
-        def split(array):
-            padding = [(0, count * CHUNK - len(array))] + [(0, 0)] * (array.ndim - 1)
-            return jnp.pad(array, padding).reshape(count, CHUNK, *array.shape[1:])
-
-        parts = jax.tree.map(split, (ours.rows, theirs.rows, weights_N))
+        parts = chunks.split((ours.rows, theirs.rows, weights_N), CHUNK)
         total, _ = jax.lax.scan(chunk, jnp.float32(0.0), parts)
         return total / (weights_N > 0).sum()
 

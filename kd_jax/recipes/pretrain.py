@@ -42,9 +42,7 @@ def run(
     `make_setup`: that of another recipe whose stages train language models.
     """
     began = time.time()
-    if (folder / "results.json").exists():
-        results = json.loads((folder / "results.json").read_text())
-        stage.show(folder, results)
+    if results := stage.finished(folder):
         return results
     setup = make_setup(config, folder)
     _check(setup)

@@ -40,9 +40,11 @@ SAMPLE = 1000  # tokens on which kept logits are compared with all of them
 class Recall:
     """Signals over the rows of one pass."""
 
-    def __init__(self, setup: Any, rows: Stream, count: int):
-        """`rows`: one pass over them; `count`: of all rows that there are, ids below it."""
-        self._setup, self._rows = setup, rows
+    def __init__(self, setup: Any, teacher: Model, rows: Stream, count: int):
+        """`teacher`: as `stage.frozen` lays it out; `rows`: one pass over them; `count`: of all
+        rows that there are, ids below it."""
+        self._setup, self._teacher, self._rows = setup, teacher, rows
+        self._members: list[str] = []  # identities of those that were asked for
         self._counts_R, self._digest = _look_through(rows, count)
         settings = setup.config.ensemble
         self._space, self.vocab_size = settings.space, setup.vocab_size
@@ -51,7 +53,6 @@ class Recall:
             self._root /= f"process_{jax.process_index()}_of_{jax.process_count()}"
         tokens = int(self._counts_R.sum())
         self._max_bytes = 1e9 * setup.config.cache.max_gb
-        self._of_teacher = ""  # the name of the teacher's signal
         self.k = signals.kept(tokens, self.vocab_size, settings.top_k, self._max_bytes)
         gigabytes = signals.size_of(tokens, self.k, self.vocab_size) / 1e9
         log.info(
@@ -59,26 +60,29 @@ class Recall:
             *(f"{tokens:,}", "all" if self.k == self.vocab_size else f"{self.k}", gigabytes),
         )
 
-    def teacher(self, params: Params) -> Signals:
-        """The teacher's signal; `params` as `stage.frozen` lays them out."""
-        model = self._setup.models["teacher"]
-        return self._after([Model(params, model.abstract().graphdef)], model, "teacher")
+    @functools.cached_property
+    def teacher(self) -> Signals:
+        """The teacher's signal."""
+        identity = _identity(self._teacher, self._setup.models["teacher"])
+        return self._after([self._teacher], [identity], "teacher", needed=set())
 
     def mean(self, members: Sequence[Params]) -> Signals:
-        """That of the mean of all members."""
-        model = self._setup.models["student"]
-        graphdef = model.abstract().graphdef
-        return self._after([Model(params, graphdef) for params in members], model, "member")
+        """That of the mean of all members; those of an earlier call come first in every later
+        one."""
+        described = self._setup.models["student"]
+        models = [Model(params, described.abstract().graphdef) for params in members]
+        new = models[len(self._members) :]
+        self._members += [_identity(model, described) for model in new]
+        of_teacher = self.teacher.folder.name
+        return self._after(models, self._members[: len(models)], "member", needed={of_teacher})
 
-    def _after(self, models: Sequence[Model], described: Blueprint, what: str) -> Signals:
-        """The signal of the mean of all models, from the longest part of them that is there."""
-        identities = [
-            store.identity(sharding.to_host(model.params), described.hf_json) for model in models
-        ]
+    def _after(
+        self, models: Sequence[Model], identities: Sequence[str], what: str, needed: set[str]
+    ) -> Signals:
+        """The signal of the mean of all models, from the longest part of them that is there;
+        signals that are `needed` stay."""
         about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
-        if what == "teacher":
-            self._of_teacher = names[0]
         there = _everywhere([(self._root / name).exists() for name in names])
         start = max(there, default=0)
         found = None
@@ -87,8 +91,8 @@ class Recall:
             if n not in there:
                 shutil.rmtree(self._root / names[n], ignore_errors=True)  # not all have it
                 size = signals.size_of(int(self._counts_R.sum()), self.k, self.vocab_size)
-                needed = {self._of_teacher, *names[max(0, n - 1) : n]} - {""}
-                signals.make_room(self._root, size, self._max_bytes, needed)
+                kept = {*needed, *names[max(0, n - 1) : n]}
+                signals.make_room(self._root, size, self._max_bytes, kept)
             found = signals.written(
                 self._root,
                 names[n],
@@ -144,6 +148,10 @@ class Recall:
         )
         gaps_M = (np.exp(exact_MV) * (exact_MV - near_MV)).sum(axis=1, dtype=np.float64)
         return float(gaps_M.mean()), len(gaps_M)
+
+
+def _identity(model: Model, described: Blueprint) -> str:
+    return store.identity(sharding.to_host(model.params), described.hf_json)
 
 
 def _look_through(rows: Stream, count: int) -> tuple[np.ndarray, str]:

@@ -40,7 +40,8 @@ class Rounds:
         self._teacher = stage.frozen(setup, "teacher", teacher)
         self._recall = None
         if not setup.config.ensemble.fresh:
-            self._recall = Recall(setup, *setup.one_pass(self._stage.batch_size))
+            once = setup.one_pass(self._stage.batch_size)
+            self._recall = Recall(setup, self._teacher, *once)
         self.of_teacher = self._judged_teacher(teacher)
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
@@ -84,19 +85,16 @@ class Rounds:
         student = {key.removeprefix("student_"): value for key, value in own.items()}
         whole = {key: value for key, value in figures.items() if key not in own}
         size = stage.count(params)
+        alone = ensemble_cost.measure(setup, "student", [params])
+        whole |= ensemble_cost.measure(setup, "student", [*members, params]) if members else alone
         found = {
             "round": number,
             "members": len(members) + 1,
             "best_step": fitted.best_step,
             "minutes": round((time.time() - began) / 60, 2),
             "pass_seconds": round(passed, 2),
-            "student": _perplexity(student)
-            | {"parameters": size}
-            | stage.speed(folder)
-            | ensemble_cost.measure(setup, "student", [params]),
-            "ensemble": _perplexity(whole)
-            | {"parameters": size * (len(members) + 1)}
-            | ensemble_cost.measure(setup, "student", [*members, params]),
+            "student": _perplexity(student) | {"parameters": size} | stage.speed(folder) | alone,
+            "ensemble": _perplexity(whole) | {"parameters": size * (len(members) + 1)},
         }
         if jax.process_index() == 0:
             workdir.write(folder / "results.json", found)
@@ -139,7 +137,7 @@ class Rounds:
         stream = self._setup.stream(self._stage, number)
         if self._recall is None:
             return self._online(members), stream
-        known = {TEACHER: self._recall.teacher(self._teacher.params)}
+        known = {TEACHER: self._recall.teacher}
         params = {}
         if members:
             known[OTHERS] = self._recall.mean(members)

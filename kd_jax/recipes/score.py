@@ -159,8 +159,9 @@ def of_stage(
     """The best checkpoint of a finished run's stage, or the model that the run was given (teacher);
     see `of_checkpoint`."""
     this, run = make_task(task, data, options), _Run(folder, options)
-    found = _encoded(this, run.setup.tokenizer, run.model(stage)[0])
-    return _measure(run.model(stage), found, this, options, run.stated(stage, task))
+    checkpoint = run.model(stage)
+    scored = _encoded(this, run.setup.tokenizer, checkpoint[0])
+    return _measure(checkpoint, scored, this, options, run.stated(stage, task))
 
 
 def of_run(
@@ -169,7 +170,7 @@ def of_run(
     """By name, the models of a finished run: the teacher first, and every stage beside it, whose
     report has also what `Scores.beside` says, as "beside_teacher"."""
     this, run = make_task(task, data, options), _Run(folder, options)
-    scored = _encoded(this, run.setup.tokenizer, run.model(TEACHER)[0])
+    scored = _encoded(this, run.setup.tokenizer, run.setup.models[TEACHER])
     found: dict[str, tuple[Scores, Report]] = {}
     for name in run.names:
         made, report = _measure(run.model(name), scored, this, options, run.stated(name, task))

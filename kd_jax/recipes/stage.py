@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +187,16 @@ def write_overview(stage: str, params: Params, path: epath.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def finished(folder: epath.Path) -> dict[str, Any] | None:
+    """The results of a run that is over, shown again; None for any other."""
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    show(folder, results)
+    return results
 
 
 def show(folder: epath.Path, results: dict) -> None:

@@ -16,7 +16,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +24,7 @@ from kd_jax.data.loader import Stream
 from kd_jax.data.ragged import Ragged
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.tasks.task import DATA, HELD_OUT_SEED
+from kd_jax.tasks.task import DATA, HELD_OUT_SEED, label_a_token
 from kd_jax.tasks.templates import Template
 from kd_jax.types import Batch
 
@@ -63,16 +62,8 @@ class Chat:
 
     def shapes(self, batch_size: int) -> Batch:
         """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
-        B, T = batch_size, self.seq_len
-        shape = jax.ShapeDtypeStruct
-        return Batch(
-            ids_B=shape((B,), np.int32),
-            tokens_BT=shape((B, T), np.int32),
-            mask_BT=shape((B, T), np.float32),
-            labels=shape((B, T), np.int32),
-            weights=shape((B, T), np.float32),
-            segments_BT=shape((B, T), np.int32) if self.packed else None,
-        )
+        batch = label_a_token(batch_size, self.seq_len)
+        return batch.replace(segments_BT=batch.tokens_BT) if self.packed else batch
 
     def train(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1

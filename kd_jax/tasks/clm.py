@@ -10,7 +10,6 @@ separator (eos | bos).
 import functools
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -18,7 +17,7 @@ from kd_jax.data.blocks import Blocks
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.tasks import text
-from kd_jax.tasks.task import TextTask
+from kd_jax.tasks.task import TextTask, label_a_token
 from kd_jax.types import Batch
 
 DEFAULTS = dict(name="clm", seq_len=128, separator="eos")
@@ -45,15 +44,7 @@ class CausalLM(TextTask):
 
     def shapes(self, batch_size: int) -> Batch:
         """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
-        B, T = batch_size, self.seq_len
-        shape = jax.ShapeDtypeStruct
-        return Batch(
-            ids_B=shape((B,), np.int32),
-            tokens_BT=shape((B, T), np.int32),
-            mask_BT=shape((B, T), np.float32),
-            labels=shape((B, T), np.int32),
-            weights=shape((B, T), np.float32),
-        )
+        return label_a_token(batch_size, self.seq_len)
 
     def _separator(self) -> int:
         return self._id

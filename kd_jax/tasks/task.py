@@ -12,6 +12,8 @@ config.data:
 import functools
 from collections.abc import Mapping
 
+import jax
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import blocks, cache, source
@@ -26,6 +28,14 @@ DATA = dict(train=None, validation=None, test=None, held_out=0.1, cache_dir=None
 # Not the run's seed: all stages and all seeds of an experiment are selected and reported on the
 # same documents with the same masks.
 HELD_OUT_SEED = 20181011
+
+
+def label_a_token(batch_size: int, seq_len: int) -> Batch:
+    """A batch of jax.ShapeDtypeStruct with a label and a weight for every token."""
+    integers = jax.ShapeDtypeStruct((batch_size, seq_len), np.int32)
+    numbers = jax.ShapeDtypeStruct((batch_size, seq_len), np.float32)
+    ids_B = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    return Batch(ids_B, integers, mask_BT=numbers, labels=integers, weights=numbers)
 
 
 class TextTask:

@@ -121,7 +121,9 @@ def written(
     folder = Path(root) / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with cache.lock(folder.with_suffix(".lock")):
-        if not folder.exists():
+        if folder.exists():
+            os.utime(folder)  # it is of use: others go first when room is needed
+        else:
             for left in Path(root).glob(f"{name}.*.partial"):  # of programs that are gone
                 shutil.rmtree(left, ignore_errors=True)
             partial = folder.with_name(f"{name}.{os.getpid()}.partial")

@@ -6,10 +6,10 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from kd_jax.objectives import chunks
 from kd_jax.objectives.sources import Mixed, head_of, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train import sharding
@@ -48,11 +48,6 @@ def signal_step(
         before = None if batch.signals is None else stored(batch.signals["others"], vocab_size)
         rows = len(own.features_ND)
         size = min(rows, max(8, CHUNK_LOGITS // vocab_size))
-        count = -(-rows // size)
-
-        def split(array):
-            padding = [(0, count * size - rows)] + [(0, 0)] * (array.ndim - 1)
-            return jnp.pad(array, padding).reshape(count, size, *array.shape[1:])
 
         def chunk(parts):
             own_rows, before_rows = parts
@@ -66,11 +61,11 @@ def signal_step(
             return Signal(found.values_NK, found.ids_NK, found.rest_N)
 
         parts = own.rows, None if before is None else before.rows
-        found = jax.lax.map(chunk, jax.tree.map(split, parts))
+        found = jax.lax.map(chunk, chunks.split(parts, size))
         shape = batch.tokens_BT.shape
 
         def whole(array):
-            flat = array.reshape(count * size, *array.shape[2:])[:rows]
+            flat = array.reshape(-1, *array.shape[2:])[:rows]
             return flat.reshape(*shape, *flat.shape[1:])
 
         return jax.tree.map(whole, found)
