@@ -42,7 +42,7 @@ def get_config(arg=None):
     c.student.init = "scratch"
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5))
     c.rounds, c.steps, c.batch_size = ROUNDS, STEPS, 16
-    c.ensemble.rows = 16_000
+    c.ensemble.rows = 8_000
     c.optim.learning_rate = 4e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.05, final=0.1)
     c.eval = dict(every=250, batch_size=32)
@@ -59,7 +59,7 @@ def get_config(arg=None):
 # Steps of a single student; -flops: with which it takes as many operations as the ensemble.
 SINGLE = {
     "longer": ROUNDS * STEPS,
-    "longer_flops": 6333,
+    "longer_flops": 5666,
     "larger": ROUNDS * STEPS,
-    "larger_flops": 1520,
+    "larger_flops": 1360,
 }
