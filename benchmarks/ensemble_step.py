@@ -6,10 +6,12 @@ configs/ensemble_stories.py, in two ways: as it is by default, all rounds on the
 rows, whose logits are kept on disk; and "plain", with fresh=True, where teacher and members answer
 in every step. Members of five short rounds are made first. Every row of the table is then one round
 in a process of its own, with none or all five of them as past members; repeats go through all rows
-in turn. A row's step is the median over its steps, and over repeats; its pass the seconds in which
-the fifth member is added to the mean on disk; "amortised" the step with its share of the pass, at
-the config's own numbers of rows and of steps a round. Memory is the process's own at most, mapped
-files aside, from the start to the last step. Keep the machine idle.
+in turn. A row's step is the median over its steps, and over repeats; its pass the seconds before
+them, compilation aside, in which the fifth member is added to the mean on disk (plain: members are
+stacked); "amortised" the step with its share of the pass, at the config's own numbers of rows and
+of steps a round. Memory is the process's own at most, mapped files aside: from the start to the
+last step, and to the end of the evaluation after it, in which all members answer in either way.
+Keep the machine idle.
 """
 
 import argparse
@@ -35,27 +37,38 @@ WARM_UP = 5  # steps that do not count
 WAYS = {"kept": (), "plain": ("--config.ensemble.fresh=True",)}
 
 
-def run(folder: Path, signals: Path, flags: list[str]) -> dict:
-    """One run; {"step_s", "pass_s", "peak_bytes"} of its first round."""
+def run(folder: Path, signals: Path, steps: int, flags: list[str]) -> dict:
+    """One run; {"step_s", "pass_s", "peak_bytes", "judged_peak_bytes"} of its first round, which
+    has so many steps."""
     command = [sys.executable, "-m", "kd_jax.main", *flags, f"--workdir={folder}"]
     command += [f"--config.cache.folder={signals}"]
     with open(f"{folder}.log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    peak = 0
+    this = folder / "round_1"
+    peak = judged_peak = 0
     while process.poll() is None:
-        if not (folder / "round_1" / "results.json").exists():  # the export comes after it
-            peak = max(peak, _own_memory(process.pid))
+        memory = _own_memory(process.pid)
+        if _steps_done(this) < steps:
+            peak = max(peak, memory)
+        if not (this / "results.json").exists():  # the export comes after it
+            judged_peak = max(judged_peak, memory)
         time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed; see {folder}.log")
-    with open(folder / "round_1" / "timing.csv") as file:
+    with open(this / "timing.csv") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     first = json.loads((folder / "results.json").read_text())["rounds"][0]
     return {
         "step_s": statistics.median(seconds[WARM_UP:]),
-        "pass_s": first["pass_seconds"],
+        "pass_s": first["pass_seconds"] - first["pass_compile_seconds"],
         "peak_bytes": peak,
+        "judged_peak_bytes": judged_peak,
     }
+
+
+def _steps_done(folder: Path) -> int:
+    path = folder / "metrics.csv"
+    return path.read_text().count("\n") - 1 if path.exists() else 0
 
 
 def _own_memory(process: int) -> int:
@@ -80,7 +93,7 @@ def measure(options: argparse.Namespace, root: Path) -> list[dict]:
         each = {"steps": steps, "rounds": rounds, "eval.every": steps, "checkpoint.every": steps}
         return [*shared, *(f"--config.{key}={value}" for key, value in each.items())]
 
-    run(root / "past", root / "signals", flags(2 * WARM_UP, PAST))
+    run(root / "past", root / "signals", 2 * WARM_UP, flags(2 * WARM_UP, PAST))
     found: dict[tuple, list[dict]] = {}
     for repeat in range(options.repeats):
         for way, own in WAYS.items():
@@ -90,7 +103,8 @@ def measure(options: argparse.Namespace, root: Path) -> list[dict]:
                 # What the past members have left, and nothing of earlier repeats.
                 shutil.copytree(root / "signals", signals, copy_function=os.link)
                 before = [f"--config.ensemble.past_run_dirs=('{root / 'past'}',)"] if past else []
-                made = run(root / name, signals, [*flags(options.steps, 1), *own, *before])
+                these = [*flags(options.steps, 1), *own, *before]
+                made = run(root / name, signals, options.steps, these)
                 found.setdefault((way, past), []).append(made)
                 shutil.rmtree(signals)
     rows = []
@@ -104,7 +118,8 @@ def measure(options: argparse.Namespace, root: Path) -> list[dict]:
     for row in rows:
         first = next(each for each in rows if each["way"] == row["way"] and each["round"] == 1)
         row["step_ratio"] = row["step_s"] / first["step_s"]
-        row["peak_ratio"] = row["peak_bytes"] / first["peak_bytes"]
+        for peak in ("peak", "judged_peak"):
+            row[f"{peak}_ratio"] = row[f"{peak}_bytes"] / first[f"{peak}_bytes"]
     return rows
 
 
@@ -112,7 +127,7 @@ def show(rows: list[dict]) -> None:
     table = rich.table.Table(title="A step of a sequential ensemble")
     for heading in ("way", "round", "step (ms)", "of round 1's", "pass (s)", "amortised (ms)"):
         table.add_column(heading, justify="right")
-    for heading in ("peak (GB)", "of round 1's"):
+    for heading in ("peak (GB)", "of round 1's", "and evaluation (GB)", "of round 1's"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -120,8 +135,9 @@ def show(rows: list[dict]) -> None:
             *(f"{1e3 * row['step_s']:.1f}", f"{row['step_ratio']:.2f}", f"{row['pass_s']:.1f}"),
             f"{1e3 * row['amortised_s']:.1f}",
             *(f"{row['peak_bytes'] / 1e9:.2f}", f"{row['peak_ratio']:.2f}"),
+            *(f"{row['judged_peak_bytes'] / 1e9:.2f}", f"{row['judged_peak_ratio']:.2f}"),
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)
+    rich.console.Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def main() -> None:

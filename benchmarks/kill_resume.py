@@ -66,7 +66,7 @@ ENSEMBLE = (
 )
 # The figures that may differ.
 TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction", "minutes")
-TIMING += ("pass_seconds", "latency_ms", "latency_ms_p90", "throughput")
+TIMING += ("pass_seconds", "pass_compile_seconds", "latency_ms", "latency_ms_p90", "throughput")
 
 # Starts the command for a run directory; what subprocess.Popen returns, or has the same methods.
 Start = Callable[[Path], Any]

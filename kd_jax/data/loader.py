@@ -15,8 +15,9 @@ import numpy as np
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
-# Threads of one process share the GIL; two let one make a batch while the other waits.
-READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+# Threads of one process share the GIL; two let one make a batch while the other waits. Batches that
+# wait take memory: those with logits are large.
+READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class Stream:

@@ -18,6 +18,7 @@ from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
 from kd_jax.recipes.stage import Stage
+from kd_jax.recipes.stopwatch import Compiling
 from kd_jax.schedules import learning_rate
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
@@ -46,13 +47,14 @@ class Rounds:
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
         """A round, counted from 1, after `members`: the new member, and {"round", "members",
-        "minutes", "pass_seconds" (before its first step), "student": its figures, "ensemble":
-        those of all}."""
+        "minutes", "pass_seconds" (before its first step), "pass_compile_seconds" (of those),
+        "student": its figures, "ensemble": those of all}."""
         setup, this = self._setup, self._stage
         folder = setup.folder / f"round_{number}"
         began = time.time()
         plan, knobs = setup.plan(this)
-        guides, stream = self._taught(number, members)
+        with Compiling() as compiling:
+            guides, stream = self._taught(number, members)
         passed = time.time() - began
         online = self._online(members)
         fitted = loop.fit(
@@ -93,6 +95,7 @@ class Rounds:
             "best_step": fitted.best_step,
             "minutes": round((time.time() - began) / 60, 2),
             "pass_seconds": round(passed, 2),
+            "pass_compile_seconds": round(compiling.seconds, 2),
             "student": _perplexity(student) | {"parameters": size} | stage.speed(folder) | alone,
             "ensemble": _perplexity(whole) | {"parameters": size * (len(members) + 1)},
         }

@@ -37,3 +37,20 @@ class Stopwatch:
     def _note(self, event: str, seconds: float, **details: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self._compiling += seconds
+
+
+class Compiling:
+    """Seconds that programs took to compile while it is open (a context manager)."""
+
+    seconds = 0.0
+
+    def __enter__(self):
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA
+            self.seconds += seconds

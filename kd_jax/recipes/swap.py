@@ -17,6 +17,7 @@ from kd_jax.recipes import stage
 from kd_jax.recipes.fitting import fitted
 from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.stage import Groups, Stage
+from kd_jax.recipes.stopwatch import Compiling
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
@@ -70,7 +71,7 @@ class Substituted:
     def enter(self, before: TrainState | None) -> TrainState:
         old = self.given["teacher"] if before is None else before.params["student"]
         began = time.perf_counter()
-        with _Compiling() as compiling:
+        with Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))
         seconds = time.perf_counter() - began
         if self.setup.config.substitution.fit_steps and not self.ordinary:
@@ -150,20 +151,3 @@ def groups(setup: Any, this: Stage, phase: Phase) -> Groups:
     """The optimizer's groups in a phase: compact blocks have a learning rate of their own."""
     settings = setup.config.substitution
     return phase.groups(settings.learning_rate / this.optim.learning_rate, settings.warmup)
-
-
-class _Compiling:
-    """Seconds that programs took to compile while it is open (a context manager)."""
-
-    seconds = 0.0
-
-    def __enter__(self):
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_):
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, seconds: float, **_) -> None:
-        if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA
-            self.seconds += seconds

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,15 @@ def test_prefetched_batches_are_those_of_random_access_from_any_step(start):
     for step, batch in zip(range(start, start + 40), made.batches(start), strict=False):
         assert (batch.ids_B == made[step].ids_B).all()
         assert (batch.tokens_BT == made[step].tokens_BT).all()
+
+
+def test_few_batches_wait():
+    made = []
+    counted = stream().map(lambda batch: made.append(batch) or batch)
+    batches = counted.batches()
+    next(batches)
+    time.sleep(0.2)  # for threads that go on making them
+    assert len(made) <= 5
 
 
 def test_batches_may_be_larger_than_the_data_or_a_single_row():

@@ -46,6 +46,7 @@ def test_a_row_a_round(whole):
     first = results["rounds"][0]
     for name in ("loss", "kl", "agreement"):  # one member is the whole ensemble
         assert first["student"][name] == pytest.approx(first["ensemble"][name], rel=1e-5)
+    assert 0 < first["pass_compile_seconds"] <= first["pass_seconds"]
     assert (folder / "rounds.png").stat().st_size > 10_000
     assert results["stages"]["ensemble"] == results["rounds"][-1]["ensemble"]
     assert results["trend"]["kl"].keys() == {"limit", "limit_error", "slope", "slope_error"}
