@@ -131,10 +131,15 @@ def _sweep(rows: list[Row]) -> str:
 
 def _ensemble(rows: list[Row]) -> str:
     header = ["way", "round", "step (ms)", "of round 1's", "pass (s)", "amortised (ms)"]
-    header += ["peak GB", "of round 1's", "with evaluation", "of round 1's"]
+    header += ["peak GB", "of round 1's", "GB with evaluation", "of round 1's"]
     found = [
         [
-            *(row["way"], row["round"], f"{1e3 * row['step_s']:.1f}", f"{row['step_ratio']:.2f}"),
+            *(
+                row["way"],
+                str(row["round"]),
+                f"{1e3 * row['step_s']:.1f}",
+                f"{row['step_ratio']:.2f}",
+            ),
             *(f"{row['pass_s']:.1f}", f"{1e3 * row['amortised_s']:.1f}", _memory(row)),
             *(f"{row['peak_ratio']:.2f}", f"{row['judged_peak_bytes'] / 1e9:.2f}"),
             f"{row['judged_peak_ratio']:.2f}",
