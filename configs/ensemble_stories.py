@@ -24,7 +24,7 @@ from configs import common
 
 # Width, layers, heads, key-value heads, FFN width.
 MEMBER, HALF, WHOLE = (32, 3, 4, 2, 88), (48, 4, 6, 3, 132), (64, 5, 8, 4, 168)
-STEPS, ROUNDS = 1000, 5
+STEPS, ROUNDS = 300, 5
 
 
 def get_config(arg=None):
@@ -42,11 +42,11 @@ def get_config(arg=None):
     c.student.init = "scratch"
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5))
     c.rounds, c.steps, c.batch_size = ROUNDS, STEPS, 16
-    c.ensemble.rows = 8_000
+    c.ensemble.rows = 2_400
     c.optim.learning_rate = 4e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.05, final=0.1)
-    c.eval = dict(every=250, batch_size=32)
-    c.checkpoint = dict(every=250, keep=1)
+    c.eval = dict(every=100, batch_size=32)
+    c.checkpoint = dict(every=100, keep=1)
     c.log.every = 50
     shape = HALF if name == "half" else WHOLE if name.startswith("larger") else MEMBER
     keys = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size"
@@ -59,7 +59,7 @@ def get_config(arg=None):
 # Steps of a single student; -flops: with which it takes as many operations as the ensemble.
 SINGLE = {
     "longer": ROUNDS * STEPS,
-    "longer_flops": 5666,
+    "longer_flops": 1700,
     "larger": ROUNDS * STEPS,
-    "larger_flops": 1360,
+    "larger_flops": 408,
 }

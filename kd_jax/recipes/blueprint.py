@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf, hub, presets
@@ -59,6 +60,15 @@ class Blueprint:
     @functools.cached_property
     def _abstract(self) -> Model:
         return family.abstract(self.family, self.config, self.head, self.policy)
+
+    @functools.cached_property
+    def stacked(self) -> nnx.GraphDef:
+        """For parameters of several such models, under `vmap`: without cuDNN's attention, whose
+        batching rule takes no mask that heads share."""
+        if self.policy.attention != "cudnn":
+            return self.abstract().graphdef
+        policy = dataclasses.replace(self.policy, attention="xla")
+        return family.abstract(self.family, self.config, self.head, policy).graphdef
 
     def load(self, key: Array) -> Params:
         """The checkpoint's parameters, float32 numpy; a missing head is drawn from `key`."""

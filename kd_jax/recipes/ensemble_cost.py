@@ -29,7 +29,7 @@ def measure(setup: EnsembleSetup, name: str, members: Sequence[Params]) -> dict[
     device = jax.local_devices()[0]
     kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
-    graphdef = setup.models[name].abstract().graphdef
+    graphdef = setup.models[name].stacked
     space, policy = setup.config.ensemble.space, setup.policy
 
     def call(rows: int) -> Any:

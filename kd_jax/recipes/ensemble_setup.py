@@ -96,7 +96,7 @@ class EnsembleSetup(TextSetup):
                 (member,) = self._stored("student")
                 stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member)
                 params |= {"members": stacked, "weights": shape((n,), np.float32)}
-            graphdef = self.models["student"].abstract().graphdef if n else None
+            graphdef = self.models["student"].stacked if n else None
             return Guides(params, size, frozen.graphdef, graphdef, settings.space), batch
         B, T = batch.tokens_BT.shape
         tokens = T * settings.rows or math.inf

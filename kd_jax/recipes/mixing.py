@@ -33,7 +33,7 @@ def learned(setup: EnsembleSetup, teacher: Model, members: Sequence[Params]) -> 
     validation split, from equal ones. On one device."""
     kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
     stacked = ensemble.stack(kept)
-    graphdef = setup.models["student"].abstract().graphdef
+    graphdef = setup.models["student"].stacked
     rows = setup.task.held_out("validation", setup.config.eval.batch_size)
     batches = [rows[step] for step in range(min(rows.steps, BATCHES))]
     alone = Model(sharding.to_host(teacher.params), teacher.graphdef)

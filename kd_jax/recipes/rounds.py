@@ -169,7 +169,7 @@ class Rounds:
             params,
             setup.vocab_size,
             self._teacher.graphdef,
-            setup.models["student"].abstract().graphdef if members else None,
+            setup.models["student"].stacked if members else None,
             setup.config.ensemble.space,
         )
 
