@@ -9,6 +9,8 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
+from kd_jax.teachers.ensemble import members, stack
+from kd_jax.types import Model
 from tests.models import tiny
 
 LABELS = ("negative", "neutral", "positive")
@@ -44,6 +46,20 @@ def test_a_checkpoint_keeps_its_labels_unless_others_are_given(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     with pytest.raises(UserError, match="is for 1 classes, but 3 are wanted"):
         describe("classification", LABELS, None, tmp_path).load(jax.random.key(0))
+
+
+def test_stacked_models_do_without_the_kernel_that_cannot_be_batched():
+    section = ConfigDict({"model": "", "revision": "main", "architecture": {}})
+    gpu = Policy(attention="cudnn")
+    described = blueprint.describe(section, "student", "clm", gpu, base=tiny.CONFIGS["llama"])
+    two = [described.draw(jax.random.key(seed)) for seed in (0, 1)]
+    weights_E = np.full(2, 0.5, np.float32)
+    batch = tiny.batch("llama")
+    found = members(stack(two), described.stacked, weights_E, batch, "logits")
+    one = Model(two[1], tiny.model("llama", "clm").graphdef)(batch)
+    np.testing.assert_allclose(
+        np.asarray(found.features_NED)[:, 1], one.features.reshape(-1, 32), atol=1e-5
+    )
 
 
 def test_a_head_that_the_family_does_not_have():
