@@ -5,8 +5,9 @@
     python benchmarks/results.py readme                # makes the README's tables again
 
 Tables stand between `<!-- results: NAME -->` and `<!-- end -->`; the primary figures of several
-results, a row for each, between `<!-- summary: NAME NAME -->` and `<!-- end -->`. A test renders
-every one again and compares.
+results, a row for each, between `<!-- summary: NAME NAME -->` and `<!-- end -->`; ways to a small
+model, as scored into RUN/perplexity.json and RUN/hellaswag.json, between
+`<!-- methods: NAME NAME -->` and `<!-- end -->`. A test renders every one again and compares.
 """
 
 import argparse
@@ -17,11 +18,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from kd_jax.evals import by_class, by_round, quantities, runs, table
+from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- (results|summary): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (results|summary|methods): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
@@ -37,9 +38,15 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
         "note": note,
         "command": (found[0].workdir / "command.txt").read_text().splitlines()[0].split(" ", 1)[1],
         "config": configs[0],
-        "runs": [{key: run.results[key] for key in KEPT if key in run.results} for run in found],
+        "runs": [_kept(run) for run in found],
     }
     return _write(name, entry)
+
+
+def _kept(run: runs.Run) -> dict:
+    kept = {key: run.results[key] for key in KEPT if key in run.results}
+    scored = methods.scores(Path(run.workdir))
+    return kept | ({"scores": scored} if scored else {})
 
 
 def _write(name: str, entry: dict) -> Path:
@@ -197,7 +204,18 @@ def render(name: str) -> str:
     return f"{page}\n`results/{name}.json`: {_where(entry)}. {entry['note']}".rstrip() + "\n"
 
 
-def summary(names: list[str]) -> str:
+def compared(*names: str) -> str:
+    """Ways to a small model; a stage of a later result replaces an earlier one's."""
+    entries = [_entry(name) for name in names]
+    scored = methods.together(*(entry["runs"] for entry in entries))
+    page = f"{methods.of_runs('', scored).markdown()}\n{methods.findings(scored)}\n"
+    places = "; ".join(dict.fromkeys(_where(entry) for entry in entries))
+    files = ", ".join(f"`results/{name}.json`" for name in names)
+    notes = " ".join(entry["note"] for entry in entries if entry["note"])
+    return f"{page}\n{files}: {places}. {notes}".rstrip() + "\n"
+
+
+def summary(*names: str) -> str:
     """The primary figure of several results, a row for each."""
     rows, sources = [], set()
     for name in names:
@@ -224,8 +242,8 @@ def rendered(readme: str) -> str:
     """The README with every marked table made again."""
 
     def replace(match: re.Match) -> str:
-        made = render(match[3]) if match[2] == "results" else summary(match[3].split())
-        return match[1] + made + match[4]
+        made = {"results": render, "summary": summary, "methods": compared}[match[2]]
+        return match[1] + made(*match[3].split()) + match[4]
 
     return MARKED.sub(replace, readme)
 

@@ -6,7 +6,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kd_jax.evals import by_class, by_round, document, findings, plots, quantities, table, tradeoff
+from kd_jax.evals import (
+    by_class,
+    by_round,
+    document,
+    findings,
+    methods,
+    plots,
+    quantities,
+    table,
+    tradeoff,
+)
 from kd_jax.evals.document import Details, Document, Matrices, Pictures, Section, Text
 from kd_jax.evals.quantities import MISSING, Figure, Stages
 from kd_jax.evals.runs import Run
@@ -49,6 +59,9 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
         ),
         Section(
             "Rounds", [block for label, runs in groups.items() for block in _rounds(label, runs)]
+        ),
+        Section(
+            "Likelihoods", [each for label, runs in groups.items() for each in _ways(label, runs)]
         ),
         Section("Cost", [each for label, runs in stages.items() for each in _cost(label, runs)]),
         Section(
@@ -159,6 +172,16 @@ def _rounds(label: str, runs: Sequence[Run]) -> list[document.Block]:
         return []
     said = by_round.findings(results)
     return [found, *([Text(said)] if said else [])]
+
+
+def _ways(label: str, runs: Sequence[Run]) -> list[document.Block]:
+    """What was scored by likelihood of all stages, where it was."""
+    found = [run.results | {"scores": methods.scores(run.workdir)} for run in runs]
+    if not all(each["scores"] for each in found):
+        return []
+    seeds = methods.together(found)
+    said = methods.findings(seeds)
+    return [methods.of_runs(label, seeds), *([Text(said)] if said else [])]
 
 
 def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:

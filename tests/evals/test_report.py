@@ -60,6 +60,19 @@ def test_sections_of_a_language_model(tmp_path):
     assert cells(table, "loss (nats/token)")["student − baseline"] == "−0.5000"
 
 
+def test_what_was_scored_by_likelihood(tmp_path):
+    run = runs.read(str(example_run.write(tmp_path / "run")))
+    assert "Likelihoods" not in sections({"gpt2": [run]})
+    for task, figures in (
+        ("perplexity", {"perplexity": 7.0, "parameters": 1000}),
+        ("hellaswag", {"acc": 0.3, "acc_interval": [0.27, 0.33]}),
+    ):
+        path = tmp_path / "run" / f"{task}.json"
+        path.write_text(json.dumps({"stages": {"teacher": figures, "student": figures}}))
+    (table,) = sections({"gpt2": [run]})["Likelihoods"]
+    assert [row[0] for row in table.rows] == ["original", "distillation"]
+
+
 def test_quality(classifiers):
     how, table = sections({"agnews": classifiers})["Quality"]
     assert how.text.startswith("Values are means over the seeds")
