@@ -7,7 +7,9 @@
 Tables stand between `<!-- results: NAME -->` and `<!-- end -->`; the primary figures of several
 results, a row for each, between `<!-- summary: NAME NAME -->` and `<!-- end -->`; ways to a small
 model, as scored into RUN/perplexity.json and RUN/hellaswag.json, between
-`<!-- methods: NAME NAME -->` and `<!-- end -->`. A test renders every one again and compares.
+`<!-- methods: NAME NAME -->` and `<!-- end -->`; the ends of ensembles and of what they are
+compared with between `<!-- ensembles: NAME NAME -->` and `<!-- end -->`. A test renders every one
+again and compares.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(r"(<!-- (results|summary|methods): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (results|summary|methods|ensembles): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
@@ -206,13 +211,23 @@ def render(name: str) -> str:
 
 def compared(*names: str) -> str:
     """Ways to a small model; a stage of a later result replaces an earlier one's."""
-    entries = [_entry(name) for name in names]
-    scored = methods.together(*(entry["runs"] for entry in entries))
+    scored = methods.together(*(_entry(name)["runs"] for name in names))
     page = f"{methods.of_runs('', scored).markdown()}\n{methods.findings(scored)}\n"
-    places = "; ".join(dict.fromkeys(_where(entry) for entry in entries))
+    return f"{page}\n{_sources(names)}\n"
+
+
+def ensembles(*names: str) -> str:
+    """The ends of ensembles, under what their names add to the first one's."""
+    groups = {name.removeprefix(f"{names[0]}_"): _entry(name)["runs"] for name in names}
+    return f"{by_round.beside(groups).markdown()}\n{_sources(names)}\n"
+
+
+def _sources(names: Sequence[str]) -> str:
+    entries = [_entry(name) for name in names]
     files = ", ".join(f"`results/{name}.json`" for name in names)
+    places = "; ".join(dict.fromkeys(_where(entry) for entry in entries))
     notes = " ".join(entry["note"] for entry in entries if entry["note"])
-    return f"{page}\n{files}: {places}. {notes}".rstrip() + "\n"
+    return f"{files}: {places}. {notes}".rstrip()
 
 
 def summary(*names: str) -> str:
@@ -238,12 +253,14 @@ def summary(*names: str) -> str:
     return f"{page}\n{'; '.join(sorted(sources))}.\n"
 
 
+_MARKED = {"results": render, "methods": compared, "ensembles": ensembles, "summary": summary}
+
+
 def rendered(readme: str) -> str:
     """The README with every marked table made again."""
 
     def replace(match: re.Match) -> str:
-        made = {"results": render, "summary": summary, "methods": compared}[match[2]]
-        return match[1] + made(*match[3].split()) + match[4]
+        return match[1] + _MARKED[match[2]](*match[3].split()) + match[4]
 
     return MARKED.sub(replace, readme)
 

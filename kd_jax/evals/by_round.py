@@ -41,6 +41,29 @@ def of_runs(label: str, runs: Sequence[Results]) -> Table | None:
     return Table(f"{label}: rounds{seeds}", header, rows, spans=spans)
 
 
+def beside(groups: Mapping[str, Sequence[Results]]) -> Table:
+    """The ends of several configurations, a row each: means over the seeds ± standard deviation,
+    and KL less that of the first one, paired by seed, ± standard error."""
+    first = {run["seed"]: run for run in next(iter(groups.values()))}
+    rows = []
+    for label, runs in groups.items():
+        whole = [run["stages"]["ensemble"] for run in runs]
+        both = [run for run in runs if run["seed"] in first and run is not first[run["seed"]]]
+        others = [first[run["seed"]]["stages"]["ensemble"] for run in both]
+        change = pairs.compare(_KL, [run["stages"]["ensemble"] for run in both], others)
+        rows.append(
+            [
+                *(label, str(runs[0]["rounds"][-1]["members"]), f"{whole[0]['parameters']:,}"),
+                *(f"{whole[0]['steps']:,}", f"{whole[0]['training_flops'] / 1e12:.2f}"),
+                *(table.mean(figure, whole) for figure in (_LOSS, _KL, _AGREEMENT)),
+                change.show() if change else "",
+            ]
+        )
+    header = ["", "members", "parameters", "steps", "operations (T)"]
+    header += [figure.title for figure in (_LOSS, _KL, _AGREEMENT)]
+    return Table("", [*header, "KL, less the first row's"], rows)
+
+
 def findings(runs: Sequence[Results]) -> str:
     """In words: how far KL has come from the first to the last round, paired by seed, and what
     the fit over sizes says; "" for a single round."""

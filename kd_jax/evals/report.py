@@ -58,7 +58,11 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
             "Classes", [block for label, runs in stages.items() for block in _classes(label, runs)]
         ),
         Section(
-            "Rounds", [block for label, runs in groups.items() for block in _rounds(label, runs)]
+            "Rounds",
+            [
+                *_ends(groups),
+                *(block for label, runs in groups.items() for block in _rounds(label, runs)),
+            ],
         ),
         Section(
             "Likelihoods", [each for label, runs in groups.items() for each in _ways(label, runs)]
@@ -162,6 +166,14 @@ def _classes(label: str, runs: Sequence[Stages]) -> list[document.Block]:
     if len(found.rows) > MOST_CLASSES:
         return [found, Text(f"{len(found.rows)} classes are too many for a confusion matrix.")]
     return [found, Matrices(by_class.confusions(runs))]
+
+
+def _ends(groups: Groups) -> list[Table]:
+    """Several ensembles after their last rounds."""
+    ends = {label: [run.results for run in runs] for label, runs in groups.items()}
+    if len(ends) == 1 or not all(run.get("rounds") for runs in ends.values() for run in runs):
+        return []
+    return [by_round.beside(ends)]
 
 
 def _rounds(label: str, runs: Sequence[Run]) -> list[document.Block]:

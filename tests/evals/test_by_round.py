@@ -34,3 +34,20 @@ def test_what_is_said_of_the_rounds():
     assert "KL of n members, fitted: 0.2500 ± 0.0100 + (2.0000 ± 0.0200) / n." in said
     assert "fitted" not in by_round.findings([run(0.5, 0.25)])
     assert by_round.findings([run(0.5)]) == ""
+
+
+def ended(seed, kl, steps=10):
+    figures = {"loss": 1 + kl, "kl": kl, "agreement": 1 - kl, "parameters": 1000, "steps": steps}
+    whole = figures | {"training_flops": 2.5e12}
+    return {"seed": seed, "rounds": [{"members": 2}], "stages": {"ensemble": whole}}
+
+
+def test_the_ends_of_several_configurations():
+    groups = {
+        "five": [ended(0, 0.5), ended(1, 0.3)],
+        "one": [ended(1, 0.1), ended(0, 0.2), ended(7, 0.9)],  # no pair for the last seed
+    }
+    first, other = by_round.beside(groups).rows
+    assert first[:5] == ["five", "2", "1,000", "10", "2.50"]
+    assert first[5:] == ["1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414", ""]
+    assert other[-1] == "−0.2500 ± 0.0500"
