@@ -25,9 +25,6 @@ from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED = re.compile(
-    r"(<!-- (results|summary|methods|ensembles): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL
-)
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
@@ -50,7 +47,7 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
 
 def _kept(run: runs.Run) -> dict:
     kept = {key: run.results[key] for key in KEPT if key in run.results}
-    scored = methods.scores(Path(run.workdir))
+    scored = methods.scores(run.workdir)
     return kept | ({"scores": scored} if scored else {})
 
 
@@ -253,14 +250,15 @@ def summary(*names: str) -> str:
     return f"{page}\n{'; '.join(sorted(sources))}.\n"
 
 
-_MARKED = {"results": render, "methods": compared, "ensembles": ensembles, "summary": summary}
+MAKERS = {"results": render, "summary": summary, "methods": compared, "ensembles": ensembles}
+MARKED = re.compile(rf"(<!-- ({'|'.join(MAKERS)}): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(readme: str) -> str:
     """The README with every marked table made again."""
 
     def replace(match: re.Match) -> str:
-        return match[1] + _MARKED[match[2]](*match[3].split()) + match[4]
+        return match[1] + MAKERS[match[2]](*match[3].split()) + match[4]
 
     return MARKED.sub(replace, readme)
 

@@ -59,7 +59,7 @@ def get_config(arg=None):
     return common.variant(c, "smoke" if smoke else None, family="llama")
 
 
-# Steps of a single student; -flops: with which it takes as many operations as the ensemble.
+# Steps of a single student; _flops: with which it takes as many operations as the ensemble.
 SINGLE = {
     "longer": ROUNDS * STEPS,
     "longer_flops": 1700,

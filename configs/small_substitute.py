@@ -53,15 +53,14 @@ def get_config(arg=None):
     c = common.substitution()
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(substitute=dict(), prune=dict(), student=dict())
-    c.substitution.update(kind="slim", width=0, init="pruned")
+    c.substitution.update(kind="slim", width=0, init="pruned", fit_steps=20, steps=40, warmup=10)
     c.optim.schedule = dict(kind="cosine", warmup=0.02, final=0.1)
     c.steps = 1000
     c.checkpoint = dict(every=200, keep=1)
     c.log.every = 20
     if name == "gpt2":
         _on_real_text(c)
-        c.substitution.update(num_heads=6, num_kv_heads=6, ffn_width=792, fit_steps=20)
-        c.substitution.update(steps=40, learning_rate=1e-3, warmup=10)
+        c.substitution.update(num_heads=6, num_kv_heads=6, ffn_width=792, learning_rate=1e-3)
         c.optim.learning_rate = 5e-4
     else:
         c.task = dict(name="clm", seq_len=256, separator="bos")  # as it was trained
@@ -72,8 +71,7 @@ def get_config(arg=None):
         )
         c.teacher.model = _files("..", "models", "stories260K")
         c.batch_size = 16
-        c.substitution.update(num_heads=6, num_kv_heads=3, ffn_width=106, fit_steps=20)
-        c.substitution.update(steps=40, learning_rate=2e-3, warmup=10)
+        c.substitution.update(num_heads=6, num_kv_heads=3, ffn_width=106, learning_rate=2e-3)
         c.optim.learning_rate = 1e-3
     c.eval = dict(every=200, batch_size=32)
     if variant.endswith("-flops"):

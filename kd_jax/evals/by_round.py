@@ -48,7 +48,7 @@ def beside(groups: Mapping[str, Sequence[Results]]) -> Table:
     rows = []
     for label, runs in groups.items():
         whole = [run["stages"]["ensemble"] for run in runs]
-        both = [run for run in runs if run["seed"] in first and run is not first[run["seed"]]]
+        both = [run for run in runs if run["seed"] in first] if rows else []
         others = [first[run["seed"]]["stages"]["ensemble"] for run in both]
         change = pairs.compare(_KL, [run["stages"]["ensemble"] for run in both], others)
         rows.append(

@@ -82,7 +82,7 @@ def of_runs(title: str, runs: Sequence[Mapping[str, Figures]]) -> Table:
                 *(NAMES[stage], f"{first['parameters']:,}"),
                 f"{first['steps']:,}" if first["steps"] else "",
                 f"{trained / 1e12:,.2f}" if trained else "",
-                table.mean(_PERPLEXITY, each if stage != "teacher" else each[:1]),
+                table.mean(_PERPLEXITY, each),
                 "" if stage == "teacher" else table.mean(_APART, each),
                 f"{accuracy:.3f} ({low:.3f} to {high:.3f})",
             ]
