@@ -285,6 +285,8 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
     c.student.model = ""
+    if c.student.init == "model":
+        c.student.init = "teacher"
     if c.recipe in ("pretrain", "ensemble"):
         c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):

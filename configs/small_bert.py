@@ -12,7 +12,8 @@ tenth of the training articles selects the checkpoint.
     done
 
 Text: the folder of WikiText-2's raw files under $KD_JAX_DATA/wikitext-2-raw (or in data/).
-Seven minutes for the teacher, two to four for each other stage, on two cores. Figures: README.md.
+Seven minutes for the teacher, two to four for each other stage, on two cores.
+Figures: docs/results.md.
 """
 
 import os

@@ -21,7 +21,7 @@ SQuAD's training questions are those of cs224n-dev whose context is not in xquad
 articles all are in both, as other paragraphs.
 
 Data: the folders ag_news, glue, financial_phrasebank and squad of $KD_JAX_DATA (or of data/), in
-their original layouts. Figures, times and machine: README.md.
+their original layouts. Figures, times and machine: docs/results.md.
 """
 
 import os

@@ -11,7 +11,8 @@ is trained on, is what is reported; 2% of the training documents select the chec
         --config.teacher.model=runs/small_gpt2-teacher/export/teacher
     done
 
-Fifteen minutes for the teacher, two to four for each other stage, on two cores. Figures: README.md.
+Fifteen minutes for the teacher, two to four for each other stage, on two cores.
+Figures: docs/results.md.
 """
 
 import os
