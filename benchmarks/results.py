@@ -1,8 +1,8 @@
-"""Keeps the figures of finished runs under results/, and the README's tables in step with them.
+"""Keeps the figures of finished runs under results/, and the tables of README and docs/ in step.
 
     python benchmarks/results.py record NAME RUN...    # results/NAME.json from run directories
     python benchmarks/results.py benchmark NAME FILE   # the same from a benchmark's --json=FILE
-    python benchmarks/results.py readme                # makes the README's tables again
+    python benchmarks/results.py tables                # makes all tables again
 
 Tables stand between `<!-- results: NAME -->` and `<!-- end -->`; the primary figures of several
 results, a row for each, between `<!-- summary: NAME NAME -->` and `<!-- end -->`; ways to a small
@@ -25,6 +25,7 @@ from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
 from kd_jax.recipes import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
 KEPT += ("task", "primary", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
@@ -254,13 +255,13 @@ MAKERS = {"results": render, "summary": summary, "methods": compared, "ensembles
 MARKED = re.compile(rf"(<!-- ({'|'.join(MAKERS)}): ([^>]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def rendered(readme: str) -> str:
-    """The README with every marked table made again."""
+def rendered(page: str) -> str:
+    """Renders every marked table of a page again."""
 
     def replace(match: re.Match) -> str:
         return match[1] + MAKERS[match[2]](*match[3].split()) + match[4]
 
-    return MARKED.sub(replace, readme)
+    return MARKED.sub(replace, page)
 
 
 def main() -> None:
@@ -275,15 +276,15 @@ def main() -> None:
     for each in (keep, speed):
         each.add_argument("--note", default="", help="a sentence to stand under the table")
     speed.add_argument("--command", dest="ran", default="python benchmarks/pretrain_step.py")
-    commands.add_parser("readme", help="make the README's tables again")
+    commands.add_parser("tables", help="make the tables of README and docs/ again")
     options = parser.parse_args()
     if options.command == "record":
         print(record(options.name, options.runs, options.note))
     elif options.command == "benchmark":
         print(keep_benchmark(options.name, options.file, options.ran, options.note))
     else:
-        path = ROOT / "README.md"
-        path.write_text(rendered(path.read_text()))
+        for page in PAGES:
+            page.write_text(rendered(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables are those of results/, and every result says where it comes from."""
+"""Tables of README and docs/ are those of results/, and every result says where it comes from."""
 
 import json
 
@@ -6,16 +6,18 @@ import pytest
 
 from benchmarks import results
 
-README = (results.ROOT / "README.md").read_text()
 FILES = sorted((results.ROOT / "results").glob("*.json"))
 
 
-def test_the_readme_shows_what_results_holds():
-    assert results.rendered(README) == README, "run: python benchmarks/results.py readme"
+@pytest.mark.parametrize("page", results.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_what_results_holds(page):
+    text = page.read_text()
+    assert results.rendered(text) == text, "run: python benchmarks/results.py tables"
 
 
 def test_every_marked_table_has_its_file():
-    named = {name for match in results.MARKED.findall(README) for name in match[2].split()}
+    pages = "".join(page.read_text() for page in results.PAGES)
+    named = {name for match in results.MARKED.findall(pages) for name in match[2].split()}
     assert named
     assert named <= {path.stem for path in FILES}
 
