@@ -1,6 +1,7 @@
 """What benchmarks/sweep.py runs: `grid`, or `one` of its trials as a run of its own."""
 
-from configs import common, small_finetune
+from configs import small_finetune
+from kd_jax import config
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
@@ -18,7 +19,7 @@ def get_config(arg):
         c.cache.max_gb = 0.0
         return c
     c.recipe = "sweep"
-    c.sweep = common.sweep(
+    c.sweep = config.sweep(
         ("objective.kl.weight", WEIGHTS), ("objective.kl.temperature", TEMPERATURES)
     )
     return c

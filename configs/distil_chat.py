@@ -15,11 +15,12 @@ instead: --config.student.model= --config.student.init=teacher
 million tokens, about 6e16 FLOPs for the student and 5e16 for the teacher.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     c.task = dict(name="chat", seq_len=1024, column="messages")
     c.data = dict(train=dict(source="files", path="chats.jsonl"), held_out=0.05)
     c.teacher.model = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -35,4 +36,4 @@ def get_config(arg=None):
     c.optim.schedule = dict(kind="linear", warmup=50)
     c.eval = dict(every=250, batch_size=16)
     c.checkpoint = dict(every=250, keep=2)
-    return common.variant(c, arg, family="qwen2")
+    return or_smoke(c, arg, family="qwen2")

@@ -16,12 +16,13 @@ and `:masked-smoke` run it tiny, on text that comes with Python. What it takes: 
 on two CPU cores (there, fewer steps of shorter rows: --config.steps, --config.task.seq_len).
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    kind, smoke = common.split(arg, ("causal", "masked"), "causal")
-    c = common.base("pretrain")
+    kind, smoke = config.split(arg, ("causal", "masked"), "causal")
+    c = config.base("pretrain")
     c.task = dict(name="clm" if kind == "causal" else "mlm", seq_len=512)
     c.data = dict(train=dict(source="files", path="texts/", text="text"), held_out=0.1)
     c.teacher.model = (
@@ -36,4 +37,4 @@ def get_config(arg=None):
     c.eval = dict(every=200, batch_size=32)
     c.checkpoint = dict(every=200, keep=2)
     family = "gpt2" if kind == "causal" else "bert"
-    return common.variant(c, "smoke" if smoke else None, family)
+    return or_smoke(c, "smoke" if smoke else None, family)

@@ -19,11 +19,12 @@ Data: Tulu-3 from the hub, 64 logits a token on disk (about 9 GB a signal). Hard
 GPUs of 80 GB; not run at this size here.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.ensemble()
+    c = config.ensemble()
     c.task = dict(name="chat", seq_len=1024)
     c.data = dict(
         train=dict(source="hub", path="allenai/tulu-3-sft-mixture", split="train[:200000]"),
@@ -41,4 +42,4 @@ def get_config(arg=None):
     c.optim.schedule = dict(kind="linear", warmup=50)
     c.eval = dict(every=250, batch_size=16)
     c.checkpoint = dict(every=250, keep=1)
-    return common.variant(c, arg, family="qwen2")
+    return or_smoke(c, arg, family="qwen2")

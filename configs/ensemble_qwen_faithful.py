@@ -17,12 +17,13 @@ micro-batches; rounds that count as done when their folder exists.
 Data: Tulu-3 from the hub. Hardware: a v5e-16 or GPUs of 80 GB; not run at this size here.
 """
 
-from configs import common, ensemble_qwen
+from kd_jax import experiments
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = ensemble_qwen.get_config()
+    c = experiments.load("ensemble_qwen")
     c.task = dict(name="chat", seq_len=1024, turns="last", packed=False)
     c.objective = dict(kl=dict(weight=1.0, temperature=1.0))
     c.ensemble.rows, c.ensemble.fresh, c.ensemble.eval_mean = 0, True, "batch"
-    return common.variant(c, arg, family="qwen2")
+    return or_smoke(c, arg, family="qwen2")

@@ -23,7 +23,8 @@ which none is trained on. The model is expected in models/stories260K beside $KD
 
 import os
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 # Width, layers, heads, key-value heads, FFN width.
 MEMBER, HALF, WHOLE = (32, 3, 4, 2, 88), (48, 4, 6, 3, 132), (64, 5, 8, 4, 168)
@@ -32,8 +33,8 @@ STEPS, ROUNDS = 300, 5
 
 def get_config(arg=None):
     variants = ("members", "half", "longer", "longer_flops", "larger", "larger_flops")
-    name, smoke = common.split(arg, variants, "members")
-    c = common.ensemble()
+    name, smoke = config.split(arg, variants, "members")
+    c = config.ensemble()
     data = os.environ.get("KD_JAX_DATA")
     c.task = dict(name="clm", seq_len=256, separator="bos")  # as the teacher was trained
     c.data = dict(
@@ -56,7 +57,7 @@ def get_config(arg=None):
     c.student.architecture = dict(zip(keys.split(), shape, strict=True))
     if name.startswith("l"):
         c.rounds, c.steps = 1, SINGLE[name]
-    return common.variant(c, "smoke" if smoke else None, family="llama")
+    return or_smoke(c, "smoke" if smoke else None, family="llama")
 
 
 # Steps of a single student; _flops: with which it takes as many operations as the ensemble.

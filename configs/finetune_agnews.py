@@ -15,7 +15,8 @@ figures are those of the authors' notebook; the full run has not been made here.
 has: configs/small_finetune.py.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 STUDENTS = {
     "distilbert": "distilbert/distilbert-base-uncased",
@@ -26,8 +27,8 @@ STUDENTS = {
 
 
 def get_config(arg=None):
-    name, smoke = common.split(arg, STUDENTS, "distilbert")
-    c = common.finetuning()
+    name, smoke = config.split(arg, STUDENTS, "distilbert")
+    c = config.finetuning()
     c.task = dict(name="agnews", seq_len=150)
     c.data = dict(held_out=0.1)
     roberta = name == "distilroberta"
@@ -41,4 +42,4 @@ def get_config(arg=None):
     c.optim.learning_rate = 2e-5
     c.optim.schedule = dict(kind="one_cycle", pct_start=0.1)
     c.optim.clip_norm = 1.0
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

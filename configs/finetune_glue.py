@@ -14,7 +14,8 @@ have not been made here. Files for GLUE's server: python -m kd_jax.evaluate --wo
 --out=DIR.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 TASKS = {  # epochs
     "cola": 5.0,
@@ -31,8 +32,8 @@ TASKS = {  # epochs
 
 
 def get_config(arg=None):
-    name, smoke = common.split(arg, TASKS, "sst2")
-    c = common.finetuning()
+    name, smoke = config.split(arg, TASKS, "sst2")
+    c = config.finetuning()
     c.task = dict(name="glue", task=name, seq_len=128)
     c.data = dict(held_out=0.1)
     c.teacher.model = "google-bert/bert-base-uncased"
@@ -42,4 +43,4 @@ def get_config(arg=None):
         c.objective = dict(mse=dict(weight=0.5), logit_mse=dict(weight=0.5))
     c.stages = dict(teacher=dict(), baseline=dict(), student=dict())
     c.epochs = TASKS[name]
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

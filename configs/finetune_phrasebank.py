@@ -14,14 +14,15 @@ al. 2014): the hub has it as a script only. Minutes on a GPU. The full run has n
 a small one that has: configs/small_finetune.py.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
 
 
 def get_config(arg=None):
-    level, smoke = common.split(arg, LEVELS, "AllAgree")
-    c = common.finetuning()
+    level, smoke = config.split(arg, LEVELS, "AllAgree")
+    c = config.finetuning()
     c.task = dict(name="phrasebank", level=level, seq_len=128)
     c.data = dict(train=dict(source="files", path="data/financial_phrasebank"), held_out=0.1)
     c.teacher.model = "google-bert/bert-base-uncased"
@@ -30,4 +31,4 @@ def get_config(arg=None):
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(teacher=dict(), baseline=dict(), student=dict())
     c.epochs = 5.0
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

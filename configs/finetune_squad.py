@@ -13,14 +13,15 @@ orientation: DistilBERT distilled on v1.1 79.1 EM, 86.9 F1; BERT-base 81.2 EM, 8
 on one GPU; the full run has not been made here. A small one that has: configs/small_finetune.py.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 DATA = {"v1": "rajpurkar/squad", "v2": "rajpurkar/squad_v2"}
 
 
 def get_config(arg=None):
-    name, smoke = common.split(arg, DATA, "v1")
-    c = common.finetuning()
+    name, smoke = config.split(arg, DATA, "v1")
+    c = config.finetuning()
     c.task = dict(name="squad", seq_len=384, doc_stride=128)
     hub = dict(source="hub", path=DATA[name])
     c.data = dict(train=hub, test=hub | dict(split="validation"), held_out=0.1)
@@ -30,4 +31,4 @@ def get_config(arg=None):
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(teacher=dict(), baseline=dict(), student=dict())
     c.optim.learning_rate = 3e-5
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

@@ -13,12 +13,13 @@ DistilBERT.
 on one GPU; the full run has not been made here. A small one that has: configs/small_finetune.py.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    _, smoke = common.split(arg, ("full",), "full")
-    c = common.finetuning()
+    _, smoke = config.split(arg, ("full",), "full")
+    c = config.finetuning()
     c.task = dict(name="glue", task="sst2", seq_len=64)
     c.data = dict(held_out=0.1)
     c.teacher.model = "google-bert/bert-base-uncased"
@@ -30,4 +31,4 @@ def get_config(arg=None):
         hidden=dict(weight=0.1, kind="mse", layers="uniform"),
     )
     c.stages = dict(teacher=dict(), baseline=dict(), student=dict())
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

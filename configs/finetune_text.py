@@ -13,12 +13,13 @@ it is depends on your texts; what it takes: some minutes for 10,000 short texts 
 
 from ml_collections import config_dict
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    _, smoke = common.split(arg, ("full",), "full")
-    c = common.finetuning()
+    _, smoke = config.split(arg, ("full",), "full")
+    c = config.finetuning()
     c.task = dict(name="labelled_text", text="text", label="label", seq_len=128)
     c.task.pair = config_dict.placeholder(str)
     c.data = dict(
@@ -31,4 +32,4 @@ def get_config(arg=None):
     c.student.init = "model"
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(teacher=dict(), baseline=dict(), student=dict())
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

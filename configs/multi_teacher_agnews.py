@@ -12,18 +12,19 @@ arXiv:1902.03393). What configs/finetune_agnews.py's authors left as future work
 one GPU; the full run has not been made here.
 """
 
-from configs import common, finetune_agnews
+from kd_jax import config, experiments
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    name, smoke = common.split(arg, ("together", "sequential"), "together")
-    c = finetune_agnews.get_config()
+    name, smoke = config.split(arg, ("together", "sequential"), "together")
+    c = experiments.load("finetune_agnews")
     if name == "together":
-        c.teachers.roberta = common.teacher("FacebookAI/roberta-base")
+        c.teachers.roberta = config.teacher("FacebookAI/roberta-base")
         c.stages = dict(teacher={}, roberta={}, baseline={}, student={})
     else:
         c.teacher.model = "google-bert/bert-large-uncased"
         c.assistant.model = "google-bert/bert-base-uncased"
         c.assistant.init = "model"
         c.stages = dict(teacher={}, assistant={}, baseline={}, student={})
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

@@ -24,11 +24,12 @@ run has not been made here. Baseline and student need 1.4e19 FLOPs: three hours 
 should they reach 40% of their peak.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     wikipedia = dict(source="hub", path="wikimedia/wikipedia", name="20231101.en")
     c.task = dict(name="mlm", seq_len=512)
     c.data = dict(
@@ -59,4 +60,4 @@ def get_config(arg=None):
     )
     c.eval = dict(every=500, batch_size=256)
     c.checkpoint = dict(every=250, keep=2)
-    return common.variant(c, arg)
+    return or_smoke(c, arg)

@@ -18,13 +18,14 @@ This run has not been made here. Its three stages need 1e18 FLOPs: a quarter of 
 chips, should they reach 40% of their peak.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     c.task = dict(name="clm", seq_len=1024)
-    c.data = common.wikitext103()
+    c.data = config.wikitext103()
     c.teacher.model = "openai-community/gpt2"
     c.student.architecture = dict(num_hidden_layers=6)
     c.objective = dict(
@@ -42,4 +43,4 @@ def get_config(arg=None):
     c.optim.schedule = dict(kind="cosine", warmup=0.05)
     c.eval = dict(every=300, batch_size=64)
     c.checkpoint = dict(every=300, keep=2)
-    return common.variant(c, arg, family="gpt2")
+    return or_smoke(c, arg, family="gpt2")

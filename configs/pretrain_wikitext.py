@@ -21,13 +21,14 @@ student need 4.5e18 FLOPs together: an hour on 16 v5e chips, should they reach 4
 The figure to look for is a held-out loss of the student below the baseline's.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     c.task = dict(name="mlm", seq_len=512)
-    c.data = common.wikitext103()
+    c.data = config.wikitext103()
     c.teacher.model = "google-bert/bert-large-uncased"
     c.student.architecture = dict(num_hidden_layers=6)
     c.objective = dict(
@@ -41,4 +42,4 @@ def get_config(arg=None):
     c.optim.learning_rate = 3e-4
     c.eval = dict(every=500, batch_size=256)
     c.checkpoint = dict(every=500, keep=2)
-    return common.variant(c, arg)
+    return or_smoke(c, arg)

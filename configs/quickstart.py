@@ -9,11 +9,12 @@ expect the distilled student to end about 0.13 nats below the baseline's held-ou
     python -m kd_jax.main --config=configs/quickstart.py
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     c.task = dict(name="clm", seq_len=64)
     c.data = dict(train=dict(source="python"), held_out=0.1)
     c.tokenizer = dict(path="", train="bpe", vocab_size=4096)
@@ -40,4 +41,4 @@ def get_config(arg=None):
     c.eval.every = 50
     c.checkpoint.every = 50
     c.log.every = 10
-    return common.variant(c, arg, family="gpt2")
+    return or_smoke(c, arg, family="gpt2")

@@ -26,7 +26,8 @@ their original layouts. Figures, times and machine: docs/results.md.
 
 import os
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 # Epochs of the teacher, epochs of the student, rows of a batch, tokens of a row.
 TASKS = {
@@ -68,8 +69,8 @@ def _task(name: str, seq_len: int) -> tuple[dict, dict]:
 
 def get_config(arg=None):
     teacher = (arg or "").endswith("-teacher")
-    name, smoke = common.split((arg or "").removesuffix("-teacher"), TASKS, "agnews")
-    c = common.finetuning()
+    name, smoke = config.split((arg or "").removesuffix("-teacher"), TASKS, "agnews")
+    c = config.finetuning()
     teacher_epochs, c.epochs, c.batch_size, seq_len = TASKS[name]
     c.task, c.data = _task(name, seq_len)
     c.data.held_out = 0.1
@@ -86,4 +87,4 @@ def get_config(arg=None):
         c.optim.learning_rate = 5e-5
         c.epochs = teacher_epochs
         c.stages = dict(teacher=dict())
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

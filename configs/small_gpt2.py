@@ -17,11 +17,12 @@ Figures: docs/results.md.
 
 import os
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     folder = os.path.join(os.environ.get("KD_JAX_DATA", "data"), "wikitext-2-raw")
     c.task = dict(name="clm", seq_len=128)
     c.data = dict(
@@ -57,4 +58,4 @@ def get_config(arg=None):
         c.steps = 1600
         c.stages = dict(teacher=dict())
         return c
-    return common.variant(c, arg, family="gpt2")
+    return or_smoke(c, arg, family="gpt2")

@@ -35,7 +35,8 @@ for the other. 2% of the training documents select the checkpoint.
 
 import os
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 # Steps of pruning and distillation with which they take substitution's operations of training.
 LONGER = {"gpt2": dict(prune=1133, student=1133), "stories": dict(prune=1066, student=1086)}
@@ -49,8 +50,8 @@ def get_config(arg=None):
     variant = arg or "gpt2"
     if variant == "teacher":
         return _teacher()
-    name, smoke = common.split(variant.removesuffix("-flops"), ("gpt2", "stories"), "gpt2")
-    c = common.substitution()
+    name, smoke = config.split(variant.removesuffix("-flops"), ("gpt2", "stories"), "gpt2")
+    c = config.substitution()
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.stages = dict(substitute=dict(), prune=dict(), student=dict())
     c.substitution.update(kind="slim", width=0, init="pruned", fit_steps=20, steps=40, warmup=10)
@@ -76,7 +77,7 @@ def get_config(arg=None):
     c.eval = dict(every=200, batch_size=32)
     if variant.endswith("-flops"):
         c.stages = {stage: {"steps": steps} for stage, steps in LONGER[name].items()}
-    return common.variant(c, "smoke" if smoke else None, "gpt2" if name == "gpt2" else "llama")
+    return or_smoke(c, "smoke" if smoke else None, "gpt2" if name == "gpt2" else "llama")
 
 
 def _on_real_text(c) -> None:
@@ -90,7 +91,7 @@ def _on_real_text(c) -> None:
 
 
 def _teacher():
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     _on_real_text(c)
     c.tokenizer = dict(path="", train="bpe", vocab_size=8192)
     c.teacher.architecture = dict(

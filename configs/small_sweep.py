@@ -10,11 +10,11 @@ and again with --config.sweep.stage=student. Six minutes each on two idle CPU co
 chosen stands in small_finetune.py.
 """
 
-from configs import common, small_finetune
+from kd_jax import config, experiments
 
 
 def get_config(arg=None):
-    c = small_finetune.get_config(arg)
+    c = experiments.load("small_finetune", arg)
     c.recipe = "sweep"
-    c.sweep = common.sweep(("optim.learning_rate", (3e-5, 1e-4, 3e-4)))
+    c.sweep = config.sweep(("optim.learning_rate", (3e-5, 1e-4, 3e-4)))
     return c

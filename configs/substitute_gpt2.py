@@ -19,13 +19,14 @@ settings. `student` is ordinary distillation of the same shape, all blocks compa
 Data: WikiText-103 from the hub. Hardware: one GPU of 80 GB or a v5e-4; not run at this size here.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.substitution()
+    c = config.substitution()
     c.task = dict(name="clm", seq_len=512)
-    c.data = common.wikitext103()
+    c.data = config.wikitext103()
     c.teacher.model = "openai-community/gpt2"
     c.stages = dict(substitute=dict(), student=dict())
     c.objective = dict(
@@ -38,4 +39,4 @@ def get_config(arg=None):
     c.steps = 12_000  # 8 swaps in the first 7,000
     c.optim.learning_rate = 5e-5
     c.optim.schedule = dict(kind="linear", warmup=0.02)
-    return common.variant(c, arg, family="gpt2")
+    return or_smoke(c, arg, family="gpt2")

@@ -16,13 +16,14 @@ Data: WikiText-103 from the hub. Hardware: a v5e-16 or eight GPUs, parameters sp
 run at this size here.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.substitution()
+    c = config.substitution()
     c.task = dict(name="clm", seq_len=512)
-    c.data = common.wikitext103()
+    c.data = config.wikitext103()
     c.teacher.model = "microsoft/phi-1"
     c.stages = dict(substitute=dict())
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
@@ -40,4 +41,4 @@ def get_config(arg=None):
     c.remat = True
     c.optim.learning_rate = 2e-5
     c.optim.schedule = dict(kind="linear", warmup=0.02)
-    return common.variant(c, arg, family="phi")
+    return or_smoke(c, arg, family="phi")

@@ -17,11 +17,12 @@ models/stories260K beside $KD_JAX_DATA, the text in $KD_JAX_DATA/lm_text. Minute
 
 import os
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.substitution()
+    c = config.substitution()
     data = os.environ.get("KD_JAX_DATA")
     c.task = dict(name="clm", seq_len=128, separator="bos")  # as it was trained
     c.data = dict(
@@ -52,4 +53,4 @@ def get_config(arg=None):
     c.log.every = 20
     if arg == "smoke":  # the others are in the smoke runs of substitute_gpt2 and prune_gpt2
         c.stages = dict(substitute=dict(), theseus=dict())
-    return common.variant(c, arg, family="llama")
+    return or_smoke(c, arg, family="llama")

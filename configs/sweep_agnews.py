@@ -12,19 +12,20 @@ the place of values. Some hours on one GPU; the full run has not been made here.
 has: benchmarks/sweep.py.
 """
 
-from configs import common, finetune_agnews
+from kd_jax import config, experiments
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    _, smoke = common.split(arg, ("full",), "full")
-    c = finetune_agnews.get_config()
+    _, smoke = config.split(arg, ("full",), "full")
+    c = experiments.load("finetune_agnews")
     c.recipe = "sweep"
     c.stages = dict(teacher={}, student={})
     weights, temperatures = (0.1, 0.3, 1.0, 3.0, 10.0), (1.0, 2.0, 4.0, 8.0)
     if smoke:
-        c = common.smoke_finetuning(c)
+        c = smoke_finetuning(c)
         weights, temperatures = (0.3, 3.0), (1.0, 4.0)
-    c.sweep = common.sweep(
+    c.sweep = config.sweep(
         ("objective.kl.weight", weights), ("objective.kl.temperature", temperatures)
     )
     return c

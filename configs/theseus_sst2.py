@@ -14,12 +14,13 @@ An hour on one GPU; the full run has not been made here. For decoders and langua
 stage of the recipe `substitute`: --config.stages="{'theseus': {}}" of configs/substitute_gpt2.py.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    _, smoke = common.split(arg, ("full",), "full")
-    c = common.finetuning()
+    _, smoke = config.split(arg, ("full",), "full")
+    c = config.finetuning()
     c.task = dict(name="glue", task="sst2", seq_len=64)
     c.data = dict(held_out=0.1)
     c.teacher.model = "google-bert/bert-base-uncased"
@@ -29,4 +30,4 @@ def get_config(arg=None):
     c.theseus.rate = dict(kind="linear", start=0.3, end=1.0, steps=1167)
     blocks = ((r"backbone/blocks/", 1.0), (".*", 0.0))
     c.stages = dict(teacher=dict(), theseus=dict(optim=dict(learning_rate_multipliers=blocks)))
-    return common.smoke_finetuning(c) if smoke else c
+    return smoke_finetuning(c) if smoke else c

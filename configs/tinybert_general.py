@@ -12,11 +12,12 @@ The authors take 2.5 billion words of Wikipedia, 3 epochs, batch 256, 128 tokens
 Held-out loss and perplexity mean nothing here: the head is not trained.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
-    c = common.base("pretrain")
+    c = config.base("pretrain")
     wikipedia = dict(source="hub", path="wikimedia/wikipedia", name="20231101.en")
     c.task = dict(name="mlm", seq_len=128)
     c.data = dict(
@@ -29,7 +30,7 @@ def get_config(arg=None):
     c.student.init = "scratch"
     c.objective = dict(
         attention=dict(weight=1.0, kind="scores_mse", layers="uniform"),
-        hidden=dict(weight=1.0, kind="mse", layers=common.with_embeddings(4, 12))
+        hidden=dict(weight=1.0, kind="mse", layers=config.with_embeddings(4, 12))
         | dict(shared_projection=True),
     )
     c.batch_size = 256
@@ -37,8 +38,8 @@ def get_config(arg=None):
     c.stages = dict(student=dict())
     c.optim.learning_rate = 1e-4
     c.optim.schedule = dict(kind="linear", warmup=0.1)
-    c = common.variant(c, arg)
+    c = or_smoke(c, arg)
     if arg == "smoke":
         c.student.architecture.hidden_size = 16
-        c.objective.hidden.layers = common.with_embeddings(1, 2)
+        c.objective.hidden.layers = config.with_embeddings(1, 2)
     return c

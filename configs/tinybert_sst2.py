@@ -14,12 +14,13 @@ is left out.
 other tasks. Five hours on one GPU; the full run has not been made here.
 """
 
-from configs import common
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
 
 
 def get_config(arg=None):
-    _, smoke = common.split(arg, ("full",), "full")
-    c = common.finetuning()
+    _, smoke = config.split(arg, ("full",), "full")
+    c = config.finetuning()
     c.task = dict(name="glue", task="sst2", seq_len=64)
     c.data = dict(held_out=0.1)
     c.teacher.model = "google-bert/bert-base-uncased"
@@ -27,7 +28,7 @@ def get_config(arg=None):
     c.student.init = "model"
     c.intermediate = dict(
         attention=dict(weight=1.0, kind="scores_mse", layers="uniform"),
-        hidden=dict(weight=1.0, kind="mse", layers=common.with_embeddings(4, 12))
+        hidden=dict(weight=1.0, kind="mse", layers=config.with_embeddings(4, 12))
         | dict(shared_projection=True),
     )
     c.objective = dict(kl=dict(weight=1.0, temperature=1.0))
@@ -39,8 +40,8 @@ def get_config(arg=None):
     )
     c.optim.learning_rate = 3e-5
     if smoke:
-        c = common.smoke_finetuning(c)
+        c = smoke_finetuning(c)
         c.student.architecture = dict(num_hidden_layers=1, hidden_size=16)
         c.student.init = "scratch"
-        c.intermediate.hidden.layers = common.with_embeddings(1, 2)
+        c.intermediate.hidden.layers = config.with_embeddings(1, 2)
     return c

@@ -15,6 +15,7 @@ import absl.logging
 import jax
 from absl import flags
 
+from kd_jax import experiments
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 
@@ -31,11 +32,26 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flag parsing; a config file or key that is wrong is one line, not a traceback."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_paths(argv))
         _ = flags.FLAGS.config.recipe  # tells here and not later that the file could not be read
         return rest
+    except UserError as error:
+        _fail(str(error))
     except Exception as error:  # whatever the config file does
         _fail(_of_flags(error))
+
+
+def _with_paths(argv: list[str]) -> list[str]:
+    """The arguments, with the path of the file where --config names an experiment of kd_jax."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if equals:
+                found[i] = f"{name}={experiments.path(value)}"
+            elif i + 1 < len(argv):
+                found[i + 1] = experiments.path(argv[i + 1])
+    return found
 
 
 def _of_flags(error: Exception) -> str:

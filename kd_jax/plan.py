@@ -85,5 +85,10 @@ def _main(argv: list[str]) -> None:
             Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Runs the command line; does not return."""
     app.run(_main, flags_parser=cli.parse_flags)
+
+
+if __name__ == "__main__":
+    main()

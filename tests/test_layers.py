@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,25 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys(["errors", "types", "plugins", "precision", "schedules", "storage"], 0),
+    **dict.fromkeys(
+        [
+            "errors",
+            "types",
+            "plugins",
+            "precision",
+            "schedules",
+            "storage",
+            "config",
+            "smoke",
+            "samples",
+            "experiments",
+        ],
+        0,
+    ),
     **dict.fromkeys(["models", "objectives", "data", "evals"], 1),
     **dict.fromkeys(["tasks", "teachers", "train"], 2),
     **dict.fromkeys(["recipes", "cli"], 3),
-    **dict.fromkeys(["main", "evaluate", "export", "compare", "plan", "predict"], 4),
+    **dict.fromkeys(["__main__", "main", "evaluate", "export", "compare", "plan", "predict"], 4),
 }
 # A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.
 PLUGIN_MARKS = {"FAMILY", "make", "run"}
@@ -99,6 +114,12 @@ PYTHON_FILES = sorted(
     for folder in ("kd_jax", "configs", "benchmarks", "tests")
     for path in (ROOT / folder).rglob("*.py")
 )
+
+
+def test_a_wheel_has_every_package():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {module_name(path) for path in SOURCES if path.name == "__init__.py"}
+    assert set(stated) == there | {"kd_jax.configs"}
 
 
 def test_files_are_short():

@@ -110,7 +110,10 @@ def test_batch_of_one_stage_that_the_devices_do_not_divide(config, error):
             lambda c: c.__setitem__("batchsize", 8),
             "unknown key config.batchsize (did you mean 'batch_size'?); have: recipe",
         ),
-        (lambda c: c.eval.__delitem__("every"), "missing from the config: config.eval.every; conf"),
+        (
+            lambda c: c.eval.__delitem__("every"),
+            "missing from the config: config.eval.every; kd_jax",
+        ),
         (
             lambda c: c.data.__setitem__("heldout", 0.1),
             "unknown key config.data.heldout (did you mean 'held_out'?)",
@@ -343,24 +346,25 @@ def test_no_config(command):
 
 
 def test_a_config_file_that_is_not_there(command):
-    line = one_line(command, "--config=nowhere.py")
-    assert line == "config: [Errno 2] No such file or directory: 'nowhere.py'"
+    line = one_line(command, "--config=quickstat.py")
+    said = "--config=quickstat.py: no such file, and no experiment of that name; did you mean "
+    assert line == f"{said}quickstart?"
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("def get_config(:\n", "mistake.py:1: invalid syntax"),
-        ("\nfrom configs import commom\n", "mistake.py:2: cannot import name 'commom'"),
+        ("\nfrom kd_jax import confg\n", "mistake.py:2: cannot import name 'confg'"),
         ("def get_config():\n    return wrong\n", "mistake.py:2: name 'wrong' is not defined"),
         (
-            "from configs import common\n\n\ndef get_config():\n"
-            "    c = common.base('pretrain')\n    c.steps = 'ten'\n    return c\n",
+            "from kd_jax import config\n\n\ndef get_config():\n"
+            "    c = config.base('pretrain')\n    c.steps = 'ten'\n    return c\n",
             "mistake.py:6: TypeError: Could not override field 'steps'",
         ),
         (
-            "from configs import common\n\n\ndef get_config(arg=None):\n"
-            "    return common.variant(common.base('pretrain'), 'tiny')\n",
+            "from kd_jax import config, smoke\n\n\ndef get_config(arg=None):\n"
+            "    return smoke.or_smoke(config.base('pretrain'), 'tiny')\n",
             "unknown variant 'tiny'; have: smoke",
         ),
     ],

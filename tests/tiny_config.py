@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from configs import common
+from kd_jax.config import base
 
 TEXT = "\n\n".join(
     f"the cat sat on mat {i} and the dog ran to river {i % 7}. a bird sang song {i % 13} at dawn"
@@ -19,7 +19,7 @@ def write_text(folder: Path) -> Path:
 
 def get_config(text: str):
     """A teacher of one layer and its student, six steps each, a checkpoint every two."""
-    c = common.base("pretrain")
+    c = base("pretrain")
     c.precision = "fp32"
     c.batch_size = 8
     c.steps = 6

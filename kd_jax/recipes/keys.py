@@ -1,6 +1,6 @@
 """The keys of a training config, by section, each with a value of its type.
 
-configs/common.py tells what they mean and sets the defaults. A key that is unknown, missing or of a
+kd_jax/config.py tells what they mean and sets the defaults. A key that is unknown, missing or of a
 wrong type is refused at the start, before it could be overlooked or fail hours later. The sections
 `objective`, `stages`, `task`, `data`, `architecture` and `schedule` are checked by what reads them.
 """
@@ -132,7 +132,7 @@ def _check(section: ConfigDict, examples: dict[str, Any], where: str) -> None:
     path = f"config.{where}." if where else "config."
     missing = [path + key for key in examples if key not in section]
     if missing:
-        raise UserError(f"missing from the config: {', '.join(missing)}; configs/common.py has all")
+        raise UserError(f"missing from the config: {', '.join(missing)}; kd_jax/config.py has all")
     for key, example in examples.items():
         # Whole numbers are counts, of which there is one at least, but for seed and vocab_chunk.
         if type(example) is int and section[key] < example:

@@ -4,14 +4,11 @@ import importlib
 import json
 import math
 import re
-from pathlib import Path
 
-import configs
+from kd_jax import experiments
 from tests import smoke
 
-FILES = Path(configs.__file__).parent.glob("*.py")
-SHARED = ("__init__", "common", "samples")
-NAMES = sorted(file.stem for file in FILES if file.stem not in SHARED)
+NAMES = experiments.names()
 
 
 def load(name, variant=None):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from configs import common
+from kd_jax import config as defaults
 from kd_jax.recipes import ensemble, workdir
 from tests import tiny_config
 from tests.recipes import substituting
@@ -13,7 +13,7 @@ ROUNDS, STEPS = 3, 4
 def config(folder: Path, **changes):
     """A GPT-2 of three blocks as the teacher, three rounds of students of one block; a checkpoint
     every two steps. `changes` of the section ensemble."""
-    c = common.ensemble()
+    c = defaults.ensemble()
     c.precision = "fp32"
     c.batch_size, c.steps, c.rounds = 8, STEPS, ROUNDS
     c.teacher.architecture = dict(

@@ -10,7 +10,9 @@ from unittest import mock
 
 import jax
 
-from configs import common, finetune_agnews, finetune_glue, finetune_squad, samples
+from configs import finetune_agnews, finetune_glue, finetune_squad
+from kd_jax import config as defaults
+from kd_jax import samples
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import costs, finetune, workdir
@@ -75,7 +77,7 @@ def config(*stages: str, task: str = "agnews", **changes):
 
 def teacher(path: str, **changes):
     """A section of the config."""
-    section = common.teacher(path)
+    section = defaults.teacher(path)
     section.update(changes)
     return section
 

@@ -6,7 +6,7 @@ from unittest import mock
 
 import jax
 
-from configs import common
+from kd_jax.config import substitution
 from kd_jax.recipes import pretrain, substitute, workdir
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
@@ -17,7 +17,7 @@ STEPS, PHASE = 10, 3  # phases of the steps (0, 3], (3, 6], (6, 10]
 def config(folder: Path, **changes):
     """A GPT-2 of three blocks, with dropout, all of which become bottlenecks; a checkpoint every
     two steps. `changes` of the section substitution."""
-    c = common.substitution()
+    c = substitution()
     c.precision = "fp32"
     c.batch_size = 8
     c.steps = STEPS

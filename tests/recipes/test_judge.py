@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import samples
-from kd_jax import cli, evaluate
+from kd_jax import cli, evaluate, samples
 from kd_jax.recipes import judge
 from kd_jax.tasks import text
 from tests import smoke

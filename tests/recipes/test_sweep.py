@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from configs import common
+from kd_jax import config as defaults
 from kd_jax.errors import Diverged, UserError
 from kd_jax.recipes import finetune, sweep, workdir
 from kd_jax.train import loop
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def config(*keys, stage="student", stages=("student",), **changes):
     c = finetuning.config(*stages)
     c.recipe = "sweep"
-    c.sweep = common.sweep(*keys)
+    c.sweep = defaults.sweep(*keys)
     c.sweep.stage = stage
     c.sweep.update(changes)
     return c
