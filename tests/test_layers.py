@@ -14,25 +14,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys(
-        [
-            "errors",
-            "types",
-            "plugins",
-            "precision",
-            "schedules",
-            "storage",
-            "config",
-            "smoke",
-            "samples",
-            "experiments",
-        ],
-        0,
-    ),
-    **dict.fromkeys(["models", "objectives", "data", "evals"], 1),
-    **dict.fromkeys(["tasks", "teachers", "train"], 2),
-    **dict.fromkeys(["recipes", "cli"], 3),
-    **dict.fromkeys(["__main__", "main", "evaluate", "export", "compare", "plan", "predict"], 4),
+    **dict.fromkeys("errors types plugins precision schedules storage".split(), 0),
+    **dict.fromkeys("config smoke samples experiments".split(), 0),  # what configs/ is made of
+    **dict.fromkeys("models objectives data evals".split(), 1),
+    **dict.fromkeys("tasks teachers train".split(), 2),
+    **dict.fromkeys("recipes cli".split(), 3),
+    **dict.fromkeys("__main__ main evaluate export compare plan predict".split(), 4),
 }
 # A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.
 PLUGIN_MARKS = {"FAMILY", "make", "run"}
