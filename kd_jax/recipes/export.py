@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from etils import epath
@@ -30,14 +28,14 @@ from kd_jax.errors import UserError
 from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
+from kd_jax.recipes import export_check
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, restore_best
 from kd_jax.tasks import text
-from kd_jax.types import Batch, Model, ModelOutput, Params
+from kd_jax.types import Params
 
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
-TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
 
 
 def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
@@ -108,7 +106,7 @@ def export_model(
 
     def write(folder: Path) -> dict[str, float]:
         hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
-        return check(folder, blueprint, params)
+        return export_check.check(folder, blueprint, params)
 
     return publish(write, tokenizer, out, page, source)
 
@@ -186,35 +184,6 @@ def _sibling(out: epath.Path, ending: str) -> Path:
     return absolute.with_name(f".{absolute.name}.{ending}")
 
 
-def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
-    """Largest |difference| of a logit between `params` and the files in `folder`, by loader."""
-    batch = example_of(blueprint)
-    want = logits_of(blueprint, params, batch)
-    kind, config = family.read(hf.read_config(folder))
-    again = Blueprint("", kind, config, {}, blueprint.head, Policy())
-    found = {"kd_jax": logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)}
-    if has_torch():
-        found["pytorch"] = torch_logits(folder, blueprint.head, batch)
-    real = batch.mask_BT > 0
-    if blueprint.head == "classification":  # one answer a row
-        real = real[:, :1]
-    return compare(folder, {name: each[real] for name, each in found.items()}, want[real])
-
-
-def has_torch() -> bool:
-    """Whether PyTorch is installed."""
-    return importlib.util.find_spec("torch") is not None
-
-
-def compare(folder: Path, found: dict[str, np.ndarray], want: np.ndarray) -> dict[str, float]:
-    """Largest |difference| of a logit by loader. Raises RuntimeError where one is too large."""
-    differences = {name: float(np.abs(each - want).max()) for name, each in found.items()}
-    limit = TOLERANCE * max(1.0, float(np.abs(want).max()))
-    if not all(difference <= limit for difference in differences.values()):
-        raise RuntimeError(f"{folder}: loaded again, logits differ by {differences} (<= {limit})")
-    return differences
-
-
 def _export_stage(
     setup: Setup, stage: Stage, params: Params, results: dict, out: epath.Path
 ) -> dict[str, Any]:
@@ -247,67 +216,3 @@ def _size(blueprint: Blueprint, params: Params) -> str:
     name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
     layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
     return f"{name} with {layers} of width {spec.width}, {count} parameters"
-
-
-def example_of(blueprint: Blueprint) -> Batch:
-    """Two rows of random tokens, the second padded."""
-    config = blueprint.config
-    pad = getattr(config, "pad_id", None)
-    length = min(32, config.max_positions - 2)  # RoBERTa's positions begin at 2
-    rng = np.random.default_rng(0)
-    tokens_BT = rng.integers(0, config.vocab_size, (2, length), dtype=np.int32)
-    if pad is not None:  # a padding token within the text would move RoBERTa's positions
-        tokens_BT = np.where(tokens_BT == pad, (pad + 1) % config.vocab_size, tokens_BT)
-    mask_BT = np.ones((2, length), np.float32)
-    mask_BT[1, length // 2 :] = 0
-    tokens_BT = np.where(mask_BT > 0, tokens_BT, pad or 0).astype(np.int32)
-    return Batch(
-        ids_B=np.arange(2, dtype=np.int32),
-        tokens_BT=tokens_BT,
-        mask_BT=mask_BT,
-        labels=np.zeros_like(tokens_BT),
-        weights=np.zeros_like(mask_BT),
-    )
-
-
-def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
-    """float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of spans;
-    without a head, the hidden states (B, T, D)."""
-    model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
-    full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    with jax.default_matmul_precision("highest"):
-        output = _run(model.replace(params=full), batch)
-    if blueprint.head == "span":
-        return np.asarray(output.logits.swapaxes(1, 2))
-    return np.asarray(output.features if blueprint.head == "none" else output.logits)
-
-
-@jax.jit
-def _run(model: Model, batch: Batch) -> ModelOutput:
-    return model(batch)
-
-
-def torch_logits(folder: Path, head: str, batch: Batch) -> np.ndarray:
-    import torch
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    loader = getattr(transformers, card.AUTO_CLASSES[head])
-    ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
-    model, info = loader.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours
-    )
-    wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
-    if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
-        raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")
-    with torch.inference_mode():
-        output = model.eval()(
-            input_ids=torch.from_numpy(batch.tokens_BT).long(),
-            attention_mask=torch.from_numpy(batch.mask_BT).long(),
-        )
-    if head == "span":
-        return torch.stack([output.start_logits, output.end_logits], -1).numpy()
-    if head == "classification":
-        return output.logits[:, None].numpy()
-    return (output.last_hidden_state if head == "none" else output.logits).numpy()

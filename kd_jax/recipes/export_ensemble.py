@@ -12,11 +12,11 @@ import numpy as np
 
 from kd_jax.evals import card, quantities
 from kd_jax.models import hf_ensemble
-from kd_jax.recipes import export
+from kd_jax.recipes import export, export_check
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.stage import count
 from kd_jax.teachers.several import average
-from kd_jax.types import Params
+from kd_jax.types import Batch, Params
 
 
 def export_run(
@@ -48,14 +48,13 @@ def _whole(setup, members, weights, results) -> dict[str, Any]:
 
     def write(folder: Path) -> dict[str, float]:
         hf_ensemble.save(folder, members, weights, space, blueprint.family, blueprint.config)
-        batch = export.example_of(blueprint)
-        logits = [export.logits_of(blueprint, params, batch) for params in members]
-        want = average(logits, list(weights), space, np)
-        real = batch.mask_BT > 0
-        if not export.has_torch():
-            return {}
-        found = export.torch_logits(folder, "clm", batch)
-        return export.compare(folder, {"pytorch": found[real]}, want[real])
+
+        def mean(batch: Batch) -> np.ndarray:
+            logits = [export_check.logits_of(blueprint, params, batch) for params in members]
+            return average(logits, list(weights), space, np)
+
+        batch = export_check.example_of(blueprint)
+        return export_check.check_in_pytorch(folder, "clm", batch, mean)
 
     source = {"config_hash": results["config_hash"], "stage": "ensemble"}
     out = setup.folder / "export" / "ensemble"

@@ -11,57 +11,17 @@ import numpy as np
 import pytest
 
 from kd_jax.models import family as families
-from kd_jax.models import hf, shapes
-from tests.models import tiny
+from kd_jax.models import hf
+from tests.models import exported, tiny
+from tests.models.exported import load, run, unequal
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-run = jax.jit(lambda model, batch: model(batch))
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8,
-}
 
 
-def unequal(name, **changes):
-    """(model, family, config) with a slim block, a bottleneck with wider heads, and an own one."""
-    layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
-    changes = {layers: 3} | changes
-    family, config = families.read(tiny.CONFIGS[name] | changes)
-    own = config.own_shape
-    slim = dataclasses.replace(own, num_heads=2, num_kv_heads=own.num_kv_heads // 2, ffn_width=20)
-    narrow = shapes.bottleneck(24, 2, own.num_kv_heads // 2, 18)
-    blocks = (slim, narrow, own)
-    config = dataclasses.replace(config, blocks=blocks)
-    return tiny.model(name, "clm", blocks=blocks, **changes), family, config
-
-
-def load(folder, auto="AutoModelForCausalLM", **options):
-    """What PyTorch finds there, having taken and missed nothing."""
-    model, info = getattr(transformers, auto).from_pretrained(
-        folder, output_loading_info=True, **options
-    )
-    assert not any(info.values()), info
-    return model.eval()
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
-        ("llama", {"rope_scaling": LLAMA3, "attention_bias": True, "mlp_bias": True}),
-        ("qwen2", {"sliding_window": 4, "use_sliding_window": False}),
-        ("phi", {"tie_word_embeddings": True}),  # with a bias of the head's own
-    ],
-)
-def test_pytorch_computes_and_writes_the_same(name, changes, tmp_path):
-    model, family, config = unequal(name, **changes)
-    hf.save(tmp_path, model.params, family, config, "clm")
-    theirs = load(tmp_path, trust_remote_code=True)
+@pytest.mark.parametrize("name", exported.DECODERS)
+def test_pytorch_computes_and_writes_the_same(name, tmp_path):
+    model, family, config = exported.make_decoder(tmp_path, name)
+    theirs = exported.check(tmp_path)
     assert type(theirs).__name__ == "KDJaxForCausalLM"
     batch = tiny.batch(name)
     output, real = run(model, batch), np.asarray(batch.mask_BT) > 0
@@ -73,23 +33,6 @@ def test_pytorch_computes_and_writes_the_same(name, changes, tmp_path):
         )
     for mine, its in zip(output.hidden, found.hidden_states, strict=True):
         np.testing.assert_allclose(mine[real], its.numpy()[real], rtol=0, atol=1e-4)
-    logits, its = np.asarray(output.logits), found.logits.numpy()
-    assert np.abs(logits).max() > 1.0
-    np.testing.assert_allclose(its[real], logits[real], rtol=0, atol=1e-4)
-
-    # Its own text, token by token, is what we find the likeliest after the same beginning.
-    prompt = torch.tensor(np.asarray(batch.tokens_BT[:, :8])).long()
-    greedy = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    text = theirs.generate(prompt, **greedy)
-    whole = batch.replace(tokens_BT=jnp.asarray(text.int().numpy()), mask_BT=batch.mask_BT * 0 + 1)
-    likeliest = np.asarray(run(model, whole).logits).argmax(-1)
-    np.testing.assert_array_equal(text.numpy()[:, 8:], likeliest[:, 7:-1])
-    for way in (dict(use_cache=False), dict(cache_implementation="static")):
-        assert torch.equal(theirs.generate(prompt, **greedy, **way), text)
-    # A row that begins with padding goes on as it does without.
-    padded = torch.cat([torch.zeros_like(prompt[:, :3]), prompt], 1)
-    mask = torch.ones_like(padded).index_fill_(1, torch.arange(3), 0)
-    assert torch.equal(theirs.generate(padded, attention_mask=mask, **greedy)[:, 3:], text)
 
     # What PyTorch writes, we read.
     theirs.save_pretrained(tmp_path / "again")

@@ -15,7 +15,7 @@ from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf, shapes
 from kd_jax.precision import Policy
-from kd_jax.recipes import export, pretrain, stage, workdir
+from kd_jax.recipes import export, export_check, pretrain, stage, workdir
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
@@ -55,7 +55,7 @@ def no_start(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Without the comparison, for tests of what happens around it."""
-    monkeypatch.setattr(export, "check", lambda *_: {"kd_jax": 0.0})
+    monkeypatch.setattr(export_check, "check", lambda *_: {"kd_jax": 0.0})
 
 
 def write(model, out, tokenizer=None, source=SOURCE, page="# card\n"):
@@ -117,7 +117,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys):
 def test_compares_without_padding_inside_the_text():
     kind, config = family.read(tiny.CONFIGS["roberta"])
     config = dataclasses.replace(config, vocab_size=4)
-    batch = export.example_of(Blueprint("", kind, config, {}, "mlm", Policy()))
+    batch = export_check.example_of(Blueprint("", kind, config, {}, "mlm", Policy()))
     np.testing.assert_array_equal(batch.tokens_BT == config.pad_id, batch.mask_BT == 0)
 
 
@@ -151,6 +151,21 @@ def test_weights_that_are_not_finite_are_found(tmp_path, bert, monkeypatch):
     monkeypatch.setattr(hf, "save", spoil(np.nan))
     with pytest.raises(RuntimeError, match="loaded again, logits differ"):
         write(bert, tmp_path / "out")
+
+
+def test_a_cache_that_pytorch_does_not_heed_is_found(tmp_path, monkeypatch):
+    # As transformers 5.24 did when it passed the cache by a name that the file did not know.
+    source = family.MODELING_FILE.read_text()
+    file = tmp_path / family.MODELING_FILE.name
+    file.write_text(source.replace("cache = one_cache(past_key_values, cache)", "cache = None"))
+    monkeypatch.setattr(family, "MODELING_FILE", file)
+    kind, config = family.read(tiny.CONFIGS["gpt2"])
+    blocks = (dataclasses.replace(config.own_shape, ffn_width=24), config.own_shape)
+    config = dataclasses.replace(config, blocks=blocks)
+    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    params = tiny.model("gpt2", "clm", blocks=blocks).params
+    with pytest.raises(RuntimeError, match="logits differ: pytorch's text, with a cache, by"):
+        write((blueprint, params), tmp_path / "out")
 
 
 def test_is_repeated(tmp_path, bert, quick):
@@ -196,7 +211,9 @@ def test_the_old_export_stays_until_the_new_one_is_whole(tmp_path, bert, quick, 
 
 def test_is_there_whole_or_not_at_all(tmp_path, bert, monkeypatch):
     seen = []
-    monkeypatch.setattr(export, "check", lambda *_: seen.append((tmp_path / "out").exists()) or {})
+    monkeypatch.setattr(
+        export_check, "check", lambda *_: seen.append((tmp_path / "out").exists()) or {}
+    )
     write(bert, tmp_path / "out")
     assert seen == [False]
 

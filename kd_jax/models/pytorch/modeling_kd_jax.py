@@ -3,7 +3,7 @@
 A GPT-2, Phi, Llama or Qwen2 some of whose blocks have fewer heads and FFN columns than the others
 (slim), or work in a narrower width between two projections (bottleneck). `blocks` of config.json
 has the sizes of each layer, `base_model_type` says which family; all other keys and the names of
-the tensors are that family's own. It needs torch and transformers alone:
+the tensors are that family's own. It needs torch and transformers alone (4.57 and 5 were tried):
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -24,12 +24,32 @@ from transformers.models.phi.modeling_phi import PhiMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.pytorch_utils import Conv1D
 
+# transformers 5.24 calls past_key_values cache. Either is taken; outputs have the one it looks for.
+FIELDS = BaseModelOutputWithPast.__dataclass_fields__
+CACHE = "cache" if "cache" in FIELDS else "past_key_values"
+
+
+def one_cache(past_key_values, cache):
+    """The cache, by whichever name it was given."""
+    if past_key_values is not None and cache is not None:
+        raise ValueError("give either past_key_values or cache")
+    return past_key_values if cache is None else cache
+
+
+def known(arguments, *names):
+    """Those of the further arguments that the model reads; any other one is refused, unless its
+    value (None or False) asks for nothing."""
+    odd = [k for k, v in arguments.items() if k not in names and v is not None and v is not False]
+    if odd:
+        raise TypeError(f"this model has no use for {', '.join(odd)}; leave that out")
+    return {name: arguments[name] for name in names if name in arguments}
+
 
 class KDJaxConfig(PretrainedConfig):
     """The family's own keys, `base_model_type` and `blocks`."""
 
     model_type = "kd_jax_decoder"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     # Ties have a default of our own, so that transformers 4 writes them down in either case.
     def __init__(self, base_model_type="gpt2", blocks=(), tie_word_embeddings=False, **kwargs):
@@ -245,7 +265,7 @@ class KDJaxPreTrainedModel(PreTrainedModel):
     config_class = KDJaxConfig
     base_model_prefix = "model"
     _no_split_modules = ["GPT2Block", "PhiBlock", "LlamaBlock", "Bottleneck"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_cache_class = True  # asked for by transformers before 4.53
 
@@ -293,35 +313,43 @@ class KDJaxModel(KDJaxPreTrainedModel):
         inputs_embeds=None,
         use_cache=None,
         output_hidden_states=None,
+        return_dict=None,
+        cache=None,
         **kwargs,
     ):
+        slots = known(kwargs, "cache_position").get("cache_position")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True) and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        slots = torch.arange(seen, seen + x.shape[1], device=x.device)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        cache = one_cache(past_key_values, cache)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        if slots is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            slots = torch.arange(seen, seen + x.shape[1], device=x.device)
         position_ids = slots[None] if position_ids is None else position_ids
         if self.gpt2:
             x = x + self.wpe(position_ids)
         x = self.dropout(x)
         tables = {k: each.table(position_ids, x.dtype) for k, each in self.rotations.items()}
         scope = dict(mask=visible(attention_mask, slots), tables=tables)
-        scope |= dict(cache=past_key_values, slots=slots)
+        scope |= dict(cache=cache, slots=slots)
         hidden = [x]
         for block in self.h if self.gpt2 else self.layers:
             x = block(x, **scope)
             hidden.append(x)
         last = "ln_f" if self.gpt2 else "norm" if hasattr(self, "norm") else "final_layernorm"
         x = hidden[-1] = getattr(self, last)(x)
-        return BaseModelOutputWithPast(
+        found = BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
+            **{CACHE: cache if use_cache else None},
         )
+        return found.to_tuple() if return_dict is False else found
 
 
 class Tied(nn.Module):
@@ -361,16 +389,20 @@ class KDJaxForCausalLM(KDJaxPreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         logits_to_keep=0,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
+        of_loss = ("num_items_in_batch", "ignore_index", "shift_labels")
+        kwargs = known(kwargs, "cache_position", *of_loss)
         output = self.base_model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_hidden_states,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            cache=one_cache(past_key_values, cache),
+            cache_position=kwargs.pop("cache_position", None),
         )
         x = output.last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -383,7 +415,7 @@ class KDJaxForCausalLM(KDJaxPreTrainedModel, GenerationMixin):
         found = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
+            **{CACHE: getattr(output, CACHE)},
         )
         return found.to_tuple() if return_dict is False else found

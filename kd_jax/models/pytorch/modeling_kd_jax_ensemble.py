@@ -1,11 +1,12 @@
 """PyTorch model of an ensemble of causal language models of one shape, as kd_jax exports it.
 
 The logits are the weighted mean of the members' logits, or the logarithm of that of their
-probabilities (`space` of config.json). It needs torch and transformers alone:
+probabilities (`space` of config.json). It needs torch and transformers alone (4.57 and 5 were
+tried):
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-`generate` keeps each member's keys and values; beams are not supported.
+The layers of one cache are those of the first member, then those of the second, and so on.
 """
 
 import torch
@@ -18,7 +19,36 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# transformers 5.24 calls past_key_values cache. Either is taken; members and outputs have the one
+# that is theirs.
+FIELDS = CausalLMOutputWithPast.__dataclass_fields__
+CACHE = "cache" if "cache" in FIELDS else "past_key_values"
+
+
+def known(arguments, *names):
+    """Those of the further arguments that the model reads; any other one is refused, unless its
+    value (None or False) asks for nothing."""
+    odd = [k for k, v in arguments.items() if k not in names and v is not None and v is not False]
+    if odd:
+        raise TypeError(f"this model has no use for {', '.join(odd)}; leave that out")
+    return {name: arguments[name] for name in names if name in arguments}
+
+
+def shares(cache, members, layers):
+    """Each member's part of a cache: the layers that are its own."""
+    if type(cache) is not DynamicCache:
+        raise ValueError(f"an ensemble's cache is a DynamicCache, not a {type(cache).__name__}")
+    if cache.get_seq_length() and len(cache.layers) != members * layers:
+        raise ValueError("the cache is of another model")
+    while len(cache.layers) < members * layers:
+        cache.layers.append(DynamicLayer())
+    parts = [DynamicCache() for _ in range(members)]
+    for number, part in enumerate(parts):
+        part.layers = cache.layers[number * layers : (number + 1) * layers]
+    return parts
 
 
 class KDJaxEnsembleConfig(PretrainedConfig):
@@ -26,7 +56,7 @@ class KDJaxEnsembleConfig(PretrainedConfig):
     logits | probabilities."""
 
     model_type = "kd_jax_ensemble"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(self, member=None, weights=(1.0,), space="logits", **kwargs):
         self.member = dict(member or {"model_type": "gpt2"})
@@ -41,19 +71,6 @@ class KDJaxEnsembleConfig(PretrainedConfig):
         """The members' own config."""
         keys = dict(self.member)
         return AutoConfig.for_model(keys.pop("model_type"), **keys)
-
-
-class MembersCache(DynamicCache):
-    """The members' caches; as a cache of its own it counts tokens."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.members = [DynamicCache() for _ in range(count)]
-
-    def count(self, tokens):
-        """Notes tokens (B, T) that all members have read."""
-        nothing = torch.zeros(tokens.shape[0], 1, tokens.shape[1], 1, device=tokens.device)
-        self.update(nothing, nothing, 0)
 
 
 class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
@@ -78,32 +95,35 @@ class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values=None,
         use_cache=None,
         labels=None,
+        logits_to_keep=0,
+        return_dict=None,
+        cache=None,
         **kwargs,
     ):
         """Logits of the mean; with labels also the loss, shifted as in every HF model."""
-        cache = past_key_values
-        if use_cache and not isinstance(cache, MembersCache):
-            if cache is not None and cache.get_seq_length():
-                raise ValueError("past_key_values is of another model")
-            cache = MembersCache(len(self.members))
-        logits = None
-        for number, (member, weight) in enumerate(
-            zip(self.members, self.config.weights, strict=True)
-        ):
-            found = member(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache.members[number] if cache is not None else None,
-                use_cache=bool(use_cache),
-            ).logits.float()
-            logits = self._add(logits, found, weight)
+        of_loss = ("num_items_in_batch", "ignore_index", "shift_labels")
+        kwargs = known(kwargs, "cache_position", *of_loss)
+        if past_key_values is not None and cache is not None:
+            raise ValueError("give either past_key_values or cache")
+        cache = past_key_values if cache is None else cache
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        parts = [None] * len(self.members)
         if cache is not None:
-            cache.count(input_ids)
+            parts = shares(cache, len(self.members), self.config.num_hidden_layers)
+        given = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        given |= dict(use_cache=cache is not None, logits_to_keep=logits_to_keep)
+        if "cache_position" in kwargs:
+            given["cache_position"] = kwargs.pop("cache_position")
+        logits = None
+        for member, weight, part in zip(self.members, self.config.weights, parts, strict=True):
+            found = member(**given, **{CACHE: part}).logits.float()
+            logits = self._add(logits, found, weight)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        found = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
+        return found.to_tuple() if return_dict is False else found
 
     def _add(self, sofar, logits, weight):
         if self.config.space == "logits":

@@ -1,0 +1,176 @@
+"""Holds what was written against the model in memory: logits, and texts that PyTorch writes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.evals import card
+from kd_jax.models import family, hf
+from kd_jax.precision import Policy
+from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.types import Batch, Model, ModelOutput, Params
+
+TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
+NEW_TOKENS = 4  # that PyTorch writes
+
+Logits = Callable[[Batch], np.ndarray]  # float32, as `logits_of` gives them
+
+
+def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
+    """Largest |difference| of a logit between `params` and the files in `folder`, by loader.
+
+    Raises RuntimeError where one is too large.
+    """
+    batch, want = example_of(blueprint), functools.partial(logits_of, blueprint, params)
+    kind, config = family.read(hf.read_config(folder))
+    again = Blueprint("", kind, config, {}, blueprint.head, Policy())
+    found = logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)
+    real = _real(blueprint.head, batch)
+    ours = _difference(folder, "kd_jax", found[real], want(batch)[real])
+    return {"kd_jax": ours} | check_in_pytorch(folder, blueprint.head, batch, want)
+
+
+def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dict[str, float]:
+    """Largest |difference| of a logit between `want` and PyTorch, {} without PyTorch.
+
+    A causal model also writes a few tokens, keeping keys and values as `generate` does: their
+    logits are held against those of the whole text, so that each token is ours too, but for ties.
+    """
+    if not has_torch():
+        return {}
+    model, real = load_in_pytorch(folder, head), _real(head, batch)
+    found = torch_logits(model, head, batch)
+    differences = [_difference(folder, "pytorch", found[real], want(batch)[real])]
+    if head == "clm":
+        text, found = torch_writes(model, batch)
+        end = int(text.mask_BT[0].sum()) - 1  # nothing follows the last token
+        ours = want(text)[:, end - found.shape[1] : end]
+        differences.append(_difference(folder, "pytorch's text, with a cache,", found, ours))
+    return {"pytorch": max(differences)}
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _real(head: str, batch: Batch) -> np.ndarray:
+    """Which logits there are: of real tokens, or one a row for classes."""
+    real = batch.mask_BT > 0
+    return real[:, :1] if head == "classification" else real
+
+
+def _difference(folder: Path, name: str, found: np.ndarray, want: np.ndarray) -> float:
+    difference = float(np.abs(found - want).max())
+    limit = TOLERANCE * max(1.0, float(np.abs(want).max()))
+    if not difference <= limit:
+        raise RuntimeError(
+            f"{folder}: loaded again, logits differ: {name} by {difference} (<= {limit})"
+        )
+    return difference
+
+
+def example_of(blueprint: Blueprint) -> Batch:
+    """Two rows of random tokens, the second padded."""
+    config = blueprint.config
+    pad = getattr(config, "pad_id", None)
+    length = min(32, config.max_positions - 2)  # RoBERTa's positions begin at 2
+    rng = np.random.default_rng(0)
+    tokens_BT = rng.integers(0, config.vocab_size, (2, length), dtype=np.int32)
+    if pad is not None:  # a padding token within the text would move RoBERTa's positions
+        tokens_BT = np.where(tokens_BT == pad, (pad + 1) % config.vocab_size, tokens_BT)
+    mask_BT = np.ones((2, length), np.float32)
+    mask_BT[1, length // 2 :] = 0
+    tokens_BT = np.where(mask_BT > 0, tokens_BT, pad or 0).astype(np.int32)
+    return Batch(
+        ids_B=np.arange(2, dtype=np.int32),
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        labels=np.zeros_like(tokens_BT),
+        weights=np.zeros_like(mask_BT),
+    )
+
+
+def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
+    """float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of spans;
+    without a head, the hidden states (B, T, D)."""
+    model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
+    full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    with jax.default_matmul_precision("highest"):
+        output = _run(model.replace(params=full), batch)
+    if blueprint.head == "span":
+        return np.asarray(output.logits.swapaxes(1, 2))
+    return np.asarray(output.features if blueprint.head == "none" else output.logits)
+
+
+@jax.jit
+def _run(model: Model, batch: Batch) -> ModelOutput:
+    return model(batch)
+
+
+def load_in_pytorch(folder: Path, head: str) -> Any:
+    """The model as transformers loads it, every tensor taken and none missing."""
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    loader = getattr(transformers, card.AUTO_CLASSES[head])
+    ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
+    model, info = loader.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours
+    )
+    wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
+    if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
+        raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")
+    return model.eval()
+
+
+def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
+    """`logits_of` of a PyTorch model."""
+    import torch
+
+    with torch.inference_mode():
+        output = model(
+            input_ids=torch.from_numpy(batch.tokens_BT).long(),
+            attention_mask=torch.from_numpy(batch.mask_BT).long(),
+        )
+    if head == "span":
+        return torch.stack([output.start_logits, output.end_logits], -1).numpy()
+    if head == "classification":
+        return output.logits[:, None].numpy()
+    return (output.last_hidden_state if head == "none" else output.logits).numpy()
+
+
+def torch_writes(model: Any, batch: Batch) -> tuple[Batch, np.ndarray]:
+    """What PyTorch writes, with its cache, after the first halves of the rows: (the rows with it,
+    float32 logits (B, N, V) that chose its N tokens)."""
+    import torch
+    import transformers
+
+    start = batch.tokens_BT.shape[1] // 2
+    prompt = torch.from_numpy(batch.tokens_BT[:, :start]).long()
+    model.generation_config = transformers.GenerationConfig()  # not what a checkpoint prefers
+    found = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=min(NEW_TOKENS, batch.tokens_BT.shape[1] - start),
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    length = found.sequences.shape[1]
+    tokens_BT, mask_BT = np.array(batch.tokens_BT), np.zeros_like(batch.mask_BT)
+    tokens_BT[:, :length], mask_BT[:, :length] = found.sequences.numpy(), 1
+    text = batch.replace(tokens_BT=tokens_BT, mask_BT=mask_BT)
+    return text, torch.stack(found.logits, dim=1).float().numpy()
