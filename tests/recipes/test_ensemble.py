@@ -187,7 +187,7 @@ def test_other_ways(whole, tmp_path, changes):
     second = [each["rounds"][1]["ensemble"]["loss"] for each in (found, results)]
     assert (first[0] == first[1]) == ("start" in changes)
     assert second[0] != second[1]
-    cached = list((tmp_path / "signals").glob("*/values.npy"))
+    cached = list((tmp_path / "signals").glob("signals/*/values.npy"))
     assert bool(cached) == ("fresh" not in changes)
     assert {np.load(file).shape[1] for file in cached} <= ({20} if "top_k" in changes else {280})
 
