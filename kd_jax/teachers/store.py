@@ -48,15 +48,16 @@ class Store:
         """The logits of each row, (C,) or (P, C), mapped into memory; None where there are none."""
         places: dict[bytes, tuple[Path, int, np.ndarray]] = {}
         for part in self._parts():
-            for digests, sizes in _arrays(part, ("digests", "sizes"), None):
+            if arrays := _mapped(part, "digests", "sizes"):
+                digests, sizes = map(np.array, arrays)
                 ends = np.cumsum(sizes.prod(axis=1))
                 for digest, size, end in zip(digests, sizes, ends, strict=True):
                     places[digest.tobytes()] = part, int(end - size.prod()), size
         found = [places.get(digest.tobytes()) for digest in digests_N]
         for part in {place[0] for place in found if place}:
-            if part not in self._logits:
-                self._logits |= {part: logits for (logits,) in _arrays(part, ("logits",), "r")}
             cache.touch(part)
+            if part not in self._logits and (arrays := _mapped(part, "logits")):
+                (self._logits[part],) = arrays
         return [self._row(*place) if place else None for place in found]
 
     def write(self, digests_N: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
@@ -98,11 +99,11 @@ class Store:
         return row if size[0] == 1 else row.reshape(size)
 
 
-def _arrays(part: Path, names: tuple[str, ...], mmap_mode: str | None) -> list[list[np.ndarray]]:
-    """Some arrays of a part, once; not at all where they are damaged, or have just made room."""
+def _mapped(part: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a part; none where they are damaged, or have just made room."""
     files = [f"{name}.npy" for name in names]
     try:
         there = cache.whole(part, files)
-        return [[np.load(part / file, mmap_mode=mmap_mode) for file in files]] if there else []
+        return [np.load(part / file, mmap_mode="r") for file in files] if there else []
     except FileNotFoundError:
         return []

@@ -219,6 +219,13 @@ def test_terms_about_logits_themselves_are_refused(tmp_path):
         ensembles.run(config, tmp_path / "run")
 
 
+def test_a_teacher_that_is_not_finite_is_said_before_a_student_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "evaluate", lambda *args: {"loss": float("nan")})
+    with pytest.raises(UserError, match="teacher .*: its loss on validation text is nan; its wei"):
+        ensembles.run(ensembles.config(tmp_path), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*/results.json"))
+
+
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
 def test_learned_weights_are_no_worse_on_what_they_were_learned_on(tmp_path, space):
     config = ensembles.config(tmp_path, weights="learned", space=space)
