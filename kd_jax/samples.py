@@ -1,12 +1,13 @@
 """Small made-up data in the layouts in which the real sets are shipped, for `:smoke`."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from kd_jax.data import cache
 
 _WORDS = {
     "good": "fine great bright warm happy strong rising clear".split(),
@@ -16,15 +17,10 @@ _WORDS = {
 
 
 def folder() -> Path:
-    """The folder with all of them, made where it is missing; always the same content."""
-    path = Path(tempfile.gettempdir()) / "kd_jax-samples-2"
-    if not path.exists():
-        temporary = Path(tempfile.mkdtemp(prefix="kd_jax-samples-", dir=path.parent))
-        _write(temporary, np.random.default_rng(0))
-        try:
-            temporary.rename(path)
-        except OSError:  # another process was first
-            pass
+    """The folder with all of them, in the user's own cache, made where it is missing; always the
+    same content."""
+    path = cache.folder(None) / "samples-2"
+    cache.once(path, lambda root: _write(root, np.random.default_rng(0)), "HOME")
     return path
 
 

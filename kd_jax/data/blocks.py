@@ -2,15 +2,15 @@
 
 The tokens of all documents stand one after the other, each document followed by the model's
 separator ([SEP], </s>, <|endoftext|>), in a .npy file that is memory-mapped: uint16 where the
-vocabulary fits, else int32. The file's name is a hash of the text, the tokenizer and the separator;
-block sizes are not in it, so one file serves every sequence length.
+vocabulary fits, else int32. It is an entry of the cache (data/cache.py) by the name of a hash of
+the text, the tokenizer and the separator; block sizes are not in it, so one file serves every
+sequence length.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -61,8 +61,8 @@ def tokenize(
     """The tokens of all documents, each followed by `separator`: a memory-mapped (N,) array.
 
     Tokenises at the first call, on all cores, and finds the file in `folder` later. Processes of
-    one machine that ask for the same file wait for the first. Raises UserError where the folder
-    cannot be written, or is full.
+    one machine that ask for the same file wait for the first; a damaged one is made again. Raises
+    UserError where the folder cannot be written, or is full.
     """
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
     tokenizer.no_truncation()
@@ -70,15 +70,22 @@ def tokenize(
     key = hashlib.blake2b(digest_size=16)
     for part in (_VERSION, documents.identity.digest, tokenizer.to_str(), separator):
         key.update(f"{part}\0".encode())
-    file = folder / f"tokens-{key.hexdigest()}.npy"
-    if cache.once(file, lambda path: _write(documents, tokenizer, separator, path)):
-        log.info("tokens of %s: cached in %s", documents.name, file)
-    return np.load(file, mmap_mode="r")
+    entry = folder / f"tokens-{key.hexdigest()}"
+    size = 1 + max([separator, *tokenizer.get_vocab().values()])  # ids may have gaps
+
+    def write(made: Path) -> None:
+        dtype = np.dtype(np.uint16 if size <= 2**16 else np.int32)
+        _write(documents, tokenizer, separator, dtype, made / "tokens.npy")
+
+    if cache.once(entry, write, "config.data.cache_dir"):
+        log.info("tokens of %s: cached in %s", documents.name, entry)
+    tokens_N = np.load(entry / "tokens.npy", mmap_mode="r")
+    cache.check_ids(tokens_N, size, entry)
+    return tokens_N
 
 
-def _write(documents: Documents, tokenizer: Tokenizer, separator: int, file: Path) -> None:
+def _write(documents: Documents, tokenizer: Tokenizer, separator: int, dtype, file: Path) -> None:
     start = time.perf_counter()
-    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.int32)
     with file.open("wb") as stream:
         _header(stream, dtype, 0)
         count = 0
@@ -87,12 +94,10 @@ def _write(documents: Documents, tokenizer: Tokenizer, separator: int, file: Pat
             count += len(tokens_N)
         stream.seek(0)
         _header(stream, dtype, count)
-        stream.flush()
-        os.fsync(stream.fileno())
     seconds = time.perf_counter() - start
     log.info(
         "tokens of %s: %d in %.1f s (%d tokens/s), kept in %s",
-        *(documents.name, count, seconds, count / seconds, file.parent),
+        *(documents.name, count, seconds, count / seconds, file.parent.parent),
     )
 
 

@@ -1,15 +1,38 @@
-"""Files that are made once from data, and found later by a hash of what they were made from."""
+"""Entries of a cache: folders that are made once, and found later by what they were made from.
+
+    ROOT/NAME/kd_jax-cache.json   digests of the entry's files, written last: compared when these
+                                  are read, and the mark without which nothing is removed
+    ROOT/NAME.HOST.PID.partial/   an entry that a process is making, or removing
+    ROOT/NAME.lock, ROOT/.lock    held while one is made; while entries come and go
+
+NAME is a hash of whatever the entry was made from. What is damaged counts as not there: it is
+logged and removed, so that it is made again.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+import shutil
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+
+from kd_jax import storage
 from kd_jax.errors import UserError
 
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+log = logging.getLogger(__name__)
+
+MARK = "kd_jax-cache.json"
+_HOST = socket.gethostname()
+_PARTIAL = re.compile(rf".+\.{re.escape(_HOST)}\.(\d{{1,9}})\.partial")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def folder(path: str | None) -> Path:
@@ -17,39 +40,195 @@ def folder(path: str | None) -> Path:
     return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
 
 
-def once(file: Path, write: Callable[[Path], None]) -> bool:
-    """Whether `file` was there; otherwise `write` makes it, under another name until it is whole.
+def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
+    """Makes an entry where it is not there, undamaged: `write` puts files into an empty folder.
 
-    Processes of one machine that ask for the same file wait for the first. Raises UserError where
-    the folder cannot be written, or is full.
+    Processes of one machine that ask for the same entry wait for the first. Returns whether it was
+    there. Raises UserError where the folder cannot be written, or is full; it names `setting`.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with lock(file.with_suffix(".lock")):
-            if file.exists():
-                return True
-            unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    if whole(entry):  # no lock, since a complete cache may be read-only
+        touch(entry)
+        return True
+    with _writing(entry.parent, setting), storage.lock(entry.with_name(f"{entry.name}.lock")):
+        if whole(entry):
+            return True
+        with _locked(entry.parent):
+            _clear(entry)
+            _sweep(entry.parent)
+        unfinished = _unfinished(entry)
+        unfinished.mkdir()
+        try:
+            write(unfinished)
+            _seal(unfinished)
             try:
-                write(unfinished)
-                os.replace(unfinished, file)
-            finally:
-                unfinished.unlink(missing_ok=True)
-            return False
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
+                unfinished.rename(entry)
+            except OSError:  # another machine was first, where locks do not reach
+                if not whole(entry):
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return False
+
+
+def whole(entry: Path, names: Collection[str] = ()) -> bool:
+    """Whether an entry is there, and its files (`names`: those alone) are as they were written.
+
+    Reads all of their bytes. What is damaged is logged and removed.
+    """
+    damaged = _damaged(entry, names)
+    if damaged is None or not (entry / MARK).exists():
+        return damaged is None
+    log.warning("%s is damaged: what it held is computed again", damaged)
+    with contextlib.suppress(OSError), _locked(entry.parent):
+        if _damaged(entry, names):  # and nobody has just made it again
+            _clear(entry)
+    return False
+
+
+def remove(entry: Path, setting: str) -> None:
+    """Removes an entry, if it is there. Raises UserError as `once`."""
+    with _writing(entry.parent, setting), _locked(entry.parent):
+        _clear(entry)
+
+
+def entries(root: Path, pattern: str = "*") -> list[Path]:
+    """The entries of a folder, by their names."""
+    found = sorted(mark.parent for mark in root.glob(f"{pattern}/{MARK}"))
+    return [e for e in found if not e.is_symlink() and not e.name.endswith(".partial")]
+
+
+def touch(entry: Path) -> None:
+    """Notes that an entry was of use: others go first when room is needed."""
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
+def make_room(
+    root: Path, size: int, max_bytes: float, kept: Collection[Path], setting: str
+) -> float:
+    """Removes entries of `root`, the longest unused first but none of `kept`, until `size` bytes
+    more are within `max_bytes`.
+
+    Returns the bytes of `kept` and these; where they alone exceed `max_bytes`, nothing is removed.
+    Raises UserError as `once`.
+    """
+    with _writing(root, setting), _locked(root):
+        used = {entry: _size(entry) for entry in entries(root)}
+        wanted = size + sum(used.pop(entry, 0) for entry in kept)
+        for oldest in sorted(used, key=lambda entry: entry.stat().st_mtime):
+            if not wanted <= max_bytes < wanted + sum(used.values()):
+                break
+            log.info("%s is removed, to make room within cache.max_gb", oldest)
+            _clear(oldest)
+            del used[oldest]
+    return wanted
+
+
+def check_ids(ids: np.ndarray, vocab_size: int, entry: Path) -> None:
+    """Raises UserError where an entry has token ids beyond a vocabulary."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise UserError(
-            f"cannot write tokens to {file.parent}: {error.strerror}; set config.data.cache_dir or "
-            f"KD_JAX_CACHE to another folder"
-        ) from None
+            f"{entry} holds token ids from {ids.min()} to {ids.max()}, beyond a vocabulary of "
+            f"{vocab_size}; remove it, and it is made again"
+        )
+
+
+def _damaged(entry: Path, names: Collection[str]) -> Path | None:
+    """The first file of an entry that is not as it was written."""
+    try:
+        digests = storage.read_json(entry / MARK)
+    except (UserError, FileNotFoundError, NotADirectoryError):
+        return entry / MARK
+    if not isinstance(digests, dict) or not digests:
+        return entry / MARK
+    for name in names or digests:
+        try:
+            same = storage.digest(entry / name) == digests.get(name)
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            return entry / name
+    return None
+
+
+def _seal(folder: Path) -> None:
+    """Syncs a folder's files to disk, and writes down their digests."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    digests = {file.relative_to(folder).as_posix(): storage.digest(file) for file in files}
+    storage.write_json(folder / MARK, digests)
+
+
+def _clear(entry: Path) -> None:
+    """Removes an entry; what lies in its place without a mark is renamed, for it may be somebody
+    else's."""
+    if (entry / MARK).exists():
+        doomed = _unfinished(entry.with_name(f"{entry.name}.gone"))
+        entry.rename(doomed)  # in one go: a kill leaves no half of an entry
+        shutil.rmtree(doomed, ignore_errors=True)
+    elif os.path.lexists(entry):
+        aside = entry.with_name(f"{entry.name}.{time.time_ns()}.aside")
+        log.warning("%s has no %s and is not used: it is renamed to %s", entry, MARK, aside.name)
+        entry.rename(aside)
+
+
+def _unfinished(entry: Path) -> Path:
+    """Where this process makes or removes an entry; a killed one of its number may have too."""
+    path = entry.with_name(f"{entry.name}.{_HOST}.{os.getpid()}.partial")
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+def _sweep(root: Path) -> None:
+    """Removes what processes of this machine that were killed have left unfinished."""
+    for path in root.glob("*.partial"):
+        made = _PARTIAL.fullmatch(path.name)
+        if made and not _alive(int(made[1])):
+            log.info("%s is removed: its process was killed", path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+
+
+def _locked(root: Path) -> contextlib.AbstractContextManager[None]:
+    return storage.lock(root / ".lock")
 
 
 @contextlib.contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Processes of one machine that lock the same file come one after the other."""
-    with file.open("w") as stream:
-        # Some network filesystems have no locks: then two processes may do the same work, and
-        # the last one's file stays.
-        with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+def _writing(root: Path, setting: str) -> Iterator[None]:
+    """Makes a folder, and says what to do where it cannot be written."""
+
+    def plain(error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {error.filename or root}: {error.strerror or error}; set {setting} or "
+            f"KD_JAX_CACHE to another folder"
+        )
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise plain(error) from None
+    try:
         yield
+    except OSError as error:
+        # Others are of reading what goes into the cache. NumPy has no number for a full disk.
+        ours = Path(str(error.filename)).is_relative_to(root) or error.errno in _FULL
+        if ours or (type(error) is OSError and error.errno is None):
+            raise plain(error) from None
+        raise

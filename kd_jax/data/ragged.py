@@ -1,4 +1,4 @@
-"""Rows of tokens of any lengths, each token with a mark, in one file."""
+"""Rows of tokens of any lengths, each token with a mark, in one folder."""
 
 import dataclasses
 import functools
@@ -34,20 +34,15 @@ class Ragged:
         here = slice(self.starts_N[row], self.starts_N[row] + self.lengths_N[row])
         return self.tokens_F[here], self.marks_F[here]
 
-    def save(self, file: Path) -> None:
-        """Everything in one .npz file, whatever the path ends in."""
-        with file.open("wb") as stream:
-            np.savez(
-                stream,
-                tokens=self.tokens_F,
-                marks=np.packbits(self.marks_F),
-                lengths=self.lengths_N,
-            )
+    def save(self, folder: Path) -> None:
+        """Writes every array as a .npy file."""
+        np.save(folder / "tokens.npy", self.tokens_F)
+        np.save(folder / "marks.npy", np.packbits(self.marks_F))
+        np.save(folder / "lengths.npy", self.lengths_N)
 
     @classmethod
-    def load(cls, file: Path) -> "Ragged":
-        """What `save` wrote."""
-        with np.load(file) as found:
-            tokens_F = found["tokens"]
-            marks_F = np.unpackbits(found["marks"], count=len(tokens_F)).astype(bool)
-            return cls(tokens_F, marks_F, found["lengths"])
+    def load(cls, folder: Path) -> "Ragged":
+        """Reads what `save` wrote."""
+        tokens_F = np.load(folder / "tokens.npy")
+        marks_F = np.unpackbits(np.load(folder / "marks.npy"), count=len(tokens_F)).astype(bool)
+        return cls(tokens_F, marks_F, np.load(folder / "lengths.npy"))

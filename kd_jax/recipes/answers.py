@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,10 +16,12 @@ from jax.experimental import multihost_utils
 
 from kd_jax.data import cache
 from kd_jax.data.buckets import BucketStream
+from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.recipes import stage
 from kd_jax.recipes.finetune_setup import FinetuneSetup
 from kd_jax.teachers.several import average, in_order
+from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.teachers.store import Store, identity
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import predict
@@ -91,9 +92,19 @@ class Answers:
             answers = predict(self.model(name), part, setup.mesh, family.PARTITION)
             for i in new:
                 found[i] = answers[int(ids_N[i])]
-            if store is not None:
-                store.write(digests_N[new], [found[i] for i in new])
+        self._check_finite(name, split, ids_N, found)
+        if len(new) and store is not None:
+            store.write(digests_N[new], [found[i] for i in new])
         return found
+
+    def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
+        spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
+        if len(spoilt):
+            raise UserError(
+                f"{name} {self._setup.models[name].name}: its logits of {len(spoilt):,} of "
+                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
+                f"{NOT_FINITE}"
+            )
 
     def _model(self, name: str) -> Model:
         return stage.frozen(self._setup, name, self._given[name])
@@ -102,8 +113,8 @@ class Answers:
         settings, model = self._setup.config.cache, self._setup.models[name]
         if not settings.max_gb:
             return None
-        root = settings.folder or cache.folder(None) / "teacher_logits"
+        root = cache.folder(settings.folder) / "teacher_logits"
         shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._setup.head)
         params = sharding.to_host(self._given[name])
-        return Store(Path(root), identity(params, about), settings.max_gb)
+        return Store(root, identity(params, about), settings.max_gb)

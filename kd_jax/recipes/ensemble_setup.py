@@ -83,7 +83,7 @@ class EnsembleSetup(TextSetup):
     @property
     def cache_folder(self) -> Path:
         """Where signals are kept."""
-        return Path(self.config.cache.folder or cache.folder(None) / "signals").expanduser()
+        return cache.folder(self.config.cache.folder) / "signals"
 
     def beside(self, stage: Stage, frozen: Model, batch: Batch) -> tuple[Guides, Batch]:
         """As in the last round."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
 from kd_jax.recipes.blueprint import Blueprint
@@ -83,22 +83,21 @@ class Recall:
         signals that are `needed` stay."""
         about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
-        there = _everywhere([(self._root / name).exists() for name in names])
-        start = max(there, default=0)
-        found = None
-        for n in range(start, len(models)):
-            before = found
-            if n not in there:
-                shutil.rmtree(self._root / names[n], ignore_errors=True)  # not all have it
-                size = signals.size_of(int(self._counts_R.sum()), self.k, self.vocab_size)
-                kept = {*needed, *names[max(0, n - 1) : n]}
-                signals.make_room(self._root, size, self._max_bytes, kept)
-            found = signals.written(
-                self._root,
-                names[n],
-                self._counts_R,
-                functools.partial(self._pass, models[n], n, before, f"{what} {n + 1}"),
-            )
+        described = self._counts_R, self.vocab_size
+        there, found = len(models), None
+        while there and found is None:
+            found = signals.opened(self._root / names[there - 1], *described)
+            if not _everywhere(found is not None):
+                there, found = there - 1, None
+        for n in range(there, len(models)):
+            if jax.process_count() > 1:  # some may have it, and all compute together
+                cache.remove(self._root / names[n], signals.SETTING)
+            size = signals.size_of(int(self._counts_R.sum()), self.k, self.vocab_size)
+            kept = {*needed, *names[max(0, n - 1) : n]}
+            signals.make_room(self._root, size, self._max_bytes, kept)
+            who = f"{what} {n + 1}"
+            compute = functools.partial(self._pass, models[n], n, found, who)
+            found = signals.written(self._root / names[n], *described, compute, who)
         if self.k < self.vocab_size:
             log.info(
                 "%s: %d of %d logits are kept: KL(all || kept) %.3g nats a token on %d tokens",
@@ -166,12 +165,11 @@ def _look_through(rows: Stream, count: int) -> tuple[np.ndarray, str]:
     return counts_R, digest.hexdigest()
 
 
-def _everywhere(here: list[bool]) -> list[int]:
-    """Which are there in all processes, so that all of them compute the same ones."""
-    here_N = np.asarray(here)
+def _everywhere(here: bool) -> bool:
+    """Whether all processes have something, so that all of them compute the same."""
     if jax.process_count() > 1:
-        here_N = multihost_utils.process_allgather(here_N).all(axis=0)
-    return np.flatnonzero(here_N).tolist()
+        return bool(multihost_utils.process_allgather(np.asarray(here)).all())
+    return here
 
 
 def _to_host(tree: Any) -> Any:

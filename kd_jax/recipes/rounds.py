@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.data.loader import Stream
+from kd_jax.errors import UserError
 from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
@@ -22,6 +23,7 @@ from kd_jax.recipes.stopwatch import Compiling
 from kd_jax.schedules import learning_rate
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
+from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.train import loop
 from kd_jax.train.evaluate import evaluate
 from kd_jax.train.state import TrainState
@@ -192,6 +194,11 @@ class Rounds:
         by = setup.config.ensemble.eval_mean
         plan = setup.held_out_plan(beside_teacher=False)
         found = _perplexity(evaluate(self._teacher, stream, None, plan, by))
+        if not math.isfinite(found["loss"]):
+            raise UserError(
+                f"teacher {setup.models['teacher'].name}: its loss on {setup.reported} text is "
+                f"{found['loss']}; {NOT_FINITE}"
+            )
         found["parameters"] = stage.count(params)
         found |= ensemble_cost.measure(setup, "teacher", [params])
         if jax.process_index() == 0:

@@ -132,15 +132,17 @@ class Chat:
         template = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.turns
         for part in (_VERSION, digest, *template):
             hashed.update(f"{part}\0".encode())
-        file = cache.folder(self.data["cache_dir"]) / f"chats-{hashed.hexdigest()}.npz"
+        entry = cache.folder(self.data["cache_dir"]) / f"chats-{hashed.hexdigest()}"
 
         def write(path):
             encoded = self._template.encode(messages, found.place)
             Ragged.of([each.ids_N for each in encoded], [e.learnt_N for e in encoded]).save(path)
 
-        cached = cache.once(file, write)
-        log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", file)
-        return dict(name=found.name, commit=found.commit, digest=digest), Ragged.load(file)
+        cached = cache.once(entry, write, "config.data.cache_dir")
+        log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
+        tokens = Ragged.load(entry)
+        cache.check_ids(tokens.tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
+        return dict(name=found.name, commit=found.commit, digest=digest), tokens
 
 
 def _held(count: int, share: float) -> np.ndarray:

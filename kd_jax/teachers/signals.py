@@ -5,16 +5,13 @@ of a fixed set of rows. Computed in one pass, read at every step of every round.
     ROOT/NAME/ids.npy       int32 (M, K): whose they are; not there where K is the vocabulary
     ROOT/NAME/rest.npy      float32 (M,): of each of the other ids
 
-NAME says what it was computed from. A folder is written beside its place and renamed when it is
-complete, so that what a crash leaves is never read.
+NAME says what it was computed from. The folder is an entry of the cache (data/cache.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -24,7 +21,8 @@ from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.types import Batch, Signal
 
-log = logging.getLogger(__name__)
+SETTING = "config.cache.folder"
+NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.precision"
 
 
 def name_of(*parts: object) -> str:
@@ -44,21 +42,13 @@ def make_room(root: Path, bytes_: int, max_bytes: float, needed: Collection[str]
     """Removes signals, the longest unused first but none of `needed`, until `bytes_` more are
     within `max_bytes`. Raises UserError where that cannot be."""
     root = Path(root)
-    found = {f: _size(f) for f in root.glob("*") if f.is_dir() and f.name not in needed}
-    others = sorted(found, key=lambda folder: folder.stat().st_mtime)
-    own = sum(_size(root / name) for name in needed if (root / name).is_dir())
-    if own + bytes_ > max_bytes:
+    wanted = cache.make_room(root, bytes_, max_bytes, [root / name for name in needed], SETTING)
+    if wanted > max_bytes:
         raise UserError(
-            f"logits on disk: {(own + bytes_) / 1e9:.3g} GB are wanted in {root}, "
+            f"logits on disk: {wanted / 1e9:.3g} GB are wanted in {root}, "
             f"config.cache.max_gb={max_bytes / 1e9:g}; raise it, or lower config.ensemble.rows or "
             f"config.ensemble.top_k"
         )
-    while others and own + bytes_ + sum(map(found.get, others)) > max_bytes:
-        shutil.rmtree(others.pop(0), ignore_errors=True)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*"))
 
 
 def kept(tokens: int, vocab_size: int, top_k: int, max_bytes: float) -> int:
@@ -69,18 +59,22 @@ def kept(tokens: int, vocab_size: int, top_k: int, max_bytes: float) -> int:
 
 
 class Signals:
-    """One signal of R rows, mapped into memory."""
+    """One signal of R rows, mapped into memory; see `opened` and `written`."""
 
-    def __init__(self, folder: Path, counts_R: np.ndarray):
+    def __init__(self, folder: Path, counts_R: np.ndarray, vocab_size: int):
         """`counts_R`: learnt tokens of each row."""
         self.folder = Path(folder)
         self._ends_R = np.cumsum(counts_R)
         self._counts_R = counts_R
-        arrays = {path.stem: np.load(path, mmap_mode="r") for path in self.folder.glob("*.npy")}
-        self._values_MK, self._ids_MK = arrays["values"], arrays.get("ids")
-        self._rest_M = arrays.get("rest")
+        self._values_MK, self._ids_MK, self._rest_M = self._map("values"), None, None
         if len(self._values_MK) != self._ends_R[-1]:
             raise ValueError(f"{folder} has {len(self._values_MK)} tokens, not {self._ends_R[-1]}")
+        if self.k < vocab_size:
+            self._ids_MK, self._rest_M = self._map("ids"), self._map("rest")
+            cache.check_ids(self._ids_MK, vocab_size, self.folder)
+
+    def _map(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     @property
     def k(self) -> int:
@@ -107,33 +101,36 @@ class Signals:
         return found
 
 
+def opened(folder: Path, counts_R: np.ndarray, vocab_size: int) -> Signals | None:
+    """The signal of a folder; None where it is not there, or damaged."""
+    with contextlib.suppress(FileNotFoundError):  # another run has just made room for its own
+        if cache.whole(folder):
+            cache.touch(folder)
+            return Signals(folder, counts_R, vocab_size)
+    return None
+
+
 def written(
-    root: Path,
-    name: str,
+    folder: Path,
     counts_R: np.ndarray,
+    vocab_size: int,
     compute: Callable[[], Iterable[tuple[Batch, Signal]]],
+    who: str,
 ) -> Signals:
-    """The signal `name`, computed where it is not there yet. Programs of one machine that want the
-    same one wait for the first.
+    """The signal of a folder, computed where it is not there yet. Programs of one machine that want
+    the same one wait for the first.
 
-    `compute` gives every batch of the rows, with NumPy arrays, and its signal.
+    `compute` gives every batch of the rows, with NumPy arrays, and its signal. Raises UserError,
+    that names `who`, where one is not finite; or where the folder cannot be written.
     """
-    folder = Path(root) / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with cache.lock(folder.with_suffix(".lock")):
-        if folder.exists():
-            os.utime(folder)  # it is of use: others go first when room is needed
-        else:
-            for left in Path(root).glob(f"{name}.*.partial"):  # of programs that are gone
-                shutil.rmtree(left, ignore_errors=True)
-            partial = folder.with_name(f"{name}.{os.getpid()}.partial")
-            partial.mkdir()
-            _write(partial, counts_R, compute())
-            partial.rename(folder)
-    return Signals(folder, counts_R)
+    while (found := opened(folder, counts_R, vocab_size)) is None:
+        cache.once(folder, lambda made: _write(made, counts_R, compute(), who), SETTING)
+    return found
 
 
-def _write(folder: Path, counts_R: np.ndarray, found: Iterable[tuple[Batch, Signal]]) -> None:
+def _write(
+    folder: Path, counts_R: np.ndarray, found: Iterable[tuple[Batch, Signal]], who: str
+) -> None:
     ends_R, files = np.cumsum(counts_R), {}
     for batch, signal in found:
         parts = {"values": signal.values_BTK, "ids": signal.ids_BTK, "rest": signal.rest_BT}
@@ -149,6 +146,11 @@ def _write(folder: Path, counts_R: np.ndarray, found: Iterable[tuple[Batch, Sign
                 learnt_T = batch.weights[b] > 0
                 tokens = slice(ends_R[row] - counts_R[row], ends_R[row])
                 for name, part in parts.items():
-                    files[name][tokens] = part[b, learnt_T]
+                    learnt = part[b, learnt_T]
+                    if not np.isfinite(learnt).all():
+                        raise UserError(
+                            f"{who}: its logits of row {row} are not finite; {NOT_FINITE}"
+                        )
+                    files[name][tokens] = learnt
     for file in files.values():
         file.flush()

@@ -187,7 +187,7 @@ def test_other_ways(whole, tmp_path, changes):
     second = [each["rounds"][1]["ensemble"]["loss"] for each in (found, results)]
     assert (first[0] == first[1]) == ("start" in changes)
     assert second[0] != second[1]
-    cached = list((tmp_path / "signals").glob("*/values.npy"))
+    cached = list((tmp_path / "signals").glob("signals/*/values.npy"))
     assert bool(cached) == ("fresh" not in changes)
     assert {np.load(file).shape[1] for file in cached} <= ({20} if "top_k" in changes else {280})
 
@@ -217,6 +217,13 @@ def test_terms_about_logits_themselves_are_refused(tmp_path):
     config.objective.logit_mse = dict(weight=1.0)
     with pytest.raises(UserError, match="config.objective.logit_mse compares logits themselves"):
         ensembles.run(config, tmp_path / "run")
+
+
+def test_a_teacher_that_is_not_finite_is_said_before_a_student_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "evaluate", lambda *args: {"loss": float("nan")})
+    with pytest.raises(UserError, match="teacher .*: its loss on validation text is nan; its wei"):
+        ensembles.run(ensembles.config(tmp_path), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*/results.json"))
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])

@@ -78,7 +78,7 @@ def test_defaults_of_a_checkpoint(student, words):
 def test_needs_no_cache_of_the_training_text(run, words, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path))
     evaluate_stage(str(run.folder), "teacher", None, words, None, NONE)
-    assert len(list(tmp_path.glob("tokens-*.npy"))) == 1
+    assert len(list(tmp_path.glob("tokens-*/tokens.npy"))) == 1
 
 
 def test_mistakes(run, student, words, tmp_path):

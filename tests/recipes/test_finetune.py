@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from kd_jax.errors import UserError
 from kd_jax.evals.beside import beside_teacher
 from kd_jax.recipes import answers as asking
 from kd_jax.recipes import finetune, stage
@@ -123,6 +124,24 @@ def test_stored_answers_are_those_of_the_step(task, tmp_path):
             logits = with_logits(batch).teacher_logits_BPC
             np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
             assert np.ptp(logits[:, 0, 0]) > 0.01
+
+
+def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, monkeypatch):
+    """Before a student trains beside them."""
+    setup = finetune.Setup(cached(tmp_path, "student"), epath.Path(tmp_path))
+    answers = Answers(setup, finetune.given_teachers(setup))
+
+    def predict(model, part, *args):
+        rows = {int(i): np.zeros(4, np.float32) for batch in part.batches() for i in batch.ids_B}
+        rows[3][2], rows[7][0] = np.nan, np.inf
+        return rows
+
+    monkeypatch.setattr(asking, "predict", predict)
+    name = setup.models["teacher"].name
+    message = f"teacher {name}: its logits of 2 of .* rows of train are not finite .row 3 is the "
+    with pytest.raises(UserError, match=message):
+        answers.of("teacher", "train")
+    assert not list(tmp_path.glob("logits/**/*.npy"))
 
 
 def test_what_is_stored_is_not_computed_again(stored, folder):

@@ -39,7 +39,11 @@ def signal(batch, k):
 
 def made(folder, k, order=((2, 1), (0, 3)), name="one"):
     batches = [rows(ids) for ids in order]
-    return signals.written(folder, name, COUNTS, lambda: ((b, signal(b, k)) for b in batches))
+    return written(folder / name, lambda: ((b, signal(b, k)) for b in batches))
+
+
+def written(folder, compute):
+    return signals.written(folder, COUNTS, V, compute, "teacher")
 
 
 def folders(root):
@@ -65,7 +69,7 @@ def test_what_was_computed_comes_back_in_any_order(tmp_path, k):
 
 def test_it_is_computed_once(tmp_path):
     made(tmp_path, 3)
-    found = signals.written(tmp_path, "one", COUNTS, lambda: pytest.fail("computed again"))
+    found = written(tmp_path / "one", lambda: pytest.fail("computed again"))
     assert found.k == 3
     assert folders(tmp_path) == ["one"]
 
@@ -83,7 +87,7 @@ def test_programs_that_want_the_same_wait_for_the_first(tmp_path):
         yield batch, signal(batch, 3)
 
     with ThreadPoolExecutor(2) as programs:
-        both = [programs.submit(signals.written, tmp_path, "one", COUNTS, slowly) for _ in range(2)]
+        both = [programs.submit(written, tmp_path / "one", slowly) for _ in range(2)]
         assert begun.wait(20)
         time.sleep(0.2)  # for the second to come as far
         go_on.set()
@@ -98,7 +102,7 @@ def test_what_a_crash_leaves_is_not_read(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        signals.written(tmp_path, "one", COUNTS, dies)
+        written(tmp_path / "one", dies)
     assert not (tmp_path / "one").exists()
     made(tmp_path, 3)
     assert folders(tmp_path) == ["one"]
@@ -107,7 +111,26 @@ def test_what_a_crash_leaves_is_not_read(tmp_path):
 def test_other_rows_are_noticed(tmp_path):
     found = made(tmp_path, 3)
     with pytest.raises(ValueError, match="has 10 tokens, not 11"):
-        signals.Signals(found.folder, np.array([2, 5, 1, 3]))
+        signals.Signals(found.folder, np.array([2, 5, 1, 3]), V)
+
+
+def test_ids_are_compared_with_the_vocabulary(tmp_path):
+    batch = rows([1, 3])
+    spoilt = signal(batch, 3)
+    spoilt.ids_BTK[1, 2, 0] = V
+    with pytest.raises(UserError, match="one holds token ids from 0 to 11, beyond a vocabulary of"):
+        written(tmp_path / "one", lambda: [(batch, spoilt)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_not_kept(tmp_path, value):
+    batch = rows([1, 3])
+    spoilt = signal(batch, V)
+    spoilt.values_BTK[1, 2, 4] = value  # token of row 3
+    spoilt.values_BTK[0, 0] = value  # not learnt: of no matter
+    with pytest.raises(UserError, match="teacher: its logits of row 3 are not finite; its weights"):
+        written(tmp_path / "one", lambda: [(batch, spoilt)])
+    assert folders(tmp_path) == []
 
 
 def test_names_tell_parts_apart():

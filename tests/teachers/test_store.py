@@ -1,8 +1,11 @@
 import os
+import shutil
 
 import numpy as np
 import pytest
 
+from kd_jax import storage
+from kd_jax.data import cache
 from kd_jax.teachers.store import Store, identity
 
 CLASSES = 5
@@ -27,10 +30,15 @@ def check(store, *numbers):
         np.testing.assert_array_equal(found, wanted)
 
 
-def age(folder, seconds):
+def parts(root, name="*"):
+    return sorted(root.glob(f"{name}-*/"))
+
+
+def age(root, name, seconds):
     """As if it had been used so long ago."""
-    then = folder.stat().st_mtime - seconds
-    os.utime(folder, (then, then))
+    (part,) = parts(root, name)
+    then = part.stat().st_mtime - seconds
+    os.utime(part, (then, then))
 
 
 def test_rows_are_found_by_content_in_any_order(store, tmp_path):
@@ -44,12 +52,19 @@ def test_rows_are_found_by_content_in_any_order(store, tmp_path):
     assert Store(tmp_path, "other", 1.0).read(digests(1)) == [None]
 
 
-def test_what_another_run_takes_away_meanwhile_is_not_there(store, tmp_path):
+def test_what_another_run_takes_away_meanwhile_is_not_there(store, tmp_path, monkeypatch):
     store.write(digests(1, 2), logits(1, 2))
-    (part,) = (tmp_path / "one").glob("*.npy")
+    (part,) = parts(tmp_path)
     store.write(digests(7, 4), logits(7, 4))
-    part.unlink()
-    assert store.read(digests(1))[0] is None
+    with monkeypatch.context() as patched:
+
+        def whole(entry, *names):  # it goes between the look and the reading
+            if entry == part:
+                shutil.rmtree(part)
+            return True
+
+        patched.setattr(cache, "whole", whole)
+        assert store.read(digests(1))[0] is None
     check(store, 4, 7)
 
 
@@ -64,28 +79,30 @@ def test_rows_of_several_answers_are_ragged(store):
 def test_the_same_rows_again_are_one_part(store, tmp_path):
     for _ in range(2):
         store.write(digests(1, 2), logits(1, 2))
-    assert len(list((tmp_path / "one").iterdir())) == 2
+    assert len(parts(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("killed", ["in the first file", "between the files"])
+@pytest.mark.parametrize("killed", [0, 1, 2])
 def test_what_a_crash_leaves_is_not_read(store, tmp_path, killed, monkeypatch):
     store.write(digests(1), logits(1))
+    calls, save = iter(range(9)), np.save
 
-    def fail(file, *values, **arrays):
-        file.write(b"half")
-        raise KeyboardInterrupt
+    def fail(file, array):
+        save(file, array)
+        if next(calls) == killed:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(np, "save" if killed == "in the first file" else "savez", fail)
+        patched.setattr(np, "save", fail)
+        patched.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # as after a kill
         with pytest.raises(KeyboardInterrupt):
             store.write(digests(2, 3), logits(2, 3))
-    left = {path.suffix for path in (tmp_path / "one").iterdir()}
-    assert left > {".npy", ".npz"}  # and a temporary file
+    assert len(parts(tmp_path)) == 2
     check(store, 1)
     assert store.read(digests(2)) == [None]
     store.write(digests(2, 3), logits(2, 3))
     check(store, 3, 1, 2)
-    assert {path.suffix for path in (tmp_path / "one").iterdir()} == {".npy", ".npz"}
+    assert parts(tmp_path) == cache.entries(tmp_path)
 
 
 ROW_GB = CLASSES * 4 / 1e9
@@ -97,19 +114,45 @@ def test_too_much_is_not_written(tmp_path, caplog):
     other.write(digests(1), logits(1))
     assert not store.write(digests(1, 2, 3), logits(1, 2, 3))
     assert "exceed cache.max_gb=5e-08" in caplog.text
-    assert not (tmp_path / "one").exists()
+    assert not parts(tmp_path, "one")
     check(other, 1)  # nothing had to go
 
 
 def test_others_go_the_longest_unused_first(tmp_path):
     for seconds, name in ((300, "oldest"), (400, "read"), (100, "newest")):
         Store(tmp_path, name, 1.0).write(digests(1), logits(1))
-        age(tmp_path / name, seconds)
+        age(tmp_path, name, seconds)
     check(Store(tmp_path, "read", 1.0), 1)  # it was of use
-    size = sum(file.stat().st_size for file in (tmp_path / "read").iterdir()) / 1e9
+    size = sum(file.stat().st_size for file in parts(tmp_path)[0].iterdir()) / 1e9
     assert Store(tmp_path, "own", 2.5 * size).write(digests(1), logits(1))
-    assert {path.name for path in tmp_path.iterdir()} == {"own", "read", "newest"}
+    assert [path.name.split("-")[0] for path in parts(tmp_path)] == ["newest", "own", "read"]
     check(Store(tmp_path, "own", 1.0), 1)
+
+
+def test_a_folder_that_cannot_be_written_costs_no_logits(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    assert not Store(tmp_path / "file", "one", 1.0).write(digests(1), logits(1))
+    assert (
+        "for this run alone: cannot write" in caplog.text and "config.cache.folder" in caplog.text
+    )
+
+
+def test_a_part_is_checked_at_its_first_use(tmp_path, monkeypatch):
+    """The logits, which may be many; what rows there are is a little at once."""
+    store = Store(tmp_path, "one", 1.0)
+    store.write(digests(1, 2), logits(1, 2))
+    store.write(digests(3), logits(3))
+    looked, digest = [], storage.digest
+
+    def watched(path):
+        looked.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(storage, "digest", watched)
+    check(store, 1, 2)
+    assert looked.count("logits.npy") == 1
+    check(store, 1, 3)
+    assert looked.count("logits.npy") == 2
 
 
 def test_identity_is_weights_and_types():

@@ -1,0 +1,88 @@
+"""Damage to any file of a cache: what is read is as undisturbed, and a line names the file."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_jax.data import cache
+from kd_jax.data.ragged import Ragged
+from kd_jax.teachers.store import Store
+from tests.data import test_blocks
+from tests.teachers import test_signals, test_store
+
+ROWS = [np.arange(12, dtype=np.float32).reshape(2, 6) / 7, np.ones((1, 5), np.float32)[0] / 3]
+
+
+def tokens(root: Path) -> list:
+    texts, tokenizer = test_blocks.listed(["a b", "c", "d d"]), test_blocks.tokenizer()
+    return [np.array(test_blocks.tokenize(texts, tokenizer, test_blocks.END, root))]
+
+
+def chats(root: Path) -> list:
+    made = Ragged.of([np.array([1, 2, 3]), np.array([4])], [np.array([1, 0, 1]), np.array([1])])
+    cache.once(root / "chats-x", made.save, "config.data.cache_dir")
+    found = Ragged.load(root / "chats-x")
+    return [found.tokens_F, found.marks_F, found.lengths_N]
+
+
+def logits(root: Path) -> list:
+    store, digests = Store(root, "a" * 32, 1.0), test_store.digests
+    for numbers, rows in (((1, 2), ROWS), ((3,), ROWS[1:])):
+        if any(row is None for row in store.read(digests(*numbers))):
+            assert store.write(digests(*numbers), rows)
+    return [np.array(row) for row in store.read(digests(1, 2, 3))]
+
+
+def signals(root: Path) -> list:
+    found = []
+    for k in (test_signals.V, 3):
+        of = test_signals.made(root, k, name=f"{k}").of(test_signals.rows([0, 1, 3]))
+        found += [of.values_BTK, of.ids_BTK, of.rest_BT]
+    return found
+
+
+KINDS = (tokens, chats, logits, signals)  # each reads, and makes what is not there
+
+
+def flip(at):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[int(at * (len(data) - 1))] ^= 0x04
+        path.write_bytes(data)
+
+    return damage
+
+
+DAMAGES = {
+    "the first byte": flip(0),
+    "a byte within": flip(0.6),
+    "the last byte": flip(1),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "emptied": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_any_file_of_a_cache_is_said_and_mended(kind, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # sooner
+    wanted = kind(tmp_path)
+    files = [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert len(files) > 1 and {cache.MARK} < {file.name for file in files}
+    for name, damage in DAMAGES.items():
+        for file in files:
+            caplog.clear()
+            damage(file)
+            np.testing.assert_equal(kind(tmp_path), wanted)
+            if file.name != cache.MARK:
+                assert f"{file} is damaged" in caplog.text
+            elif name not in ("longer", "the last byte"):  # white space: still as good
+                said = (
+                    f"{file.parent}/",
+                    f"{file.parent} has no {cache.MARK}",
+                )  # a digest blames its file
+                assert any(line in caplog.text for line in said)
+    assert all(map(cache.whole, cache.entries(tmp_path)))
