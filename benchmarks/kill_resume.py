@@ -277,7 +277,9 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _figures(stage: Path) -> dict[str, Any]:
-    return untimed(json.loads((stage / "results.json").read_text()))
+    from kd_jax import storage
+
+    return untimed(storage.read_json(stage / "results.json"))
 
 
 def untimed(found: Any) -> Any:

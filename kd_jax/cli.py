@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import io
 import logging
 import os
 import re
@@ -108,9 +109,11 @@ def _fail(message: str, status: int = 1) -> None:
     os._exit(status) if jax.distributed.is_initialized() else sys.exit(status)
 
 
-def _but_late_writes(hook: Callable) -> Callable:
+def _but_late_files(hook: Callable) -> Callable:
+    said = re.compile("Event loop is closed|Encountered error while reading array")
+
     def quieter(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not said.match(str(unraisable.exc_value)):
             hook(unraisable)
 
     return quieter
@@ -118,15 +121,19 @@ def _but_late_writes(hook: Callable) -> Callable:
 
 def start_jax() -> None:
     """Log, platform and compilation cache; before anything touches a device."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a table has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("kd_jax")
     own.handlers, own.propagate = [handler], False
     own.setLevel(logging.INFO)
     # Orbax tells of its every step; what it logs as an error it raises as well. After an error,
-    # writes that end later find its event loop closed, which tensorstore prints one by one.
+    # writes that end later find its event loop closed, and reads that fail too are heard by nobody,
+    # which is printed one by one.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.unraisablehook = _but_late_writes(sys.unraisablehook)
+    sys.unraisablehook = _but_late_files(sys.unraisablehook)
     if sys.platform == "linux" and not any(glob.glob(files) for files in _ACCELERATORS):
         if not jax.config.jax_platforms:  # libtpu, tried without a TPU, complains at length
             jax.config.update("jax_platforms", "cpu")

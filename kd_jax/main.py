@@ -38,7 +38,8 @@ def _main(argv: list[str]) -> None:
         config = _CONFIG.value
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         recipe = plugins.load("recipes", config.recipe, "run")
-        recipe.run(config, workdir.enter(config, Path(file).stem, _WORKDIR.value))
+        with workdir.enter(config, Path(file).stem, _WORKDIR.value) as place:
+            recipe.run(config, place)
 
 
 def main() -> None:

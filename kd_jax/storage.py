@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,17 +34,42 @@ def write(path: epath.PathLike, save: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as JSON, as `write` does."""
+    """Writes `value` as JSON, as `write` does. An object gets a key "digest", its own; numbers that
+    are not finite, which JSON has not, become null."""
+    value = finite(value)
+    if isinstance(value, dict):
+        value = value | {"digest": _digest(value)}
     text = json.dumps(value, indent=2, default=str) + "\n"
     write(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file that kd_jax wrote. Raises UserError where it is damaged."""
+    """Reads a JSON file, without its digest. Raises UserError where it is damaged."""
     try:
-        return json.loads(epath.Path(path).read_bytes())
+        value = json.loads(epath.Path(path).read_bytes())
     except ValueError as error:  # cut, or not UTF-8
         raise UserError(f"{path}: damaged, it is no JSON ({error}); remove it") from None
+    if isinstance(value, dict) and "digest" in value:
+        if value.pop("digest") != _digest(value):
+            raise UserError(
+                f"{path}: damaged, it is not what was written; restore or remove it (or, where you "
+                f"edited it, its key 'digest')"
+            )
+    return value
+
+
+def _digest(value: dict) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """Puts None in the place of NaN and infinity, at any depth."""
+    if isinstance(value, dict):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(path: epath.PathLike) -> str:
@@ -61,3 +88,42 @@ def lock(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def hold(path: epath.PathLike) -> BinaryIO | None:
+    """Locks a file, which says who has it, for as long as what is returned stays open.
+
+    None where the file system has no locks, or this very process has it already. Raises UserError
+    where another process has it. Locks reach other hosts where a shared file system carries them.
+    """
+    stream = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0)
+    own = f"process {os.getpid()} on {socket.gethostname()}"
+    holder = stream.read(200).decode(errors="replace").strip()
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        if holder == own:
+            return None
+        raise UserError(
+            f"{Path(path).parent} is in use by {holder or 'another process'}: wait for it or stop "
+            f"it, or give another --workdir"
+        ) from None
+    except OSError:  # no locks here
+        stream.close()
+        return None
+    stream.seek(0)
+    stream.truncate()
+    stream.write(own.encode())
+    return stream
+
+
+def set_aside(path: epath.Path, folder: epath.Path) -> epath.Path:
+    """Moves a file or folder into `folder`, under its name or the next that is free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place, number = folder / path.name, 1
+    while place.exists():
+        number += 1
+        place = folder / f"{path.name}-{number}"
+    path.rename(place)
+    return place

@@ -394,14 +394,11 @@ def test_the_run_directory_is_named_by_the_config_and_printed_first(command):
     assert status == 1
     (line,) = output.splitlines()
     folder = line.removeprefix("run directory: ")
-    assert folder.startswith("runs/tiny_config-") and (command.folder / folder).is_dir()
+    assert folder.startswith("runs/tiny_config-")
+    assert not (command.folder / folder).exists()  # nothing is written before the checks pass
     again = command(command.config, "--config.data.train.path=nothing.txt")[1]
     other = command(command.config, "--config.data.train.path=none.txt")[1]
     assert again == output != other
-    run = command.folder / folder
-    assert json.loads((run / "config.json").read_text())["data"]["train"]["path"] == "nothing.txt"
-    assert (run / "command.txt").read_text().count("-m kd_jax.main --config=") == 2
-    assert json.loads((run / "manifest.json").read_text())["config"] == "tiny_config"
 
 
 def test_help(command):

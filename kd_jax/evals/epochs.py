@@ -22,7 +22,8 @@ def table(training: Columns, validation: Columns) -> list[dict[str, float]]:
     """
     rows, last = [], 0.0
     for i, step in enumerate(validation.get("step", ())):
-        inside = (training["step"] > last) & (training["step"] <= step)
+        steps = training.get("step", np.zeros(0))
+        inside = (steps > last) & (steps <= step)
         row = {"step": int(step)}
         if inside.any():
             means = {name: float(np.nanmean(column[inside])) for name, column in training.items()}

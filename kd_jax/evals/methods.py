@@ -6,12 +6,12 @@
 "Likelihoods apart" is the mean |difference| of an ending's log-likelihood from the original's.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_jax import storage
 from kd_jax.evals import pairs, table
 from kd_jax.evals.quantities import Figure
 from kd_jax.evals.table import Table
@@ -37,7 +37,7 @@ def scores(workdir: Path) -> dict[str, dict[str, Figures]]:
     found = {}
     for task in TASKS:
         file = Path(workdir) / f"{task}.json"
-        stages = json.loads(file.read_text()).get("stages") if file.exists() else None
+        stages = storage.read_json(file).get("stages") if file.exists() else None
         if not stages:
             return {}
         found[task] = {stage: _kept(figures) for stage, figures in stages.items()}

@@ -67,11 +67,13 @@ class Paired:
 
 
 def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paired | None:
-    """a and b at the same seeds in the same order; None where one lacks the figure."""
+    """a and b at the same seeds in the same order; None where one lacks the figure, or has one that
+    is not finite."""
     values = [(one.get(figure.key), other.get(figure.key)) for one, other in zip(a, b, strict=True)]
     if not values or any(None in pair for pair in values):
         return None
-    return Paired(figure, [one - other for one, other in values])
+    differences = [one - other for one, other in values]
+    return Paired(figure, differences) if all(map(math.isfinite, differences)) else None
 
 
 def _signed(figure: Figure, difference: float) -> str:

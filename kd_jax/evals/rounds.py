@@ -3,6 +3,7 @@ still larger one could be expected to reach."""
 
 import csv
 import dataclasses
+import io
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from kd_jax import storage
 from kd_jax.evals import plots
 
 # The first seven are those of slm_ensembles.
@@ -93,13 +95,11 @@ def rows(teacher: dict[str, Any], found: list[dict[str, Any]]) -> list[dict[str,
 def write(folder: epath.Path, teacher: dict[str, Any], found: list[dict[str, Any]]) -> None:
     """rounds.csv, written beside its place and renamed; rounds.png."""
     made = rows(teacher, found)
-    path = folder / "rounds.csv"
-    temporary = path.with_name("rounds.csv.tmp")
-    with temporary.open("w") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(made)
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(made)
+    storage.write(folder / "rounds.csv", lambda file: file.write(text.getvalue().encode()))
     draw(folder / "rounds.png", teacher, made)
 
 

@@ -2,13 +2,13 @@
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from kd_jax import storage
 from kd_jax.errors import UserError
 
 STAGES = (
@@ -99,7 +99,7 @@ def read_columns(path: epath.Path) -> Columns:
     """
     if not path.exists():
         return {}
-    reader = csv.DictReader(path.read_text().splitlines())
+    reader = csv.DictReader(path.read_bytes().decode(errors="replace").splitlines())
     rows = list(reader)
     columns = {name: np.full(len(rows), np.nan) for name in reader.fieldnames or ()}
     for i, row in enumerate(rows):
@@ -114,10 +114,7 @@ def read_columns(path: epath.Path) -> Columns:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: no valid JSON ({error})") from None
+    value = storage.read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: should hold a JSON object, not {type(value).__name__}")
     return value

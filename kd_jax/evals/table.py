@@ -8,6 +8,7 @@ model, a task's own metric otherwise.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -130,9 +131,11 @@ def mean(figure: Figure, stages: Sequence[Figures]) -> str:
 
 
 def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
-    """The mean; None where a stage lacks the figure."""
+    """The mean; None where a stage lacks the figure, or has one that is not finite."""
     values = [stage.get(figure.key) for stage in stages]
-    return None if not values or None in values else statistics.fmean(values)
+    if not values or None in values or not all(map(math.isfinite, values)):
+        return None
+    return statistics.fmean(values)
 
 
 def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:

@@ -17,24 +17,25 @@ import time
 from typing import Any
 
 import jax
-from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax import storage
 from kd_jax.evals import rounds
 from kd_jax.recipes import export_ensemble, operations, stage, workdir
 from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
 from kd_jax.recipes.past import past_members
 from kd_jax.recipes.rounds import Rounds
+from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import sharding
 
 log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
-    began = time.time()
+def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
+    """Runs what is left of the run in `place` and returns its results (see results.json)."""
+    began, folder = time.time(), place.folder
     if results := stage.finished(folder):
         return results
     setup = Setup(config, folder)
@@ -44,6 +45,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     past = past_members(setup)
     teacher = stage.given_params(setup, "teacher")
     data = setup.task.prepare()
+    place.begin(config, setup, data)
     for line in setup.shapes():
         log.info("%s", line)
     wandb_run = workdir.open_wandb(config, folder)
@@ -60,7 +62,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "steps": config.rounds * this.steps,
         "training_flops": operations.of_ensemble(setup, this, len(past)),
     }
-    results = workdir.about(config, folder) | {
+    results = place.about(config) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
         "split": setup.reported,
@@ -73,7 +75,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     if jax.process_index() == 0:
         results["export"] = export_ensemble.export_run(setup, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)
-        workdir.write(folder / "results.json", results)
+        storage.write_json(folder / "results.json", results)
         stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()

@@ -15,7 +15,6 @@ is reported, of another split, selects nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -25,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax import storage
 from kd_jax.evals import epochs, plots, runs
 from kd_jax.evals.beside import beside_teacher
 from kd_jax.models import family, replacement
@@ -34,6 +34,7 @@ from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
+from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import predict
@@ -42,9 +43,9 @@ from kd_jax.types import Model, Params
 log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
-    watch = Stopwatch()
+def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
+    """Runs what is left of the run in `place` and returns its results (see results.json)."""
+    watch, folder = Stopwatch(), place.folder
     if results := stage.finished(folder):
         return results
     with watch.part("start-up"):
@@ -53,6 +54,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         log.info("%s", setup.describe_machine())
         check(setup)
         given = given_teachers(setup)
+    place.begin(config, setup, data)
     first = jax.process_index() == 0
     wandb_run = workdir.open_wandb(config, folder)
     answers, figures = Answers(setup, given), {}
@@ -67,7 +69,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
                 setup, this, given, answers, folder, setup.split, wandb_run
             )
     given = sharding.to_host(given)
-    results = workdir.about(config, folder) | {
+    results = place.about(config) | {
         "primary": setup.task.primary,
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
@@ -85,7 +87,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
             results["export"] = export.export_run(setup, last, given[last.model], results)
         results |= watch.report()
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
-        workdir.write(folder / "results.json", results)
+        storage.write_json(folder / "results.json", results)
         stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()
@@ -157,20 +159,17 @@ def run_stage(
         wandb_run=wandb_run,
     )
     given[this.model] = fitted.state.params["student"]
-    path = folder / this.name / "results.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    figures = held_out_figures(setup, this, given[this.model], answers, split) | {
-        "steps": fitted.steps,
-        "best_step": fitted.best_step,
-        **stage.speed(folder / this.name),
-    }
-    if jax.process_index() == 0:
-        curves = runs.curves(folder)[this.name]
-        rows = epochs.table(curves.training, curves.validation)
-        workdir.write(folder / this.name / "epochs.json", rows)
-        workdir.write(path, figures)
-    return figures
+
+    def figures() -> dict[str, Any]:
+        found = held_out_figures(setup, this, given[this.model], answers, split)
+        if jax.process_index() == 0:
+            curves = runs.curves(folder)[this.name]
+            rows = epochs.table(curves.training, curves.validation)
+            storage.write_json(folder / this.name / "epochs.json", rows)
+        own = {"steps": fitted.steps, "best_step": fitted.best_step}
+        return found | own | stage.speed(folder / this.name)
+
+    return stage.kept(folder / this.name / "results.json", figures)
 
 
 def held_out_figures(

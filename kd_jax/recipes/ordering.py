@@ -5,16 +5,15 @@ writes, a mean over the tokens of real text (Men et al. 2024, "ShortGPT", arXiv:
 from __future__ import annotations
 
 import itertools
-import json
 from typing import Any
 
 import jax
 
-from kd_jax import plugins
+from kd_jax import plugins, storage
 from kd_jax.models import family
 from kd_jax.models.states import block_states
 from kd_jax.objectives.combine import Objective
-from kd_jax.recipes import stage, workdir
+from kd_jax.recipes import stage
 from kd_jax.train.evaluate import evaluate
 from kd_jax.train.step import Plan
 from kd_jax.types import Params
@@ -45,11 +44,11 @@ def importance(setup: Any, params: Params, batches: int, batch_size: int) -> lis
 
 def written(path: Any) -> list[float] | None:
     """What `write` left."""
-    return json.loads(path.read_text())["importance"] if path.exists() else None
+    return storage.read_json(path)["importance"] if path.exists() else None
 
 
 def write(path: Any, found: list[float]) -> None:
     """Keeps the importance of a run's blocks, in the first process."""
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write(path, {"importance": found})
+        storage.write_json(path, {"importance": found})

@@ -77,7 +77,8 @@ def train(
     loss). The other arguments are those of
     `loop.fit`.
     """
-    with contextlib.closing(Checkpoints(directory / "checkpoints", keep=None)) as checkpoints:
+    keep = arguments["keep"]
+    with contextlib.closing(Checkpoints(directory / "checkpoints", keep)) as checkpoints:
         latest = checkpoints.latest or 0
     state = None
     for number, part in enumerate(parts, 1):

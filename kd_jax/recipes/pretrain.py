@@ -9,7 +9,6 @@ same batches, so their difference is the objective's.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import time
@@ -17,15 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax import storage
 from kd_jax.evals import plots, runs
 from kd_jax.models import family
 from kd_jax.recipes import export, parts, stage, workdir
 from kd_jax.recipes.setup import TextSetup as Setup
 from kd_jax.recipes.stage import Stage
+from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import evaluate
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    config: ConfigDict, folder: epath.Path, make_setup: Callable[..., Setup] = Setup
+    config: ConfigDict, place: RunDirectory, make_setup: Callable[..., Setup] = Setup
 ) -> dict[str, Any]:
-    """Runs what is left of the run in `folder` and returns its results (see results.json).
+    """Runs what is left of the run in `place` and returns its results (see results.json).
 
     `make_setup`: that of another recipe whose stages train language models.
     """
-    began = time.time()
+    began, folder = time.time(), place.folder
     if results := stage.finished(folder):
         return results
     setup = make_setup(config, folder)
@@ -50,6 +50,7 @@ def run(
     if not any(each.model == "teacher" for each in setup.stages):
         params["teacher"] = stage.given_params(setup, "teacher")
     data = setup.task.prepare()
+    place.begin(config, setup, data)
     for line in setup.shapes():
         log.info("%s", line)
     first = jax.process_index() == 0
@@ -60,7 +61,7 @@ def run(
     for each in setup.stages:
         params[each.model], found = _run_stage(setup, each, params, wandb_run)
         figures |= found
-    results = workdir.about(config, folder) | {
+    results = place.about(config) | {
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in setup.models.items()},
         "data": data,
         "split": _test_split(config),
@@ -71,7 +72,7 @@ def run(
         results["export"] = export.export_run(setup, setup.principal, exported, results)
         results["seconds"] = round(time.time() - began, 1)
         plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
-        workdir.write(folder / "results.json", results)
+        storage.write_json(folder / "results.json", results)
         stage.show(folder, results)
     if wandb_run is not None:
         wandb_run.finish()
@@ -136,34 +137,26 @@ def _run_stage(
         wandb_run=wandb_run,
     )
     params = fitted.state.params["student"]
-    if (folder / "results.json").exists():
-        return params, found | {this.name: json.loads((folder / "results.json").read_text())}
-    figures = measure(_test_split(config), fitted.state.student)
-    figures |= _size(setup, params) | {
-        **setup.effort(this, given),
-        "best_step": fitted.best_step,
-        **stage.speed(folder),
-    }
-    if jax.process_index() == 0:
-        workdir.write(folder / "results.json", figures)
-    return params, found | {this.name: figures}
+
+    def figures() -> dict[str, Any]:
+        own = setup.effort(this, given) | {"best_step": fitted.best_step} | stage.speed(folder)
+        return measure(_test_split(config), fitted.state.student) | _size(setup, params) | own
+
+    return params, found | {this.name: stage.kept(folder / "results.json", figures)}
 
 
 def _judge(
     setup: Setup, name: str, model: str, params: Params, frozen: Model | None = None
 ) -> dict[str, float]:
     """Held-out figures of parameters that no stage has trained; kept in the folder of `name`."""
-    path = setup.folder / name / "results.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    specs = sharding.param_specs(family.PARTITION, params, setup.mesh)
-    placed = jax.device_put(params, sharding.shardings(specs, setup.mesh))
-    whole = Model(placed, setup.models[model].abstract().graphdef)
-    figures = _measure(setup, frozen, _test_split(setup.config), whole) | _size(setup, params)
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write(path, figures)
-    return figures
+
+    def figures() -> dict[str, float]:
+        specs = sharding.param_specs(family.PARTITION, params, setup.mesh)
+        placed = jax.device_put(params, sharding.shardings(specs, setup.mesh))
+        whole = Model(placed, setup.models[model].abstract().graphdef)
+        return _measure(setup, frozen, _test_split(setup.config), whole) | _size(setup, params)
+
+    return stage.kept(setup.folder / name / "results.json", figures)
 
 
 def _measure(setup: Setup, frozen: Model | None, split: str, student: Model) -> dict[str, float]:

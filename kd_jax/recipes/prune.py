@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.recipes import pretrain
 from kd_jax.recipes.pruning_setup import PruningSetup as Setup
+from kd_jax.recipes.workdir import RunDirectory
 
 
-def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    """Runs what is left of the run in `folder` and returns its results (see results.json)."""
-    return pretrain.run(config, folder, Setup)
+def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
+    """Runs what is left of the run in `place` and returns its results (see results.json)."""
+    return pretrain.run(config, place, Setup)

@@ -10,15 +10,15 @@ Structured L1 pruning (kd_jax/models/compact.py), once, then fine-tuning. config
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 
 import jax
 
+from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.recipes import stage, workdir
+from kd_jax.recipes import stage
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.setup import TextSetup
@@ -56,7 +56,7 @@ class PruningSetup(TextSetup):
         if not any(each.name == "prune" for each in self.stages):
             return
         if self.folder is not None and self._shapes_file.exists():
-            found = json.loads(self._shapes_file.read_text())
+            found = storage.read_json(self._shapes_file)
             self._describe_pruned(shapes.read(found["blocks"]))
         else:  # as many parameters, however the layers share them
             self._prune(self.models["teacher"].abstract().params)
@@ -96,7 +96,7 @@ class PruningSetup(TextSetup):
         if jax.process_index() == 0:
             config = self.models["prune"].config
             blocks = [config.shape(layer) for layer in range(config.num_layers)]
-            workdir.write(self._shapes_file, {"blocks": shapes.write(blocks)})
+            storage.write_json(self._shapes_file, {"blocks": shapes.write(blocks)})
         return params
 
     def starts(self, stage: Stage, given: Mapping[str, Params]) -> Mapping[str, Params]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
-from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage, workdir
+from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
 from kd_jax.recipes.stage import Stage
@@ -82,8 +80,22 @@ class Rounds:
             wandb_run=self._wandb,
         )
         params = fitted.state.params["student"]
-        if (folder / "results.json").exists():
-            return params, json.loads((folder / "results.json").read_text())
+        return params, stage.kept(
+            folder / "results.json",
+            lambda: (
+                self._figures(number, members, online, fitted)
+                | {
+                    "minutes": round((time.time() - began) / 60, 2),
+                    "pass_seconds": round(passed, 2),
+                    "pass_compile_seconds": round(compiling.seconds, 2),
+                }
+            ),
+        )
+
+    def _figures(
+        self, number: int, members: Sequence[Params], online: Guides, fitted: loop.Fit
+    ) -> dict[str, Any]:
+        setup, params = self._setup, fitted.state.params["student"]
         figures = self._judged(setup.reported, online, fitted.state.student)
         own = {key: value for key, value in figures.items() if key.startswith("student_")}
         student = {key.removeprefix("student_"): value for key, value in own.items()}
@@ -91,19 +103,14 @@ class Rounds:
         size = stage.count(params)
         alone = ensemble_cost.measure(setup, "student", [params])
         whole |= ensemble_cost.measure(setup, "student", [*members, params]) if members else alone
-        found = {
+        speed = stage.speed(setup.folder / f"round_{number}")
+        return {
             "round": number,
             "members": len(members) + 1,
             "best_step": fitted.best_step,
-            "minutes": round((time.time() - began) / 60, 2),
-            "pass_seconds": round(passed, 2),
-            "pass_compile_seconds": round(compiling.seconds, 2),
-            "student": _perplexity(student) | {"parameters": size} | stage.speed(folder) | alone,
+            "student": _perplexity(student) | {"parameters": size} | speed | alone,
             "ensemble": _perplexity(whole) | {"parameters": size * (len(members) + 1)},
         }
-        if jax.process_index() == 0:
-            workdir.write(folder / "results.json", found)
-        return params, found
 
     def weights(self, members: Sequence[Params]) -> tuple[list[float], Figures | None]:
         """The members' weights in the end, and the figures of their mean where these were learned;
@@ -111,20 +118,17 @@ class Rounds:
         setup = self._setup
         if setup.config.ensemble.weights == "equal" or len(members) == 1:
             return [1.0 / len(members)] * len(members), None
-        path = setup.folder / "learned" / "results.json"
-        if path.exists():
-            found = json.loads(path.read_text())
-            return found.pop("weights"), found
-        weights = mixing.learned(setup, self._teacher, members)
-        last = Model(members[-1], setup.models["student"].abstract().graphdef)
-        guides = self._online(members[:-1], weights)
-        found = self._judged(setup.reported, guides, last)
-        found = _perplexity({k: v for k, v in found.items() if not k.startswith("student_")})
-        found["parameters"] = sum(map(stage.count, members))
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            workdir.write(path, found | {"weights": weights})
-        return weights, found
+
+        def figures() -> dict[str, Any]:
+            weights = mixing.learned(setup, self._teacher, members)
+            last = Model(members[-1], setup.models["student"].abstract().graphdef)
+            guides = self._online(members[:-1], weights)
+            found = self._judged(setup.reported, guides, last)
+            found = _perplexity({k: v for k, v in found.items() if not k.startswith("student_")})
+            return found | {"parameters": sum(map(stage.count, members)), "weights": weights}
+
+        found = stage.kept(setup.folder / "learned" / "results.json", figures)
+        return found.pop("weights"), found
 
     def _start(self, members: Sequence[Params]) -> TrainState:
         setup, this = self._setup, self._stage
@@ -184,27 +188,22 @@ class Rounds:
         return evaluate(student, stream, guides, setup.judging_plan(), by)
 
     def _judged_teacher(self, params: Params) -> Figures:
-        path = self._setup.folder / "teacher" / "results.json"
-        if path.exists():
-            return json.loads(path.read_text())
         setup = self._setup
-        stream = setup.task.held_out(
-            setup.reported, setup.config.eval.batch_size, **setup.processes
-        )
-        by = setup.config.ensemble.eval_mean
-        plan = setup.held_out_plan(beside_teacher=False)
-        found = _perplexity(evaluate(self._teacher, stream, None, plan, by))
-        if not math.isfinite(found["loss"]):
-            raise UserError(
-                f"teacher {setup.models['teacher'].name}: its loss on {setup.reported} text is "
-                f"{found['loss']}; {NOT_FINITE}"
-            )
-        found["parameters"] = stage.count(params)
-        found |= ensemble_cost.measure(setup, "teacher", [params])
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            workdir.write(path, found)
-        return found
+
+        def figures() -> Figures:
+            rows, by = setup.config.eval.batch_size, setup.config.ensemble.eval_mean
+            stream = setup.task.held_out(setup.reported, rows, **setup.processes)
+            plan = setup.held_out_plan(beside_teacher=False)
+            found = _perplexity(evaluate(self._teacher, stream, None, plan, by))
+            if not math.isfinite(found["loss"]):
+                raise UserError(
+                    f"teacher {setup.models['teacher'].name}: its loss on {setup.reported} text is "
+                    f"{found['loss']}; {NOT_FINITE}"
+                )
+            own = {"parameters": stage.count(params)}
+            return found | own | ensemble_cost.measure(setup, "teacher", [params])
+
+        return stage.kept(setup.folder / "teacher" / "results.json", figures)
 
 
 def _perplexity(figures: Figures) -> Figures:

@@ -164,7 +164,13 @@ class Setup:
             temporary.rename(folder)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")
-        return text.load_tokenizer(folder)
+        try:
+            return text.load_tokenizer(folder)
+        except Exception as error:  # whatever a damaged file leads to
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{folder} is damaged ({reason}): remove it, and it is trained again"
+            ) from error
 
 
 class TextSetup(Setup):

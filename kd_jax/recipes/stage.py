@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
+from kd_jax import storage
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.evals import table
+from kd_jax.evals import runs, table
 from kd_jax.models import family, surgery
-from kd_jax.recipes import blueprint, keys
+from kd_jax.recipes import blueprint, keys, origins
 from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.train import optim, records, sharding, state
+from kd_jax.train import optim, sharding, state
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.types import Array, Model, Params
 
@@ -189,12 +189,29 @@ def write_overview(stage: str, params: Params, path: epath.Path) -> None:
     log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
 
 
+def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures in `path`; where it is not there, those that `measure` gives, which the first
+    process writes. What is not finite is None, and said."""
+    if path.exists():
+        return storage.read_json(path)
+    measured = measure()
+    found = storage.finite(measured)
+    if lost := [key for key, value in measured.items() if value is not None and found[key] is None]:
+        log.warning("%s: not finite, null there: %s", path, ", ".join(lost))
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, found)
+    return found
+
+
 def finished(folder: epath.Path) -> dict[str, Any] | None:
     """The results of a run that is over, shown again; None for any other."""
     path = folder / "results.json"
     if not path.exists():
         return None
-    results = json.loads(path.read_text())
+    results = storage.read_json(path)
+    if changed := origins.changed_since(folder):
+        log.warning("changed since this run, whose figures stay: %s", ", ".join(changed))
     show(folder, results)
     return results
 
@@ -219,14 +236,12 @@ def size_mb(params: Params) -> float:
 
 def speed(folder: epath.Path) -> dict[str, float | None]:
     """Median tokens and rows a second, and the share of time spent waiting for batches."""
-    rows = records.read(folder / "timing.csv")
-    if not rows:
+    found = runs.read_columns(folder / "timing.csv")
+    if not found:
         return {"tokens_per_second": None}
-    seconds = [float(row["seconds"]) for row in rows]
-    waits = [float(row["input_wait_fraction"]) for row in rows]
-    waited = sum(s * w for s, w in zip(seconds, waits, strict=True))
+    waited = (found["seconds"] * found["input_wait_fraction"]).sum()
     return {
-        "tokens_per_second": statistics.median(float(row["tokens_per_second"]) for row in rows),
-        "rows_per_second": statistics.median(float(row["rows_per_second"]) for row in rows),
-        "input_wait_fraction": round(waited / sum(seconds), 5),
+        "tokens_per_second": float(np.median(found["tokens_per_second"])),
+        "rows_per_second": float(np.median(found["rows_per_second"])),
+        "input_wait_fraction": round(float(waited / found["seconds"].sum()), 5),
     }

@@ -18,17 +18,18 @@ missing.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax import storage
 from kd_jax.data.settings import settings
 from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
@@ -39,6 +40,7 @@ from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers
+from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -50,11 +52,11 @@ NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_
 Trial = dict[str, Any]  # dotted key -> value
 
 
-def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    """Runs the trials that are missing in `folder`; returns results.json."""
+def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
+    """Runs the trials that are missing in `place`; returns results.json."""
     if config.wandb:
         raise UserError("config.wandb: a sweep does not log to W&B; leave it empty")
-    watch = Stopwatch()
+    watch, folder = Stopwatch(), place.folder
     sweep = settings(config.sweep, DEFAULTS, "sweep")
     try:
         sweep["keys"] = {str(key): values for key, values in sweep["keys"]}
@@ -68,6 +70,7 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         data = setup.task.prepare()
         finetune.check(setup)
         given = finetune.given_teachers(setup)
+    place.begin(config, setup, data)
     answers, found = Answers(setup, given), []
     for this in setup.stages[: setup.stages.index(tried)]:
         with watch.part(this.name):
@@ -77,13 +80,14 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     with watch.part("trials"):
         for number, trial in enumerate(plan(found)):
             found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
+            _together(f"trial {number}")  # nobody reads its checkpoints any more
             _keep_best(folder, found)
     best = max(found, key=_value)
     if not best["figures"]:
         raise UserError(f"all {len(found)} trials diverged; lower optim.learning_rate")
     with watch.part("best on the reported split"):
         figures_of_best = _report(setup, tried.name, best, answers, given, folder)
-    results = workdir.about(config, folder) | {
+    results = place.about(config) | {
         "stages": {tried.name: figures_of_best},
         "split": setup.split,
         "primary": setup.task.primary,
@@ -92,9 +96,16 @@ def run(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "best": best,
         **watch.report(),
     }
-    workdir.write(folder / "results.json", results)
-    _show(sweep, setup.task.primary, results, folder)
+    if jax.process_index() == 0:
+        storage.write_json(folder / "results.json", results)
+        _show(sweep, setup.task.primary, results, folder)
+    _together("end of the run")
     return results
+
+
+def _together(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _stage(setup: Setup, name: str) -> Stage:
@@ -124,11 +135,13 @@ def _run_trial(
     """Trains and judges one trial, or reads what it gave."""
     began, config = time.time(), with_keys(setup.config, trial)
     place = folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
+    first = jax.process_index() == 0
     if (place / "results.json").exists():
-        return json.loads((place / "results.json").read_text())
+        return storage.read_json(place / "results.json")
     log.info("trial %d: %s", number, ", ".join(f"{k}={v}" for k, v in trial.items()))
-    place.mkdir(parents=True, exist_ok=True)
-    workdir.write(place / "config.json", workdir.resolved(config))
+    if first:
+        place.mkdir(parents=True, exist_ok=True)
+        storage.write_json(place / "config.json", workdir.resolved(config))
     own, answers = _of_trial(setup, trial, answers, given, place)
     this = _stage(own, name)
     try:
@@ -144,7 +157,8 @@ def _run_trial(
         "figures": {k: v for k, v in found.items() if isinstance(v, int | float)},
         "seconds": round(time.time() - began, 2),
     }
-    workdir.write(place / "results.json", result)
+    if first:
+        storage.write_json(place / "results.json", result)
     return result
 
 
@@ -161,13 +175,13 @@ def _of_trial(setup: Setup, trial: Trial, answers: Answers, given: Mapping, plac
 def _report(setup: Setup, name: str, best: dict, answers: Answers, given: Mapping, folder) -> dict:
     """The best trial's figures on the split that is reported."""
     place = folder / "trials" / best["folder"]
-    path = place / "reported.json"
-    if not path.exists():
-        own, answers = _of_trial(setup, best["keys"], answers, given, place)
+
+    def figures() -> dict[str, Any]:
+        own, theirs = _of_trial(setup, best["keys"], answers, given, place)
         params = stage.restore_best(own, _stage(own, name))
-        found = finetune.held_out_figures(own, _stage(own, name), params, answers, own.split)
-        workdir.write(path, found)
-    return json.loads(path.read_text())
+        return finetune.held_out_figures(own, _stage(own, name), params, theirs, own.split)
+
+    return stage.kept(place / "reported.json", figures)
 
 
 def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
@@ -237,11 +251,13 @@ def _distribution(key: str, values: Any) -> Any:
 
 
 def _keep_best(folder: epath.Path, found: list[dict]) -> None:
+    if jax.process_index() > 0:
+        return
     best = max(found, key=_value)
     for trial in found:
         if trial is not best:
             for path in (folder / "trials" / trial["folder"]).glob("*/checkpoints"):
-                shutil.rmtree(path, ignore_errors=True)
+                path.rmtree(missing_ok=True)
 
 
 def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:

@@ -1,12 +1,18 @@
 """Checkpoints: Orbax, asynchronous, the last N and the best.
 
 A checkpoint is written beside its place and renamed when it is whole, so one that a crash left
-unfinished is never seen. It holds the whole TrainState; the data stream needs only its step.
+unfinished is never seen. It holds the whole TrainState; the data stream needs only its step. Its
+file metrics/metrics has its rank among others, and digests of the state, which are compared when it
+is read: Orbax does not see a wrong byte in an array.
 """
 
 import contextlib
+import hashlib
+import json
+import logging
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +20,26 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from kd_jax import storage
 from kd_jax.errors import UserError
+from kd_jax.train import checksum
 from kd_jax.train.state import TrainState, abstract
+
+log = logging.getLogger(__name__)
+
+_FULL = re.compile("no space left on device|disk quota|file too large", re.I)
+# What keeps a whole checkpoint from being read.
+_NOT_DAMAGE = re.compile(
+    "resource_exhausted|out of memory|permission denied|too many open|unavailable|deadline", re.I
+)
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
 
 
 def _rank(metrics: dict) -> list[float]:
-    return metrics["rank"]
+    return metrics["rank"] or [sys.float_info.max]  # the last, where there is none
 
 
 class Checkpoints:
@@ -27,7 +47,12 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int | None):
         """`keep`: how many of the last ones stay, besides the best. None only reads: the run that
-        the directory belongs to may be writing there."""
+        the directory belongs to may be writing there.
+
+        A checkpoint of which nobody can tell any more whether it is the best is set aside, with
+        those after it, which are trained again. Raises Damaged where none is before it, or where it
+        is only to be read.
+        """
         self.directory = epath.Path(directory).absolute()
         options = dict(create=False, read_only=True, save_interval_steps=0)
         if keep is not None:
@@ -36,6 +61,14 @@ class Checkpoints:
             )
             policy = AnyPreservationPolicy([LatestN(keep), best])
             options = dict(preservation_policy=policy, cleanup_tmp_directories=True)
+        for step in self._steps():
+            try:
+                self._metrics(step)
+            except Damaged as error:
+                if keep is None:
+                    raise
+                self._set_aside(step, error)
+                break
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(best_fn=_rank, best_mode="min", **options),
@@ -50,30 +83,89 @@ class Checkpoints:
     def best(self) -> int | None:
         """Step of the lowest rank, or the newest where none has one."""
         best = self._manager.best_step()
-        return self.latest if best is None else best
+        return best if best is not None and self._metrics(best).get("rank") else self.latest
 
-    def save(self, state: TrainState, rank: list[float] | None) -> None:
+    def save(
+        self, state: TrainState, rank: list[float] | None, about: Mapping[str, str] | None = None
+    ) -> None:
         """Saves `state` under its step; writes in the background. Steps may donate `state` at once:
         while Orbax reads an array, JAX leaves it its memory. `rank`: numbers that are compared from
-        the left, the lowest is the best checkpoint; None: not a candidate.
+        the left, the lowest is the best checkpoint; None: not a candidate. `about`: what `note`
+        gives back.
 
         Raises UserError where the file system refuses (a full disk); what was saved stays.
         """
-        arrays = ocp.args.StandardSave(_arrays(state))
+        tree = _arrays(state)
+        digests = {name: checksum.of(part) for name, part in tree.items()}
+        metrics = {"rank": rank, "state": digests, "about": dict(about or {})}
+        metrics["digest"] = _digest(metrics)
         with self._file_errors():
-            metrics = None if rank is None else {"rank": rank}
-            self._manager.save(int(state.step), args=arrays, metrics=metrics)
+            step, args = int(state.step), ocp.args.StandardSave(tree)
+            self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, on the devices and in the layout of `like`."""
-        restored = self._manager.restore(
-            step, args=ocp.args.StandardRestore(_arrays(abstract(like)))
-        )
+        """The state of `step`, on the devices and in the layout of `like`. Raises Damaged."""
+        args = ocp.args.StandardRestore(_arrays(abstract(like)))
+        with self._damage(step):
+            restored = self._manager.restore(step, args=args)
+        self._check_state(step, restored)
         return like.replace(**restored)
+
+    def restore_params(self, step: int, like: TrainState) -> TrainState:
+        """The state of `step` as `restore` gives it, but without the optimizer's."""
+        item = {name: _arrays(abstract(like))[name] for name in ("step", "params")}
+        how = ocp.args.PyTreeRestore(
+            item=item,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+            partial_restore=True,
+        )
+        with self._damage(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = reader.restore(self.directory / str(step) / "default", args=how)
+        self._check_state(step, restored)
+        return like.replace(opt_state=(), **restored)
+
+    def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
+        """The state of the last checkpoint beyond step `after` that is not damaged; None where
+        there is none. Later ones, which are damaged, are set aside.
+
+        Raises UserError where all are damaged.
+        """
+        damaged = None
+        for step in sorted((s for s in self._manager.all_steps() if s > after), reverse=True):
+            try:
+                state = self.restore(step, like)
+            except Damaged as error:
+                if jax.process_count() > 1:  # others may find nothing wrong with their parts
+                    raise Damaged(f"{error}: rename it, and the same command goes on") from error
+                damaged = damaged or error
+                continue
+            if damaged:
+                self._set_aside(step + 1, damaged)
+                self._manager.reload()
+            return state
+        if damaged:
+            raise Damaged(
+                f"{damaged}, and no other is whole: rename it to train again from what there was "
+                f"before it"
+            )
+        return None
+
+    def chosen(self, like: TrainState) -> TrainState:
+        """The best state, without the optimizer's. Raises Damaged; the same command then trains it
+        again, from a checkpoint before it."""
+        try:
+            return self.restore_params(self.best, like)
+        except Damaged as error:
+            self._set_aside(self.best, error)
+            raise Damaged(f"{error}: the same command trains it again") from error
+
+    def note(self, step: int) -> Mapping[str, str]:
+        """What was saved with `step` about it."""
+        return self._metrics(step).get("about", {})
 
     def fits(self, step: int, like: TrainState) -> bool:
         """Whether the parameters of `step` have the names and shapes of those of `like`."""
-        with ocp.StandardCheckpointer() as reader:
+        with self._damage(step), ocp.StandardCheckpointer() as reader:
             there = reader.metadata(self.directory / str(step) / "default").item_metadata.tree
         return _shapes(there["params"]) == _shapes(like.params)
 
@@ -93,12 +185,70 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _steps(self) -> list[int]:
+        found = self.directory.iterdir() if self.directory.exists() else ()
+        return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+    def _check_state(self, step: int, restored: Mapping[str, Any]) -> None:
+        written = self._metrics(step).get("state")
+        if written is None:
+            log.warning("%s/%d has no digest, and is taken as it is", self.directory, step)
+            return
+        for name, part in restored.items():
+            if checksum.of(part) != written.get(name):
+                raise Damaged(f"{self.directory}/{step} is damaged: other {name} than were saved")
+
+    def _metrics(self, step: int) -> dict[str, Any]:
+        """What `save` wrote beside the arrays; {} where older versions of it had no figures."""
+        path = self.directory / str(step) / "metrics" / "metrics"
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_bytes())
+            digest = found.pop("digest", None)
+            # Older versions wrote the rank alone.
+            whole = digest == _digest(found) if digest else list(found) == ["rank"]
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise Damaged(
+                f"{path} is damaged, so that nobody can tell which checkpoint is the best"
+            )
+        return found
+
+    def _set_aside(self, first: int, error: Damaged) -> None:
+        """Moves checkpoints from step `first` on beside the folder, if there is one before them."""
+        earlier = [step for step in self._steps() if step < first]
+        if not earlier:
+            raise Damaged(f"{error}; none is before it: rename it to go on without it") from error
+        place = self.directory.with_name(f"{self.directory.name}.damaged")
+        if jax.process_index() == 0:
+            for step in (step for step in self._steps() if step >= first):
+                storage.set_aside(self.directory / str(step), place)
+        log.warning("%s; set aside in %s, going on from step %d", error, place, earlier[-1])
+        if jax.process_count() > 1:
+            raise Damaged(f"{error}: set aside, run the same command again") from error
+
+    @contextlib.contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax, tensorstore and JSON have no common class
+            if _NOT_DAMAGE.search(str(error)):
+                raise
+            reason = " ".join(str(error).split())[:100]
+            raise Damaged(
+                f"{self.directory}/{step} is damaged ({type(error).__name__}: {reason})"
+            ) from error
+
     @contextlib.contextmanager
     def _file_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-            full = re.search("no space left on device|disk quota|file too large", str(error), re.I)
+            full = _FULL.search(str(error))
             if not (full or isinstance(error, OSError)):
                 raise
             reason = full[0] if full else str(error).splitlines()[0]
@@ -107,6 +257,11 @@ class Checkpoints:
                 f"cannot write a checkpoint in {self.directory}: {reason}. Make room and run the "
                 f"same command again (last whole checkpoint: {latest})"
             ) from error
+
+
+def _digest(metrics: dict) -> str:
+    text = json.dumps(metrics, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _arrays(state: TrainState) -> dict:

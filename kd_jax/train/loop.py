@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from kd_jax.train.preemption import Preempted, Preemption
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.records import Records
 from kd_jax.train.sharding import place
-from kd_jax.train.state import TrainState
+from kd_jax.train.state import TrainState, abstract
 from kd_jax.train.step import Inputs, Plan, Teacher, train_step
 from kd_jax.types import Batch, Model
 
@@ -81,9 +82,10 @@ class Selection:
     patience: int = 0  # evaluations without a better one that end the stage; 0: none do
 
     def rank(self, figures: dict[str, float]) -> list[float]:
-        """Smaller is better, compared from the left."""
+        """Smaller is better, compared from the left; what is not finite is the last."""
         sign = -1.0 if self.larger else 1.0
-        return [sign * figures[self.figure], figures["loss"]]
+        rank = sign * figures[self.figure], figures["loss"]
+        return [value if math.isfinite(value) else sys.float_info.max for value in rank]
 
 
 class Clock:
@@ -134,7 +136,8 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` leaves: the best state of those it saved, and after how many steps it ended."""
+    """What `fit` leaves: the best state of those it saved, without the optimizer's where it is not
+    the last one, and after how many steps it ended."""
 
     state: TrainState
     best_step: int
@@ -222,15 +225,16 @@ def fit(
     records = bar = None
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # whatever happens: it finishes a save in the background
-        start = checkpoints.latest
-        if start is not None and start > begin:
-            state = checkpoints.restore(start, state)
+        start = checkpoints.newest(state, begin)
+        if start is not None:
+            state = start
         elif resume:
             with contextlib.closing(resume_from(resume, steps)) as source:
                 state = source.restore(source.latest, state)
-        step = int(state.step)
+        step, start = int(state.step), None if start is None else int(start.step)
         if jax.process_index() == 0:
-            records = Records(directory, step, wandb_run)
+            written = {} if start is None else checkpoints.note(start)
+            records = Records(directory, step, wandb_run, written)
             bar = ProgressBar(stage, step, steps)
             stack.callback(records.close)
             stack.callback(bar.close)
@@ -282,12 +286,12 @@ def fit(
                         bar.say(f"{stage} {step}/{steps}  held out: {_sentence(figures)}")
                     check_finite(figures["loss"], "held-out loss", step)
                 if saving:
-                    if records is not None:
-                        records.sync()
+                    written = {} if records is None else records.sync()
                     # With figures, a save out of turn could become the best: without, a run that
                     # was interrupted chooses as one that was not.
                     ranked = selection is not None and figures is not None and planned
-                    checkpoints.save(state, selection.rank(figures) if ranked else None)
+                    rank = selection.rank(figures) if ranked else None
+                    checkpoints.save(state, rank, written)
             if leaving or last or _waited_enough(selection, intervals, checkpoints, step):
                 break
             asked = time.perf_counter()
@@ -315,7 +319,8 @@ def fit(
             raise Preempted
         best = step if selection is None else checkpoints.best
         if best != step:
-            state = checkpoints.restore(best, state)
+            state = abstract(state)  # lets go of the last one's memory
+            state = checkpoints.chosen(state)
     return Fit(state, best, step)
 
 

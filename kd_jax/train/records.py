@@ -6,10 +6,14 @@ resumed run starts from.
 """
 
 import csv
+import hashlib
 import io
+import logging
+import math
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -17,21 +21,43 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from kd_jax import storage
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Table:
     """A CSV file that grows by rows with a first column `step`, cut back to `start` first."""
 
-    def __init__(self, path: epath.PathLike, start: int):
+    def __init__(self, path: epath.PathLike, start: int, written: str | None = None):
+        """`written`: the digest of the rows up to `start` where it is known; other rows are set
+        aside, and said."""
         self.path = epath.Path(path)
-        self._rows = [row for row in read(self.path) if int(row["step"]) <= start]
-        self._names = list(self._rows[0]) if self._rows else None
-        text = self._format(self._rows, header=True) if self._rows else ""
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(self.path)
+        rows = [row for row in read(self.path) if _step(row) <= start]
+        self._take(rows)
+        if written is not None and self.digest != written:
+            self._take([])
+            place = self.path.parent / "damaged"
+            if self.path.exists():
+                storage.set_aside(self.path, place)
+            log.warning(
+                "%s: damaged, its rows up to step %d are not those that were written; what there "
+                "is of it is now in %s",
+                *(self.path, start, place),
+            )
+        storage.write(self.path, lambda file: file.write(self._text.encode()))
         self._file = self.path.open("a")
+
+    def _take(self, rows: list[dict]) -> None:
+        self._names = list(rows[0]) if rows else None
+        self._text = self._format(rows, header=True) if rows else ""
+        self._hash = hashlib.blake2b(self._text.encode(), digest_size=8)
+
+    @property
+    def digest(self) -> str:
+        """Of all rows."""
+        return self._hash.hexdigest()
 
     def _format(self, rows: list[dict], header: bool) -> str:
         text = io.StringIO()
@@ -45,7 +71,9 @@ class Table:
         """Appends a row; every row has the same columns."""
         header = self._names is None
         self._names = self._names or list(row)
-        self._file.write(self._format([row], header))
+        text = self._format([row], header)
+        self._hash.update(text.encode())
+        self._file.write(text)
         self._file.flush()
 
     def sync(self) -> None:
@@ -66,10 +94,16 @@ def read(path: epath.PathLike) -> list[dict[str, str]]:
     path = epath.Path(path)
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_bytes().decode(errors="replace")
     whole = text[: text.rfind("\n") + 1]
     rows = csv.DictReader(io.StringIO(whole))
     return [row for row in rows if None not in row and None not in row.values()]
+
+
+def _step(row: dict[str, str]) -> float:
+    """The step of a row; of one that is damaged, one that is never reached."""
+    text = row.get("step", "")
+    return int(text) if text.isdecimal() else math.inf
 
 
 class Events:
@@ -98,14 +132,22 @@ class Events:
 class Records:
     """All of one stage's records in one place. Only the first process of a run has them."""
 
-    def __init__(self, directory: epath.PathLike, start: int, wandb_run: Any = None):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        start: int,
+        wandb_run: Any = None,
+        written: Mapping[str, str] | None = None,
+    ):
+        """`written`: what `sync` gave at step `start`, where there is a checkpoint of it."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.metrics = Table(directory / "metrics.csv", start)
-        self.evals = Table(directory / "eval.csv", start)
-        self.timing = Table(directory / "timing.csv", start)
+        self.metrics, self.evals, self.timing = self._tables = [
+            Table(directory / name, start, (written or {}).get(name))
+            for name in ("metrics.csv", "eval.csv", "timing.csv")
+        ]
         self._events = Events(directory / "tensorboard", start)
-        self._files = (self.metrics, self.evals, self.timing, self._events)
+        self._files = (*self._tables, self._events)
         self._wandb, self._stage = wandb_run, directory.name
 
     def add(self, table: Table, kind: str, row: dict[str, Any]) -> None:
@@ -117,10 +159,11 @@ class Records:
             named = {f"{self._stage}/{name}": value for name, value in values.items()}
             self._wandb.log(named | {f"{self._stage}/step": row["step"]})
 
-    def sync(self) -> None:
-        """Puts everything so far on disk."""
+    def sync(self) -> dict[str, str]:
+        """Puts everything so far on disk; returns digests of the tables, by name."""
         for file in self._files:
             file.sync()
+        return {table.path.name: table.digest for table in self._tables}
 
     def close(self) -> None:
         for file in self._files:

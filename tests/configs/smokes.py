@@ -1,11 +1,10 @@
 """The configs there are, and what a smoke run of each has to leave."""
 
 import importlib
-import json
 import math
 import re
 
-from kd_jax import experiments
+from kd_jax import experiments, storage
 from tests import smoke
 
 NAMES = experiments.names()
@@ -27,7 +26,7 @@ FINETUNING += ["finetune_agnews:mobilebert-smoke", "multi_teacher_agnews:sequent
 def check(name):
     """Runs it, and looks at what it left."""
     found = smoke.run(name)
-    assert json.loads((found.folder / "results.json").read_text()) == found.results
+    assert storage.read_json(found.folder / "results.json") == found.results
     if found.config.recipe in _OWN:
         _OWN[found.config.recipe](found)
         return

@@ -70,7 +70,7 @@ def drop_stages(workdir):
             "not finished: no results.json (finished stages: teacher; begun: baseline, student; "
             "run its command again to continue: python -m kd_jax.main --config=",
         ),
-        (spoil_results, "results.json: no valid JSON"),
+        (spoil_results, "results.json: damaged, it is no JSON"),
         (drop_stages, "results.json: no stages in it"),
     ],
 )

@@ -10,7 +10,7 @@ import safetensors.numpy
 import transformers
 from etils import epath
 
-from kd_jax import cli
+from kd_jax import cli, storage
 from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf, shapes
@@ -301,7 +301,7 @@ def finished(tmp_path_factory):
     config.tokenizer.vocab_size = tiny.VOCAB
     config.mesh.fsdp = 8
     folder.mkdir()
-    workdir.write(folder / "config.json", workdir.resolved(config))
+    storage.write_json(folder / "config.json", workdir.resolved(config))
     setup = pretrain.Setup(config, epath.Path(folder))
     by_name = {each.name: each for each in setup.stages}
 
@@ -328,7 +328,7 @@ def finished(tmp_path_factory):
         "split": "validation",
         "stages": stages,
     }
-    workdir.write(folder / "results.json", results)
+    storage.write_json(folder / "results.json", results)
     return folder, teacher.params["student"], student.params["student"]
 
 

@@ -1,11 +1,10 @@
 """Runs of pruning: what they leave, alone and beside substitution."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 
+from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
 from kd_jax.recipes import prune, stage, workdir
@@ -64,7 +63,7 @@ def test_figures_before_and_after_training(whole):
     model = teacher.abstract().replace(params=params)
     model, made = compact.prune(model, teacher.family, teacher.config, 0.3, "global")
     blocks = [made.shape(layer) for layer in range(3)]
-    assert json.loads((folder / "pruned.json").read_text()) == {"blocks": shapes.write(blocks)}
+    assert storage.read_json(folder / "pruned.json") == {"blocks": shapes.write(blocks)}
     assert len(set(blocks)) > 1  # as the weights have it, and not as it was planned
     for name in ("one_shot", "prune"):
         assert found[name]["parameters"] == stage.count(model.params)

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 
 from kd_jax import config as defaults
+from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
 from kd_jax.recipes import finetune, sweep, workdir
 from kd_jax.train import loop
@@ -88,7 +89,7 @@ def test_a_grid_in_order_the_best_on_the_reported_split_once(tmp_path, capsys):
     assert (tmp_path / "heat_map.png").stat().st_size > 0
     rows = (tmp_path / "trials.md").read_text().splitlines()
     assert sum(row.startswith("|") for row in rows) == 2 + 4
-    assert json.loads((tmp_path / "results.json").read_text()) == found
+    assert storage.read_json(tmp_path / "results.json") == found
     assert "best: trial 0" in capsys.readouterr().out
     # The same command again: nothing is left to do.
     with scored(by_weight) as ran:

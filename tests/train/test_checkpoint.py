@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax.errors import UserError
 from kd_jax.train import sharding
-from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.train.checkpoint import Checkpoints, Damaged
 from kd_jax.train.state import TrainState
 
 MESH = sharding.make_mesh(2)
@@ -230,4 +230,132 @@ def test_a_mistake_of_ours_is_no_full_disk(folder):
     checkpoints = Checkpoints(folder, keep=2)
     with pytest.raises(ValueError), checkpoints._file_errors():
         raise ValueError("shapes differ")
+    checkpoints.close()
+
+
+def flip(path) -> bytes:
+    """Changes one bit in the middle of a file; returns what it held."""
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    return whole
+
+
+# Reads that fail too, of other arrays, are heard by nobody.
+unheard = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@unheard
+def test_a_wrong_bit_in_any_file_is_never_taken_for_the_state(folder, tmp_path, caplog):
+    """The last state is the last one or, said, the one before it; the best is the best or none."""
+    checkpoints = Checkpoints(folder, keep=3)
+    save(checkpoints, {1: 3.0, 2: 1.0, 3: 2.0})
+    checkpoints.close()
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    noticed = {"last": [], "best": [], "rank": []}
+    for number, file in enumerate(files):
+        copy = shutil.copytree(folder, tmp_path / str(number) / "checkpoints")
+        flip(copy / file)
+        caplog.clear()
+        try:
+            opened = Checkpoints(copy, keep=3)
+        except Damaged as error:
+            assert str(copy / file) in str(error) and file.parts[:2] == ("1", "metrics")
+            noticed["rank"].append(file)
+            continue
+        state = opened.newest(make(0))
+        jax.tree.map(np.testing.assert_array_equal, state, make(int(state.step)))
+        if int(state.step) < 3:
+            damaged = int(state.step) + 1
+            assert (
+                file.parts[0] == str(damaged) and f"going on from step {damaged - 1}" in caplog.text
+            )
+            assert str(copy / str(damaged)) in caplog.text
+            assert steps(copy.parent / "checkpoints.damaged") == list(range(damaged, 4))
+            noticed["rank" if "metrics" in file.parts else "last"].append(file)
+        elif opened.best == 2:
+            try:
+                best = opened.chosen(make(0))
+                jax.tree.map(np.testing.assert_array_equal, best.params, make(2).params)
+                assert int(best.step) == 2 and best.opt_state == ()
+            except Damaged as error:
+                assert file.parts[0] == "2" and str(copy / "2") in str(error)
+                assert "the same command trains it again" in str(error) and steps(copy) == [1]
+                noticed["best"].append(file)
+        opened.close()
+    assert {name: len(found) for name, found in noticed.items()} == dict(last=3, best=3, rank=3)
+
+
+def test_a_wrong_bit_that_orbax_does_not_see(folder, caplog):
+    checkpoints = Checkpoints(folder, keep=2)
+    noise = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)  # not compressible
+    for step in (1, 2):
+        state = make(step, size=400)
+        kernels = jax.tree.map(lambda x: x + noise, state.params)
+        checkpoints.save(state.replace(params=kernels), None)
+        checkpoints.wait()
+    files = (path for path in (folder / "2" / "default").rglob("*") if path.is_file())
+    flip(max(files, key=lambda path: path.stat().st_size))
+    state = checkpoints.newest(make(0, size=400))
+    np.testing.assert_array_equal(kernel(state), 1 + noise)
+    assert f"{folder}/2 is damaged: other params than were saved; set aside in" in caplog.text
+    checkpoints.close()
+
+
+@unheard
+def test_where_no_checkpoint_is_whole_nothing_is_moved(folder):
+    checkpoints = Checkpoints(folder, keep=2)
+    save(checkpoints, {1: None, 2: None})
+    for step in (1, 2):
+        flip(folder / str(step) / "default" / "_METADATA")
+    with pytest.raises(Damaged, match=f"{folder}/2 is damaged .*, and no other is whole: rename"):
+        checkpoints.newest(make(0))
+    checkpoints.close()
+    assert steps(folder) == [1, 2]
+
+
+@unheard
+def test_a_reader_changes_nothing(folder):
+    """Of another run, say."""
+    checkpoints = Checkpoints(folder, keep=2)
+    save(checkpoints, {1: 2.0, 2: 1.0})
+    checkpoints.close()
+    whole = flip(folder / "2" / "metrics" / "metrics")
+    with pytest.raises(Damaged, match="2/metrics/metrics is damaged"):
+        Checkpoints(folder, keep=None)
+    (folder / "2" / "metrics" / "metrics").write_bytes(whole)
+    flip(folder / "2" / "default" / "_METADATA")
+    reader = Checkpoints(folder, keep=None)
+    with pytest.raises(Damaged, match=f"{folder}/2 is damaged"):
+        reader.restore(2, make(0))
+    with pytest.raises(Damaged, match=f"{folder}/2 is damaged"):
+        reader.fits(2, make(0))
+    reader.close()
+    assert steps(folder) == [1, 2]
+
+
+def test_too_little_memory_is_no_damage(folder):
+    checkpoints = Checkpoints(folder, keep=2)
+    with pytest.raises(RuntimeError), checkpoints._damage(1):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    checkpoints.close()
+
+
+def test_the_best_is_read_without_the_optimizer(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, keep=1)
+    save(checkpoints, {1: 1.0})
+    split = make(0, place=NamedSharding(MESH, P("fsdp")))
+    monkeypatch.setattr(checkpoints, "restore", None)
+    best = checkpoints.chosen(split)
+    assert int(best.step) == 1 and best.opt_state == ()
+    assert kernel(best).sharding == kernel(split).sharding
+    np.testing.assert_array_equal(kernel(best), 1.0)
+    checkpoints.close()
+
+
+def test_what_is_saved_about_a_state_comes_back(folder):
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(make(1), None, {"metrics.csv": "abc"})
+    checkpoints.wait()
+    assert checkpoints.note(1) == {"metrics.csv": "abc"}
     checkpoints.close()

@@ -57,7 +57,7 @@ def events(monkeypatch):
 
     monkeypatch.setattr(loop, "train_step", train_step)
     for name, kind, text in (
-        ("save", Checkpoints, lambda s, state, figures: f"save {int(state.step)}"),
+        ("save", Checkpoints, lambda s, state, *about: f"save {int(state.step)}"),
         ("restore", Checkpoints, lambda s, step, like: f"restore {step}"),
         ("add", records.Table, lambda s, row: f"{s.path.stem} {row['step']}"),
         ("sync", records.Records, lambda s: "sync"),

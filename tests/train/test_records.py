@@ -60,7 +60,7 @@ def test_the_old_table_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(records.epath.Path(path)), "write_text", full)
+    monkeypatch.setattr(type(records.epath.Path(path)), "replace", full)
     with pytest.raises(OSError):
         Table(path, start=1)
     assert lines(path) == ["step,loss", "1,1.0", "2,2.0"]
