@@ -33,10 +33,10 @@ class Windows:
 def windows(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
-    place: Callable[[int], str],
     seq_len: int,
     doc_stride: int,
     max_question: int,
+    place: Callable[[int], str] = "question {}".format,
 ) -> Windows:
     """Rows of at most `seq_len` tokens. Windows of a question share `doc_stride` tokens of its
     context; questions are cut to `max_question` tokens. Labels are the first and last token of

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def texts(
         flags = {"--text": text or "text"} | ({"--pair": pair} if pair else {})
         columns = [_texts(table, name, flag, keep_empty) for flag, name in flags.items()]
         place, ids = table.place, _ids(table)
-    columns, empty = _filled(columns, "text", place, keep_empty)
+    columns, empty = _filled(columns, ("text", "text"), place, keep_empty)
     found = Texts(str(path), *(*columns, None)[:2], None, place)
     return Input(found, place, ids, empty)
 
@@ -76,7 +76,7 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
     table = table or _table(path, delimiter)
     names = ("question", "context")
     columns = [_texts(table, name, "the column names", keep_empty) for name in names]
-    columns, empty = _filled(columns, "question or context", table.place, keep_empty)
+    columns, empty = _filled(columns, names, table.place, keep_empty)
     pairs = enumerate(zip(*columns, strict=True))
     found = [Question(str(row), "", context, question, ()) for row, (question, context) in pairs]
     return Input(found, table.place, _ids(table), empty)
@@ -94,14 +94,15 @@ def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:
 
 
 def _filled(
-    columns: list[list[str]], what: str, place: Callable[[int], str], keep_empty: bool
+    columns: list[list[str]], names: Sequence[str], place: Callable[[int], str], keep_empty: bool
 ) -> tuple[list[list[str]], frozenset[int]]:
     """The columns, with STAND_IN where there is no text, and the rows where that is so."""
     empty = frozenset(row for column in columns for row, text in enumerate(column) if blank(text))
     if empty and not keep_empty:
-        of = f" (one of {len(empty)})" if len(empty) > 1 else ""
+        row, of = min(empty), f" (one of {len(empty)})" if len(empty) > 1 else ""
+        name = next(n for n, column in zip(names, columns, strict=False) if blank(column[row]))
         raise UserError(
-            f"{place(min(empty))}: the {what} is empty; remove the row{of}, or set --keep_empty to "
+            f"{place(row)}: the {name} is empty; remove the row{of}, or set --keep_empty to "
             f"give it an empty answer"
         )
     return [[STAND_IN if blank(text) else text for text in each] for each in columns], empty

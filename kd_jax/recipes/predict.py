@@ -226,8 +226,11 @@ def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
     # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
     stride = min(squad.DEFAULTS["doc_stride"], seq_len // 3)
     question = min(squad.DEFAULTS["max_question_length"], seq_len // 6)
-    place = lambda row: found.place(part.start + row)  # noqa: E731
-    return windows(reader.tokenizer, examples[part], place, seq_len, stride, question)
+
+    def place(row: int) -> str:
+        return found.place(part.start + row)
+
+    return windows(reader.tokenizer, examples[part], seq_len, stride, question, place)
 
 
 def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:

@@ -137,10 +137,10 @@ class Squad(ExampleTask):
         self._windows[split] = windows(
             self.tokenizer,
             self.examples(split).questions,
-            self.examples(split).place,
             self.seq_len,
             config["doc_stride"],
             config["max_question_length"],
+            self.examples(split).place,
         )
         return self._windows[split].rows
 

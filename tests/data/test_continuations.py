@@ -77,7 +77,7 @@ def test_texts_begin_as_the_tokenizer_has_it(beginning):
 def test_an_ending_without_a_token(tokenizer):
     class Silent:
         def __call__(self, texts, **_):
-            return {"input_ids": [[1] for _ in texts]}
+            return {"input_ids": [[1] for _ in texts], "special_tokens_mask": [0]}
 
     with pytest.raises(UserError, match="row 0: the ending ' fox' has no token of its own"):
         continuations.endings(Silent(), asked(("the", ("fox", "dog"))))
