@@ -8,7 +8,8 @@
 The model's own head decides, by the `architectures` of its config.json. A classifier or regression
 reads a .txt, one text a line, or the columns of a .csv, .tsv, .jsonl, .json or .parquet. A model
 that answers questions reads SQuAD's .json, or a table with the columns question and context. A
-column "id" is copied.
+column "id" is copied. A row without text ends the program before anything is computed, or with
+--keep_empty has an empty answer.
 
 The output's suffix says how it is written: .jsonl, .csv or .tsv, one row for each text, in the
 order of the input: `index` (from 0) and `label`, its `probability`, and that of every class; or
@@ -17,6 +18,7 @@ probability that there is none, among the 20 best spans.
 """
 
 import argparse
+import dataclasses
 
 from kd_jax import cli
 from kd_jax.recipes.predict import Options, predict_file
@@ -37,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--text", help='column of the text (default "text")')
     parser.add_argument("--pair", help="column of a second text (default none)")
+    parser.add_argument(
+        "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
+    )
+    parser.add_argument(
+        "--keep_empty",
+        action="store_true",
+        help="give rows without text an empty answer (default: name the first one and stop, since "
+        "the column or the file is mostly at fault)",
+    )
     parser.add_argument("--batch_size", type=int, help="rows of a batch (default 64)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
@@ -51,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Parses `argv`, predicts, says where to. Exits with status 1 and one line at a mistake."""
     args = parser().parse_args(argv)
-    options = Options(args.text, args.pair, args.batch_size, args.precision, args.null_threshold)
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
     with cli.plain_errors():
         cli.start_jax()
-        done = predict_file(args.model, args.revision, args.input, args.output, options)
+        done = predict_file(args.model, args.revision, args.input, args.output, Options(**given))
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
 
 

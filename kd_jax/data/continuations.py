@@ -159,10 +159,10 @@ class Rows:
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:
     """Every ending of every question after its context, and each one's question as an index.
 
-    Tokenised as the lm-evaluation-harness does it: context, space and ending as one text, with the
-    special tokens that the tokenizer puts in front of any text; the ending's tokens are those
-    behind as many as the context alone has. White space at the end of the context belongs to the
-    ending. An empty context is the token with which texts begin (or else end).
+    Tokenised as the lm-evaluation-harness does it: context, space and ending as one text, by
+    `begun`; the ending's tokens are those behind as many as the context alone has. White space at
+    the end of the context belongs to the ending. An empty context is the token with which texts
+    begin (or else end).
 
     Raises UserError where an ending has no token.
     """
@@ -173,7 +173,7 @@ def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[S
         rest = question.context[len(kept) :] + " "
         wholes += [kept + rest + ending for ending in question.endings]
         owners += [index] * len(question.endings)
-    context_ids, whole_ids = _ids(tokenizer, contexts), _ids(tokenizer, wholes)
+    context_ids, whole_ids = begun(tokenizer, contexts), begun(tokenizer, wholes)
     pieces, context_N2, scored_N2, end = [], [], [], 0
     for n, (owner, whole) in enumerate(zip(owners, whole_ids, strict=True)):
         context = context_ids[owner]
@@ -231,5 +231,10 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _ids(tokenizer, texts) -> list[list[int]]:
-    return tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+def begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of texts, with the special ones that the tokenizer puts in front of any text, and
+    without those that it puts behind, as some do: a context goes on, and no text says more."""
+    probe = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    behind = probe[::-1].index(0)
+    rows = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    return [row[: len(row) - behind] for row in rows]

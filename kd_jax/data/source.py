@@ -3,13 +3,15 @@
 A source is a dict with these keys (all but `source` and `path` may be left out):
 
     source    files | hub | tfds | python: the module kd_jax.data.<source>
-    path      files: file, folder or glob, or a list of them; hub: repository id or local folder;
-              tfds: name/config or the folder of a prepared dataset; python: nothing, or
-              "reference"
+    path      files: file, folder (without its hidden files) or glob, or a list of them; hub:
+              repository id or local folder; tfds: name/config or the folder of a prepared dataset;
+              python: nothing, or "reference"
     name      hub: the dataset's configuration
     split     hub, tfds: split of the dataset; by default train, validation or test, as the config
               key that holds the source is called
     text      the column (key, field) that holds the text
+    delimiter files: what separates the columns of a .csv or .tsv, whose fields may then be quoted;
+              by default a comma (.csv), or a tab, without any quoting (.tsv)
     revision  hub: branch, tag or commit
 
 A module is a source when it defines `documents(spec, where) -> Documents`; with
@@ -23,7 +25,15 @@ from kd_jax.data.documents import Documents
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 
-DEFAULTS = dict(source="files", path=None, name=None, split=None, text="text", revision=None)
+DEFAULTS = dict(
+    source="files",
+    path=None,
+    name=None,
+    split=None,
+    text="text",
+    delimiter=None,
+    revision=None,
+)
 
 
 def read(config: Mapping, where: str) -> Documents:

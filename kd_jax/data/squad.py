@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.data import files
-from kd_jax.data.table import Table
+from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 
 
@@ -52,6 +52,10 @@ class Questions:
         """Texts of the answers by question id."""
         return {q.id: [answer.text for answer in q.answers] for q in self.questions}
 
+    def place(self, row: int) -> str:
+        """Where a question stands, for messages."""
+        return f"{self.name}, question {self.questions[row].id!r}"
+
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(question, context) of each."""
@@ -67,10 +71,7 @@ def read(path: Path) -> Questions:
     """A .json of v1.1 or v2.0. UserError names file and question for whatever is wrong with it."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    try:
-        content = json.loads("".join(files.lines(path)))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    content = files.parse("".join(files.lines(path)), str(path))
     found, unanswerable, number = [], False, 0
     for article in _get(content, "data", str(path)):
         title = article.get("title", "") if isinstance(article, dict) else ""
@@ -122,7 +123,7 @@ def _get(mapping: Any, key: str, place: str) -> Any:
 
 def _checked(key, title, context, question, answers, place) -> Question:
     for name, text in (("id", key), ("context", context), ("question", question)):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or blank(text):
             raise UserError(f"{place}: the {name} is {text!r}, there must be text")
     for start, text in answers:
         inside = isinstance(start, int) and isinstance(text, str) and start >= 0

@@ -11,6 +11,11 @@ from kd_jax.errors import UserError
 DEFAULTS = {key: value for key, value in source.DEFAULTS.items() if key != "text"}
 
 
+def blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control characters, zero-width ones."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A split's columns, equally long."""

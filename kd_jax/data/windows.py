@@ -1,7 +1,7 @@
 """Windows: a question with a part of its context, for contexts longer than a row."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -36,12 +36,15 @@ def windows(
     seq_len: int,
     doc_stride: int,
     max_question: int,
+    place: Callable[[int], str] = "question {}".format,
 ) -> Windows:
     """Rows of at most `seq_len` tokens. Windows of a question share `doc_stride` tokens of its
     context; questions are cut to `max_question` tokens. Labels are the first and last token of
-    the first answer, and 0 and 0, the [CLS], where the window does not hold all of it.
+    the first answer, and 0 and 0, the [CLS], where the window does not hold all of it. `place(i)`
+    says where a question stands, for messages.
 
-    Raises UserError where a row has no room for more than question and overlap.
+    Raises UserError where a row has no room for more than question and overlap, and for a context
+    of which the tokenizer makes no token.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     least = special + max_question + doc_stride + 1
@@ -67,6 +70,11 @@ def windows(
         types += [np.array(row, np.int8) for row in found.get("token_type_ids", [])]
         for row, index in enumerate(found["overflow_to_sample_mapping"]):
             sequences = found.sequence_ids(row)
+            if 1 not in sequences:
+                raise UserError(
+                    f"{place(start + index)}: the tokenizer makes no token of the context "
+                    f"{part[index].context!r:.60}; remove the row"
+                )
             first, count = sequences.index(1), sequences.count(1)
             offsets_T2 = np.array(found["offset_mapping"][row], np.int32)
             answers = part[index].answers

@@ -31,6 +31,7 @@ from kd_jax.models import family, replacement
 from kd_jax.recipes import costs, export, parts, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
+from kd_jax.recipes.finetune_setup import check_types
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
@@ -104,6 +105,9 @@ def given_teachers(setup: Setup) -> dict[str, Params]:
 
 def check(setup: Setup) -> None:
     """Finds before the long work what a later stage would fail of."""
+    texts = setup.task.examples(setup.task.splits[0]).pairs[0]
+    for name, model in setup.models.items():
+        check_types(name, model, setup.tokenizer_of(name), texts)
     given = {name: model.abstract().params for name, model in setup.models.items()}
     for this in setup.stages:
         for part in setup.parts(this, given):

@@ -222,6 +222,19 @@ def check_vocabulary(name: str, model: Blueprint, tokenizer: Any) -> None:
         )
 
 
+def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:
+    """Raises UserError where the tokenizer gives a row of `texts`, a text or a pair, token types
+    that the model has no embeddings for."""
+    have = getattr(model.config, "num_types", 0)  # 0: the family does not look at them
+    most = max(tokenizer(*texts, verbose=False).get("token_type_ids", [0]))
+    if 0 < have <= most:
+        raise UserError(
+            f"{name} {model.name} has {have} token types (type_vocab_size), its tokenizer gives "
+            f"pairs of texts the types 0 to {most}: they do not belong together; check the "
+            f"tokenizer files in its folder, or tokenizer.path"
+        )
+
+
 def class_order(
     model: str,
     stated: Sequence[str] | None,

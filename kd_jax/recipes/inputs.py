@@ -1,54 +1,71 @@
 """What is to be labelled: the texts, pairs of texts or questions of one file, without labels."""
 
-import json
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_jax.data import files
 from kd_jax.data.squad import Question
-from kd_jax.data.table import Table
+from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 from kd_jax.tasks.classification import Texts
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+STAND_IN = "."
 
 
 class Input(NamedTuple):
     """Texts, or questions, in the order of their file."""
 
     examples: Texts | list[Question]
-    ids: list | None  # the column "id", where there is one
+    place: Callable[[int], str]  # where row i stands, for messages
+    ids: list | None  # the column "id", where there is one, as JSON has it
+    empty: frozenset[int]  # rows that are kept although they have no text; STAND_IN is read for it
 
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The text, or the pair of texts, of the first row."""
+        if isinstance(self.examples, Texts):
+            return self.examples.pairs[0]
+        return self.examples[0].question, self.examples[0].context
 
-def texts(path: Path, text: str | None, pair: str | None) -> Input:
+
+def texts(
+    path: Path, text: str | None, pair: str | None, delimiter: str | None, keep_empty: bool
+) -> Input:
     """The texts of a .txt, one a line, or of the columns `text` (None: "text") and `pair` (None:
     single texts) of a table.
 
-    Raises UserError for a file of another kind, a missing column, and the first empty text.
+    Raises UserError for a file of another kind, a missing column, and, unless `keep_empty`, the
+    first empty text. An empty text more often than not means that the column is the wrong one or
+    the file is broken, which is better known before the work than found in the answers.
     """
     _check(path, (".txt", *TABLES))
     if path.suffix == ".txt":
-        if text or pair:
-            raise UserError(f"{path} has no columns: leave --text and --pair out")
+        if text or pair or delimiter:
+            raise UserError(f"{path} has no columns: leave --text, --pair and --delimiter out")
         first = [line.rstrip("\r\n") for line in files.lines(path)]
         while first and not first[-1].strip():
             first.pop()
-        found = Texts(str(path), first, None, None, lambda row: f"{path}, line {row + 1}")
         if not first:
             raise UserError(f"{path} holds no text")
-        return Input(found.checked(), None)
-    table = files.rows({"path": str(path)}, "input")
-    first = table.texts(text or "text", "--text")
-    second = None if pair is None else table.texts(pair, "--pair")
-    found = Texts(str(path), first, second, None, table.place)
-    return Input(found.checked(), table.columns.get("id"))
+        columns, place, ids = [first], lambda row: f"{path}, line {row + 1}", None
+    else:
+        table = _table(path, delimiter)
+        flags = {"--text": text or "text"} | ({"--pair": pair} if pair else {})
+        columns = [_texts(table, name, flag, keep_empty) for flag, name in flags.items()]
+        place, ids = table.place, _ids(table)
+    columns, empty = _filled(columns, ("text", "text"), place, keep_empty)
+    found = Texts(str(path), *(*columns, None)[:2], None, place)
+    return Input(found, place, ids, empty)
 
 
-def questions(path: Path) -> Input:
+def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
     """The questions of a SQuAD .json (answers may be missing, and are not read), or of a table
     with the columns question and context.
 
@@ -56,15 +73,57 @@ def questions(path: Path) -> Input:
     """
     _check(path, TABLES)
     table = _squad(path) if path.suffix == ".json" else None
-    table = table or files.rows({"path": str(path)}, "input")
-    columns = [table.texts(name, "the column names") for name in ("question", "context")]
-    found = []
-    for row, (question, context) in enumerate(zip(*columns, strict=True)):
-        for name, value in (("question", question), ("context", context)):
-            if not value.strip():
-                raise UserError(f"{table.place(row)}: the {name} is empty; remove the row")
-        found.append(Question(str(row), "", context, question, ()))
-    return Input(found, table.columns.get("id"))
+    table = table or _table(path, delimiter)
+    names = ("question", "context")
+    columns = [_texts(table, name, "the column names", keep_empty) for name in names]
+    columns, empty = _filled(columns, names, table.place, keep_empty)
+    pairs = enumerate(zip(*columns, strict=True))
+    found = [Question(str(row), "", context, question, ()) for row, (question, context) in pairs]
+    return Input(found, table.place, _ids(table), empty)
+
+
+def _table(path: Path, delimiter: str | None) -> Table:
+    return files.rows({"path": str(path), "delimiter": delimiter}, "input")
+
+
+def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:
+    if keep_empty and name in table.columns:  # a missing text is an empty one
+        values = ["" if value is None else value for value in table.columns[name]]
+        table = dataclasses.replace(table, columns={name: values})
+    return table.texts(name, key)
+
+
+def _filled(
+    columns: list[list[str]], names: Sequence[str], place: Callable[[int], str], keep_empty: bool
+) -> tuple[list[list[str]], frozenset[int]]:
+    """The columns, with STAND_IN where there is no text, and the rows where that is so."""
+    empty = frozenset(row for column in columns for row, text in enumerate(column) if blank(text))
+    if empty and not keep_empty:
+        row, of = min(empty), f" (one of {len(empty)})" if len(empty) > 1 else ""
+        name = next(n for n, column in zip(names, columns, strict=False) if blank(column[row]))
+        raise UserError(
+            f"{place(row)}: the {name} is empty; remove the row{of}, or set --keep_empty to "
+            f"give it an empty answer"
+        )
+    return [[STAND_IN if blank(text) else text for text in each] for each in columns], empty
+
+
+def _ids(table: Table) -> list | None:
+    ids = table.columns.get("id")
+    return None if ids is None else [_plain(value) for value in ids]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: NaN is null, dates are written as in ISO 8601."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or value != value:
+        return None
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _check(path: Path, have: tuple[str, ...]) -> None:
@@ -79,10 +138,7 @@ def _check(path: Path, have: tuple[str, ...]) -> None:
 
 def _squad(path: Path) -> Table | None:
     """The table of a SQuAD file; None where the file is a list of rows."""
-    try:
-        content = json.loads("".join(files.lines(path)))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    content = files.parse("".join(files.lines(path)), str(path))
     if isinstance(content, list):
         return None
     return Table.of_records(str(path), _entries(content, path))

@@ -24,7 +24,12 @@ from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, finetune, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.evaluate import check_rows
-from kd_jax.recipes.finetune_setup import FinetuneSetup, check_vocabulary, class_order
+from kd_jax.recipes.finetune_setup import (
+    FinetuneSetup,
+    check_types,
+    check_vocabulary,
+    class_order,
+)
 from kd_jax.tasks import text
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
@@ -106,6 +111,7 @@ def of_checkpoint(
     if seq_len is not None and not 0 < seq_len <= most:
         raise UserError(f"--seq_len={seq_len}: the model has positions for {most} tokens")
     this.seq_len = seq_len or min(this.seq_len, most)
+    check_types("model", described, tokenizer, this.examples("test").pairs[0])
     order = None
     if head == "classification" and not this.regression:
         order = class_order(model, labels, described.config.labels, this.labels, "--labels")

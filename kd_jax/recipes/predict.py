@@ -33,7 +33,7 @@ from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, inputs, outputs
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.evaluate import check_rows
-from kd_jax.recipes.finetune_setup import check_vocabulary
+from kd_jax.recipes.finetune_setup import check_types, check_vocabulary
 from kd_jax.recipes.inputs import Input
 from kd_jax.tasks import squad, text
 from kd_jax.tasks.classification import Texts
@@ -59,6 +59,8 @@ class Options:
     batch_size: int | None = None  # rows over all devices: 64
     precision: str | None = None  # fp32 | bf16: fp32
     null_threshold: float | None = None  # logits; see `answers_of`. None: always answer
+    delimiter: str | None = None  # of a .csv or .tsv: see data/source.py
+    keep_empty: bool = False  # rows without text: True keeps them, without an answer
 
 
 def predict_file(
@@ -71,7 +73,7 @@ def predict_file(
         source: a file as recipes/inputs.py reads it.
         target: a file as recipes/outputs.py writes it. Each row has `index`, the number of the
             text or question from 0 (a header does not count), `id` where the input has one, and
-            what `labels_of` or `answers_of` gives.
+            what `labels_of` or `answers_of` gives; None for each of these where there is no text.
 
     Returns {"model", "commit", "head", "rows", "seconds", "output"}. Raises UserError for what is
     wrong with any of these, before anything is computed, and leaves no file then.
@@ -85,6 +87,7 @@ def predict_file(
     described = describe(model, revision, options.precision or "fp32")
     found = _read(read, described.head, options)
     reader = _reader(described)
+    check_types("model", described, reader.tokenizer, found.first)
     params = blueprint.stored(described.load(None), described.policy)
     params = jax.device_put(params, NamedSharding(mesh, P()))
     student = Model(params, described.abstract().graphdef)
@@ -103,7 +106,7 @@ def predict_file(
                 about = answers_of(made, found.examples[part], logits, options.null_threshold)
             else:
                 about = labels_of(np.stack(logits), described.config.labels)
-            write(_numbered(about, part.start, found.ids))
+            write(_numbered(about, part.start, found))
     bar.close()
     return {
         "model": described.name,
@@ -207,10 +210,10 @@ def _read(path: Path, head: str, options: Options) -> Input:
     if head == "span":
         if options.text or options.pair:
             raise UserError("--text and --pair do not go with a model that answers questions")
-        return inputs.questions(path)
+        return inputs.questions(path, options.delimiter, options.keep_empty)
     if options.null_threshold is not None:
         raise UserError("--null_threshold goes with a model that answers questions; leave it out")
-    return inputs.texts(path, options.text, options.pair)
+    return inputs.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
 
 
 def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
@@ -223,7 +226,11 @@ def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
     # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
     stride = min(squad.DEFAULTS["doc_stride"], seq_len // 3)
     question = min(squad.DEFAULTS["max_question_length"], seq_len // 6)
-    return windows(reader.tokenizer, examples[part], seq_len, stride, question)
+
+    def place(row: int) -> str:
+        return found.place(part.start + row)
+
+    return windows(reader.tokenizer, examples[part], seq_len, stride, question, place)
 
 
 def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
@@ -247,12 +254,16 @@ class _Shown:
             self.bar.update(done, {}, 0.0)
 
 
-def _numbered(rows: list[dict], start: int, ids: list | None) -> list[dict]:
+def _numbered(rows: list[dict], start: int, source: Input) -> list[dict]:
     found = []
     for index, row in enumerate(rows, start):
-        own = {} if ids is None else {"id": ids[index]}
-        found.append({"index": index} | own | row)
+        own = {} if source.ids is None else {"id": source.ids[index]}
+        found.append({"index": index} | own | (_emptied(row) if index in source.empty else row))
     return found
+
+
+def _emptied(row: dict) -> dict:
+    return {k: _emptied(v) if isinstance(v, dict) else None for k, v in row.items()}
 
 
 def _rounded(value: float) -> float:

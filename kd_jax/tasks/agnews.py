@@ -51,7 +51,7 @@ class AGNews(ClassificationTask):
         if spec["source"] == "files" and isinstance(path, str | Path):
             path = Path(os.path.expanduser(path))
             path = path / f"{spec['split'] or key}.csv" if path.is_dir() else path
-            if path.suffix in (".csv", ".tsv"):
+            if path.suffix in (".csv", ".tsv") and spec["delimiter"] is None:
                 if not path.is_file():
                     raise UserError(f"{path} (config.{where}) does not exist")
                 return self._original(path)

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kd_jax.data import cbt, choices, table
+from kd_jax.data import cbt, choices, files, table
 from kd_jax.data.choices import Questions
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
@@ -79,14 +79,14 @@ class ChildrensBookTest(MultipleChoice):
         names do not tell another class."""
         expanded = os.path.expanduser(path)
         if os.path.isdir(expanded):
-            inside = sorted(file for file in Path(expanded).rglob("*") if file.is_file())
+            inside = files.visible(Path(expanded))
             words = {file: _words(file.relative_to(expanded)) for file in inside}
             kinds = (".txt", *_TABLES)
             return [f for f in inside if {name, "test"} <= words[f] and f.suffix in kinds]
-        files = [Path(match) for match in sorted(glob.glob(expanded, recursive=True))]
-        if not files:
+        found = [Path(match) for match in sorted(glob.glob(expanded, recursive=True))]
+        if not found:
             raise UserError(f"config.data.test.path={path!r}: no such file")
-        return [file for file in files if _is_of(file, name)]
+        return [file for file in found if _is_of(file, name)]
 
 
 def _words(path: Path) -> set[str]:

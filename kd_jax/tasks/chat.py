@@ -1,4 +1,5 @@
-"""Chats: language modelling on conversations, of which the assistant's words alone are learnt.
+"""Chats: language modelling on conversations, of which the assistant's words alone are learnt,
+tool calls and thoughts included (data/conversations.py, tasks/templates.py).
 
 A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
 and attention of its own; without packing it holds one. Labels are shifted here: the label of a
@@ -31,7 +32,7 @@ from kd_jax.types import Batch
 log = logging.getLogger(__name__)
 
 DEFAULTS = dict(name="chat", seq_len=1024, turns="all", column="messages", packed=True)
-_VERSION = 1  # of what is cached: raise it when tokenising changes
+_VERSION = 2  # of what is cached: raise it when tokenising changes
 
 
 def make(
@@ -127,7 +128,8 @@ class Chat:
         """A source's name, commit and digest, and all of its conversations, tokenised once."""
         found = table.read(self.data[key], f"data.{key}")
         messages = conversations.read(found, self.column, "config.task.column")
-        digest = conversations.digest(messages)
+        tools = conversations.tools(found)
+        digest = conversations.digest(messages, tools)
         tokenizer, hashed = self.tokenizer, hashlib.blake2b(digest_size=16)
         template = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.turns
         for part in (_VERSION, digest, *template):
@@ -135,7 +137,7 @@ class Chat:
         entry = cache.folder(self.data["cache_dir"]) / f"chats-{hashed.hexdigest()}"
 
         def write(path):
-            encoded = self._template.encode(messages, found.place)
+            encoded = self._template.encode(messages, found.place, tools)
             Ragged.of([each.ids_N for each in encoded], [e.learnt_N for e in encoded]).save(path)
 
         cached = cache.once(entry, write, "config.data.cache_dir")

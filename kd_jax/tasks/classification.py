@@ -5,12 +5,15 @@ import dataclasses
 import functools
 import hashlib
 import math
+import numbers as kinds
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from kd_jax.data import encoded, splits
+from kd_jax.data.table import blank
 from kd_jax.errors import UserError
 from kd_jax.evals import classification, regression
 from kd_jax.tasks.examples import ExampleTask
@@ -32,7 +35,7 @@ class Texts:
         """Itself. Raises UserError naming the first row without text."""
         for texts in filter(None, (self.first, self.second)):
             for row, text in enumerate(texts):
-                if not text.strip():
+                if blank(text):
                     raise UserError(f"{self.place(row)}: the text is empty; remove the row")
         return self
 
@@ -66,13 +69,31 @@ class Texts:
         )
 
 
+def class_name(value: object, place: str) -> str:
+    """What a label calls its class: 1, 1.0 and "1.0" (a whole number in a column with gaps, as
+    pandas writes it) are all "1". UserError where it is missing, or no single text or number."""
+    if value is None or value != value or (isinstance(value, str) and blank(value)):
+        shown = "null" if value is None else repr(value)
+        raise UserError(f"{place}: the label is missing ({shown}); give the row one or remove it")
+    if not isinstance(value, str | kinds.Number):
+        raise UserError(
+            f"{place}: the label is a {type(value).__name__}, {value!r:.60}; a row has one class, "
+            f"a text or a number"
+        )
+    whole = re.fullmatch(r"([+-]?\d+)\.0+", str(value))
+    return whole[1] if whole else str(value)
+
+
 def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], str]) -> np.ndarray:
-    """int32 classes of labels as they are written. UserError names the first unknown one."""
-    labels = [known.get(str(value)) for value in values]
-    if None in labels:
-        row = labels.index(None)
-        raise UserError(f"{place(row)}: {values[row]!r} is no label; have: {', '.join(known)}")
-    return np.array(labels, np.int32)
+    """int32 classes of labels as they are written; `known` has the names that `class_name` gives.
+    UserError names the first label that is missing, unknown, or no single text or number."""
+    found = np.empty(len(values), np.int32)
+    for row, value in enumerate(values):
+        name = class_name(value, place(row))
+        if name not in known:
+            raise UserError(f"{place(row)}: {value!r} is no label; have: {', '.join(known)}")
+        found[row] = known[name]
+    return found
 
 
 def numbers(

@@ -125,7 +125,7 @@ class Glue(ClassificationTask):
             if path.is_dir():
                 default = "train" if key == "train" else self.layout.dev
                 path = path / f"{spec['split'] or default}.tsv"
-            if path.suffix == ".tsv":
+            if path.suffix == ".tsv" and spec["delimiter"] is None:
                 if not path.is_file():
                     raise UserError(f"{path} (config.{where}) does not exist: {_have(path.parent)}")
                 return self._texts(_original(path, self.task), original=True)
@@ -171,6 +171,7 @@ def _original(path: Path, task: str) -> table.Table:
         fields = line.rstrip("\r\n").split("\t")
         if header is None or (number == 1 and fields == ["index", "sentence"]):
             header = fields
+            files.check_header(header, f"{path}, row {number}")
         elif len(fields) == len(header):
             records.append((f"{path}, row {number}", dict(zip(header, fields, strict=True))))
         elif task == "qqp":  # its train.tsv has questions that break off at a line's end

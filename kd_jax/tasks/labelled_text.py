@@ -7,7 +7,8 @@ config.task:
     label    column of the label
     labels   names of the classes in order; or a dict from labels as the file has them to names,
              whose classes are in the order of the sorted labels; None takes the labels of the
-             training data, sorted (whole numbers as numbers). ("score",) makes it a regression
+             training data, sorted (whole numbers as numbers), where they are all texts or all whole
+             numbers. ("score",) makes it a regression
     primary  the figure that selects: accuracy, macro_f1, or for two classes f1 (of the second) or
              matthews_correlation; of a regression pearson or spearman. None: accuracy, spearman
     seq_len  tokens of a row
@@ -16,7 +17,7 @@ config.data as in tasks/examples.py: .csv, .tsv, .jsonl, .json, .parquet, hub or
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
+from kd_jax.tasks.classification import ClassificationTask, Texts, class_name, classes, numbers
 from kd_jax.tasks.examples import DATA
 
 DEFAULTS = dict(
@@ -65,19 +66,24 @@ class LabelledText(ClassificationTask):
     def _known(self) -> dict[str, int]:
         """Classes by the labels that stand for them."""
         given = self.config["labels"]
+        key = _key("labels")
         if hasattr(given, "items"):
-            return {label: self.labels.index(str(name)) for label, name in _in_order(given)}
+            return {
+                class_name(label, key): self.labels.index(str(name))
+                for label, name in _in_order(given)
+            }
         if given is not None:
-            return {str(name): row for row, name in enumerate(given)}
+            return {class_name(name, key): row for row, name in enumerate(given)}
         if self.data["train"] is None:
             raise UserError("config.data.train is not set: give it a source, or config.task.labels")
-        values = set(map(str, self._table("train").column(self.config["label"], _key("label"))))
-        if len(values) < 2:
+        found = self._table("train")
+        names = _names(found.column(self.config["label"], _key("label")), found.place)
+        if len(names) < 2:
             raise UserError(
-                f"{self._table('train').name}: all labels are {', '.join(values)}; there must be "
-                f"two classes, or set config.task.labels"
+                f"{found.name}: all labels are {', '.join(names)}; there must be two classes, or "
+                f"set config.task.labels"
             )
-        return {name: row for row, (name, _) in enumerate(_in_order(dict.fromkeys(values)))}
+        return {name: row for row, (name, _) in enumerate(_in_order(names))}
 
     @functools.cached_property
     def labels(self) -> tuple[str, ...]:
@@ -119,6 +125,39 @@ class LabelledText(ClassificationTask):
         else:
             labels_N = classes(values, self._known, found.place)
         return Texts(found.name, first, second, labels_N, found.place, found.commit).checked()
+
+
+def _names(values: Sequence, place: Callable[[int], str]) -> dict[str, int]:
+    """The names of the classes that a column of labels holds, each with its first row. UserError
+    where that is not what its author can have meant."""
+    names: dict[str, int] = {}
+    for row, value in enumerate(values):
+        names.setdefault(class_name(value, place(row)), row)
+    alike: dict[str, str] = {}
+    first = values[0]
+    for name, row in names.items():
+        here = f"{place(row)}: the label {values[row]!r}"
+        if any(isinstance(values[row], kind) != isinstance(first, kind) for kind in (str, bool)):
+            raise UserError(f"{here} is of another kind than {first!r} ({place(0)})")
+        if _is_fraction(name):
+            raise UserError(
+                f"{here} is a real number; set config.task.labels to ('score',) for a regression, "
+                f"or to the names of the classes"
+            )
+        other = alike.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            raise UserError(
+                f"{here} is {other!r} but for white space or capitals; make them one, here or with "
+                f"config.task.labels={{{other!r}: {other!r}, {name!r}: {other!r}, ...}}"
+            )
+    return names
+
+
+def _is_fraction(name: str) -> bool:
+    try:
+        return not float(name).is_integer()
+    except ValueError:
+        return False
 
 
 def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:

@@ -114,10 +114,7 @@ class ScoredText:
 
     def __init__(self, texts, tokenizer, window, stride, documents):
         everything = list(texts)
-        tokens = [
-            tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-            for text in everything
-        ]
+        tokens = continuations.begun(tokenizer, everything)
         if documents == "alone":
             begin = continuations.beginning(tokenizer)
             tokens = [ids if ids[:1] == [begin] else [begin, *ids] for ids in tokens]

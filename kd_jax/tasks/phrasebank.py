@@ -15,6 +15,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -112,8 +113,10 @@ def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:
                 if len(inside) != 1:
                     raise UserError(f"{path} ({where}) holds no {wanted}; have: {', '.join(names)}")
                 return f"{path}/{inside[0]}", archive.read(inside[0])
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path} ({where}) is no zip, or a damaged one: {error}") from None
+        except RuntimeError as error:  # encrypted, or packed in a way that Python does not know
+            raise UserError(f"{path} ({where}): {error}; unpack it and name the folder") from None
     file = path / wanted if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file} ({where}) does not exist")

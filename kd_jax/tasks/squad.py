@@ -140,6 +140,7 @@ class Squad(ExampleTask):
             self.seq_len,
             config["doc_stride"],
             config["max_question_length"],
+            self.examples(split).place,
         )
         return self._windows[split].rows
 

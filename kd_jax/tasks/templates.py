@@ -1,25 +1,36 @@
 """Conversations as tokens, by the tokenizer's own chat template, and which tokens are learnt.
 
-An assistant's message and the special token that ends its turn are learnt; the template's words and
-all other messages are not. The tokens are those that a chat program makes: the template's special
-tokens become themselves, and text is tokenised between them, begun anew where an assistant begins
-to write. A special token's name inside a message stays text, so that nobody ends a turn from
-within.
+What an assistant writes is learnt: what the template shows of its message behind the prompt for an
+answer (thoughts, content, tool calls), and the special token that ends its turn. The template's
+other words, the tools and all other messages are not. The tokens are those that a chat program
+makes: the template's special tokens become themselves, and text is tokenised between them, begun
+anew where an assistant begins to write. A special token's name inside a content stays text, so that
+nobody ends a turn from within.
 """
 
+import contextlib
 import dataclasses
+import functools
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data.conversations import Conversation
+from kd_jax.data.conversations import Conversation, Message, Tools
 from kd_jax.errors import UserError
 
 _PRIVATE = 0xF0000  # characters of Unicode's private use, which stand for messages
+_MARK = chr(_PRIVATE)
+# What an assistant may write beside its content.
+_WRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_UNLIKE = (
+    "the chat template begins or ends thoughts and tool calls unlike other answers, so that what "
+    "of them is to be learnt cannot be told: take another template, or leave them out"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Template:
             raise UserError(f"turns={turns!r}; have: all, last")
         self.tokenizer = tokenizer
         self.turns = turns
+        self._shows = functools.cache(self._probe)
         self._ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._ids |= {
             str(token): number
@@ -66,28 +78,31 @@ class Template:
         self._plain.no_padding()
         self._plain.encode_special_tokens = True  # their names are text like any other
 
-    def pieces(self, messages: Conversation) -> list[Piece]:
+    def pieces(self, messages: Conversation, tools: Tools | None = None) -> list[Piece]:
         """The conversation in stretches that are tokenised one by one.
 
-        Raises UserError where the template does not show the messages as they are.
+        Raises UserError where the template does not show the messages, or tools, as they are.
         """
-        contents, words = self._shown(messages)
+        shown, words = self._shown(messages, tools)
         speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        learnt = speaks if self.turns == "all" else speaks[-1:]
-        found = self._words(words[0], ends=False)
-        for i, (content, after) in enumerate(zip(contents, words[1:], strict=True)):
-            found.append(Piece(content, False, i in learnt))
-            found += self._words(after, ends=i in learnt)
+        learnt = {i: messages[i] for i in (speaks if self.turns == "all" else speaks[-1:])}
+        found = []
+        for i, between in enumerate(words):
+            found += self._between(between, learnt.get(i - 1), learnt.get(i))
+            found += [Piece(content, False, i in learnt) for content in shown[i : i + 1]]
         return _joined(found)
 
     def encode(
-        self, conversations: Sequence[Conversation], place: Callable[[int], str]
+        self,
+        conversations: Sequence[Conversation],
+        place: Callable[[int], str],
+        tools: Sequence[Tools | None] | None = None,
     ) -> list[Tokens]:
         """The tokens of every conversation; `place(i)` says where one stands, for messages."""
         pieces = []
         for i, messages in enumerate(conversations):
             try:
-                pieces.append(self.pieces(messages))
+                pieces.append(self.pieces(messages, tools and tools[i]))
             except UserError as error:
                 raise UserError(f"{place(i)}: {error}") from None
         texts = [piece.text for each in pieces for piece in each if not piece.special]
@@ -102,45 +117,168 @@ class Template:
             found.append(Tokens(np.concatenate([np.array(part, np.int32) for part in ids]), learnt))
         return found
 
-    def _words(self, words: str, ends: bool) -> list[Piece]:
-        """The template's words. Where a message to be learnt `ends` before them, the special token
-        that follows is learnt too, with the white space in front of it."""
-        found, at = [], 0
-        for match in self._special.finditer(words):
-            text = words[at : match.start()]
-            ends = ends and at == 0 and not text.strip()
-            found += [Piece(text, False, ends), Piece(match[0], True, ends)]
-            at = match.end()
-        return [*found, Piece(words[at:], False, False)]
+    def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
+        """What the template writes between two messages, of which those to be learnt are given."""
+        ends = 0 if after is None else self._ends(words, after)
+        begins = len(words) if before is None else self._begins(words, ends, before)
+        parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
+        return [piece for text, learnt in parts for piece in self._split(text, learnt)]
 
-    def _shown(self, messages: Conversation) -> tuple[list[str], list[str]]:
-        """The contents as the template writes them, as they are or without white space around
-        them; and its words before, between and after them."""
-        contents = [message["content"] for message in messages]
-        first = _unused(contents)
+    def _begins(self, words: str, ends: int, message: Message) -> int:
+        """Where in the words before a message, from `ends` on, the assistant begins to write."""
+        prompt, _ = self._turn
+        if prompt and (at := words.rfind(prompt, ends)) >= 0:
+            return at + len(prompt)
+        thoughts = [message[field] for field in _WRITTEN[1:] if isinstance(message.get(field), str)]
+        if _is_call(message) or any(text.strip() in words for text in thoughts):
+            raise UserError(_UNLIKE)
+        return len(words)
+
+    def _ends(self, words: str, message: Message) -> int:
+        """Where in the words behind a message the assistant's turn ends: after the special token
+        that follows its content, or tool calls."""
+        if not message.get("tool_calls"):
+            return len(_first(self._special, words))
+        _, end = self._turn
+        if not end or end not in words:
+            raise UserError(_UNLIKE)
+        return words.index(end) + len(end)
+
+    def _split(self, words: str, learnt: bool) -> Iterator[Piece]:
+        at = 0
+        for match in self._special.finditer(words):
+            yield Piece(words[at : match.start()], False, learnt)
+            yield Piece(match[0], True, learnt)
+            at = match.end()
+        yield Piece(words[at:], False, learnt)
+
+    @functools.cached_property
+    def _turn(self) -> tuple[str, str]:
+        """What an assistant writes after, and the special token behind it; "" where unknown.
+
+        The former is the template's prompt for an answer; where it has none, the words before a
+        user's message, said of the assistant; or else those between the two.
+        """
+        asked, answer = {"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}
+        try:
+            before, between, after = self._render([asked, answer]).split(_MARK)
+            plain = self._render([asked])
+            prompt = self._render([asked], add_generation_prompt=True).removeprefix(plain)
+        except (UserError, ValueError):
+            return "", ""
+        if not prompt:
+            mine, other = (
+                words[max([match.start() for match in self._special.finditer(words)], default=0) :]
+                for words in (before, between)
+            )
+            mine = mine.replace("user", "assistant") if "user" in mine else ""
+            prompt = mine or other.rstrip(" ")  # which may be there or not
+        return prompt, _first(self._special, after).strip()
+
+    def _probe(self, field: str) -> bool:
+        """Whether the template shows a field of an assistant's message, as far as can be told."""
+        call = {"id": "123456789", "type": "function", "function": {"name": _MARK, "arguments": {}}}
+        answer = {"role": "assistant", "content": "b"}
+        answer[field] = [call] if field == "tool_calls" else _MARK
+        with contextlib.suppress(UserError):
+            return _MARK in self._render([{"role": "user", "content": "a"}, answer])
+        return True  # what it says of the messages themselves tells more
+
+    def _shown(self, messages: Conversation, tools: Tools | None) -> tuple[list[str], list[str]]:
+        """The messages' texts as the template writes them, as they are or without white space
+        around them; and its words before, between and after them."""
+        whole = self._render(messages, tools)
+        self._check_rest(messages, tools, whole)
+        texts = [_text(message) for message in messages]
+        first = _unused(_strings([messages, tools]), len(messages))
         marks = [chr(first + i) for i in range(len(messages))]
-        marked = self._render(messages, marks)
+        marked = self._render(list(map(_with_text, messages, marks)), tools)
         if [char for char in marked if char in marks] != marks:
             raise UserError(
                 "the chat template does not show every message once and in order: leave out the "
                 "messages that it drops or moves"
             )
-        whole = self._render(messages, contents)
-        for shown in (contents, [content.strip() for content in contents]):
-            table = {ord(mark): content for mark, content in zip(marks, shown, strict=True)}
+        for shown in (texts, [text.strip() for text in texts]):
+            table = {ord(mark): text for mark, text in zip(marks, shown, strict=True)}
             if marked.translate(table) == whole:
                 return shown, re.split(f"[{marks[0]}-{marks[-1]}]", marked)
         raise UserError(
             "the chat template writes something else than the messages' contents: give it "
-            "messages that it leaves as they are"
+            "messages that it leaves as they are, with thoughts in `reasoning_content`"
         )
 
-    def _render(self, messages: Conversation, contents: Sequence[str]) -> str:
-        filled = [{**m, "content": c} for m, c in zip(messages, contents, strict=True)]
+    def _check_rest(self, messages: Conversation, tools: Tools | None, whole: str) -> None:
+        """Raises UserError where the template leaves out what an assistant wrote, or the tools, and
+        where anything but a content would become a special token."""
+        if tools and whole == self._render(messages):
+            raise UserError("the chat template does not show the tools: take one that does")
+        for i, message in enumerate(messages):
+            for field in _WRITTEN if message["role"] == "assistant" else ():
+                if message.get(field) and not self._shows(field):
+                    raise UserError(
+                        f"message {i}: the chat template does not show its {field}: take a "
+                        f"template that does, or leave the field out"
+                    )
+        rest = [{**message, "content": ""} for message in messages]
+        for text in _strings([rest, tools]):
+            name = self._special.search(text)
+            forms = text, json.dumps(text, ensure_ascii=False)[1:-1]
+            if name and name[0] and any(form in whole for form in forms):
+                raise UserError(
+                    f"the special token {name[0]!r} stands in {text!r:.60}, where only a content "
+                    f"may have its name: remove it"
+                )
+
+    def _render(
+        self,
+        messages: Conversation,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
         try:
-            return self.tokenizer.apply_chat_template(filled, tokenize=False)
-        except jinja2.TemplateError as error:
+            return self.tokenizer.apply_chat_template(
+                messages, tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # a template is a program
             raise UserError(f"the chat template refuses the conversation: {error}") from None
+
+
+def _first(special: re.Pattern, words: str) -> str:
+    """The special token that begins some words, with white space in front of it; else ""."""
+    match = special.search(words)
+    return words[: match.end()] if match and not words[: match.start()].strip() else ""
+
+
+def _is_call(message: Message) -> bool:
+    """Whether there are tool calls and nothing else."""
+    return not message["content"] and bool(message.get("tool_calls"))
+
+
+def _text(message: Message) -> str:
+    """What stands for a message in its text: its content, or the name of its first call."""
+    if not _is_call(message):
+        return message["content"]
+    call = message["tool_calls"][0]
+    return call.get("function", call)["name"]
+
+
+def _with_text(message: Message, text: str) -> Message:
+    """The message with another `_text`."""
+    if not _is_call(message):
+        return {**message, "content": text}
+    call, *others = message["tool_calls"]
+    named = {**call.get("function", call), "name": text}
+    call = {**call, "function": named} if "function" in call else named
+    return {**message, "tool_calls": [call, *others]}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All texts in lists and dicts, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -155,7 +293,12 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-def _unused(contents: Sequence[str]) -> int:
-    """The first of as many private characters as there are contents, none of which any holds."""
-    highest = max((ord(char) for content in contents for char in content), default=0)
-    return max(_PRIVATE, highest + 1)
+def _unused(texts: Iterable[str], count: int) -> int:
+    """The first of `count` private characters in a row, none of which any text holds."""
+    used = {ord(char) for char in set("".join(texts)) if ord(char) >= _PRIVATE}
+    start = _PRIVATE
+    for char in sorted(used):
+        if char - start >= count:
+            break
+        start = char + 1
+    return start
