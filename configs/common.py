@@ -46,6 +46,8 @@ def base(recipe: str) -> ConfigDict:
     c.steps = 100_000  # optimizer steps a stage
     c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim
     c.teacher = model()
+    # scratch: random parameters, where there is neither a checkpoint nor a stage that trains it
+    c.teacher.init = ""
     c.student = model()
     c.student.init = "teacher"  # teacher | model | scratch
     # uniform | first | last | a list of layers from 0, for init = teacher
@@ -78,6 +80,7 @@ def base(recipe: str) -> ConfigDict:
 def teacher(name: str) -> ConfigDict:
     """A section of `teachers`, and the one of `teacher` in fine-tuning."""
     c = model()
+    c.init = ""  # as that of `teacher`
     c.model = name
     c.weight = 1.0  # its share among several teachers
     c.labels = ()  # its class names, in its own order, where it is taken as it is without names
@@ -220,7 +223,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
             section.architecture = ConfigDict(TINY[kind])
         else:
             section.architecture = ConfigDict(TINY[kind] | dict(max_position_embeddings=66))
-        if "init" in section and section.init == "model":
+        if section.init in ("", "model"):
             section.init = "scratch"
         section.model = ""
 
@@ -284,6 +287,7 @@ def variant(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
+    c.teacher.init = "scratch"
     c.student.model = ""
     if c.recipe in ("pretrain", "ensemble"):
         c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))

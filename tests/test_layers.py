@@ -13,7 +13,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys(["errors", "types", "plugins", "precision", "schedules", "storage"], 0),
+    **dict.fromkeys(
+        ["errors", "types", "plugins", "precision", "ranges", "schedules", "storage"], 0
+    ),
     **dict.fromkeys(["models", "objectives", "data", "evals"], 1),
     **dict.fromkeys(["tasks", "teachers", "train"], 2),
     **dict.fromkeys(["recipes", "cli"], 3),

@@ -186,10 +186,19 @@ def test_held_out_figures():
         ),
         ({"ce": {"weight": 1.0, "temperature": 2.0}}, "objective.ce takes no temperature"),
         ({"logit_mse": {"weight": 1.0, "temperature": 2.0}}, "logit_mse takes no temperature"),
-        ({"kl": {"weight": 1.0, "temperature": 0}}, "objective.kl.temperature=0 must be above 0"),
+        (
+            {"kl": {"weight": 1.0, "temperature": 0}},
+            "objective.kl.temperature=0 must be at least 0.01",
+        ),
         (
             {"kl": {"weight": 1.0, "temperature": {"kind": "linear", "start": 4, "end": 0}}},
-            "objective.kl.temperature.*must be above 0",
+            "objective.kl.temperature.end=0.0 must be at least 0.01",
+        ),
+        ({"kl": {"weight": 1.0, "temperature": 1e4}}, "temperature=10000.0 must be .*at most 100"),
+        ({"kl": {"weight": -1.0}}, "objective.kl.weight=-1.0 must be at least 0"),
+        (
+            {"ce": {"weight": 0}, "kl": {"weight": 0}},
+            "objective.ce.weight, objective.kl.weight: all",
         ),
         ({"kl": {"weight": 1.0, "temperature": "hot"}}, "objective.kl.temperature='hot': give"),
         (
