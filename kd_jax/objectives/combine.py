@@ -103,14 +103,17 @@ class Objective:
         loss, totals = jnp.float32(0.0), {}
         terms = tuple(term for term, _ in self.row_terms) + self.measured
         if terms:
+            own, theirs, beside = vocab.sources_of(student, teacher)
+            if theirs is None or theirs.num_classes <= own.num_classes:
+                terms = tuple(term for term in terms if term is not measures.OUTSIDE)
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
-            own, theirs, beside = vocab.shared_sources(student, teacher)
+            weights = self._row_weights(batch)
             loss, totals = vocab.vocab_loss(
                 engine,
                 own,
                 theirs,
                 batch.labels.reshape(-1),
-                self._row_weights(batch),
+                {term.name: weights[term.name] for term in terms},
                 {term.name: scales[term.name] for term, _ in self.row_terms},
                 temperatures,
                 beside,
@@ -147,13 +150,15 @@ def build(
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
-    measured = () if teacher_policy is None or regression else (measures.KL_T1,)
+    measured = ()
+    if teacher_policy is not None and not regression:
+        measured = (measures.KL_T1, measures.OUTSIDE)
     if accuracy and not regression:
         measured += (measures.ACCURACY,)
     row_terms, state_terms, weights, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
-        if name in (measures.KL_T1.name, measures.ACCURACY.name):
+        if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
             raise UserError(f"{key}: what is logged beside the terms has this name; take another")
         try:
             settings = dict(settings)

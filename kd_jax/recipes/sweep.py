@@ -247,6 +247,8 @@ def _distribution(key: str, values: Any) -> Any:
         if isinstance(low, int) and isinstance(high, int):
             return distributions.IntDistribution(low, high, log=scale)
         return distributions.FloatDistribution(low, high, log=scale)
+    except KeyError:
+        raise UserError(f"config.sweep.keys: {key}={values!r}: give low and high") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"config.sweep.keys: {key}={values!r}: {error}") from None
 
