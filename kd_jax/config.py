@@ -24,6 +24,8 @@ def base(recipe: str) -> ConfigDict:
     c.steps = 100_000  # optimizer steps a stage
     c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim
     c.teacher = model()
+    # scratch: random parameters, where there is neither a checkpoint nor a stage that trains it
+    c.teacher.init = ""
     c.student = model()
     c.student.init = "teacher"  # teacher | model | scratch
     # uniform | first | last | a list of layers from 0, for init = teacher
@@ -56,6 +58,7 @@ def base(recipe: str) -> ConfigDict:
 def teacher(name: str) -> ConfigDict:
     """A section of `teachers`, and the one of `teacher` in fine-tuning."""
     c = model()
+    c.init = ""  # as that of `teacher`
     c.model = name
     c.weight = 1.0  # its share among several teachers
     c.labels = ()  # its class names, in its own order, where it is taken as it is without names

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 
 Schedule = Callable[[int], float]
 
@@ -21,24 +22,28 @@ def _cosine(a: float, b: float, fraction: float) -> float:
     return b + (a - b) * (1.0 + math.cos(math.pi * fraction)) / 2.0
 
 
-def value_schedule(value: Any, steps: int, key: str) -> Schedule:
-    """A number, or {kind: linear | cosine, start, end, steps (default: the whole run)}.
+def value_schedule(value: Any, steps: int, key: str, within: Real) -> Schedule:
+    """A number, or {kind: linear | cosine, start, end, steps (default: the whole run)}; all of its
+    values lie `within`.
 
     Raises UserError naming `key`.
     """
     if isinstance(value, int | float):
+        within.check(value, key)
         return lambda step: float(value)
     try:
         settings = dict(value)
         kind = settings.pop("kind")
         start, end = (float(settings.pop(name)) for name in ("start", "end"))
-        last = int(settings.pop("steps", steps))
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{key}={value!r}: give a number or {{kind: linear | cosine, start, end[, steps]}}"
         ) from None
+    last = Real(least=1).check(settings.pop("steps", steps), f"{key}.steps")
     if settings or kind not in ("linear", "cosine"):
         raise UserError(f"{key}: kind={kind!r} {sorted(settings)}: have linear, cosine; steps")
+    for name, number in (("start", start), ("end", end)):
+        within.check(number, f"{key}.{name}")
     if kind == "linear":
         return lambda step: start + (end - start) * _fraction(step, 0, last)
     return lambda step: _cosine(start, end, _fraction(step, 0, last))
@@ -50,8 +55,6 @@ def _with_warmup(peak: float, warmup: int, decay: Schedule) -> Schedule:
 
 def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor) -> Schedule:
     """PyTorch's OneCycleLR with cosine annealing (Smith and Topin, arXiv:1708.07120)."""
-    if not 0.0 <= pct_start <= 1.0:
-        raise UserError(f"optim.schedule.pct_start={pct_start} must lie in [0, 1]")
     first, last = float(pct_start) * steps - 1, steps - 1
     low, final = peak / div_factor, peak / div_factor / final_div_factor
 
@@ -72,16 +75,20 @@ def learning_rate(config: Any, steps: int) -> Schedule:
     """
     peak, schedule = float(config.learning_rate), dict(config.schedule)
     kind = schedule.pop("kind", None)
+
+    def setting(name: str, within: Real) -> float:
+        return within.check(schedule.pop(name, within.default), f"optim.schedule.{name}")
+
     if kind == "one_cycle":
-        pct_start = schedule.pop("pct_start", 0.3)
-        div, final_div = schedule.pop("div_factor", 25.0), schedule.pop("final_div_factor", 1e4)
+        pct_start = setting("pct_start", Real(least=0, most=1, default=0.3))
+        div = setting("div_factor", Real(above=0, default=25.0))
+        final_div = setting("final_div_factor", Real(above=0, default=1e4))
         result = _one_cycle(peak, steps, pct_start, div, final_div)
     else:
-        warmup = schedule.pop("warmup", 0)
-        if warmup < 0:
-            raise UserError(f"optim.schedule.warmup={warmup} must not be negative")
+        warmup = setting("warmup", Real(least=0, default=0))
         warmup = round(warmup * steps) if 0 < warmup < 1 else int(warmup)
-        final = schedule.pop("final", 0.0) * peak if kind != "constant" else peak
+        final = 1.0 if kind == "constant" else setting("final", Real(least=0, default=0.0))
+        final *= peak
         shapes = {
             "constant": lambda step: peak,
             "linear": lambda step: peak + (final - peak) * _fraction(step, warmup, steps),

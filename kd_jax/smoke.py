@@ -39,7 +39,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
             section.architecture = ConfigDict(TINY[kind])
         else:
             section.architecture = ConfigDict(TINY[kind] | dict(max_position_embeddings=66))
-        if "init" in section and section.init == "model":
+        if section.init in ("", "model"):
             section.init = "scratch"
         section.model = ""
 
@@ -96,6 +96,7 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
+    c.teacher.init = "scratch"
     c.student.model = ""
     if c.student.init == "model":
         c.student.init = "teacher"

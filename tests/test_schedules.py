@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 from kd_jax.schedules import learning_rate, value_schedule
 
 STEPS = 20
@@ -69,13 +70,17 @@ def test_one_cycle_that_starts_at_its_peak():
     assert found[0] == 0.5 and found == sorted(found, reverse=True)
 
 
+def value_of(value):
+    return value_schedule(value, STEPS, "key", Real(least=-1))
+
+
 def test_values_of_terms():
-    assert value_schedule(2, STEPS, "key")(7) == 2.0
-    linear = value_schedule({"kind": "linear", "start": 1.0, "end": 3.0}, STEPS, "key")
+    assert value_of(2)(7) == 2.0
+    linear = value_of({"kind": "linear", "start": 1.0, "end": 3.0})
     assert [linear(step) for step in (0, 5, 10, 20, 30)] == [1.0, 1.5, 2.0, 3.0, 3.0]
-    short = value_schedule({"kind": "linear", "start": 1.0, "end": 3.0, "steps": 4}, STEPS, "key")
+    short = value_of({"kind": "linear", "start": 1.0, "end": 3.0, "steps": 4})
     assert [short(step) for step in (0, 2, 4, 5)] == [1.0, 2.0, 3.0, 3.0]
-    cosine = value_schedule({"kind": "cosine", "start": 4.0, "end": 1.0}, STEPS, "key")
+    cosine = value_of({"kind": "cosine", "start": 4.0, "end": 1.0})
     wanted = [1 + 3 * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS + 1)]
     np.testing.assert_allclose([cosine(step) for step in range(STEPS + 1)], wanted)
     assert cosine(99) == 1.0
@@ -89,12 +94,19 @@ def test_values_of_terms():
         ({"kind": "linear", "start": 1.0}, "give a number or"),
         ({"kind": "linear", "start": 1.0, "end": "x"}, "give a number or"),
         ({"kind": "step", "start": 1.0, "end": 2.0}, "key: kind='step' .*have linear, cosine"),
+        (-2, "key=-2 must be at least -1"),
+        ({"kind": "linear", "start": -2, "end": 2.0}, "key.start=-2.0 must be at least -1"),
+        ({"kind": "cosine", "start": 1.0, "end": math.inf}, "key.end=inf must be finite"),
+        (
+            {"kind": "linear", "start": 1.0, "end": 2.0, "steps": 0},
+            "key.steps=0 must be at least 1",
+        ),
         ({"kind": "linear", "start": 1.0, "end": 2.0, "stop": 3}, r"\['stop'\]: have linear"),
     ],
 )
 def test_values_that_are_none(value, message):
     with pytest.raises(UserError, match=message):
-        value_schedule(value, STEPS, "key")
+        value_of(value)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +117,13 @@ def test_values_that_are_none(value, message):
         ({"kind": "linear", "pct_start": 0.3}, "linear does not read pct_start"),
         ({"kind": "one_cycle", "warmup": 3}, "one_cycle does not read warmup"),
         ({"kind": "constant", "final": 0.1}, "constant does not read final"),
-        ({"kind": "linear", "warmup": -3}, "optim.schedule.warmup=-3 must not be negative"),
-        ({"kind": "one_cycle", "pct_start": 1.5}, r"schedule.pct_start=1.5 must lie in \[0, 1\]"),
+        ({"kind": "linear", "warmup": -3}, "optim.schedule.warmup=-3 must be at least 0"),
+        ({"kind": "linear", "final": math.nan}, "optim.schedule.final=nan must be finite"),
+        ({"kind": "one_cycle", "div_factor": 0}, "schedule.div_factor=0 must be above 0"),
+        (
+            {"kind": "one_cycle", "pct_start": 1.5},
+            r"schedule.pct_start=1.5 must be at least 0 and at most 1",
+        ),
     ],
 )
 def test_schedules_that_are_none(schedule, message):

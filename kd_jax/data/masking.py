@@ -13,8 +13,15 @@ import numpy as np
 
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 
-DEFAULTS = dict(rate=0.15, mode="exact", whole_word=False, mask=0.8, random=0.1)
+DEFAULTS = dict(
+    rate=Real(above=0, below=1, default=0.15),
+    mode="exact",
+    whole_word=False,
+    mask=Real(least=0, most=1, default=0.8),
+    random=Real(least=0, most=1, default=0.1),
+)
 
 
 def slots(seq_len: int, rate: float) -> int:
@@ -68,10 +75,10 @@ class Masking:
         self.mask, self.random = given["mask"], given["random"]
         if self.mode not in ("exact", "bernoulli"):
             raise UserError(f"config.task.masking.mode={self.mode!r}; have: exact, bernoulli")
-        if not 0 < self.rate < 1:
-            raise UserError(f"config.task.masking.rate={self.rate} must lie between 0 and 1")
-        if not (min(self.mask, self.random) >= 0 and self.mask + self.random <= 1):
-            raise UserError("config.task.masking: mask + random must lie between 0 and 1")
+        if self.mask + self.random > 1:
+            raise UserError(
+                f"config.task.masking: mask + random = {self.mask + self.random} must be at most 1"
+            )
         self.slots = slots(seq_len, self.rate)
         self.vocabulary = vocabulary
         self.selected = self.dropped = 0

@@ -31,6 +31,7 @@ SHARE = "share of {unit}s"
 TITLES = {
     "loss": ("total loss (weighted sum of terms)", ""),
     "kl_t1": ("KL(teacher ‖ student) at T = 1", NATS),
+    "teacher_outside": ("teacher's probability of ids that are not shared", "share"),
     "grad_norm": ("norm of the gradient", ""),
     "learning_rate": ("learning rate", ""),
     "ratio": ("distillation terms / label term, weighted", ""),
@@ -54,7 +55,13 @@ VALIDATION_TITLES = {
     "agreement": ("top-1 agreement with the teacher", SHARE),
 }
 KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
-LAST = ("ratio", "kl_t1", "grad_norm", "learning_rate")  # the columns that follow the terms
+LAST = (
+    "ratio",
+    "kl_t1",
+    "teacher_outside",
+    "grad_norm",
+    "learning_rate",
+)  # the columns that follow the terms
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
 POINTS = 400  # a line has no more of them, so that a long run makes no large file
 

@@ -1,7 +1,17 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805)."""
 
 from kd_jax.models.encoder import Encoder, EncoderConfig
-from kd_jax.models.family import Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.family import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Family,
+    Fields,
+    Rule,
+    embedding,
+    linear,
+    norm,
+)
 from kd_jax.models.labels import read_labels
 
 
@@ -11,27 +21,27 @@ def from_hf(fields: Fields) -> EncoderConfig:
     fields.only("is_decoder", False)
     fields.only("add_cross_attention", False)
     activation = fields.get("hidden_act", str, "gelu")
-    dropout = fields.get("hidden_dropout_prob", float, 0.1)
+    dropout = fields.get("hidden_dropout_prob", RATE, 0.1)
     return EncoderConfig(
-        vocab_size=fields.get("vocab_size", int, 30522),
-        width=fields.get("hidden_size", int, 768),
-        num_layers=fields.get("num_hidden_layers", int, 12),
-        num_heads=fields.get("num_attention_heads", int, 12),
-        ffn_width=fields.get("intermediate_size", int, 3072),
-        max_positions=fields.get("max_position_embeddings", int, 512),
+        vocab_size=fields.get("vocab_size", SIZE, 30522),
+        width=fields.get("hidden_size", SIZE, 768),
+        num_layers=fields.get("num_hidden_layers", SIZE, 12),
+        num_heads=fields.get("num_attention_heads", SIZE, 12),
+        ffn_width=fields.get("intermediate_size", SIZE, 3072),
+        max_positions=fields.get("max_position_embeddings", SIZE, 512),
         num_types=fields.get("type_vocab_size", int, 2),
         activation=activation,
         head_activation=activation,
-        norm_eps=fields.get("layer_norm_eps", float, 1e-12),
+        norm_eps=fields.get("layer_norm_eps", NOT_NEGATIVE, 1e-12),
         embedding_dropout=dropout,
-        attention_dropout=fields.get("attention_probs_dropout_prob", float, 0.1),
+        attention_dropout=fields.get("attention_probs_dropout_prob", RATE, 0.1),
         attention_out_dropout=dropout,
         mlp_dropout=dropout,
-        initializer_range=fields.get("initializer_range", float, 0.02),
+        initializer_range=fields.get("initializer_range", NOT_NEGATIVE, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         pad_id=fields.get("pad_token_id", int | None, 0),
         labels=read_labels(fields),
-        classifier_dropout=fields.get("classifier_dropout", float | None, None),
+        classifier_dropout=fields.get("classifier_dropout", RATE, None),
     )
 
 

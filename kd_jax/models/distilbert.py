@@ -4,36 +4,46 @@ import jax.numpy as jnp
 
 from kd_jax.models.bert import zero_padding_row
 from kd_jax.models.encoder import Encoder, EncoderConfig
-from kd_jax.models.family import Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.family import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Family,
+    Fields,
+    Rule,
+    embedding,
+    linear,
+    norm,
+)
 from kd_jax.models.labels import read_labels
 
 
 def _from_hf(fields: Fields) -> EncoderConfig:
     fields.rename(hidden_size="dim", num_attention_heads="n_heads", num_hidden_layers="n_layers")
     activation = fields.get("activation", str, "gelu")
-    dropout = fields.get("dropout", float, 0.1)
+    dropout = fields.get("dropout", RATE, 0.1)
     return EncoderConfig(
-        vocab_size=fields.get("vocab_size", int, 30522),
-        width=fields.get("dim", int, 768),
-        num_layers=fields.get("n_layers", int, 6),
-        num_heads=fields.get("n_heads", int, 12),
-        ffn_width=fields.get("hidden_dim", int, 3072),
-        max_positions=fields.get("max_position_embeddings", int, 512),
+        vocab_size=fields.get("vocab_size", SIZE, 30522),
+        width=fields.get("dim", SIZE, 768),
+        num_layers=fields.get("n_layers", SIZE, 6),
+        num_heads=fields.get("n_heads", SIZE, 12),
+        ffn_width=fields.get("hidden_dim", SIZE, 3072),
+        max_positions=fields.get("max_position_embeddings", SIZE, 512),
         num_types=0,
         activation=activation,
         head_activation=activation,
         norm_eps=1e-12,
         embedding_dropout=dropout,
-        attention_dropout=fields.get("attention_dropout", float, 0.1),
+        attention_dropout=fields.get("attention_dropout", RATE, 0.1),
         attention_out_dropout=0.0,
         mlp_dropout=dropout,
-        initializer_range=fields.get("initializer_range", float, 0.02),
+        initializer_range=fields.get("initializer_range", NOT_NEGATIVE, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         pad_id=fields.get("pad_token_id", int | None, 0),
         labels=read_labels(fields),
-        classifier_dropout=fields.get("seq_classif_dropout", float, 0.2),
+        classifier_dropout=fields.get("seq_classif_dropout", RATE, 0.2),
         pooler="relu",
-        span_dropout=fields.get("qa_dropout", float, 0.1),
+        span_dropout=fields.get("qa_dropout", RATE, 0.1),
         sinusoidal=fields.get("sinusoidal_pos_embds", bool, False),
     )
 

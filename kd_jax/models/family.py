@@ -26,6 +26,7 @@ from kd_jax.models.labels import label_keys
 from kd_jax.models.layers import activation
 from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
+from kd_jax.ranges import Real, Whole
 from kd_jax.types import Array, Model, ModelSpec, Params
 
 # How parameters are split over the mesh axis `fsdp`, first match wins. Embeddings are split on
@@ -60,6 +61,11 @@ _NOT_KEPT = (
     "base_model_type",
     "blocks",
 )
+
+
+SIZE = Whole(least=1)
+RATE = Real(least=0, below=1)  # of dropout
+NOT_NEGATIVE = Real(least=0)
 
 
 class Rule(NamedTuple):
@@ -149,10 +155,15 @@ class Fields:
         self.json = {names.get(key, key): value for key, value in self.json.items()}
 
     def get(self, key: str, kind: Any, default: Any) -> Any:
-        """The value of `key`, which must be a `kind` (a type, or a union of types)."""
+        """The value of `key`, which must be a `kind`: a type, a union of types, or for a number the
+        range that it lies in; null where that is the default."""
         value = self.json.get(key, default)
-        if kind in (float, float | None) and type(value) is int:
-            return float(value)
+        if kind in (float, float | None):
+            kind = Real()
+        if isinstance(kind, Real):
+            kind = dataclasses.replace(kind, default=default)
+            value = kind.check(value, f"{self.where}: {key}")
+            return value if value is None or isinstance(kind, Whole) else float(value)
         if isinstance(value, kind) and (kind in (bool, bool | None) or not isinstance(value, bool)):
             return value
         name = getattr(kind, "__name__", str(kind))
@@ -184,9 +195,6 @@ def read(hf_json: dict) -> tuple[Family, Any]:
     if unequal and not isinstance(config, DecoderConfig):
         raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     activation(config.activation)
-    for key in ("num_layers", "num_heads", "width", "ffn_width", "vocab_size", "max_positions"):
-        if getattr(config, key) < 1:
-            raise UserError(f"config.json: {key} is {getattr(config, key)}, want at least 1")
     if config.width % config.num_heads:
         raise UserError(
             f"config.json: {config.num_heads} attention heads do not divide the width "

@@ -4,7 +4,18 @@ import math
 
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.models.family import Family, Fields, Rule, block_rules, conv1d, embedding, norm
+from kd_jax.models.family import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Family,
+    Fields,
+    Rule,
+    block_rules,
+    conv1d,
+    embedding,
+    norm,
+)
 
 
 def _from_hf(fields: Fields) -> DecoderConfig:
@@ -16,24 +27,24 @@ def _from_hf(fields: Fields) -> DecoderConfig:
     )
     fields.only("add_cross_attention", False)
     # reorder_and_upcast_attn is harmless: softmax is float32 here, whatever the key says.
-    width, heads = fields.get("n_embd", int, 768), fields.get("n_head", int, 12)
-    dropout = fields.get("resid_pdrop", float, 0.1)
+    width, heads = fields.get("n_embd", SIZE, 768), fields.get("n_head", SIZE, 12)
+    dropout = fields.get("resid_pdrop", RATE, 0.1)
     return DecoderConfig(
-        vocab_size=fields.get("vocab_size", int, 50257),
+        vocab_size=fields.get("vocab_size", SIZE, 50257),
         width=width,
-        num_layers=fields.get("n_layer", int, 12),
+        num_layers=fields.get("n_layer", SIZE, 12),
         num_heads=heads,
         num_kv_heads=heads,
         head_width=None,
-        ffn_width=fields.get("n_inner", int | None, None) or 4 * width,
-        max_positions=fields.get("n_positions", int, 1024),
+        ffn_width=fields.get("n_inner", SIZE, None) or 4 * width,
+        max_positions=fields.get("n_positions", SIZE, 1024),
         activation=fields.get("activation_function", str, "gelu_new"),
-        norm_eps=fields.get("layer_norm_epsilon", float, 1e-5),
-        embedding_dropout=fields.get("embd_pdrop", float, 0.1),
-        attention_dropout=fields.get("attn_pdrop", float, 0.1),
+        norm_eps=fields.get("layer_norm_epsilon", NOT_NEGATIVE, 1e-5),
+        embedding_dropout=fields.get("embd_pdrop", RATE, 0.1),
+        attention_dropout=fields.get("attn_pdrop", RATE, 0.1),
         attention_out_dropout=dropout,
         mlp_dropout=dropout,
-        initializer_range=fields.get("initializer_range", float, 0.02),
+        initializer_range=fields.get("initializer_range", NOT_NEGATIVE, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, True),
         scale_scores=fields.get("scale_attn_weights", bool, True),
         scale_by_layer=fields.get("scale_attn_by_inverse_layer_idx", bool, False),

@@ -4,29 +4,40 @@ what shares their architecture: TinyLlama, SmolLM."""
 from kd_jax.models import rotary
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.models.family import Family, Fields, Rule, block_rules, embedding, linear, norm
+from kd_jax.models.family import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Family,
+    Fields,
+    Rule,
+    block_rules,
+    embedding,
+    linear,
+    norm,
+)
 
 
 def from_hf(fields: Fields, own: dict) -> DecoderConfig:
     """The config of Llama or of Qwen2, which differ in `own`: the biases."""
-    heads = fields.get("num_attention_heads", int, 32)
-    max_positions = fields.get("max_position_embeddings", int, 2048)
+    heads = fields.get("num_attention_heads", SIZE, 32)
+    max_positions = fields.get("max_position_embeddings", SIZE, 2048)
     return DecoderConfig(
-        vocab_size=fields.get("vocab_size", int, 32000),
-        width=fields.get("hidden_size", int, 4096),
-        num_layers=fields.get("num_hidden_layers", int, 32),
+        vocab_size=fields.get("vocab_size", SIZE, 32000),
+        width=fields.get("hidden_size", SIZE, 4096),
+        num_layers=fields.get("num_hidden_layers", SIZE, 32),
         num_heads=heads,
         num_kv_heads=kv_heads(fields, heads),
-        head_width=fields.get("head_dim", int | None, None),
-        ffn_width=fields.get("intermediate_size", int, 11008),
+        head_width=fields.get("head_dim", SIZE, None),
+        ffn_width=fields.get("intermediate_size", SIZE, 11008),
         max_positions=max_positions,
         activation=fields.get("hidden_act", str, "silu"),
-        norm_eps=fields.get("rms_norm_eps", float, 1e-6),
+        norm_eps=fields.get("rms_norm_eps", NOT_NEGATIVE, 1e-6),
         embedding_dropout=0.0,
-        attention_dropout=fields.get("attention_dropout", float, 0.0),
+        attention_dropout=fields.get("attention_dropout", RATE, 0.0),
         attention_out_dropout=0.0,
         mlp_dropout=0.0,
-        initializer_range=fields.get("initializer_range", float, 0.02),
+        initializer_range=fields.get("initializer_range", NOT_NEGATIVE, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, False),
         rotary=rotary.read(fields, max_positions),
         rms_norm=True,
@@ -38,7 +49,7 @@ def from_hf(fields: Fields, own: dict) -> DecoderConfig:
 
 def kv_heads(fields: Fields, num_heads: int) -> int:
     """As many as heads where the key is missing or null."""
-    found = fields.get("num_key_value_heads", int | None, None)
+    found = fields.get("num_key_value_heads", SIZE, None)
     return num_heads if found is None else found
 
 

@@ -3,7 +3,7 @@
 from kd_jax.errors import UserError
 from kd_jax.models import bert
 from kd_jax.models.bottleneck import BottleneckConfig, BottleneckEncoder
-from kd_jax.models.family import Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.family import SIZE, Family, Fields, Rule, embedding, linear, norm
 
 
 def _from_hf(fields: Fields) -> BottleneckConfig:
@@ -22,13 +22,13 @@ def _from_hf(fields: Fields) -> BottleneckConfig:
     }
     config = BottleneckConfig(
         **shared,
-        token_width=fields.get("embedding_size", int, 128),
+        token_width=fields.get("embedding_size", SIZE, 128),
         trigrams=fields.get("trigram_input", bool, True),
         bottlenecks=fields.get("use_bottleneck", bool, True),
-        bottleneck_width=fields.get("intra_bottleneck_size", int, 128),
+        bottleneck_width=fields.get("intra_bottleneck_size", SIZE, 128),
         bottleneck_values=fields.get("use_bottleneck_attention", bool, False),
         shared_query_key=fields.get("key_query_shared_bottleneck", bool, True),
-        num_mlps=fields.get("num_feedforward_networks", int, 4),
+        num_mlps=fields.get("num_feedforward_networks", SIZE, 4),
         normalization=fields.get("normalization_type", str, "no_norm"),
     )
     fields.only("normalization_type", "no_norm", "layer_norm")
@@ -43,8 +43,6 @@ def _check(config: BottleneckConfig) -> None:
             f"config.json: {config.num_heads} attention heads do not divide the width inside a "
             f"block, {config.inner_width}"
         )
-    if config.num_mlps < 1:
-        raise UserError(f"config.json: num_feedforward_networks is {config.num_mlps}, want >= 1")
     if not 1 <= config.token_width <= config.width:
         raise UserError(
             f"config.json: embedding_size is {config.token_width}, want 1 to the hidden_size, "

@@ -4,30 +4,41 @@ layer norm and are added to the residual together; a part of each head's feature
 from kd_jax.models import llama, rotary
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.decoder_config import DecoderConfig
-from kd_jax.models.family import Family, Fields, Rule, block_rules, embedding, linear, norm
+from kd_jax.models.family import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Family,
+    Fields,
+    Rule,
+    block_rules,
+    embedding,
+    linear,
+    norm,
+)
 
 
 def _from_hf(fields: Fields) -> DecoderConfig:
     fields.only("qk_layernorm", False)
-    heads = fields.get("num_attention_heads", int, 32)
-    max_positions = fields.get("max_position_embeddings", int, 2048)
-    dropout = fields.get("resid_pdrop", float, 0.0)
+    heads = fields.get("num_attention_heads", SIZE, 32)
+    max_positions = fields.get("max_position_embeddings", SIZE, 2048)
+    dropout = fields.get("resid_pdrop", RATE, 0.0)
     return DecoderConfig(
-        vocab_size=fields.get("vocab_size", int, 51200),
-        width=fields.get("hidden_size", int, 2048),
-        num_layers=fields.get("num_hidden_layers", int, 24),
+        vocab_size=fields.get("vocab_size", SIZE, 51200),
+        width=fields.get("hidden_size", SIZE, 2048),
+        num_layers=fields.get("num_hidden_layers", SIZE, 24),
         num_heads=heads,
         num_kv_heads=llama.kv_heads(fields, heads),
-        head_width=fields.get("head_dim", int | None, None),
-        ffn_width=fields.get("intermediate_size", int, 8192),
+        head_width=fields.get("head_dim", SIZE, None),
+        ffn_width=fields.get("intermediate_size", SIZE, 8192),
         max_positions=max_positions,
         activation=fields.get("hidden_act", str, "gelu_new"),
-        norm_eps=fields.get("layer_norm_eps", float, 1e-5),
-        embedding_dropout=fields.get("embd_pdrop", float, 0.0),
-        attention_dropout=fields.get("attention_dropout", float, 0.0),
+        norm_eps=fields.get("layer_norm_eps", NOT_NEGATIVE, 1e-5),
+        embedding_dropout=fields.get("embd_pdrop", RATE, 0.0),
+        attention_dropout=fields.get("attention_dropout", RATE, 0.0),
         attention_out_dropout=dropout,
         mlp_dropout=dropout,
-        initializer_range=fields.get("initializer_range", float, 0.02),
+        initializer_range=fields.get("initializer_range", NOT_NEGATIVE, 0.02),
         tie_embeddings=fields.get("tie_word_embeddings", bool, False),
         rotary=rotary.read(fields, max_positions, part=0.5),
         parallel=True,

@@ -18,8 +18,14 @@ from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.rows import Divergence
 from kd_jax.objectives.sources import Guidance
 from kd_jax.precision import Policy
+from kd_jax.ranges import Real
 from kd_jax.schedules import Schedule, value_schedule
 from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+
+WEIGHT = Real(least=0)
+# Beyond 100 a KL is the difference of two sums that are equal but for rounding; below 0.01 its
+# factor T^2 leaves nothing to learn.
+TEMPERATURE = Real(least=0.01, most=100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +103,17 @@ class Objective:
         loss, totals = jnp.float32(0.0), {}
         terms = tuple(term for term, _ in self.row_terms) + self.measured
         if terms:
+            own, theirs, beside = vocab.sources_of(student, teacher)
+            if theirs is None or theirs.num_classes <= own.num_classes:
+                terms = tuple(term for term in terms if term is not measures.OUTSIDE)
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
-            own, theirs, beside = vocab.shared_sources(student, teacher)
+            weights = self._row_weights(batch)
             loss, totals = vocab.vocab_loss(
                 engine,
                 own,
                 theirs,
                 batch.labels.reshape(-1),
-                self._row_weights(batch),
+                {term.name: weights[term.name] for term in terms},
                 {term.name: scales[term.name] for term, _ in self.row_terms},
                 temperatures,
                 beside,
@@ -141,13 +150,15 @@ def build(
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
-    measured = () if teacher_policy is None or regression else (measures.KL_T1,)
+    measured = ()
+    if teacher_policy is not None and not regression:
+        measured = (measures.KL_T1, measures.OUTSIDE)
     if accuracy and not regression:
         measured += (measures.ACCURACY,)
     row_terms, state_terms, weights, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
-        if name in (measures.KL_T1.name, measures.ACCURACY.name):
+        if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
             raise UserError(f"{key}: what is logged beside the terms has this name; take another")
         try:
             settings = dict(settings)
@@ -155,7 +166,7 @@ def build(
             raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
         if "weight" not in settings:
             raise UserError(f"{key} has no weight: add {key}.weight")
-        weights[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight")
+        weights[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
         make_term = plugins.load("objectives", settings.pop("term", name), "make").make
         at = settings.pop("positions", None)
         has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
@@ -184,9 +195,7 @@ def build(
             raise UserError(f"{key}.positions={at!r}: have all, supervised")
         if at == "all" and not term.needs_teacher:
             raise UserError(f"{key}.positions='all': there are labels at supervised positions only")
-        schedule = value_schedule(temperature, steps, f"{key}.temperature")
-        if min(schedule(0), schedule(steps)) <= 0:
-            raise UserError(f"{key}.temperature={temperature} must be above 0")
+        schedule = value_schedule(temperature, steps, f"{key}.temperature", TEMPERATURE)
         if teacher_policy is None and term.needs_teacher:
             raise UserError(f"{key} needs a teacher, and this stage has none")
         constant = isinstance(temperature, int | float)
@@ -194,6 +203,9 @@ def build(
             temperatures[name] = schedule
         row_term = vocab.RowTerm(name, term, schedule(0) if constant else None)
         row_terms.append((row_term, at or "supervised"))
+    if not any(max(weight(0), weight(steps)) > 0 for weight in weights.values()):
+        names = ", ".join(f"objective.{name}.weight" for name in weights)
+        raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
     objective = Objective(
         tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
     )

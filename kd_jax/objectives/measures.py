@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from kd_jax.objectives.kl import ForwardKL
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.rows import Divergence, key_of
 from kd_jax.objectives.vocab import RowTerm
 
 
@@ -43,5 +43,19 @@ class Agreement(_Measure):
         return same_C.astype(jnp.float32)[:, None]
 
 
+@dataclasses.dataclass(frozen=True)
+class OutsideMass(_Measure):
+    """The teacher's probability of ids that the student has not, which nothing compares."""
+
+    def sums(self, rows, temperature):
+        probs_CV = rows.whole_teacher.exp(1.0)
+        shared = rows.teacher.logits_CV.shape[1]
+        return rows.whole_teacher.normaliser(1.0) | {"outside": probs_CV[:, shared:]}
+
+    def value(self, rows, sums, temperature):
+        return sums["outside"] / sums[rows.whole_teacher.name, key_of(1.0)]
+
+
 ACCURACY = RowTerm("accuracy", Accuracy())
+OUTSIDE = RowTerm("teacher_outside", OutsideMass())  # where the teacher has more ids
 KL_T1 = RowTerm("kl_t1", ForwardKL(), 1.0)  # logged whatever the training temperature is

@@ -70,8 +70,9 @@ class Rows:
     """One chunk: what a divergence may look at."""
 
     student: Softmax
-    teacher: Softmax | None
+    teacher: Softmax | None  # over as many ids as the student here
     labels_C: Array  # int32; float32 for a regression
+    whole_teacher: Softmax | None = None  # over all of its own ids
 
     def student_at_label(self) -> Array:
         """The student's shifted logit of each row's label, (C, 1)."""

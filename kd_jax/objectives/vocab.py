@@ -13,6 +13,7 @@ Inside `shard_map` each device calls this for its own rows; nothing here communi
 import dataclasses
 import functools
 from collections.abc import Hashable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,49 +29,38 @@ PADDING = -1e8  # span heads give padding less than this, -1e9
 ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
 
 
-def shared_sources(
+def sources_of(
     student: ModelOutput, teacher: ModelOutput | Guidance | None
 ) -> tuple[Head, Source | None, Beside | None]:
-    """The logits of student, teacher and others beside the student, over the ids they share."""
-    if not isinstance(teacher, Guidance):
-        return *shared_heads(student, teacher), None
-    guides, beside = jax.lax.stop_gradient((teacher.teacher, teacher.beside))
-    own = head_of(student)
-    sources = [own, guides] + ([] if beside is None else [beside.others])
-    shared = min(source.num_classes for source in sources)
-    own, guides, *others = (source.cut(shared) for source in sources)
-    return own, guides, beside and beside.replace(others=others[0])
+    """The logits of student, teacher and others beside the student, each over all of its ids.
 
-
-def shared_heads(student: ModelOutput, teacher: ModelOutput | None) -> tuple[Head, Head | None]:
-    """The heads of two models over the ids they share.
-
-    Vocabularies of one tokenizer that differ in padding rows only are cut to the shorter one, so
-    that both softmaxes run over the same ids. Classes are no such thing: raises UserError where two
-    heads that give logits outright differ in their number.
+    Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
+    that give logits outright differ in their number.
     """
-    outputs = [student] if teacher is None else [student, jax.lax.stop_gradient(teacher)]
-    heads = [head_of(output) for output in outputs]
-    sizes = [head.num_classes for head in heads]
-    if len(set(sizes)) > 1 and all(head.unembed_VD is None for head in heads):
-        raise UserError(
-            f"the student's head gives {sizes[0]} logits a row and the teacher's {sizes[1]}: both "
-            "need the same classes (or tokens)"
-        )
-    heads = [head.cut(min(sizes)) for head in heads]
+    ours = head_of(student)
     if teacher is None:
-        return heads[0], None
-    ours, theirs = heads
+        return ours, None, None
+    if isinstance(teacher, Guidance):
+        return ours, *jax.lax.stop_gradient((teacher.teacher, teacher.beside))
+    theirs = head_of(jax.lax.stop_gradient(teacher))
     if ours.unembed_VD is None and theirs.unembed_VD is None:
+        if ours.num_classes != theirs.num_classes:
+            raise UserError(
+                f"the student's head gives {ours.num_classes} logits a row and the teacher's "
+                f"{theirs.num_classes}: both need the same classes (or tokens)"
+            )
         fixed_ND = jax.lax.stop_gradient(ours.features_ND)
         theirs_ND = jnp.where(fixed_ND < PADDING, fixed_ND, theirs.features_ND)
         theirs = theirs.replace(features_ND=theirs_ND)
-    return ours, theirs
+    return ours, theirs, None
 
 
 @dataclasses.dataclass(frozen=True)
 class RowTerm:
     """A divergence under the name it is logged by. `temperature` None means a traced one.
+
+    What reads the teacher compares: over the ids that all models of the run share, the first ones,
+    each model's distribution renormalised. All else is over every id of the model it is about.
 
     `of`: whose logits it is about where others stand beside the student, "student" or "mixture".
     None: the mixture where it reads the teacher, else the student.
@@ -103,23 +93,21 @@ class Engine:
         return -(-num_rows // num_chunks)
 
 
-def _max_over_vocabulary(logits: list[Array]) -> list[Array]:
-    """Each row's largest logit of every model, (C, V) -> (C, 1), in one pass.
+def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> Sums:
+    """Each array's rows joined, (C, V) -> (C, 1), in one pass over all arrays of one width.
 
-    Apart, XLA's CPU backend would fold each into the product that makes the logits and halve that
-    product's speed.
+    Apart, XLA's CPU backend would fold a maximum into the product that makes the logits and halve
+    that product's speed.
     """
-    lowest = tuple(jnp.float32(-jnp.inf) for _ in logits)
-    larger = lambda left, right: tuple(map(jnp.maximum, left, right))  # noqa: E731
-    return [m[:, None] for m in jax.lax.reduce(tuple(logits), lowest, larger, (1,))]
-
-
-def _sum_over_vocabulary(arrays: Sums) -> Sums:
-    """All sums in one pass over the chunk: (C, V) -> (C, 1)."""
-    zeros = tuple(jnp.float32(0.0) for _ in arrays)
-    add = lambda left, right: tuple(a + b for a, b in zip(left, right, strict=True))  # noqa: E731
-    totals = jax.lax.reduce(tuple(arrays.values()), zeros, add, (1,))
-    return {key: total[:, None] for key, total in zip(arrays, totals, strict=True)}
+    widths = dict.fromkeys(array.shape[1] for array in arrays.values())
+    found = {}
+    for width in widths:
+        group = {key: array for key, array in arrays.items() if array.shape[1] == width}
+        starts = tuple(jnp.float32(first) for _ in group)
+        both = lambda left, right: tuple(map(join, left, right))  # noqa: E731
+        rows = jax.lax.reduce(tuple(group.values()), starts, both, (1,))
+        found |= {key: row_C[:, None] for key, row_C in zip(group, rows, strict=True)}
+    return found
 
 
 def _chunk(engine, sources, inputs, labels_C, temperatures):
@@ -136,21 +124,38 @@ def _chunk(engine, sources, inputs, labels_C, temperatures):
     if teacher is not None:
         logits["teacher"] = teacher.logits(y, engine.teacher_policy)
     if beside is not None:
-        others_CV = beside.others.logits(z, engine.teacher_policy)
-        mixed = Mixed(logits["student"], others_CV, beside.share, beside.space)
+        own_CV, others_CV = logits["student"], beside.others.logits(z, engine.teacher_policy)
+        both = min(own_CV.shape[1], others_CV.shape[1])
+        mixed = Mixed(own_CV[:, :both], others_CV[:, :both], beside.share, beside.space)
         logits["mixture"] = mixed.logits_CV
-    maxima = _max_over_vocabulary(list(logits.values()))
+    shared = min(logits_CV.shape[1] for logits_CV in logits.values())
+    for name, logits_CV in list(logits.items()):
+        if logits_CV.shape[1] > shared:
+            logits["shared " + name] = logits_CV[:, :shared]
+    maxima = _over_vocabulary(logits, -jnp.inf, jax.lax.max)
     found = {
-        name: Softmax(name, logits_CV, max_C1, powers)
-        for (name, logits_CV), max_C1 in zip(logits.items(), maxima, strict=True)
+        name: Softmax(name, logits_CV, maxima[name], powers) for name, logits_CV in logits.items()
     }
-    own = Rows(found["student"], found.get("teacher"), labels_C)
-    whole = own if mixed is None else Rows(found["mixture"], found.get("teacher"), labels_C)
-    seen = [whole if term.about == "mixture" else own for term in engine.terms]
+
+    def seen_by(term: RowTerm) -> Rows:
+        name = "student" if mixed is None else term.about
+        if not term.divergence.needs_teacher:
+            return Rows(found[name], None, labels_C)
+        whole = found["teacher"]
+        ours, theirs = (found.get("shared " + each, found[each]) for each in (name, "teacher"))
+        return Rows(ours, theirs, labels_C, whole)
+
+    seen = [seen_by(term) for term in engine.terms]
     arrays: dict[Hashable, Array] = {}
     for term, rows, temperature in zip(engine.terms, seen, temps, strict=True):
         arrays |= term.divergence.sums(rows, temperature)
-    return seen, temps, _sum_over_vocabulary(arrays), mixed
+    return seen, temps, _over_vocabulary(arrays, 0.0, jax.lax.add), mixed
+
+
+def _widened(slope_CV: Array, width: int) -> Array:
+    """With zeros for the ids that a term does not see."""
+    missing = width - slope_CV.shape[1]
+    return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
 
 
 def _run(engine, student, teacher, labels_N, weights, scales, temperatures, beside, want_grads):
@@ -178,12 +183,13 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
             if want_grads and term.name in scales:
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
                 slope_CV = jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
-                if rows.student.name == "mixture":
-                    dm_CV += slope_CV
+                if mixed is not None and term.about == "mixture":
+                    dm_CV += _widened(slope_CV, mixed.own_CV.shape[1])
                 else:
-                    ds_CV += slope_CV
+                    ds_CV += _widened(slope_CV, student.num_classes)
         if mixed is not None and want_grads:
-            ds_CV += mixed.pulled_back(jnp.broadcast_to(dm_CV, mixed.own_CV.shape))
+            pulled_CV = mixed.pulled_back(jnp.broadcast_to(dm_CV, mixed.own_CV.shape))
+            ds_CV += _widened(pulled_CV, student.num_classes)
         dx_CD = None
         if want_grads and unembed_VD is None:
             dx_CD = jnp.broadcast_to(ds_CV, x_CD.shape).astype(x_CD.dtype)
@@ -237,7 +243,7 @@ def vocab_loss(
     Args:
         engine: the static part.
         student: features (N, D), unembedding (V, D), bias (V,) or None; gradients go here only.
-        teacher: the same of the teacher (its own width), or None; the same V. Any source will do.
+        teacher: the same of the teacher (its own width and V), or None. Any source will do.
         labels_N: int32; float32 for a regression.
         weights: for each term a float32 weight a row, (N,).
         scales: for each term that is trained, its weight in the loss over its global denominator;

@@ -6,7 +6,8 @@ A section (`config.teacher`, `config.student`):
     revision      branch, tag or commit of a hub id
     architecture  keys of config.json that replace the checkpoint's, or, for the student without a
                   `model`, the teacher's: num_hidden_layers=6
-    init          student: teacher (layers of the teacher) | model (the checkpoint) | scratch
+    init          student: teacher (layers of the teacher) | model (the checkpoint) | scratch;
+                  teacher: scratch, for random parameters where nothing else gives any
     layers        student: uniform | first | last | a list of teacher layers, for init=teacher
 """
 

@@ -106,9 +106,8 @@ class FinetuneSetup(Setup):
         if names == ("assistant",):
             return [1.0]
         weights = [float(self.section(name).weight) for name in names]
-        if min(weights) < 0 or sum(weights) <= 0:
-            given = ", ".join(f"{n} {w:g}" for n, w in zip(names, weights, strict=True))
-            raise UserError(f"teachers' weights ({given}): none may be negative, nor all 0")
+        if not sum(weights):
+            raise UserError(f"the weights of {', '.join(names)} are all 0; set one above 0")
         return [weight / sum(weights) for weight in weights]
 
     def with_numbers(self, config: ConfigDict, folder: epath.Path) -> FinetuneSetup:

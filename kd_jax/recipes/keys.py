@@ -1,8 +1,9 @@
-"""The keys of a training config, by section, each with a value of its type.
+"""The keys of a training config, by section, each with its range or a value of its type.
 
-kd_jax/config.py tells what they mean and sets the defaults. A key that is unknown, missing or of a
-wrong type is refused at the start, before it could be overlooked or fail hours later. The sections
-`objective`, `stages`, `task`, `data`, `architecture` and `schedule` are checked by what reads them.
+kd_jax/config.py tells what they mean and sets the defaults. A key that is unknown, missing, of a
+wrong type or a number outside its range is refused at the start, before it could be overlooked or
+fail hours later. The sections `objective`, `stages`, `task`, `data`, `architecture` and `schedule`
+are checked by what reads them.
 """
 
 from typing import Any
@@ -11,26 +12,36 @@ from ml_collections import ConfigDict
 
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real, Whole
+
+ROWS = Whole(least=1, most=2**20)  # of a batch: more are a slip of the hand
+COUNT = Whole(least=1)
+COUNT_OR_ZERO = Whole(least=0)
+NOT_NEGATIVE = Real(least=0)
 
 _MODEL = dict(model="", revision="", architecture={})
-_TEACHER = _MODEL | dict(weight=0.0, labels=None)
+_TEACHER = _MODEL | dict(init="")
+_ONE_OF_TEACHERS = _TEACHER | dict(weight=NOT_NEGATIVE, labels=None)
+_STUDENT = _MODEL | dict(init="", layers=None)
 OPTIM = dict(
-    learning_rate=1.0,
+    learning_rate=NOT_NEGATIVE,
     schedule={},
-    weight_decay=0.0,
-    beta1=0.9,
-    beta2=0.999,
-    epsilon=1e-8,
-    clip_norm=1.0,
+    weight_decay=NOT_NEGATIVE,
+    beta1=Real(least=0, below=1),
+    beta2=Real(least=0, below=1),
+    # Of 0, and of what float32 takes for it, an update of a gradient of 0 is 0 / 0.
+    epsilon=Real(least=1e-30),
+    clip_norm=NOT_NEGATIVE,
     learning_rate_multipliers=(),
 )
-_STUDENT = _MODEL | dict(init="", layers=None)
+# What `config.stages` may say for one stage, where the config itself has it.
+OF_STAGE = dict(epochs=Real(least=0, most=1e6), steps=COUNT_OR_ZERO, batch_size=ROWS, optim={})
 _RUN = dict(
     recipe="",
-    seed=0,
+    seed=Whole(least=0, most=2**32 - 1),
     precision="",
-    batch_size=1,
-    accumulate=1,
+    batch_size=ROWS,
+    accumulate=COUNT,
     remat=False,
     resume="",
     wandb="",
@@ -40,86 +51,97 @@ _RUN = dict(
     data={},
 )
 _SECTIONS = {
-    "mesh": dict(fsdp=1),
+    "mesh": dict(fsdp=COUNT),
     "student": _STUDENT,
-    "tokenizer": dict(path="", train="", vocab_size=1),
+    "tokenizer": dict(path="", train="", vocab_size=COUNT),
     "optim": OPTIM,
-    "log": dict(every=1),
+    "log": dict(every=COUNT),
 }
+_CACHE = dict(max_gb=NOT_NEGATIVE, folder="")
 # What each recipe has besides: numbers and the like, and sections.
 _OF_RECIPE = {
     "pretrain": (
-        dict(vocab_chunk=0, steps=1),
+        dict(vocab_chunk=COUNT_OR_ZERO, steps=COUNT),
         {
-            "teacher": _MODEL,
-            "eval": dict(every=1, batch_size=1),
-            "checkpoint": dict(every=1, keep=1),
+            "teacher": _TEACHER,
+            "eval": dict(every=COUNT, batch_size=ROWS),
+            "checkpoint": dict(every=COUNT, keep=COUNT),
         },
     ),
     "finetune": (
-        dict(epochs=0.0, steps=0, patience=0, average="", teachers={}, intermediate={}),
+        dict(
+            epochs=OF_STAGE["epochs"],
+            steps=COUNT_OR_ZERO,
+            patience=COUNT_OR_ZERO,
+            average="",
+            teachers={},
+            intermediate={},
+        ),
         {
-            "teacher": _TEACHER,
+            "teacher": _ONE_OF_TEACHERS,
             "assistant": _STUDENT,
-            "eval": dict(every=0, batch_size=1),
-            "checkpoint": dict(keep=1),
-            "cache": dict(max_gb=0.0, folder=""),
-            "cost": dict(repeats=1),
+            "eval": dict(every=COUNT_OR_ZERO, batch_size=ROWS),
+            "checkpoint": dict(keep=COUNT),
+            "cache": _CACHE,
+            "cost": dict(repeats=COUNT),
         },
     ),
 }
 _SUBSTITUTION = dict(
     kind="",
-    width=0,
-    num_heads=1,
-    num_kv_heads=1,
-    ffn_width=1,
+    width=COUNT_OR_ZERO,
+    num_heads=COUNT,
+    num_kv_heads=COUNT,
+    ffn_width=COUNT,
     init="",
-    fit_steps=0,
-    fit_learning_rate=0.0,
+    fit_steps=COUNT_OR_ZERO,
+    fit_learning_rate=NOT_NEGATIVE,
     order=None,
-    importance_batches=1,
-    blocks=1,
-    steps=1,
-    target=0.0,
-    learning_rate=0.0,
-    warmup=0,
+    importance_batches=COUNT,
+    blocks=COUNT,
+    steps=COUNT,
+    target=Real(least=0, below=1),
+    learning_rate=NOT_NEGATIVE,
+    warmup=COUNT_OR_ZERO,
 )
-_PRUNING = {"pruning": dict(target=0.0, ranking="", distil=True)}
+_PRUNING = {"pruning": dict(target=Real(least=0, below=1), ranking="", distil=True)}
 _OF_RECIPE["prune"] = (_OF_RECIPE["pretrain"][0], _OF_RECIPE["pretrain"][1] | _PRUNING)
 _OF_RECIPE["substitute"] = (
     _OF_RECIPE["prune"][0],
     _OF_RECIPE["prune"][1] | {"substitution": _SUBSTITUTION},
 )
-_THESEUS = dict(group=0, layers=None, rate=None, steps=None)
+_THESEUS = dict(group=COUNT_OR_ZERO, layers=None, rate=None, steps=Real(above=0))
 for _name in ("substitute", "finetune"):
     _OF_RECIPE[_name][1]["theseus"] = _THESEUS
 _ENSEMBLE = dict(
     space="",
     start="",
-    rows=0,
+    rows=COUNT_OR_ZERO,
     fresh=False,
-    top_k=1,
+    top_k=COUNT,
     weights="",
     past_run_dirs=(),
     eval_mean="",
 )
 _OF_RECIPE["ensemble"] = (
-    _OF_RECIPE["pretrain"][0] | dict(rounds=1),
-    _OF_RECIPE["pretrain"][1] | {"ensemble": _ENSEMBLE, "cache": dict(max_gb=0.0, folder="")},
+    _OF_RECIPE["pretrain"][0] | dict(rounds=COUNT),
+    _OF_RECIPE["pretrain"][1] | {"ensemble": _ENSEMBLE, "cache": _CACHE},
 )
 _OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError at the first key that is unknown, missing, of a wrong type or too small."""
+    """Raises UserError at the first key that is unknown, missing or of a wrong type, and at the
+    first number outside its range."""
     numbers, sections = _OF_RECIPE[config.recipe]
     sections = _SECTIONS | sections
     _check(config, _RUN | numbers | {name: {} for name in sections}, "")
-    for name, examples in sections.items():
-        _check(config[name], examples, name)
+    for name, ranges in sections.items():
+        _check(config[name], ranges, name)
+    _check_parameters(config, "teacher", config.teacher, "teacher")
     for name, section in config.get("teachers", {}).items():
-        _check(section, _TEACHER, f"teachers.{name}")
+        _check(section, _ONE_OF_TEACHERS, f"teachers.{name}")
+        _check_parameters(config, name, section, f"teachers.{name}")
 
 
 def check_optim(config: ConfigDict, where: str) -> None:
@@ -127,13 +149,21 @@ def check_optim(config: ConfigDict, where: str) -> None:
     _check(config, OPTIM, where)
 
 
-def _check(section: ConfigDict, examples: dict[str, Any], where: str) -> None:
-    settings(section, examples, where)
+def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where: str) -> None:
+    """Refuses a teacher whose parameters would be random without a word in the config."""
+    if teacher.init not in ("", "scratch"):
+        raise UserError(f"config.{where}.init={teacher.init!r}: have scratch, or leave it empty")
+    if not (teacher.model or teacher.init or name in config.stages):
+        raise UserError(
+            f"config.{where}.model is empty and no stage trains the {name}, so that it would know "
+            f"nothing: name a checkpoint, add the stage {name!r} to config.stages, or set "
+            f"config.{where}.init='scratch' to learn from random parameters"
+        )
+
+
+def _check(section: ConfigDict, ranges: dict[str, Any], where: str) -> None:
+    settings(section, ranges, where)
     path = f"config.{where}." if where else "config."
-    missing = [path + key for key in examples if key not in section]
+    missing = [path + key for key in ranges if key not in section]
     if missing:
         raise UserError(f"missing from the config: {', '.join(missing)}; kd_jax/config.py has all")
-    for key, example in examples.items():
-        # Whole numbers are counts, of which there is one at least, but for seed and vocab_chunk.
-        if type(example) is int and section[key] < example:
-            raise UserError(f"{path}{key}={section[key]} must be at least {example}")

@@ -24,6 +24,7 @@ from scipy import special
 from kd_jax.data import encoded
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
+from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question
 from kd_jax.data.windows import Windows, windows
 from kd_jax.errors import UserError
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 ROWS = 64  # of a batch, where nobody says otherwise
 TOKENS = 512  # of a text at most, or as many as the model takes
 AT_ONCE = 4096  # texts or questions whose tokens are in memory
+SPANS = settings(None, squad.DEFAULTS, "task")  # what questions are read and answered with
 HEADS = {"ForSequenceClassification": "classification", "ForQuestionAnswering": "span"}
 
 
@@ -160,7 +162,7 @@ def answers_of(
     these alone. Where no answer scores more than `threshold` above the best span, the answer is
     "", without start and end, and its probability that of no answer.
     """
-    defaults = squad.DEFAULTS
+    defaults = SPANS
     spans: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nulls = [math.inf] * len(questions)
     for row, (start_T, end_T) in enumerate(logits):
@@ -202,7 +204,7 @@ class _Reader:
 def _reader(described: Blueprint) -> _Reader:
     tokenizer = text.load_tokenizer(described.folder)
     check_vocabulary("model", described, tokenizer)
-    most = squad.DEFAULTS["seq_len"] if described.head == "span" else TOKENS
+    most = SPANS["seq_len"] if described.head == "span" else TOKENS
     return _Reader(tokenizer, min(most, described.config.max_tokens))
 
 
@@ -224,8 +226,8 @@ def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
         labels_N1 = np.zeros((len(first), 1), np.int32)
         return encoded.encode(reader.tokenizer, first, second, labels_N1, seq_len)
     # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
-    stride = min(squad.DEFAULTS["doc_stride"], seq_len // 3)
-    question = min(squad.DEFAULTS["max_question_length"], seq_len // 6)
+    stride = min(SPANS["doc_stride"], seq_len // 3)
+    question = min(SPANS["max_question_length"], seq_len // 6)
 
     def place(row: int) -> str:
         return found.place(part.start + row)

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 Groups = Sequence[tuple[str, optim.Group]]
 
-# What `config.stages` may say for one stage, where the config itself has it.
-OVERRIDES = ("epochs", "steps", "batch_size", "optim")
 # Stages that are trained on `config.objective`, beside a teacher.
 LEARNERS = ("assistant", "intermediate", "student", "substitute", "prune", "theseus", "round")
 
@@ -63,13 +61,13 @@ def stages(config: ConfigDict, have: Mapping[str, str]) -> list[Stage]:
     for name, model in have.items():
         if name not in config.stages:
             continue
-        defaults = {key: config[key] for key in OVERRIDES if key in config}
-        changes = settings(config.stages[name], defaults, f"stages.{name}")
+        ranges = {key: each for key, each in keys.OF_STAGE.items() if key in config}
+        changes = settings(config.stages[name], ranges, f"stages.{name}")
         own = ConfigDict(config.optim.to_dict(), type_safe=False)
-        if changes["optim"] is not config.optim:
-            own.update(changes["optim"])
-            keys.check_optim(own, f"stages.{name}.optim")
-        found.append(Stage(name, model, name in LEARNERS, **changes | {"optim": own}))
+        own.update(changes.pop("optim"))
+        keys.check_optim(own, f"stages.{name}.optim")
+        whole = {key: config[key] for key in ranges} | changes | {"optim": own}
+        found.append(Stage(name, model, name in LEARNERS, **whole))
     return found
 
 
@@ -81,7 +79,7 @@ def initial_params(setup: Any, stage: Stage, given: Mapping[str, Params], key: A
     model, section = setup.models[stage.model], setup.section(stage.model)
     if stage.name == "student" and setup.has_intermediate:
         return (lambda params: params), given["student"]
-    init = section.get("init", "model" if model.folder else "scratch")
+    init = section.init or ("model" if model.folder else "scratch")
     if init == "teacher":
         source = setup.models["teacher"]
         layers = section.layers
@@ -169,7 +167,7 @@ def given_params(setup: Any, name: str) -> Params:
     model = setup.models[name]
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     if model.folder is None:
-        log.warning("%s has random parameters: no %s.model, no stage trains it", name, name)
+        log.warning("%s has random parameters, as %s.init says", name, name)
         return model.draw(key)
     return model.load(key)
 

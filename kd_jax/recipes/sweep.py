@@ -34,18 +34,20 @@ from kd_jax.data.settings import settings
 from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
 from kd_jax.evals.quantities import MISSING
-from kd_jax.recipes import finetune, stage, workdir
+from kd_jax.ranges import Real, Whole
+from kd_jax.recipes import finetune, keys, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers
 from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.schedules import learning_rate
 from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = dict(stage="student", keys=(), sampler="grid", trials=1)
+DEFAULTS = dict(stage="student", keys=(), sampler="grid", trials=Whole(least=1, default=1))
 # Keys that change neither data nor models: trials over them share both.
 NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_size", "patience")
 
@@ -69,6 +71,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         tried = _stage(setup, sweep["stage"])
         data = setup.task.prepare()
         finetune.check(setup)
+        _check_values(setup, sweep["keys"])
         given = finetune.given_teachers(setup)
     place.begin(config, setup, data)
     answers, found = Answers(setup, given), []
@@ -215,10 +218,22 @@ def _plan(sweep: dict[str, Any], seed: int):
         return lambda found: iter(every)
     if sweep["sampler"] not in ("random", "tpe"):
         raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
-    if sweep["trials"] < 1:
-        raise UserError(f"config.sweep.trials={sweep['trials']}: at least 1")
     space = {key: _distribution(key, values) for key, values in keys.items()}
     return lambda found: _sampled(sweep, space, seed, found)
+
+
+def _check_values(setup: Setup, tried: Mapping[str, Any]) -> None:
+    """Raises UserError at a value that a trial would be refused for; of a range, at its ends."""
+    ends = [v if isinstance(v, list | tuple) else (v["low"], v["high"]) for v in tried.values()]
+    for values in itertools.product(*ends):
+        trial = dict(zip(tried, values, strict=True))
+        config = with_keys(setup.config, trial)
+        keys.check(config)
+        if all(key.startswith(NUMBERS) for key in trial):
+            own = setup.with_numbers(config, setup.folder)
+            for this in own.stages:
+                own.plan(this)
+                learning_rate(this.optim, this.steps)
 
 
 def _sampled(sweep: dict, space: dict, seed: int, found: list[dict]) -> Iterator[Trial]:
@@ -241,11 +256,13 @@ def _distribution(key: str, values: Any) -> Any:
     if isinstance(values, list | tuple) and values:
         return distributions.CategoricalDistribution(list(values))
     try:
-        bounds = settings(values, dict(low=0.0, high=0.0, log=False), f"sweep.keys[{key}]")
+        bounds = settings(values, dict(low=Real(), high=Real(), log=False), f"sweep.keys[{key}]")
         low, high, scale = bounds["low"], bounds["high"], bounds["log"]
         if isinstance(low, int) and isinstance(high, int):
             return distributions.IntDistribution(low, high, log=scale)
         return distributions.FloatDistribution(low, high, log=scale)
+    except KeyError:
+        raise UserError(f"config.sweep.keys: {key}={values!r}: give low and high") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"config.sweep.keys: {key}={values!r}: {error}") from None
 

@@ -31,6 +31,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import compact, family, replacement, surgery
 from kd_jax.models.replacement import joined
 from kd_jax.objectives.pairwise import Pairwise
+from kd_jax.ranges import Real
 from kd_jax.recipes import stage
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.phases import at_once
@@ -73,10 +74,7 @@ def groups(setup: Any, this: Stage) -> Groups:
 def draws(setup: Any, this: Stage) -> loop.Replacement:
     """What is drawn at every step of the stage."""
     end, rate = _end(setup, this), setup.config.theseus.rate
-    schedule = value_schedule(rate, end, "config.theseus.rate")
-    for step in (0, end):
-        if not 0 <= schedule(step) <= 1:
-            raise UserError(f"config.theseus.rate={rate} must lie in [0, 1]")
+    schedule = value_schedule(rate, end, "config.theseus.rate", Real(least=0, most=1))
     blocks = setup.models["theseus"].config.num_layers
     return loop.Replacement(lambda step: schedule(step) if step < end else 1.0, blocks)
 

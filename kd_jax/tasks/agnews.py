@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 from kd_jax.tasks.examples import DATA
 
-DEFAULTS = dict(name="agnews", seq_len=128)
+DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
 
 

@@ -27,8 +27,9 @@ from kd_jax.data.choices import Questions
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
+from kd_jax.tasks.scoring import POSITIONS
 
-DEFAULTS = dict(name="cbt", classes=cbt.CLASSES, seq_len=None)
+DEFAULTS = dict(name="cbt", classes=cbt.CLASSES, seq_len=POSITIONS)
 HUB = dict(source="hub", path="cam-cst/cbt", split="test")
 _TABLES = (".parquet", ".jsonl", ".json")
 

@@ -25,13 +25,20 @@ from kd_jax.data.loader import Stream
 from kd_jax.data.ragged import Ragged
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Whole
 from kd_jax.tasks.task import DATA, HELD_OUT_SEED, label_a_token
 from kd_jax.tasks.templates import Template
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = dict(name="chat", seq_len=1024, turns="all", column="messages", packed=True)
+DEFAULTS = dict(
+    name="chat",
+    seq_len=Whole(least=4, default=1024),
+    turns="all",
+    column="messages",
+    packed=True,
+)
 _VERSION = 2  # of what is cached: raise it when tokenising changes
 
 
@@ -50,11 +57,7 @@ class Chat:
     def __init__(self, config, data, tokenizer) -> None:
         config = settings(config, DEFAULTS, "task")
         self.data = settings(data, DATA, "data")
-        if not 0 < self.data["held_out"] < 1:
-            raise UserError(f"config.data.held_out={self.data['held_out']} must lie in (0, 1)")
         self.seq_len, self.packed = config["seq_len"], config["packed"]
-        if self.seq_len < 4:
-            raise UserError(f"config.task.seq_len={self.seq_len} must be at least 4")
         self.column, self.turns = config["column"], config["turns"]
         self.tokenizer = tokenizer
         self._template = None if tokenizer is None else Template(tokenizer, self.turns)

@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Whole
 from kd_jax.tasks import text
 from kd_jax.tasks.task import TextTask, label_a_token
 from kd_jax.types import Batch
 
-DEFAULTS = dict(name="clm", seq_len=128, separator="eos")
+DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator="eos")
 
 
 def make(

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 from kd_jax.types import Batch
 
 SPLITS = ("train", "validation", "test")
-DATA = dict(train=None, validation=None, test=None, held_out=0.1)
+DATA = dict(train=None, validation=None, test=None, held_out=Real(above=0, below=1, default=0.1))
 
 
 class Examples(Protocol):
@@ -59,10 +60,6 @@ class ExampleTask:
         self, data: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, seq_len: int
     ) -> None:
         """`data` are complete settings. `tokenizer` may be None where no rows are asked for."""
-        if not 0 < data["held_out"] < 1:
-            raise UserError(f"config.data.held_out={data['held_out']} must lie in (0, 1)")
-        if seq_len < 8:
-            raise UserError(f"config.task.seq_len={seq_len} must be at least 8")
         self.data = data
         self.tokenizer = tokenizer
         self.seq_len = seq_len

@@ -22,8 +22,9 @@ from kd_jax.data.settings import settings
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
+from kd_jax.tasks.scoring import POSITIONS
 
-DEFAULTS = dict(name="hellaswag", seq_len=None)
+DEFAULTS = dict(name="hellaswag", seq_len=POSITIONS)
 HUB = dict(source="hub", path="Rowan/hellaswag", split="validation")
 
 _BRACKETS = re.compile(r"\[.*?\]")  # marks that WikiHow's part has kept

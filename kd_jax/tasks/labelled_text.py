@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, class_name, classes, numbers
 from kd_jax.tasks.examples import DATA
 
@@ -35,7 +36,7 @@ DEFAULTS = dict(
     label="label",
     labels=None,
     primary=None,
-    seq_len=128,
+    seq_len=Whole(least=8, default=128),
 )
 
 

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.masking import Masking, uniforms
 from kd_jax.data.settings import settings
+from kd_jax.ranges import Whole
 from kd_jax.tasks import text
 from kd_jax.tasks.task import TextTask
 from kd_jax.types import Batch
 
-DEFAULTS = dict(name="mlm", seq_len=128, masking=None)
+DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)
 
 
 def make(

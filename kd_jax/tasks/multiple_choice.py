@@ -14,7 +14,7 @@ from kd_jax.data.continuations import Rows, endings
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.evals import multiple_choice
-from kd_jax.tasks.scoring import DATA, check_positive
+from kd_jax.tasks.scoring import DATA
 
 
 class MultipleChoice:
@@ -24,7 +24,6 @@ class MultipleChoice:
 
     def __init__(self, config: dict[str, Any], data: Any) -> None:
         """`config` are complete settings with seq_len."""
-        check_positive(config, "seq_len")
         self.seq_len = config["seq_len"]
         self.data = settings(data, DATA, "data")
 

@@ -40,9 +40,9 @@ from kd_jax.data.continuations import Rows
 from kd_jax.data.documents import Documents
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.tasks.scoring import DATA, check_positive
+from kd_jax.tasks.scoring import DATA, POSITIONS
 
-DEFAULTS = dict(name="perplexity", seq_len=None, stride=None, documents="joined")
+DEFAULTS = dict(name="perplexity", seq_len=POSITIONS, stride=POSITIONS, documents="joined")
 MOST = 2048  # tokens of a window, where nobody says otherwise
 
 
@@ -55,7 +55,6 @@ class Perplexity:
     """See `scoring.ScoringTask`; a stretch is what one window scores."""
 
     def __init__(self, config: dict[str, Any], data: dict[str, Any]) -> None:
-        check_positive(config, "seq_len", "stride")
         self.seq_len, self.stride = config["seq_len"], config["stride"]
         self.documents = config["documents"]
         if self.documents not in ("joined", "alone"):

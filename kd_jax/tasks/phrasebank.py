@@ -24,10 +24,15 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import splits, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 from kd_jax.tasks.examples import DATA
 
-DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=128)
+DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
+OF_TEST = dict(
+    test_share=Real(above=0, below=1, default=0.2),
+    test_seed=Whole(least=0, most=2**32 - 1, default=0),
+)
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
 
 
@@ -51,10 +56,7 @@ class PhraseBank(ClassificationTask):
         self.level = config["level"]
         if self.level not in LEVELS:
             raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
-        data = settings(data, DATA | dict(test_share=0.2, test_seed=0), "data")
-        if not 0 < data["test_share"] < 1:
-            raise UserError(f"config.data.test_share={data['test_share']} must lie in (0, 1)")
-        super().__init__(data, tokenizer, config["seq_len"])
+        super().__init__(settings(data, DATA | OF_TEST, "data"), tokenizer, config["seq_len"])
 
     @property
     def splits(self):

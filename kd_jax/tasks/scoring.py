@@ -7,16 +7,17 @@ A module of kd_jax.tasks is such a task when it defines
           is None, the hub's reported split, for tasks that have one
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.continuations import Rows
-from kd_jax.errors import UserError
+from kd_jax.ranges import Whole
 
 DATA = dict(test=None)
+POSITIONS = Whole(least=1, default=None)  # None: all that the model has
 
 
 class Scored(Protocol):
@@ -46,11 +47,3 @@ class ScoringTask(Protocol):
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
         """Rows for models that have `max_tokens` positions."""
-
-
-def check_positive(config: Mapping[str, Any], *keys: str) -> None:
-    """Raises UserError for a setting that is neither None nor a whole number above 0."""
-    for key in keys:
-        value = config[key]
-        if value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"config.task.{key}={value!r} must be a whole number above 0, or None")

@@ -36,17 +36,18 @@ from kd_jax.data.settings import settings
 from kd_jax.data.windows import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals import span
+from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.examples import DATA, ExampleTask
 from kd_jax.tasks.task import HELD_OUT_SEED
 
 DEFAULTS = dict(
     name="squad",
-    seq_len=384,
-    doc_stride=128,
-    max_question_length=64,
-    max_answer_length=30,
-    n_best=20,
-    null_threshold=None,
+    seq_len=Whole(least=8, default=384),
+    doc_stride=Whole(least=1, default=128),
+    max_question_length=Whole(least=1, default=64),
+    max_answer_length=Whole(least=1, default=30),
+    n_best=Whole(least=1, default=20),
+    null_threshold=Real(default=None),
     best_non_null=False,
 )
 WITHOUT = dict(without=None, same_articles=False)
@@ -75,12 +76,7 @@ class Squad(ExampleTask):
 
     def __init__(self, config, data, tokenizer) -> None:
         self.config = settings(config, DEFAULTS, "task")
-        for key in ("doc_stride", "max_question_length", "max_answer_length", "n_best"):
-            if self.config[key] < 1:
-                raise UserError(f"config.task.{key}={self.config[key]} must be at least 1")
         self.threshold = self.config["null_threshold"]
-        if self.threshold is not None and not isinstance(self.threshold, int | float):
-            raise UserError(f"config.task.null_threshold={self.threshold!r} must be a number")
         super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
         self._windows: dict[str, Windows] = {}
 

@@ -21,9 +21,16 @@ from kd_jax.data.documents import Documents, hold_out
 from kd_jax.data.loader import Stream
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 from kd_jax.types import Batch
 
-DATA = dict(train=None, validation=None, test=None, held_out=0.1, cache_dir=None)
+DATA = dict(
+    train=None,
+    validation=None,
+    test=None,
+    held_out=Real(above=0, below=1, default=0.1),
+    cache_dir=None,
+)
 
 # Not the run's seed: all stages and all seeds of an experiment are selected and reported on the
 # same documents with the same masks.
@@ -48,10 +55,6 @@ class TextTask:
     ) -> None:
         """`tokenizer` may be None where only `shapes` is asked for."""
         self.data = settings(data, DATA, "data")
-        if not 0 < self.data["held_out"] < 1:
-            raise UserError(f"config.data.held_out={self.data['held_out']} must lie in (0, 1)")
-        if seq_len < 4:
-            raise UserError(f"config.task.seq_len={seq_len} must be at least 4")
         self.tokenizer = tokenizer
         self.seq_len = seq_len
         self._documents = functools.cache(self._read)

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real
 from kd_jax.train.sharding import match, path_name
 from kd_jax.types import Array, Params
 
 # Vectors (biases, layer-norm scales) do not decay, as in BERT's and GPT-2's recipes.
 NO_DECAY = ((r"(^|/)(bias|scale)$", 0.0), (r".*", 1.0))
+
+FACTOR = Real(least=0)  # of the learning rate
 
 
 class Group(NamedTuple):
@@ -34,9 +37,8 @@ class Group(NamedTuple):
 
 def multipliers(table: Any, params: Params, key: str) -> Params:
     """The first matching (pattern, number) of `table` for each parameter, as a tree of floats."""
-    rows = tuple((str(pattern), float(value)) for pattern, value in table)
-    if any(value < 0 for _, value in rows):
-        raise UserError(f"{key}: multipliers must not be negative: {rows}")
+    rows = tuple((str(pattern), value) for pattern, value in table)
+    rows = tuple((each, float(FACTOR.check(value, f"{key}: {each!r}"))) for each, value in rows)
     return match(rows, params, key)
 
 

@@ -1,5 +1,6 @@
 """config.json in and out, random starts, and the table of shardings."""
 
+import math
 import re
 
 import jax
@@ -25,12 +26,15 @@ FAMILIES = plugins.names("models", "FAMILY")
         ({"model_type": "../bert"}, "unknown model_type"),
         ({"model_type": "layers"}, "unknown model_type 'layers'"),
         ({"hidden_act": "glu"}, "unknown activation 'glu'; have: gelu, "),
-        ({"hidden_size": "32"}, "hidden_size should be int, not '32'"),
-        ({"hidden_size": True}, "hidden_size should be int, not True"),
-        ({"layer_norm_eps": None}, "layer_norm_eps should be float"),
+        ({"hidden_size": "32"}, "hidden_size='32' should be a whole number"),
+        ({"hidden_size": True}, "hidden_size=True should be a whole number"),
+        ({"layer_norm_eps": None}, "layer_norm_eps=None should be a number"),
         ({"tie_word_embeddings": 0}, "tie_word_embeddings should be bool"),
         ({"num_attention_heads": 5}, "5 attention heads do not divide the width 32"),
-        ({"num_hidden_layers": 0}, "num_layers is 0, want at least 1"),
+        ({"hidden_dropout_prob": 2.0}, "hidden_dropout_prob=2.0 must be at least 0 and below 1"),
+        ({"model_type": "gpt2", "resid_pdrop": -0.1}, "resid_pdrop=-0.1 must be at least 0"),
+        ({"model_type": "llama", "rms_norm_eps": math.nan}, "rms_norm_eps=nan must be finite"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be at least 1"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True is not supported; have: False"),
         ({"add_cross_attention": True}, "add_cross_attention"),
@@ -42,7 +46,10 @@ FAMILIES = plugins.names("models", "FAMILY")
             {"model_type": "mobilebert", "intra_bottleneck_size": 30},
             "4 attention heads do not divide the width inside a block, 30",
         ),
-        ({"model_type": "mobilebert", "num_feedforward_networks": 0}, "networks is 0, want >= 1"),
+        (
+            {"model_type": "mobilebert", "num_feedforward_networks": 0},
+            "networks=0 must be at least 1",
+        ),
         ({"model_type": "mobilebert"}, "embedding_size is 128, want 1 to the hidden_size, 32"),
         (
             {

@@ -122,7 +122,7 @@ def test_long_rows_react_each_for_itself(name):
     [
         ({"rope_scaling": {"rope_type": "ntk"}}, "rope_scaling: rope_type='ntk' is not supported"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
-        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor should be float, not '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor='2' should be a number"),
         (
             {"rope_scaling": {"type": "linear", "factor": -1.0}},
             "factor is -1.0, want numbers above",

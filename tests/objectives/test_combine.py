@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from kd_jax.errors import UserError
 from kd_jax.objectives import combine, vocab
 from kd_jax.types import ModelSpec
 from tests.objectives import naive
-from tests.objectives.outputs import batch, output
+from tests.objectives.outputs import VOCAB, batch, output
 from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER, STATE_TERMS
 
 
@@ -47,7 +49,8 @@ def test_terms_are_weighted_sums_at_supervised_positions(positions):
         np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
         assert weights[name] == counts.sum()
     assert weights["hidden"] == np.asarray(rows.mask_BT).sum()
-    assert totals.keys() == weights.keys() == wanted.keys() | {"hidden"}
+    assert totals.keys() == wanted.keys() | {"hidden"}
+    assert weights.keys() == totals.keys() | {"teacher_outside"}  # whatever the vocabularies are
     np.testing.assert_allclose(loss, sum(scales[n] * totals[n] for n in scales), rtol=1e-6)
 
 
@@ -141,6 +144,37 @@ def test_projections_by_the_name_of_their_term():
     assert totals["a"] != totals["b"]
 
 
+@pytest.mark.parametrize("sizes", [(VOCAB, VOCAB + 3), (VOCAB + 3, VOCAB)])
+def test_a_model_has_the_figures_of_its_own_whatever_stands_beside_it(sizes):
+    rows = batch()
+    student = output(rows, 1, 7, seed=1, vocab_size=sizes[0])
+    teacher = output(rows, 1, 7, seed=2, vocab_size=sizes[1])
+    _, beside = combine.held_out(FP32, FP32)({}, student, teacher, rows, {}, {})
+    _, alone = combine.held_out(FP32)({}, student, None, rows, {}, {})
+    for name, total in alone.items():
+        np.testing.assert_allclose(beside[name], total, rtol=1e-6, err_msg=name)
+
+    def gradient(settings, teacher):
+        own = {name: each for name, each in settings.items() if teacher is not None or name == "ce"}
+        objective, _ = combine.build(own, 1, FP32, None if teacher is None else FP32)
+        ones = {name: jnp.float32(settings[name]["weight"]) for name in own}
+        return jax.grad(lambda s: objective({}, s, teacher, rows, ones, {})[0])(student)
+
+    both = {"ce": {"weight": 1.0}, "kl": {"weight": 0.0}}
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, gradient(both, teacher), gradient(both, None))
+
+
+def test_the_mass_outside_of_the_shared_ids_is_logged():
+    rows = batch()
+    student, teacher = output(rows, 1, 7, seed=1), output(rows, 1, 7, seed=2, vocab_size=VOCAB + 3)
+    _, totals, weights = run({"kl": {"weight": 1.0}}, rows, student, teacher, {"kl": 1.0})
+    outside_N = jax.nn.softmax(teacher.logits)[..., VOCAB:].sum(-1).ravel()
+    wanted = outside_N @ rows.weights.ravel()
+    np.testing.assert_allclose(totals["teacher_outside"], wanted, rtol=1e-5)
+    assert weights["teacher_outside"] == weights["kl"]
+
+
 def test_held_out_figures():
     rows = batch()
     student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2, vocab_size=15)
@@ -186,10 +220,19 @@ def test_held_out_figures():
         ),
         ({"ce": {"weight": 1.0, "temperature": 2.0}}, "objective.ce takes no temperature"),
         ({"logit_mse": {"weight": 1.0, "temperature": 2.0}}, "logit_mse takes no temperature"),
-        ({"kl": {"weight": 1.0, "temperature": 0}}, "objective.kl.temperature=0 must be above 0"),
+        (
+            {"kl": {"weight": 1.0, "temperature": 0}},
+            "objective.kl.temperature=0 must be at least 0.01",
+        ),
         (
             {"kl": {"weight": 1.0, "temperature": {"kind": "linear", "start": 4, "end": 0}}},
-            "objective.kl.temperature.*must be above 0",
+            "objective.kl.temperature.end=0.0 must be at least 0.01",
+        ),
+        ({"kl": {"weight": 1.0, "temperature": 1e4}}, "temperature=10000.0 must be .*at most 100"),
+        ({"kl": {"weight": -1.0}}, "objective.kl.weight=-1.0 must be at least 0"),
+        (
+            {"ce": {"weight": 0}, "kl": {"weight": 0}},
+            "objective.ce.weight, objective.kl.weight: all",
         ),
         ({"kl": {"weight": 1.0, "temperature": "hot"}}, "objective.kl.temperature='hot': give"),
         (

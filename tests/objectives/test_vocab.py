@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax.objectives import vocab
+from kd_jax.objectives.sources import Beside
 from kd_jax.precision import Policy
 from kd_jax.types import ModelOutput
-from tests import IN_ORDER
 from tests.objectives.rows import DIVERGENCES, FP32, head, logits
 
 TERMS = tuple(
@@ -155,36 +155,78 @@ def test_rows_of_weight_0_may_hold_anything(whose):
         jax.tree.map(np.testing.assert_array_equal, loss_and_grads(engine, spoilt), wanted)
 
 
-def test_vocabularies_are_cut_to_the_shared_ids():
-    rng = np.random.default_rng(0)
+def output(rng, vocab_size, width, bias) -> ModelOutput:
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return ModelOutput(
+        draw(2, 3, width), draw(vocab_size, width), draw(vocab_size) if bias else None
+    )
 
-    def output(vocab_size, width, bias):
-        draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-        bias_V = draw(vocab_size) if bias else None
-        return ModelOutput(draw(2, 3, width), draw(vocab_size, width), bias_V, ())
 
-    def cut(out, size):
-        bias_V = None if out.bias_V is None else out.bias_V[:size]
-        return out.replace(unembed_VD=out.unembed_VD[:size], bias_V=bias_V)
+@pytest.mark.parametrize("sizes", [(12, 15), (15, 12)])
+def test_what_compares_runs_over_the_shared_ids_and_all_else_over_its_own(sizes):
+    rng, given = np.random.default_rng(0), problem(rows=6, vocab_size=12, terms=FEW)
+    student, teacher = output(rng, sizes[0], 4, True), output(rng, sizes[1], 5, False)
+    labels_N = given["labels_N"].at[0].set(sizes[0] - 1)  # one that the teacher may not have
+    engine = vocab.Engine(FEW, FP32, FP32, chunk=4)
+    rest = (labels_N, *(given[name] for name in ("weights", "scales", "temperatures")))
 
-    given = problem(rows=6, vocab_size=12, terms=FEW)
-    engine = vocab.Engine(FEW, FP32, FP32)
-    rest = (given["labels_N"], given["weights"], given["scales"], given["temperatures"])
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def found(student):
+        return vocab.vocab_loss(engine, *vocab.sources_of(student, teacher)[:2], *rest)
 
-    @functools.partial(jax.jit, compiler_options=IN_ORDER)
-    @jax.grad
-    def gradient(student, teacher):
-        return vocab.vocab_loss(engine, *vocab.shared_heads(student, teacher), *rest)[0]
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def wanted(student):
+        logs = [out.logits.reshape(6, -1) for out in (student, teacher)]
+        p, q = (jax.nn.log_softmax(each[:, :12] / 2.0) for each in logs)
+        of_label_N1 = jnp.take_along_axis(jax.nn.log_softmax(logs[0]), labels_N[:, None], 1)
+        rows = {"ce_1.0": -of_label_N1[:, 0], "kl_2.0": 4.0 * (jnp.exp(q) * (q - p)).sum(1)}
+        totals = {name: given["weights"][name] @ value for name, value in rows.items()}
+        return sum(given["scales"][name] * totals[name] for name in totals), totals
 
-    for sizes in ((12, 15), (15, 12)):
-        student, teacher = output(sizes[0], 4, bias=True), output(sizes[1], 5, bias=False)
-        found = gradient(student, teacher)
-        wanted = gradient(cut(student, 12), cut(teacher, 12))
-        np.testing.assert_array_equal(found.features, wanted.features)
-        np.testing.assert_array_equal(found.unembed_VD[:12], wanted.unembed_VD)
-        np.testing.assert_array_equal(found.bias_V[:12], wanted.bias_V)
-        assert not np.asarray(found.unembed_VD[12:]).any()
-        assert not np.asarray(found.bias_V[12:]).any()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found(student), wanted(student))
+    grads = found(student)[1]
+    assert sizes[0] == 12 or np.abs(np.asarray(grads.unembed_VD[12:])).min() > 0
+
+
+@pytest.mark.parametrize("space", ["logits", "probabilities"])
+@pytest.mark.parametrize("others", [12, 15])
+def test_a_mixture_over_more_ids_than_the_teacher_has(space, others):
+    rng, share = np.random.default_rng(0), jnp.float32(0.4)
+    terms = (FEW[1], vocab.RowTerm("own", FEW[0].divergence, of="mixture"))
+    given = problem(rows=6, vocab_size=12, terms=terms)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    heads = (vocab.Head(draw(6, 4), draw(size, 4), None) for size in (15, 12, others))
+    student, teacher, beside = heads
+    engine = vocab.Engine(terms, FP32, FP32)
+    rest = tuple(given[name] for name in ("labels_N", "weights", "scales", "temperatures"))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def found(student):
+        return vocab.vocab_loss(engine, student, teacher, *rest, Beside(beside, share, space))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def wanted(student):
+        s, t, o = (each.logits(each.rows, FP32) for each in (student, teacher, beside))
+        s = s[:, :others]
+        if space == "probabilities":
+            mean = share * jax.nn.softmax(s) + (1 - share) * jax.nn.softmax(o)
+            mixture = jnp.log(mean)
+        else:
+            mixture = share * s + (1 - share) * o
+        p, q = (jax.nn.log_softmax(each[:, :12] / 2.0) for each in (mixture, t))
+        own = jax.nn.log_softmax(mixture)
+        of_label_N1 = jnp.take_along_axis(own, given["labels_N"][:, None], 1)
+        rows = {"kl_2.0": 4.0 * (jnp.exp(q) * (q - p)).sum(1), "own": -of_label_N1[:, 0]}
+        totals = {name: given["weights"][name] @ value for name, value in rows.items()}
+        return sum(given["scales"][name] * totals[name] for name in totals), totals
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found(student), wanted(student))
 
 
 def test_features_and_unembedding_keep_their_types():

@@ -16,6 +16,7 @@ def config(folder: Path, **changes):
     c = defaults.ensemble()
     c.precision = "fp32"
     c.batch_size, c.steps, c.rounds = 8, STEPS, ROUNDS
+    c.teacher.init = "scratch"
     c.teacher.architecture = dict(
         model_type="gpt2", n_embd=16, n_layer=3, n_head=2, n_positions=16, initializer_range=0.2
     )

@@ -22,6 +22,7 @@ def config(folder: Path, **changes):
     c.batch_size = 8
     c.steps = STEPS
     c.stages = dict(substitute={})
+    c.teacher.init = "scratch"
     c.teacher.architecture = dict(
         model_type="gpt2", n_embd=16, n_layer=3, n_head=2, n_positions=16, initializer_range=0.2
     )

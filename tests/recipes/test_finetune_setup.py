@@ -62,8 +62,11 @@ def mistakes():
             lambda c, folder: c.teacher.update(model=finetuning.larger_tokenizer(folder)),
             r"teacher .* has a vocabulary of 96, its tokenizer has ids up to 1\d\d",
         ),
-        "no weights": (no_weights, r"weights \(teacher 0, other 0\): none may be negative"),
-        "a negative weight": (second(weight=-1.0), r"\(teacher 1, other -1\): none may be negat"),
+        "no weights": (no_weights, "the weights of teacher, other are all 0"),
+        "a negative weight": (
+            second(weight=-1.0),
+            "config.teachers.other.weight=-1.0 must be at least 0",
+        ),
         "another average": (
             lambda c, _: c.update(average="votes"),
             r"config\.average='votes': have logits, probabilities",

@@ -209,8 +209,11 @@ def test_trials_that_change_models_have_a_setup_of_their_own(tmp_path):
         (dict(keys=((WEIGHT, ()),)), r"objective\.kl\.weight=\(\) should be a list of values"),
         (dict(keys=(1, 2)), "config.sweep.keys: give pairs of a dotted key and its values"),
         (dict(sampler="annealing"), "sampler='annealing': have grid, random, tpe"),
-        (dict(sampler="tpe", trials=0), "config.sweep.trials=0: at least 1"),
-        (dict(sampler="tpe", keys=((WEIGHT, dict(low=1.0)),)), "kl.weight=.*low"),
+        (dict(sampler="tpe", trials=0), "config.sweep.trials=0 must be at least 1"),
+        (
+            dict(sampler="tpe", keys=((WEIGHT, dict(low=1.0)),)),
+            "kl.weight=.*low.*: give low and high",
+        ),
         (dict(sampler="tpe", keys=((WEIGHT, dict(lo=1.0)),)), "unknown key .*lo"),
         (dict(stage="teacher"), "sweep.stage='teacher' is no stage .* has baseline, student"),
         (dict(samplr="tpe"), r"unknown key config\.sweep\.samplr"),

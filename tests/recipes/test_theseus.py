@@ -153,7 +153,7 @@ def test_encoders_in_language_modelling(tmp_path):
     [
         (dict(group=3), "group=3 does not divide the 4 blocks"),
         (dict(group=0), "group=0: teacher bert of teacher.architecture is no decoder"),
-        (dict(rate=1.5), r"rate=1.5 must lie in \[0, 1\]"),
+        (dict(rate=1.5), r"rate=1.5 must be at least 0 and at most 1"),
         (dict(rate="often"), "config.theseus.rate='often': give a number or {kind: linear"),
         (dict(steps=10), "steps=10: the stage has 10 steps, the last of which train the successo"),
         (dict(steps=0), "steps=0: the stage has 10 steps"),

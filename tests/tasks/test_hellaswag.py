@@ -130,7 +130,7 @@ def test_other_files(tmp_path):
     task = hellaswag.scoring({}, {"test": {"source": "files", "path": str(broken)}})
     with pytest.raises(UserError, match="broken.jsonl, line 2"):
         _ = task.questions
-    with pytest.raises(UserError, match="config.task.seq_len=0 must be a whole number above 0"):
+    with pytest.raises(UserError, match="config.task.seq_len=0 must be at least 1"):
         hellaswag.scoring({"seq_len": 0}, None)
 
 

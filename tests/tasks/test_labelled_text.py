@@ -248,7 +248,7 @@ def test_mistakes(data, tmp_path):
         make(data, labels="no")
     with pytest.raises(UserError, match="unknown key config.data.trian"):
         make({"trian": None})
-    with pytest.raises(UserError, match="config.data.held_out=1 must lie in"):
+    with pytest.raises(UserError, match="config.data.held_out=1 must be above 0 and below 1"):
         make({**data, "held_out": 1})
     with pytest.raises(UserError, match="seq_len=7 must be at least 8"):
         make(data, seq_len=7)

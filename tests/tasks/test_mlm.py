@@ -135,7 +135,7 @@ def test_mistakes(data, tokenizer, tmp_path):
         make({"trian": None}, tokenizer)
     with pytest.raises(UserError, match="seq_len=3 must be at least 4"):
         make(data, tokenizer, seq_len=3)
-    with pytest.raises(UserError, match="config.data.held_out=0 must lie"):
+    with pytest.raises(UserError, match="config.data.held_out=0 must be above 0"):
         make({**data, "held_out": 0}, tokenizer)
     with pytest.raises(UserError, match="config.data.test is not set"):
         make({}, tokenizer).held_out("test", 4)

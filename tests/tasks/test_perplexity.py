@@ -75,8 +75,8 @@ def test_windows_are_as_long_as_the_model_allows_and_move_by_half(file):
     ("config", "message"),
     [
         ({"stride": 65}, "config.task.stride=65 is more than the 64 tokens of a window"),
-        ({"stride": 0}, "config.task.stride=0 must be a whole number above 0"),
-        ({"seq_len": "8"}, "config.task.seq_len='8' must be a whole number"),
+        ({"stride": 0}, "config.task.stride=0 must be at least 1"),
+        ({"seq_len": "8"}, "config.task.seq_len='8' should be a whole number"),
         ({"documents": "apart"}, "config.task.documents='apart': have joined, alone"),
     ],
 )

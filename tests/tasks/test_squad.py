@@ -268,7 +268,7 @@ def test_another_tokenizer_has_windows_of_its_own(first, tokenizer, tmp_path):
 def test_mistakes(first):
     with pytest.raises(UserError, match="config.task.n_best=0 must be at least 1"):
         make(first, n_best=0)
-    with pytest.raises(UserError, match="config.task.null_threshold='0' must be a number"):
+    with pytest.raises(UserError, match="config.task.null_threshold='0' should be a number"):
         make(first, null_threshold="0")
     with pytest.raises(UserError, match="unknown key config.data.test.wihtout"):
         make({"test": {"path": "x", "wihtout": "y"}}).examples("test")

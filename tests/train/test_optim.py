@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +146,8 @@ def test_clipping():
     ("table", "message"),
     [
         ((("layer", 1.0),), "learning_rate_multipliers: no pattern covers objective/hidden/pair_0"),
-        (((".*", -1.0),), "learning_rate_multipliers: multipliers must not be negative"),
+        (((".*", -1.0),), "learning_rate_multipliers: '\\.\\*'=-1.0 must be at least 0"),
+        (((".*", math.nan),), "=nan must be finite"),
         (((".*", 0.0),), "learning_rate_multipliers freezes every parameter"),
     ],
 )
