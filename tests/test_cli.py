@@ -143,8 +143,8 @@ def test_late_writes_are_not_told(started):
 
 
 def test_starts_without_noise():
-    """libtpu, which the tests install, complains where there is no TPU, and transformers where there
-    is no PyTorch, unless they are told."""
+    """libtpu, which the tests install, complains where there is no TPU, and transformers where
+    there is no PyTorch, unless they are told."""
     if any(cli.glob.glob(files) for files in cli._ACCELERATORS):
         pytest.skip("there may be an accelerator")
     program = (

@@ -1,9 +1,9 @@
 """Distillation in language-model pretraining: teacher -> baseline -> student, one table.
 
 The stages of a run, as `config.stages` lists them: `teacher` trains the teacher on the labels
-(left out where it is good as it comes), `baseline` the student on the labels, `student` the same
-student on `config.objective`. Baseline and student start from the same parameters and see the
-same batches, so their difference is the objective's.
+(left out where it is good as it comes, and judged all the same), `baseline` the student on the
+labels, `student` the same student on `config.objective`. Baseline and student start from the same
+parameters and see the same batches, so their difference is the objective's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(
     first = jax.process_index() == 0
     wandb_run = workdir.open_wandb(config, folder)
     figures: dict[str, dict] = {}
-    if setup.compares_with_teacher and "teacher" in params:
+    if "teacher" in params:
         figures["teacher"] = _judge(setup, "teacher", "teacher", params["teacher"])
     for each in setup.stages:
         params[each.model], found = _run_stage(setup, each, params, wandb_run)
@@ -176,11 +176,12 @@ def _measure(setup: Setup, frozen: Model | None, split: str, student: Model) -> 
 
 
 def _size(setup: Setup, params: Params) -> dict[str, float]:
-    figures = {"parameters": stage.count(params), "size_mb": stage.size_mb(params)}
-    if setup.compares_with_teacher:
-        whole = stage.count(setup.models["teacher"].abstract().params)
-        figures["reduction_percent"] = round(100 * (1 - figures["parameters"] / whole), 2)
-    return figures
+    size, whole = stage.count(params), stage.count(setup.models["teacher"].abstract().params)
+    return {
+        "parameters": size,
+        "reduction_percent": round(100 * (1 - size / whole), 2),
+        "size_mb": stage.size_mb(params),
+    }
 
 
 def _processes() -> dict[str, int]:

@@ -32,7 +32,6 @@ class PruningSetup(TextSetup):
     """A decoder and what pruning makes of it."""
 
     have = {"teacher": "teacher", "prune": "prune"}
-    compares_with_teacher = True
 
     def __init__(self, config, folder=None, devices=None, platform=None):
         super().__init__(config, folder, devices, platform)

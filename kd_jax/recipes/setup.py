@@ -100,7 +100,6 @@ class Setup:
         return theseus.draws(self, stage) if stage.name == "theseus" else None
 
     has_intermediate = False  # whether the student goes on from a stage of its own
-    compares_with_teacher = False  # whether a teacher that no stage trains is judged as well
 
     def beside(self, stage: Stage, frozen: Model, batch: Batch) -> tuple[Any, Batch]:
         """What answers in a step of the stage, and the batch as it is given; abstract. `frozen` is
