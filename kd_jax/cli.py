@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterator
 
 import absl.logging
 import jax
+import rich.console
 from absl import flags
 
 from kd_jax import experiments
 from kd_jax.data import cache
 from kd_jax.errors import UserError
+from kd_jax.train import progress
 
 log = logging.getLogger(__name__)
+
+# transformers complains as it is imported where PyTorch is missing, which kd_jax needs for nothing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 CPU_FLAGS = "--xla_cpu_enable_fast_math=true"  # nothing to other platforms
 
@@ -119,15 +124,25 @@ def _but_late_files(hook: Callable) -> Callable:
     return quieter
 
 
+class _Log(logging.StreamHandler):
+    """Prints to what stderr is when a line comes: above the bar while there is one."""
+
+    stream = property(lambda self: sys.stderr, lambda self, _: None)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self.stream.isatty():
+            return text
+        return progress.wrapped(text, rich.console.Console(stderr=True).width)
+
+
 def start_jax() -> None:
     """Log, platform and compilation cache; before anything touches a device."""
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a table has
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
     own = logging.getLogger("kd_jax")
-    own.handlers, own.propagate = [handler], False
+    own.handlers, own.propagate = [_Log()], False
     own.setLevel(logging.INFO)
     # Orbax tells of its every step; what it logs as an error it raises as well. After an error,
     # writes that end later find its event loop closed, and reads that fail too are heard by nobody,

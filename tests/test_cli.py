@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import io
 import logging
 import subprocess
 import sys
@@ -109,14 +111,25 @@ def started(monkeypatch):
 
 
 def test_the_log_is_plain_lines_of_our_own(started, capsys):
-    handlers = logging.getLogger("kd_jax").handlers
-    (own,) = (handler for handler in handlers if type(handler) is logging.StreamHandler)
-    own.setStream(sys.stderr)  # it has the one of the fixture
     logging.getLogger("kd_jax.data.blocks").info("tokens: %d", 3)
     logging.getLogger("kd_jax.data.blocks").debug("too much")
     absl.logging.info("Orbax does this and that")
     absl.logging.error("Orbax says what it raises as well")
     assert capsys.readouterr().err == "tokens: 3\n"
+
+
+def test_the_log_goes_above_the_bar(started, capsys):
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:  # as rich does while a bar is there
+        logging.getLogger("kd_jax").info("a line")
+    assert (stderr.getvalue(), capsys.readouterr().err) == ("a line\n", "")
+
+
+def test_on_a_terminal_the_log_is_wrapped_between_words(started, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        monkeypatch.setattr(stderr, "isatty", lambda: True)
+        logging.getLogger("kd_jax").info("tokens of a file: 214042 in 0.2 s")
+    assert stderr.getvalue() == "tokens of a file: 214042\n  in 0.2 s\n"
 
 
 def test_late_writes_are_not_told(started):
@@ -130,10 +143,16 @@ def test_late_writes_are_not_told(started):
 
 
 def test_starts_without_noise():
-    """libtpu, which the tests install, complains where there is no TPU, unless JAX is told."""
+    """libtpu, which the tests install, complains where there is no TPU, and transformers where
+    there is no PyTorch, unless they are told."""
     if any(cli.glob.glob(files) for files in cli._ACCELERATORS):
         pytest.skip("there may be an accelerator")
-    program = "from kd_jax import cli; cli.start_jax(); import jax; print(jax.default_backend())"
+    program = (
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *others: name != 'torch' and find(name, *others) or None; "
+        "from kd_jax import cli; cli.start_jax(); import jax, transformers; "
+        "print(jax.default_backend(), transformers.is_torch_available())"
+    )
     kept = {k: v for k, v in cli.os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -143,4 +162,4 @@ def test_starts_without_noise():
         text=True,
         timeout=60,
     )
-    assert (done.stdout, done.stderr) == ("cpu\n", "")
+    assert (done.stdout, done.stderr) == ("cpu False\n", "")

@@ -35,12 +35,13 @@ def _thousands(number: float) -> str:
 
 
 def _operations(number: float) -> str:
-    return f"{number / 1e9:.3f} G"
+    giga = number / 1e9
+    return f"{giga:.3f} G" if giga >= 0.1 else f"{1e3 * giga:.3g} M"
 
 
-def _tera(number: float) -> str:
+def _of_training(number: float) -> str:
     tera = number / 1e12
-    return f"{tera:,.1f} T" if tera >= 1 else f"{tera:.2g} T"
+    return f"{tera:,.1f} T" if tera >= 1 else _operations(number)
 
 
 _SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
@@ -56,7 +57,7 @@ COST = (
     Figure("tokens_per_second", "tokens/s", _thousands),
     Figure("steps", "steps", _thousands),
     Figure("fit_steps", "steps of regression", _thousands),
-    Figure("training_flops", "operations of training", _tera),
+    Figure("training_flops", "operations of training", _of_training),
     Figure("best_step", "best step", _thousands),
 )
 

@@ -10,14 +10,17 @@ model, a task's own metric otherwise.
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import rich.console
 import rich.table
+from rich.cells import cell_len
+from rich.text import Text
 
 from kd_jax.evals import pairs
 from kd_jax.evals.quantities import MISSING, Figure, Figures, Stages, cost, quality, the_primary
 
+_LABEL = 20  # characters of a label that must fit beside the figures; a longer one is wrapped
 REFERENCE = "teacher"  # the stage that others are measured against; never printed as the best
 
 
@@ -33,17 +36,41 @@ class Table:
     spans: tuple[tuple[str, int], ...] = ()  # headings over the columns after the labels
 
     def print(self) -> None:
-        """To the screen, or unwrapped where the output is no terminal."""
+        """To the screen, in parts where it is wider; whole where the output is no terminal."""
         console = rich.console.Console()
         if not console.is_terminal:
-            console = rich.console.Console(width=250)
-        table = rich.table.Table(title=self.title, title_justify="left")
-        for i, name in enumerate(self._names()):
-            justify = "left" if i < self.labels else "right"
-            table.add_column(name, justify=justify, overflow="fold")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
+            console = rich.console.Console(width=10_000)
+        if self.title:
+            console.print(Text(self.title, "italic"))
+        for columns, widths in self._parts(console.width):
+            table = rich.table.Table()
+            for j in columns:
+                justify, width = "left" if j < self.labels else "right", widths.get(j)
+                name = Text(self._names()[j])
+                table.add_column(name, justify=justify, overflow="fold", width=width)
+            for row in self.rows:
+                if any(row[j] for j in columns[self.labels :] or columns):
+                    table.add_row(*(Text(row[j]) for j in columns))
+            console.print(table)
+
+    def _parts(self, width: int) -> Iterator[tuple[list[int], dict[int, int]]]:
+        """Columns that fit beside each other, each time after the labels, and the widths of those
+        that must not be wrapped: a figure is never broken, a heading between its words."""
+        cells = [[cell_len(cell) for cell in column] for column in zip(*self.rows, strict=True)]
+        names, labels = self._names(), [*range(self.labels)]
+        if sum(max(cell_len(n), *c) + 3 for n, c in zip(names, cells, strict=True)) < width:
+            yield [*range(len(names))], {}
+            return
+        words = [max(map(cell_len, [*name.split(), ""])) for name in names]
+        needed = {j: max(words[j], *cells[j]) for j in range(self.labels, len(names))}
+        room = width - 1 - sum(min(max(words[j], *cells[j]), _LABEL) + 3 for j in labels)
+        part: list[int] = []
+        for j in needed:
+            if part and sum(needed[i] + 3 for i in [*part, j]) > room:
+                yield labels + part, needed
+                part = []
+            part.append(j)
+        yield labels + part, needed
 
     def markdown(self) -> str:
         """The title and a Markdown table, ending in a newline."""

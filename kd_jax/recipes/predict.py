@@ -6,6 +6,7 @@ length, and written in the order of the input.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -94,7 +95,7 @@ def predict_file(
     params = jax.device_put(params, NamedSharding(mesh, P()))
     student = Model(params, described.abstract().graphdef)
     bar, buckets = ProgressBar("predict", 0, len(found)), ()
-    with outputs.writing(written) as write:
+    with contextlib.closing(bar), outputs.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
             made = _encode(reader, found, part)
@@ -109,7 +110,6 @@ def predict_file(
             else:
                 about = labels_of(np.stack(logits), described.config.labels)
             write(_numbered(about, part.start, found))
-    bar.close()
     return {
         "model": described.name,
         "commit": described.commit,

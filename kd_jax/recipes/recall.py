@@ -8,6 +8,7 @@ those before it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -110,12 +111,12 @@ class Recall:
     ) -> Iterator[tuple[Batch, Signal]]:
         """Adds a model to the mean of the n before it."""
         bar = ProgressBar(f"logits of {what}", 0, self._rows.steps)
-        for step, batch in enumerate(self._rows.batches(), 1):
-            given = None if before is None else {OTHERS: before.of(batch)}
-            found = self._step(model, batch.replace(signals=given), n, self.k)
-            yield _to_host((batch, found))
-            bar.update(step, {}, 0.0)
-        bar.close()
+        with contextlib.closing(bar):
+            for step, batch in enumerate(self._rows.batches(), 1):
+                given = None if before is None else {OTHERS: before.of(batch)}
+                found = self._step(model, batch.replace(signals=given), n, self.k)
+                yield _to_host((batch, found))
+                bar.update(step, {}, 0.0)
 
     def _step(self, model: Model, batch: Batch, n: int, k: int) -> Signal:
         setup = self._setup

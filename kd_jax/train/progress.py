@@ -1,11 +1,25 @@
 """What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
 
+import re
+import sys
+import textwrap
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINE_SECONDS = 10.0  # between lines where the output is no terminal
+_BAR, _REST = 16, 12  # columns of the bar; of the time left and the gaps
+
+
+def wrapped(text: str, width: int) -> str:
+    """Breaks a text between words into lines of at most `width` columns; a number stays beside the
+    word before it, and a word that is wider, as a path may be, stays whole."""
+    kept = re.sub(r"(?<=\w) (?=-?\d)", "\xa0", text)
+    lines = textwrap.wrap(
+        kept, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def _duration(seconds: float) -> str:
@@ -15,7 +29,11 @@ def _duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """Progress of one stage from step `start` to `steps`, with losses and tokens a second."""
+    """Progress of one stage from step `start` to `steps`, with losses and tokens a second.
+
+    A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
+    is printed meanwhile, and logged (`cli.start_jax`).
+    """
 
     def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
         self._console = console or Console()
@@ -24,39 +42,53 @@ class ProgressBar:
             None  # step and time after the first, which compiles
         )
         self._last_line = time.monotonic()
-        self._bar = None
+        self._bar, self._line = None, ""
         if self._console.is_terminal:
             columns = [
                 TextColumn("[bold]{task.description}"),
-                BarColumn(),
+                BarColumn(_BAR),
                 TextColumn("{task.completed}/{task.total} {task.fields[status]}"),
                 TimeRemainingColumn(compact=True),
             ]
-            self._bar = Progress(*columns, console=self._console, transient=False)
+            self._bar = Progress(
+                *columns,
+                console=self._console,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),  # what goes to a file stays there
+            )
             self._task = self._bar.add_task(stage, total=steps, completed=start, status="")
             self._bar.start()
 
     def update(self, step: int, losses: dict[str, float], tokens_per_second: float) -> None:
         """`step` steps are done."""
-        status = "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        found = [f"{name} {value:.4g}" for name, value in losses.items()]
         if tokens_per_second:
-            status += f"  {tokens_per_second:,.0f} tokens/s"
+            found.append(f"{tokens_per_second:,.0f} tokens/s")
+        self._line = "  ".join([f"{self._stage} {step}/{self._steps}", *found])
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, status=status)
+            room = self._console.width - len(f"{self._stage} {step}/{self._steps}") - _BAR - _REST
+            while len(found) > 1 and len("  ".join(found)) > room:
+                del found[-2 if len(found) > 2 else -1]  # the last of the terms
+            self._bar.update(self._task, completed=step, status="  ".join(found))
             return
         now = time.monotonic()
         self._first = self._first or (step, now)
         if now - self._last_line >= _LINE_SECONDS or step == self._steps:
-            self._last_line = now
-            if step > self._first[0]:
+            self._last_line, line = now, self._line
+            if self._first[0] < step < self._steps:
                 seconds = (now - self._first[1]) / (step - self._first[0])
-                status += f"  {_duration(seconds * (self._steps - step))} left"
-            self.say(f"{self._stage} {step}/{self._steps}  {status}")
+                line += f"  {_duration(seconds * (self._steps - step))} left"
+            self.say(line)
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        if self._console.is_terminal:
+            text = wrapped(text, self._console.width)
+        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+            if self._line:
+                self.say(self._line)
+            self._bar = None

@@ -30,9 +30,8 @@ def check(name):
     if found.config.recipe in _OWN:
         _OWN[found.config.recipe](found)
         return
-    stages, teachers = set(found.config.stages), {"teacher", *found.config.get("teachers", {})}
-    if found.config.recipe in ("finetune", "substitute", "prune"):
-        stages |= teachers  # judged also where they are taken as they come
+    teachers = {"teacher", *found.config.get("teachers", {})}
+    stages = {*found.config.stages, *teachers}  # judged also where they are taken as they come
     if "prune" in stages:
         stages |= {"one_shot"}
     assert set(found.results["stages"]) == stages

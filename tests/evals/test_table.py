@@ -1,3 +1,7 @@
+import re
+
+import pytest
+
 from kd_jax.evals import quantities, span, table
 from tests.evals.example_run import classifier, figures
 
@@ -96,6 +100,44 @@ def test_prints_unwrapped_to_a_file(capsys):
     assert "a long label " * 5 in capsys.readouterr().out
 
 
+@pytest.fixture
+def screen(monkeypatch, capsys):
+    """Lines of a table on a terminal."""
+
+    def show(found, width):
+        for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(width)}.items():
+            monkeypatch.setenv(name, value)
+        found.print()
+        return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    return show
+
+
+def test_a_title_is_as_wide_as_the_screen_not_as_the_table(screen):
+    title = "a title of many words that says what the table below it is about"
+    assert screen(table.Table(title, ["", "a"], [["x", "1"]]), 80)[0] == title
+
+
+def test_a_table_that_is_too_wide_comes_in_parts_with_whole_figures(screen):
+    runs = [run(2.5), run(2.6), run(3.1)]
+    found = table.of_groups({"a label of several words": runs, "b": runs})
+    for width in (80, 120):
+        lines = screen(found, width)
+        assert max(map(len, lines)) <= width
+        for row in found.rows:
+            for cell in row[2:]:
+                assert any(cell in line for line in lines)
+        headings = [line for line in lines if line.startswith("┏")]
+        assert len(headings) == {80: 3, 120: 2}[width]
+        assert sum("baseline" in line.split() for line in lines) >= 2 * (len(headings) - 1)
+
+
+def test_names_are_shown_as_they_are(screen):
+    found = table.Table("[bold]", ["", "[a]"], [["[/b]", "1"]])
+    text = "\n".join(screen(found, 80))
+    assert all(name in text for name in ("[bold]", "[a]", "[/b]"))
+
+
 def test_the_best_cells_stand_out():
     found = table.Table("", ["", "a", "b"], [["x", "1", "2"]], best=frozenset({(0, 2)}))
     assert found.markdown().endswith("| x | 1 | **2** |\n")
@@ -117,6 +159,16 @@ def test_units_follow_the_figures():
     assert keys({"loss": 1, "pearson": 2})["loss"].title == "mean squared error"
     assert keys({"f1": 0.912345})["f1"].show(0.912345) == "0.9123"
     assert keys({"f1": 91.2345, "exact_match": 85.0})["f1"].show(91.2345) == "91.23"
+
+
+def test_few_operations_are_not_none():
+    shown = {figure.key: figure.show for figure in quantities.COST}
+    assert [shown["flops_per_sample"](x) for x in (4.0961e9, 1e8, 3.21e6, 5e3)] == [
+        *("4.096 G", "0.100 G", "3.21 M", "0.005 M")
+    ]
+    assert [shown["training_flops"](x) for x in (4.7e12, 5.5e11, 5.5e8, 0)] == [
+        *("4.7 T", "550.000 G", "0.550 G", "0 M")
+    ]
 
 
 def test_every_figure_of_quality_has_a_better_side():
