@@ -15,9 +15,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # the single files of layer 0 may import each other.
 LAYER = {
     **dict.fromkeys("errors types plugins precision ranges schedules storage".split(), 0),
-    **dict.fromkeys("config smoke samples experiments".split(), 0),  # what configs/ is made of
+    **dict.fromkeys("config experiments".split(), 0),
     **dict.fromkeys("models objectives data evals".split(), 1),
-    **dict.fromkeys("tasks teachers train".split(), 2),
+    **dict.fromkeys("tasks teachers train smoke samples".split(), 2),
     **dict.fromkeys("recipes cli".split(), 3),
     **dict.fromkeys("__main__ main evaluate export compare plan predict".split(), 4),
 }

@@ -2,7 +2,7 @@
 
 import tempfile
 
-from configs import samples
+from kd_jax import samples
 
 
 def contents(root):

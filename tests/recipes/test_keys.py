@@ -6,7 +6,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from kd_jax import config as common
 from kd_jax.errors import UserError
 from kd_jax.recipes import keys
 from kd_jax.recipes.stage import stages
