@@ -17,8 +17,8 @@ LAYER = {
     **dict.fromkeys("errors types plugins precision ranges schedules storage".split(), 0),
     **dict.fromkeys("config experiments".split(), 0),
     **dict.fromkeys("models objectives data evals".split(), 1),
-    **dict.fromkeys("tasks teachers train smoke samples".split(), 2),
-    **dict.fromkeys("recipes cli".split(), 3),
+    **dict.fromkeys("tasks teachers train samples".split(), 2),
+    **dict.fromkeys("recipes cli smoke".split(), 3),
     **dict.fromkeys("__main__ main evaluate export compare plan predict".split(), 4),
 }
 # A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.
