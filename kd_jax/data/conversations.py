@@ -75,7 +75,7 @@ def _check_calls(calls: Any, place: str) -> None:
 def digest(conversations: Sequence[Conversation], tools: Sequence[Tools | None] = ()) -> str:
     """A hash of all conversations, and their tools, in their order."""
     found = hashlib.blake2b(digest_size=16)
-    for part in (*conversations, *filter(None, tools)):
+    for part in (*conversations, *([tools] if any(tools) else [])):
         line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
         found.update(len(line).to_bytes(8, "little"))
         found.update(line)

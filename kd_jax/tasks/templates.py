@@ -2,10 +2,10 @@
 
 What an assistant writes is learnt: what the template shows of its message behind the prompt for an
 answer (thoughts, content, tool calls), and the special token that ends its turn. The template's
-other words, the tools and all other messages are not. The tokens are those that a chat program makes: the template's special
-tokens become themselves, and text is tokenised between them, begun anew where an assistant begins
-to write. A special token's name inside a message stays text, so that nobody ends a turn from
-within.
+other words, the tools and all other messages are not. The tokens are those that a chat program
+makes: the template's special tokens become themselves, and text is tokenised between them, begun
+anew where an assistant begins to write. A special token's name inside a content stays text, so that
+nobody ends a turn from within.
 """
 
 import contextlib
@@ -27,6 +27,10 @@ _PRIVATE = 0xF0000  # characters of Unicode's private use, which stand for messa
 _MARK = chr(_PRIVATE)
 # What an assistant may write beside its content.
 _WRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_UNLIKE = (
+    "the chat template begins or ends thoughts and tool calls unlike other answers, so that what "
+    "of them is to be learnt cannot be told: take another template, or leave them out"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Template:
             raise UserError(f"turns={turns!r}; have: all, last")
         self.tokenizer = tokenizer
         self.turns = turns
+        self._shows = functools.cache(self._probe)
         self._ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._ids |= {
             str(token): number
@@ -115,10 +120,29 @@ class Template:
     def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
         """What the template writes between two messages, of which those to be learnt are given."""
         ends = 0 if after is None else self._ends(words, after)
-        begins = -1 if before is None or not self._prompt else words.rfind(self._prompt, ends)
-        begins = len(words) if begins < 0 else begins + len(self._prompt)
+        begins = len(words) if before is None else self._begins(words, ends, before)
         parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
         return [piece for text, learnt in parts for piece in self._split(text, learnt)]
+
+    def _begins(self, words: str, ends: int, message: Message) -> int:
+        """Where in the words before a message, from `ends` on, the assistant begins to write."""
+        prompt, _ = self._turn
+        if prompt and (at := words.rfind(prompt, ends)) >= 0:
+            return at + len(prompt)
+        thoughts = [message[field] for field in _WRITTEN[1:] if isinstance(message.get(field), str)]
+        if _is_call(message) or any(text.strip() in words for text in thoughts):
+            raise UserError(_UNLIKE)
+        return len(words)
+
+    def _ends(self, words: str, message: Message) -> int:
+        """Where in the words behind a message the assistant's turn ends: after the special token
+        that follows its content, or tool calls."""
+        if not message.get("tool_calls"):
+            return len(_first(self._special, words))
+        _, end = self._turn
+        if not end or end not in words:
+            raise UserError(_UNLIKE)
+        return words.index(end) + len(end)
 
     def _split(self, words: str, learnt: bool) -> Iterator[Piece]:
         at = 0
@@ -128,43 +152,30 @@ class Template:
             at = match.end()
         yield Piece(words[at:], False, learnt)
 
-    def _ends(self, words: str, message: Message) -> int:
-        """Where in the words behind a message what the assistant wrote ends: after the special
-        token that follows its content, or tool calls."""
-        if not message.get("tool_calls"):
-            return len(_first(self._special, words))
-        end = words.find(self._end) if self._end else -1
-        if end < 0:
-            raise UserError(
-                "the chat template ends tool calls unlike other answers, so that kd_jax cannot tell "
-                "what of them to learn: take a template that ends every turn with one special token"
+    @functools.cached_property
+    def _turn(self) -> tuple[str, str]:
+        """What an assistant writes after, and the special token behind it; "" where unknown.
+
+        The former is the template's prompt for an answer; where it has none, the words before a
+        user's message, said of the assistant; or else those between the two.
+        """
+        asked, answer = {"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}
+        try:
+            before, between, after = self._render([asked, answer]).split(_MARK)
+            plain = self._render([asked])
+            prompt = self._render([asked], add_generation_prompt=True).removeprefix(plain)
+        except (UserError, ValueError):
+            return "", ""
+        if not prompt:
+            mine, other = (
+                words[max([match.start() for match in self._special.finditer(words)], default=0) :]
+                for words in (before, between)
             )
-        return end + len(self._end)
+            mine = mine.replace("user", "assistant") if "user" in mine else ""
+            prompt = mine or other.rstrip(" ")  # which may be there or not
+        return prompt, _first(self._special, after).strip()
 
-    @functools.cached_property
-    def _prompt(self) -> str:
-        """After what the assistant is to write: the template's prompt for an answer; where it has
-        none, the words before a user's message, said of the assistant."""
-        asked = [{"role": "user", "content": _MARK}]
-        with contextlib.suppress(UserError):
-            plain = self._render(asked)
-            prompt = self._render(asked, add_generation_prompt=True).removeprefix(plain)
-            before = plain.partition(_MARK)[0]
-            last = max([match.start() for match in self._special.finditer(before)], default=0)
-            own = before[last:]
-            return prompt or (own.replace("user", "assistant") if "user" in own else "")
-        return ""
-
-    @functools.cached_property
-    def _end(self) -> str:
-        """The special token that ends an assistant's turn, "" where there is none."""
-        with contextlib.suppress(UserError):
-            said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-            return _first(self._special, self._render(said).rpartition(_MARK)[2]).strip()
-        return ""
-
-    @functools.cache  # noqa: B019: a template lives as long as the run
-    def _shows(self, field: str) -> bool:
+    def _probe(self, field: str) -> bool:
         """Whether the template shows a field of an assistant's message, as far as can be told."""
         call = {"id": "123456789", "type": "function", "function": {"name": _MARK, "arguments": {}}}
         answer = {"role": "assistant", "content": "b"}
@@ -238,9 +249,14 @@ def _first(special: re.Pattern, words: str) -> str:
     return words[: match.end()] if match and not words[: match.start()].strip() else ""
 
 
+def _is_call(message: Message) -> bool:
+    """Whether there are tool calls and nothing else."""
+    return not message["content"] and bool(message.get("tool_calls"))
+
+
 def _text(message: Message) -> str:
     """What stands for a message in its text: its content, or the name of its first call."""
-    if message["content"] or not message.get("tool_calls"):
+    if not _is_call(message):
         return message["content"]
     call = message["tool_calls"][0]
     return call.get("function", call)["name"]
@@ -248,7 +264,7 @@ def _text(message: Message) -> str:
 
 def _with_text(message: Message, text: str) -> Message:
     """The message with another `_text`."""
-    if message["content"] or not message.get("tool_calls"):
+    if not _is_call(message):
         return {**message, "content": text}
     call, *others = message["tool_calls"]
     named = {**call.get("function", call), "name": text}
