@@ -145,7 +145,11 @@ class Glue(ClassificationTask):
         values = found.columns.get(label)
         if original and "index" in found.columns and values is None:  # test.tsv
             labels_N = None
-        elif not original and set(found.column(label, key)) <= {-1, -1.0}:  # the hub's test split
+        elif not original and set(found.column(label, key)) <= {
+            None,
+            -1,
+            -1.0,
+        }:  # the hub's test split
             labels_N = None
         elif self.regression:
             labels_N = numbers(found.column(label, key), found.place, 0.0, 5.0)
