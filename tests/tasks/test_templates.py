@@ -198,7 +198,7 @@ def test_calls_of_templates_whose_prompt_is_the_end_of_a_question(tmp_path):
             None,
             "the special token '<|im_end|>' st",
         ),
-        (THINKS, said("a"), [{"name": "<|im_end|>"}], "the special token '<|im_end|>' stands in"),
+        (THINKS, said("a"), [{"<|im_end|>": "name"}], "the special token '<|im_end|>' stands in"),
         (
             THINKS.replace("{% endfor %}<|im_end|>", "{% endfor %}"),
             said(tool_calls=[CALL]),
