@@ -26,11 +26,13 @@ def test_flags(calls, capsys):
     predict.main(files)
     more = "--revision=v1 --text=a --pair=b --batch_size=8 --precision=bf16 --null_threshold=-1.5"
     predict.main([*files, *more.split()])
+    predict.main([*files, "--delimiter=;", "--keep_empty"])
     assert calls == [
         ("m", None, "in.csv", "out.csv", Options()),
         ("m", "v1", "in.csv", "out.csv", Options("a", "b", 8, "bf16", -1.5)),
+        ("m", None, "in.csv", "out.csv", Options(delimiter=";", keep_empty=True)),
     ]
-    assert capsys.readouterr().out == "wrote out.csv: 1,234 rows in 5.6 s\n" * 2
+    assert capsys.readouterr().out == "wrote out.csv: 1,234 rows in 5.6 s\n" * 3
 
 
 def test_a_mistake_is_one_line(monkeypatch, capsys):

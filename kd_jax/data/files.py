@@ -230,7 +230,7 @@ def _table(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
             blank = []
             yield f"{file}, row {number}", dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{file}, after row {number}: {error}") from None
+        raise UserError(f"{file}, row {number + 1}: {error}") from None
 
 
 def _quoted(file: Path, delimiter: str) -> Iterator[list[str]]:

@@ -42,9 +42,13 @@ def documents(spec: dict, where: str) -> Documents:
 
 
 def rows(spec: dict, where: str) -> Table:
-    """All columns of the split, classes as their numbers. Raises UserError like `documents`."""
+    """All columns of the split, classes as their numbers, None where there is none (the hub's -1).
+    Raises UserError like `documents`."""
     table, name, commit = _load(spec, where)
     columns = {column: list(table[column]) for column in table.column_names}
+    for column, feature in table.features.items():
+        if hasattr(feature, "names"):
+            columns[column] = [None if value == -1 else value for value in columns[column]]
     return Table(name, columns, lambda row: f"{name}, row {row}", commit)
 
 

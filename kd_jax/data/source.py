@@ -26,13 +26,7 @@ from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 
 DEFAULTS = dict(
-    source="files",
-    path=None,
-    name=None,
-    split=None,
-    text="text",
-    delimiter=None,
-    revision=None,
+    source="files", path=None, name=None, split=None, text="text", delimiter=None, revision=None
 )
 
 

@@ -146,8 +146,8 @@ class Glue(ClassificationTask):
         values = found.columns.get(label)
         if original and "index" in found.columns and values is None:  # test.tsv
             labels_N = None
-        elif not original and set(found.column(label, key)) <= {-1, -1.0}:  # the hub's test split
-            labels_N = None
+        elif not original and all(v in (None, -1) for v in found.column(label, key)):
+            labels_N = None  # the hub's test split
         elif self.regression:
             labels_N = numbers(found.column(label, key), found.place, 0.0, 5.0)
         else:

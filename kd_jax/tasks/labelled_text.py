@@ -93,7 +93,7 @@ class LabelledText(ClassificationTask):
         given = self.config["labels"]
         if hasattr(given, "items"):
             return tuple(dict.fromkeys(str(name) for _, name in _in_order(given)))
-        return tuple(self._known)
+        return tuple(self._known if given is None else map(str, given))
 
     @property
     def metrics(self) -> tuple[str, ...]:

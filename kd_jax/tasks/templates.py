@@ -273,11 +273,11 @@ def _with_text(message: Message, text: str) -> Message:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in lists and dicts, however deep."""
+    """All texts in lists and dicts, keys included, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
             yield from _strings(part)
 
 

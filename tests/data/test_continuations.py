@@ -196,3 +196,19 @@ def test_values_come_back_by_stretch():
     rows = Rows(made, 10, owners)
     found = {r: np.arange(10.0 * r, 10.0 * r + rows.branches) for r in range(len(rows))}
     np.testing.assert_array_equal(rows.by_stretch(found), [0, 1, np.nan, 10, 20, 21])
+
+
+def test_a_token_behind_every_text_is_no_part_of_what_is_scored(beginning):
+    backend, name = beginning.backend_tokenizer, beginning.eos_token
+    texts = asked(("the quick", ("brown", "dog")), ("", ("the fox", "dog")))
+    plain, _ = continuations.endings(beginning, texts)
+    ids = continuations.begun(beginning, ["the fox", ""])
+    kept = backend.post_processor
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{name} $A {name} {name}", special_tokens=[(name, beginning.eos_token_id)]
+    )
+    assert beginning("the fox")["input_ids"] == [*ids[0], *[beginning.eos_token_id] * 2]
+    found, _ = continuations.endings(beginning, texts)
+    assert continuations.begun(beginning, ["the fox", ""]) == ids
+    backend.post_processor = kept
+    assert pieces(found) == pieces(plain)

@@ -1,5 +1,8 @@
 """Rows of messages that are no conversations are refused, by name of the row."""
 
+import datetime
+import json
+
 import pytest
 
 from kd_jax.data import conversations
@@ -48,3 +51,40 @@ def test_the_digest_tells_order_and_words_apart():
     one, other = [ASKED, ANSWERED], [ASKED, ANSWERED, ASKED]
     found = {conversations.digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
     assert len(found) == 4
+
+
+CALL = {"function": {"name": "add", "arguments": {"a": 3}}}
+
+
+def test_calls_need_no_content_and_nothing_is_left_of_null():
+    said = {"role": "assistant", "content": None, "tool_calls": [CALL], "name": None}
+    asked = ASKED | {"tool_calls": None}
+    assert read([asked, said]) == [
+        [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    ]
+    for calls in ("add", [{"function": "add"}], [{"name": 1}]):
+        with pytest.raises(
+            UserError, match="row 1, message 1: .* in tool_calls is no call of a na"
+        ):
+            read([ASKED, ANSWERED | {"tool_calls": calls}])
+
+
+def test_tools_are_lists_or_their_json():
+    schema = {"type": "function", "function": {"name": "add"}}
+    values = [[schema], json.dumps([schema]), None, "", []]
+    with_tools = Table("t", {"tools": values}, lambda i: f"t, row {i + 1}")
+    assert conversations.tools(with_tools) == [[schema], [schema], None, None, None]
+    assert conversations.tools(table([ASKED], [ASKED])) == [None, None]
+    for value, message in [
+        ("[", "row 1, tools is not JSON"),
+        (["add"], "row 1, tools: want a list"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            conversations.tools(Table("t", {"tools": [value]}, lambda i: f"t, row {i + 1}"))
+
+
+def test_the_digest_tells_tools_apart_and_takes_dates():
+    one = [ASKED, ANSWERED | {"at": datetime.date(2024, 1, 1)}]
+    rows, tool = [one, one], [{"name": "add"}]
+    given = ([], [None, None], [tool, None], [None, tool])
+    assert len({conversations.digest(rows, tools) for tools in given}) == 3

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kd_jax.data import hub, source
+from kd_jax.data import hub, source, table
 from kd_jax.errors import UserError
 
 ROWS = ["", " = One = \n", "", " text \n", " = Two = \n", " more \n"]
@@ -174,3 +174,16 @@ def test_offline_mode_goes_to_the_cache(monkeypatch):
     with pytest.raises(UserError, match="'some/dataset'.*Couldn't reach it.*HF_HUB_OFFLINE"):
         read("some/dataset", revision="v1")
     assert asked == ["v1"]
+
+
+def test_rows_without_a_class_have_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        label=datasets.ClassLabel(names=["no", "yes"]), number=datasets.Value("int64")
+    )
+    rows = {"label": [1, -1, 0], "number": [1, -1, 0]}
+    (tmp_path / "own").mkdir()
+    file = tmp_path / "own" / "train.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+    found = table.read({"source": "hub", "path": str(tmp_path / "own")}, "data.train")
+    assert found.columns == {"label": [1, None, 0], "number": [1, -1, 0]}

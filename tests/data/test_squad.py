@@ -110,3 +110,19 @@ def test_bad_files(tmp_path):
             squad.read(tmp_path / "a.json")
     with pytest.raises(UserError, match="paragraph 1: |the context is ''"):
         squad.read(write(tmp_path / "a.json", entry(), context=""))
+
+
+@pytest.mark.parametrize("context", ["\u200b\u00ad", "\x02 \t"])
+def test_a_context_that_shows_nothing_is_empty(tmp_path, context):
+    file = write(tmp_path / "a.json", entry(answers=(), is_impossible=True), context=context)
+    with pytest.raises(UserError, match="a.json, question 'q1': the context is .* must be text"):
+        squad.read(file)
+
+
+def test_json_is_read_as_strictly_as_elsewhere(tmp_path):
+    file = write(tmp_path / "a.json", entry(), context=CONTEXT + " \ud83d")
+    with pytest.raises(UserError, match=r"a.json holds half of a character, \\ud83d, after "):
+        squad.read(file)
+    (tmp_path / "b.json").write_text('{"data": [], "data": []}')
+    with pytest.raises(UserError, match="b.json: an object has the key 'data' twice"):
+        squad.read(tmp_path / "b.json")

@@ -84,3 +84,22 @@ def test_a_row_needs_room(tokenizer):
     windows(tokenizer, [question()], 17 + special, 8, 8)
     with pytest.raises(UserError, match=f"seq_len={16 + special} must be at least {17 + special}"):
         windows(tokenizer, [question()], 16 + special, 8, 8)
+
+
+def test_a_context_without_a_token_is_named(tokenizer):
+    silent = type("Silent", (), {"__call__": lambda self, *a, **k: SilentRows(), "pad_token": None})
+    silent.num_special_tokens_to_add = lambda self, pair: 3
+    with pytest.raises(
+        UserError, match="^row 8: the tokenizer makes no token of the context 'w00 "
+    ):
+        windows(silent(), [question()], 28, 8, 8, lambda i: f"row {i + 8}")
+
+
+class SilentRows(dict):
+    """What a tokenizer gives that drops every character of the contexts."""
+
+    def __init__(self):
+        super().__init__(input_ids=[[1, 2]], overflow_to_sample_mapping=[0], offset_mapping=[[]])
+
+    def sequence_ids(self, row):
+        return [None, 0, None]

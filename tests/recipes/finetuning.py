@@ -3,6 +3,7 @@ stage."""
 
 import contextlib
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,6 +52,12 @@ def larger_tokenizer(folder: Path) -> str:
     words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] * 3
     text.train_tokenizer("wordpiece", words, 160, path)
     return str(path)
+
+
+def one_token_type(folder: Path) -> None:
+    """Lets a checkpoint's config.json say so."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"type_vocab_size": 1}))
 
 
 def config(*stages: str, task: str = "agnews", **changes):

@@ -80,6 +80,10 @@ def mistakes():
             lambda c, _: c.update(teachers={"student": finetuning.teacher("")}),
             r"config\.teachers\.student: a stage has this name",
         ),
+        "squad: types of tokens that the student lacks": (
+            lambda c, _: c.student.update(architecture=dict(type_vocab_size=1)),
+            r"student .* has 1 token types \(type_vocab_size\), its tokenizer gives .* 0 to 1",
+        ),
         "states of another tokenizer": (
             states,
             "other .* has another tokenizer than the student, and a loss on hidden states",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,15 @@ def test_a_checkpoint_with_another_tokenizer_s_files(student, tmp_path, capsys):
     assert text.has_tokenizer(model)
     line = refused(capsys, f"--model={model}", "--task=agnews", f"--data={NEWS}")
     assert "has a vocabulary of 96, its tokenizer has ids up to" in line
+
+
+def test_pairs_for_a_checkpoint_without_a_second_token_type(student, tmp_path, capsys):
+    model = Path(shutil.copytree(student, tmp_path / "model"))
+    finetuning.one_token_type(model)
+    rows = "text\tpair\tlabel\npoor market\tgreat city\tWorld\n"
+    (tmp_path / "own.tsv").write_text(rows)
+    flags = [f"--model={model}", "--task=text", f"--data={tmp_path / 'own.tsv'}"]
+    assert "has 1 token types" in refused(capsys, *flags, "--pair=pair")
 
 
 def test_every_task_has_a_name():

@@ -1,9 +1,16 @@
 import csv
+import datetime
+import decimal
 import json
 import math
+import re
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import transformers
@@ -12,11 +19,12 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import predict
+from kd_jax.recipes import inputs, predict
 from kd_jax.recipes.predict import Options, predict_file
 from kd_jax.tasks import text
 from tests import smoke
 from tests.models import tiny
+from tests.recipes import finetuning
 
 TEXTS = [f"row {i} is {'good' if i % 3 else 'bad'}" + " really" * (i % 9) for i in range(70)]
 CONTEXT = "the good row is really a bad row " * 9
@@ -108,6 +116,12 @@ def test_scores_of_a_regression(tmp_path):
     source.write_text(f"{TEXTS[0]}\n{TEXTS[1]}\n")
     predict_file(model, None, str(source), str(target), Options())
     assert [sorted(row) for row in lines(target)] == [["index", "score"]] * 2
+    source.write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n")
+    scored = lines(target)
+    predict_file(model, None, str(source), str(target), Options(keep_empty=True))
+    kept = lines(target)
+    assert [row["index"] for row in kept] == [0, 1, 2] and kept[1]["score"] is None
+    assert [kept[0]["score"], kept[2]["score"]] == [row["score"] for row in scored]
 
 
 def test_answers_are_those_of_the_task(reader, tmp_path):
@@ -150,6 +164,11 @@ def test_a_threshold_leaves_questions_unanswered(reader, tmp_path):
     assert (never["answer"], never["start"], never["end"]) == ("", None, None)
     assert never["probability"] == never["no_answer"] == always["no_answer"]
     assert "id" not in always and always["answer"]
+    rows.append({"question": "is row 2 good", "context": "\u200b"})
+    source = write(tmp_path / "questions.jsonl", rows)
+    predict_file(reader, None, source, str(target), Options(null_threshold=1e9, keep_empty=True))
+    assert lines(target)[0] == always
+    assert lines(target)[1] == dict.fromkeys(always) | {"index": 1}
 
 
 def test_the_same_characters_count_once():
@@ -166,6 +185,11 @@ def test_the_same_characters_count_once():
 def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
     target = tmp_path / "out.jsonl"
     good = write(tmp_path / "good.jsonl", [{"text": "a"}])
+    cells = tmp_path / "cells.csv"
+    cells.write_text('text\na\n""\nb\n""\n')
+    semicolons = tmp_path / "semicolons.csv"
+    semicolons.write_text("text;id\na;1\n")
+    hidden = write(tmp_path / "hidden.jsonl", [{"question": "a", "context": "\u200b\u00ad"}])
     empty = write(tmp_path / "empty.jsonl", [{"text": "a"}, {"text": " "}])
     blank = tmp_path / "blank.txt"
     blank.write_text("a\n\nb\n")
@@ -176,6 +200,13 @@ def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
         (classifier, str(tmp_path / "none.csv"), {}, "none.csv: no such file"),
         (classifier, str(blank), {}, "blank.txt, line 2: the text is empty"),
         (classifier, empty, {}, "empty.jsonl, line 2: the text is empty"),
+        (
+            classifier,
+            str(cells),
+            {},
+            "cells.csv, row 3: the text is empty; remove the row (one of 2)",
+        ),
+        (classifier, str(semicolons), {}, "row 1: .* set delimiter=';' .*(--delimiter of predict)"),
         (classifier, good, {"text": "x"}, "no column 'x'; set --text to one of: text"),
         (classifier, good, {"pair": "y"}, "no column 'y'; set --pair to one of: text"),
         (classifier, str(blank), {"text": "x"}, "has no columns"),
@@ -183,12 +214,13 @@ def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
         (classifier, good, {"batch_size": 12}, "--batch_size=12 cannot be divided among 8"),
         (reader, good, {}, "no column 'question'"),
         (reader, asked, {}, "asked.jsonl, line 1: the question is empty"),
+        (reader, hidden, {}, "hidden.jsonl, line 1: the context is empty; remove the row"),
         (reader, str(blank), {}, "cannot read .txt here; have: .csv"),
         (reader, str(squad), {}, "squad.json, paragraph 1 has no 'qas'"),
         (reader, good, {"pair": "y"}, "--text and --pair do not go with"),
     ]
     for model, source, options, message in cases:
-        with pytest.raises(UserError, match=message.replace("*", r"\*")):
+        with pytest.raises(UserError, match=re.sub("[()]|[*](?=F)", r"\\\g<0>", message)):
             predict_file(model, None, source, str(target), Options(**options))
     assert not target.exists() and not list(tmp_path.glob("*.tmp"))
     with pytest.raises(UserError, match="none.csv: no such file"):
@@ -229,3 +261,58 @@ def test_nothing_is_left_after_an_error(classifier, tmp_path, monkeypatch):
         predict_file(classifier, None, source, str(tmp_path / "out.csv"), Options())
     assert (tmp_path / "out.csv").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
+
+
+def test_an_empty_row_keeps_its_place_where_that_is_asked_for(classifier, tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text(f"id;text\na;{TEXTS[0]}\nb;\n;\nd;{TEXTS[2]}\n")
+    options = Options(delimiter=";", keep_empty=True)
+    predict_file(classifier, None, str(source), str(target), options)
+    with target.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row.pop("id") for row in found] == ["a", "b", "", "d"]
+    assert [row["index"] for row in found] == ["0", "1", "2", "3"]
+    assert all(value == "" for key, value in found[1].items() if key != "index")
+    predict_file(classifier, None, str(source), str(tmp_path / "out.jsonl"), options)
+    kept = lines(tmp_path / "out.jsonl")
+    assert kept[1] == dict.fromkeys(kept[0]) | {"index": 1, "id": "b"} | {
+        "probabilities": {"bad": None, "fair": None, "good": None}
+    }
+    source = write(tmp_path / "alone.jsonl", [{"text": TEXTS[0]}, {"text": TEXTS[2]}])
+    predict_file(classifier, None, source, str(target), Options())
+    with target.open(newline="") as file:
+        alone = list(csv.DictReader(file))
+    assert [row | {"index": ""} for row in (found[0], found[3])] == [
+        row | {"index": ""} for row in alone
+    ]
+
+
+def test_ids_are_written_as_json_has_them(tmp_path):
+    day = datetime.datetime(2024, 1, 2, 3, 4)
+    ids = {
+        "dates": [day, None],
+        "numbers": [1.5, math.nan],
+        "money": [decimal.Decimal("1.50"), None],
+        "lists": [[day.date()], []],
+    }
+    want = {
+        "dates": ["2024-01-02T03:04:00", None],
+        "numbers": [1.5, None],
+        "money": ["1.50", None],
+        "lists": [["2024-01-02"], []],
+    }
+    file = tmp_path / "in.parquet"
+    for name, values in ids.items():
+        pyarrow.parquet.write_table(pyarrow.table({"id": values, "text": ["a", "b"]}), file)
+        found = inputs.texts(file, None, None, None, False).ids
+        assert found == want[name]
+        json.dumps(found, allow_nan=False)
+
+
+def test_pairs_for_a_model_without_a_second_token_type(classifier, tmp_path):
+    model = Path(shutil.copytree(classifier, tmp_path / "model"))
+    finetuning.one_token_type(model)
+    source = write(tmp_path / "in.jsonl", [{"text": "a", "pair": "b"}])
+    with pytest.raises(UserError, match="model .* has 1 token types .* 0 to 1: they do not belong"):
+        predict_file(str(model), None, source, str(tmp_path / "out.csv"), Options(pair="pair"))
+    assert not (tmp_path / "out.csv").exists()

@@ -22,6 +22,8 @@ def folder(tmp_path):
         (data / f"cbtest_{name}_test_2500ex.txt").write_text(examples)
         (data / f"cbtest_{name}_train.txt").write_text(book() * 7)
     (data / "cbt_test.txt").write_text("a book")
+    (data / ".ipynb_checkpoints").mkdir()
+    (data / ".ipynb_checkpoints" / "cbtest_CN_test-checkpoint.txt").write_text(book())
     return tmp_path
 
 

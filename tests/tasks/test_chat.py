@@ -173,3 +173,19 @@ def test_packed_rows_have_the_loss_of_single_ones(data, tokenizer, family):
         packed_slopes,
         single_slopes,
     )
+
+
+def test_the_column_tools_goes_to_the_template(tmp_path, tokenizer):
+    shows = "{{ tools | tojson if tools else '' }}" + chats.CHATML
+    own = chats.tokenizer(tmp_path, shows)
+    rows = [
+        {"messages": row, "tools": json.dumps([{"name": f"f{i}"}])} for i, row in enumerate(ROWS)
+    ]
+    file = tmp_path / "tools.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"test": {"path": str(file)}, "cache_dir": str(tmp_path / "cache")}
+    task = make(data, own, packed=False)
+    batch = task.held_out("test", 1)[3]
+    assert own.decode(batch.tokens_BT[0]).startswith('[{"name": "f3"}]<|im_start|>user')
+    file.write_text("".join(json.dumps(row | {"tools": None}) + "\n" for row in rows))
+    assert make(data, own).prepare()["test"]["digest"] != task.prepare()["test"]["digest"]

@@ -1,6 +1,7 @@
 """Tasks of labelled texts: own files, and all that they share with the other data sets."""
 
 import json
+import math
 
 import jax
 import ml_collections
@@ -261,3 +262,54 @@ def test_mistakes(data, tmp_path):
         make(one, labels=["no", "yes"]).examples("train")
     with pytest.raises(UserError, match="one.jsonl: all labels are no; there must be two classes"):
         make(one).labels  # noqa: B018
+
+
+def labels_of(path, *values, **keys):
+    """The classes and their indices, of a file with these labels."""
+    rows = [{"text": f"text {i}", "label": value} for i, value in enumerate(values)]
+    task = make({"train": write(path, rows)}, **keys)
+    return task.labels, task._whole("train").labels_N.tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("a", "b", None), r"line 3: the label is missing \(null\); give the row one or remove it"),
+        (("a", "b", math.nan), r"line 3: the label is missing \(nan\)"),
+        ((0.0, 1.0, math.nan), r"line 3: the label is missing \(nan\)"),
+        (("a", "", "b"), r"line 2: the label is missing \(''\)"),
+        (("a", "\t", "b"), "line 2: the label is missing"),
+        (([0, 2], [1]), r"line 1: the label is a list, \[0, 2\]; a row has one class"),
+        (("a", {"k": 0}), "line 2: the label is a dict, {'k': 0}"),
+        ((0, 0.37, 1), r"line 2: the label 0.37 is a real number; .* \('score',\) for a regr"),
+        (("0.5", "1.5"), "line 1: the label '0.5' is a real number"),
+        (("a", "nan"), "line 2: the label 'nan' is a real number"),
+        (("good", "bad", "good "), "line 3: the label 'good ' is 'good' but for white space or"),
+        (("Good", "bad", "good"), "line 3: the label 'good' is 'Good' but for"),
+        (("a", "b", 1), r"line 3: the label 1 is of another kind than 'a' \(.*line 1\)"),
+        ((True, False, 2), "line 3: the label 2 is of another kind than True"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_no_classes(tmp_path, values, message):
+    with pytest.raises(UserError, match=message):
+        labels_of(tmp_path / "a.jsonl", *values)
+
+
+def test_a_number_is_one_class_however_it_is_written(tmp_path):
+    file = tmp_path / "a.jsonl"
+    assert labels_of(file, 1, 0.0, 1.0, 0) == (("0", "1"), [1, 0, 1, 0])
+    assert labels_of(file, "1.0", "0", "1", "10") == (("0", "1", "10"), [1, 0, 1, 2])
+    assert labels_of(file, "01", "1") == (("01", "1"), [0, 1])
+    assert labels_of(file, True, False) == (("False", "True"), [1, 0])
+    found = labels_of(file, 0.5, 1.0, "1.50", labels=("0.5", "1.0", "1.50"))
+    assert found == (("0.5", "1.0", "1.50"), [0, 1, 2])
+    spelled = {"good": "good", "good ": "good", "bad": "bad"}
+    assert labels_of(file, "good ", "bad", "good", labels=spelled) == (("bad", "good"), [1, 0, 1])
+    with pytest.raises(UserError, match=r"line 2: the label is missing \(null\)"):
+        labels_of(file, "a", None, labels=("a", "b"))
+
+
+def test_texts_that_show_nothing_are_empty(tmp_path):
+    rows = [{"text": text, "label": i} for i, text in enumerate(["a", "\u200b"])]
+    with pytest.raises(UserError, match="line 2: the text is empty; remove the row"):
+        make({"train": write(tmp_path / "a.jsonl", rows)}).prepare()

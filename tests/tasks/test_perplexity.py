@@ -1,7 +1,9 @@
+import copy
 import math
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from kd_jax.errors import UserError
 from kd_jax.tasks import perplexity
@@ -91,3 +93,16 @@ def test_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(UserError, match="a.txt: one token in all, nothing to predict"):
         made(str(tmp_path / "a.txt")).encoded(tokenizer(), 64)
+
+
+def test_a_tokenizer_that_ends_texts_scores_the_same_tokens(file):
+    plain, ends = tokenizer(), copy.deepcopy(tokenizer())
+    name = plain.eos_token
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {name}", special_tokens=[(name, plain.eos_token_id)]
+    )
+    for documents in ("joined", "alone"):
+        task = made(file, seq_len=8, documents=documents)
+        found, wanted = (task.encoded(each, 100)._stretches for each in (ends, plain))
+        assert ends("a")["input_ids"] != plain("a")["input_ids"]
+        np.testing.assert_array_equal(found.tokens_F, wanted.tokens_F)

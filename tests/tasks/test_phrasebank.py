@@ -108,3 +108,17 @@ def test_the_real_files(data_folder, level, count):
     found = texts(task)
     assert not found["test"] & (found["train"] | found["validation"])  # repeated ones stay together
     assert not found["train"] & found["validation"]
+
+
+def test_an_encrypted_zip(folder):
+    file = folder / "bank.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.write(folder / "Sentences_AllAgree.txt", "Sentences_AllAgree.txt")
+    content = bytearray(file.read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(start) + flags] |= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match="bank.zip .* is encrypted, .*; unpack it and name the fold"
+    ):
+        make({"train": {"path": str(file)}}).prepare()
