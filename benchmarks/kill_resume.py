@@ -174,7 +174,7 @@ def _exporting(run: Path) -> bool:
 
 
 def _passing(run: Path) -> bool:
-    return any(signals_of(run).glob("*.partial"))
+    return any(signals_of(run).glob("signals/*.partial"))
 
 
 def signals_of(run: Path) -> Path:

@@ -96,7 +96,7 @@ def finetuning() -> ConfigDict:
     c.eval = ConfigDict(dict(every=0, batch_size=64))  # steps, 0: once an epoch; global rows
     c.checkpoint = ConfigDict(dict(keep=1))  # one at each evaluation; the last N, besides the best
     # Teachers' logits are computed once for each row and kept: at most so many GB of all teachers
-    # (0: teachers answer at every step), in a folder ("": $KD_JAX_CACHE/teacher_logits).
+    # (0: teachers answer at every step), in a folder ("": $KD_JAX_CACHE), under teacher_logits/.
     c.cache = ConfigDict(dict(max_gb=10.0, folder=""))
     c.cost = ConfigDict(dict(repeats=100))  # timed calls a model, for latency and throughput
     return c
