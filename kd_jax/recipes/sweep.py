@@ -21,7 +21,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -241,7 +240,7 @@ def _keep_best(folder: epath.Path, found: list[dict]) -> None:
     for trial in found:
         if trial is not best:
             for path in (folder / "trials" / trial["folder"]).glob("*/checkpoints"):
-                shutil.rmtree(path, ignore_errors=True)
+                path.rmtree(missing_ok=True)
 
 
 def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:
