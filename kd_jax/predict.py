@@ -17,6 +17,7 @@ probability that there is none, among the 20 best spans.
 """
 
 import argparse
+from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.recipes.predict import Options, predict_file
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--text", help='column of the text (default "text")')
     parser.add_argument("--pair", help="column of a second text (default none)")
-    parser.add_argument("--batch_size", type=int, help="rows of a batch (default 64)")
+    parser.add_argument("--batch_size", type=cli.positive, help="rows of a batch (default 64)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
         "--null_threshold",
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     options = Options(args.text, args.pair, args.batch_size, args.precision, args.null_threshold)
     with cli.plain_errors():
+        cli.check_given(args)
+        cli.check_folder("--output", str(Path(args.output).parent))
         cli.start_jax()
         done = predict_file(args.model, args.revision, args.input, args.output, options)
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
