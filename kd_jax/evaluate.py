@@ -285,10 +285,12 @@ def _check_task(task: str | None) -> None:
     wanted = re.sub("[-_ ]", "", task.lower())
     meant = [name for name in known if wanted in (name.lower().split("/"))]
     ends = {name.rpartition("/")[2].lower(): name for name in known}
-    meant = meant or [ends[end] for end in difflib.get_close_matches(wanted, ends, n=1)]
+    meant = meant or [ends[end] for end in difflib.get_close_matches(wanted, ends)]
     meant = meant or difflib.get_close_matches(task, known, n=1)
     hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
-    raise UserError(f"--task={task}: no such task{hint}; have: {', '.join(TASKS)}")
+    kind, part, _ = task.partition("/")
+    have = [name for name in known if part and name.startswith(f"{kind}/")] or TASKS
+    raise UserError(f"--task={task}: no such task{hint}; have: {', '.join(have)}")
 
 
 def _unread(task: str, language: bool, scored: bool) -> tuple[str, ...]:
