@@ -1,6 +1,8 @@
 """What the command lines share: flags without tracebacks, one-line errors, JAX start-up."""
 
+import argparse
 import contextlib
+import difflib
 import errno
 import glob
 import io
@@ -10,7 +12,8 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import absl.logging
 import jax
@@ -35,16 +38,71 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's flag parsing; a config file or key that is wrong is one line, not a traceback."""
+def parse_flags(usage: str, argv: list[str]) -> list[str]:
+    """Parses absl's flags, of which --config has to be one, and shows `usage` where it is not; a
+    config file or key that is wrong is one line, not a traceback."""
+    names = {each.lstrip("-").partition("=")[0] for each in argv[1:] if each.startswith("-")}
+    if not names & {"config", "help", "helpfull", "helpshort", "helpxml"}:
+        print(usage, file=sys.stderr)
+        paths = [each for each in argv[1:] if re.fullmatch(r"[^-].*\.py(:\S*)?", each)]
+        _fail(
+            "--config=FILE is missing" + (f"; did you mean --config={paths[0]}?" if paths else "")
+        )
     try:
-        rest = flags.FLAGS(_with_paths(argv))
+        argv = _with_paths(argv)
+        rest = flags.FLAGS(argv)
         _ = flags.FLAGS.config.recipe  # tells here and not later that the file could not be read
-        return rest
     except UserError as error:
         _fail(str(error))
     except Exception as error:  # whatever the config file does
-        _fail(_of_flags(error))
+        _fail(_of_keys(argv) or _of_flags(error))
+    if rest[1:]:
+        meant = rest[1].startswith(("config", "workdir"))
+        hint = f"did you mean --{rest[1]}?" if meant else "flags begin with --"
+        _fail(f"{rest[1]!r} is no flag; {hint}")
+    return rest
+
+
+def _config_file(argv: list[str]) -> str:
+    return next((each.partition("=")[2] for each in argv if re.match("--?config=", each)), "")
+
+
+def _of_keys(argv: list[str]) -> str:
+    """Names the first flag whose key the config file lacks, and keys that may be meant; or ""."""
+    try:
+        config = flags.FLAGS["config"].parser.parse(_config_file(argv)).to_dict()
+    except Exception:
+        return ""  # the config file itself is wrong
+    keys = list(_dotted(config))
+    given = [re.match(r"--?(?:no)?(config\.)?([a-z][^=[]*)", each) for each in argv[1:]]
+    known = [*flags.FLAGS, *(f"no{each}" for each in flags.FLAGS)]
+    for each in filter(None, given):
+        key = each[2]
+        if key in (keys if each[1] else known):
+            continue
+        *sections, name = key.split(".")
+        ends = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        close = [key for key in keys if key.rpartition(".")[2] == name]
+        close = close or [ends[end] for end in difflib.get_close_matches(name, ends, n=2)]
+        meant = " or ".join(f"--config.{key}" for key in close[:3])
+        hint = f" (did you mean {meant}?)" if close else ""
+        if not each[1]:
+            return f"unknown flag --{key}{hint}" if hint else ""
+        while sections and ".".join(sections) not in keys:
+            sections.pop()
+        where = "".join(f"{section}." for section in sections)
+        have = [key.removeprefix(where) for key in keys if key.startswith(where)]
+        have = ", ".join(key for key in have if "." not in key) or "no keys"
+        return f"config: no key {key!r}{hint}; {f'config.{where}'.rstrip('.')} has {have}"
+    return ""
+
+
+def _dotted(section: Mapping, path: str = "") -> Iterator[str]:
+    """Names every section and key of a config: optim, optim.learning_rate."""
+    for key, value in section.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{path}{key}.")
 
 
 def _with_paths(argv: list[str]) -> list[str]:
@@ -71,19 +129,67 @@ def _of_flags(error: Exception) -> str:
         while isinstance(error, Exception):  # ml_collections wraps one into the other
             error = error.args[0]
         reason = f"no key {' '.join(error.split())}"
+    if "as a ConfigDict" in reason:
+        reason = f"{reason.partition(': ')[0]}: a section; set its keys, one by one"
     if places:
         return f"{places[-1]}: {reason}"
     return reason if isinstance(error, flags.Error) else f"config: {reason}"
 
 
+def positive(text: str) -> int:
+    """Reads a flag's whole number above 0."""
+    number = int(text) if re.fullmatch(r"\d+", text) else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return number
+
+
+def check_given(args: argparse.Namespace) -> None:
+    """Raises UserError for a flag that is empty, as it is where a shell variable is not set."""
+    empty = [name for name, value in vars(args).items() if value == ""]
+    if empty:
+        raise UserError(f"--{empty[0]} is empty; give it a value, or leave it out")
+
+
+def check_file(flag: str, path: str | None) -> None:
+    """Raises UserError where a file that is written in the end could not be."""
+    if not path or "://" in path:
+        return
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise UserError(f"{flag}={path} is a folder; give a file")
+    if not folder.is_dir():
+        raise UserError(f"{flag}={path}: there is no folder {folder}; make it, or give another")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise UserError(f"{flag}={path}: it may not be written; give another file")
+
+
+def check_folder(flag: str, path: str | None) -> None:
+    """Raises UserError where a folder that is made in the end could not be."""
+    if not path or "://" in path:
+        return
+    whole = Path(path).absolute()
+    there = next(each for each in (whole, *whole.parents) if each.exists())
+    if not there.is_dir():
+        raise UserError(f"{flag}={path}: {there} is a file; give another folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{flag}={path}: nothing may be written to {there}; give another folder")
+
+
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """What the user can put right ends the program with one line and status 1."""
+def plain_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """What the user can put right ends the program with one line and status 1.
+
+    `names`: what recipes call a setting, as a regex, and what the command line calls it.
+    """
     try:
         yield
     except UserError as error:
         log.debug("details", exc_info=error)
-        _fail(str(error))
+        message = str(error)
+        for called, flag in (names or {}).items():
+            message = re.sub(rf"(?<![\w.-])({called})(?!\w)", flag, message)
+        _fail(message)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the last checkpoint", status=130)
     except Exception as error:

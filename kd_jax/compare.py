@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     one = f"{args.runs[0].rstrip('/')}/plots"
     out = args.out or (one if len(args.runs) == 1 else str(Path("runs", "comparison")))
     with cli.plain_errors():
+        cli.check_given(args)
+        cli.check_folder("--out", out)
         tables, written = compare(args.runs, out)
     for table in tables:
         table.print()

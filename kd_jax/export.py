@@ -13,6 +13,7 @@ exports other stages, to other places, and converts checkpoints.
 import argparse
 
 from kd_jax import cli
+from kd_jax.errors import UserError
 from kd_jax.recipes import export
 
 
@@ -26,14 +27,19 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
-    parser.add_argument("--stage", default="student", help="of the run: teacher, baseline, student")
+    parser.add_argument("--stage", help="of the run: teacher, baseline, student (default)")
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
     args = parser.parse_args(argv)
     with cli.plain_errors():
+        cli.check_given(args)
+        cli.check_folder("--out", args.out)
+        if args.revision if args.workdir else args.stage:
+            flags = ("--revision", "--workdir") if args.workdir else ("--stage", "--model")
+            raise UserError(f"{flags[0]} does not go with {flags[1]}; leave it out")
         cli.start_jax()
         if args.workdir:
-            done = export.export_stage(args.workdir, args.stage, args.out)
+            done = export.export_stage(args.workdir, args.stage or "student", args.out)
         else:
             done = export.export_checkpoint(args.model, args.revision, args.out)
     print(f"wrote {done['path']}")

@@ -9,6 +9,7 @@ stopped. --config.KEY=VALUE changes any key of the config (kd_jax/config.py expl
 run of several processes see launch/, and --helpfull for its flags.
 """
 
+import functools
 from pathlib import Path
 
 from absl import app, flags
@@ -27,7 +28,6 @@ _WORKDIR = flags.DEFINE_string(
     "Run directory, local or gs://; the default is runs/NAME-HASH of the resolved config. The same "
     "command run again continues there.",
 )
-flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> None:
@@ -44,7 +44,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command line; does not return."""
-    app.run(_main, flags_parser=cli.parse_flags)
+    app.run(_main, flags_parser=functools.partial(cli.parse_flags, __doc__))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ a large model: TPUs need libtpu (pip install 'kd_jax[tpu]'), H100s jax[cuda12] (
 `--config.key=value` changes the config, such as --config.batch_size=512: rows over all chips.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -25,7 +26,6 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", "", f"Chips to compile for; one of {', '.join(topology.names())}."
 )
 _JSON = flags.DEFINE_string("json", "", "File to write every figure to.")
-flags.mark_flag_as_required("config")
 
 
 def table(found: Plan) -> Table:
@@ -78,6 +78,7 @@ def phases(found: Plan) -> Table | None:
 def _main(argv: list[str]) -> None:
     del argv
     with cli.plain_errors():
+        cli.check_file("--json", _JSON.value)
         found = plan(_CONFIG.value, _TOPOLOGY.value)
         for each in filter(None, (phases(found), table(found))):
             each.print()
@@ -87,7 +88,7 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """Runs the command line; does not return."""
-    app.run(_main, flags_parser=cli.parse_flags)
+    app.run(_main, flags_parser=functools.partial(cli.parse_flags, __doc__))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ probability that there is none, among the 20 best spans.
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.recipes.predict import Options, predict_file
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="give rows without text an empty answer (default: name the first one and stop, since "
         "the column or the file is mostly at fault)",
     )
-    parser.add_argument("--batch_size", type=int, help="rows of a batch (default 64)")
+    parser.add_argument("--batch_size", type=cli.positive, help="rows of a batch (default 64)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
         "--null_threshold",
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
     with cli.plain_errors():
+        cli.check_given(args)
+        cli.check_folder("--output", str(Path(args.output).parent))
         cli.start_jax()
         done = predict_file(args.model, args.revision, args.input, args.output, Options(**given))
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")

@@ -190,7 +190,13 @@ def test_scores_of_a_model(calls, tmp_path, capsys):
     )
     assert calls == [
         ("gpt2", "v1", "hellaswag", None, score.Options()),
-        ("gpt2", None, "perplexity", "x.txt", score.Options(64, 32, "alone", 8, "bf16")),
+        (
+            "gpt2",
+            None,
+            "perplexity",
+            "x.txt",
+            score.Options(64, None, None, 32, "alone", 8, "bf16"),
+        ),
     ]
     assert json.loads(file.read_text()) == SWAG and (out / "likelihoods.jsonl").exists()
     shown = capsys.readouterr().out
@@ -227,9 +233,30 @@ def test_predictions(calls):
     [
         (
             "--model=m",
-            "--task is missing: glue/NAME, squad, agnews, phrasebank/LEVEL, text, mlm, clm, perpl",
+            "--task is missing; have: glue/NAME, squad, agnews, phrasebank/LEVEL, text, mlm, clm",
         ),
-        ("--predictions=p", "--task is missing: glue/NAME, squad, "),
+        ("--predictions=p", "--task is missing; have: glue/NAME, squad, "),
+        (
+            "--model=m --task=sst2",
+            "--task=sst2: no such task (did you mean glue/sst2?); have: glue/NAME, squad, agnews, "
+            "phrasebank/LEVEL, text, mlm, clm, chat, perplexity, cbt, cbt/CLASS, hellaswag",
+        ),
+        ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
+        ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),
+        ("--model=m --task=perplexty", "--task=perplexty: no such task (did you mean perplexity?)"),
+        (
+            "--workdir=mlm --task=helaswag",
+            "--task=helaswag: no such task (did you mean hellaswag?)",
+        ),
+        ("--model= --task=mlm --data=x", "--model is empty; give it a value, or leave it out"),
+        ("--model=m --task=clm --data=x --json=no/x.json", "--json=no/x.json: there is no folder"),
+        ("--model=m --task=clm --data=x --json=mlm", "--json=mlm is a folder; give a file"),
+        ("--model=m --task=squad --out=mlm/config.json", "--out=mlm/config.json: "),
+        ("--model=m --task=mlm --data=x --separator=bos", "--separator does not go with task mlm"),
+        ("--model=m --task=squad --separator=bos", "--separator does not go with task squad"),
+        ("--workdir=clm --separator=bos", "--separator does not go with --workdir, whose config"),
+        ("--workdir=clm --text=body", "--text does not go with --workdir without --data"),
+        ("--model=m --task=hellaswag --text=t", "--text does not go with task hellaswag"),
         ("--predictions=p --task=mlm", "--predictions does not go with task mlm"),
         ("--predictions=p --task=squad --out=d", "--out does not go with --predictions"),
         ("--predictions=p --task=agnews --labels=a,b", "--labels does not go with --predictions"),
@@ -249,7 +276,7 @@ def test_predictions(calls):
         ("--workdir=squad --batch_size=8", "--batch_size does not go with --workdir, whose"),
         ("--workdir=squad --labels=a,b", "--labels does not go with --workdir, whose"),
         ("--workdir=nothing", "nothing: no such folder"),
-        ("--model=m --task=mlm", "--model with --task=mlm or clm needs --data"),
+        ("--model=m --task=mlm", "--model with --task=mlm needs --data"),
         ("--model=m --task=mlm --data=x --split=test", "--split does not go with --model"),
         ("--model=m --task=squad --stage=student", "--stage does not go with --model"),
         ("--workdir=mlm --revision=v1", "--revision does not go with --workdir"),
@@ -258,7 +285,7 @@ def test_predictions(calls):
 )
 def test_flags_that_do_not_go_together(flags, message, calls, run, monkeypatch, capsys):
     monkeypatch.chdir(Path(run("mlm")).parent)
-    run("squad")
+    run("squad"), run("clm")
     with pytest.raises(SystemExit) as exit:
         evaluate.main(flags.split())
     assert exit.value.code == 1 and calls == []
@@ -274,6 +301,56 @@ def test_a_mistake_is_one_line(run, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         evaluate.main([f"--workdir={run('clm')}"])
     assert exit.value.code == 1 and capsys.readouterr().err == "error: no such thing\n"
+
+
+@pytest.mark.parametrize("number", ["0", "-8", "2.5", "many"])
+def test_a_number_that_is_no_count(number, capsys):
+    for flag in ("seq_len", "batch_size", "stride"):
+        with pytest.raises(SystemExit):
+            evaluate.main(["--model=m", "--task=perplexity", "--data=x", f"--{flag}={number}"])
+        assert f"--{flag}: '{number}' is no whole number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("set config.task.label to one of: a, b", "set --label to one of: a, b"),
+        ("config.data.test.path='x': no such file", "--data='x': no such file"),
+        ("x is empty: remove it from config.data.train.path", "x is empty: remove it from --data"),
+        ("no column 'text'; set text= to one of: a", "no column 'text'; set --text to one of: a"),
+        ("config.task.seq_len=2 must be at least 4", "--seq_len=2 must be at least 4"),
+        ("set config.task.name='labelled_text' for", "set --task=text for"),
+        ("set config.data.cache_dir or KD_JAX_CACHE to", "set KD_JAX_CACHE to"),
+        ("config.data.train is not set, or config.task.labels", "--data is not set, or --labels"),
+        ("model.eval.txt: config.json of data.csv", "model.eval.txt: config.json of data.csv"),
+    ],
+)
+def test_messages_name_flags_and_not_the_config(message, shown, run, monkeypatch, capsys):
+    def fail(*args):
+        raise UserError(message)
+
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", fail)
+    monkeypatch.setattr(evaluate, "evaluate_stage", fail)
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    with pytest.raises(SystemExit):
+        evaluate.main(["--model=m", "--task=clm", "--data=x"])
+    assert capsys.readouterr().err == f"error: {shown}\n"
+    with pytest.raises(SystemExit):  # the config is the run's own there
+        evaluate.main([f"--workdir={run('clm')}"])
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_column_that_is_not_there_names_its_flag(tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    file.write_text("sentence,label\ngood,1\nbad,0\n")
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions=p", "--task=text", f"--data={file}"])
+    assert capsys.readouterr().err.endswith("set --text to one of: sentence, label\n")
+    with pytest.raises(SystemExit):
+        evaluate.main(
+            ["--predictions=p", "--task=text", f"--data={file}", "--text=sentence", "--label=y"]
+        )
+    assert capsys.readouterr().err.endswith("set --label to one of: sentence, label\n")
 
 
 def test_help(capsys):

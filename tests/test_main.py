@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.numpy
+from etils import epath
 
 from kd_jax import cli
+from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import pretrain, workdir
@@ -178,6 +180,11 @@ def test_batch_of_one_stage_that_the_devices_do_not_divide(config, error):
             "student.architecture: unknown layers; have: ",
         ),
         (
+            lambda c: c.student.architecture.__setitem__("hidden_size", 15),
+            "vocab_size=128) over the config.json of the teacher: 2 attention heads do not divide "
+            "the width 15",
+        ),
+        (
             lambda c: c.teacher.architecture.__setitem__("model_type", "berd"),
             "unknown model_type 'berd'",
         ),
@@ -289,6 +296,11 @@ def test_a_text_that_is_not_there(config, error):
     assert "config.data.train.path='no/such/*.txt': no such file, looking in" in error(config)
 
 
+def test_a_tokenizer_is_not_trained_into_a_bucket(config):
+    with pytest.raises(UserError, match="tokenizer.train='wordpiece' needs a local --workdir, not"):
+        pretrain.Setup(config, epath.Path("gs://bucket/run"))
+
+
 def test_no_random_teacher_is_meant_by_mistake(config, error):
     config.teacher.architecture = {}
     assert error(config) == (
@@ -326,8 +338,23 @@ def one_line(command, *arguments, **environment) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.foo=1"], "config: no key 'foo'"),
-        (["--config.optim.learning_rat=1"], "no key 'learning_rat' Did you mean \"learning_rate\""),
+        (["--config.foo=1"], "config: no key 'foo'; config has accumulate, batch_size, checkpoint"),
+        (
+            ["--config.optim.learning_rat=1"],
+            "no key 'optim.learning_rat' (did you mean --config.optim.learning_rate or",
+        ),
+        (
+            ["--config.learning_rate=1"],
+            "config: no key 'learning_rate' (did you mean --config.optim.learning_rate?); config",
+        ),
+        (["--config.objective.kl.temp=1"], "config.objective.kl has temperature, weight"),
+        (["--steps=3"], "unknown flag --steps (did you mean --config.steps?)"),
+        (
+            ["--config.optim.schedule=cosine"],
+            "schedule=cosine: a section; set its keys, one by one",
+        ),
+        (["config.steps=3"], "'config.steps=3' is no flag; did you mean --config.steps=3?"),
+        (["smoke"], "'smoke' is no flag; flags begin with --"),
         (["--config.steps=many"], "flag --config.steps=many: invalid literal for int()"),
         (
             ["--config.recipe=pretrian"],
@@ -341,8 +368,21 @@ def test_a_wrong_flag(command, arguments, message):
     assert message in one_line(command, command.config, *arguments)
 
 
-def test_no_config(command):
-    assert "--config" in one_line(command)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: --config=FILE is missing"),
+        (
+            ["configs/quickstart.py:smoke", "--workdir=x"],
+            "error: --config=FILE is missing; did you mean --config=configs/quickstart.py:smoke?",
+        ),
+    ],
+)
+def test_without_a_config_there_is_the_usage(command, arguments, message):
+    status, _, error, _ = command(*arguments)
+    *usage, line = error.splitlines()
+    assert status == 1 and line == message
+    assert "    python -m kd_jax.main --config=configs/quickstart.py" in usage
 
 
 def test_a_config_file_that_is_not_there(command):

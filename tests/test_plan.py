@@ -71,6 +71,12 @@ def test_command(tmp_path):
     assert set(found) == set(FOUND)
 
 
+def test_a_file_that_could_not_be_written_is_found_first(tmp_path):
+    ran = run(f"--json={tmp_path / 'none' / 'plan.json'}")
+    assert ran.returncode == 1 and not ran.stdout  # the table has not been made
+    assert ran.stderr.splitlines()[-1].startswith(f"error: --json={tmp_path}/none/plan.json: there")
+
+
 def test_a_mistake_is_one_line():
     ran = run("--topology=v9:4x4")
     assert ran.returncode == 1

@@ -73,6 +73,7 @@ def of_stage(
     results: Mapping,
     config: Mapping,
     stated: Mapping,
+    rows: str,
     code: str = "",
 ) -> str:
     """The card of a stage of a run.
@@ -84,6 +85,7 @@ def of_stage(
         results: results.json.
         config: config.json.
         stated: `inherited` from the models the run started from.
+        rows: how text became rows, in words.
         code: see `of_model`.
     """
     base = {
@@ -109,7 +111,8 @@ def of_stage(
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     training = (
         f"Configuration {results['config']} ({results['config_hash']}), seed {results['seed']}, "
-        f"kd_jax commit {results['commit'] or 'unknown'}; {versions}."
+        f"kd_jax commit {results['commit'] or 'unknown'}; {versions}. Text became rows as "
+        f"`kd_jax.json` says: {rows}."
     )
     tags = [] if stage in ("teacher", "baseline") else ["knowledge-distillation"]
     datasets = [train["path"]] if train.get("source") == "hub" else []

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,15 @@ class Run:
         """Figures by stage, in the order of reading."""
         return {name: self.results["stages"][name] for name in ordered(self.results["stages"])}
 
+    def no_stage(self, stage: str, have: Sequence[str]) -> UserError:
+        """What to raise for a stage that the run did not train; it did those of `have`."""
+        found = sorted(each.parent for each in self.workdir.glob("export/*/model.safetensors"))
+        exports = ", ".join(str(each) for each in found if each.name != "ensemble")
+        hint = f"; --model takes what it has exported: {exports}" if exports else ""
+        return UserError(
+            f"{self.workdir} has no stage {stage!r}; have: {', '.join(have) or 'none'}{hint}"
+        )
+
 
 def ordered(stages: Iterable[str]) -> list[str]:
     """Stages as people read them: teacher, baseline, student, then the others by name."""
@@ -65,10 +74,14 @@ def read(workdir: str) -> Run:
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder; give run directories (main prints its own)")
     if not (folder / "config.json").exists():
-        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        there = [path.parent for path in folder.glob("*/config.json")]
+        inside = sorted(x.name for x in there if not (x / "model.safetensors").exists())
         hint = f"; these folders in it are runs: {', '.join(inside)}" if inside else ""
+        hint = f"; {folder.parent} is one" if (folder.parent / "results.json").exists() else hint
         raise UserError(f"{workdir} is no run directory: it has no config.json{hint}")
     config = _json(folder / "config.json")
+    if "model_type" in config:
+        raise UserError(f"{workdir} is the folder of a model, not of a run; give it as --model")
     if not (folder / "results.json").exists():
         raise UserError(f"{workdir} is not finished: no results.json ({_progress(folder)})")
     results = _json(folder / "results.json")

@@ -180,8 +180,20 @@ class Fields:
             raise UserError(f"{self.where}: {key}={value!r} is not supported; have: {have}")
 
 
-def read(hf_json: dict) -> tuple[Family, Any]:
-    """(family, config) of a config.json. Raises UserError on an unknown model_type or value."""
+def read(hf_json: dict, where: str = "config.json") -> tuple[Family, Any]:
+    """(family, config) of a config.json, which messages call `where`. Raises UserError on an
+    unknown model_type or value."""
+    try:
+        return _read(hf_json)
+    except UserError as error:
+        reason = str(error)
+        own = "config.json" in reason
+        raise UserError(
+            reason.replace("config.json", where, 1) if own else f"{where}: {reason}"
+        ) from None
+
+
+def _read(hf_json: dict) -> tuple[Family, Any]:
     unequal = hf_json.get("model_type") == UNEQUAL
     key = "base_model_type" if unequal else "model_type"
     name, have = hf_json.get(key), plugins.names("models", "FAMILY")

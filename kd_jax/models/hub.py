@@ -35,8 +35,12 @@ class Source:
     commit: str | None
 
 
-def resolve(model: str, revision: str | None = None) -> Source:
+def resolve(
+    model: str, revision: str | None = None, setting: str = "teacher.model / student.model"
+) -> Source:
     """The folder of `model`: itself if it is one, else a cached copy of that hub id.
+
+    `setting`: the key of the config, or the flag, that names the model.
 
     Raises UserError, within 10 seconds, where the hub has no such id or revision, wants a licence
     accepted, or cannot be reached while the cache has no copy.
@@ -62,9 +66,10 @@ def resolve(model: str, revision: str | None = None) -> Source:
         reason = "is neither a folder nor a hub id"
     except Exception as error:  # the client's errors of transport have no base class of its own
         reason = f"is not in the local cache, and the hub cannot be reached ({_short(error)})"
+    smoke = "" if setting.startswith("--") else ", or try the config with `:smoke`"
     raise UserError(
-        f"model {model!r} {reason}. Check the id, HF_TOKEN and HF_HUB_OFFLINE, or set "
-        f"teacher.model / student.model to a local folder, or try the config with `:smoke`"
+        f"model {model!r} {reason}. Check the id, HF_TOKEN and HF_HUB_OFFLINE, or set {setting} to "
+        f"a local folder{smoke}"
     ) from None
 
 

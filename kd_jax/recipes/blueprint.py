@@ -112,7 +112,8 @@ def describe(
         if offline and not Path(section.model).is_dir():
             base = presets.find(section.model)
         else:
-            source = hub.resolve(section.model, section.revision or None)
+            named = key if key.startswith("--") else f"{key}.model"
+            source = hub.resolve(section.model, section.revision or None, named)
             folder, commit = source.path, source.commit
             base = hf.read_config(folder)
     changes = dict(section.architecture)
@@ -121,13 +122,20 @@ def describe(
     if vocab_size is not None:
         changes.setdefault("vocab_size", vocab_size)
     hf_json = _merged(base or {}, changes)
-    kind, config = family.read(hf_json)
+    where = f"config.json of {section.model}" if section.model else "config.json of the teacher"
+    if changes:  # the numbers that the user chose, over those of a whole checkpoint
+        own = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        where = f"{key}.architecture ({own})" + (f" over the {where}" if base else "")
+    kind, config = family.read(hf_json, where)
     known = {*kind.to_hf(config), *_NAMES, "model_type"}
     unknown = sorted(set(changes) - known)
     if unknown:
         have = ", ".join(sorted(known))
         raise UserError(f"{key}.architecture: unknown {', '.join(unknown)}; have: {have}")
-    family.check_head(kind, head)
+    try:
+        family.check_head(kind, head)
+    except UserError as error:
+        raise UserError(f"{section.model or key}: {error}; take another model or task") from None
     if labels is not None:
         config = dataclasses.replace(config, labels=labels)
     config = dataclasses.replace(config, policy=policy, remat=remat)

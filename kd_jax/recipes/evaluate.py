@@ -24,7 +24,7 @@ from kd_jax.evals import runs
 from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, workdir
+from kd_jax.recipes import blueprint, provenance, workdir
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
 from kd_jax.tasks import text
@@ -45,6 +45,8 @@ class Options:
     """What may be left (None) to the run, or else to a default."""
 
     teacher: str | None = None  # folder or hub id
+    text: str | None = None  # column of the text, or of the messages of chats
+    separator: str | None = None  # eos | bos, clm: as in the model's training
     seq_len: int | None = None  # tokens
     batch_size: int | None = None  # rows over all devices
     precision: str | None = None  # fp32 | bf16
@@ -59,14 +61,15 @@ def evaluate_checkpoint(
         model: folder, or hub id of `revision`.
         task: mlm | clm, a module of kd_jax.tasks.
         data: file, folder or glob.
-        options: defaults are no teacher, rows of 512 tokens (or as many as the models take),
+        options: defaults are no teacher, rows of text as in the model's training where its folder
+            says how (recipes/provenance.py), else of 512 tokens (or as many as the models take);
             batches of 32 rows, fp32.
 
     Returns:
-        {"model", "commit", "teacher", "task", "data", "split", "seq_len", "batch_size",
-        "precision", "loss" (nats a token), "perplexity", "accuracy", beside a teacher "kl"
-        (teacher || model at T = 1, nats a token) and "agreement", "parameters", "size_mb",
-        "machine", "seconds"}.
+        {"model", "commit", "teacher", "task", "data", "split", "seq_len", "separator" (clm),
+        "batch_size", "precision", "loss" (nats a token), "perplexity", "accuracy", beside a
+        teacher "kl" (teacher || model at T = 1, nats a token) and "agreement", "parameters",
+        "size_mb", "machine", "seconds"}.
 
     Raises UserError for what is wrong with any of these, and where the model has no such head or
     no tokenizer, or the teacher has another one.
@@ -77,15 +80,19 @@ def evaluate_checkpoint(
     policy = policy_for(precision, jax.default_backend())
     batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
     check_rows(batch_size)
-    described = blueprint.describe(section(model, revision), "model", head, policy)
+    described = blueprint.describe(section(model, revision), "--model", head, policy)
     tokenizer = text.load_tokenizer(described.folder)
     student = described, described.load(None)
     teacher = _teacher(options.teacher, head, policy, tokenizer)
     most = min(each[0].config.max_tokens for each in (student, teacher) if each is not None)
-    seq_len = options.seq_len or min(TOKENS, most)
-    if seq_len > most:
-        raise UserError(f"--seq_len={seq_len}: the models have positions for {most} tokens")
-    texts = make_task({"name": task, "seq_len": seq_len}, {"test": {"path": data}}, tokenizer)
+    given = {"seq_len": options.seq_len, "separator": options.separator}
+    source = _source(task, data, options, given)
+    config = provenance.task_of(described.folder, task, given, tokenizer)
+    if config.setdefault("seq_len", min(TOKENS, most)) > most:
+        raise UserError(
+            f"--seq_len={config['seq_len']}: the models have positions for {most} tokens"
+        )
+    texts = make_task(config, {"test": source}, tokenizer)
     stated = {"model": described.name, "task": task, "precision": precision}
     stated["data"] = texts.prepare()["test"]
     return stated | _measure(student, teacher, texts, "test", batch_size, mesh)
@@ -112,13 +119,13 @@ def evaluate_stage(
     run = runs.read(folder)
     trained = [name for name in run.stages if name in run.config["stages"]]
     if stage not in trained:  # what was only judged has no checkpoint
-        raise UserError(f"{folder} has no stage {stage!r}; have: {', '.join(trained)}")
+        raise run.no_stage(stage, trained)
     config, manifest = for_these_devices(run.config, options), run.results["data"]
     if task not in (None, config.task.name):
         raise UserError(f"{folder} is a run of task {config.task.name!r}, not {task!r}")
     split = "test" if data else split or run.results["split"]
     if data:
-        config.data = ConfigDict({"test": {"path": data}})
+        config.data = ConfigDict({"test": _source(config.task.name, data, options, config.task)})
     elif split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
@@ -134,6 +141,15 @@ def evaluate_stage(
     stated["data"] = setup.task.prepare()["test"] if data else manifest[split]
     rows, chunk = config.eval.batch_size, config.vocab_chunk
     return stated | _measure(student, teacher, setup.task, split, rows, setup.mesh, chunk)
+
+
+def _source(task: str, data: str, options: Options, settings: Any) -> dict[str, str]:
+    """The text at a path. A column that is named is a setting of the source, or of chats."""
+    if options.text and task == "chat":
+        settings["column"] = options.text
+    elif options.text:
+        return {"path": data, "text": options.text}
+    return {"path": data}
 
 
 def check_rows(batch_size: int) -> None:
@@ -171,7 +187,7 @@ def _teacher(
     """The checkpoint of --teacher, if there is one."""
     if model is None:
         return None
-    described = blueprint.describe(section(model), "teacher", head, policy)
+    described = blueprint.describe(section(model), "--teacher", head, policy)
     if text.load_tokenizer(described.folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"--teacher={model} has another tokenizer than the model: the same ids would mean "
@@ -205,6 +221,7 @@ def _measure(
         "teacher": None if teacher is None else teacher[0].name,
         "split": split,
         "seq_len": task.seq_len,
+        **({"separator": task.separator} if hasattr(task, "separator") else {}),
         "batch_size": batch_size,
         "loss": figures["loss"],
         "perplexity": math.exp(min(figures["loss"], 700.0)),

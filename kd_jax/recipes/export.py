@@ -23,12 +23,12 @@ from etils import epath
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax import plugins
+from kd_jax import plugins, storage
 from kd_jax.errors import UserError
 from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
 from kd_jax.precision import Policy
-from kd_jax.recipes import export_check
+from kd_jax.recipes import export_check, provenance
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, restore_best
@@ -45,6 +45,7 @@ def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dic
 
 def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
+    check_place(epath.Path(out))
     run = runs.read(workdir)
     config = ConfigDict(run.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
@@ -52,17 +53,17 @@ def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     setup = make_setup(config, run.workdir, devices=jax.local_devices()[:1])
     chosen = next((each for each in setup.stages if each.name == stage), None)
     if chosen is None:  # what was judged alone has no checkpoint
-        have = ", ".join(each.name for each in setup.stages)
-        raise UserError(f"{workdir} trained no stage {stage!r}; have: {have}")
+        raise run.no_stage(stage, [each.name for each in setup.stages if each.name in run.stages])
     params = restore_best(setup, chosen)
     return _export_stage(setup, chosen, params, run.results, epath.Path(out))
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
     """Exports an HF checkpoint, as kd_jax reads it; see `export_model`."""
-    source = hub.resolve(model, revision)
+    check_place(epath.Path(out))
+    source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
-    kind, config = family.read(hf_json)
+    kind, config = family.read(hf_json, f"config.json of {model}")
     head = family.head_of(kind, hf_json)
     if head is None:
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
@@ -74,7 +75,8 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     size, code = _size(blueprint, params), _own_code(blueprint)
     page = card.of_model(head, size, model, source.commit, stated, code)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
-    return export_model(blueprint, params, tokenizer, out, page, identity)
+    known = provenance.read(source.path)
+    return export_model(blueprint, params, tokenizer, out, page, identity, known)
 
 
 def export_model(
@@ -84,6 +86,7 @@ def export_model(
     out: epath.PathLike,
     page: str,
     source: dict[str, Any],
+    trained_on: provenance.Provenance | None = None,
 ) -> dict[str, Any]:
     """Writes config.json, model.safetensors, tokenizer files and README.md to `out`.
 
@@ -94,6 +97,7 @@ def export_model(
         out: the folder, local or gs://; replaced where it holds an export of the same `source`.
         page: the text of README.md.
         source: what is exported, as JSON values.
+        trained_on: goes into kd_jax.json, where it is known.
 
     Returns:
         {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
@@ -108,7 +112,7 @@ def export_model(
         hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
         return export_check.check(folder, blueprint, params)
 
-    return publish(write, tokenizer, out, page, source)
+    return publish(write, tokenizer, out, page, source, trained_on)
 
 
 def publish(
@@ -117,6 +121,7 @@ def publish(
     out: epath.PathLike,
     page: str,
     source: dict[str, Any],
+    trained_on: provenance.Provenance | None,
 ) -> dict[str, Any]:
     """Puts a checkpoint to `out`, whole and checked or not at all; see `export_model`.
 
@@ -124,26 +129,28 @@ def publish(
     logit by loader.
     """
     out = epath.Path(out)
-    _check_place(out, source)
+    check_place(out, source)
     with _folder_beside(out) as folder:
         differences = write(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(page, encoding="utf-8")
+        if trained_on is not None:
+            storage.write_json(folder / provenance.FILE, trained_on)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
         (folder / MARK).write_text(json.dumps({"source": source, **report}, indent=2) + "\n")
         _put(folder, out)
     return {"path": str(out), **report}
 
 
-def _check_place(out: epath.Path, source: dict[str, Any]) -> None:
-    """Refuses to write over anything but an export of the same source."""
+def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
+    """Refuses to write over anything but an export, of the same source where that is known."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MARK).exists():
         raise UserError(f"{out} exists and is no export of kd_jax; give another --out")
     there = json.loads((out / MARK).read_text())["source"]
-    if there != source:
+    if source not in (None, there):
         raise UserError(f"{out} holds another export ({there}, not {source}); give another --out")
 
 
@@ -192,9 +199,12 @@ def _export_stage(
     stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
     size = _size(blueprint, params)
     code = _own_code(blueprint)
-    page = card.of_stage(stage.name, setup.head, size, results, config, stated, code)
+    tokenizer = setup.tokenizer_of(stage.model)
+    trained_on = provenance.of_run(config, results, tokenizer)
+    rows = provenance.sentence(trained_on["task"])
+    page = card.of_stage(stage.name, setup.head, size, results, config, stated, rows, code)
     source = {"config_hash": results["config_hash"], "stage": stage.name}
-    return export_model(blueprint, params, setup.tokenizer_of(stage.model), out, page, source)
+    return export_model(blueprint, params, tokenizer, out, page, source, trained_on)
 
 
 def _digest(params: Params) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kd_jax.evals import card, quantities
 from kd_jax.models import hf_ensemble
-from kd_jax.recipes import export, export_check
+from kd_jax.recipes import export, export_check, provenance
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.stage import count
 from kd_jax.teachers.several import average
@@ -35,16 +35,17 @@ def export_run(
 
 def _member(setup: EnsembleSetup, params: Params, number: int, results: dict) -> dict[str, Any]:
     name, blueprint = f"member_{number}", setup.models["student"]
-    page = _page(setup, name, quantities.count(count(params)) + " parameters", results, "")
+    size = quantities.count(count(params)) + " parameters"
+    page, trained_on = _about(setup, name, size, results, "")
     source = {"config_hash": results["config_hash"], "stage": name}
     out = setup.folder / "export" / name
-    return export.export_model(blueprint, params, setup.tokenizer, out, page, source)
+    return export.export_model(blueprint, params, setup.tokenizer, out, page, source, trained_on)
 
 
 def _whole(setup, members, weights, results) -> dict[str, Any]:
     blueprint, space = setup.models["student"], setup.config.ensemble.space
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    page = _page(setup, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
+    page, trained_on = _about(setup, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
 
     def write(folder: Path) -> dict[str, float]:
         hf_ensemble.save(folder, members, weights, space, blueprint.family, blueprint.config)
@@ -58,11 +59,17 @@ def _whole(setup, members, weights, results) -> dict[str, Any]:
 
     source = {"config_hash": results["config_hash"], "stage": "ensemble"}
     out = setup.folder / "export" / "ensemble"
-    return export.publish(write, setup.tokenizer, out, page, source)
+    return export.publish(write, setup.tokenizer, out, page, source, trained_on)
 
 
-def _page(setup: EnsembleSetup, name: str, size: str, results: dict, code: str) -> str:
+def _about(
+    setup: EnsembleSetup, name: str, size: str, results: dict, code: str
+) -> tuple[str, provenance.Provenance]:
+    """The model card, and what goes into kd_jax.json."""
     config = json.loads(setup.config.to_json())
     folders = [setup.models["student"].folder, setup.models["teacher"].folder]
     stated = card.inherited(*folders)
-    return card.of_stage(name, "clm", size, results, config, stated, code)
+    trained_on = provenance.of_run(config, results, setup.tokenizer)
+    rows = provenance.sentence(trained_on["task"])
+    page = card.of_stage(name, "clm", size, results, config, stated, rows, code)
+    return page, trained_on

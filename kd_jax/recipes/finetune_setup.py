@@ -160,7 +160,9 @@ class FinetuneSetup(Setup):
         named = None
         if given.path:
             where = Path(given.path).expanduser()
-            named = text.load_tokenizer(where if where.is_dir() else hub.resolve(given.path).path)
+            named = text.load_tokenizer(
+                where if where.is_dir() else hub.resolve(given.path, None, "tokenizer.path").path
+            )
         for name, model in self.models.items():
             own = model.folder is not None and text.has_tokenizer(model.folder)
             found[name] = text.load_tokenizer(model.folder) if own else named

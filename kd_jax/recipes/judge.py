@@ -21,7 +21,7 @@ from kd_jax.errors import UserError
 from kd_jax.evals import figures, runs, table
 from kd_jax.models import family
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, finetune, stage, workdir
+from kd_jax.recipes import blueprint, finetune, provenance, stage, workdir
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.evaluate import check_rows
 from kd_jax.recipes.finetune_setup import (
@@ -52,14 +52,22 @@ def task_config(name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--task={name}: have {', '.join(TASKS)}, mlm, clm")
     if kind == "text":
         return {"name": "labelled_text"} | columns
-    if kind == "squad":  # no validation split to tune it on
-        return {"name": kind, "null_threshold": 0.0}
     return {"name": kind}
 
 
-def make_task(name: str, columns: Mapping[str, Any], data: str | None, tokenizer: Any = None):
-    """The task on its own reported split, or on all rows of a local file or folder."""
+def make_task(
+    name: str,
+    columns: Mapping[str, Any],
+    data: str | None,
+    tokenizer: Any = None,
+    folder: Path | None = None,
+):
+    """The task on its own reported split, or on all rows of a local file or folder; read as in the
+    training of the model in `folder`, where that says how."""
     config = task_config(name, columns)
+    config = provenance.task_of(folder, config.pop("name"), config, tokenizer)
+    if name == "squad" and config.get("null_threshold") is None:
+        config["null_threshold"] = 0.0  # no validation split to tune it on
     given = None if data is None else {"test": {"source": "files", "path": data}}
     if config["name"] == "labelled_text" and config.get("labels") is None and given:
         given["train"] = given["test"]  # the classes are those that occur
@@ -84,10 +92,11 @@ def of_checkpoint(
     Args:
         model: folder, or hub id of `revision`.
         task: one of TASKS.
-        columns: of the task "text": text, pair, label, labels.
+        columns: of the task "text": text, pair, label.
         data: file or folder; None for the task's reported split on the hub.
         labels: the model's class names in its own order, where its config.json has none.
-        seq_len: tokens of a row at most; the task's own default, or what the model can read.
+        seq_len: tokens of a row at most; as in the model's training where its folder says so, else
+            the task's own default, or what the model can read.
         batch_size, precision: default 64 rows, fp32.
 
     Returns:
@@ -101,12 +110,13 @@ def of_checkpoint(
     policy = policy_for(precision or "fp32", jax.default_backend())
     head = make_task(task, columns, data).head
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-    described = blueprint.describe(section, "model", head, policy)
+    described = blueprint.describe(section, "--model", head, policy)
     tokenizer = text.load_tokenizer(described.folder)
     check_vocabulary("model", described, tokenizer)
-    if task == "text" and columns.get("labels") is None:
+    known = columns.get("labels") or provenance.trained(described.folder).get("labels")
+    if task == "text" and not known:
         columns = {**columns, "labels": tuple(labels or described.config.labels)}
-    this = make_task(task, columns, data, tokenizer)
+    this = make_task(task, columns, data, tokenizer, described.folder)
     most = described.config.max_tokens
     if seq_len is not None and not 0 < seq_len <= most:
         raise UserError(f"--seq_len={seq_len}: the model has positions for {most} tokens")
@@ -155,7 +165,7 @@ def of_stage(
     else:
         stages = {this.name: this for this in setup.stages}
         if name not in stages:
-            raise UserError(f"{folder} has no stage {name!r}; have: {', '.join(stages)}")
+            raise run.no_stage(name, list(stages))
         model = stages[name].model
         params = stage.restore_best(setup, stages[name])
         outputs_on = functools.partial(finetune.outputs_of, setup, model, params)

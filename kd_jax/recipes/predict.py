@@ -124,7 +124,7 @@ def describe(model: str, revision: str | None, precision: str) -> Blueprint:
     """The checkpoint, with the head that config.json's `architectures` names. UserError where that
     is neither a classifier nor an answer extractor."""
     policy = policy_for(precision, jax.default_backend())
-    folder = hub.resolve(model, revision).path
+    folder = hub.resolve(model, revision, "--model").path
     names = hf.read_config(folder).get("architectures") or []
     heads = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
     if len(heads) != 1:
@@ -133,7 +133,7 @@ def describe(model: str, revision: str | None, precision: str) -> Blueprint:
             f"have: {', '.join(f'*{end}' for end in HEADS)}; fine-tune the model first"
         )
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-    return blueprint.describe(section, "model", heads[0], policy)
+    return blueprint.describe(section, "--model", heads[0], policy)
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,17 +28,20 @@ from kd_jax.errors import UserError
 from kd_jax.evals import retention, runs
 from kd_jax.models import family
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, workdir
+from kd_jax.recipes import blueprint, provenance, workdir
 from kd_jax.recipes import evaluate as held_out
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.evaluate import Checkpoint, check_rows, for_these_devices
 from kd_jax.recipes.finetune_setup import check_vocabulary
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
 from kd_jax.tasks import text
+from kd_jax.tasks.perplexity import Perplexity
 from kd_jax.tasks.scoring import Scored, ScoringTask
 from kd_jax.train import sharding
 from kd_jax.train.likelihood import log_likelihoods
 from kd_jax.types import Model
+
+log = logging.getLogger(__name__)
 
 TASKS = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
 KINDS = tuple(dict.fromkeys(task.partition("/")[0] for task in TASKS))
@@ -52,7 +56,10 @@ Report = dict[str, Any]  # see `of_checkpoint`
 class Options:
     """What may be left (None) to a default."""
 
-    seq_len: int | None = None  # tokens that the model reads at once: all that it can
+    seq_len: int | None = None  # tokens that the model reads at once: all that it can; of a text
+    # (perplexity) as many as a row of its training had, if that is known
+    text: str | None = None  # perplexity: column of the text
+    separator: str | None = None  # eos | bos, before every text: as in the model's training
     stride: int | None = None  # perplexity: half of seq_len
     documents: str | None = None  # perplexity: joined | alone: joined
     batch_size: int | None = None  # rows over all devices: 32
@@ -101,13 +108,16 @@ def make_task(
     own = {"stride": options.stride, "documents": options.documents}
     config |= {key: value for key, value in own.items() if value is not None}
     spec = {"source": "files", "path": data} if isinstance(data, str) else data
+    spec = {**spec, "text": options.text} if options.text and spec else spec
     return plugins.load("tasks", kind, "scoring").scoring(config, {"test": spec})
 
 
 def encode(task: ScoringTask, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
     """The task's rows for models of that tokenizer that have `max_tokens` positions."""
     if (task.seq_len or 0) > max_tokens:
-        raise UserError(f"seq_len={task.seq_len}: the model has positions for {max_tokens} tokens")
+        raise UserError(
+            f"config.task.seq_len={task.seq_len}: the model has positions for {max_tokens} tokens"
+        )
     return task.encoded(tokenizer, task.seq_len or max_tokens)
 
 
@@ -143,13 +153,14 @@ def of_checkpoint(
     """
     this = make_task(task, data, options)
     policy = policy_for(options.precision or "fp32", jax.default_backend())
-    described = blueprint.describe(held_out.section(model, revision), "model", "clm", policy)
+    described = blueprint.describe(held_out.section(model, revision), "--model", "clm", policy)
     tokenizer = text.load_tokenizer(described.folder)
     check_vocabulary("model", described, tokenizer)
     checkpoint = described, described.load(None)
     stated = {"model": described.name, "commit": described.commit, "task": task}
     stated["precision"] = options.precision or "fp32"
-    scored = _encoded(this, tokenizer, described)
+    trained = provenance.trained(described.folder)
+    scored = _encoded(this, tokenizer, described, options, trained)
     return _measure(checkpoint, scored, this, options, stated)
 
 
@@ -160,7 +171,7 @@ def of_stage(
     see `of_checkpoint`."""
     this, run = make_task(task, data, options), _Run(folder, options)
     checkpoint = run.model(stage)
-    scored = _encoded(this, run.setup.tokenizer, checkpoint[0])
+    scored = _encoded(this, run.setup.tokenizer, checkpoint[0], options, run.setup.config.task)
     return _measure(checkpoint, scored, this, options, run.stated(stage, task))
 
 
@@ -170,7 +181,8 @@ def of_run(
     """By name, the models of a finished run: the teacher first, and every stage beside it, whose
     report has also what `Scores.beside` says, as "beside_teacher"."""
     this, run = make_task(task, data, options), _Run(folder, options)
-    scored = _encoded(this, run.setup.tokenizer, run.setup.models[TEACHER])
+    teacher = run.setup.models[TEACHER]
+    scored = _encoded(this, run.setup.tokenizer, teacher, options, run.setup.config.task)
     found: dict[str, tuple[Scores, Report]] = {}
     for name in run.names:
         made, report = _measure(run.model(name), scored, this, options, run.stated(name, task))
@@ -185,16 +197,19 @@ class _Run:
 
     def __init__(self, folder: str, options: Options):
         run = runs.read(folder)
-        if run.config["task"]["name"] != "clm":
+        name = run.config["task"]["name"]
+        if plugins.load("tasks", name, "make").make(run.config["task"], None, None).head != "clm":
             raise UserError(
-                f"{folder} is a run of task {run.config['task']['name']!r}, whose models are not "
-                f"causal: likelihoods need one of task 'clm'"
+                f"{folder} is a run of task {name!r}, whose models are not causal: likelihoods "
+                f"need one of task 'clm' or 'chat'"
             )
         own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
         config = for_these_devices(run.config, own)
-        self._workdir, self._precision = run.workdir, config.precision
+        self._run, self._precision = run, config.precision
         self.setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
         self._stages = {each.name: each for each in self.setup.stages if each.name in run.stages}
+        if not self._stages:
+            raise run.no_stage("student", ())
 
     @property
     def names(self) -> list[str]:
@@ -206,13 +221,12 @@ class _Run:
         if stage := self._stages.get(name):
             return self.setup.models[stage.model], restore_best(self.setup, stage)
         if name != TEACHER:
-            have = ", ".join(self.names)
-            raise UserError(f"{self._workdir} has no stage {name!r}; have: {have}")
+            raise self._run.no_stage(name, self.names)
         return self.setup.models[TEACHER], given_params(self.setup, TEACHER)
 
     def stated(self, name: str, task: str) -> Report:
         """What a report says of a model of the run."""
-        about = {"model": str(self._workdir), "commit": None, "stage": name, "task": task}
+        about = {"model": str(self._run.workdir), "commit": None, "stage": name, "task": task}
         return about | {"precision": self._precision}
 
 
@@ -223,8 +237,25 @@ def _batch_size(options: Options) -> int:
     return rows
 
 
-def _encoded(task: ScoringTask, tokenizer: Any, described: Blueprint) -> Scored:
-    return encode(task, tokenizer, described.config.max_tokens)
+def _encoded(
+    task: ScoringTask,
+    tokenizer: Any,
+    described: Blueprint,
+    options: Options,
+    trained: Mapping[str, Any],
+) -> Scored:
+    """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
+    tokenizer = text.begun_by(tokenizer, options.separator or trained.get("separator"))
+    most = described.config.max_tokens
+    used = trained.get("seq_len", most)
+    if task.seq_len is None and used < most:
+        most = min(most, used) if isinstance(task, Perplexity) else most
+        log.info(
+            "the model was trained on rows of %d tokens and reads up to %d at once here; --seq_len "
+            "takes another number",
+            *(used, most),
+        )
+    return encode(task, tokenizer, most)
 
 
 def _measure(

@@ -6,6 +6,7 @@ language models; the one of fine-tuning is in finetune_setup.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,11 @@ class Setup:
     def _trained_tokenizer(self, read: Callable[[], Iterable[str]]) -> Any:
         """The run's own tokenizer, trained on what `read` gives where it is not there yet."""
         given, folder = self.config.tokenizer, self.folder / "tokenizer"
+        if "://" in os.fspath(folder):
+            raise UserError(
+                f"tokenizer.train={given.train!r} needs a local --workdir, not {self.folder}: "
+                f"train it there once, and set tokenizer.path to its folder"
+            )
         if jax.process_index() == 0 and not folder.exists():
             temporary = folder.with_name("tokenizer.tmp")
             text.train_tokenizer(given.train, read(), given.vocab_size, temporary)
@@ -236,7 +242,9 @@ class TextSetup(Setup):
             )
         if given.path:
             where = Path(given.path).expanduser()
-            where = where if where.is_dir() else hub.resolve(given.path).path
+            where = (
+                where if where.is_dir() else hub.resolve(given.path, None, "tokenizer.path").path
+            )
         elif teacher.folder is not None:
             where = teacher.folder
         else:

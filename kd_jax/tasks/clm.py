@@ -8,6 +8,7 @@ separator (eos | bos).
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,8 @@ from kd_jax.ranges import Whole
 from kd_jax.tasks import text
 from kd_jax.tasks.task import TextTask, label_a_token
 from kd_jax.types import Batch
+
+log = logging.getLogger(__name__)
 
 DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator="eos")
 
@@ -40,12 +43,23 @@ class CausalLM(TextTask):
         config = settings(config, DEFAULTS, "task")
         if config["separator"] not in ("eos", "bos"):
             raise UserError(f"config.task.separator={config['separator']!r}: have eos, bos")
-        self._token = f"{config['separator']}_token"
+        self.separator = config["separator"]
+        self._token = f"{self.separator}_token"
         super().__init__(data, tokenizer, config["seq_len"])
 
     def shapes(self, batch_size: int) -> Batch:
         """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
         return label_a_token(batch_size, self.seq_len)
+
+    def prepare(self):
+        own = text.own_separator(self.tokenizer)
+        if self.separator == "eos" and own == "bos" and self._id != self.tokenizer.bos_token_id:
+            log.warning(
+                "documents are joined by %s (separator=eos), while the tokenizer begins texts with "
+                "%s: a model that has met %s before every text wants separator=bos",
+                *(self.tokenizer.eos_token, *[self.tokenizer.bos_token] * 2),
+            )
+        return super().prepare()
 
     def _separator(self) -> int:
         return self._id

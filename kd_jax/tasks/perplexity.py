@@ -60,7 +60,7 @@ class Perplexity:
         if self.documents not in ("joined", "alone"):
             raise UserError(f"config.task.documents={self.documents!r}: have joined, alone")
         if data["test"] is None:
-            raise UserError("perplexity needs a text: set config.data.test to a source (--data)")
+            raise UserError("perplexity needs a text: set config.data.test to a source")
         self._source = data["test"]
 
     @functools.cached_property

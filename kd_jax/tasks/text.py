@@ -1,13 +1,14 @@
 """Tokenizers: loading one, training one, and what the tasks ask of it."""
 
 import collections
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from kd_jax.data.masking import Vocabulary
@@ -49,6 +50,28 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: str, need: str) -> int:
     if getattr(tokenizer, name) is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no {name}, which {need} needs")
     return getattr(tokenizer, f"{name}_id")
+
+
+def own_separator(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tells "bos" where the tokenizer begins texts with it (or has no other), else "eos"."""
+    bos = tokenizer.bos_token_id
+    begins = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+    return "bos" if begins or tokenizer.eos_token is None else "eos"
+
+
+def begun_by(tokenizer: PreTrainedTokenizerBase, separator: str | None) -> PreTrainedTokenizerBase:
+    """Makes texts begin as documents did in a model's training: with its `separator`, eos or bos
+    (None: unknown). A tokenizer that would begin them with another token is changed."""
+    if separator != "eos" or tokenizer.bos_token in (None, tokenizer.eos_token):
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    if own_separator(tokenizer) == "bos":
+        end = tokenizer.eos_token
+        changed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=[end, "$A"], special_tokens=[(end, tokenizer.eos_token_id)]
+        )
+    changed.bos_token = None
+    return changed
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:

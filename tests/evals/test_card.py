@@ -27,7 +27,7 @@ def page(tmp_path, stage="student", head="clm", stated=None, **config):
         },
     }
     text = card.of_stage(
-        stage, head, "GPT2LMHeadModel with 6 layers", results, config, stated or {}
+        stage, head, "GPT2LMHeadModel with 6 layers", results, config, stated or {}, "seq_len 256"
     )
     (tmp_path / "README.md").write_text(text)
     return text, huggingface_hub.metadata_load(tmp_path / "README.md")

@@ -90,6 +90,21 @@ def test_a_folder_of_runs_names_them(tmp_path):
         runs.read(str(tmp_path))
 
 
+def test_a_folder_beside_or_within_a_run_is_told_apart(tmp_path):
+    workdir = example_run.write(tmp_path / "run")
+    (workdir / "student").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=f"no config.json; {workdir} is one"):
+        runs.read(str(workdir / "student"))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    (model / "model.safetensors").touch()
+    with pytest.raises(UserError, match="the folder of a model, not of a run; give it as --model"):
+        runs.read(str(model))
+    with pytest.raises(UserError, match="these folders in it are runs: run$"):
+        runs.read(str(tmp_path))
+
+
 def test_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
         runs.read(str(tmp_path / "nowhere"))

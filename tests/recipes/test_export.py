@@ -371,10 +371,32 @@ def test_card_of_a_run(tmp_path, finished, quick):
     assert 'AutoModelForMaskedLM.from_pretrained("PATH_OR_HUB_ID")' in page
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--model=m --stage=student", "--stage does not go with --model; leave it out"),
+        ("--workdir=w --revision=v1", "--revision does not go with --workdir; leave it out"),
+        ("--workdir=", "--workdir is empty"),
+    ],
+)
+def test_flags_that_nothing_reads(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([*flags.split(), f"--out={tmp_path / 'out'}"])
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_place_that_is_taken_is_found_before_the_model_is_read(tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    for find in (export.export_checkpoint, export.export_stage):
+        with pytest.raises(UserError, match="exists and is no export of kd_jax"):
+            find("no/model", None, str(tmp_path))
+    with pytest.raises(SystemExit):
+        command.main(["--model=m", f"--out={tmp_path / 'notes.txt'}"])
+    assert "notes.txt is a file; give another folder" in capsys.readouterr().err
+
+
 def test_a_stage_that_does_not_exist(tmp_path, finished):
-    with pytest.raises(
-        UserError, match="trained no stage 'pupil'; have: teacher, baseline, student"
-    ):
+    with pytest.raises(UserError, match="has no stage 'pupil'; have: teacher, baseline, student"):
         export.export_stage(str(finished[0]), "pupil", str(tmp_path / "out"))
 
 
