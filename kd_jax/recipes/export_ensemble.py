@@ -3,6 +3,7 @@ like every export (export.py)."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def _member(setup: EnsembleSetup, params: Params, number: int, results: dict) ->
     page = _page(setup, name, quantities.count(count(params)) + " parameters", results, "")
     source = {"config_hash": results["config_hash"], "stage": name}
     out = setup.folder / "export" / name
-    return export.export_model(blueprint, params, setup.tokenizer, out, page, source)
+    origins = _folders(setup)
+    return export.export_model(blueprint, params, setup.tokenizer, out, page, source, *origins)
 
 
 def _whole(setup, members, weights, results) -> dict[str, Any]:
@@ -58,11 +60,14 @@ def _whole(setup, members, weights, results) -> dict[str, Any]:
 
     source = {"config_hash": results["config_hash"], "stage": "ensemble"}
     out = setup.folder / "export" / "ensemble"
-    return export.publish(write, setup.tokenizer, out, page, source)
+    return export.publish(write, setup.tokenizer, out, page, source, *_folders(setup))
 
 
-def _page(setup: EnsembleSetup, name: str, size: str, results: dict, code: str) -> str:
+def _page(setup: EnsembleSetup, name: str, size: str, results: dict, code: str) -> export.Page:
     config = json.loads(setup.config.to_json())
-    folders = [setup.models["student"].folder, setup.models["teacher"].folder]
-    stated = card.inherited(*folders)
-    return card.of_stage(name, "clm", size, results, config, stated, code)
+    stated = card.inherited(*_folders(setup))
+    return functools.partial(card.of_stage, name, "clm", size, results, config, stated, code)
+
+
+def _folders(setup: EnsembleSetup) -> tuple[Path | None, ...]:
+    return setup.models["student"].folder, setup.models["teacher"].folder
