@@ -13,7 +13,7 @@ import jax
 from configs import common, finetune_agnews, finetune_glue, finetune_squad, samples
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import costs, finetune, workdir
+from kd_jax.recipes import costs, export_check, finetune, workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from tests.models import tiny
@@ -91,7 +91,7 @@ def quick():
         stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
         patch(sharding, "make_mesh", alone)
         patch(costs, "measure", lambda setup, given, repeats: dict.fromkeys(given, {}))
-        patch(finetune.export, "check", lambda *args: {})
+        patch(export_check, "check", lambda *args: {})
         patch(finetune.plots, "draw", lambda *args: None)
         yield
 
