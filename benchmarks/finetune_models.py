@@ -58,8 +58,8 @@ def main() -> None:
         rates = dict.fromkeys(names, args.dropout)
     torch.manual_seed(0)
     auto = transformers.AutoModelForSequenceClassification
-    model = auto.from_pretrained(source, num_labels=2, **rates)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = auto.from_pretrained(source, num_labels=2, trust_remote_code=False, **rates)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     for name in ("teacher", "student"):
         if name == "student":
             model.bert.encoder.layer = model.bert.encoder.layer[1::2]

@@ -41,8 +41,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model).eval()
+    never = dict(trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, **never)
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, **never).eval()
     rows, characters_QE, labels_Q = read(args, tokenizer)
     most = model.config.max_position_embeddings
     order = sorted(range(len(rows)), key=lambda n: -len(rows[n][0] + rows[n][1]))

@@ -3,9 +3,10 @@
     python -m kd_jax.export --workdir=RUN [--stage=student] --out=DIR
     python -m kd_jax.export --model=FOLDER_OR_HUB_ID [--revision=...] --out=DIR
 
-The folder gets model.safetensors, config.json, the tokenizer and a model card. It is loaded again,
-by kd_jax and (where torch is installed) by PyTorch, and the logits are compared before it takes its
-place. A decoder whose blocks differ in size, for which HF has no class, brings its own: load it
+The folder gets model.safetensors, config.json, generation_config.json where there was one, the
+tokenizer and a model card. It is loaded again, by kd_jax and (where torch is installed) by PyTorch,
+and the logits are compared, those of a text that PyTorch writes too, before it takes its place. A
+decoder whose blocks differ in size, for which HF has no class, brings its own: load it
 with trust_remote_code=True. A finished run has its student in RUN/export/student already; this
 exports other stages, to other places, and converts checkpoints.
 """

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import re
 import shutil
 from pathlib import Path
@@ -49,13 +48,15 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     """Parameters (float32 numpy arrays, as `family.abstract` shapes them) from a folder's weights.
 
     Every tensor is used or is on the family's list of those that no model here uses; anything
-    missing, left over or of a wrong shape raises UserError. One exception: a checkpoint of the
-    base model alone, or with another of the family's heads, gets a random head, drawn from `key`
-    and logged; what the base model has of it (BERT's pooler) is taken. Without a key that is an
-    error too. The columns of a classifier are put in the order of the config's labels.
+    missing, left over, of a wrong shape or not finite raises UserError. One exception: a
+    checkpoint of the base model alone, or with another of the family's heads, gets a random head,
+    drawn from `key` and logged; what the base model has of it (BERT's pooler) is taken. Without a
+    key that is an error too. The columns of a classifier are put in the order of the config's
+    labels.
     """
     shapes = families.abstract(family, config, head, Policy()).params
-    tensors = {_plain(name, family): value for name, value in _read(Path(folder)).items()}
+    read = _read(Path(folder), family)
+    tensors = {_plain(name, family): value for name, value in read.items()}
     rules = family.rules(config, head)
     flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
     flat: dict[str, np.ndarray] = {}
@@ -81,11 +82,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     if not of_head:  # other heads' tensors are left over only where this one's are there
         others = (family.rules(config, other) for other in family.architectures)
         known |= {rule.hf for rules_of_other in others for rule in rules_of_other}
-    extra = [
-        name
-        for name in sorted(tensors.keys() - known)
-        if not any(re.search(pattern, name) for pattern in family.ignore)
-    ]
+    extra = [name for name in sorted(tensors.keys() - known) if not _ignored(name, family)]
     missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
     if missing or extra:
         lists = _list("-", [rule.hf for rule in missing]) + _list("+", extra)
@@ -133,6 +130,11 @@ def _plain(name: str, family: Family) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
+def _ignored(name: str, family: Family) -> bool:
+    """Whether no model here reads a tensor of this (plain) name."""
+    return any(re.search(pattern, name) for pattern in family.ignore)
+
+
 def _check_classes(rule: Rule, tensor, config: Any, folder: Path) -> None:
     """Refuses a classifier for another number of classes."""
     if not rule.ours[0].startswith("head/classifier/") or len(tensor) == len(config.labels):
@@ -172,32 +174,58 @@ def _list(sign: str, names: list[str]) -> list[str]:
     return [f"{sign} {name}" for name in names[:6]] + more
 
 
-def _read(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint folder, by the names in its files."""
+def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint folder, by the names in its files.
+
+    They are finite, but for those that no model of the family reads.
+    """
     name = next((name for name in WEIGHTS if (folder / name).exists()), None)
     if name is None:
         have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise UserError(f"{folder}: no weights; want {' or '.join(WEIGHTS)}, have {have}")
     if not name.endswith(".index.json"):
-        return _read_file(folder / name)
-    try:
-        shard_of = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / name}: no weight_map in it; download it again") from None
+        return _read_file(folder / name, family)
+    shard_of = _read_index(folder / name)
     tensors = {}
     for shard in sorted(set(shard_of.values())):
-        tensors |= _read_file(folder / shard)
+        tensors |= _read_file(folder / shard, family)
     absent = sorted(shard_of.keys() - tensors.keys())
     if absent:
         raise UserError(f"{folder / name}: its files lack {', '.join(_list('-', absent))}")
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no weight_map in it; download it again") from None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise UserError(
+            f"{path}: weight_map should give the file of each tensor by name; download it again"
+        )
+    return found
+
+
+def _read_file(path: Path, family: Family) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(f"{path}: missing, though the index names it; download it again")
-    if path.suffix == ".bin":
-        return _read_torch(path)
+    tensors = _read_torch(path) if path.suffix == ".bin" else _read_safetensors(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind in "iub" or _ignored(_plain(name, family), family):
+            continue
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(tensor.astype(np.float32, copy=False))
+        if not finite.all():
+            raise UserError(
+                f"{path}: {name} holds {finite.size - finite.sum()} values that are not finite "
+                f"float32 numbers; the weights are damaged, or their training diverged"
+            )
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
@@ -215,8 +243,17 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: reading it needs torch; pip install torch, or convert it to safetensors"
         ) from None
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: truncated, or more than weights ({reason})") from None
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    if not isinstance(found, dict) or not found:
+        what = f"a {type(found).__name__}" if found or not isinstance(found, dict) else "nothing"
+        raise UserError(f"{path}: holds {what}, no tensors by name; save model.state_dict() there")
+    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UserError(
+            f"{path}: holds more than tensors ({', '.join(others[:6])}); save model.state_dict() "
+            f"alone there"
+        )
+    return {str(name): tensor.float().numpy() for name, tensor in found.items()}

@@ -11,7 +11,8 @@ def read_labels(fields) -> tuple[str, ...]:
     Args:
         fields: `family.Fields` of a config.json.
 
-    Raises UserError where classes are not numbered from 0, or where one row may have several.
+    Raises UserError where classes are not numbered from 0, where two have one name, or where one
+    row may have several.
     """
     fields.only("problem_type", None, "single_label_classification", "regression")
     names = fields.get("id2label", dict | None, None)
@@ -31,7 +32,15 @@ def read_labels(fields) -> tuple[str, ...]:
             f"config.json: problem_type='regression' with {len(wanted)} labels is not supported; "
             f"have: one label"
         )
-    return tuple(by_id[i] for i in wanted)
+    labels = tuple(by_id[i] for i in wanted)
+    for name in labels:
+        same = [i for i in wanted if by_id[i] == name]
+        if len(same) > 1:
+            raise UserError(
+                f"config.json: id2label gives classes {' and '.join(same)} one name, {name!r}; "
+                f"what is predicted could not be told apart: rename all but one there"
+            )
+    return labels
 
 
 def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
@@ -41,7 +50,7 @@ def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
     any others are taken to be in the right one, which LABEL_0, LABEL_1 say nothing about.
     """
     wanted, have = ([name.casefold() for name in names] for names in (labels, in_file))
-    if sorted(wanted) != sorted(have) or len(set(have)) < len(have):
+    if sorted(wanted) != sorted(have) or len(set(have)) < len(have):  # "A" and "a"
         return list(range(len(labels)))
     return [have.index(name) for name in wanted]
 

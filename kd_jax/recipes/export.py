@@ -7,12 +7,14 @@ whole and checked, or not at all, and an export that was killed is simply done a
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ from kd_jax.recipes.stage import Stage, restore_best
 from kd_jax.tasks import text
 from kd_jax.types import Params
 
+log = logging.getLogger(__name__)
+
+Page = Callable[[str | None], str]
+GENERATION = "generation_config.json"
+SAMPLE = "The 1,234 boys' caf\u00e9s  aren\u2019t  OPEN;\n\tsee \u4e2d\u6587 \U0001f600!"
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 
 
@@ -73,10 +80,10 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
     stated = card.inherited(source.path)
     size, code = _size(blueprint, params), _own_code(blueprint)
-    page = card.of_model(head, size, model, source.commit, stated, code)
+    page = functools.partial(card.of_model, head, size, model, source.commit, stated, code)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     known = provenance.read(source.path)
-    return export_model(blueprint, params, tokenizer, out, page, identity, known)
+    return export_model(blueprint, params, tokenizer, out, page, identity, known, source.path)
 
 
 def export_model(
@@ -84,9 +91,10 @@ def export_model(
     params: Params,
     tokenizer: PreTrainedTokenizerBase | None,
     out: epath.PathLike,
-    page: str,
+    page: Page,
     source: dict[str, Any],
     trained_on: provenance.Provenance | None = None,
+    *origins: Path | None,
 ) -> dict[str, Any]:
     """Writes config.json, model.safetensors, tokenizer files and README.md to `out`.
 
@@ -95,9 +103,11 @@ def export_model(
         params: its parameters.
         tokenizer: its tokenizer, None where there is none.
         out: the folder, local or gs://; replaced where it holds an export of the same `source`.
-        page: the text of README.md.
+        page: makes the text of README.md, given the tokenizer's class (`text.reader_of`).
         source: what is exported, as JSON values.
         trained_on: goes into kd_jax.json, where it is known.
+        origins: folders of checkpoints it comes from: the first generation_config.json there is in
+            them is kept, of a causal language model.
 
     Returns:
         {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
@@ -112,16 +122,18 @@ def export_model(
         hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
         return export_check.check(folder, blueprint, params)
 
-    return publish(write, tokenizer, out, page, source, trained_on)
+    origins = origins if blueprint.head == "clm" else ()
+    return publish(write, tokenizer, out, page, source, trained_on, *origins)
 
 
 def publish(
     write: Callable[[Path], dict[str, float]],
     tokenizer: PreTrainedTokenizerBase | None,
     out: epath.PathLike,
-    page: str,
+    page: Page,
     source: dict[str, Any],
     trained_on: provenance.Provenance | None,
+    *origins: Path | None,
 ) -> dict[str, Any]:
     """Puts a checkpoint to `out`, whole and checked or not at all; see `export_model`.
 
@@ -131,16 +143,42 @@ def publish(
     out = epath.Path(out)
     check_place(out, source)
     with _folder_beside(out) as folder:
+        _keep_generation(folder, origins)
         differences = write(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(page, encoding="utf-8")
+        reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
+        (folder / "README.md").write_text(page(reader), encoding="utf-8")
         if trained_on is not None:
             storage.write_json(folder / provenance.FILE, trained_on)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
         (folder / MARK).write_text(json.dumps({"source": source, **report}, indent=2) + "\n")
         _put(folder, out)
     return {"path": str(out), **report}
+
+
+def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
+    """Copies how a checkpoint wants to write (temperature, tokens that end a text)."""
+    for origin in origins:
+        if origin is not None and (origin / GENERATION).exists():
+            shutil.copyfile(origin / GENERATION, folder / GENERATION)
+            return
+
+
+def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Writes the tokenizer beside its model, and checks that it reads as before there; returns the
+    class of transformers that does."""
+    text.save_tokenizer(tokenizer, folder)
+    again = text.load_tokenizer(folder)
+    if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
+        raise RuntimeError(f"{folder}: loaded again, the tokenizer reads {SAMPLE!r} otherwise")
+    reader = text.reader_of(folder)
+    if reader != "AutoTokenizer":
+        log.warning(
+            "%s: AutoTokenizer reads texts otherwise beside this model; load it with %s, as kd_jax "
+            "does and the card says",
+            folder,
+            reader,
+        )
+    return reader
 
 
 def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
@@ -202,9 +240,12 @@ def _export_stage(
     tokenizer = setup.tokenizer_of(stage.model)
     trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
-    page = card.of_stage(stage.name, setup.head, size, results, config, stated, rows, code)
+    page = functools.partial(
+        card.of_stage, stage.name, setup.head, size, results, config, stated, rows, code
+    )
     source = {"config_hash": results["config_hash"], "stage": stage.name}
-    return export_model(blueprint, params, tokenizer, out, page, source, trained_on)
+    origins = blueprint.folder, setup.models["teacher"].folder
+    return export_model(blueprint, params, tokenizer, out, page, source, trained_on, *origins)
 
 
 def _digest(params: Params) -> str:

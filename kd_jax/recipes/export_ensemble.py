@@ -3,6 +3,7 @@ like every export (export.py)."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,10 @@ def _member(setup: EnsembleSetup, params: Params, number: int, results: dict) ->
     page, trained_on = _about(setup, name, size, results, "")
     source = {"config_hash": results["config_hash"], "stage": name}
     out = setup.folder / "export" / name
-    return export.export_model(blueprint, params, setup.tokenizer, out, page, source, trained_on)
+    origins = _folders(setup)
+    return export.export_model(
+        blueprint, params, setup.tokenizer, out, page, source, trained_on, *origins
+    )
 
 
 def _whole(setup, members, weights, results) -> dict[str, Any]:
@@ -59,17 +63,21 @@ def _whole(setup, members, weights, results) -> dict[str, Any]:
 
     source = {"config_hash": results["config_hash"], "stage": "ensemble"}
     out = setup.folder / "export" / "ensemble"
-    return export.publish(write, setup.tokenizer, out, page, source, trained_on)
+    origins = _folders(setup)
+    return export.publish(write, setup.tokenizer, out, page, source, trained_on, *origins)
 
 
 def _about(
     setup: EnsembleSetup, name: str, size: str, results: dict, code: str
-) -> tuple[str, provenance.Provenance]:
+) -> tuple[export.Page, provenance.Provenance]:
     """The model card, and what goes into kd_jax.json."""
     config = json.loads(setup.config.to_json())
-    folders = [setup.models["student"].folder, setup.models["teacher"].folder]
-    stated = card.inherited(*folders)
+    stated = card.inherited(*_folders(setup))
     trained_on = provenance.of_run(config, results, setup.tokenizer)
     rows = provenance.sentence(trained_on["task"])
-    page = card.of_stage(name, "clm", size, results, config, stated, rows, code)
+    page = functools.partial(card.of_stage, name, "clm", size, results, config, stated, rows, code)
     return page, trained_on
+
+
+def _folders(setup: EnsembleSetup) -> tuple[Path | None, ...]:
+    return setup.models["student"].folder, setup.models["teacher"].folder

@@ -6,6 +6,7 @@ language models; the one of fine-tuning is in finetune_setup.py.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from kd_jax.tasks import text
 from kd_jax.train import sharding, step
 from kd_jax.train.loop import Replacement
 from kd_jax.types import Batch, Model, Params
+
+log = logging.getLogger(__name__)
 
 
 class Setup:
@@ -264,11 +267,17 @@ class TextSetup(Setup):
         for key, model in self.models.items():
             if model.folder is None or not text.has_tokenizer(model.folder):
                 continue
-            theirs = text.load_tokenizer(model.folder).get_vocab()
-            if theirs != self.tokenizer.get_vocab():
+            theirs = text.load_tokenizer(model.folder)
+            if theirs.get_vocab() != self.tokenizer.get_vocab():
                 raise UserError(
                     f"{key} {model.name} was trained with another tokenizer than the run's: the "
                     f"same ids would mean other words; choose teacher and student of one vocabulary"
+                )
+            if not text.same_rules(theirs, self.tokenizer):
+                log.warning(
+                    "%s %s was trained on texts that its tokenizer cut otherwise than the run's",
+                    key,
+                    model.name,
                 )
 
 

@@ -9,12 +9,25 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from kd_jax.data.masking import Vocabulary
 from kd_jax.errors import UserError
 
 _FILES = "tokenizer.json, or vocab.txt, or vocab.json with merges.txt"
+
+# What `from_pretrained` notes of itself and of this machine, and of the last text's truncation.
+_OF_LOADING = (
+    *("local_files_only", "is_local", "trust_remote_code", "name_or_path", "_commit_hash"),
+    *("tokenizer_file", "vocab_file", "merges_file"),
+    *("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"),
+)
 
 
 def has_tokenizer(folder: str | Path) -> bool:
@@ -24,21 +37,73 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder in HF's layout. Raises UserError where there is none."""
+    """The tokenizer of a local folder in HF's layout; where there is a tokenizer.json, as that
+    says. Raises UserError where there is none, or where it needs code of its own."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"tokenizer folder {folder} does not exist")
     if not has_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer: it needs {_FILES}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"cannot load the tokenizer in {folder}: {_line(error)}") from None
+        tokenizer = _load(AutoTokenizer, folder)
+        if not _as_in_file(tokenizer, folder):
+            tokenizer = _load(PreTrainedTokenizerFast, folder)
+    except Exception as error:  # a damaged tokenizer.json raises no other class
+        code = "trust_remote_code" in str(error)
+        reason = "it needs code of its own (auto_map), which is never run" if code else _line(error)
+        raise UserError(f"cannot load the tokenizer in {folder}: {reason}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{folder}: {type(tokenizer).__name__} is no fast tokenizer; add tokenizer.json"
         )
+    for key in _OF_LOADING:
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
+
+
+def _load(kind: type, folder: Path) -> PreTrainedTokenizerBase:
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether `tokenizer` reads as tokenizer.json says, if there is one. transformers 5 rebuilds
+    some by the class that belongs to config.json's model_type, with the rules of that class."""
+    file = folder / "tokenizer.json"
+    if not file.exists() or not getattr(tokenizer, "is_fast", False):
+        return True
+    return _rules(tokenizer.backend_tokenizer) == _rules(Tokenizer.from_file(str(file)))
+
+
+def _rules(backend: Tokenizer) -> dict[str, Any]:
+    """What makes ids of a text and a text of ids, beside special tokens."""
+    parts = json.loads(backend.to_str())
+    return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "decoder")}
+
+
+def same_rules(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers cut every text, special tokens aside, into the same ids."""
+    return _rules(one.backend_tokenizer) == _rules(other.backend_tokenizer)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Writes a tokenizer as it is for any text: not cut to the lengths of the last one, and by a
+    class that every version of transformers knows."""
+    backend, folder = tokenizer.backend_tokenizer, Path(folder)
+    backend.no_truncation()
+    backend.no_padding()
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    stated = {key: value for key, value in stated.items() if key not in _OF_LOADING}
+    if stated.get("tokenizer_class") == "TokenizersBackend":  # which is its name in version 5
+        stated["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reader_of(folder: str | Path) -> str:
+    """The class of transformers that reads the tokenizer of a folder as kd_jax does."""
+    faithful = _as_in_file(_load(AutoTokenizer, Path(folder)), Path(folder))
+    return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
 
 def _line(error: Exception) -> str:
@@ -109,7 +174,7 @@ def train_tokenizer(
         tokenizer = GPT2Tokenizer(**_byte_pairs(documents, vocab_size))
     else:
         raise UserError(f"unknown tokenizer kind {kind!r}; have: wordpiece, bpe")
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     return load_tokenizer(folder)
 
 

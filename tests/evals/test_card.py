@@ -1,3 +1,5 @@
+import json
+
 import huggingface_hub
 import pytest
 
@@ -34,7 +36,20 @@ def page(tmp_path, stage="student", head="clm", stated=None, **config):
 
 
 def test_metadata(tmp_path):
-    _, metadata = page(tmp_path, stated={"license": "mit", "language": "en"})
+    text, metadata = page(tmp_path, stated={"license": "mit", "language": "en"})
+    (model,) = metadata.pop("model-index")
+    assert model["name"] == "example: student"
+    (result,) = model["results"]
+    assert result["task"] == {"type": "text-generation"}
+    dataset = {"name": "Salesforce/wikitext", "type": "Salesforce/wikitext", "split": "test"}
+    assert result["dataset"] == dataset
+    found = {each["type"]: (each["name"], each["value"]) for each in result["metrics"]}
+    assert found["loss"] == ("loss (nats/token)", 2.0)
+    assert found["perplexity"] == ("perplexity", 20.0) and found["agreement"][1] == 0.75
+    # As huggingface_hub reads it, with nothing lost on the way.
+    data = huggingface_hub.ModelCard(text).data
+    assert data.model_name == "example: student" and len(data.eval_results) == len(found)
+    assert data.to_dict() == metadata | {"model-index": [model]}
     assert metadata == {
         "base_model": ["openai-community/gpt2"],  # and not the folder on this machine
         "datasets": ["Salesforce/wikitext"],
@@ -69,7 +84,7 @@ def test_text(tmp_path):
 def test_heads_of_few_classes(tmp_path, head, pipeline, auto):
     text, metadata = page(tmp_path, head=head)
     assert metadata["pipeline_tag"] == pipeline
-    assert f'model = {auto}.from_pretrained("PATH_OR_HUB_ID")' in text
+    assert f"model = {auto}.from_pretrained(source)" in text
 
 
 @pytest.mark.parametrize("stage", ["teacher", "baseline"])
@@ -77,6 +92,33 @@ def test_only_students_are_distilled(tmp_path, stage):
     text, metadata = page(tmp_path, stage)
     assert metadata["tags"] == ["kd_jax"]
     assert "distilled" not in text and "of a distillation run" in text
+
+
+def test_a_licence_that_nobody_stated_is_left_out(tmp_path):
+    _, metadata = page(tmp_path)
+    assert "license" not in metadata
+
+
+def test_figures_that_are_not_finite_are_no_metrics():
+    figures = {"loss": float("nan"), "accuracy": 0.5}
+    results = {"config": "example", "split": "test", "data": {"test": {"name": "/srv/a.txt"}}}
+    results["data"]["train"] = {"name": "b.txt"}
+    found = card._measured("student", "mlm", results | {"stages": {"student": figures}}, [])
+    assert [(each.metric_type, each.dataset_name) for each in found["eval_results"]] == [
+        ("accuracy", "a.txt")
+    ]
+    assert card._measured("member_1", "mlm", results | {"stages": {}}, []) == {}
+
+
+def test_the_config_has_no_path_of_this_machine(tmp_path):
+    text, _ = page(
+        tmp_path,
+        cache={"folder": str(tmp_path / "cache")},
+        other=["/srv/a.txt,/srv/b.txt", "~/mine/x", "gs://bucket/run/7", "a / b", "google/bert"],
+    )
+    assert str(tmp_path) not in text and "/srv" not in text and "gs://" not in text
+    other = ["a.txt,b.txt", "x", "7", "a / b", "google/bert"]
+    assert json.loads(text.partition("```json\n")[2].partition("```")[0])["other"] == other
 
 
 def test_local_text_has_no_path(tmp_path):

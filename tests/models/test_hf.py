@@ -254,6 +254,51 @@ def test_missing_and_broken_files(saved):
     refused("no weights; want model.safetensors or .*, have config.json")
 
 
+@pytest.mark.parametrize("shards", [["a.safetensors"], {"gone": 3}, 7])
+def test_an_index_that_names_no_files(saved, shards):
+    folder, _, family, config = saved
+    shard(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(UserError, match="index.json: weight_map should give the file of each"):
+        hf.load(folder, family, config, "mlm")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda state: {"state_dict": state}, "holds more than tensors (state_dict); save model."),
+        (lambda state: {"model": state, "step": 7}, "holds more than tensors (model, step)"),
+        (lambda state: list(state.values()), "holds a list, no tensors by name"),
+        (lambda state: {}, "holds nothing, no tensors by name"),
+        (lambda state: 3, "holds a int, no tensors by name"),
+    ],
+)
+def test_weights_inside_another_object(saved, content, says):
+    torch = pytest.importorskip("torch")
+    folder, _, family, config = saved
+    state = {name: torch.from_numpy(value) for name, value in tensors(folder).items()}
+    (folder / "model.safetensors").unlink()
+    torch.save(content(state), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"pytorch_model.bin: {re.escape(says)}"):
+        hf.load(folder, family, config, "mlm")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(saved, value):
+    folder, _, family, config = saved
+    found = tensors(folder)
+    found["bert.encoder.layer.1.output.dense.bias"][3] = value
+    rewrite(folder, found)
+    name = "bert.encoder.layer.1.output.dense.bias"
+    with pytest.raises(UserError, match=f"model.safetensors: {name} holds 1 values that are not"):
+        hf.load(folder, family, config, "mlm")
+    # What no model here reads may be as it likes: masks of -inf are found there.
+    unused = {"bert.embeddings.position_ids": np.full((1, 40), value, np.float32)}
+    rewrite(folder, found | {name: np.zeros(32, np.float32)} | unused)
+    hf.load(folder, family, config, "mlm")
+
+
 def test_reads_config(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         hf.read_config(tmp_path)

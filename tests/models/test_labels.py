@@ -37,6 +37,10 @@ def test_reads(keys, expected):
         ({"id2label": {"0": "a"}, "num_labels": 2}, "where that is given (2); have: 0"),
         ({"num_labels": 0}, "have: none"),
         ({"id2label": ["a", "b"]}, "id2label should be dict"),
+        (
+            {"id2label": {"0": "other", "1": "good", "2": "other"}},
+            "id2label gives classes 0 and 2 one name, 'other'",
+        ),
         ({"problem_type": "multi_label_classification"}, "problem_type='multi_label"),
         ({"problem_type": "regression"}, "problem_type='regression' with 2 labels"),
     ],

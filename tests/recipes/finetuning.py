@@ -16,7 +16,7 @@ from kd_jax import config as defaults
 from kd_jax import samples
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import costs, finetune, workdir
+from kd_jax.recipes import costs, export_check, finetune, workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from tests.models import tiny
@@ -100,7 +100,7 @@ def quick():
         stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
         patch(sharding, "make_mesh", alone)
         patch(costs, "measure", lambda setup, given, repeats: dict.fromkeys(given, {}))
-        patch(finetune.export, "check", lambda *args: {})
+        patch(export_check, "check", lambda *args: {})
         patch(finetune.plots, "draw", lambda *args: None)
         yield
 

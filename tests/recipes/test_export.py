@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from etils import epath
 from kd_jax import cli, storage
 from kd_jax import export as command
 from kd_jax.errors import UserError
+from kd_jax.evals import card
 from kd_jax.models import family, hf, shapes
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check, pretrain, stage, workdir
@@ -59,7 +61,15 @@ def quick(monkeypatch):
 
 
 def write(model, out, tokenizer=None, source=SOURCE, page="# card\n"):
-    return export.export_model(*model, tokenizer, out, page, source)
+    return export.export_model(*model, tokenizer, out, lambda reader: page, source)
+
+
+def use(folder, monkeypatch):
+    """Runs the program of an export's card, in its folder."""
+    monkeypatch.chdir(folder)
+    page = (folder / "README.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(program, str(folder / "README.md"), "exec"), {"__name__": "card"})
 
 
 @pytest.mark.parametrize(
@@ -93,7 +103,7 @@ def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
     assert mark == {"source": SOURCE} | {k: v for k, v in report.items() if k != "path"}
 
 
-def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys):
+def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch):
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (shapes.bottleneck(16, 2, 2, 24), dataclasses.replace(config.own_shape, ffn_width=24))
     config = dataclasses.replace(config, blocks=blocks)
@@ -110,8 +120,9 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys):
     for name in ("model.safetensors", "config.json", "modeling_kd_jax.py"):
         assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     page = (tmp_path / "again" / "README.md").read_text()
-    assert 'from_pretrained("PATH_OR_HUB_ID", trust_remote_code=True)' in page
+    assert "AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True)" in page
     assert "`modeling_kd_jax.py`, which lies here" in page
+    use(tmp_path / "again", monkeypatch)
 
 
 def test_compares_without_padding_inside_the_text():
@@ -149,7 +160,7 @@ def test_wrong_weights_are_found_and_nothing_is_left(tmp_path, bert, monkeypatch
 
 def test_weights_that_are_not_finite_are_found(tmp_path, bert, monkeypatch):
     monkeypatch.setattr(hf, "save", spoil(np.nan))
-    with pytest.raises(RuntimeError, match="loaded again, logits differ"):
+    with pytest.raises(UserError, match="output.dense.weight holds 1536 values that are not fin"):
         write(bert, tmp_path / "out")
 
 
@@ -251,7 +262,7 @@ def checkpoint(tmp_path, bert, tokenizer):
     return folder
 
 
-def test_converts_a_checkpoint(tmp_path, checkpoint, capsys):
+def test_converts_a_checkpoint(tmp_path, checkpoint, capsys, monkeypatch):
     command.main([f"--model={checkpoint}", f"--out={tmp_path / 'out'}"])
     assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
     old, new = checkpoint / "model.safetensors", tmp_path / "out" / "model.safetensors"
@@ -261,6 +272,56 @@ def test_converts_a_checkpoint(tmp_path, checkpoint, capsys):
     stated = huggingface_hub.metadata_load(page)
     assert stated["license"] == "apache-2.0" and stated["language"] == "en"
     assert str(tmp_path) not in page.read_text()
+    use(tmp_path / "out", monkeypatch)
+
+
+@pytest.mark.parametrize("head", ["classification", "span", "none"])
+def test_cards_of_other_heads_can_be_used(tmp_path, tokenizer, head, monkeypatch):
+    blueprint, params = make("bert", head)
+    page = functools.partial(card.of_model, head, "small", "bert", None, {}, "")
+    export.export_model(blueprint, params, tokenizer, tmp_path / "out", page, SOURCE)
+    use(tmp_path / "out", monkeypatch)
+    export.export_model(blueprint, params, None, tmp_path / "bare", page, SOURCE)
+    use(tmp_path / "bare", monkeypatch)
+
+
+def test_what_is_exported_names_nothing_of_this_machine(tmp_path, checkpoint, quick):
+    (checkpoint / "generation_config.json").write_text('{"temperature": 0.7}')  # not of an mlm
+    export.export_checkpoint(str(checkpoint), None, str(tmp_path / "out"))
+    for file in (tmp_path / "out").glob("*[!s]"):  # weights apart
+        if file.suffix != ".safetensors":
+            found = file.read_text()
+            assert str(tmp_path) not in found and "local" not in found.replace("the local", ""), (
+                file
+            )
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
+def test_another_tokenizer_beside_a_qwen2(tmp_path, tokenizer, caplog, monkeypatch):
+    # transformers 5 reads a Qwen2's tokenizer by rules of its own, whatever tokenizer.json says.
+    blueprint, params = make("qwen2", "clm")
+    origin, out = tmp_path / "origin", tmp_path / "out"
+    origin.mkdir()
+    wish = '{"temperature": 0.7, "do_sample": true, "max_length": 30}'
+    (origin / "generation_config.json").write_text(wish)
+    page = functools.partial(card.of_model, "clm", "small", "qwen2", None, {}, "")
+    export.export_model(blueprint, params, tokenizer, out, page, SOURCE, None, origin)
+    again = text.load_tokenizer(out)
+    assert again(export.SAMPLE)["input_ids"] == tokenizer(export.SAMPLE)["input_ids"]
+    assert "AutoTokenizer reads texts otherwise beside this model" in caplog.text
+    written = (out / "README.md").read_text()
+    assert "tokenizer = PreTrainedTokenizerFast.from_pretrained(source)" in written
+    assert "AutoTokenizer of transformers 5 would read other tokens" in written
+    assert (out / "generation_config.json").read_text() == wish
+    use(out, monkeypatch)
+
+
+def test_a_tokenizer_that_reads_otherwise_is_found(tmp_path, bert, tokenizer, quick, monkeypatch):
+    other = text.train_tokenizer("bpe", ["the cat sat on the mat"], 300, tmp_path / "other")
+    monkeypatch.setattr(text, "load_tokenizer", lambda folder: other)
+    with pytest.raises(RuntimeError, match="loaded again, the tokenizer reads .The 1,234"):
+        write(bert, tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_checkpoint_of_that_name_is_not_written_over(tmp_path, checkpoint, bert, quick):
@@ -359,7 +420,7 @@ def test_card_of_a_run(tmp_path, finished, quick):
     stated = huggingface_hub.metadata_load(tmp_path / "out" / "README.md")
     assert stated == {
         "library_name": "transformers",
-        "license": "unknown",
+        "model-index": stated["model-index"],
         "pipeline_tag": "fill-mask",
         "tags": ["knowledge-distillation", "kd_jax"],
     }
@@ -368,7 +429,8 @@ def test_card_of_a_run(tmp_path, finished, quick):
     )
     assert "| loss (nats/token) | 2.0000 | 2.0000 | 2.0000 | 0.0000 |" in page
     assert "kd_jax commit 89abcdef; jax 0.0.1." in page
-    assert 'AutoModelForMaskedLM.from_pretrained("PATH_OR_HUB_ID")' in page
+    assert "AutoModelForMaskedLM.from_pretrained(source)" in page
+    assert str(run.parent) not in page
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,58 @@ def test_a_trained_tokenizer_loads_everywhere_and_is_the_same_each_time(tmp_path
     assert len(trained.backend_tokenizer.encode(" quick", add_special_tokens=False).ids) == 1
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+@pytest.mark.parametrize("declared", [None, "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_rules_are_those_of_tokenizer_json(tmp_path, kind, declared):
+    # transformers 5 makes a Qwen2Tokenizer of whatever lies beside a Qwen2's config.json.
+    trained = text.train_tokenizer(kind, DOCUMENTS, 400, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    if declared:
+        file = tmp_path / "tokenizer_config.json"
+        stated = json.loads(file.read_text()) | {"tokenizer_class": declared}
+        file.write_text(json.dumps(stated))
+    loaded, sentence = text.load_tokenizer(tmp_path), "The 1234 foxes' DOGS — cafe\u0301\n\n it"
+    assert loaded(sentence)["input_ids"] == trained(sentence)["input_ids"]
+    assert text.same_rules(loaded, trained)
+    names = ("pad_token", "eos_token", "mask_token", "bos_token", "cls_token")
+    assert [getattr(loaded, name) for name in names] == [getattr(trained, name) for name in names]
+    # So an export's card tells whom to ask.
+    assert text.reader_of(tmp_path) == "PreTrainedTokenizerFast"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    if declared != "LlamaTokenizerFast":
+        assert text.reader_of(tmp_path) == "AutoTokenizer"
+
+
+def test_saves_nothing_of_this_machine_or_of_the_last_text(tmp_path):
+    trained = text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path / "a")
+    trained(DOCUMENTS, truncation=True, max_length=7)
+    text.save_tokenizer(trained, tmp_path / "b")
+    stated = json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())
+    assert not stated.keys() & {"local_files_only", "is_local", "name_or_path", "max_length"}
+    assert str(tmp_path) not in json.dumps(stated)
+    backend = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
+    assert backend["truncation"] is None and backend["padding"] is None
+    # An older save, with the length of some training.
+    trained.backend_tokenizer.enable_truncation(7)
+    trained.save_pretrained(tmp_path / "c")
+    text.save_tokenizer(text.load_tokenizer(tmp_path / "c"), tmp_path / "d")
+    again = json.loads((tmp_path / "d" / "tokenizer_config.json").read_text())
+    assert again == stated | {"truncation_side": "right"}
+    assert json.loads((tmp_path / "d" / "tokenizer.json").read_text()) == backend
+
+
+def test_code_beside_a_tokenizer_is_never_run(tmp_path, monkeypatch):
+    text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    file = tmp_path / "tokenizer_config.json"
+    stated = json.loads(file.read_text()) | {"tokenizer_class": "Own"}
+    file.write_text(json.dumps(stated | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # who would be asked, and say yes
+    with pytest.raises(UserError, match="it needs code of its own .auto_map., which is never run"):
+        text.load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_special_tokens_of_trained_tokenizers(tmp_path):
     bert = text.train_tokenizer("wordpiece", DOCUMENTS, 200, tmp_path / "a")
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
