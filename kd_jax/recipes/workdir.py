@@ -15,7 +15,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 from etils import epath
@@ -53,7 +53,7 @@ class RunDirectory:
 
     folder: epath.Path
     name: str  # of configs/NAME.py
-    lock: BinaryIO | None
+    lock: storage.Hold | None
     commits: list[str] = dataclasses.field(default_factory=list)  # that the run was trained by
 
     def __enter__(self) -> RunDirectory:
@@ -62,11 +62,11 @@ class RunDirectory:
     def __exit__(self, *_: Any) -> None:
         if self.lock is None:
             return
-        with self.lock, contextlib.suppress(OSError):
-            self.lock.truncate(0)
+        with contextlib.suppress(OSError):
             if [path.name for path in self.folder.iterdir()] == [LOCK]:
                 (self.folder / LOCK).unlink()  # no check was passed: nothing is left
                 self.folder.rmdir()
+        self.lock.release()
 
     def begin(self, config: ConfigDict, setup: Any, data: dict) -> None:
         """Writes down what the run is of, when all checks are passed; with each start, its command,
@@ -205,7 +205,8 @@ def _clear(folder: epath.Path) -> None:
         return
     marks = ("results.json", "parameters.txt", "metrics.csv", "config.json")
     left = [folder / name for name in OWN if (folder / name).exists()]
-    stages = (path for path in folder.iterdir() if path.is_dir() and path.name not in OWN)
+    other = (*OWN, "before", "damaged")
+    stages = (path for path in folder.iterdir() if path.is_dir() and path.name not in other)
     left += [path for path in stages if any((path / mark).exists() for mark in marks)]
     for path in left:
         storage.set_aside(path, folder / "before")
