@@ -77,9 +77,12 @@ class RunDirectory:
         path = self.folder / "manifest.json"
         try:
             there = storage.read_json(path) if path.exists() else {}
-        except UserError as error:
+        except UserError:
             there = {}
-            log.warning("%s. Set aside: what the run was begun with is not known any more", error)
+            log.warning(
+                "%s is damaged, so that nobody knows what this run was begun with; set aside in %s",
+                *(path, self.folder / "damaged"),
+            )
             if jax.process_index() == 0:
                 storage.set_aside(path, self.folder / "damaged")
         of = origins.of(config, setup, data, there.get("of", {}))
@@ -161,8 +164,8 @@ def _same_config(folder: epath.Path, config: ConfigDict) -> None:
     path, wrong = folder / CONFIG, None
     try:
         differing = _differences(storage.read_json(path), resolved(config)) if path.exists() else []
-    except UserError as error:
-        wrong, differing = f"{error}", []
+    except UserError:
+        wrong, differing = f"{path} is damaged", []
     if path.exists() and not (wrong or differing):
         return
     if not _trained(folder):
@@ -182,7 +185,7 @@ def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
     there = storage.read_json(record) if record.exists() else {}
     if there.get("config_hash") != config_hash(config):
         raise UserError(f"{wrong}; and nothing tells that {path.parent} holds a run of this config")
-    log.warning("%s. Set aside and written anew: by manifest.json it was this config", wrong)
+    log.warning("%s: written anew, by manifest.json it was this config", wrong)
     if jax.process_index() == 0:
         if path.exists():
             storage.set_aside(path, path.parent / "damaged")

@@ -133,7 +133,7 @@ def test_a_lost_config_is_known_by_the_manifest(text, run, caplog):
     start(config(text), run, trains=True)
     (run / "config.json").write_text("{")
     start(config(text), run)
-    assert f"{run}/config.json: damaged" in caplog.text
+    assert f"{run}/config.json is damaged: written anew" in caplog.text
     assert (run / "damaged" / "config.json").read_text() == "{"
     assert storage.read_json(run / "config.json") == workdir.resolved(config(text))
     (run / "config.json").unlink()
@@ -148,7 +148,7 @@ def test_a_lost_manifest_is_said(text, run, caplog):
     start(config(text), run, trains=True)
     (run / "manifest.json").write_text("")
     start(config(text), run)
-    assert f"{run}/manifest.json: damaged" in caplog.text
+    assert f"{run}/manifest.json is damaged" in caplog.text
     assert (run / "damaged" / "manifest.json").exists()
     assert len(storage.read_json(run / "manifest.json")["starts"]) == 1
 
