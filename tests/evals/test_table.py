@@ -154,3 +154,13 @@ def test_a_figure_that_is_not_finite_is_shown_as_missing():
         assert rows["KL to teacher (nats/example)"] == ["-", "-", "0.5000", "-"]
         assert rows["accuracy"][1] == "-"
         assert table.of_groups({"a": runs}, primary="kl").rows
+
+
+def test_the_primary_figure_of_one_seed_is_missing():
+    runs = [run(2.5), run(2.6)]
+    runs[1]["student"]["loss"] = None
+    found = table.of_runs(runs, "example")
+    assert cells(found, "loss (nats/token)")["student"] == "-"
+    assert found.title == (
+        "example, 2 seeds: mean ± standard deviation, differences ± standard error"
+    )
