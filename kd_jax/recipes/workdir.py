@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -29,9 +30,9 @@ from kd_jax.train import records
 log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
-# What a run writes before its first step, besides the folders of its stages.
-OWN = (CONFIG, "manifest.json", "tokenizer", "tokenizer.tmp", "pruned.json", "importance.json")
-OWN += ("trials",)
+# What a run writes before its first step, besides its tokenizer and the folders of its stages.
+OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
+TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -206,11 +207,12 @@ def _clear(folder: epath.Path) -> None:
     """Sets aside what starts that trained nothing left; what is not of a run stays."""
     if jax.process_index() > 0 or not folder.exists():
         return
-    marks = ("results.json", "parameters.txt", "metrics.csv", "config.json")
-    left = [folder / name for name in OWN if (folder / name).exists()]
-    other = (*OWN, "before", "damaged")
-    stages = (path for path in folder.iterdir() if path.is_dir() and path.name not in other)
-    left += [path for path in stages if any((path / mark).exists() for mark in marks)]
+    left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
+    if (folder / "manifest.json").exists():  # begun: folders of stages have one of these files
+        left += [folder / name for name in OWN if (folder / name).exists()]
+        stages = [path for path in folder.iterdir() if not (path / "manifest.json").exists()]
+        marks = ("results.json", "parameters.txt", "metrics.csv")
+        left += [path for path in stages if any((path / mark).exists() for mark in marks)]
     for path in left:
         storage.set_aside(path, folder / "before")
     if left:
@@ -240,6 +242,7 @@ def machine() -> dict:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The project's git commit, with "+" behind it where files differ; "" outside a checkout."""
     folder = epath.Path(__file__).parent

@@ -88,6 +88,28 @@ def test_what_was_there_before_stays(text, run):
     assert (run / "mine.txt").read_text() == "mine"
 
 
+def test_what_looks_like_parts_of_a_run_is_not_touched_where_none_was_begun(text, tmp_path, caplog):
+    """--workdir=runs, by mistake."""
+    for name in ("one/results.json", "one/manifest.json", "model/config.json", "tokenizer/x.json"):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / name).write_text("mine")
+    start(config(text), tmp_path / "runs")
+    start(config(text, seed=1), tmp_path / "runs")
+    for name in ("one/results.json", "one/manifest.json", "model/config.json", "tokenizer/x.json"):
+        assert (tmp_path / "runs" / name).read_text() == "mine"
+
+
+def test_a_tokenizer_that_a_failed_check_left_is_not_taken(text, run):
+    """It may be of other text."""
+    with contextlib.suppress(UserError), workdir.enter(config(text), "mine", str(run)) as place:
+        (place.folder / "tokenizer").mkdir()
+        (place.folder / "tokenizer" / workdir.TRAINED_HERE).touch()
+        raise UserError("a wrong value")
+    place = workdir.enter(config(text, seed=1), "mine", str(run))
+    assert not (place.folder / "tokenizer").exists()
+    assert (run / "before" / "tokenizer").is_dir()
+
+
 def test_a_run_says_what_it_is_of(text, teacher, run):
     found = start(config(text), run, setup(teacher)).about(config(text))
     start(config(text), run, setup(teacher))
@@ -114,7 +136,8 @@ def test_a_run_that_has_trained_keeps_its_config(text, run):
 @pytest.mark.parametrize("how", ["other config", "no config", "damaged config"])
 def test_where_nothing_was_trained_another_config_begins_anew(text, run, how):
     start(config(text), run)
-    for name in ("tokenizer/tokenizer.json", "teacher/results.json", "pruned.json"):
+    own = ("tokenizer/tokenizer.json", "tokenizer/trained_here.txt")
+    for name in (*own, "teacher/results.json", "pruned.json"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("of the first config")
     if how == "no config":
