@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import socket
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def write(path: epath.PathLike, save: Callable[[BinaryIO], Any]) -> None:
@@ -90,32 +93,51 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def hold(path: epath.PathLike) -> BinaryIO | None:
-    """Locks a file, which says who has it, for as long as what is returned stays open.
+class Hold:
+    """A lock that this process has, until it is let go."""
+
+    def __init__(self, number: int):
+        self._number: int | None = number  # of the open file
+
+    def release(self) -> None:
+        """Lets go; the file does not name this process any more."""
+        os.ftruncate(self._number, 0)
+        self.__del__()
+
+    def __del__(self) -> None:
+        if self._number is not None:
+            os.close(self._number)
+            self._number = None
+
+
+def hold(path: epath.PathLike) -> Hold | None:
+    """Locks a file, which says who has it.
 
     None where the file system has no locks, or this very process has it already. Raises UserError
     where another process has it. Locks reach other hosts where a shared file system carries them.
     """
-    stream = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+", buffering=0)
-    own = f"process {os.getpid()} on {socket.gethostname()}"
-    holder = stream.read(200).decode(errors="replace").strip()
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    own, host = f"process {os.getpid()} on ", socket.gethostname()
+    holder = os.pread(number, 200, 0).decode(errors="replace")
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        if holder == own:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(number)
+        if holder == own + host or not isinstance(error, BlockingIOError):
             return None
         raise UserError(
             f"{Path(path).parent} is in use by {holder or 'another process'}: wait for it or stop "
             f"it, or give another --workdir"
         ) from None
-    except OSError:  # no locks here
-        stream.close()
-        return None
-    stream.seek(0)
-    stream.truncate()
-    stream.write(own.encode())
-    return stream
+    if holder and not holder.endswith(f" on {host}"):
+        log.warning(
+            "%s was left by %s, which did not end as it should: if it still runs, stop it, since "
+            "not every file system has locks between hosts",
+            *(Path(path).parent, holder),
+        )
+    os.ftruncate(number, 0)
+    os.pwrite(number, (own + host).encode(), 0)
+    return Hold(number)
 
 
 def set_aside(path: epath.Path, folder: epath.Path) -> epath.Path:

@@ -50,8 +50,15 @@ def test_a_file_is_held_until_it_is_let_go(tmp_path):
     other = [sys.executable, "-c", code]
     refused = subprocess.run(other, capture_output=True, text=True)
     assert f"UserError: {tmp_path} is in use by process {os.getpid()} on " in refused.stderr
-    held.close()
+    held.release()
+    assert (tmp_path / "lock").read_text() == ""
     assert subprocess.run(other, capture_output=True).returncode == 0
+
+
+def test_what_another_host_left_is_said(tmp_path, caplog):
+    (tmp_path / "lock").write_text("process 7 on elsewhere")
+    assert storage.hold(tmp_path / "lock") is not None
+    assert f"{tmp_path} was left by process 7 on elsewhere" in caplog.text
 
 
 def test_no_link_is_followed_to_what_is_held(tmp_path):

@@ -59,9 +59,10 @@ class Trend:
         return self.limit + self.slope / n
 
 
-def trend(sizes: list[int], values: list[float]) -> Trend | None:
-    """None for fewer than three sizes, which leave nothing to tell the errors by."""
-    if len(sizes) < 3:
+def trend(sizes: list[int], values: list[float | None]) -> Trend | None:
+    """None for fewer than three sizes, which leave nothing to tell the errors by, and where a value
+    is missing."""
+    if len(sizes) < 3 or None in values:
         return None
     (limit, slope), covariance = scipy.optimize.curve_fit(
         lambda n, limit, slope: limit + slope / n, np.asarray(sizes, float), values
@@ -82,7 +83,9 @@ def rows(teacher: dict[str, Any], found: list[dict[str, Any]]) -> list[dict[str,
             "round_duration_minutes": each["minutes"],
             "total_elapsed_minutes": round(elapsed, 2),
             "ensemble_parameters": each["ensemble"]["parameters"],
-            "gain": "" if before is None else before - each["ensemble"]["loss"],
+            "gain": ""
+            if None in (before, each["ensemble"]["loss"])
+            else before - each["ensemble"]["loss"],
         }
         for who in ("ensemble", "student"):
             row[f"{who}_eval_loss"] = each[who]["loss"]
@@ -113,12 +116,17 @@ def draw(path: epath.Path, teacher: dict[str, Any], made: list[dict[str, Any]]) 
             for axes, (name, title) in zip(line, PICTURED.items(), strict=True):
                 x = [row[column] for row in made]
                 for who, colour in (("ensemble", "#0072B2"), ("student", "#E69F00")):
-                    values = [row[f"{who}_{name}"] for row in made]
+                    values = np.array([row[f"{who}_{name}"] for row in made], float)  # None: NaN
                     shown = "last member alone" if who == "student" else who
                     axes.plot(x, values, "o-", color=colour, label=shown, markersize=4)
                 if name != "kl":
                     level = teacher["loss"] if name == "eval_loss" else teacher["perplexity"]
-                    axes.axhline(level, color="#666666", linestyle=":", label="teacher")
+                    axes.axhline(
+                        np.nan if level is None else level,
+                        color="#666666",
+                        linestyle=":",
+                        label="teacher",
+                    )
                 if column == "ensemble_size":
                     axes.set_title(title)
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

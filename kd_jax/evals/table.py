@@ -114,10 +114,10 @@ def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> T
         title += f", {len(runs)} seeds: mean ± standard deviation"
     if len(both) > 1:
         judged = the_primary(good, primary)
-        won = paired(judged, both)
         direction = "higher" if judged.better > 0 else "lower"
         title += ", differences ± standard error"
-        title += f"; student's {primary} {direction} in {won.wins} of {len(both)}"
+        if (won := paired(judged, both)) is not None:
+            title += f"; student's {primary} {direction} in {won.wins} of {len(both)}"
     return Table(title, header, rows)
 
 

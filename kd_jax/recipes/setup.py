@@ -23,7 +23,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hub
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, keys, operations, theseus
+from kd_jax.recipes import blueprint, keys, operations, theseus, workdir
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part, Whole
 from kd_jax.recipes.stage import Groups, Stage, stages
@@ -169,6 +169,7 @@ class Setup:
         if jax.process_index() == 0 and not folder.exists():
             temporary = folder.with_name("tokenizer.tmp")
             text.train_tokenizer(given.train, read(), given.vocab_size, temporary)
+            (temporary / workdir.TRAINED_HERE).touch()
             temporary.rename(folder)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")

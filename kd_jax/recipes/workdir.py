@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 from etils import epath
@@ -29,9 +30,9 @@ from kd_jax.train import records
 log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
-# What a run writes before its first step, besides the folders of its stages.
-OWN = (CONFIG, "manifest.json", "tokenizer", "tokenizer.tmp", "pruned.json", "importance.json")
-OWN += ("trials",)
+# What a run writes before its first step, besides its tokenizer and the folders of its stages.
+OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
+TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -53,7 +54,7 @@ class RunDirectory:
 
     folder: epath.Path
     name: str  # of configs/NAME.py
-    lock: BinaryIO | None
+    lock: storage.Hold | None
     commits: list[str] = dataclasses.field(default_factory=list)  # that the run was trained by
 
     def __enter__(self) -> RunDirectory:
@@ -62,11 +63,11 @@ class RunDirectory:
     def __exit__(self, *_: Any) -> None:
         if self.lock is None:
             return
-        with self.lock, contextlib.suppress(OSError):
-            self.lock.truncate(0)
+        with contextlib.suppress(OSError):
             if [path.name for path in self.folder.iterdir()] == [LOCK]:
                 (self.folder / LOCK).unlink()  # no check was passed: nothing is left
                 self.folder.rmdir()
+        self.lock.release()
 
     def begin(self, config: ConfigDict, setup: Any, data: dict) -> None:
         """Writes down what the run is of, when all checks are passed; with each start, its command,
@@ -77,9 +78,12 @@ class RunDirectory:
         path = self.folder / "manifest.json"
         try:
             there = storage.read_json(path) if path.exists() else {}
-        except UserError as error:
+        except UserError:
             there = {}
-            log.warning("%s. Set aside: what the run was begun with is not known any more", error)
+            log.warning(
+                "%s is damaged, so that nobody knows what this run was begun with; set aside in %s",
+                *(path, self.folder / "damaged"),
+            )
             if jax.process_index() == 0:
                 storage.set_aside(path, self.folder / "damaged")
         of = origins.of(config, setup, data, there.get("of", {}))
@@ -161,8 +165,8 @@ def _same_config(folder: epath.Path, config: ConfigDict) -> None:
     path, wrong = folder / CONFIG, None
     try:
         differing = _differences(storage.read_json(path), resolved(config)) if path.exists() else []
-    except UserError as error:
-        wrong, differing = f"{error}", []
+    except UserError:
+        wrong, differing = f"{path} is damaged", []
     if path.exists() and not (wrong or differing):
         return
     if not _trained(folder):
@@ -182,7 +186,7 @@ def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
     there = storage.read_json(record) if record.exists() else {}
     if there.get("config_hash") != config_hash(config):
         raise UserError(f"{wrong}; and nothing tells that {path.parent} holds a run of this config")
-    log.warning("%s. Set aside and written anew: by manifest.json it was this config", wrong)
+    log.warning("%s: written anew, by manifest.json it was this config", wrong)
     if jax.process_index() == 0:
         if path.exists():
             storage.set_aside(path, path.parent / "damaged")
@@ -203,10 +207,12 @@ def _clear(folder: epath.Path) -> None:
     """Sets aside what starts that trained nothing left; what is not of a run stays."""
     if jax.process_index() > 0 or not folder.exists():
         return
-    marks = ("results.json", "parameters.txt", "metrics.csv", "config.json")
-    left = [folder / name for name in OWN if (folder / name).exists()]
-    stages = (path for path in folder.iterdir() if path.is_dir() and path.name not in OWN)
-    left += [path for path in stages if any((path / mark).exists() for mark in marks)]
+    left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
+    if (folder / "manifest.json").exists():  # begun: folders of stages have one of these files
+        left += [folder / name for name in OWN if (folder / name).exists()]
+        stages = [path for path in folder.iterdir() if not (path / "manifest.json").exists()]
+        marks = ("results.json", "parameters.txt", "metrics.csv")
+        left += [path for path in stages if any((path / mark).exists() for mark in marks)]
     for path in left:
         storage.set_aside(path, folder / "before")
     if left:
@@ -236,6 +242,7 @@ def machine() -> dict:
     }
 
 
+@functools.cache
 def commit() -> str:
     """The project's git commit, with "+" behind it where files differ; "" outside a checkout."""
     folder = epath.Path(__file__).parent

@@ -1,18 +1,20 @@
-from kd_jax.evals import by_round
+from etils import epath
+
+from kd_jax.evals import by_round, rounds
 
 
 def run(*kls, slope=1.0):
     """Results of a run whose ensemble has these KLs after its rounds."""
-    rounds = []
+    made = []
     for number, kl in enumerate(kls, 1):
         figures = {"loss": 1 + kl, "kl": kl, "agreement": 1 - kl}
         size = {"parameters": 1000 * number}
         alone = figures | {"kl": 2 * kl}
-        rounds.append(
+        made.append(
             {"round": number, "members": number, "ensemble": figures | size, "student": alone}
         )
     fitted = {"limit": 0.25, "limit_error": 0.01, "slope": slope, "slope_error": 0.02}
-    return {"rounds": rounds, "trend": {"kl": fitted, "loss": fitted} if len(kls) > 2 else {}}
+    return {"rounds": made, "trend": {"kl": fitted, "loss": fitted} if len(kls) > 2 else {}}
 
 
 def test_a_row_a_round_with_means_over_the_seeds():
@@ -51,3 +53,17 @@ def test_the_ends_of_several_configurations():
     assert first[:5] == ["five", "2", "1,000", "10", "2.50"]
     assert first[5:] == ["1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414", ""]
     assert other[-1] == "−0.2500 ± 0.0500"
+
+
+def test_a_figure_that_is_missing_ends_nothing(tmp_path):
+    def one(number, loss):
+        figures = {"loss": loss, "kl": None, "perplexity": 9.0, "agreement": 0.5, "parameters": 10}
+        both = {"ensemble": figures, "student": figures}
+        return {"round": number, "members": number, "minutes": 1.0, **both}
+
+    found = [one(1, 2.0), one(2, None), one(3, 1.5)]
+    rounds.write(epath.Path(tmp_path), {"loss": None, "perplexity": None}, found)
+    rows = (tmp_path / "rounds.csv").read_text().splitlines()
+    assert [row.split(",")[2] for row in rows[1:]] == ["2.0", "", "1.5"]
+    assert [row.split(",")[-1] for row in rows[1:]] == ["", "", ""]
+    assert rounds.trend([1, 2, 3], [2.0, None, 1.5]) is None

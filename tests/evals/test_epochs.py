@@ -39,3 +39,7 @@ def test_what_was_not_recorded():
     assert table({"step": np.array([3.0])}, {"step": np.array([2.0]), "loss": np.array([1.0])}) == [
         {"step": 2, "loss": 1.0}
     ]
+
+
+def test_a_damaged_table_of_training_leaves_the_held_out_figures():
+    assert table({}, columns(step=[2], loss=[0.5])) == [{"step": 2, "loss": 0.5}]

@@ -195,3 +195,24 @@ def test_squads_figures_are_all_shown():
     golds = {"a": ["Paris"], "b": []}
     found = span.figures({"a": "Paris", "b": ""}, golds, unanswerable=True)
     assert {*found} <= {*keys(found)}
+
+
+def test_a_figure_that_is_not_finite_is_shown_as_missing():
+    nan = float("nan")
+    stages = {"teacher": {"loss": 1.0}, "student": {"loss": 2.0, "kl": nan, "accuracy": None}}
+    stages["baseline"] = {"loss": 2.5, "kl": 0.5, "accuracy": 0.5}
+    for runs in ([stages], [stages, stages]):
+        rows = {row[0]: row[1:] for row in table.of_runs(runs).rows}
+        assert rows["KL to teacher (nats/example)"] == ["-", "-", "0.5000", "-"]
+        assert rows["accuracy"][1] == "-"
+        assert table.of_groups({"a": runs}, primary="kl").rows
+
+
+def test_the_primary_figure_of_one_seed_is_missing():
+    runs = [run(2.5), run(2.6)]
+    runs[1]["student"]["loss"] = None
+    found = table.of_runs(runs, "example")
+    assert cells(found, "loss (nats/token)")["student"] == "-"
+    assert found.title == (
+        "example, 2 seeds: mean ± standard deviation, differences ± standard error"
+    )

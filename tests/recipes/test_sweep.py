@@ -114,6 +114,16 @@ def test_finished_trials_are_skipped(tmp_path):
     assert kept(tmp_path) == ["000"]
 
 
+def test_other_processes_write_and_delete_nothing(tmp_path):
+    """Several of them raced: renames of a file that another had renamed, checkpoints that another
+    was reading."""
+    with mock.patch.object(sweep.jax, "process_index", lambda: 1), scored(by_weight):
+        found = run(config(*GRID), tmp_path)
+    assert len(found["trials"]) == 4 and found["best"]["trial"] == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert kept(tmp_path) == ["000", "001", "002", "003"]
+
+
 def test_a_trial_that_diverges_is_the_last(tmp_path):
     def diverging(config):
         if config.objective.kl.weight == 0.3:

@@ -388,3 +388,98 @@ def test_a_model_that_changes_on_its_way(tmp_path, events):
     assert again.best_step == 8
     assert files(folder) == files(tmp_path / "a")
     assert all(map(np.array_equal, final(folder), final(tmp_path / "a")))
+
+
+def damage(folder, step):
+    """Makes a checkpoint unreadable."""
+    (folder / "checkpoints" / str(step) / "default" / "_METADATA").write_text("{")
+
+
+def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
+    tmp_path, events, undisturbed, caplog
+):
+    folder = tmp_path / "damaged"
+    fit(folder, events, steps=8)
+    damage(folder, 8)
+    events.log.clear()
+    fit(folder, events)
+    assert events.log[:3] == ["restore 8", "restore 4", "batch 4"]
+    assert f"{folder}/checkpoints/8 is damaged" in caplog.text
+    assert "going on from step 4" in caplog.text
+    assert (folder / "checkpoints.damaged" / "8").exists()
+    assert files(folder) == files(undisturbed)
+    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+
+
+def test_a_damaged_best_checkpoint_is_trained_again(tmp_path, events):
+    """Nothing else takes its place in silence."""
+    best = dict(losses={8: 1.0})
+    whole = fit(tmp_path / "whole", events, **best)
+    folder = tmp_path / "damaged"
+    fit(folder, events, **best, keep=3)
+    damage(folder, 8)
+    with pytest.raises(UserError) as error:
+        fit(folder, events, **best, keep=3)
+    assert f"{folder}/checkpoints/8 is damaged" in str(error.value)
+    assert str(error.value).endswith("the same command trains it again")
+    again = fit(folder, events, **best, keep=3)
+    assert again.best_step == 8 and files(folder) == files(tmp_path / "whole")
+    np.testing.assert_array_equal(
+        again.state.params["student"]["w"], whole.state.params["student"]["w"]
+    )
+
+
+def test_a_damaged_best_checkpoint_without_one_before_it(tmp_path, events):
+    best = dict(losses={4: 1.0})
+    fit(tmp_path, events, **best, keep=1)
+    damage(tmp_path, 4)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match="4 is damaged .*; none is before it: rename it to go on"
+        ):
+            fit(tmp_path, events, **best, keep=1)
+
+
+def test_no_checkpoint_is_whole(tmp_path, events):
+    fit(tmp_path, events, steps=4)
+    damage(tmp_path, 4)
+    with pytest.raises(UserError, match="4 is damaged .*, and no other is whole"):
+        fit(tmp_path, events)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_text(path.read_text().replace("\n2,0.5", "\n2,0.7")),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"\n2,", b"\n\xff,")),
+        lambda path: path.write_text(path.read_text().replace("loss", "lost")),
+        lambda path: path.write_text(""),
+        lambda path: path.unlink(),
+    ],
+    ids=["value", "no text", "header", "empty", "gone"],
+)
+def test_rows_that_are_not_those_that_were_written_are_said(
+    tmp_path, events, undisturbed, caplog, spoil
+):
+    folder = tmp_path / "spoilt"
+    fit(folder, events, steps=8)
+    spoil(folder / "metrics.csv")
+    fit(folder, events)
+    (said,) = [text for text in caplog.messages if "damaged" in text]
+    assert said.startswith(f"{folder}/metrics.csv: damaged, its rows up to step 8 are not those")
+    assert [int(row["step"]) for row in records.read(folder / "metrics.csv")] == [9, 10, 11, 12]
+    assert files(folder)["eval.csv"] == files(undisturbed)["eval.csv"]
+    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+
+
+def test_the_best_comes_without_the_optimizer(tmp_path, events):
+    """Two whole states would need twice the memory."""
+    fitted = fit(tmp_path, events, losses={8: 1.0})
+    assert fitted.state.opt_state == () and fitted.state.params["student"]["w"].shape == (3,)
+
+
+def test_a_figure_that_is_not_finite_is_the_last():
+    figures = [{"loss": 1.0, "kl": x} for x in (math.nan, 2.0, math.inf, 1.0)]
+    assert sorted(map(Selection("kl").rank, figures))[:2] == [[1.0, 1.0], [2.0, 1.0]]
+    assert sorted(map(Selection("kl", larger=True).rank, figures))[:2] == [[-2.0, 1.0], [-1.0, 1.0]]
+    assert all(map(math.isfinite, Selection("kl").rank(figures[0])))
