@@ -15,6 +15,7 @@ from etils import epath
 
 from kd_jax.errors import Diverged, UserError
 from kd_jax.schedules import Schedule
+from kd_jax.train import sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.preemption import Preempted, Preemption
 from kd_jax.train.progress import ProgressBar
@@ -295,7 +296,8 @@ def fit(
             batch = next(batches)
             clock.waited += time.perf_counter() - asked
             inputs = schedules.at(step)
-            state, metrics = train_step(state, place(batch, plan.mesh), teacher, inputs, plan=plan)
+            given = place(batch, plan.mesh), teacher, sharding.everywhere(inputs, plan.mesh)
+            state, metrics = train_step(state, *given, plan=plan)
             step += 1
             clock.count(batch)
             write_pending()
