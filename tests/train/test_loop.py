@@ -45,6 +45,8 @@ def events(monkeypatch):
 
     def train_step(state, batch, teacher, inputs, *, plan):
         at = int(state.step) + 1
+        on_devices = (isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((batch, inputs)))
+        assert all(on_devices), "the step would send what is not there in silence"
         happened.log.append(f"step {at}")
         loss = jnp.float32(happened.bad.get(("loss", at), 1.0 / at))
         norm = jnp.float32(happened.bad.get(("grad_norm", at), 0.5))
