@@ -8,11 +8,23 @@ is float32, and XLA would multiply it with bfloat16 weights at float32 speed (on
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def exact(operand: Any) -> jax.lax.Precision | None:
+    """The precision at which a product of `operand`s loses nothing of them.
+
+    Left alone, GPUs round float32 to TF32 and TPUs to bfloat16. Of bfloat16 there is nothing to
+    round: one pass is exact, and fast.
+    """
+    return HIGHEST if jnp.dtype(operand) == jnp.float32 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +68,7 @@ def _product(spec_a: str, a, spec_b: str, b, out: str, policy: Policy, out_dtype
         f"{spec_a},{spec_b}->{out}",
         a.astype(operand),
         b.astype(operand),
+        precision=exact(operand),
         preferred_element_type=jnp.float32,
     )
     return product.astype(out_dtype)
@@ -99,8 +112,9 @@ def rows_product(a_NA, b_NB, policy: Policy):
     not one in two parts.
     """
     a_NA, b_NB = (x.astype(jnp.dtype(policy.operand)) for x in (a_NA, b_NB))
+    how = dict(precision=exact(policy.operand), preferred_element_type=jnp.float32)
     N, A = a_NA.shape
     if policy.on_cpu_in_bf16 and A % 2 == 0:
         a_AN = a_NA.reshape(N, 2, A // 2).transpose(1, 2, 0).reshape(A, N)
-        return jnp.einsum("an,nb->ab", a_AN, b_NB, preferred_element_type=jnp.float32)
-    return jnp.einsum("na,nb->ab", a_NA, b_NB, preferred_element_type=jnp.float32)
+        return jnp.einsum("an,nb->ab", a_AN, b_NB, **how)
+    return jnp.einsum("na,nb->ab", a_NA, b_NB, **how)

@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
-from kd_jax.recipes import keys, workdir
-from kd_jax.train import step
+from kd_jax.recipes import keys, mixing, recall, workdir
+from kd_jax.train import evaluate, loop, step
 
 _SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")
 
@@ -50,10 +50,29 @@ def run(name: str) -> Smoke:
             return run(f"{file}:smoke")
         config = importlib.import_module(f"configs.{file}").get_config(variant)
     folder = Path(_SESSION.name, name.replace(":", "-"))
-    with private_caches(), Reads(config) as reads, compilations() as compiled:
+    with private_caches(), guards(), Reads(config) as reads, compilations() as compiled:
         recipe = plugins.load("recipes", config.recipe, "run")
         results = recipe.run(config, workdir.enter(config, name.partition(":")[0], str(folder)))
     return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
+
+
+@contextlib.contextmanager
+def guards():
+    """Steps find their arguments on the devices: nothing is sent there in silence."""
+
+    def guarded(function):
+        def call(*args, **kwargs):
+            with jax.transfer_guard("disallow"):
+                return function(*args, **kwargs)
+
+        return call
+
+    steps = (loop, "train_step"), (evaluate, "eval_step"), (evaluate, "predict_step")
+    with contextlib.ExitStack() as stack:
+        for module, name in (*steps, (recall, "signal_step"), (mixing, "_slope")):
+            new = guarded(getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, new))
+        yield
 
 
 @contextlib.contextmanager

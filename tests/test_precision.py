@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import re
 
 import jax
@@ -6,7 +8,13 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
+from kd_jax.evals import likelihood
+from kd_jax.models import family
+from kd_jax.objectives import combine
 from kd_jax.precision import Policy, einsum, policy_for, rows_product
+from kd_jax.train import sharding, step
+from tests.models import tiny
+from tests.train import tiny_step
 
 FP32 = Policy()
 ON_CPU = policy_for("bf16", "cpu")
@@ -93,3 +101,35 @@ def test_policies():
     assert policy_for("bf16", "tpu") == Policy("bfloat16", "bfloat16", "xla")
     with pytest.raises(UserError, match="precision='fp16': have fp32, bf16"):
         policy_for("fp16", "gpu")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("head", ["clm", "mlm"])
+def test_fp32_is_float32_on_every_platform(head, platform):
+    policy, name = policy_for("fp32", platform), tiny_step.FAMILY[head]
+    teacher = tiny.model(name, head, policy=policy)
+    student = tiny.model(name, head, policy=policy, **tiny_step.STUDENT[head])
+    settings = {name: {"weight": 1.0} for name in ("ce", "kl", "hidden")}
+    settings["attention"] = {"weight": 1.0, "heads": "mean", "causal": head == "clm"}
+    objective, knobs = combine.build(settings, 10, policy, policy)
+    specs = (dataclasses.replace(spec, causal=head == "clm") for spec in tiny_step.SPECS)
+    params = {"student": student.params, "objective": objective.init(jax.random.key(0), *specs)}
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    plan = step.Plan(objective, mesh, family.PARTITION)
+    rows, inputs = tiny_step.batch(head), tiny_step.inputs(knobs)
+    for rates in ("with dropout", "without"):
+        plan = dataclasses.replace(plan, dropout=rates == "with dropout")
+        jitted = jax.jit(functools.partial(step.gradient, plan=plan), static_argnums=1)
+        traced = jitted.trace(params, student.graphdef, rows, teacher, inputs)
+        only_highest(traced.lower(lowering_platforms=(platform,)))
+    if head == "clm":
+        score = functools.partial(likelihood.of_segments, segments=1, operand=policy.operand)
+        traced = jax.jit(lambda batch: score(student(batch), batch)).trace(rows)
+        only_highest(traced.lower(lowering_platforms=(platform,)))
+
+
+def only_highest(lowered):
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    assert len(products) > 5
+    for line in products:
+        assert "precision = [HIGHEST, HIGHEST]" in line, line

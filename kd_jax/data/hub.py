@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face hub by name, and local folders in the hub's layout."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from huggingface_hub import errors
 from kd_jax.data.documents import Documents, from_rows
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 9.0  # seconds until the hub counts as unreachable
 
@@ -77,6 +80,8 @@ def _commit(path: str, revision: str | None, where: str) -> str | None:
     try:
         info = _within(_PATIENCE, huggingface_hub.HfApi().dataset_info, path, revision=revision)
     except errors.OfflineModeIsEnabled:
+        asked = f"which need not be revision {revision!r}" if revision else "of whatever commit"
+        log.warning("dataset %s: HF_HUB_OFFLINE is set; taking the cached copy, %s", path, asked)
         return None
     except errors.RevisionNotFoundError as error:
         reason = f"it has no revision {revision!r} (config.{where}.revision)"
@@ -117,9 +122,12 @@ def _line(error: BaseException) -> str:
 
 
 def _unreadable(path: str, where: str, reason: str) -> UserError:
+    cached = "set HF_HUB_OFFLINE=1 for what is cached, or"
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        cached = "unset HF_HUB_OFFLINE, or set"
     return UserError(
         f"dataset {path!r} (config.{where}.path): {reason}. Private or gated: set HF_TOKEN to a "
-        f"token that may read it. No network: set HF_HUB_OFFLINE=1 for what is cached, or "
+        f"token that may read it. No network: {cached} "
         f"config.{where}.source='files' and config.{where}.path to local files, or put `:smoke` "
         f"behind the config's name"
     )

@@ -7,6 +7,7 @@ replaying, also on another number of processes.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 
 import grain
@@ -15,9 +16,15 @@ import numpy as np
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
-# Threads of one process share the GIL; two let one make a batch while the other waits. Batches that
-# wait take memory: those with logits are large.
-READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+
+def read_options(cores: int) -> grain.ReadOptions:
+    """Threads that make batches: two, so that one works while the other waits, and one for every
+    four cores, as far as the GIL lets them. Two batches a thread wait, which takes memory."""
+    threads = min(max(2, cores // 4), 16)
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+READ = read_options(os.cpu_count() or 1)
 
 
 class Stream:

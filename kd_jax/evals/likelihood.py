@@ -4,6 +4,7 @@ all tokens: only the tokens that predict a scored one go through the unembedding
 import jax
 import jax.numpy as jnp
 
+from kd_jax.precision import exact
 from kd_jax.types import Array, Batch, ModelOutput
 
 LOGITS = 2**22  # of a chunk: 16 MB
@@ -33,6 +34,7 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
             "cd,vd->cv",
             features_ND.at[rows_C].get(mode="clip"),
             unembed_VD,
+            precision=exact(operand),
             preferred_element_type=jnp.float32,
         )
         if output.bias_V is not None:

@@ -7,7 +7,7 @@ from flax import nnx, struct
 from kd_jax.models import rotary
 from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import MASKED, Linear
-from kd_jax.precision import Policy, einsum
+from kd_jax.precision import Policy, einsum, exact
 from kd_jax.types import Array, Heads
 
 
@@ -117,9 +117,10 @@ def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, cau
         # cuDNN takes no mask whose query axis is broadcast, and no single tokens with a past.
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, S))
         kernel = policy.attention if T == S else "xla"
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=scale, implementation=kernel
-        )
+        with jax.default_matmul_precision("highest" if exact(policy.operand) else "default"):
+            return jax.nn.dot_product_attention(
+                q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=scale, implementation=kernel
+            )
     # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
     # Queries that share a key follow each other, as if they were more tokens.
     q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)

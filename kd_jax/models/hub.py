@@ -1,6 +1,8 @@
 """Where a model comes from: a local folder, or the Hugging Face hub by id and revision."""
 
 import dataclasses
+import functools
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from huggingface_hub.errors import (
 )
 
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Seconds that the hub has for its first answer: with the start of the program less than ten.
 ANSWER_WITHIN = 5.0
@@ -43,7 +47,8 @@ def resolve(
     `setting`: the key of the config, or the flag, that names the model.
 
     Raises UserError, within 10 seconds, where the hub has no such id or revision, wants a licence
-    accepted, or cannot be reached while the cache has no copy.
+    accepted, or cannot be reached while the cache has no copy, or one that need not be what
+    `revision` names by now.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -54,6 +59,8 @@ def resolve(
         raise UserError(f"{model}: no such folder")
     try:
         return _download(model, revision)
+    except UserError:
+        raise
     except GatedRepoError:
         reason = "is gated: accept its licence on the hub with the account of HF_TOKEN"
     except RepositoryNotFoundError:
@@ -61,20 +68,22 @@ def resolve(
     except RevisionNotFoundError:
         reason = f"has no revision {revision!r} on the hub"
     except OfflineModeIsEnabled:
-        reason = "is not in the local cache, and HF_HUB_OFFLINE forbids the hub"
+        reason = "is not in the local cache, and HF_HUB_OFFLINE forbids the hub; unset it"
     except HFValidationError:
         reason = "is neither a folder nor a hub id"
     except Exception as error:  # the client's errors of transport have no base class of its own
         reason = f"is not in the local cache, and the hub cannot be reached ({_short(error)})"
     smoke = "" if setting.startswith("--") else ", or try the config with `:smoke`"
     raise UserError(
-        f"model {model!r} {reason}. Check the id, HF_TOKEN and HF_HUB_OFFLINE, or set {setting} to "
+        f"model {model!r} {reason}. Check the id and HF_TOKEN, or set {setting} to "
         f"a local folder{smoke}"
     ) from None
 
 
+@functools.cache
 def _download(model: str, revision: str | None) -> Source:
-    """A copy of the hub's files; of the cache's where the hub does not answer."""
+    """A copy of the hub's files; the cache's where the hub does not answer. Asked once a process,
+    so that a run has one commit."""
     try:
         _within(ANSWER_WITHIN, lambda: HfApi().model_info(model, revision=revision))
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
@@ -84,10 +93,29 @@ def _download(model: str, revision: str | None) -> Source:
             folder = _snapshot(model, revision=revision, local_files_only=True)
         except LocalEntryNotFoundError:
             raise error from None
+        _check_cached(model, revision, folder.name, error)
     else:
         # By the revision's name and not the commit just learnt: the cache remembers names that way.
         folder = _snapshot(model, revision=revision)
     return Source(folder, folder.name)  # the cache names its folders by commit
+
+
+def _check_cached(model: str, revision: str | None, commit: str, error: Exception) -> None:
+    """Says that a cached commit is taken unseen. UserError where a name was asked for by which the
+    hub may mean another commit by now."""
+    if revision == commit:
+        return
+    if isinstance(error, OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set"
+    elif revision in (None, "main"):
+        reason = f"the hub cannot be reached ({_short(error)})"
+    else:
+        raise UserError(
+            f"model {model!r}: the hub cannot be reached ({_short(error)}), and revision "
+            f"{revision!r} need not be commit {commit} of the local cache any more: try again, set "
+            f"the revision to that commit, or set HF_HUB_OFFLINE=1 to take what is cached"
+        )
+    log.warning("model %s: %s; taking commit %s of the local cache", model, reason, commit)
 
 
 def _snapshot(model: str, **options) -> Path:

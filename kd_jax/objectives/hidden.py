@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
+from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
 
 
@@ -65,7 +66,7 @@ class Hidden:
             theirs_BTD = teacher.hidden[t].astype(jnp.float32)
             if params:
                 kernel = params[self._projection(i)]["kernel"]
-                ours_BTD = jnp.einsum("bts,sd->btd", ours_BTD, kernel)
+                ours_BTD = jnp.einsum("bts,sd->btd", ours_BTD, kernel, precision=HIGHEST)
             rows_BT += self._distance(ours_BTD, theirs_BTD)
         return jnp.sum(rows_BT * batch.mask_BT) / len(pairs)
 

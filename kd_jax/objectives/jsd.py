@@ -9,10 +9,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kd_jax.errors import UserError
 from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.reverse_kl import ReverseKL
 from kd_jax.objectives.rows import Divergence
+from kd_jax.ranges import Real
 
 
 def _log(ratio, u):
@@ -68,8 +68,7 @@ class JensenShannon(Divergence):
 
 def make(beta: float = 0.5, scaled: bool = True, t_squared: bool = True) -> Divergence:
     """`beta` 0 is forward KL, 1 is reverse KL; `scaled=False` gives the published values."""
-    if not 0.0 <= beta <= 1.0:
-        raise UserError(f"objective jsd: beta={beta} must lie in [0, 1]")
+    Real(least=0, most=1).check(beta, "objective jsd: beta")
     if beta == 0.0:
         return ForwardKL(t_squared)
     if beta == 1.0:

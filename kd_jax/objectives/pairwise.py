@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives.layers import Pairs
+from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 
 _MASKED = -1e9
@@ -85,7 +86,7 @@ def visible(mask_BT: Array, causal: bool) -> Array:
 def scores(x_BTHK: Array, y_BTHK: Array) -> Array:
     """The dot product of every x with every y of its head, float32 (B, H, T, T)."""
     x_BTHK, y_BTHK = (array.astype(jnp.float32) for array in (x_BTHK, y_BTHK))
-    return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK)
+    return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK, precision=HIGHEST)
 
 
 def log_probs(scores_BHTS: Array, visible_B1TS: Array) -> Array:

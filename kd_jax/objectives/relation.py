@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
 from kd_jax.objectives import pairwise
+from kd_jax.ranges import Whole
 from kd_jax.types import Array, Heads, ModelSpec
 
 
@@ -91,9 +92,5 @@ def make(
             f"objective relation: relations={relations!r}: give pairs of q, k, v, such as "
             "('qq', 'kk', 'vv')"
         )
-    if not isinstance(relation_heads, int) or relation_heads < 0:
-        raise UserError(
-            f"objective relation: relation_heads={relation_heads!r}: give a number, or 0 for the "
-            "models' own"
-        )
+    Whole(least=0).check(relation_heads, "objective relation: relation_heads")
     return Relation(found, relation_heads, maps.read("relation", layers), causal)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kd_jax.precision import Policy
+from kd_jax.precision import Policy, exact
 from kd_jax.types import Array, ModelOutput, Signal
 
 
@@ -206,6 +206,7 @@ def _product(x_CD: Array, unembed_VD: Array, bias_V: Array | None, policy: Polic
         "cd,vd->cv",
         x_CD.astype(operand),
         unembed_VD.astype(operand),
+        precision=exact(operand),
         preferred_element_type=jnp.float32,
     )
     return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]

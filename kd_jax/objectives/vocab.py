@@ -22,7 +22,7 @@ from kd_jax.errors import UserError
 from kd_jax.objectives import chunks
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
 from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
-from kd_jax.precision import Policy, rows_product
+from kd_jax.precision import Policy, exact, rows_product
 from kd_jax.types import Array, ModelOutput
 
 PADDING = -1e8  # span heads give padding less than this, -1e9
@@ -196,7 +196,11 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
         elif want_grads:
             ds_CV = ds_CV.astype(operand)
             dx_CD = jnp.einsum(
-                "cv,vd->cd", ds_CV, unembed_VD, preferred_element_type=jnp.float32
+                "cv,vd->cd",
+                ds_CV,
+                unembed_VD,
+                precision=exact(operand),
+                preferred_element_type=jnp.float32,
             ).astype(x_CD.dtype)
             dw_DV += rows_product(x_CD, ds_CV, engine.student_policy)
             if db_V is not None:

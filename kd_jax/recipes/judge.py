@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
@@ -126,7 +128,8 @@ def of_checkpoint(
     if head == "classification" and not this.regression:
         order = class_order(model, labels, described.config.labels, this.labels, "--labels")
     params = described.load(None)
-    student = Model(jax.device_put(params), described.abstract().graphdef)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    student = Model(params, described.abstract().graphdef)
     encoded = this.rows("test")  # in lengths of their own: the training data need not be there
     lengths = lengths_of(encoded.lengths_N, this.seq_len)
     stream = BucketStream(encoded.lengths_N, lengths, encoded.batch, rows)

@@ -31,12 +31,13 @@ CHUNK = 256  # tokens whose logits exist at a time
 def learned(setup: EnsembleSetup, teacher: Model, members: Sequence[Params]) -> list[float]:
     """Weights of the members, which sum to 1: softmax of what minimises KL(teacher || mean) on the
     validation split, from equal ones. On one device."""
+    device = setup.mesh.local_devices[0]
     kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
-    stacked = ensemble.stack(kept)
+    stacked = jax.device_put(ensemble.stack(kept), device)
     graphdef = setup.models["student"].stacked
     rows = setup.task.held_out("validation", setup.config.eval.batch_size)
-    batches = [rows[step] for step in range(min(rows.steps, BATCHES))]
-    alone = Model(sharding.to_host(teacher.params), teacher.graphdef)
+    batches = [jax.device_put(rows[step], device) for step in range(min(rows.steps, BATCHES))]
+    alone = Model(jax.device_put(sharding.to_host(teacher.params), device), teacher.graphdef)
     how = dict(size=setup.vocab_size, space=setup.config.ensemble.space, policy=setup.policy)
     logits_E, optimizer = jnp.zeros(len(members)), optax.adam(RATE)
     state = optimizer.init(logits_E)

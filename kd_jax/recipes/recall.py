@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -28,6 +27,7 @@ from kd_jax.teachers import signals, store
 from kd_jax.teachers.ensemble import OTHERS
 from kd_jax.teachers.signals import Signals
 from kd_jax.train import sharding
+from kd_jax.train.evaluate import one_behind
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.sharding import place
 from kd_jax.train.signals import signal_step
@@ -111,11 +111,15 @@ class Recall:
     ) -> Iterator[tuple[Batch, Signal]]:
         """Adds a model to the mean of the n before it."""
         bar = ProgressBar(f"logits of {what}", 0, self._rows.steps)
-        with contextlib.closing(bar):
-            for step, batch in enumerate(self._rows.batches(), 1):
+
+        def answered() -> Iterator[tuple[Batch, Signal]]:
+            for batch in self._rows.batches():
                 given = None if before is None else {OTHERS: before.of(batch)}
-                found = self._step(model, batch.replace(signals=given), n, self.k)
-                yield _to_host((batch, found))
+                yield batch, self._step(model, batch.replace(signals=given), n, self.k)
+
+        with contextlib.closing(bar):
+            for step, found in enumerate(one_behind(answered()), 1):
+                yield _to_host(found)
                 bar.update(step, {}, 0.0)
 
     def _step(self, model: Model, batch: Batch, n: int, k: int) -> Signal:
@@ -123,7 +127,7 @@ class Recall:
         return signal_step(
             model,
             place(batch, setup.mesh),
-            jnp.float32(1.0 / (n + 1)),
+            sharding.everywhere(np.float32(1.0 / (n + 1)), setup.mesh),
             vocab_size=self.vocab_size,
             k=k,
             space=self._space,
@@ -177,4 +181,4 @@ def _to_host(tree: Any) -> Any:
     """Whole NumPy arrays, of all processes' rows."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(np.asarray, tree)
+    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
@@ -22,7 +22,7 @@ from kd_jax.schedules import learning_rate
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
 from kd_jax.teachers.signals import NOT_FINITE
-from kd_jax.train import loop
+from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import evaluate
 from kd_jax.train.state import TrainState
 from kd_jax.types import Batch, Model, Params
@@ -150,7 +150,8 @@ class Rounds:
         params = {}
         if members:
             known[OTHERS] = self._recall.mean(members)
-            params["share"] = jnp.float32(1.0 / (len(members) + 1))
+            share = np.float32(1.0 / (len(members) + 1))
+            params["share"] = sharding.everywhere(share, self._setup.mesh)
 
         def attach(batch: Batch) -> Batch:
             return batch.replace(signals={name: each.of(batch) for name, each in known.items()})
@@ -167,10 +168,10 @@ class Rounds:
             kept = [blueprint.stored(member, setup.policy) for member in members]
             params["members"] = ensemble.stack(kept)
             weights = weights or [1.0] * (len(members) + 1)
-            share = weights[-1] / sum(weights)
-            others = jnp.asarray(weights[:-1], jnp.float32)
-            params["weights"] = others / others.sum()
-            params["share"] = jnp.float32(share)
+            share = np.float32(weights[-1] / sum(weights))
+            others = np.asarray(weights[:-1], np.float32)
+            mixed = {"weights": others / others.sum(), "share": share}
+            params |= sharding.everywhere(mixed, setup.mesh)
         return Guides(
             params,
             setup.vocab_size,

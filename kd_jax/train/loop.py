@@ -16,13 +16,14 @@ from etils import epath
 
 from kd_jax.errors import Diverged, UserError
 from kd_jax.schedules import Schedule
+from kd_jax.train import sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.preemption import Preempted, Preemption
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.records import Records
 from kd_jax.train.sharding import place
 from kd_jax.train.state import TrainState, abstract
-from kd_jax.train.step import Inputs, Plan, Teacher, train_step
+from kd_jax.train.step import Inputs, Plan, Teacher, answers_are_finite, train_step
 from kd_jax.types import Batch, Model
 
 
@@ -242,12 +243,13 @@ def fit(
         clock, pending, compiled = Clock(), None, set()
         batches = None if step >= steps else stream.batches(step)
 
-        def check_finite(loss: float, what: str, at: int) -> None:
+        def check_finite(loss: float, what: str, at: int, batch: Batch | None = None) -> None:
             if not math.isfinite(loss):
                 checkpoints.wait()
+                why = _likely_cause(at - begin, teacher, batch, plan)
                 raise Diverged(
-                    f"{stage}: {what} is {loss} at step {at}: lower optim.learning_rate or set "
-                    f"optim.clip_norm (last checkpoint: {_at(checkpoints.latest)})"
+                    f"{stage}: {what} is {loss} at step {at}: {why} (last checkpoint: "
+                    f"{_at(checkpoints.latest)})"
                 )
 
         def write_pending() -> None:
@@ -255,13 +257,13 @@ def fit(
             nonlocal pending
             if pending is None:
                 return
-            done, metrics, inputs = pending
+            done, metrics, inputs, batch = pending
             pending = None
             row = _metrics_row(done, jax.device_get(metrics), inputs, plan.objective.names)
             if records is not None:
                 records.add(records.metrics, "train", row)
             for name in ("loss", "grad_norm", "learning_rate"):
-                check_finite(row[name], name, done)
+                check_finite(row[name], name, done, batch)
             if bar is not None:
                 shown = {name: row[name] for name in ("loss", *plan.objective.names)}
                 bar.update(done, shown, clock.rate)
@@ -298,11 +300,12 @@ def fit(
             batch = next(batches)
             clock.waited += time.perf_counter() - asked
             inputs = schedules.at(step)
-            state, metrics = train_step(state, place(batch, plan.mesh), teacher, inputs, plan=plan)
+            given = place(batch, plan.mesh), teacher, sharding.everywhere(inputs, plan.mesh)
+            state, metrics = train_step(state, *given, plan=plan)
             step += 1
             clock.count(batch)
             write_pending()
-            pending = (step, metrics, inputs)
+            pending = (step, metrics, inputs, batch)
             if batch.tokens_BT.shape not in compiled:  # the first step on a shape compiles
                 compiled.add(batch.tokens_BT.shape)
                 write_pending()
@@ -334,6 +337,23 @@ def _waited_enough(
     if checkpoints.best is None:
         return False
     return step - checkpoints.best >= selection.patience * intervals.evaluate
+
+
+def _likely_cause(number: int, teacher: Teacher | None, batch: Batch | None, plan: Plan) -> str:
+    """Why a figure of update `number` is not finite, and what to do."""
+    asked = teacher is not None and batch is not None
+    if asked and not answers_are_finite(teacher, place(batch, plan.mesh), plan=plan):
+        return (
+            "the teacher's answers are not finite, so its weights are damaged or too large for "
+            "config.precision; look at them, or take fp32"
+        )
+    known = "the teacher's answers are finite; " if asked else ""
+    if number == 1:
+        return (
+            f"{known}nothing was updated before, so the parameters that the stage starts from are "
+            f"not finite or too large for config.precision; look at them, or take fp32"
+        )
+    return f"{known}lower optim.learning_rate or set optim.clip_norm"
 
 
 def _at(step: int | None) -> str:

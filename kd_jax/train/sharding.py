@@ -129,3 +129,12 @@ def place(batch: Batch, mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, BATCH)
     put = lambda rows: jax.make_array_from_process_local_data(sharding, rows)  # noqa: E731
     return jax.tree.map(put, batch)
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """NumPy arrays and scalars, the same in all processes, on every device of the mesh."""
+    sharding = NamedSharding(mesh, P())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))  # noqa: E731
+    return jax.tree.map(put, tree)

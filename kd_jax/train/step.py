@@ -197,6 +197,28 @@ def eval_step(
     )(student.params, batch, None if teacher is None else teacher.params)
 
 
+@functools.partial(jax.jit, static_argnames="plan")
+def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
+    """Whether there is neither NaN nor +infinity in what a teacher returns for a batch, a bool
+    scalar; -infinity is the logarithm of 0."""
+    specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+
+    def local(params, batch):
+        rows = plan.objective.prepare(batch)
+        found = teacher.replace(params=sharding.gather(params, specs))(rows)
+        numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
+        bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
+        return jax.lax.psum(bad, sharding.AXES) == 0
+
+    return jax.shard_map(
+        local,
+        mesh=plan.mesh,
+        in_specs=(specs, sharding.BATCH),
+        out_specs=P(),
+        check_vma=False,
+    )(teacher.params, batch)
+
+
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
     """float32 logits of a head that answers once a row, (B, P, C); dropout off."""

@@ -162,7 +162,7 @@ def test_the_commit_is_pinned(server, monkeypatch):
     assert documents.commit == "c0ffee" and list(documents) == ["a"]
 
 
-def test_offline_mode_goes_to_the_cache(monkeypatch):
+def test_offline_mode_goes_to_the_cache(monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     asked = []
 
@@ -171,9 +171,9 @@ def test_offline_mode_goes_to_the_cache(monkeypatch):
         raise ConnectionError("Couldn't reach it")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match="'some/dataset'.*Couldn't reach it.*HF_HUB_OFFLINE"):
+    with pytest.raises(UserError, match="'some/dataset'.*Couldn't reach it.*: unset HF_HUB_OFF"):
         read("some/dataset", revision="v1")
-    assert asked == ["v1"]
+    assert asked == ["v1"] and "which need not be revision 'v1'" in caplog.text
 
 
 def test_rows_without_a_class_have_none(tmp_path, monkeypatch):

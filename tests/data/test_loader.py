@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 
+from kd_jax.data import loader
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
@@ -31,6 +32,16 @@ def positions(made, steps):
     return list(
         zip(epochs.tolist(), np.concatenate([b.ids_B for b in batches]).tolist(), strict=True)
     )
+
+
+def test_threads_by_cores():
+    found = [(cores, loader.read_options(cores)) for cores in (1, 2, 16, 100)]
+    assert [(n, o.num_threads, o.prefetch_buffer_size) for n, o in found] == [
+        (1, 2, 4),
+        (2, 2, 4),
+        (16, 4, 8),
+        (100, 16, 32),
+    ]
 
 
 def test_every_epoch_holds_every_row_once_in_an_order_of_its_own():

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 import time
 
@@ -36,7 +37,9 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             time.sleep(5)
         if kind not in ("good", "pickled", "locked", "slow"):
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
-        elif rest in ("", "revision/main", f"revision/{COMMIT}") and path.startswith("/api"):
+        elif rest in ("", "revision/main", "revision/v1", f"revision/{COMMIT}") and path.startswith(
+            "/api"
+        ):
             self.answer(200, {}, json.dumps({"id": f"org/{kind}", "sha": COMMIT}).encode())
         elif rest.startswith("revision/"):
             self.answer(404, {"X-Error-Code": "RevisionNotFound"})
@@ -78,6 +81,7 @@ def server():
 @pytest.fixture(autouse=True)
 def client(server, tmp_path, monkeypatch):
     """The hub's client, with an empty cache and the small hub."""
+    hub._download.cache_clear()  # as in a new process
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server)
     template = server + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -96,8 +100,31 @@ def test_downloads_once_and_then_needs_no_hub(name, weights, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert hub.resolve(f"org/{name}") == source
     assert hub.resolve(f"org/{name}", COMMIT) == source
+
+
+def again(model, revision=None):
+    """As a new process would."""
+    hub._download.cache_clear()
+    return hub.resolve(model, revision)
+
+
+def test_a_cached_commit_is_taken_aloud_or_refused(monkeypatch, caplog):
+    caplog.set_level("WARNING")
+    source = hub.resolve("org/good")
+    assert hub.resolve("org/good", "v1").path == source.path
+    assert not caplog.messages
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert again("org/good") == again("org/good", "main") == source
+    says = f"model org/good: the hub cannot be reached .*refused.*; taking commit {COMMIT} of the"
+    assert len(caplog.messages) == 2 and all(re.match(says, line) for line in caplog.messages)
+    caplog.clear()
+    assert again("org/good", COMMIT) == source and not caplog.messages
+    with pytest.raises(UserError, match=f"'v1' need not be commit {COMMIT}.*HF_HUB_OFFLINE=1"):
+        again("org/good", "v1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.resolve(f"org/{name}") == source
+    assert again("org/good", "v1") == source
+    (line,) = caplog.messages
+    assert line.startswith(f"model org/good: HF_HUB_OFFLINE is set; taking commit {COMMIT}")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +139,7 @@ def test_downloads_once_and_then_needs_no_hub(name, weights, monkeypatch):
 def test_refusals_name_what_to_change(model, revision, says):
     with pytest.raises(UserError, match=says) as error:
         hub.resolve(model, revision)
-    for word in (model, "HF_TOKEN", "HF_HUB_OFFLINE", "teacher.model", "student.model", ":smoke"):
+    for word in (model, "HF_TOKEN", "teacher.model", "student.model", ":smoke"):
         assert word in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -125,8 +152,9 @@ def test_unreachable_silent_and_offline_hubs(monkeypatch):
     with pytest.raises(UserError, match="cannot be reached .*refused"):
         hub.resolve("org/good")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids the hub; unset it") as error:
         hub.resolve("org/good")
+    assert str(error.value).count("HF_HUB_OFFLINE") == 1
 
 
 def test_local_folders(tmp_path):

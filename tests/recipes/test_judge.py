@@ -53,7 +53,7 @@ def student(run):
 def command(folder, *flags):
     """What --json holds."""
     file = folder / "figures.json"
-    with finetuning.quick():
+    with finetuning.quick(), smoke.guards():
         evaluate.main([*map(str, flags), f"--json={file}"])
     return json.loads(file.read_text())
 

@@ -156,7 +156,7 @@ def test_encoders_in_language_modelling(tmp_path):
         (dict(rate=1.5), r"rate=1.5 must be at least 0 and at most 1"),
         (dict(rate="often"), "config.theseus.rate='often': give a number or {kind: linear"),
         (dict(steps=10), "steps=10: the stage has 10 steps, the last of which train the successo"),
-        (dict(steps=0), "steps=0: the stage has 10 steps"),
+        (dict(steps=0.0), "theseus.steps=0.0 must be above 0"),
         (dict(layers="middle"), "layers='middle': have 'uniform', 'first', 'last'"),
     ],
 )

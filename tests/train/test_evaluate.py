@@ -11,7 +11,7 @@ from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.train.evaluate import evaluate, predict
+from kd_jax.train.evaluate import evaluate, one_behind, predict
 from tests.models import tiny
 from tests.objectives import naive
 from tests.train import tiny_step
@@ -33,7 +33,9 @@ def figures(head, devices, fsdp, batch_size, teacher=True, chunk=0):
     objective = combine.held_out(Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     plan = step.Plan(objective, mesh, family.PARTITION)
-    return evaluate(student, stream(head, batch_size), theirs if teacher else None, plan)
+    student, theirs = sharding.everywhere((student, theirs), mesh)
+    with jax.transfer_guard("disallow"):
+        return evaluate(student, stream(head, batch_size), theirs if teacher else None, plan)
 
 
 @functools.cache
@@ -96,10 +98,26 @@ def test_predict_gives_every_row_its_logits_without_padding(head, devices, fsdp)
         rows = Encoded(rows.tokens_F, None, rows.lengths_N, np.zeros((ROWS, 2), np.int32), 0)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     stream = BucketStream(rows.lengths_N, (8, 16), rows.batch, 8)
-    found = predict(model, stream, mesh, family.PARTITION)
+    placed = sharding.everywhere(model, mesh)
+    with jax.transfer_guard("disallow"):
+        found = predict(placed, stream, mesh, family.PARTITION)
     assert sorted(found) == list(range(ROWS))  # none of the rows that fill a batch up
     together = np.asarray(jax.jit(lambda m, b: m(b).logits)(model, rows.batch(np.arange(ROWS), 16)))
     for row, length in enumerate(rows.lengths_N):
         wanted = together[row, :, :length] if head == "span" else together[row, 0]
         assert found[row].dtype == np.float32 and found[row].shape == wanted.shape
         np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_read_when_the_next_batch_is_under_way():
+    events = []
+
+    def results():
+        for number in range(3):
+            events.append(f"ask {number}")
+            yield number
+
+    for number in one_behind(results()):
+        events.append(f"read {number}")
+    assert events == ["ask 0", "ask 1", "read 0", "ask 2", "read 1", "read 2"]
+    assert list(one_behind([])) == []

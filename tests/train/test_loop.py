@@ -45,6 +45,8 @@ def events(monkeypatch):
 
     def train_step(state, batch, teacher, inputs, *, plan):
         at = int(state.step) + 1
+        on_devices = (isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((batch, inputs)))
+        assert all(on_devices), "the step would send what is not there in silence"
         happened.log.append(f"step {at}")
         loss = jnp.float32(happened.bad.get(("loss", at), 1.0 / at))
         norm = jnp.float32(happened.bad.get(("grad_norm", at), 0.5))
@@ -109,7 +111,7 @@ def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, sta
         stage="student",
         plan=PLAN,
         stream=Stream(events, at),
-        teacher=None,
+        teacher=options.pop("teacher", None),
         schedules=Schedules(lambda step: 0.1 * step, {"ce": lambda step: 1.0}, {}, seed=3),
         steps=steps,
         validate=validate or held_out,
@@ -244,14 +246,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, events, name, value, a
         fit(tmp_path, events)
     saved = (at - 1) // 4 * 4
     last = f"step {saved}" if saved else "none yet"
+    why = "lower optim.learning_rate or set optim.clip_norm"
+    if at == 1:  # no learning rate has had a part in it
+        why = (
+            "nothing was updated before, so the parameters that the stage starts from are not "
+            "finite or too large for config.precision; look at them, or take fp32"
+        )
     assert str(error.value) == (
-        f"student: {name} is {value} at step {at}: lower optim.learning_rate or set "
-        f"optim.clip_norm (last checkpoint: {last})"
+        f"student: {name} is {value} at step {at}: {why} (last checkpoint: {last})"
     )
     assert records.read(tmp_path / "metrics.csv")[-1]["step"] == str(at)
     reader = Checkpoints(tmp_path / "checkpoints", keep=None)
     assert reader.latest == (saved or None)  # whole, though it was being written
     reader.close()
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_teacher_that_is_not_finite_is_told(tmp_path, events, monkeypatch, finite):
+    monkeypatch.setattr(loop, "answers_are_finite", lambda teacher, batch, *, plan: finite)
+    events.bad["loss", 6] = math.nan
+    says = "the teacher's answers are finite; lower optim" if finite else "answers are not finite"
+    with pytest.raises(UserError, match=f"student: loss is nan at step 6: .*{says}"):
+        fit(tmp_path, events, teacher="teacher")
 
 
 def test_a_held_out_loss_that_is_not_finite_ends_the_run(tmp_path, events):

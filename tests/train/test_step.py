@@ -169,3 +169,14 @@ def test_no_two_devices_or_micro_batches_share_their_dropout(how):
     first, other = list(losses(1)), list(losses(2))
     assert len({*first, *other}) == 16
     assert list(losses(1)) == first
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf])
+def test_a_teacher_that_is_not_finite_is_found_on_any_device(bad):
+    (_, teacher), (plan, _) = tiny_step.models("clm"), tiny_step.plan({"kl": {"weight": 1.0}}, 4, 2)
+    rows, leaves = tiny_step.batch("clm"), jax.tree.leaves(teacher.params)
+    if bad is not None:
+        tree = jax.tree.structure(teacher.params)
+        spoilt = [leaves[0].at[(-1,) * leaves[0].ndim].set(bad), *leaves[1:]]
+        teacher = teacher.replace(params=jax.tree.unflatten(tree, spoilt))
+    assert bool(step.answers_are_finite(teacher, rows, plan=plan)) == (bad is None)
