@@ -91,8 +91,9 @@ def test_groups():
 
 
 def test_markdown():
-    found = table.Table("figures", ["", "x|y"], [["loss", "1|2"]])
-    assert found.markdown() == "**figures**\n\n|  | x|y |\n| --- | ---: |\n| loss | 1\\|2 |\n"
+    found = table.Table("figures", ["", "x|y\nz"], [["a\nb", "1|2"]])
+    rows = "|  | x\\|y z |\n| --- | ---: |\n| a b | 1\\|2 |\n"
+    assert found.markdown() == f"**figures**\n\n{rows}"
 
 
 def test_prints_unwrapped_to_a_file(capsys):
