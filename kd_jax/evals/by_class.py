@@ -21,13 +21,22 @@ def side_by_side(label: str, runs: Sequence[Stages]) -> Table | None:
         for key in ("precision", "recall", "f1"):
             figure = Figure(key, key, "{:.4f}".format, 1)
             of_class = [[stage["classes"][name] for stage in each] for each in found]
-            best |= {(len(rows), len(row) + j) for j in table.best_stages(figure, names, of_class)}
+            shown = table.shown_best(figure, names, _of_class(name, runs))
+            best |= {(len(rows), len(row) + j) for j in shown}
             row += [figure.show(table.average(figure, each)) for each in of_class]
         rows.append(row)
     spans = (("", 1), *((kind, len(names)) for kind in ("precision", "recall", "F1")))
     seeds = f", means over {len(runs)} seeds" if len(runs) > 1 else ""
     title = f"{label}: classes{seeds}"
     return Table(title, ["class", "examples", *names * 3], rows, 1, frozenset(best), spans)
+
+
+def _of_class(name: str, runs: Sequence[Stages]) -> list[Stages]:
+    """The runs with a class's figures in the place of a stage's."""
+    return [
+        {stage: run[stage]["classes"][name] for stage in run if run[stage].get("classes")}
+        for run in runs
+    ]
 
 
 def confusions(runs: Sequence[Stages]) -> list[Matrix]:

@@ -84,17 +84,22 @@ def _table(table: Table) -> str:
             for name, width in table.spans
         )
         head = f'<tr class="over"><td colspan="{table.labels}"></td>{over}</tr>\n'
-    cells = [_head(name, i < table.labels) for i, name in enumerate(table.header)]
+    kinds = ["l" * (i < table.labels) for i in range(len(table.header))]
+    if "student" in table.header and not table.spans:
+        kinds[table.header.index("student")] = "student"
+    cells = [_head(*each) for each in zip(table.header, kinds, strict=True)]
     head += f"<tr>{''.join(cells)}</tr>"
     rows = []
     for i, row in enumerate(table.rows):
         cells = [f'<th scope="row">{_text(row[0])}</th>']
         for j, cell in enumerate(row[1:], 1):
-            kind = "l " * (j < table.labels) + "best" * ((i, j) in table.best)
-            inside = f"<strong>{_text(cell)}</strong>" if (i, j) in table.best else _text(cell)
+            kind = "l " * (j < table.labels) + "best " * ((i, j) in table.best)
+            kind += "student" * (table.header[j] == "student" and not table.spans)
+            figure = _text(cell).replace("± ", "±&nbsp;")  # where a narrow cell may be broken
+            inside = f"<strong>{figure}</strong>" if (i, j) in table.best else figure
             cells.append(f"<td{_class(kind)}>{inside}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    kind = "text" if table.labels == len(table.header) else ""
+    kind = "text" if table.labels == len(table.header) else "spans" * bool(table.spans)
     return _scrolled(table.title, head, rows, kind)
 
 
@@ -102,7 +107,7 @@ def _matrix(matrix: Matrix) -> str:
     """Counts on a colour that is the share of the row."""
     n = len(matrix.names)
     head = f'<tr class="over"><td></td><th scope="colgroup" colspan="{n}">predicted</th></tr>\n'
-    names = "".join(_head(name, False) for name in matrix.names)
+    names = "".join(_head(name) for name in matrix.names)
     head += f'<tr><th scope="col" class="l">true</th>{names}</tr>'
     rows = []
     for name, counts in zip(matrix.names, matrix.counts, strict=True):
@@ -149,8 +154,8 @@ def _swatch(key: Key) -> str:
     return f'<svg viewBox="0 0 24 12" width="24" height="12" aria-hidden="true">{inside}</svg>'
 
 
-def _head(name: str, left: bool) -> str:
-    return f'<th scope="col"{_class("l" * left)}>{_text(name)}</th>' if name else "<td></td>"
+def _head(name: str, kind: str = "") -> str:
+    return f'<th scope="col"{_class(kind)}>{_text(name)}</th>' if name else "<td></td>"
 
 
 def _class(names: str) -> str:

@@ -63,6 +63,7 @@ LAST = (
     "learning_rate",
 )  # the columns that follow the terms
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
+_HIDES, _WIDER = 1e-3, 2.0  # relative difference that is not seen; of widths of lines, in points
 POINTS = 400  # a line has no more of them, so that a long run makes no large file
 
 STYLE = {
@@ -113,7 +114,10 @@ class Panel:
 
     def draw(self, axes: Axes) -> dict[str, Any]:
         """Fills the axes; returns the handles of the legend by label."""
-        handles = {line.label: _plot(axes, line, self.noisy) for line in self.lines}
+        handles = {}
+        for i, line in enumerate(self.lines):
+            over = sum(_same(line, other) for other in self.lines[i + 1 :])
+            handles[line.label] = _plot(axes, line, self.noisy, over)
         _finish(axes, self)
         return handles
 
@@ -125,7 +129,13 @@ class Panel:
         ends = (np.mean([values[-1] for _, values in line.runs]) for line in self.lines)
         last = (f"{line.label} {end:.4g}" for line, end in zip(self.lines, ends, strict=True))
         unit = f", {self.unit}" if self.unit else ""
-        return f"{self.title}{unit}, over the steps; last values: {', '.join(last)}"
+        same = [
+            f"; {one.label} and {other.label} are the same"
+            for i, one in enumerate(self.lines)
+            for other in self.lines[i + 1 :]
+            if _same(one, other)
+        ]
+        return f"{self.title}{unit}, over the steps; last values: {', '.join(last)}{''.join(same)}"
 
 
 Groups = Mapping[str, Sequence[Mapping[str, Curves]]]  # curves by stage of the runs of each group
@@ -262,9 +272,19 @@ def _figure(title: str, found: Sequence[Panel]) -> Figure:
         return figure
 
 
-def _plot(axes: Axes, line: Line, noisy: bool):
-    """Draws the mean curve and what is around it; returns the handle for the legend."""
+def _same(one: Line, other: Line) -> bool:
+    """Whether the later of two lines would hide the other."""
+    return len(one.runs) == len(other.runs) and all(
+        np.array_equal(a[0], b[0]) and np.allclose(a[1], b[1], rtol=_HIDES, atol=0.0)
+        for a, b in zip(one.runs, other.runs, strict=True)
+    )
+
+
+def _plot(axes: Axes, line: Line, noisy: bool, over: int):
+    """Draws the mean curve, so wide that it is seen beneath `over` others of the same values, and
+    what is around it; returns the handle for the legend."""
     style = {"color": line.colour, "linestyle": line.dash}
+    style["linewidth"] = STYLE["lines.linewidth"] + _WIDER * over
     few = max(len(steps) for steps, _ in line.runs) <= 50
     marker = {"marker": "o", "markersize": 3} if few and not noisy else {}
     curves = [_thin(steps, smooth(values) if noisy else values) for steps, values in line.runs]

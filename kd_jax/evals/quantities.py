@@ -34,6 +34,10 @@ def _thousands(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def _megabytes(number: float) -> str:
+    return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+
+
 def _operations(number: float) -> str:
     giga = number / 1e9
     return f"{giga:.3f} G" if giga >= 0.1 else f"{1e3 * giga:.3g} M"
@@ -49,7 +53,7 @@ _SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
 COST = (
     Figure("parameters", "parameters", count, -1),
     Figure("reduction_percent", "reduction of parameters (%)", _PERCENT),
-    Figure("size_mb", "size (MB)", "{:.1f}".format, -1),
+    Figure("size_mb", "size (MB)", _megabytes, -1),
     Figure("flops_per_sample", "operations a sample", _operations, -1),
     Figure("latency_ms", "latency, batch 1 (ms)", _PERCENT, -1),
     Figure("latency_ms_p90", "latency, 90th percentile (ms)", _PERCENT, -1),

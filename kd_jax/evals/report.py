@@ -29,12 +29,13 @@ TRADE_OFF = "trade_off.png"
 Groups = Mapping[str, Sequence[Run]]
 
 
-def build(groups: Groups, curves: plots.Groups) -> Document:
+def build(groups: Groups, curves: plots.Groups, made: str) -> Document:
     """The report on groups of runs: those of a group differ only in their seed.
 
     Args:
       groups: finished runs by label; all have the same task, split and primary figure.
       curves: what `plots.draw` drew, by the same labels.
+      made: a sentence, when and by which command.
 
     Raises UserError where the primary figure is missing from the results.
     """
@@ -49,7 +50,7 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
         summary.insert(0, best)
     quality = [_quality(label, runs, qualities) for label, runs in stages.items()]
     if len(groups) > 1:
-        quality.insert(0, _overview(stages, primary))
+        quality.insert(0, _overview(groups, primary))
     trade_off = scatters(stages, primary.key)
     sections = [
         Section("Summary", summary),
@@ -74,7 +75,7 @@ def build(groups: Groups, curves: plots.Groups) -> Document:
         ),
         *(_curves(kind, curves) for kind in plots.KINDS),
         Section("Configuration", [*_differing(groups), *_configurations(groups)]),
-        Section("Runs", [_provenance(groups)]),
+        Section("Runs", [_provenance(groups), Text(made)]),
     ]
     title = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations compared"
     return Document(title, _subtitle(everything, split), sections)
@@ -88,13 +89,13 @@ def scatters(groups: Mapping[str, Sequence[Stages]], primary: str) -> list[trade
 
 def _how(groups: Groups) -> Text:
     """How the tables of quality are to be read."""
-    text = "There is one seed, so that nothing is known of how much chance does."
-    if max(map(len, groups.values())) > 1:
-        text = (
-            "Values are means over the seeds, ± their standard deviation. The difference "
-            "student − baseline is paired by seed, ± its standard error."
-        )
-    return Text(f"{text} Bold is the best of a row, the teacher left out.")
+    if max(map(len, groups.values())) == 1:
+        return Text("There is one seed, so that nothing is known of how much chance does.")
+    return Text(
+        "Values are means over the seeds, ± their standard deviation. The difference student − "
+        "baseline is paired by seed, ± its standard error. Bold is what is better than all others "
+        "of its row, the teacher left out, by differences whose 95% interval has no zero in it."
+    )
 
 
 def _subtitle(everything: Sequence[Run], split: str) -> str:
@@ -111,17 +112,20 @@ def task_of(run: Run) -> str:
     return stated if isinstance(stated, str) else str(stated.get("name", "unknown task"))
 
 
-def _overview(groups: Mapping[str, Sequence[Stages]], figure: Figure) -> Table:
+def _overview(groups: Groups, figure: Figure) -> Table:
     """Configurations under each other, by the primary figure."""
-    names = [name for name in ("teacher", "baseline", "student") if _have(groups, name)]
-    rows, students = [], []
-    for label, runs in groups.items():
+    stages = {label: [run.stages for run in runs] for label, runs in groups.items()}
+    names = [name for name in ("teacher", "baseline", "student") if _have(stages, name)]
+    rows, students = [], {}
+    for label, runs in stages.items():
         means = [table.mean(figure, [run[name] for run in runs if name in run]) for name in names]
         rows.append([label, str(len(runs)), *means, *_paired(figure, runs, True)])
-        students.append(table.average(figure, [run["student"] for run in runs if "student" in run]))
-    best = table.best(figure, students) if "student" in names else []
+        for run in groups[label]:
+            if "student" in run.stages:
+                students.setdefault(run.seed, {})[label] = run.stages["student"]
+    best = table.shown_best(figure, [*groups], students.values())
     header = ["configuration", "seeds", *names, "student − baseline", "95% interval", "better in"]
-    title = f"{figure.title} of all configurations; bold: the best student"
+    title = f"{figure.title} of all configurations" + "; bold: the best student" * bool(best)
     return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
 
 
@@ -148,7 +152,7 @@ def _quality(label: str, runs: Sequence[Stages], figures: Sequence[Figure]) -> T
         found = [[run[name] for run in runs if name in run] for name in names]
         if not any(stage.get(figure.key) is not None for each in found for stage in each):
             continue
-        best |= {(len(rows), 1 + j) for j in table.best_stages(figure, names, found)}
+        best |= {(len(rows), 1 + j) for j in table.shown_best(figure, names, runs)}
         paired = _paired(figure, runs, several) if compared else []
         rows.append([figure.title, *(table.mean(figure, each) for each in found), *paired])
     header = ["", *names]
@@ -203,12 +207,12 @@ def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:
     rows, best = [], set()
     for figure in quantities.cost(runs):
         found = [[run[name] for run in runs if name in run] for name in names]
-        best |= {(len(rows), 1 + j) for j in table.best_stages(figure, names, found, CLEAR)}
+        means = {n: table.average(figure, each) for n, each in zip(names, found, strict=True)}
+        rivals = [None if n == table.REFERENCE else mean for n, mean in means.items()]
+        best |= {(len(rows), 1 + j) for j in table.best(figure, rivals, CLEAR)}
         row = [figure.title, *(table.mean(figure, each) for each in found)]
         if beside:
-            values = [
-                table.average(figure, found[names.index(n)]) for n in ("student", table.REFERENCE)
-            ]
+            values = [means[n] for n in ("student", table.REFERENCE)]
             known = figure.better and all(values)
             row.append(f"{values[0] / values[1]:.2f} ×" if known else "")
         rows.append(row)
@@ -261,7 +265,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _provenance(groups: Groups) -> Table:
     """Where the figures come from."""
-    header = ["run", "configuration", "seed", "commit", "machine", "minutes"]
+    header = ["run", "configuration", "seed", "commit", "machine", "date", "minutes", "command"]
     rows = []
     for label, runs in groups.items():
         for run in runs:
@@ -274,7 +278,9 @@ def _provenance(groups: Groups) -> Table:
                     str(run.seed),
                     str(found.get("commit") or MISSING)[:9],
                     _machine(found.get("machine") or {}),
+                    run.began or MISSING,
                     f"{seconds / 60:.1f}" if seconds else MISSING,
+                    run.command or MISSING,
                 ]
             )
     return Table("The runs", header, rows, labels=len(header))

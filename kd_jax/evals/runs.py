@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,6 +47,20 @@ class Run:
     @property
     def seed(self) -> int:
         return self.results["seed"]
+
+    @property
+    def began(self) -> str:
+        """The day, as 2026-11-29; "" for a run that did not note it."""
+        path = self.workdir / "manifest.json"
+        starts = _json(path).get("starts") if path.exists() else None
+        return str(starts[0].get("time", ""))[:10] if starts else ""
+
+    @property
+    def command(self) -> str:
+        """The command by which it was begun, without the folder of its Python; "" if not noted."""
+        path = self.workdir / "command.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return re.sub(r"^\S*/", "", lines[0]) if lines else ""
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

@@ -78,9 +78,18 @@ img { display: block; width: 100%; height: auto; }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 details caption { display: none; }
+/* On a phone cells break at their ±, and the student's column stays in sight. */
 @media screen and (max-width: 40rem) {
-  tbody th:first-child { min-width: 6.5rem; max-width: 9rem; white-space: normal; }
+  table { font-size: 0.8rem; }
+  th, td { padding: 0.35rem 0.4rem; white-space: normal; }
+  tbody th:first-child { min-width: 5.5rem; max-width: 8rem; }
+  .student { position: sticky; right: 0; background: var(--paper);
+    box-shadow: -0.4rem 0 0.4rem -0.4rem var(--soft); }
+  .spans { font-size: 0.72rem; }
+  .spans th, .spans td { padding: 0.35rem 0.25rem; }
+  .spans tbody th:first-child { min-width: 0; max-width: 5.5rem; }
   .matrix tbody th:first-child { min-width: 0; }
+  .matrix td { white-space: nowrap; }
 }
 @media print {
   @page { margin: 14mm; }

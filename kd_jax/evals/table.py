@@ -75,11 +75,11 @@ class Table:
     def markdown(self) -> str:
         """The title and a Markdown table, ending in a newline."""
         rule = ["---" if i < self.labels else "---:" for i in range(len(self.header))]
-        escaped = [
-            [self._marked(i, j, cell.replace("|", "\\|")) for j, cell in enumerate(row)]
+        marked = [
+            [self._marked(i, j, _escaped(cell)) for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
-        lines = [self._names(), rule, *escaped]
+        lines = [[*map(_escaped, self._names())], rule, *marked]
         title = f"**{self.title}**\n\n" if self.title else ""
         return title + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -92,6 +92,11 @@ class Table:
 
     def _marked(self, row: int, column: int, cell: str) -> str:
         return f"**{cell}**" if (row, column) in self.best else cell
+
+
+def _escaped(cell: str) -> str:
+    """A cell as Markdown: in one line, its bars no ends of it."""
+    return " ".join(cell.split("\n")).replace("|", "\\|")
 
 
 def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> Table:
@@ -173,16 +178,22 @@ def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) ->
     return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
 
 
-def best_stages(
-    figure: Figure,
-    names: Sequence[str],
-    found: Sequence[Sequence[Figures]],
-    margin: float = 0.0,
-) -> list[int]:
-    """Columns of the best stages, the teacher left out."""
-    values = [average(figure, each) for each in found]
-    values = [None if n == REFERENCE else v for n, v in zip(names, values, strict=True)]
-    return best(figure, values, margin)
+def shown_best(figure: Figure, names: Sequence[str], runs: Iterable[Stages]) -> list[int]:
+    """Where the stage stands that is better than each other one by more than chance (`pairs`), the
+    teacher left out; nowhere if that is not shown of any."""
+    runs = list(runs)
+    rivals = [name for name in names if name != REFERENCE]
+
+    def beats(one: str, other: str) -> bool:
+        both = [run for run in runs if {one, other} <= {*run}]
+        found = pairs.compare(figure, [run[one] for run in both], [run[other] for run in both])
+        return found is not None and found.verdict == "better"
+
+    return [
+        names.index(one)
+        for one in rivals
+        if len(rivals) > 1 and all(beats(one, other) for other in rivals if other != one)
+    ]
 
 
 def _with_both(runs: Iterable[Stages]) -> list[Stages]:

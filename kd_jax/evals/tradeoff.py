@@ -44,8 +44,10 @@ class Scatter:
     def draw(self, axes: Axes) -> dict[str, Any]:
         """Fills the axes; returns the handles of the legend by label."""
         handles = {}
-        for p in self.points:
-            style = {"color": p.colour, "marker": p.marker, "markersize": 7, "linestyle": "none"}
+        for i, p in enumerate(self.points):
+            # So large that it is seen beneath those that lie on it.
+            size = 7 + 5 * sum((p.x, p.y) == (q.x, q.y) for q in self.points[i + 1 :])
+            style = {"color": p.colour, "marker": p.marker, "markersize": size, "linestyle": "none"}
             handles[p.label] = axes.errorbar(p.x, p.y, p.spread or None, capsize=3, **style)
         good = "higher" if self.quality.better > 0 else "lower"
         axes.set_xlabel(self.cost.title)

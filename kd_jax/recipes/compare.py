@@ -4,7 +4,9 @@ Runs whose config.json differs in nothing but the seed form a group: one row a s
 standard deviation. Reads config.json, results.json and the csv files; loads no model.
 """
 
+import datetime
 import json
+import shlex
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -43,8 +45,9 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
     curves = {
         label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
     }
-    page = report.build(groups, curves)
-    folder = epath.Path(out)
+    folder, command = epath.Path(out), ["python", "-m", "kd_jax.compare", *workdirs, "--out", out]
+    made = f"Made on {datetime.date.today().isoformat()} by {shlex.join(command)}"
+    page = report.build(groups, curves, made)
     pictures = plots.draw(curves, folder)
     if scatters := report.scatters(figures, primary):
         tradeoff.save(scatters, folder / report.TRADE_OFF)

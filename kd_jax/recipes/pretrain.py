@@ -114,7 +114,7 @@ def _run_stage(
         for name, params in setup.starts(this, given).items()
     }
     if jax.process_index() == 0:
-        overview = stage.abstract_state(setup, this).params["student"]
+        overview = setup.models[this.model].abstract().params
         stage.write_overview(this.name, overview, folder / "parameters.txt")
     fitted = parts.train(
         setup.parts(this, given),

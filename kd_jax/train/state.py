@@ -69,19 +69,19 @@ def create(
         table: sharding table of the parameters.
         mesh: the mesh.
     """
-    optimizer = make_optimizer(jax.eval_shape(init, inputs))
+    abstract = jax.eval_shape(init, inputs)  # once: tracing a model's first values takes long
+    optimizer = make_optimizer(abstract)
 
-    def start(inputs):
-        params = init(inputs)
+    def state_of(params):
         return TrainState(jnp.int32(0), params, optimizer.init(params), graphdef, optimizer)
 
-    shapes = jax.eval_shape(start, inputs)
+    shapes = jax.eval_shape(state_of, abstract)
     places = shardings(state_specs(shapes, table, mesh), mesh)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(inputs)):
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
         )
-    return jax.jit(start, out_shardings=places)(inputs)
+    return jax.jit(lambda inputs: state_of(init(inputs)), out_shardings=places)(inputs)
 
 
 def continued(

@@ -91,11 +91,11 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_the_row():
 
 def test_markdown_of_the_blocks():
     table = Table("title", ["", "a|b"], [["x", "1"]])
-    matrix = Matrices([Matrix("m", ["a"], [[1000]])])
+    matrix = Matrices([Matrix("m", ["a|\nb"], [[1000]])])
     blocks = [Text("words"), Finding("open", "Lead.", "text"), Details(table), matrix]
     found = document.markdown(Document("T", "under", [Section("S", blocks)]))
     assert found.startswith("# T\n\nunder\n\n## S\n\nwords\n\n**Lead.** text\n\n<details><summary>")
-    assert "| true \\ predicted | a |\n| --- | ---: |\n| a | 1,000 |" in found
+    assert "| true \\ predicted | a\\| b |\n| --- | ---: |\n| a\\| b | 1,000 |" in found
 
 
 def test_the_report_needs_nothing_from_outside(report):
@@ -126,22 +126,28 @@ ASKED = """{
   heading: document.querySelector('h1').innerText,
   tables: document.querySelectorAll('table').length,
   rows: [...document.querySelectorAll('table')].map(t => t.tBodies[0].rows.length),
+  students: [...document.querySelectorAll('thead tr:last-child')].map(
+      row => [...row.cells].find(cell => cell.innerText == 'student')).filter(x => x).map(
+      cell => [cell.getBoundingClientRect().left, cell.getBoundingClientRect().right]),
   frames: [...document.querySelectorAll('.scroll')].map(e => e.getBoundingClientRect().right),
   images: [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth]),
 }"""
 
 
 @browser.needs_chromium
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 360])
 def test_in_a_browser(report, width):
     found, complaints = browser.ask(report, ASKED, width)
     assert complaints == []
     assert found["inner"] == width
     assert found["scroll"] <= width
     assert max(found["frames"]) <= width
+    assert len(found["students"]) == 1 + 3 * 3  # all, and each one's quality, classes and cost
+    for left, right in found["students"]:
+        assert 0 < left < right <= width
     assert found["heading"] == "3 configurations compared"
     assert found["tables"] == len(Outline(report.read_text()).all("table"))
     assert min(found["rows"]) > 0
     assert len(found["images"]) == 9
     for complete, natural, shown in found["images"]:
-        assert complete and natural > 300 and 250 < shown < 450
+        assert complete and natural > 300 and 240 < shown < 450

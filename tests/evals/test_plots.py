@@ -129,6 +129,27 @@ def test_a_panel_is_described_in_words(curves):
     )
 
 
+def widths(*values):
+    lines = [
+        plots.Line(name, "#000000", "-", [(np.arange(3.0), np.array(one))])
+        for name, one in zip("abc", values, strict=True)
+    ]
+    panel = plots.Panel("loss", "", lines, noisy=False)
+    figure = plots._figure("x", [panel])
+    said = panel.describe().split("; ")[2:]
+    return [line.get_linewidth() for line in figure.axes[0].lines], said
+
+
+def test_curves_that_coincide_are_told_apart():
+    same, other = [3.0, 2.0, 1.0], [3.0, 2.5, 1.0]
+    (a, b, c), said = widths(same, other, same)
+    assert a > c == b and said == ["a and c are the same"]
+    (a, b, c), said = widths(same, same, same)
+    assert a > b > c and "b and c are the same" in said
+    (a, b, c), said = widths(other, same, [1.0, 2.0, 1.0])
+    assert a == b == c and said == []
+
+
 def test_minor_labels():
     labels = [plots._minor_label(value) for value in (0.2, 0.4, 0.5, 3.0, 7.0, 2000.0)]
     assert labels == ["0.2", "", "0.5", "3", "", "2000"]

@@ -20,7 +20,7 @@ def sections(groups):
     curves = {
         label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
     }
-    built = report.build(groups, curves)
+    built = report.build(groups, curves, "Made on a day by a command")
     return {section.title: section.blocks for section in built.sections if section.blocks}
 
 
@@ -44,7 +44,7 @@ def test_sections_of_a_fine_tuning_run(classifiers):
         "Training": [Pictures],
         "Validation": [Pictures],
         "Configuration": [Details],
-        "Runs": [Table],
+        "Runs": [Table, report.Text],
     }
     assert found["Summary"][0].verdict == "better"
 
@@ -89,6 +89,30 @@ def test_quality(classifiers):
     # The teacher is what the others are measured against; where they are equal nobody is best.
     rows = ("loss (nats/example)", "accuracy", "macro F1")
     assert best(table) == {(row, "student") for row in rows}
+
+
+@pytest.mark.parametrize(("gains", "shown"), [((0.1, 0.2, 0.15), True), ((0.1, -0.2, 0.1), False)])
+def test_only_what_is_shown_to_be_best_is_bold(tmp_path, gains, shown):
+    groups = {"a": [], "b": []}
+    for seed, gain in enumerate(gains):
+        for label, more in (("a", gain), ("b", 0.0)):
+            folder = example_run.write_classifier(
+                tmp_path / f"{label}{seed}", seed=seed, gain=more - 0.02
+            )
+            groups[label].append(runs.read(str(folder)))
+    found = sections(groups)
+    first = found["Summary"][0]
+    assert (first.verdict == "better") == shown == (best(found["Quality"][1]) == {("a", "student")})
+    # The summary says of each configuration whether its student is better than its baseline.
+    for finding, quality, classes in zip(
+        found["Summary"][1:], found["Quality"][2:], found["Classes"][::2], strict=True
+    ):
+        row = ("accuracy", {"better": "student", "worse": "baseline"}.get(finding.verdict))
+        assert {each for each in best(quality) if each[0] == "accuracy"} == {row} - {
+            ("accuracy", None)
+        }
+        assert bool(best(classes)) == (finding.verdict != "open")
+    assert all(not best(each) for each in sections({"a": groups["a"][:1]})["Quality"][1:])
 
 
 def test_a_difference_needs_both_sides_in_every_seed(classifiers):
@@ -144,13 +168,20 @@ def test_configurations_side_by_side(tmp_path, classifiers):
     overview = found["Quality"][1]
     assert cells(overview, "b")["student − baseline"] == "−0.0750"
     assert cells(overview, "b")["95% interval"] == "-"
-    assert best(overview) == {("a", "student")}
+    assert best(overview) == set() and "bold" not in overview.title  # they share no seed
     differing, *_ = found["Configuration"]
     assert differing.header == ["key", "a", "b"]
     assert differing.rows == [["extra.key", "-", '""'], ["objective.kl.weight", "0.5", "0.9"]]
 
 
 def test_where_the_figures_come_from(classifiers):
-    (table,) = sections({"agnews": classifiers})["Runs"]
-    origin = ["agnews (0123abcd)", "1", "89abcdef", "2 cores of A Processor", "1.5"]
-    assert table.rows[1] == ["c1", *origin]
+    folder = classifiers[1].workdir
+    start = {"time": "2026-11-29T10:11:12+00:00"}
+    (folder / "manifest.json").write_text(json.dumps({"starts": [start]}))
+    (folder / "command.txt").write_text("/a/python -m kd_jax.main --config=/x/y.py\nagain\n")
+    table, made = sections({"agnews": classifiers})["Runs"]
+    origin = ["agnews (0123abcd)", "1", "89abcdef", "2 cores of A Processor"]
+    noted = ["2026-11-29", "1.5", "python -m kd_jax.main --config=/x/y.py"]
+    assert table.rows[1] == ["c1", *origin, *noted]
+    assert table.rows[0][5:] == ["-", "1.5", "-"]
+    assert made.text == "Made on a day by a command"

@@ -91,8 +91,9 @@ def test_groups():
 
 
 def test_markdown():
-    found = table.Table("figures", ["", "x|y"], [["loss", "1|2"]])
-    assert found.markdown() == "**figures**\n\n|  | x|y |\n| --- | ---: |\n| loss | 1\\|2 |\n"
+    found = table.Table("figures", ["", "x|y\nz"], [["a\nb", "1|2"]])
+    rows = "|  | x\\|y z |\n| --- | ---: |\n| a b | 1\\|2 |\n"
+    assert found.markdown() == f"**figures**\n\n{rows}"
 
 
 def test_prints_unwrapped_to_a_file(capsys):
@@ -161,8 +162,9 @@ def test_units_follow_the_figures():
     assert keys({"f1": 91.2345, "exact_match": 85.0})["f1"].show(91.2345) == "91.23"
 
 
-def test_few_operations_are_not_none():
+def test_little_is_not_nothing():
     shown = {figure.key: figure.show for figure in quantities.COST}
+    assert [shown["size_mb"](x) for x in (253.15, 1.04, 0.03)] == ["253.2", "1.0", "0.03"]
     assert [shown["flops_per_sample"](x) for x in (4.0961e9, 1e8, 3.21e6, 5e3)] == [
         *("4.096 G", "0.100 G", "3.21 M", "0.005 M")
     ]

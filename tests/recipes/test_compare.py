@@ -60,6 +60,10 @@ def test_fine_tuning_runs(tmp_path):
     tables, files = compare([*map(str, folders)], str(tmp_path / "out"))
     assert tables[0].title.endswith("student's accuracy higher in 3 of 3")
     assert files[-1] == str(tmp_path / "out" / "trade_off.png")
+    assert re.search(
+        r"Made on \d{4}-\d\d-\d\d by python -m kd_jax.compare .*/0 .*/2 --out .*/out\n",
+        (tmp_path / "out" / "report.md").read_text(),
+    )
     pictures = re.findall(r"\]\((.*?)\)", (tmp_path / "out" / "report.md").read_text())
     assert sorted(pictures) == ["trade_off.png", "training.png", "validation.png"]
     assert all((tmp_path / "out" / name).exists() for name in pictures)
