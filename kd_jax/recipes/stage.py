@@ -167,7 +167,8 @@ def given_params(setup: Any, name: str) -> Params:
     model = setup.models[name]
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 0)
     if model.folder is None:
-        log.warning("%s has random parameters, as %s.init says", name, name)
+        init = setup.section(name).init
+        log.warning("%s has random parameters: config.%s.init=%r", name, name, init)
         return model.draw(key)
     return model.load(key)
 
