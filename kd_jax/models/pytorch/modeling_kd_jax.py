@@ -25,20 +25,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.pytorch_utils import Conv1D
 
 # transformers 5.24 calls past_key_values cache. Either is taken; outputs have the one it looks for.
-FIELDS = BaseModelOutputWithPast.__dataclass_fields__
-CACHE = "cache" if "cache" in FIELDS else "past_key_values"
-
-
-def one_cache(past_key_values, cache):
-    """The cache, by whichever name it was given."""
-    if past_key_values is not None and cache is not None:
-        raise ValueError("give either past_key_values or cache")
-    return past_key_values if cache is None else cache
+CACHE = "cache" if hasattr(BaseModelOutputWithPast, "cache") else "past_key_values"
 
 
 def known(arguments, *names):
-    """Those of the further arguments that the model reads; any other one is refused, unless its
-    value (None or False) asks for nothing."""
+    """The further arguments that are read; others are refused unless None or False."""
     odd = [k for k, v in arguments.items() if k not in names and v is not None and v is not False]
     if odd:
         raise TypeError(f"this model has no use for {', '.join(odd)}; leave that out")
@@ -267,7 +258,6 @@ class KDJaxPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["GPT2Block", "PhiBlock", "LlamaBlock", "Bottleneck"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
-    _supports_cache_class = True  # asked for by transformers before 4.53
 
     def __init__(self, config):
         super().__init__(config)
@@ -323,9 +313,9 @@ class KDJaxModel(KDJaxPreTrainedModel):
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = getattr(self.config, "use_cache", True) and not self.training
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        cache = one_cache(past_key_values, cache)
+        if past_key_values is not None and cache is not None:
+            raise ValueError("give either past_key_values or cache")
+        cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache()
         if slots is None:
@@ -336,19 +326,16 @@ class KDJaxModel(KDJaxPreTrainedModel):
             x = x + self.wpe(position_ids)
         x = self.dropout(x)
         tables = {k: each.table(position_ids, x.dtype) for k, each in self.rotations.items()}
-        scope = dict(mask=visible(attention_mask, slots), tables=tables)
-        scope |= dict(cache=cache, slots=slots)
+        scope = dict(mask=visible(attention_mask, slots), tables=tables, cache=cache, slots=slots)
         hidden = [x]
         for block in self.h if self.gpt2 else self.layers:
             x = block(x, **scope)
             hidden.append(x)
         last = "ln_f" if self.gpt2 else "norm" if hasattr(self, "norm") else "final_layernorm"
         x = hidden[-1] = getattr(self, last)(x)
-        found = BaseModelOutputWithPast(
-            last_hidden_state=x,
-            hidden_states=tuple(hidden) if output_hidden_states else None,
-            **{CACHE: cache if use_cache else None},
-        )
+        kept = {"hidden_states": tuple(hidden)} if output_hidden_states else {}
+        kept |= {CACHE: cache} if use_cache else {}
+        found = BaseModelOutputWithPast(last_hidden_state=x, **kept)
         return found.to_tuple() if return_dict is False else found
 
 
@@ -394,28 +381,18 @@ class KDJaxForCausalLM(KDJaxPreTrainedModel, GenerationMixin):
     ):
         of_loss = ("num_items_in_batch", "ignore_index", "shift_labels")
         kwargs = known(kwargs, "cache_position", *of_loss)
-        output = self.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-            cache=one_cache(past_key_values, cache),
-            cache_position=kwargs.pop("cache_position", None),
-        )
-        x = output.last_hidden_state
+        given = dict(input_ids=input_ids, inputs_embeds=inputs_embeds, use_cache=use_cache)
+        given |= dict(attention_mask=attention_mask, position_ids=position_ids)
+        given |= dict(past_key_values=past_key_values, cache=cache)
+        given |= dict(cache_position=kwargs.pop("cache_position", None))
+        output = self.base_model(output_hidden_states=output_hidden_states, **given)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        x = x[:, keep]
+        x = output.last_hidden_state[:, keep]
         head = self.get_input_embeddings() if self.config.tie_word_embeddings else self.lm_head
         logits = F.linear(x, head.weight, self.lm_head.bias)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        found = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=output.hidden_states,
-            **{CACHE: getattr(output, CACHE)},
-        )
+        kept = {"hidden_states": output.hidden_states, CACHE: getattr(output, CACHE)}
+        found = CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
         return found.to_tuple() if return_dict is False else found

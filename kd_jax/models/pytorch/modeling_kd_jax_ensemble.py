@@ -24,13 +24,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # transformers 5.24 calls past_key_values cache. Either is taken; members and outputs have the one
 # that is theirs.
-FIELDS = CausalLMOutputWithPast.__dataclass_fields__
-CACHE = "cache" if "cache" in FIELDS else "past_key_values"
+CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 
 
 def known(arguments, *names):
-    """Those of the further arguments that the model reads; any other one is refused, unless its
-    value (None or False) asks for nothing."""
+    """The further arguments that are read; others are refused unless None or False."""
     odd = [k for k, v in arguments.items() if k not in names and v is not None and v is not False]
     if odd:
         raise TypeError(f"this model has no use for {', '.join(odd)}; leave that out")
