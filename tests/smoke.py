@@ -79,15 +79,23 @@ def guards():
 def private_caches():
     """Tokens and compiled programs are kept for this session, and shared by its runs."""
     folder = Path(_SESSION.name, "cache")
-    before = jax.config.jax_compilation_cache_dir
+    options = {
+        "jax_compilation_cache_dir": str(folder / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # there are many small ones
+    }
+    before = {name: getattr(jax.config, name) for name in options}
     with mock.patch.dict(os.environ, KD_JAX_CACHE=str(folder)):
-        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
-        compilation_cache.reset_cache()
+        _configure(options)
         try:
             yield
         finally:
-            jax.config.update("jax_compilation_cache_dir", before)
-            compilation_cache.reset_cache()
+            _configure(before)
+
+
+def _configure(options: dict) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
