@@ -121,6 +121,10 @@ def test_jsd_at_every_beta(case, error):
 
 
 def test_jsd_refuses_other_betas():
-    for beta in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match="beta=.* must be at least 0 and at most 1"):
+    for beta, message in (
+        (-0.1, "at least 0 and at most 1"),
+        (1.1, "at least 0 and at most 1"),
+        (float("nan"), "finite"),
+    ):
+        with pytest.raises(UserError, match=f"beta=.* must be {message}"):
             DIVERGENCES["jsd"](beta=beta)

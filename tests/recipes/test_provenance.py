@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 
@@ -36,7 +37,7 @@ def said(caplog, monkeypatch):
 @pytest.fixture(scope="module")
 def beginning():
     """A tokenizer that begins texts with <s>, as Llama's does, and has </s> too."""
-    plain = scoring.tokenizer()
+    plain = copy.deepcopy(scoring.tokenizer())  # other tests read with it
     plain.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     backend = plain.backend_tokenizer
     from tokenizers.processors import TemplateProcessing
