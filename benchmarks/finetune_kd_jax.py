@@ -31,9 +31,9 @@ from timing import run
 
 from kd_jax.cli import start_jax
 from kd_jax.models import family
+from kd_jax.models.blueprint import stored
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes.blueprint import stored
 from kd_jax.recipes.teaching import attach
 from kd_jax.tasks import glue, text
 from kd_jax.teachers.several import Stored

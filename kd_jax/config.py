@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, FieldReference
 
 
 def model() -> ConfigDict:
-    """A model section: see kd_jax/recipes/blueprint.py."""
+    """A model section: see kd_jax/models/blueprint.py."""
     return ConfigDict(dict(model="", revision="main", architecture=ConfigDict()))
 
 

@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
-from kd_jax.recipes import keys, mixing, recall, workdir
+from kd_jax.recipes import mixing, recall
+from kd_jax.run import keys, workdir
 from kd_jax.train import evaluate, loop, step
 
 _SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")

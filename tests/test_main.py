@@ -18,7 +18,8 @@ from kd_jax import cli
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import pretrain, workdir
+from kd_jax.recipes import pretrain
+from kd_jax.run import workdir
 from kd_jax.tasks import text as tokenizers
 from tests import forked, tiny_config
 

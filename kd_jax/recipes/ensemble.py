@@ -22,11 +22,12 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.evals import rounds
-from kd_jax.recipes import export_ensemble, operations, stage, workdir
+from kd_jax.recipes import export_ensemble, operations, stage
 from kd_jax.recipes.ensemble_setup import EnsembleSetup as Setup
 from kd_jax.recipes.past import past_members
 from kd_jax.recipes.rounds import Rounds
-from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.run import workdir
+from kd_jax.run.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import sharding
 

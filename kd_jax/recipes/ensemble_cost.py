@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.evals import cost
+from kd_jax.models import blueprint
 from kd_jax.objectives import chunks
 from kd_jax.precision import Policy
-from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding

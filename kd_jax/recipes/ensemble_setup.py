@@ -26,9 +26,9 @@ import numpy as np
 from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
+from kd_jax.models import blueprint
 from kd_jax.objectives import combine
 from kd_jax.objectives.sources import SPACES
-from kd_jax.recipes import blueprint
 from kd_jax.recipes.setup import TextSetup
 from kd_jax.recipes.stage import Stage
 from kd_jax.teachers import signals

@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import runs
-from kd_jax.models import family
+from kd_jax.models import blueprint, family
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, provenance, workdir
-from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
+from kd_jax.run import provenance, workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import evaluate
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
         task: mlm | clm, a module of kd_jax.tasks.
         data: file, folder or glob.
         options: defaults are no teacher, rows of text as in the model's training where its folder
-            says how (recipes/provenance.py), else of 512 tokens (or as many as the models take);
+            says how (run/provenance.py), else of 512 tokens (or as many as the models take);
             batches of 32 rows, fp32.
 
     Returns:

@@ -29,11 +29,12 @@ from kd_jax import plugins, storage
 from kd_jax.errors import UserError
 from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
-from kd_jax.recipes import export_check, provenance
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes import export_check
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, restore_best
+from kd_jax.run import provenance
 from kd_jax.tasks import text
 from kd_jax.types import Params
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from kd_jax.evals import card, quantities
 from kd_jax.models import hf_ensemble
-from kd_jax.recipes import export, export_check, provenance
+from kd_jax.recipes import export, export_check
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.stage import count
+from kd_jax.run import provenance
 from kd_jax.teachers.several import average
 from kd_jax.types import Batch, Params
 

@@ -28,14 +28,15 @@ from kd_jax import storage
 from kd_jax.evals import epochs, plots, runs
 from kd_jax.evals.beside import beside_teacher
 from kd_jax.models import family, replacement
-from kd_jax.recipes import costs, export, parts, stage, workdir
+from kd_jax.recipes import costs, export, parts, stage
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.finetune_setup import check_types
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
-from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.run import workdir
+from kd_jax.run.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import predict

@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import hub
-from kd_jax.recipes import blueprint, keys, theseus
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.models import blueprint, hub
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.recipes import theseus
 from kd_jax.recipes.setup import Setup
 from kd_jax.recipes.stage import Stage, stages
+from kd_jax.run import keys
 from kd_jax.tasks import text
 from kd_jax.teachers.several import SPACES
 

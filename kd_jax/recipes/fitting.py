@@ -15,10 +15,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
-from kd_jax.models import family
+from kd_jax.models import blueprint, family
 from kd_jax.models.states import block_states
 from kd_jax.objectives.combine import Objective
-from kd_jax.recipes import blueprint
 from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.stage import Stage
 from kd_jax.train import loop, optim, sharding, state

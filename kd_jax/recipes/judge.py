@@ -21,9 +21,9 @@ from kd_jax import plugins
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.evals import figures, runs, table
-from kd_jax.models import family
+from kd_jax.models import blueprint, family
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, finetune, provenance, stage, workdir
+from kd_jax.recipes import finetune, stage
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.evaluate import check_rows
 from kd_jax.recipes.finetune_setup import (
@@ -32,6 +32,7 @@ from kd_jax.recipes.finetune_setup import (
     check_vocabulary,
     class_order,
 )
+from kd_jax.run import provenance, workdir
 from kd_jax.tasks import text
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from kd_jax.models import blueprint
 from kd_jax.objectives import chunks
 from kd_jax.objectives.sources import head_of
 from kd_jax.precision import Policy
-from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from kd_jax.evals import flops
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.phases import Phase
 from kd_jax.recipes.stage import Stage

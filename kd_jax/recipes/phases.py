@@ -32,9 +32,9 @@ import jax
 
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
-from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.train.optim import Group
 
 ORDERS = ("last_first", "first_first", "importance")

@@ -24,8 +24,10 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import compiled, flops, topology
-from kd_jax.recipes import blueprint, operations, stage, workdir
+from kd_jax.models import blueprint
+from kd_jax.recipes import operations, stage
 from kd_jax.recipes.setup import Setup
+from kd_jax.run import workdir
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding, state, step
 from kd_jax.types import Model, Params

@@ -30,10 +30,10 @@ from kd_jax.data.squad import Question
 from kd_jax.data.windows import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals.span import best_spans
-from kd_jax.models import family, hf, hub
+from kd_jax.models import blueprint, family, hf, hub
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, inputs, outputs
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes import inputs, outputs
 from kd_jax.recipes.evaluate import check_rows
 from kd_jax.recipes.finetune_setup import check_types, check_vocabulary
 from kd_jax.recipes.inputs import Input

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 from kd_jax import storage
 from kd_jax.evals import plots, runs
 from kd_jax.models import family
-from kd_jax.recipes import export, parts, stage, workdir
+from kd_jax.recipes import export, parts, stage
 from kd_jax.recipes.setup import TextSetup as Setup
 from kd_jax.recipes.stage import Stage
-from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.run import workdir
+from kd_jax.run.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
 from kd_jax.train.evaluate import evaluate

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.recipes import pretrain
 from kd_jax.recipes.pruning_setup import PruningSetup as Setup
-from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.run.workdir import RunDirectory
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:

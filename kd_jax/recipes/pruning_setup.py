@@ -17,9 +17,9 @@ import jax
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.recipes import stage
-from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.parts import Part
 from kd_jax.recipes.setup import TextSetup
 from kd_jax.recipes.stage import Stage

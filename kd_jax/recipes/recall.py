@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.teachers import signals, store
 from kd_jax.teachers.ensemble import OTHERS
 from kd_jax.teachers.signals import Signals

@@ -13,7 +13,8 @@ import numpy as np
 
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
-from kd_jax.recipes import blueprint, ensemble_cost, mixing, stage
+from kd_jax.models import blueprint
+from kd_jax.recipes import ensemble_cost, mixing, stage
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.recall import Recall
 from kd_jax.recipes.stage import Stage

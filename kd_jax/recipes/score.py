@@ -26,14 +26,14 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import retention, runs
-from kd_jax.models import family
+from kd_jax.models import blueprint, family
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, provenance, workdir
 from kd_jax.recipes import evaluate as held_out
-from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.evaluate import Checkpoint, check_rows, for_these_devices
 from kd_jax.recipes.finetune_setup import check_vocabulary
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
+from kd_jax.run import provenance, workdir
 from kd_jax.tasks import text
 from kd_jax.tasks.perplexity import Perplexity
 from kd_jax.tasks.scoring import Scored, ScoringTask

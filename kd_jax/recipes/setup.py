@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.data import source
 from kd_jax.errors import UserError
-from kd_jax.models import family, hub
+from kd_jax.models import blueprint, family, hub
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, keys, operations, theseus, workdir
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes import operations, theseus
 from kd_jax.recipes.parts import Part, Whole
 from kd_jax.recipes.stage import Groups, Stage, stages
+from kd_jax.run import keys, workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding, step
 from kd_jax.train.loop import Replacement

@@ -22,9 +22,9 @@ from kd_jax import storage
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.evals import runs, table
-from kd_jax.models import family, surgery
-from kd_jax.recipes import blueprint, keys, origins
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.models import blueprint, family, surgery
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.run import keys, origins
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.types import Array, Model, Params

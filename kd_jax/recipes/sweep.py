@@ -35,13 +35,14 @@ from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
 from kd_jax.evals.quantities import MISSING
 from kd_jax.ranges import Real, Whole
-from kd_jax.recipes import finetune, keys, stage, workdir
+from kd_jax.recipes import finetune, stage
 from kd_jax.recipes.answers import Answers
 from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
 from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.stopwatch import Stopwatch
 from kd_jax.recipes.teaching import ask_teachers
-from kd_jax.recipes.workdir import RunDirectory
+from kd_jax.run import keys, workdir
+from kd_jax.run.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.types import Params
 

@@ -29,11 +29,11 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import compact, family, replacement, surgery
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.replacement import joined
 from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
 from kd_jax.recipes import stage
-from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.phases import at_once
 from kd_jax.recipes.stage import Groups, Stage
 from kd_jax.schedules import value_schedule

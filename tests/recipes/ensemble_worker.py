@@ -6,7 +6,8 @@ import sys
 from absl import flags
 
 from kd_jax.cli import start_jax
-from kd_jax.recipes import ensemble, workdir
+from kd_jax.recipes import ensemble
+from kd_jax.run import workdir
 from kd_jax.train import distributed
 from tests.recipes import ensembles
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kd_jax import config as defaults
-from kd_jax.recipes import ensemble, workdir
+from kd_jax.recipes import ensemble
+from kd_jax.run import workdir
 from tests import tiny_config
 from tests.recipes import substituting
 

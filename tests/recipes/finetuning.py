@@ -16,7 +16,8 @@ from kd_jax import config as defaults
 from kd_jax import samples
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import costs, export_check, finetune, workdir
+from kd_jax.recipes import costs, export_check, finetune
+from kd_jax.run import workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from tests.models import tiny

@@ -7,7 +7,8 @@ from unittest import mock
 import jax
 
 from kd_jax.config import substitution
-from kd_jax.recipes import pretrain, substitute, workdir
+from kd_jax.recipes import pretrain, substitute
+from kd_jax.run import workdir
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
 

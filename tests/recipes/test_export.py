@@ -16,9 +16,10 @@ from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.evals import card
 from kd_jax.models import family, hf, shapes
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
-from kd_jax.recipes import export, export_check, pretrain, stage, workdir
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes import export, export_check, pretrain, stage
+from kd_jax.run import workdir
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke

@@ -7,7 +7,8 @@ import pytest
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
-from kd_jax.recipes import prune, stage, workdir
+from kd_jax.recipes import prune, stage
+from kd_jax.run import workdir
 from kd_jax.train import loop, records
 from tests.recipes import substituting
 

@@ -8,7 +8,8 @@ import pytest
 from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
-from kd_jax.recipes import finetune, sweep, workdir
+from kd_jax.recipes import finetune, sweep
+from kd_jax.run import workdir
 from kd_jax.train import loop
 from tests import smoke
 from tests.recipes import finetuning

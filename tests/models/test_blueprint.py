@@ -6,9 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf
+from kd_jax.models import blueprint, family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import blueprint
 from kd_jax.teachers.ensemble import members, stack
 from kd_jax.types import Model
 from tests.models import tiny

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import stage, workdir
+from kd_jax.recipes import stage
+from kd_jax.run import workdir
 
 
 class Tokenizer:

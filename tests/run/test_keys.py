@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as common
 from kd_jax.errors import UserError
-from kd_jax.recipes import keys
 from kd_jax.recipes.stage import stages
+from kd_jax.run import keys
 
 OF_RECIPES = {
     "pretrain": lambda: common.base("pretrain"),

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import origins
+from kd_jax.run import origins
 from kd_jax.train import records
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.kill_resume import untimed
 from kd_jax import cli
-from kd_jax.recipes import pretrain, workdir
+from kd_jax.recipes import pretrain
+from kd_jax.run import workdir
 from kd_jax.train import loop
 from tests import tiny_config
 from tests.recipes import substituting
