@@ -1,6 +1,6 @@
 """One kd_jax process of the benchmark: times the step of a case and prints one line of JSON.
 
-The step is the one that recipes/pretrain.py runs, with its metrics (KL at T = 1, gradient norm).
+The step is the one that recipes/distil.py runs, with its metrics (KL at T = 1, gradient norm).
 """
 
 import argparse

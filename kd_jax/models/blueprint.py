@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,13 @@ def stored(params: Params, policy: Policy) -> Params:
     """Frozen parameters as they are kept: matrices in the operand type, vectors in float32."""
     operand = jnp.dtype(policy.operand)
     return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
+
+
+def count(params: Params) -> int:
+    """Number of parameters; abstract ones count as well."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def size_mb(params: Params) -> float:
+    """Megabytes of the parameters, as they are exported."""
+    return round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2)

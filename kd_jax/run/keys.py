@@ -6,13 +6,14 @@ fail hours later. The sections `objective`, `stages`, `task`, `data`, `architect
 are checked by what reads them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import UNSET, Real, Whole
 
 ROWS = Whole(least=1, most=2**20)  # of a batch: more are a slip of the hand
 COUNT = Whole(least=1)
@@ -20,8 +21,7 @@ COUNT_OR_ZERO = Whole(least=0)
 NOT_NEGATIVE = Real(least=0)
 
 _MODEL = dict(model="", revision="", architecture={})
-_TEACHER = _MODEL | dict(init="")
-_ONE_OF_TEACHERS = _TEACHER | dict(weight=NOT_NEGATIVE, labels=None)
+_TEACHER = _MODEL | dict(init="", weight=NOT_NEGATIVE, labels=None)
 _STUDENT = _MODEL | dict(init="", layers=None)
 OPTIM = dict(
     learning_rate=NOT_NEGATIVE,
@@ -43,6 +43,7 @@ _RUN = dict(
     batch_size=ROWS,
     accumulate=COUNT,
     remat=False,
+    steps=COUNT,
     resume="",
     wandb="",
     objective={},
@@ -52,96 +53,87 @@ _RUN = dict(
 )
 _SECTIONS = {
     "mesh": dict(fsdp=COUNT),
+    "teacher": _TEACHER,
     "student": _STUDENT,
     "tokenizer": dict(path="", train="", vocab_size=COUNT),
     "optim": OPTIM,
+    "eval": dict(every=COUNT, batch_size=ROWS),
+    "checkpoint": dict(every=COUNT, keep=COUNT),
     "log": dict(every=COUNT),
 }
-_CACHE = dict(max_gb=NOT_NEGATIVE, folder="")
-# What each recipe has besides: numbers and the like, and sections.
-_OF_RECIPE = {
-    "pretrain": (
-        dict(vocab_chunk=COUNT_OR_ZERO, steps=COUNT),
-        {
-            "teacher": _TEACHER,
-            "eval": dict(every=COUNT, batch_size=ROWS),
-            "checkpoint": dict(every=COUNT, keep=COUNT),
-        },
+# What a config may have besides: numbers and the like, and sections.
+_MAY_RUN = dict(
+    vocab_chunk=COUNT_OR_ZERO,
+    epochs=OF_STAGE["epochs"],
+    patience=COUNT_OR_ZERO,
+    average="",
+    teachers={},
+    intermediate={},
+    sweep={},
+    rounds=COUNT,
+)
+_MAY_SECTIONS = {
+    "assistant": _STUDENT,
+    "cache": dict(max_gb=NOT_NEGATIVE, folder=""),
+    "cost": dict(repeats=COUNT),
+    "pruning": dict(target=Real(least=0, below=1), ranking="", distil=True),
+    "substitution": dict(
+        kind="",
+        width=COUNT_OR_ZERO,
+        num_heads=COUNT,
+        num_kv_heads=COUNT,
+        ffn_width=COUNT,
+        init="",
+        fit_steps=COUNT_OR_ZERO,
+        fit_learning_rate=NOT_NEGATIVE,
+        order=None,
+        importance_batches=COUNT,
+        blocks=COUNT,
+        steps=COUNT,
+        target=Real(least=0, below=1),
+        learning_rate=NOT_NEGATIVE,
+        warmup=COUNT_OR_ZERO,
     ),
-    "finetune": (
-        dict(
-            epochs=OF_STAGE["epochs"],
-            steps=COUNT_OR_ZERO,
-            patience=COUNT_OR_ZERO,
-            average="",
-            teachers={},
-            intermediate={},
-        ),
-        {
-            "teacher": _ONE_OF_TEACHERS,
-            "assistant": _STUDENT,
-            "eval": dict(every=COUNT_OR_ZERO, batch_size=ROWS),
-            "checkpoint": dict(keep=COUNT),
-            "cache": _CACHE,
-            "cost": dict(repeats=COUNT),
-        },
+    "theseus": dict(group=COUNT_OR_ZERO, layers=None, rate=None, steps=Real(above=0)),
+    "ensemble": dict(
+        space="",
+        start="",
+        rows=COUNT_OR_ZERO,
+        fresh=False,
+        top_k=COUNT,
+        weights="",
+        past_run_dirs=(),
+        eval_mean="",
     ),
 }
-_SUBSTITUTION = dict(
-    kind="",
-    width=COUNT_OR_ZERO,
-    num_heads=COUNT,
-    num_kv_heads=COUNT,
-    ffn_width=COUNT,
-    init="",
-    fit_steps=COUNT_OR_ZERO,
-    fit_learning_rate=NOT_NEGATIVE,
-    order=None,
-    importance_batches=COUNT,
-    blocks=COUNT,
-    steps=COUNT,
-    target=Real(least=0, below=1),
-    learning_rate=NOT_NEGATIVE,
-    warmup=COUNT_OR_ZERO,
-)
-_PRUNING = {"pruning": dict(target=Real(least=0, below=1), ranking="", distil=True)}
-_OF_RECIPE["prune"] = (_OF_RECIPE["pretrain"][0], _OF_RECIPE["pretrain"][1] | _PRUNING)
-_OF_RECIPE["substitute"] = (
-    _OF_RECIPE["prune"][0],
-    _OF_RECIPE["prune"][1] | {"substitution": _SUBSTITUTION},
-)
-_THESEUS = dict(group=COUNT_OR_ZERO, layers=None, rate=None, steps=Real(above=0))
-for _name in ("substitute", "finetune"):
-    _OF_RECIPE[_name][1]["theseus"] = _THESEUS
-_ENSEMBLE = dict(
-    space="",
-    start="",
-    rows=COUNT_OR_ZERO,
-    fresh=False,
-    top_k=COUNT,
-    weights="",
-    past_run_dirs=(),
-    eval_mean="",
-)
-_OF_RECIPE["ensemble"] = (
-    _OF_RECIPE["pretrain"][0] | dict(rounds=COUNT),
-    _OF_RECIPE["pretrain"][1] | {"ensemble": _ENSEMBLE, "cache": _CACHE},
-)
-_OF_RECIPE["sweep"] = (_OF_RECIPE["finetune"][0] | dict(sweep={}), _OF_RECIPE["finetune"][1])
+# Where a stage's length may be epochs, steps of 0 leave it to them, and a figure is taken and a
+# checkpoint written once an epoch.
+_IN_EPOCHS = {
+    "": dict(steps=COUNT_OR_ZERO),
+    "eval": dict(every=COUNT_OR_ZERO),
+    "checkpoint": dict(every=UNSET),
+}
+_OPTIONAL = {"teacher": ("weight", "labels")}
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError at the first key that is unknown, missing or of a wrong type, and at the
     first number outside its range."""
-    numbers, sections = _OF_RECIPE[config.recipe]
-    sections = _SECTIONS | sections
-    _check(config, _RUN | numbers | {name: {} for name in sections}, "")
+    may = {key: each for key, each in _MAY_RUN.items() if key in config}
+    sections = _SECTIONS | {key: each for key, each in _MAY_SECTIONS.items() if key in config}
+    _check(config, _ranges(config, "", _RUN) | may | {name: {} for name in sections}, "")
     for name, ranges in sections.items():
-        _check(config[name], ranges, name)
+        _check(config[name], _ranges(config, name, ranges), name, _OPTIONAL.get(name, ()))
     _check_parameters(config, "teacher", config.teacher, "teacher")
     for name, section in config.get("teachers", {}).items():
-        _check(section, _ONE_OF_TEACHERS, f"teachers.{name}")
+        _check(section, _TEACHER, f"teachers.{name}")
         _check_parameters(config, name, section, f"teachers.{name}")
+
+
+def _ranges(config: ConfigDict, section: str, usual: dict[str, Any]) -> dict[str, Any]:
+    """The ranges of a section where stages may be epochs long, or the usual ones."""
+    changes = _IN_EPOCHS.get(section, {}) if "epochs" in config else {}
+    return {key: each for key, each in (usual | changes).items() if each is not UNSET}
 
 
 def check_optim(config: ConfigDict, where: str) -> None:
@@ -161,9 +153,11 @@ def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where:
         )
 
 
-def _check(section: ConfigDict, ranges: dict[str, Any], where: str) -> None:
+def _check(
+    section: ConfigDict, ranges: dict[str, Any], where: str, optional: Sequence[str] = ()
+) -> None:
     settings(section, ranges, where)
     path = f"config.{where}." if where else "config."
-    missing = [path + key for key in ranges if key not in section]
+    missing = [path + key for key in ranges if key not in section and key not in optional]
     if missing:
         raise UserError(f"missing from the config: {', '.join(missing)}; kd_jax/config.py has all")

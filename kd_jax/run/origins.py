@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -21,8 +21,11 @@ from ml_collections import ConfigDict
 from kd_jax import storage
 from kd_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
 
-def of(config: ConfigDict, setup: Any, data: Mapping[str, Mapping], known: Mapping) -> dict:
+
+def of(config: ConfigDict, run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
     """What a run that is about to begin or to go on is of; `known`: what it was begun with."""
     files = known.get("models", {})
     return {
@@ -30,10 +33,10 @@ def of(config: ConfigDict, setup: Any, data: Mapping[str, Mapping], known: Mappi
         "files": {path: _stamp(Path(path)) for path in sorted(_named(config.data))},
         "models": {
             name: _model(model, files.get(name, {}).get("files", {}))
-            for name, model in setup.models.items()
+            for name, model in run.models.items()
             if model.folder is not None
         },
-        "tokenizers": _tokenizers({name: setup.tokenizer_of(name) for name in setup.models}),
+        "tokenizers": _tokenizers(run.tokenizers),
     }
 
 

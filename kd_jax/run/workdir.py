@@ -16,7 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -26,6 +26,9 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.run import origins
 from kd_jax.train import records
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ class RunDirectory:
                 self.folder.rmdir()
         self.lock.release()
 
-    def begin(self, config: ConfigDict, setup: Any, data: dict) -> None:
+    def begin(self, config: ConfigDict, run: Run, data: dict) -> None:
         """Writes down what the run is of, when all checks are passed; with each start, its command,
         commit, versions and machine.
 
@@ -86,7 +89,7 @@ class RunDirectory:
             )
             if jax.process_index() == 0:
                 storage.set_aside(path, self.folder / "damaged")
-        of = origins.of(config, setup, data, there.get("of", {}))
+        of = origins.of(config, run, data, there.get("of", {}))
         self._check_origins(there.get("of", {}), of)
         starts = there.get("starts", [])
         self.commits = [*dict.fromkeys(start["commit"] for start in starts)]

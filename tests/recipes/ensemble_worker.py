@@ -19,7 +19,8 @@ def main() -> None:
     distributed.initialize()
     folder = pathlib.Path(where.value)
     config = ensembles.two_rounds(folder)
-    ensemble.run(config, workdir.enter(config, "example", str(folder / "run")))
+    with workdir.enter(config, "example", str(folder / "run")) as place:
+        ensemble.run(config, place)
 
 
 if __name__ == "__main__":

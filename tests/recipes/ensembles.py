@@ -48,5 +48,5 @@ def two_rounds(folder: Path):
 
 def run(config, folder: Path) -> dict:
     """The results of a run in `folder`."""
-    with substituting.quick():
-        return ensemble.run(config, workdir.enter(config, "example", str(folder)))
+    with substituting.quick(), workdir.enter(config, "example", str(folder)) as place:
+        return ensemble.run(config, place)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.kill_resume import untimed
 from kd_jax import cli
-from kd_jax.recipes import pretrain
+from kd_jax.recipes import distil
 from kd_jax.run import workdir
 from kd_jax.train import loop
 from tests import tiny_config
@@ -51,14 +51,14 @@ def exported():
         found.append(jax.tree.leaves(params))
         return {"path": "nowhere"}
 
-    with substituting.quick(), mock.patch.object(pretrain.export, "export_run", export_run):
+    with substituting.quick(), mock.patch.object(distil.export, "export_run", export_run):
         yield found
 
 
 def run(config, folder):
     """(parameters, figures, tables) of a run, or of what was left of it."""
     with exported() as params, workdir.enter(config, "tiny", str(folder)) as place:
-        results = pretrain.run(config, place)
+        results = distil.run(config, place)
     tables = {
         f"{stage}/{name}": (folder / stage / name).read_bytes()
         for stage in ("teacher", "student")

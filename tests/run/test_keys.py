@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as common
 from kd_jax.errors import UserError
-from kd_jax.recipes.stage import stages
 from kd_jax.run import keys
+from kd_jax.run.stage import read
 
 OF_RECIPES = {
     "pretrain": lambda: common.base("pretrain"),
@@ -83,7 +83,7 @@ def test_numbers_that_trained_in_the_wrong_direction(key, value, says):
     section[last] = value
     with pytest.raises(UserError, match=re.escape(says)):
         keys.check(config)
-        stages(config, {"student": "student"})
+        read(config, ("teacher",))
 
 
 def with_teacher(**changes) -> ConfigDict:

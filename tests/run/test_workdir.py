@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import stage
-from kd_jax.run import workdir
+from kd_jax.run import results, workdir
 
 
 class Tokenizer:
@@ -35,7 +34,7 @@ def config(text: Path, **changes) -> ConfigDict:
 def setup(teacher: Path | None = None, commit=None, vocab="{}"):
     model = types.SimpleNamespace(folder=teacher, name="teacher of mine", commit=commit)
     tokenizer = Tokenizer(vocab)
-    return types.SimpleNamespace(models={"teacher": model}, tokenizer_of=lambda name: tokenizer)
+    return types.SimpleNamespace(models={"teacher": model}, tokenizers={"teacher": tokenizer})
 
 
 def data(digest="abc"):
@@ -239,10 +238,10 @@ def finish(run):
 def test_a_finished_run_says_that_its_data_have_changed(text, teacher, run, caplog, capsys):
     place = start(config(text), run, setup(teacher), trains=True)
     finish(run)
-    assert stage.finished(place.folder) and caplog.text == ""
+    assert results.finished(place.folder) and caplog.text == ""
     text.write_text("some other text")
     (teacher / "config.json").write_text("x")
-    assert stage.finished(workdir.enter(config(text), "mine", str(run)).folder)
+    assert results.finished(workdir.enter(config(text), "mine", str(run)).folder)
     assert "changed since this run, whose figures stay: " in caplog.text
     assert str(text) in caplog.text and str(teacher / "config.json") in caplog.text
     assert "1.0000" in capsys.readouterr().out
@@ -258,14 +257,14 @@ def test_a_finished_run_is_shown_where_nothing_can_be_written(text, run, monkeyp
     for owner, name in ((os, "open"), (storage, "write"), (type(workdir.epath.Path()), "mkdir")):
         monkeypatch.setattr(owner, name, forbidden)
     with workdir.enter(config(text), "mine", str(run)) as place:
-        assert stage.finished(place.folder)["stages"] == {"student": {"loss": 1.0}}
+        assert results.finished(place.folder)["stages"] == {"student": {"loss": 1.0}}
 
 
 def test_damaged_results_are_one_line(text, run):
     start(config(text), run, trains=True)
     (run / "results.json").write_text("")
     with pytest.raises(UserError, match="results.json: damaged, it is no JSON .*; remove it"):
-        stage.finished(workdir.enter(config(text), "mine", str(run)).folder)
+        results.finished(workdir.enter(config(text), "mine", str(run)).folder)
 
 
 def test_a_directory_that_another_process_is_at_work_in(text, run):
@@ -319,9 +318,9 @@ def test_a_place_that_can_be_no_folder(text, tmp_path, make, message):
 
 
 def test_figures_are_kept_and_what_is_not_finite_is_said(tmp_path, caplog):
-    path = stage.epath.Path(tmp_path / "student" / "results.json")
-    found = stage.kept(path, lambda: {"loss": 1.0, "kl": float("nan"), "speed": None})
+    path = results.epath.Path(tmp_path / "student" / "results.json")
+    found = results.kept(path, lambda: {"loss": 1.0, "kl": float("nan"), "speed": None})
     assert found == {"loss": 1.0, "kl": None, "speed": None}
     assert caplog.messages == [f"{path}: not finite, null there: kl"]
-    assert stage.kept(path, lambda: 1 / 0) == found
+    assert results.kept(path, lambda: 1 / 0) == found
     shutil.rmtree(path.parent)

@@ -1,7 +1,7 @@
 import json
 from types import SimpleNamespace
 
-from kd_jax.recipes.setup import TextSetup
+from kd_jax.run import models
 from kd_jax.tasks import text
 
 
@@ -20,7 +20,7 @@ def test_a_teacher_whose_tokenizer_cuts_texts_otherwise(tmp_path, caplog):
         model = SimpleNamespace(
             config=SimpleNamespace(vocab_size=300), folder=tmp_path / name, name=name
         )
-        TextSetup._check_vocabulary(SimpleNamespace(tokenizer=own, models={"teacher": model}))
+        models.check_shared(own, {"teacher": model})
         return caplog.text
 
     assert check("own") == ""

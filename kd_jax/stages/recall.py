@@ -23,6 +23,8 @@ from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
 from kd_jax.models.blueprint import Blueprint
+from kd_jax.run.run import Run
+from kd_jax.stages.round import cache_folder, vocab_size
 from kd_jax.teachers import signals, store
 from kd_jax.teachers.ensemble import OTHERS
 from kd_jax.teachers.signals import Signals
@@ -41,19 +43,19 @@ SAMPLE = 1000  # tokens on which kept logits are compared with all of them
 class Recall:
     """Signals over the rows of one pass."""
 
-    def __init__(self, setup: Any, teacher: Model, rows: Stream, count: int):
-        """`teacher`: as `stage.frozen` lays it out; `rows`: one pass over them; `count`: of all
+    def __init__(self, run: Run, teacher: Model, rows: Stream, count: int):
+        """`teacher`: as `answers.frozen` lays it out; `rows`: one pass over them; `count`: of all
         rows that there are, ids below it."""
-        self._setup, self._teacher, self._rows = setup, teacher, rows
+        self._run, self._teacher, self._rows = run, teacher, rows
         self._members: list[str] = []  # identities of those that were asked for
         self._counts_R, self._digest = _look_through(rows, count)
-        settings = setup.config.ensemble
-        self._space, self.vocab_size = settings.space, setup.vocab_size
-        self._root = setup.cache_folder
+        settings = run.config.ensemble
+        self._space, self.vocab_size = settings.space, vocab_size(run)
+        self._root = cache_folder(run)
         if jax.process_count() > 1:  # all compute together, and each keeps what it computed
             self._root /= f"process_{jax.process_index()}_of_{jax.process_count()}"
         tokens = int(self._counts_R.sum())
-        self._max_bytes = 1e9 * setup.config.cache.max_gb
+        self._max_bytes = 1e9 * run.config.cache.max_gb
         self.k = signals.kept(tokens, self.vocab_size, settings.top_k, self._max_bytes)
         gigabytes = signals.size_of(tokens, self.k, self.vocab_size) / 1e9
         log.info(
@@ -64,13 +66,13 @@ class Recall:
     @functools.cached_property
     def teacher(self) -> Signals:
         """The teacher's signal."""
-        identity = _identity(self._teacher, self._setup.models["teacher"])
+        identity = _identity(self._teacher, self._run.models["teacher"])
         return self._after([self._teacher], [identity], "teacher", needed=set())
 
     def mean(self, members: Sequence[Params]) -> Signals:
         """That of the mean of all members; those of an earlier call come first in every later
         one."""
-        described = self._setup.models["student"]
+        described = self._run.models["student"]
         models = [Model(params, described.abstract().graphdef) for params in members]
         new = models[len(self._members) :]
         self._members += [_identity(model, described) for model in new]
@@ -82,7 +84,7 @@ class Recall:
     ) -> Signals:
         """The signal of the mean of all models, from the longest part of them that is there;
         signals that are `needed` stay."""
-        about = what, self._space, self._digest, self.k, self.vocab_size, self._setup.policy
+        about = what, self._space, self._digest, self.k, self.vocab_size, self._run.policy
         names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
         described = self._counts_R, self.vocab_size
         there, found = len(models), None
@@ -123,16 +125,16 @@ class Recall:
                 bar.update(step, {}, 0.0)
 
     def _step(self, model: Model, batch: Batch, n: int, k: int) -> Signal:
-        setup = self._setup
+        run = self._run
         return signal_step(
             model,
-            place(batch, setup.mesh),
-            sharding.everywhere(np.float32(1.0 / (n + 1)), setup.mesh),
+            place(batch, run.mesh),
+            sharding.everywhere(np.float32(1.0 / (n + 1)), run.mesh),
             vocab_size=self.vocab_size,
             k=k,
             space=self._space,
-            policy=setup.policy,
-            mesh=setup.mesh,
+            policy=run.policy,
+            mesh=run.mesh,
             table=family.PARTITION,
         )
 

@@ -17,7 +17,8 @@ from kd_jax.models import blueprint
 from kd_jax.objectives import chunks
 from kd_jax.objectives.sources import head_of
 from kd_jax.precision import Policy
-from kd_jax.recipes.ensemble_setup import EnsembleSetup
+from kd_jax.run.run import Run
+from kd_jax.stages.round import vocab_size
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding
 from kd_jax.types import Array, Batch, Model, Params
@@ -28,17 +29,17 @@ STEPS, RATE, BATCHES = 100, 0.1, 8  # of Adam; held-out batches that it sees
 CHUNK = 256  # tokens whose logits exist at a time
 
 
-def learned(setup: EnsembleSetup, teacher: Model, members: Sequence[Params]) -> list[float]:
+def learned(run: Run, teacher: Model, members: Sequence[Params]) -> list[float]:
     """Weights of the members, which sum to 1: softmax of what minimises KL(teacher || mean) on the
     validation split, from equal ones. On one device."""
-    device = setup.mesh.local_devices[0]
-    kept = [blueprint.stored(sharding.to_host(member), setup.policy) for member in members]
+    device = run.mesh.local_devices[0]
+    kept = [blueprint.stored(sharding.to_host(member), run.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
-    graphdef = setup.models["student"].stacked
-    rows = setup.task.held_out("validation", setup.config.eval.batch_size)
+    graphdef = run.models["student"].stacked
+    rows = run.task.held_out("validation", run.config.eval.batch_size)
     batches = [jax.device_put(rows[step], device) for step in range(min(rows.steps, BATCHES))]
     alone = Model(jax.device_put(sharding.to_host(teacher.params), device), teacher.graphdef)
-    how = dict(size=setup.vocab_size, space=setup.config.ensemble.space, policy=setup.policy)
+    how = dict(size=vocab_size(run), space=run.config.ensemble.space, policy=run.policy)
     logits_E, optimizer = jnp.zeros(len(members)), optax.adam(RATE)
     state = optimizer.init(logits_E)
     for step in range(STEPS):

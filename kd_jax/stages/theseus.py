@@ -1,12 +1,11 @@
-"""The stage `theseus`: blocks of the teacher are replaced at random, more and more of the time.
+"""Replaces blocks of the teacher at random, more and more of the time.
 
 Xu et al. 2020, "BERT-of-Theseus" (arXiv:2002.02925). At every step each group of teacher blocks,
 which do not change, is replaced by its successor with a probability; afterwards the successors are
 trained alone. config.theseus:
 
-    group   blocks of the teacher to a successor, which is a block of the same kind; 0, in the
-            recipe `substitute`: the blocks that config.substitution replaces, each to its compact
-            one
+    group   blocks of the teacher to a successor, which is a block of the same kind; 0, where there
+            is config.substitution: the blocks that it replaces, each to its compact one
     layers  which blocks of the teacher the successors of groups begin as: uniform | first (the
             paper's) | last | a list
     rate    the probability: a number, or a schedule such as the paper's min(k t + b, 1),
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,14 +31,42 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.replacement import joined
 from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
-from kd_jax.recipes import stage
-from kd_jax.recipes.phases import at_once
-from kd_jax.recipes.stage import Groups, Stage
+from kd_jax.run import stage
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Given, Groups, Settings, Stage, abstract_state, state_of
 from kd_jax.schedules import value_schedule
+from kd_jax.stages import substitute, swaps
+from kd_jax.stages.swaps import at_once
 from kd_jax.train import loop, optim, state
 from kd_jax.train.optim import Group
 from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Model, Params
+
+SECTION = "theseus"
+
+
+def make(run: Run, name: str, settings: Settings) -> Stage:
+    """The stage in which successors replace blocks of the teacher."""
+    own, teacher, prepare = run.config.theseus, run.models["teacher"], None
+    if own.group or substitute.SECTION not in run.config:
+        new = successor(own, teacher, run.config.remat)
+    else:
+        swaps.check_decoder(teacher, f"config.theseus.group=0: teacher {teacher.name}")
+        new, prepare = swaps.of(run)[-1].model, swaps.prepare(run, settings)
+    run.add(name, new)
+    end = _end(run, settings)
+    return stage.make(
+        run,
+        settings,
+        model=name,
+        groups=_groups(run, settings),
+        replacement=_draws(run, name, end),
+        phases_of=lambda run, this, given: [
+            Replacing(run, this, end, given),
+            Alone(run, this, end),
+        ],
+        prepare=prepare,
+    )
 
 
 def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
@@ -60,28 +86,28 @@ def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
     return dataclasses.replace(teacher, name=name, config=own, folder=None, commit=None)
 
 
-def groups(setup: Any, this: Stage) -> Groups:
+def _groups(run: Run, this: Settings) -> Groups:
     """Compact successors have a learning rate of their own."""
     rows = [(".*", Group("others"))]
-    if setup.config.theseus.group:
+    if run.config.theseus.group:
         return rows
-    settings = setup.config.substitution
+    settings = run.config.substitution
     factor = settings.learning_rate / this.optim.learning_rate
-    compact_ones = at_once(setup.phases).pattern
+    compact_ones = at_once(swaps.of(run)).pattern
     return [(compact_ones, Group("successors", factor, settings.warmup)), *rows]
 
 
-def draws(setup: Any, this: Stage) -> loop.Replacement:
+def _draws(run: Run, name: str, end: int) -> loop.Replacement:
     """What is drawn at every step of the stage."""
-    end, rate = _end(setup, this), setup.config.theseus.rate
+    rate = run.config.theseus.rate
     schedule = value_schedule(rate, end, "config.theseus.rate", Real(least=0, most=1))
-    blocks = setup.models["theseus"].config.num_layers
+    blocks = run.models[name].config.num_layers
     return loop.Replacement(lambda step: schedule(step) if step < end else 1.0, blocks)
 
 
-def _end(setup: Any, this: Stage) -> int:
+def _end(run: Run, this: Settings) -> int:
     """Steps of replacement."""
-    steps = setup.config.theseus.steps
+    steps = run.config.theseus.steps
     end = round(steps * this.steps) if 0 < steps < 1 else int(steps)
     if not 0 < end < this.steps:
         raise UserError(
@@ -93,58 +119,54 @@ def _end(setup: Any, this: Stage) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Replacing:
-    """The steps in which blocks are drawn (parts.Part)."""
+    """The steps in which blocks are drawn, a phase."""
 
-    setup: Any
+    run: Run
     stage: Stage
-    given: Mapping[str, Params]
+    end: int
+    given: Given
 
     start = 0
 
     @property
-    def end(self) -> int:
-        return _end(self.setup, self.stage)
-
-    @property
     def _beside(self) -> tuple[tuple[int, ...], ...]:
         """For each block of the successor those of the teacher that it replaces."""
-        size, count = (
-            self.setup.config.theseus.group,
-            self.setup.models["theseus"].config.num_layers,
-        )
+        size, count = self.run.config.theseus.group, self._new.config.num_layers
         if not size:
-            births = self.setup.phases[-1].births
+            births = swaps.of(self.run)[-1].births
             return tuple((layer,) if birth else () for layer, birth in enumerate(births))
         return tuple(tuple(range(i * size, (i + 1) * size)) for i in range(count))
 
     def check(self) -> None:
-        objective = self.setup.plan(self.stage)[0].objective
-        for name, term in objective.state_terms:
+        for name, term in self.stage.program.objective.state_terms:
             if isinstance(term, Pairwise):
                 raise UserError(
                     f"objective.{name} compares attention, which the stage theseus has not while "
                     f"blocks are drawn; leave it out"
                 )
-        draws(self.setup, self.stage)
         jax.eval_shape(self._init, (self.given["teacher"], jax.random.key(0)))
+
+    @property
+    def _new(self) -> Blueprint:
+        return self.run.models[self.stage.model]
 
     @functools.cached_property
     def _model(self) -> Model:
-        new, old = (self.setup.models[name].abstract() for name in ("theseus", "teacher"))
-        return joined(new, old, self._beside)
+        old = self.run.models["teacher"].abstract()
+        return joined(self._new.abstract(), old, self._beside)
 
     def _init(self, inputs: tuple[Params, Array]) -> Params:
         """Parameters from the teacher's and a key; can be traced."""
         params, key = inputs
-        setup, teacher, new = self.setup, *map(self.setup.models.get, ("teacher", "theseus"))
+        config, teacher, new = self.run.config, self.run.models["teacher"], self._new
         whole = teacher.abstract().replace(params=params)
-        if setup.config.theseus.group:
+        if config.theseus.group:
             fresh = new.abstract().replace(params=new.draw(key))
-            ours = surgery.from_teacher(fresh, whole, setup.config.theseus.layers)
+            ours = surgery.from_teacher(fresh, whole, config.theseus.layers)
         else:
-            phase, init = at_once(setup.phases), setup.config.substitution.init
-            shape = phase.model.config.shape(phase.layers[0])
-            how = phase.layers, shape, init, key
+            swap, init = at_once(swaps.of(self.run)), config.substitution.init
+            shape = swap.model.config.shape(swap.layers[0])
+            how = swap.layers, shape, init, key
             ours, _ = compact.replace(whole, teacher.family, teacher.config, *how)
         return joined(ours, whole, self._beside).params
 
@@ -152,26 +174,22 @@ class Replacing:
         return self._state(lambda params: params, self._model.params)
 
     def enter(self, before: TrainState | None) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(self.setup.config.seed), 0)
+        key = jax.random.fold_in(jax.random.key(self.run.config.seed), 0)
         return self._state(self._init, (self.given["teacher"], key))
 
     def _state(self, init: Any, inputs: Any) -> TrainState:
         frozen = ("/predecessors/", Group("predecessors", factor=0.0))
-        rows = [frozen, *groups(self.setup, self.stage)]
-        model, graphdef = self.setup.models["theseus"], self._model.graphdef
-        return stage.state_of(self.setup, self.stage, model, rows, init, inputs, graphdef)
+        rows = [frozen, *self.stage.groups]
+        return state_of(self.run, self.stage, self._new, rows, init, inputs, self._model.graphdef)
 
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """The steps in which the successors are the model (parts.Part)."""
+    """The steps in which the successors are the model, a phase."""
 
-    setup: Any
+    run: Run
     stage: Stage
-
-    @property
-    def start(self) -> int:
-        return _end(self.setup, self.stage)
+    start: int
 
     @property
     def end(self) -> int:
@@ -181,12 +199,12 @@ class Alone:
         self.abstract()
 
     def abstract(self) -> TrainState:
-        return stage.abstract_state(self.setup, self.stage)
+        return abstract_state(self.run, self.stage)
 
     def enter(self, before: TrainState | None) -> TrainState:
-        graphdef: nnx.GraphDef = self.setup.models["theseus"].abstract().graphdef
+        graphdef: nnx.GraphDef = self.run.models[self.stage.model].abstract().graphdef
         model = Model(replacement.successors(before.params["student"]), graphdef)
         make_optimizer = functools.partial(
-            optim.make_optimizer, self.stage.optim, groups=groups(self.setup, self.stage)
+            optim.make_optimizer, self.stage.optim, groups=self.stage.groups
         )
-        return state.continued(before, model, make_optimizer, family.PARTITION, self.setup.mesh)
+        return state.continued(before, model, make_optimizer, family.PARTITION, self.run.mesh)

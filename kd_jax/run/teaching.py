@@ -1,20 +1,19 @@
-"""How a stage of fine-tuning is taught: from logits that were computed before, or by teachers that
-answer at every step."""
+"""How a stage is taught: from logits that were computed before, or by teachers that answer at every
+step."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-import jax
 import numpy as np
 
 from kd_jax.data.buckets import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models.layers import MASKED
-from kd_jax.objectives.combine import Objective
-from kd_jax.recipes.answers import Answers
-from kd_jax.recipes.finetune_setup import FinetuneSetup
-from kd_jax.recipes.stage import Stage
+from kd_jax.run.answers import Answers
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Stage
 from kd_jax.teachers.several import Member, Several, Stored
 from kd_jax.train.step import Teacher
 from kd_jax.types import Batch
@@ -22,50 +21,57 @@ from kd_jax.types import Batch
 log = logging.getLogger(__name__)
 
 
-def teaching(
-    setup: FinetuneSetup, this: Stage, objective: Objective, answers: Answers
-) -> tuple[Teacher | None, BucketStream]:
+def teaching(run: Run, this: Stage, answers: Answers) -> tuple[Teacher | None, Any]:
     """The teacher of a stage, None where it has none, and the batches that it goes with."""
-    task, seed = setup.tasks[this.model], setup.config.seed
-    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    stream = task.train(this.batch_size, seed, **processes)
+    task, names = run.tasks[this.model], this.teachers
+    stream = task.train(this.batch_size, run.config.seed, **run.processes)
     if not this.learns:
         return None, stream
-    names = setup.teachers_of(this)
-    rows, together = ask_teachers(setup, this, answers), ", ".join(names)
+    if not task.of_examples:
+        return answers.model(names[0]), stream
+    rows, together = ask_teachers(run, this, answers), ", ".join(names)
     if rows is None:
-        states = objective.needs_teacher_states
+        states = this.program.objective.needs_teacher_states
         why = "the objective reads more than logits" if states else "cache.max_gb is 0"
         log.info("%s: %s at every step, since %s", this.name, together, why)
-        return _online(setup, this, names, answers, stream)
+        return _online(run, this, answers, stream)
     log.info("%s: logits of %s, computed once for each row", this.name, together)
-    return Stored(), stream.map(attach(rows, setup.head == "span", len(task.labels)))
+    return Stored(), stream.map(attach(rows, run.head == "span", len(task.labels)))
 
 
-def ask_teachers(setup: FinetuneSetup, this: Stage, answers: Answers) -> list | None:
+def ask_teachers(run: Run, this: Stage, answers: Answers) -> list | None:
     """The logits of a stage's teachers, together, of all training rows that it will see; None
     where it has no teachers, or where they have to answer at every step."""
-    plan, _ = setup.plan(this)
-    if not this.learns or plan.objective.needs_teacher_states or not setup.config.cache.max_gb:
+    task, cache = run.tasks[this.model], run.config.get("cache")
+    if not (this.learns and task.of_examples and cache and cache.max_gb):
         return None
-    stream, ids_N = setup.tasks[this.model].train(this.batch_size, setup.config.seed), None
+    if this.program.objective.needs_teacher_states:
+        return None
+    stream, ids_N = task.train(this.batch_size, run.config.seed), None
     if this.steps < stream.steps_per_epoch:
         ids_N = np.concatenate([stream[step].ids_B for step in range(this.steps)])
         ids_N = ids_N[ids_N >= 0]
-    names, weights = setup.teachers_of(this), setup.weights_of(this)
-    return answers.together(names, weights, setup.config.average, "train", ids_N)
+    return together(run, this, answers, "train", ids_N)
 
 
-def check_tokens(setup: FinetuneSetup, this: Stage, objective: Objective) -> None:
+def together(
+    run: Run, this: Stage, answers: Answers, split: str, ids_N: np.ndarray | None = None
+) -> list:
+    """The logits of a stage's teachers, averaged, of the rows of a split."""
+    weights = run.weights(this.teachers)
+    return answers.together(this.teachers, weights, run.config.average, split, ids_N)
+
+
+def check_tokens(run: Run, this: Stage) -> None:
     """Raises UserError where a stage is compared with its teachers token by token, and one of them
     reads the examples in other tokens."""
-    if setup.head != "span" and not objective.needs_teacher_states:
+    if run.head != "span" and not this.program.objective.needs_teacher_states:
         return
-    what = "its loss" if setup.head == "span" else "a loss on hidden states or attention"
-    for name in setup.teachers_of(this):
-        if not _same(setup.tasks[this.model].rows("train"), setup.tasks[name].rows("train")):
+    what = "its loss" if run.head == "span" else "a loss on hidden states or attention"
+    for name in this.teachers:
+        if not _same(run.tasks[this.model].rows("train"), run.tasks[name].rows("train")):
             raise UserError(
-                f"{name} {setup.models[name].name} has another tokenizer than the {this.model}, "
+                f"{name} {run.models[name].name} has another tokenizer than the {this.model}, "
                 f"and {what} compares token by token: choose a teacher of the same tokenizer"
             )
 
@@ -91,13 +97,14 @@ def attach(rows: list, spans: bool, classes: int):
 
 
 def _online(
-    setup: FinetuneSetup, this: Stage, names: tuple[str, ...], answers: Answers, stream
+    run: Run, this: Stage, answers: Answers, stream: BucketStream
 ) -> tuple[Teacher, BucketStream]:
     """Teachers in the step; those that read other tokens get their rows with the batch."""
-    ours = setup.tasks[this.model].rows("train")
-    theirs = {name: setup.tasks[name].rows("train") for name in names}
+    names = this.teachers
+    ours = run.tasks[this.model].rows("train")
+    theirs = {name: run.tasks[name].rows("train") for name in names}
     foreign = [name for name in names if not _same(ours, theirs[name])]
-    if len(names) == 1 and not foreign and setup.orders[names[0]] is None:
+    if len(names) == 1 and not foreign and run.order(names[0]) is None:
         return answers.model(names[0]), stream
     models = {name: answers.model(name) for name in names}
     members = tuple(
@@ -105,17 +112,17 @@ def _online(
             name,
             models[name].graphdef,
             weight,
-            setup.orders[name],
+            run.order(name),
             foreign.index(name) if name in foreign else None,
         )
-        for name, weight in zip(names, setup.weights_of(this), strict=True)
+        for name, weight in zip(names, run.weights(names), strict=True)
     )
     params = {name: model.params for name, model in models.items()}
-    teacher = Several(params, members, setup.config.average)
+    teacher = Several(params, members, run.config.average)
     if not foreign:
         return teacher, stream
     # One length for each, whatever the bucket: their rows need not be as long as the student's.
-    longest = [setup.tasks[name].length("train") for name in foreign]
+    longest = [run.tasks[name].length("train") for name in foreign]
 
     def encode(batch: Batch) -> Batch:
         ids_B = np.maximum(batch.ids_B, 0)
