@@ -22,7 +22,8 @@ def base(recipe: str) -> ConfigDict:
     c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 128 MB
     c.mesh = ConfigDict(dict(fsdp=1))  # devices that share one copy of the parameters
     c.steps = 100_000  # optimizer steps a stage
-    c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim
+    # stage -> what differs there: steps, batch_size, optim, and the keys of STAGE below
+    c.stages = ConfigDict()
     c.teacher = model()
     # scratch: random parameters, where there is neither a checkpoint nor a stage that trains it
     c.teacher.init = ""
@@ -202,7 +203,8 @@ STAGE = dict(
     after="",  # the stage whose last parameters it goes on from, where there is such a stage
     select=True,  # keeps the checkpoint that is best by held-out figures; else the last one
 )
-# Stages that are known by their names, in the order in which a run goes through them.
+# Stages that are known by their names, in the order in which a run goes through them; others come
+# after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
 STAGES = dict(
     teacher=dict(model="teacher", objective=""),
     assistant=dict(model="assistant"),

@@ -121,7 +121,7 @@ def run_stage(
     config, folder, task = run.config, run.folder / this.name, run.tasks[this.model]
     teacher, stream = teaching(run, this, answers)
     found = {
-        name: measure.of_params(run, name, this.model, params, answers.model("teacher"))
+        name: measure.of_start(run, this, name, params, answers)
         for name, params in this.starts(given).items()
     }
     if jax.process_index() == 0:
@@ -186,7 +186,7 @@ def _end(run: Run, given: dict[str, Params], found: dict[str, Any], watch: Stopw
             costs = cost.measure(run, given, run.config.cost.repeats)
         models = {this.name: this.model for this in run.stages}
         for name, figures in found["stages"].items():
-            figures.update(costs[models.get(name, name)])
+            figures.update(costs.get(models.get(name, name), {}))
     with watch.part("export"):
         found["export"] = export.export_run(run, last, given[last.model], found)
     found |= watch.report()

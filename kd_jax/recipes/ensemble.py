@@ -46,6 +46,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         return results
     built = build(config, folder)
     this = built.principal
+    if len(built.stages) > 1:
+        raise UserError(f"config.stages={list(config.stages)}: an ensemble has one, {this.name}")
     stage.create_state(built, this, {}, abstract=True)
     past = past_members(built)
     teacher = given_params(built, "teacher")

@@ -6,7 +6,9 @@ often both choose the same token. Of examples the task scores a model's logits, 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,29 +46,36 @@ def figures(run: Run, this: Stage, student: Model, answers: Answers, split: str)
 
 
 def of_given(run: Run, name: str, answers: Answers) -> Figures:
-    """Figures of a teacher that no stage trains, on the reported split."""
+    """Figures of a teacher that no stage trains, on the reported split; those of a language model
+    are kept in the folder of its name."""
     task = run.tasks[name]
     if not task.of_examples:
-        return of_params(run, name, name, answers.params(name), None)
+        return _kept(run, name, name, answers.params(name), lambda whole: of_text(run, whole, None))
     if task.tunes(run.split):
         task = task.tuned(answers.of(name, "validation"))
     return of_logits(task, answers.of(name, run.split), run.split)
 
 
-def of_params(run: Run, name: str, model: str, params: Params, beside: Model | None) -> Figures:
-    """Figures of a language model that no stage has trained on the reported split, kept in the
-    folder of `name`."""
+def of_start(run: Run, this: Stage, name: str, params: Params, answers: Answers) -> Figures:
+    """Figures of what a stage starts from, on the reported split, kept in the folder of `name`."""
+    measure = functools.partial(figures, run, this, answers=answers, split=run.split)
+    return _kept(run, name, this.model, params, measure)
 
-    def measure() -> Figures:
+
+def _kept(
+    run: Run, name: str, model: str, params: Params, measure: Callable[[Model], Figures]
+) -> Figures:
+    def found() -> Figures:
         whole = laid_out(run, Model(params, run.models[model].abstract().graphdef))
-        return of_text(run, whole, beside, run.split) | size(run, params)
+        return measure(whole) | size(run, params)
 
-    return kept(run.folder / name / "results.json", measure)
+    return kept(run.folder / name / "results.json", found)
 
 
-def of_text(run: Run, student: Model, teacher: Model | None, split: str) -> Figures:
-    """Figures of a language model, beside a teacher where there is one."""
-    stream = run.task.held_out(split, run.config.eval.batch_size, **run.processes)
+def of_text(run: Run, student: Model, teacher: Model | None, split: str = "") -> Figures:
+    """Figures of a language model on a split (the reported one), beside a teacher where there is
+    one."""
+    stream = run.task.held_out(split or run.split, run.config.eval.batch_size, **run.processes)
     how = program(run.policy, teacher is not None, run.mesh, run.chunk)
     return with_perplexity(evaluate(student, stream, teacher, how))
 

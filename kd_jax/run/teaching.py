@@ -59,7 +59,9 @@ def together(
 ) -> list:
     """The logits of a stage's teachers, averaged, of the rows of a split."""
     weights = run.weights(this.teachers)
-    return answers.together(this.teachers, weights, run.config.average, split, ids_N)
+    return answers.together(
+        this.teachers, weights, run.config.get("average", "logits"), split, ids_N
+    )
 
 
 def check_tokens(run: Run, this: Stage) -> None:
