@@ -26,7 +26,7 @@ from kd_jax.data.ragged import Ragged
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.task import DATA, HELD_OUT_SEED, label_a_token
+from kd_jax.tasks.task import DATA, HELD_OUT_SEED, Text, label_a_token
 from kd_jax.tasks.templates import Template
 from kd_jax.types import Batch
 
@@ -49,12 +49,13 @@ def make(
     return Chat(config, data, tokenizer)
 
 
-class Chat:
+class Chat(Text):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
     head = "clm"
 
     def __init__(self, config, data, tokenizer) -> None:
+        self.given = config, data
         config = settings(config, DEFAULTS, "task")
         self.data = settings(data, DATA, "data")
         self.seq_len, self.packed = config["seq_len"], config["packed"]

@@ -40,6 +40,7 @@ class CausalLM(TextTask):
     head = "clm"
 
     def __init__(self, config, data, tokenizer) -> None:
+        self.given = config, data
         config = settings(config, DEFAULTS, "task")
         if config["separator"] not in ("eos", "bos"):
             raise UserError(f"config.task.separator={config['separator']!r}: have eos, bos")

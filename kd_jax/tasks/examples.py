@@ -53,6 +53,7 @@ class ExampleTask:
     labels: tuple[str, ...]  # names of the classes; ("score",) for a regression, () for spans
     regression = False
     labels_in_data = False  # whether `labels` needs the training data
+    of_examples = larger = True  # see tasks/task.py
     primary: str
     metrics: tuple[str, ...]
 

@@ -36,6 +36,7 @@ class MaskedLM(TextTask):
     head = "mlm"
 
     def __init__(self, config, data, tokenizer) -> None:
+        self.given = config, data
         config = settings(config, DEFAULTS, "task")
         super().__init__(data, tokenizer, config["seq_len"])
         vocabulary = None if tokenizer is None else text.vocabulary(tokenizer)

@@ -11,6 +11,7 @@ config.data:
 
 import functools
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -45,7 +46,48 @@ def label_a_token(batch_size: int, seq_len: int) -> Batch:
     return Batch(ids_B, integers, mask_BT=numbers, labels=integers, weights=numbers)
 
 
-class TextTask:
+class Task(Protocol):
+    """What a run asks of its task, whatever it is: see `TextTask` and `ExampleTask`."""
+
+    head: str  # mlm | clm | classification | span
+    of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
+    labels: tuple[str, ...]  # names of the classes, where there are any
+    labels_in_data: bool  # whether `labels` needs the training data
+    regression: bool
+    primary: str  # the held-out figure that selects a checkpoint
+    larger: bool  # whether a larger one is better
+    seq_len: int
+    data: Mapping[str, Any]  # config.data with its defaults
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> "Task": ...
+
+    def prepare(self) -> dict[str, dict]: ...
+
+    def train(
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> Any: ...
+
+    def held_out(
+        self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Any: ...
+
+    def shapes(self, batch_size: int) -> Batch: ...
+
+
+class Text:
+    """What all language-modelling tasks are: one tokenizer, a loss a token."""
+
+    of_examples = labels_in_data = regression = larger = False
+    labels = ()
+    primary = "loss"
+    given: tuple[Mapping, Mapping | None]  # config.task and config.data
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> "Text":
+        """The same task with a tokenizer."""
+        return type(self)(*self.given, tokenizer)
+
+
+class TextTask(Text):
     """A language-modelling task. Subclasses give the head, the blocks and the batches."""
 
     head: str
