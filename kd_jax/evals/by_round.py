@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_jax.evals import pairs, table
+from kd_jax.evals import quantities, table
 from kd_jax.evals.quantities import Figure, count
 from kd_jax.evals.table import Table
 
@@ -50,7 +50,7 @@ def beside(groups: Mapping[str, Sequence[Results]]) -> Table:
         whole = [run["stages"]["ensemble"] for run in runs]
         both = [run for run in runs if run["seed"] in first] if rows else []
         others = [first[run["seed"]]["stages"]["ensemble"] for run in both]
-        change = pairs.compare(_KL, [run["stages"]["ensemble"] for run in both], others)
+        change = quantities.compare(_KL, [run["stages"]["ensemble"] for run in both], others)
         rows.append(
             [
                 *(label, str(runs[0]["rounds"][-1]["members"]), f"{whole[0]['parameters']:,}"),
@@ -71,7 +71,7 @@ def findings(runs: Sequence[Results]) -> str:
     if last < 2:
         return ""
     before, after = ([run["rounds"][i]["ensemble"] for run in runs] for i in (0, last - 1))
-    change = pairs.compare(_KL, after, before)
+    change = quantities.compare(_KL, after, before)
     text = f"KL to the teacher, round {last} less round 1: {change.show()} nats a token."
     if all(run.get("trend") for run in runs):
         for name, title in (("kl", "KL"), ("loss", "Loss")):

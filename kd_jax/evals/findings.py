@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from kd_jax.evals import pairs
+from kd_jax.evals import quantities
 from kd_jax.evals.document import Finding
-from kd_jax.evals.pairs import Paired
-from kd_jax.evals.quantities import Figure, Figures, count
+from kd_jax.evals.quantities import Figure, Figures, Paired, count
 from kd_jax.evals.runs import Run
 
 
@@ -14,7 +13,7 @@ def of_group(label: str, runs: Sequence[Run], figure: Figure) -> Finding:
     """Whether the student of one configuration beats its baseline."""
     both = [run.stages for run in runs if {"student", "baseline"} <= {*run.stages}]
     students = [stages["student"] for stages in both]
-    found = pairs.compare(figure, students, [stages["baseline"] for stages in both])
+    found = quantities.compare(figure, students, [stages["baseline"] for stages in both])
     if found is None:
         missing = f"No run has {figure.title} of both a student and a baseline"
         return Finding("open", f"{label}: nothing to compare.", f"{missing}.")
@@ -43,7 +42,7 @@ def between(groups: Mapping[str, Sequence[Run]], figure: Figure, split: str) -> 
     first, second = sorted(ranked, key=goodness, reverse=True)[:2]
     seeds = sorted({*ranked[first]} & {*ranked[second]})
     of_first, of_second = ([ranked[name][seed] for seed in seeds] for name in (first, second))
-    found = pairs.compare(figure, of_first, of_second)
+    found = quantities.compare(figure, of_first, of_second)
     means = [figure.show(_mean(figure, [*ranked[name].values()])) for name in (first, second)]
     text = f"{_name(figure)} of the students is {means[0]} for {first}, {means[1]} for {second}"
     if found is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax import storage
-from kd_jax.evals import pairs, table
+from kd_jax.evals import quantities, table
 from kd_jax.evals.quantities import Figure
 from kd_jax.evals.table import Table
 
@@ -98,7 +98,7 @@ def findings(runs: Sequence[Mapping[str, Figures]]) -> str:
         if {stage, "substitute"} <= runs[0].keys():
             ours, others = ([run[name] for run in runs] for name in ("substitute", stage))
             shown = (
-                f"{figure.title} {pairs.compare(figure, ours, others).show()}"
+                f"{figure.title} {quantities.compare(figure, ours, others).show()}"
                 for figure in (_PERPLEXITY, _APART)
             )
             said.append(f"Substitution less {NAMES[stage]}: {', '.join(shown)}.")

@@ -17,8 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from kd_jax.evals.epochs import LABEL_TERMS
-from kd_jax.evals.runs import Columns, Curves, ordered
+from kd_jax.evals.runs import LABEL_TERMS, Columns, Curves, ordered
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B2"}

@@ -1,9 +1,9 @@
-"""Reads run directories: the figures of a finished run and the curves of its stages."""
+"""Reads run directories: figures and curves of the stages, and in what configurations differ."""
 
 import csv
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ STAGES = (
     "student",
     "ensemble",
 )  # in the order of reading; others follow by name
+LABEL_TERMS = ("ce", "mse")  # the terms of a loss that read the labels; others read the teacher
+MOST_DIFFERENCES = 3  # in a label
 
 Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none
 
@@ -158,3 +160,71 @@ def _progress(folder: epath.Path) -> str:
     command = folder / "command.txt"
     again = f": {command.read_text().strip()}" if command.exists() else ""
     return "; ".join(parts) + f"; run its command again to continue{again}"
+
+
+def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, float]]:
+    """Sums up training, a row for each evaluation; no rows where none was recorded.
+
+    Args:
+        training: metrics.csv of a stage.
+        validation: its eval.csv.
+
+    Returns:
+        step; train_NAME: the mean of each column since the last evaluation; kd_to_ce: weighted
+        sum of the terms that read the teacher over that of those that read the labels, where
+        there are both; NAME: the held-out figures.
+    """
+    rows, last = [], 0.0
+    for i, step in enumerate(validation.get("step", ())):
+        steps = training.get("step", np.zeros(0))
+        inside = (steps > last) & (steps <= step)
+        row = {"step": int(step)}
+        if inside.any():
+            means = {name: float(np.nanmean(column[inside])) for name, column in training.items()}
+            row |= {f"train_{name}": mean for name, mean in means.items() if name != "step"}
+            row |= _ratio(means)
+        row |= {name: float(column[i]) for name, column in validation.items() if name != "step"}
+        rows.append(row)
+        last = step
+    return rows
+
+
+def _ratio(means: dict[str, float]) -> dict[str, float]:
+    weighted = {k.removesuffix("_weighted"): v for k, v in means.items() if k.endswith("_weighted")}
+    labels = sum(value for name, value in weighted.items() if name in LABEL_TERMS)
+    teacher = sum(value for name, value in weighted.items() if name not in LABEL_TERMS)
+    if labels <= 0 or len(weighted) == len([n for n in weighted if n in LABEL_TERMS]):
+        return {}
+    return {"kd_to_ce": teacher / labels}
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What each configuration has that others have not: "kl.weight=0.3", the last two parts of a
+    key with its value, or "objective.hidden", a section that others lack. Seeds do not count."""
+    found = [*_walk({i: {**config, "seed": None} for i, config in enumerate(configs)}, "")]
+    keys = {key for _, key, _ in found}
+    short = {key: ".".join(key.split(".")[-2:]) for key in keys}
+    if len(set(short.values())) < len(keys):
+        short = {key: key for key in keys}
+    labels: list[list[str]] = [[] for _ in configs]
+    for number, key, value in found:
+        shown = '""' if value == "" else value
+        labels[number].append(key if isinstance(value, dict) else f"{short[key]}={shown}")
+    return labels
+
+
+def _walk(found: Mapping[int, Any], path: str) -> Iterator[tuple[int, str, Any]]:
+    """(configuration, key, value) of every difference between those that are given."""
+    values = list(found.values())
+    if all(value == values[0] for value in values):
+        return
+    if not all(isinstance(value, dict) for value in values):
+        yield from ((i, path, value) for i, value in found.items())
+        return
+    for key in sorted({key for value in values for key in value}):
+        having = {i: value[key] for i, value in found.items() if key in value}
+        inner, own = f"{path}.{key}" if path else key, list(having.values())
+        if len(having) < len(found) and all(value == own[0] for value in own):
+            yield from ((i, inner, value) for i, value in having.items())
+        else:
+            yield from _walk(having, inner)

@@ -17,7 +17,7 @@ import rich.table
 from rich.cells import cell_len
 from rich.text import Text
 
-from kd_jax.evals import pairs
+from kd_jax.evals import quantities
 from kd_jax.evals.quantities import MISSING, Figure, Figures, Stages, cost, quality, the_primary
 
 _LABEL = 20  # characters of a label that must fit beside the figures; a longer one is wrapped
@@ -179,14 +179,14 @@ def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) ->
 
 
 def shown_best(figure: Figure, names: Sequence[str], runs: Iterable[Stages]) -> list[int]:
-    """Where the stage stands that is better than each other one by more than chance (`pairs`), the
-    teacher left out; nowhere if that is not shown of any."""
+    """Finds the stage that is better than each other one by more than chance (`quantities.Paired`),
+    the teacher left out; its place, or nothing if that is not shown of any."""
     runs = list(runs)
     rivals = [name for name in names if name != REFERENCE]
 
     def beats(one: str, other: str) -> bool:
         both = [run for run in runs if {one, other} <= {*run}]
-        found = pairs.compare(figure, [run[one] for run in both], [run[other] for run in both])
+        found = quantities.compare(figure, [run[one] for run in both], [run[other] for run in both])
         return found is not None and found.verdict == "better"
 
     return [
@@ -200,10 +200,10 @@ def _with_both(runs: Iterable[Stages]) -> list[Stages]:
     return [run for run in runs if {"student", "baseline"} <= {*run}]
 
 
-def paired(figure: Figure, runs: Sequence[Stages]) -> pairs.Paired | None:
+def paired(figure: Figure, runs: Sequence[Stages]) -> quantities.Paired | None:
     """Student - baseline in the runs that have both; None where one lacks the figure."""
     both = _with_both(runs)
-    return pairs.compare(
+    return quantities.compare(
         figure, [run["student"] for run in both], [run["baseline"] for run in both]
     )
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from kd_jax.evals.beside import beside_teacher
+from kd_jax.evals.classification import beside_teacher
 
 
 def wanted(student_NC, teacher_NC):

@@ -1,4 +1,4 @@
-from kd_jax.evals.labels import differences
+from kd_jax.evals.runs import differences
 
 
 def config(seed=0, stages=("baseline", "student"), **objective):

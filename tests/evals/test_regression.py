@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.evals import regression
+from kd_jax.evals import classification
 
 
 def pearson(a, b):
@@ -19,7 +19,7 @@ def test_figures_are_their_formulas(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 5, 30) / 2  # with ties
     predictions = (labels + rng.normal(size=30)).round(1).astype(np.float32)
-    found = regression.figures(predictions, labels)
+    found = classification.regression(predictions, labels)
     exact = predictions.astype(np.float64)
     assert found["loss"] == pytest.approx(((exact - labels) ** 2).mean())
     assert found["pearson"] == pytest.approx(pearson(exact, labels))
@@ -27,7 +27,7 @@ def test_figures_are_their_formulas(seed):
 
 
 def test_a_monotone_function_has_rank_correlation_one():
-    found = regression.figures(np.exp(np.arange(8.0)), np.arange(8.0))
+    found = classification.regression(np.exp(np.arange(8.0)), np.arange(8.0))
     assert found["spearman"] == pytest.approx(1.0) and found["pearson"] < 0.9
 
 
@@ -35,6 +35,6 @@ def test_a_monotone_function_has_rank_correlation_one():
 def test_correlations_with_a_constant_are_zero(size):
     constant, other = np.full(size, 0.1), np.arange(size) / 3
     for a, b in ((constant, other), (other, constant), (constant, constant)):
-        found = regression.figures(a, b)
+        found = classification.regression(a, b)
         assert found["pearson"] == found["spearman"] == 0.0
         assert found["loss"] == pytest.approx(((a - b) ** 2).mean())
