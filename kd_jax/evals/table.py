@@ -110,7 +110,7 @@ def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> T
     rows = []
     for figure in good + cost(runs):
         row = [figure.title]
-        row += [mean(figure, [run[stage] for run in runs if stage in run]) for stage in stages]
+        row += [mean(figure, of(stage, runs)) for stage in stages]
         if both:
             row.append(_difference(figure, both) if figure in good else "")
         rows.append(row)
@@ -136,7 +136,7 @@ def of_groups(
     rows = []
     for label, runs in groups.items():
         for stage in stages_of(runs):
-            found = [run[stage] for run in runs if stage in run]
+            found = of(stage, runs)
             row = [label, stage, str(len(found)), *(mean(figure, found) for figure in figures)]
             both = _with_both(runs) if stage == "student" else []
             if judged:
@@ -150,6 +150,11 @@ def of_groups(
 def stages_of(runs: Iterable[Stages]) -> list[str]:
     """The stages that any of the runs has."""
     return list(dict.fromkeys(stage for run in runs for stage in run))
+
+
+def of(stage: str, runs: Iterable[Stages]) -> list[Figures]:
+    """Gathers the figures of a stage from the runs that have it."""
+    return [run[stage] for run in runs if stage in run]
 
 
 def mean(figure: Figure, stages: Sequence[Figures]) -> str:

@@ -1,6 +1,6 @@
 from etils import epath
 
-from kd_jax.evals import by_round, rounds
+from kd_jax.evals import pictures, tables
 
 
 def run(*kls, slope=1.0):
@@ -18,7 +18,7 @@ def run(*kls, slope=1.0):
 
 
 def test_a_row_a_round_with_means_over_the_seeds():
-    table = by_round.of_runs("qwen", [run(0.5, 0.25), run(0.3, 0.15)])
+    table = tables.by_round("qwen", [run(0.5, 0.25), run(0.3, 0.15)])
     assert table.title == "qwen: rounds, 2 seeds: mean ± standard deviation"
     assert len(table.header) == sum(width for _, width in table.spans) + table.labels
     assert table.rows[0][:3] == ["1", "1", "1,000"]
@@ -27,15 +27,15 @@ def test_a_row_a_round_with_means_over_the_seeds():
         *("1.4000 ± 0.1414", "0.8000 ± 0.2828"),
     ]
     assert [row[0] for row in table.rows] == ["1", "2"]
-    assert by_round.of_runs("x", [{"stages": {}}]) is None
+    assert tables.by_round("x", [{"stages": {}}]) is None
 
 
 def test_what_is_said_of_the_rounds():
-    said = by_round.findings([run(0.5, 0.3, 0.25), run(0.3, 0.2, 0.15, slope=3.0)])
+    said = tables.rounds_in_words([run(0.5, 0.3, 0.25), run(0.3, 0.2, 0.15, slope=3.0)])
     assert "round 3 less round 1: −0.2000 ± 0.0500 nats a token" in said
     assert "KL of n members, fitted: 0.2500 ± 0.0100 + (2.0000 ± 0.0200) / n." in said
-    assert "fitted" not in by_round.findings([run(0.5, 0.25)])
-    assert by_round.findings([run(0.5)]) == ""
+    assert "fitted" not in tables.rounds_in_words([run(0.5, 0.25)])
+    assert tables.rounds_in_words([run(0.5)]) == ""
 
 
 def ended(seed, kl, steps=10):
@@ -49,7 +49,7 @@ def test_the_ends_of_several_configurations():
         "five": [ended(0, 0.5), ended(1, 0.3)],
         "one": [ended(1, 0.1), ended(0, 0.2), ended(7, 0.9)],  # no pair for the last seed
     }
-    first, other = by_round.beside(groups).rows
+    first, other = tables.ensembles(groups).rows
     assert first[:5] == ["five", "2", "1,000", "10", "2.50"]
     assert first[5:] == ["1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414", ""]
     assert other[-1] == "−0.2500 ± 0.0500"
@@ -62,8 +62,8 @@ def test_a_figure_that_is_missing_ends_nothing(tmp_path):
         return {"round": number, "members": number, "minutes": 1.0, **both}
 
     found = [one(1, 2.0), one(2, None), one(3, 1.5)]
-    rounds.write(epath.Path(tmp_path), {"loss": None, "perplexity": None}, found)
+    pictures.write_rounds(epath.Path(tmp_path), {"loss": None, "perplexity": None}, found)
     rows = (tmp_path / "rounds.csv").read_text().splitlines()
     assert [row.split(",")[2] for row in rows[1:]] == ["2.0", "", "1.5"]
     assert [row.split(",")[-1] for row in rows[1:]] == ["", "", ""]
-    assert rounds.trend([1, 2, 3], [2.0, None, 1.5]) is None
+    assert pictures.trend([1, 2, 3], [2.0, None, 1.5]) is None

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from kd_jax.evals import figures
+from kd_jax.evals import pictures
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def frames(figure):
 
 def test_confusion_matrix(tmp_path, drawn):
     path = tmp_path / "new" / "confusion.png"
-    written = figures.confusion_matrix(["no", "yes"], [[9000, 1000], [1, 3]], path, "student")
+    written = pictures.confusion_matrix(["no", "yes"], [[9000, 1000], [1, 3]], path, "student")
     assert written == str(path)
     assert imread(path)[..., :3].std() > 0.05
     assert notes(drawn[0]) == ["9,000", "1,000", "1", "3"]
@@ -40,7 +40,7 @@ def test_confusion_matrix(tmp_path, drawn):
 
 
 def test_a_class_that_never_occurs(tmp_path, drawn):
-    figures.confusion_matrix(["a", "b"], [[0, 0], [1, 3]], tmp_path / "c.png")
+    pictures.confusion_matrix(["a", "b"], [[0, 0], [1, 3]], tmp_path / "c.png")
     assert drawn[0].axes[0].images[0].get_array()[0].tolist() == [0, 0]
 
 
@@ -49,7 +49,7 @@ def test_heat_map_marks_the_best(tmp_path, drawn, bigger, corner):
     values = [[0.91, 0.93], [0.90, np.nan]]
     path = tmp_path / "sweep.png"
     labels = ("alpha", "temperature", "accuracy")
-    figures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, bigger)
+    pictures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, bigger)
     assert path.exists()
     assert notes(drawn[0]) == ["0.9100", "0.9300", "0.9000", ""]
     assert frames(drawn[0]) == [corner]
@@ -58,11 +58,11 @@ def test_heat_map_marks_the_best(tmp_path, drawn, bigger, corner):
 
 
 def test_a_heat_map_of_nothing(tmp_path, drawn):
-    figures.heat_map(["1"], ["1"], [[np.nan]], tmp_path / "sweep.png")
+    pictures.heat_map(["1"], ["1"], [[np.nan]], tmp_path / "sweep.png")
     assert notes(drawn[0]) == [""] and frames(drawn[0]) == []
 
 
 def test_large_matrices_carry_no_numbers(tmp_path, drawn):
     names = [f"intent_{i}" for i in range(77)]
-    figures.confusion_matrix(names, np.eye(77), tmp_path / "c.png")
+    pictures.confusion_matrix(names, np.eye(77), tmp_path / "c.png")
     assert notes(drawn[0]) == []

@@ -1,7 +1,7 @@
 import pytest
 from etils import epath
 
-from kd_jax.evals import findings
+from kd_jax.evals import report
 from kd_jax.evals.quantities import quality, the_primary
 from kd_jax.evals.runs import Run
 from tests.evals.example_run import classifier, figures
@@ -21,7 +21,7 @@ def accuracy(runs):
 
 
 def finding(runs):
-    return findings.of_group("agnews", runs, accuracy(runs))
+    return report.finding("agnews", runs, accuracy(runs))
 
 
 def test_better():
@@ -61,7 +61,7 @@ def test_smaller_losses_are_better():
         for i in range(3)
     ]
     loss = the_primary(quality(run.stages for run in runs), "loss")
-    found = findings.of_group("bert", runs, loss)
+    found = report.finding("bert", runs, loss)
     assert found.verdict == "better"
     assert found.text.startswith(
         "Loss (nats/token) is 2.5100 against 3.0000: a difference of −0.49"
@@ -93,13 +93,13 @@ def test_the_best_of_several():
         for name, accuracy in (("low", 0.80), ("best", 0.88), ("next", 0.87))
     }
     figure = accuracy(groups["low"])
-    found = findings.between(groups, figure, "test")
+    found = report.best_finding(groups, figure, "test")
     assert found.lead == "Best of 3 students: best is better than next."
     assert "0.8900 for best, 0.8800 for next: a difference of +0.0100" in found.text
     assert found.text.endswith(
         "Choosing by the test split makes the best one look better than it is."
     )
-    assert "Choosing" not in findings.between(groups, figure, "validation").text
+    assert "Choosing" not in report.best_finding(groups, figure, "validation").text
 
 
 def test_the_best_of_several_losses_is_the_smallest():
@@ -108,7 +108,7 @@ def test_the_best_of_several_losses_is_the_smallest():
         for name, loss in (("a", 2.5), ("b", 2.3), ("c", 2.4))
     }
     loss = the_primary(quality(run.stages for run in groups["a"]), "loss")
-    found = findings.between(groups, loss, "validation")
+    found = report.best_finding(groups, loss, "validation")
     assert found.lead == "Best of 3 students: b is better than c."
 
 
@@ -117,12 +117,12 @@ def test_only_common_seeds_are_paired():
         "a": [of_accuracy(0, 0.90), of_accuracy(1, 0.91)],
         "b": [of_accuracy(1, 0.90), of_accuracy(2, 0.70)],
     }
-    found = findings.between(groups, accuracy(groups["a"]), "validation")
+    found = report.best_finding(groups, accuracy(groups["a"]), "validation")
     assert "a difference of +0.0100. One seed" in found.text
     apart = {"a": groups["a"][:1], "b": groups["b"]}
-    assert findings.between(apart, accuracy(groups["a"]), "test").text.endswith("share no seed.")
+    assert report.best_finding(apart, accuracy(groups["a"]), "test").text.endswith("share no seed.")
 
 
 def test_one_student_has_no_rival():
     groups = {"a": [of_accuracy(0, 0.9)], "b": [run(0, baseline=classifier(0.9, False))]}
-    assert findings.between(groups, accuracy(groups["a"]), "test") is None
+    assert report.best_finding(groups, accuracy(groups["a"]), "test") is None

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kd_jax.evals import methods
+from kd_jax.evals import tables
 
 
 def score(perplexity, acc, apart=None):
@@ -18,7 +18,7 @@ def score(perplexity, acc, apart=None):
 
 def write(folder, **stages):
     folder.mkdir(exist_ok=True)
-    for i, task in enumerate(methods.TASKS):
+    for i, task in enumerate(tables.SCORED):
         found = {stage: figures[i] for stage, figures in stages.items()}
         (folder / f"{task}.json").write_text(json.dumps({"stages": found}))
 
@@ -26,7 +26,7 @@ def write(folder, **stages):
 def run(folder, seed, **stages):
     write(folder, **stages)
     effort = {stage: {"steps": 10 + seed, "training_flops": 2e12} for stage in stages}
-    return {"seed": seed, "stages": effort, "scores": methods.scores(folder)}
+    return {"seed": seed, "stages": effort, "scores": tables.read_scores(folder)}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def two(tmp_path):
 
 def test_a_row_is_a_mean_over_seeds(two):
     header, _, original, substitution, pruning = (
-        methods.of_runs("", methods.together(two)).markdown().splitlines()
+        tables.methods("", tables.by_seed(two)).markdown().splitlines()
     )
     assert header.startswith("| model | parameters | steps | operations of training (T) |")
     assert original.endswith("| 50.000 |  | 0.400 (0.370 to 0.430) |")
@@ -57,7 +57,7 @@ def test_a_row_is_a_mean_over_seeds(two):
 
 
 def test_differences_are_paired_by_seed(two):
-    said = methods.findings(methods.together(two))
+    said = tables.methods_in_words(tables.by_seed(two))
     assert said == (
         "Substitution less L1 pruning, fine-tuned: perplexity −4.000 ± 1.000, "
         "likelihoods apart (nats) −1.500 ± 0.500."
@@ -69,7 +69,7 @@ def test_a_later_result_takes_the_place_of_a_stage(two, tmp_path):
         run(tmp_path / f"longer-{seed}", seed, teacher=score(50.0, 0.4), prune=score(40.0, 0.2, 0))
         for seed in (0, 1)
     ]
-    runs = methods.together(two, longer)
+    runs = tables.by_seed(two, longer)
     assert [each["prune"]["perplexity"] for each in runs] == [40.0, 40.0]
     assert [each["substitute"]["perplexity"] for each in runs] == [57.0, 56.0]
 
@@ -80,8 +80,8 @@ def test_what_is_kept_does_not_name_the_machine(two):
 
 
 def test_runs_that_were_not_scored_of_all_stages_have_nothing(tmp_path):
-    assert methods.scores(tmp_path) == {}
+    assert tables.read_scores(tmp_path) == {}
     write(tmp_path, teacher=score(50.0, 0.4))
-    assert methods.scores(tmp_path)
+    assert tables.read_scores(tmp_path)
     (tmp_path / "hellaswag.json").write_text(json.dumps({"acc": 0.3}))
-    assert methods.scores(tmp_path) == {}
+    assert tables.read_scores(tmp_path) == {}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kd_jax.evals import report, runs
-from kd_jax.evals.document import Details, Finding, Matrices, Pictures
+from kd_jax.evals.page import Details, Finding, Matrices, Pictures
 from kd_jax.evals.table import Table
 from tests.evals import example_run
 
@@ -37,14 +37,14 @@ def test_sections_of_a_fine_tuning_run(classifiers):
     found = sections({"agnews": classifiers})
     assert {title: [type(block) for block in blocks][-2:] for title, blocks in found.items()} == {
         "Summary": [Finding],
-        "Quality": [report.Text, Table],
+        "Quality": [str, Table],
         "Classes": [Table, Matrices],
         "Cost": [Table],
         "Quality against cost": [Pictures],
         "Training": [Pictures],
         "Validation": [Pictures],
         "Configuration": [Details],
-        "Runs": [Table, report.Text],
+        "Runs": [Table, str],
     }
     assert found["Summary"][0].verdict == "better"
 
@@ -55,7 +55,7 @@ def test_sections_of_a_language_model(tmp_path):
         *("Summary", "Quality", "Cost", "Training", "Validation", "Configuration", "Runs")
     ]
     how, table = found["Quality"]
-    assert how.text.startswith("There is one seed")
+    assert how.startswith("There is one seed")
     assert table.header == ["", "teacher", "baseline", "student", "student − baseline"]
     assert cells(table, "loss (nats/token)")["student − baseline"] == "−0.5000"
 
@@ -75,7 +75,7 @@ def test_what_was_scored_by_likelihood(tmp_path):
 
 def test_quality(classifiers):
     how, table = sections({"agnews": classifiers})["Quality"]
-    assert how.text.startswith("Values are means over the seeds")
+    assert how.startswith("Values are means over the seeds")
     assert table.title == "agnews, 3 seeds"
     assert cells(table, "accuracy") == {
         "": "accuracy",
@@ -137,7 +137,7 @@ def test_classes(classifiers):
 
 def test_many_classes_have_no_confusion_matrix(classifiers, monkeypatch):
     monkeypatch.setattr(report, "MOST_CLASSES", 3)
-    assert "too many" in sections({"agnews": classifiers})["Classes"][-1].text
+    assert "too many" in sections({"agnews": classifiers})["Classes"][-1]
 
 
 def test_cost(classifiers):
@@ -184,4 +184,4 @@ def test_where_the_figures_come_from(classifiers):
     noted = ["2026-11-29", "1.5", "python -m kd_jax.main --config=/x/y.py"]
     assert table.rows[1] == ["c1", *origin, *noted]
     assert table.rows[0][5:] == ["-", "1.5", "-"]
-    assert made.text == "Made on a day by a command"
+    assert made == "Made on a day by a command"

@@ -1,4 +1,4 @@
-from kd_jax.evals import scores
+from kd_jax.evals import tables
 
 ACC = {"acc": 0.27, "acc_error": 0.014, "acc_interval": [0.2434, 0.2984]}
 
@@ -8,7 +8,7 @@ def test_accuracies_have_errors_and_intervals():
     found["groups"] = {"NE": {"questions": 2, "acc": 0.5, "acc_error": 0.25} | {
         "acc_interval": [0.1, 0.9]
     }}  # fmt: skip
-    table = scores.of_report(found, "gpt2", "title")
+    table = tables.scores(found, "gpt2", "title")
     assert table.header == ["", "gpt2", "95% interval"] and table.title == "title"
     assert table.rows == [
         ["acc", "0.2700 ± 0.0140", "0.2434 to 0.2984"],
@@ -20,7 +20,7 @@ def test_accuracies_have_errors_and_intervals():
 
 
 def test_perplexity_needs_no_intervals():
-    table = scores.of_report({"loss": 1.5, "perplexity": 4.4817, "tokens": 12345}, "m", "")
+    table = tables.scores({"loss": 1.5, "perplexity": 4.4817, "tokens": 12345}, "m", "")
     assert table.header == ["", "m"]
     assert table.rows == [
         ["loss (nats/token)", "1.5000"],
@@ -32,7 +32,7 @@ def test_perplexity_needs_no_intervals():
 def test_several_models_stand_beside_the_teacher():
     kept = dict(mean_difference=0.25, mean_difference_error=0.01, acc_retention=None)
     found = {"teacher": ACC, "prune": ACC | {"beside_teacher": kept | {"acc_norm_retention": 0.9}}}
-    table = scores.of_reports(found, "title")
+    table = tables.scores_of_models(found, "title")
     assert table.header == ["", "teacher", "prune"]
     assert table.rows == [
         ["acc", "0.2700 ± 0.0140", "0.2700 ± 0.0140"],

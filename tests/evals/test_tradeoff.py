@@ -2,7 +2,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from kd_jax.evals import tradeoff
+from kd_jax.evals import pictures, plots
 from kd_jax.evals.quantities import COST, quality, the_primary
 from tests.evals.example_run import classifier, figures
 
@@ -16,7 +16,7 @@ def runs(*students):
 
 def scatters(groups):
     everything = [run for members in groups.values() for run in members]
-    return tradeoff.scatters(groups, the_primary(quality(everything), "accuracy"))
+    return pictures.scatters(groups, the_primary(quality(everything), "accuracy"))
 
 
 def test_a_point_for_each_stage():
@@ -49,16 +49,16 @@ def test_unknown_costs_are_left_out():
 
 
 def test_save(tmp_path):
-    tradeoff.save(scatters({"agnews": runs(0.88, 0.90)}), tmp_path / "x.png")
+    plots.save(plots.sheet(scatters({"agnews": runs(0.88, 0.90)})), tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[1] > 1500
 
 
 def test_points_that_coincide_are_told_apart():
     points = [
-        tradeoff.Point(name, "#000000", "o", x, 1.0, 0.0)
+        pictures.Point(name, "#000000", "o", x, 1.0, 0.0)
         for name, x in (("a", 1.0), ("b", 2.0), ("c", 1.0))
     ]
     axes = Figure().subplots()
-    tradeoff.Scatter("t", COST[0], COST[0], points).draw(axes)
+    pictures.Scatter("t", COST[0], COST[0], points).draw(axes)
     a, b, c = (line.get_markersize() for line in axes.lines)
     assert a > c == b
