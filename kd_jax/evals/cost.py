@@ -42,11 +42,6 @@ def measure(
     }
 
 
-def latency(call: Callable[[], object], repeats: int = 100, budget_s: float = 10.0) -> float:
-    """Median seconds of a call."""
-    return statistics.median(times(call, repeats, budget_s))
-
-
 def times(call: Callable[[], object], repeats: int, budget_s: float) -> list[float]:
     """Seconds of each of `repeats` calls after WARM_UP others.
 

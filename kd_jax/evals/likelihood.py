@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from kd_jax.precision import exact
 from kd_jax.types import Array, Batch, ModelOutput
 
 LOGITS = 2**22  # of a chunk: 16 MB
 ROWS = 128, 1024  # of a chunk, at least and at most
-Z = 1.959963984540054  # of the normal distribution: 95% lie within
 ERRORS = 2.0  # standard errors above chance from which on there is something to retain
 
 
@@ -83,9 +83,8 @@ def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
     """The share of True, its standard error (binomial), and Wilson's interval at 95% (1927), which
     unlike the error is right for few questions and for shares near 0 or 1."""
     n, p = len(hits_Q), float(np.mean(hits_Q))
-    middle, reach = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    scale = 1 + Z * Z / n
-    interval = [max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)]
+    found = stats.binomtest(int(np.sum(hits_Q)), n).proportion_ci(method="wilson")
+    interval = [float(found.low), float(found.high)]
     return {"value": p, "error": math.sqrt(p * (1 - p) / n), "interval": interval}
 
 

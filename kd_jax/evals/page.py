@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from kd_jax.evals import plots
-from kd_jax.evals.pictures import Scatter
+from kd_jax.evals.pictures import Point, Scatter
 from kd_jax.evals.table import Table
 
 
@@ -51,7 +51,7 @@ class Pictures:
     file: str  # a PNG of them, which Markdown shows; beside the page
 
     @property
-    def legend(self) -> list[plots.Key]:
+    def legend(self) -> list[plots.Line] | list[Point]:
         """The entries of the legend, each once."""
         keys = chain(*(panel.keys() for panel in self.panels))
         return list({key.label: key for key in keys}.values())

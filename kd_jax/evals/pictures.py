@@ -150,8 +150,8 @@ class Scatter:
         axes.margins(0.12)
         return handles
 
-    def keys(self) -> list[plots.Key]:
-        return [plots.Key(p.label, p.colour, marker=p.marker) for p in self.points]
+    def keys(self) -> list[Point]:
+        return self.points
 
     def describe(self) -> str:
         """Says what somebody who does not see it should know."""
@@ -178,17 +178,10 @@ def _points(groups, cost: Figure, quality: Figure) -> list[Point]:
             xs, ys = ([each.get(f.key) for each in of(stage, runs)] for f in (cost, quality))
             if None in xs or None in ys:
                 continue
-            look = plots.look(group, i, stage, j, len(groups))
-            points.append(
-                Point(
-                    label=look.label,
-                    colour=look.colour,
-                    marker=MARKERS.get(stage, "^"),
-                    x=statistics.fmean(xs),
-                    y=statistics.fmean(ys),
-                    spread=statistics.stdev(ys) if len(ys) > 1 else 0.0,
-                )
-            )
+            look, marker = plots.look(group, i, stage, j, len(groups)), MARKERS.get(stage, "^")
+            x, y = map(statistics.fmean, (xs, ys))
+            spread = statistics.stdev(ys) if len(ys) > 1 else 0.0
+            points.append(Point(look.label, look.colour, marker, x, y, spread))
     return points
 
 
@@ -204,10 +197,6 @@ class Trend:
     limit_error: float
     slope: float
     slope_error: float
-
-    def at(self, n: float) -> float:
-        """Gives the value at size n."""
-        return self.limit + self.slope / n
 
 
 def trend(sizes: list[int], values: list[float | None]) -> Trend | None:

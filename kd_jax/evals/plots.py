@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from kd_jax.evals.runs import LABEL_TERMS, Columns, Curves, ordered
+from kd_jax.evals.runs import Columns, Curves, distillation_ratio, ordered
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B2"}
@@ -54,13 +54,8 @@ VALIDATION_TITLES = {
     "agreement": ("top-1 agreement with the teacher", SHARE),
 }
 KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
-LAST = (
-    "ratio",
-    "kl_t1",
-    "teacher_outside",
-    "grad_norm",
-    "learning_rate",
-)  # the columns that follow the terms
+# The columns that follow the terms.
+LAST = ("ratio", "kl_t1", "teacher_outside", "grad_norm", "learning_rate")
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
 _HIDES, _WIDER = 1e-3, 2.0  # relative difference that is not seen; of widths of lines, in points
 POINTS = 400  # a line has no more of them, so that a long run makes no large file
@@ -79,16 +74,6 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """An entry of a legend: a line, or a point where there is a marker."""
-
-    label: str
-    colour: str
-    dash: str = ""
-    marker: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +106,8 @@ class Panel:
         _finish(axes, self)
         return handles
 
-    def keys(self) -> list[Key]:
-        return [Key(line.label, line.colour, dash=line.dash) for line in self.lines]
+    def keys(self) -> list[Line]:
+        return self.lines
 
     def describe(self) -> str:
         """Says what somebody who does not see it should know."""
@@ -189,7 +174,8 @@ def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
         grid = figure.subplots(high, wide, squeeze=False)
         handles: dict[str, Any] = {}
         for axes, panel in zip(grid.flat, found, strict=False):
-            handles = panel.draw(axes) | handles
+            for label, handle in panel.draw(axes).items():
+                handles.setdefault(label, handle)
             axes.set_title(panel.title)
         for axes in grid.flat[len(found) :]:
             axes.set_visible(False)
@@ -235,13 +221,8 @@ def _unit(groups: Groups) -> str:
 def _columns(curves: Curves, kind: str) -> Columns:
     """The columns of a stage; those of training with the ratio of teacher to labels."""
     found = getattr(curves, kind)
-    weighted = [name for name in found if name.endswith("_weighted")]
-    labels = [name for name in weighted if name.removesuffix("_weighted") in LABEL_TERMS]
-    if kind == "validation" or not labels or len(labels) == len(weighted):
-        return found
-    with np.errstate(divide="ignore", invalid="ignore"):
-        label = sum(found[name] for name in labels)
-        return found | {"ratio": sum(found[name] for name in weighted) / label - 1.0}
+    ratio = None if kind == "validation" else distillation_ratio(found)
+    return found if ratio is None else found | {"ratio": ratio}
 
 
 def _lines(groups, kind: str, name: str) -> list[Line]:

@@ -32,8 +32,8 @@ class Figure:
     better: int = 0  # +1 if bigger is better, -1 if smaller is, 0 where neither is
 
     def signed(self, difference: float) -> str:
-        """A difference with its sign."""
-        return ("+" if difference > 0 else "") + self.show(difference)
+        """Shows a difference with its sign."""
+        return ("+" if difference > 0 else "") + self.show(difference).replace("-", "−")
 
 
 def count(number: float) -> str:
@@ -163,14 +163,14 @@ class Paired:
 
     def show(self) -> str:
         """+0.0083 ± 0.0021: mean and standard error."""
-        text = _signed(self.figure, self.mean)
+        text = self.figure.signed(self.mean)
         return text if self.error is None else f"{text} ± {self.figure.show(self.error)}"
 
     def show_interval(self) -> str:
         """+0.0010 to +0.0150, or "-"."""
         if self.interval is None:
             return MISSING
-        return " to ".join(_signed(self.figure, end) for end in self.interval)
+        return " to ".join(map(self.figure.signed, self.interval))
 
 
 def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paired | None:
@@ -181,7 +181,3 @@ def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paire
         return None
     differences = [one - other for one, other in values]
     return Paired(figure, differences) if all(map(math.isfinite, differences)) else None
-
-
-def _signed(figure: Figure, difference: float) -> str:
-    return figure.signed(difference).replace("-", "−")

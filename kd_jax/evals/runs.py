@@ -12,18 +12,9 @@ from etils import epath
 from kd_jax import storage
 from kd_jax.errors import UserError
 
-STAGES = (
-    "teacher",
-    "assistant",
-    "baseline",
-    "intermediate",
-    "substitute",
-    "one_shot",
-    "prune",
-    "theseus",
-    "student",
-    "ensemble",
-)  # in the order of reading; others follow by name
+# In the order of reading; others follow by name.
+STAGES = ("teacher", "assistant", "baseline", "intermediate", "substitute", "one_shot", "prune")
+STAGES += ("theseus", "student", "ensemble")
 LABEL_TERMS = ("ce", "mse")  # the terms of a loss that read the labels; others read the teacher
 MOST_DIFFERENCES = 3  # in a label
 
@@ -182,20 +173,26 @@ def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, floa
         if inside.any():
             means = {name: float(np.nanmean(column[inside])) for name, column in training.items()}
             row |= {f"train_{name}": mean for name, mean in means.items() if name != "step"}
-            row |= _ratio(means)
+            ratio = distillation_ratio(means)
+            row |= {} if ratio is None or not np.isfinite(ratio) else {"kd_to_ce": float(ratio)}
         row |= {name: float(column[i]) for name, column in validation.items() if name != "step"}
         rows.append(row)
         last = step
     return rows
 
 
-def _ratio(means: dict[str, float]) -> dict[str, float]:
-    weighted = {k.removesuffix("_weighted"): v for k, v in means.items() if k.endswith("_weighted")}
-    labels = sum(value for name, value in weighted.items() if name in LABEL_TERMS)
-    teacher = sum(value for name, value in weighted.items() if name not in LABEL_TERMS)
-    if labels <= 0 or len(weighted) == len([n for n in weighted if n in LABEL_TERMS]):
-        return {}
-    return {"kd_to_ce": teacher / labels}
+def distillation_ratio(values: Mapping[str, Any]) -> Any:
+    """Divides the sum of the weighted terms that read the teacher by that of those that read the
+    labels; None where there are not both. `values`: of a step, or columns."""
+    weighted = {
+        k.removesuffix("_weighted"): v for k, v in values.items() if k.endswith("_weighted")
+    }
+    labels = [value for name, value in weighted.items() if name in LABEL_TERMS]
+    teacher = [value for name, value in weighted.items() if name not in LABEL_TERMS]
+    if not labels or not teacher:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(sum(teacher), sum(labels))
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
