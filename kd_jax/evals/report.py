@@ -26,6 +26,7 @@ from kd_jax.evals.table import Table
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
 MOST_CLASSES = 30  # a larger confusion matrix shows nothing
 TRADE_OFF = "trade_off.png"
+_PAIRED = ("student − baseline", "95% interval", "better in")
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -111,51 +112,42 @@ def task_of(run: Run) -> str:
 def _overview(groups: Groups, figure: Figure) -> Table:
     """Configurations under each other, by the primary figure."""
     stages = {label: [run.stages for run in runs] for label, runs in groups.items()}
-    names = [name for name in ("teacher", "baseline", "student") if _have(stages, name)]
+    there = table.stages_of(run for runs in stages.values() for run in runs)
+    names = [name for name in ("teacher", "baseline", "student") if name in there]
     rows, students = [], {}
     for label, runs in stages.items():
         means = [table.mean(figure, table.of(name, runs)) for name in names]
-        rows.append([label, str(len(runs)), *means, *_paired(figure, runs, True)])
+        rows.append([label, str(len(runs)), *means, *_paired(figure, runs)])
         for run in groups[label]:
             if "student" in run.stages:
                 students.setdefault(run.seed, {})[label] = run.stages["student"]
     best = table.shown_best(figure, [*groups], students.values())
-    header = ["configuration", "seeds", *names, "student − baseline", "95% interval", "better in"]
+    header = ["configuration", "seeds", *names, *_PAIRED]
     title = f"{figure.title} of all configurations" + "; bold: the best student" * bool(best)
     return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
 
 
-def _paired(figure: Figure, runs: Sequence[Stages], several: bool) -> list[str]:
-    """Difference, interval and wins; the first alone where there are not several seeds."""
+def _paired(figure: Figure, runs: Sequence[Stages]) -> list[str]:
+    """Difference, interval and wins."""
     found = table.paired(figure, runs)
     if found is None:
-        return [MISSING] * (3 if several else 1)
-    wins = f"{found.wins} of {len(found.differences)}"
-    return [found.show(), found.show_interval(), wins] if several else [found.show()]
-
-
-def _have(groups: Mapping[str, Sequence[Stages]], stage: str) -> bool:
-    return any(stage in run for runs in groups.values() for run in runs)
+        return [MISSING] * 3
+    return [found.show(), found.show_interval(), f"{found.wins} of {len(found.differences)}"]
 
 
 def _quality(label: str, runs: Sequence[Stages], figures: Sequence[Figure]) -> Table:
     """Figures of every stage, and the paired difference student - baseline."""
-    names = table.stages_of(runs)
-    several = len(runs) > 1
+    names, several = table.stages_of(runs), len(runs) > 1
     compared = any({"student", "baseline"} <= {*run} for run in runs)
-    rows, best = [], set()
-    for figure in figures:
-        found = [table.of(name, runs) for name in names]
-        if not any(stage.get(figure.key) is not None for each in found for stage in each):
-            continue
-        best |= {(len(rows), 1 + j) for j in table.shown_best(figure, names, runs)}
-        paired = _paired(figure, runs, several) if compared else []
-        rows.append([figure.title, *(table.mean(figure, each) for each in found), *paired])
-    header = ["", *names]
-    if compared:
-        header += ["student − baseline", *(["95% interval", "better in"] if several else [])]
-    seeds = f"{len(runs)} seeds" if several else "one seed"
-    return Table(f"{label}, {seeds}", header, rows, best=frozenset(best))
+    header = (_PAIRED if several else _PAIRED[:1]) if compared else ()
+    return table.by_stage(
+        f"{label}, {f'{len(runs)} seeds' if several else 'one seed'}",
+        runs,
+        figures,
+        header,
+        lambda figure: _paired(figure, runs)[: len(header)],
+        lambda figure: table.shown_best(figure, names, runs),
+    )
 
 
 def _classes(label: str, runs: Sequence[Stages]) -> list[Block]:
@@ -196,21 +188,23 @@ def _methods(label: str, runs: Sequence[Run]) -> list[Block]:
 def _cost(label: str, runs: Sequence[Stages]) -> list[Table]:
     """What the stages cost, and how the student stands to its teacher."""
     names = table.stages_of(runs)
-    beside = {"student", table.REFERENCE} <= {*names}
-    rows, best = [], set()
-    for figure in quantities.cost(runs):
-        found = [table.of(name, runs) for name in names]
-        means = {n: table.average(figure, each) for n, each in zip(names, found, strict=True)}
-        rivals = [None if n == table.REFERENCE else mean for n, mean in means.items()]
-        best |= {(len(rows), 1 + j) for j in table.best(figure, rivals, CLEAR)}
-        row = [figure.title, *(table.mean(figure, each) for each in found)]
-        if beside:
-            values = [means[n] for n in ("student", table.REFERENCE)]
-            known = figure.better and all(values)
-            row.append(f"{values[0] / values[1]:.2f} ×" if known else "")
-        rows.append(row)
-    header = ["", *names, *(["student / teacher"] if beside else [])]
-    return [Table(f"{label}: cost", header, rows, best=frozenset(best))] if rows else []
+    both = {"student", table.REFERENCE} <= {*names}
+
+    def average(figure: Figure, name: str) -> float | None:
+        return table.average(figure, table.of(name, runs))
+
+    def best(figure: Figure) -> list[int]:
+        rivals = [None if name == table.REFERENCE else average(figure, name) for name in names]
+        return table.best(figure, rivals, CLEAR)
+
+    def ratio(figure: Figure) -> list[str]:
+        student, teacher = (average(figure, name) for name in ("student", table.REFERENCE))
+        known = figure.better and student and teacher
+        return [f"{student / teacher:.2f} ×" if known else ""] if both else []
+
+    header = ["student / teacher"] if both else []
+    found = table.by_stage(f"{label}: cost", runs, quantities.cost(runs), header, ratio, best)
+    return [found] if found.rows else []
 
 
 def _curves(kind: str, curves: plots.Groups) -> Section:
