@@ -36,7 +36,7 @@ class Table:
     spans: tuple[tuple[str, int], ...] = ()  # headings over the columns after the labels
 
     def print(self) -> None:
-        """Prints it, in parts where it is wider than the screen; whole where that is no terminal."""
+        """Prints it, in parts where the screen is narrower; whole where that is no terminal."""
         console = rich.console.Console()
         if not console.is_terminal:
             console = rich.console.Console(width=10_000)
