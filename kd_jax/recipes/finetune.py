@@ -25,8 +25,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax import storage
-from kd_jax.evals import epochs, plots, runs
-from kd_jax.evals.beside import beside_teacher
+from kd_jax.evals import plots, runs
+from kd_jax.evals.classification import beside_teacher
 from kd_jax.models import family, replacement
 from kd_jax.recipes import costs, export, parts, stage, workdir
 from kd_jax.recipes.answers import Answers
@@ -168,7 +168,7 @@ def run_stage(
         found = held_out_figures(setup, this, given[this.model], answers, split)
         if jax.process_index() == 0:
             curves = runs.curves(folder)[this.name]
-            rows = epochs.table(curves.training, curves.validation)
+            rows = runs.by_evaluation(curves.training, curves.validation)
             storage.write_json(folder / this.name / "epochs.json", rows)
         own = {"steps": fitted.steps, "best_step": fitted.best_step}
         return found | own | stage.speed(folder / this.name)

@@ -1,5 +1,0 @@
-"""Names at their old place."""
-
-from kd_jax.evals.page import Document
-
-page = Document.html
