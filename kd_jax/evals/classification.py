@@ -12,7 +12,7 @@ from scipy import special, stats
 
 
 def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean of -log softmax at the labels, nats an example, in float64."""
+    """Computes the mean of -log softmax at the labels, nats an example, in float64."""
     logs_NC = special.log_softmax(np.asarray(logits_NC, np.float64), axis=1)
     return float(-np.take_along_axis(logs_NC, labels_N[:, None], axis=1).mean())
 
@@ -20,14 +20,14 @@ def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def figures(
     predictions_N: np.ndarray, labels_N: np.ndarray, names: Sequence[str], num_classes: int
 ) -> dict[str, float]:
-    """The figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
+    """Computes the figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
     matthews_correlation."""
     return {name: float(_FIGURES[name](predictions_N, labels_N, num_classes)) for name in names}
 
 
 def by_class(predictions_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict:
-    """{"classes": {name: precision, recall, f1, support}, "confusion": counts (C, C)}; rows of
-    the confusion matrix are the true classes, columns the predicted ones."""
+    """Computes {"classes": {name: precision, recall, f1, support}, "confusion": counts (C, C)};
+    rows of the confusion matrix are the true classes, columns the predicted ones."""
     from sklearn import metrics
 
     everything = range(len(classes))

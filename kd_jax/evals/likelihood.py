@@ -27,7 +27,7 @@ ERRORS = 2.0  # standard errors above chance from which on there is something to
 
 
 def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) -> Array:
-    """Sums of log p(label) in nats over the tokens of weight 1, float32, (B, K).
+    """Sums log p(label) in nats over the tokens of weight 1, float32, (B, K).
 
     Column k is that of segment k + 1 of `batch.segments_BT`, K = `segments`; without segments there
     is one column. `operand` is the type of the product that makes logits; they are float32.
@@ -68,20 +68,20 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
 
 
 def taken(log_likelihoods: Sequence[np.ndarray]) -> np.ndarray:
-    """int (Q,): the most likely ending of each question; the first one of several alike."""
+    """Chooses the most likely ending of each question, int (Q,); the first one of several alike."""
     return np.array([int(np.argmax(values)) for values in log_likelihoods])
 
 
 def per_character(log_likelihoods: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Log-likelihoods of endings over the characters they have; -inf for an empty text."""
+    """Divides log-likelihoods of endings by the characters they have; -inf for an empty text."""
     lengths = np.array([len(text) for text in texts], np.float64)
     with np.errstate(divide="ignore"):
         return np.where(lengths > 0, log_likelihoods / lengths, -np.inf)
 
 
 def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
-    """The share of True, its standard error (binomial), and Wilson's interval at 95% (1927), which
-    unlike the error is right for few questions and for shares near 0 or 1."""
+    """Computes the share of True, its standard error (binomial), and Wilson's interval at 95%
+    (1927), which unlike the error is right for few questions and for shares near 0 or 1."""
     n, p = len(hits_Q), float(np.mean(hits_Q))
     found = stats.binomtest(int(np.sum(hits_Q)), n).proportion_ci(method="wilson")
     interval = [float(found.low), float(found.high)]
@@ -89,13 +89,13 @@ def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
 
 
 def chance(counts_Q: Sequence[int]) -> float:
-    """The share that guessing gets right among so many endings."""
+    """Computes the share that guessing gets right among so many endings."""
     return float(np.mean([1 / count for count in counts_Q]))
 
 
 def difference(original_N: np.ndarray, changed_N: np.ndarray) -> dict[str, float]:
-    """Of log-likelihoods in nats an ending: mean |difference| and its standard error over endings,
-    the largest one, and the mean of changed - original.
+    """Compares log-likelihoods in nats an ending: mean |difference| and its standard error over
+    endings, the largest one, and the mean of changed - original.
 
     Endings that are NaN in both (left out) do not count. Raises ValueError where they are not the
     same endings.
@@ -118,7 +118,8 @@ def difference(original_N: np.ndarray, changed_N: np.ndarray) -> dict[str, float
 def retention(
     original_Q: np.ndarray, changed_Q: np.ndarray, chance: float
 ) -> dict[str, float | None]:
-    """Of an accuracy, from which questions both models answer rightly (bool, the same questions).
+    """Compares two accuracies, from which questions each model answers rightly (bool, the same
+    questions).
 
     {"retention": changed / original, or None where the original is not above chance by two of its
     standard errors; "retention_error": its standard error (delta method, questions paired), or
@@ -145,8 +146,8 @@ def compare(
     changed_hits: Mapping[str, np.ndarray],
     chance: float | None,
 ) -> dict[str, float | None]:
-    """`difference`, and `retention` of each accuracy in the mappings, under its name: "acc" gives
-    "acc_retention", "acc_retention_error", "acc_agreement"."""
+    """Joins `difference` and the `retention` of each accuracy in the mappings, under its name:
+    "acc" gives "acc_retention", "acc_retention_error", "acc_agreement"."""
     found: dict[str, float | None] = dict(difference(original_N, changed_N))
     for name, hits_Q in original_hits.items():
         kept = retention(hits_Q, changed_hits[name], chance)

@@ -151,6 +151,7 @@ class Scatter:
         return handles
 
     def keys(self) -> list[Point]:
+        """Lists what a legend explains."""
         return self.points
 
     def describe(self) -> str:

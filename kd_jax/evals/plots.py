@@ -107,6 +107,7 @@ class Panel:
         return handles
 
     def keys(self) -> list[Line]:
+        """Lists what a legend explains."""
         return self.lines
 
     def describe(self) -> str:
@@ -188,7 +189,7 @@ def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
 
 
 def panels(groups: Groups, kind: str) -> dict[str, Panel]:
-    """A panel for every column with values: loss first, then the terms, then LAST.
+    """Makes a panel for every column with values: loss first, then the terms, then LAST.
 
     Args:
       groups: see `draw`.
@@ -239,7 +240,7 @@ def _lines(groups, kind: str, name: str) -> list[Line]:
 
 
 def look(group: str, i: int, stage: str, j: int, groups: int) -> Line:
-    """Label, colour and dash of the j-th stage of the i-th of several groups, without its runs."""
+    """Chooses label, colour and dash of the j-th stage of the i-th of several groups."""
     own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
     return Line(
         label=stage if groups == 1 else f"{group} · {stage}",
@@ -258,7 +259,7 @@ def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
+    """Takes the centred mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
     half = len(values) // SMOOTH // 2
     if half == 0:
         return values

@@ -37,7 +37,7 @@ class Figure:
 
 
 def count(number: float) -> str:
-    """A number of parameters: 66,362,880 is 66.36 M."""
+    """Shows a number of parameters: 66,362,880 is 66.36 M."""
     return f"{number / 1e6:.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
 
 
@@ -78,7 +78,7 @@ COST = (
 
 
 def quality(runs: Iterable[Stages]) -> list[Figure]:
-    """The figures of quality that these runs have, in their units.
+    """Lists the figures of quality that these runs have, in their units.
 
     Losses of language models (which have a perplexity) are in nats a token, others in nats an
     example, but for regressions (which have a correlation). SQuAD's figures are percent.
@@ -110,13 +110,13 @@ def quality(runs: Iterable[Stages]) -> list[Figure]:
 
 
 def cost(runs: Iterable[Stages]) -> list[Figure]:
-    """The figures of cost that these runs have."""
+    """Lists the figures of cost that these runs have."""
     stages = [stage for run in runs for stage in run.values()]
     return [f for f in COST if any(stage.get(f.key) is not None for stage in stages)]
 
 
 def the_primary(figures: Iterable[Figure], key: str) -> Figure:
-    """The figure named `key`; raises UserError where no run has it."""
+    """Finds the figure named `key`; raises UserError where no run has it."""
     found = {figure.key: figure for figure in figures}
     if key not in found:
         have = ", ".join(found) or "none"
@@ -162,20 +162,20 @@ class Paired:
         return "better" if self.figure.better * self.mean > 0 else "worse"
 
     def show(self) -> str:
-        """+0.0083 ± 0.0021: mean and standard error."""
+        """Shows mean and standard error: +0.0083 ± 0.0021."""
         text = self.figure.signed(self.mean)
         return text if self.error is None else f"{text} ± {self.figure.show(self.error)}"
 
     def show_interval(self) -> str:
-        """+0.0010 to +0.0150, or "-"."""
+        """Shows the interval: +0.0010 to +0.0150, or "-"."""
         if self.interval is None:
             return MISSING
         return " to ".join(map(self.figure.signed, self.interval))
 
 
 def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paired | None:
-    """a and b at the same seeds in the same order; None where one lacks the figure, or has one that
-    is not finite."""
+    """Compares a and b at the same seeds in the same order; None where one lacks the figure, or has
+    one that is not finite."""
     values = [(one.get(figure.key), other.get(figure.key)) for one, other in zip(a, b, strict=True)]
     if not values or any(None in pair for pair in values):
         return None

@@ -61,7 +61,7 @@ class Run:
         return {name: self.results["stages"][name] for name in ordered(self.results["stages"])}
 
     def no_stage(self, stage: str, have: Sequence[str]) -> UserError:
-        """What to raise for a stage that the run did not train; it did those of `have`."""
+        """Makes the error for a stage that the run did not train; it did those of `have`."""
         found = sorted(each.parent for each in self.workdir.glob("export/*/model.safetensors"))
         exports = ", ".join(str(each) for each in found if each.name != "ensemble")
         hint = f"; --model takes what it has exported: {exports}" if exports else ""
@@ -71,13 +71,13 @@ class Run:
 
 
 def ordered(stages: Iterable[str]) -> list[str]:
-    """Stages as people read them: teacher, baseline, student, then the others by name."""
+    """Sorts stages as people read them: teacher, baseline, student, then the others by name."""
     rank = {name: i for i, name in enumerate(STAGES)}
     return sorted(stages, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def read(workdir: str) -> Run:
-    """A finished run. Raises UserError where the folder is no run, or names what is missing."""
+    """Reads a finished run. Raises UserError where the folder is none, naming what is missing."""
     folder = epath.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder; give run directories (main prints its own)")
@@ -100,7 +100,7 @@ def read(workdir: str) -> Run:
 
 
 def curves(workdir: str) -> dict[str, Curves]:
-    """Curves of the stages that have any, finished or not."""
+    """Reads the curves of the stages that have any, finished or not."""
     folder = epath.Path(workdir)
     found = {path.parent.name for path in folder.glob("*/metrics.csv")}
     found |= {path.parent.name for path in folder.glob("*/eval.csv")}
@@ -114,7 +114,7 @@ def curves(workdir: str) -> dict[str, Curves]:
 
 
 def read_columns(path: epath.Path) -> Columns:
-    """The columns of a csv file, {} where there is none or it has no rows.
+    """Reads the columns of a csv file, {} where there is none or it has no rows.
 
     Raises UserError naming the line and column of a value that is no number.
     """
@@ -196,8 +196,9 @@ def distillation_ratio(values: Mapping[str, Any]) -> Any:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """What each configuration has that others have not: "kl.weight=0.3", the last two parts of a
-    key with its value, or "objective.hidden", a section that others lack. Seeds do not count."""
+    """Lists what each configuration has that others have not: "kl.weight=0.3", the last two parts
+    of a key with its value, or "objective.hidden", a section that others lack. Seeds do not
+    count."""
     found = [*_walk({i: {**config, "seed": None} for i, config in enumerate(configs)}, "")]
     keys = {key for _, key, _ in found}
     short = {key: ".".join(key.split(".")[-2:]) for key in keys}
