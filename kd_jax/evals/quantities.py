@@ -41,10 +41,6 @@ def count(number: float) -> str:
     return f"{number / 1e6:.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
 
 
-def _thousands(number: float) -> str:
-    return f"{number:,.0f}"
-
-
 def _megabytes(number: float) -> str:
     return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
@@ -59,7 +55,7 @@ def _of_training(number: float) -> str:
     return f"{tera:,.1f} T" if tera >= 1 else _operations(number)
 
 
-_SHARE, _PERCENT = "{:.4f}".format, "{:.2f}".format
+_SHARE, _PERCENT, _THOUSANDS = "{:.4f}".format, "{:.2f}".format, "{:,.0f}".format
 
 COST = (
     Figure("parameters", "parameters", count, -1),
@@ -68,12 +64,12 @@ COST = (
     Figure("flops_per_sample", "operations a sample", _operations, -1),
     Figure("latency_ms", "latency, batch 1 (ms)", _PERCENT, -1),
     Figure("latency_ms_p90", "latency, 90th percentile (ms)", _PERCENT, -1),
-    Figure("throughput", "samples/s, batch 32", _thousands, 1),
-    Figure("tokens_per_second", "tokens/s", _thousands),
-    Figure("steps", "steps", _thousands),
-    Figure("fit_steps", "steps of regression", _thousands),
+    Figure("throughput", "samples/s, batch 32", _THOUSANDS, 1),
+    Figure("tokens_per_second", "tokens/s", _THOUSANDS),
+    Figure("steps", "steps", _THOUSANDS),
+    Figure("fit_steps", "steps of regression", _THOUSANDS),
     Figure("training_flops", "operations of training", _of_training),
-    Figure("best_step", "best step", _thousands),
+    Figure("best_step", "best step", _THOUSANDS),
 )
 
 
