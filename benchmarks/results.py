@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
+from kd_jax.evals import quantities, runs, table, tables
 from kd_jax.run import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def record(name: str, workdirs: list[str], note: str) -> Path:
 
 def _kept(run: runs.Run) -> dict:
     kept = {key: run.results[key] for key in KEPT if key in run.results}
-    scored = methods.scores(run.workdir)
+    scored = tables.read_scores(run.workdir)
     return kept | ({"scores": scored} if scored else {})
 
 
@@ -198,26 +198,26 @@ def render(name: str) -> str:
     first, stages = entry["runs"][0], [run["stages"] for run in entry["runs"]]
     title = f"{first['config']}, {first['split']} split"
     page = table.of_runs(stages, title, first.get("primary", "loss")).markdown()
-    classes = by_class.side_by_side(name, stages)
+    classes = tables.by_class(name, stages)
     if classes is not None:
         page += f"\n{classes.markdown()}"
-    rounds = by_round.of_runs(name, entry["runs"])
+    rounds = tables.by_round(name, entry["runs"])
     if rounds is not None:
-        page += f"\n{rounds.markdown()}\n{by_round.findings(entry['runs'])}\n"
+        page += f"\n{rounds.markdown()}\n{tables.rounds_in_words(entry['runs'])}\n"
     return f"{page}\n`results/{name}.json`: {_where(entry)}. {entry['note']}".rstrip() + "\n"
 
 
 def compared(*names: str) -> str:
     """Ways to a small model; a stage of a later result replaces an earlier one's."""
-    scored = methods.together(*(_entry(name)["runs"] for name in names))
-    page = f"{methods.of_runs('', scored).markdown()}\n{methods.findings(scored)}\n"
+    scored = tables.by_seed(*(_entry(name)["runs"] for name in names))
+    page = f"{tables.methods('', scored).markdown()}\n{tables.methods_in_words(scored)}\n"
     return f"{page}\n{_sources(names)}\n"
 
 
 def ensembles(*names: str) -> str:
     """The ends of ensembles, under what their names add to the first one's."""
     groups = {name.removeprefix(f"{names[0]}_"): _entry(name)["runs"] for name in names}
-    return f"{by_round.beside(groups).markdown()}\n{_sources(names)}\n"
+    return f"{tables.ensembles(groups).markdown()}\n{_sources(names)}\n"
 
 
 def _sources(names: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ from pathlib import Path
 from kd_jax import cli
 from kd_jax.data import cbt
 from kd_jax.errors import UserError
-from kd_jax.evals import runs, scores
+from kd_jax.evals import runs, tables
 from kd_jax.evals.table import Table, of_runs
 from kd_jax.recipes import judge, score
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
@@ -71,10 +71,12 @@ _NAMES = (
 def table(found: dict) -> Table:
     """The figures for people."""
     if "stages" in found:
-        return scores.of_reports(found["stages"], _about(next(iter(found["stages"].values()))))
+        return tables.scores_of_models(
+            found["stages"], _about(next(iter(found["stages"].values())))
+        )
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     if _kind(found["task"]) in score.KINDS:
-        return scores.of_report(found, name, _about(found))
+        return tables.scores(found, name, _about(found))
     about = [found["data"]["name"], found["task"]]
     if "seq_len" in found:
         about.append(f"rows of {found['seq_len']} tokens")

@@ -112,6 +112,14 @@ def test_a_wheel_has_every_package():
     assert set(stated) == there | {"kd_jax.configs"}
 
 
+def test_a_wheel_has_the_files_that_are_no_python():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package, names in setuptools["package-data"].items():
+        folder = ROOT / package.replace(".", "/")
+        there = {path for path in folder.iterdir() if path.suffix not in (".py", "")}
+        assert there <= {path for name in names for path in folder.glob(name)}
+
+
 def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}

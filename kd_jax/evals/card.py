@@ -48,7 +48,7 @@ _USES = {
 
 
 def inherited(*folders: Path | None) -> dict[str, Any]:
-    """Licence and language that the card of a base model states; the first folder with one."""
+    """Reads licence and language from the card of a base model; the first folder that has one."""
     for folder in folders:
         if folder is not None and (Path(folder) / "README.md").exists():
             stated = huggingface_hub.metadata_load(Path(folder) / "README.md") or {}
@@ -57,12 +57,12 @@ def inherited(*folders: Path | None) -> dict[str, Any]:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether `model` can be named in a card: an id, not a path on this machine."""
+    """Tells whether `model` can be named in a card: an id, not a path on this machine."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", model) is not None and not Path(model).exists()
 
 
 def public_name(model: str) -> str:
-    """`model` as others may read it: a hub id, or the last part of a path on this machine."""
+    """Names `model` as others may read it: a hub id, or the last part of a path on this machine."""
     return model if is_hub_id(model) else Path(model).resolve().name
 
 
@@ -88,7 +88,7 @@ def of_model(
     code: str = "",
     reader: str | None = "AutoTokenizer",
 ) -> str:
-    """The card of a checkpoint that was converted, not trained.
+    """Writes the card of a checkpoint that was converted, not trained.
 
     Args:
         head: mlm | clm | classification | span | none.
@@ -118,7 +118,7 @@ def of_stage(
     code: str = "",
     reader: str | None = "AutoTokenizer",
 ) -> str:
-    """The card of a stage of a run.
+    """Writes the card of a stage of a run.
 
     Args:
         stage: teacher | baseline | student | ...

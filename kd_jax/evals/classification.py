@@ -1,4 +1,5 @@
-"""Figures of classifiers: accuracy, F1, Matthews' correlation, and the same class by class.
+"""Figures of classifiers and regressions: accuracy, F1, correlations, the same class by class, and
+how near a student's answers are to its teacher's.
 
 `macro_f1` is the plain mean of the classes' F1. A class without predictions or examples has the
 precision, recall or F1 0, and a correlation with something constant is 0.
@@ -7,11 +8,11 @@ precision, recall or F1 0, and a correlation with something constant is 0.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
+from scipy import special, stats
 
 
 def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean of -log softmax at the labels, nats an example, in float64."""
+    """Computes the mean of -log softmax at the labels, nats an example, in float64."""
     logs_NC = special.log_softmax(np.asarray(logits_NC, np.float64), axis=1)
     return float(-np.take_along_axis(logs_NC, labels_N[:, None], axis=1).mean())
 
@@ -19,14 +20,14 @@ def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def figures(
     predictions_N: np.ndarray, labels_N: np.ndarray, names: Sequence[str], num_classes: int
 ) -> dict[str, float]:
-    """The figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
+    """Computes the figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
     matthews_correlation."""
     return {name: float(_FIGURES[name](predictions_N, labels_N, num_classes)) for name in names}
 
 
 def by_class(predictions_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict:
-    """{"classes": {name: precision, recall, f1, support}, "confusion": counts (C, C)}; rows of
-    the confusion matrix are the true classes, columns the predicted ones."""
+    """Computes {"classes": {name: precision, recall, f1, support}, "confusion": counts (C, C)};
+    rows of the confusion matrix are the true classes, columns the predicted ones."""
     from sklearn import metrics
 
     everything = range(len(classes))
@@ -40,6 +41,41 @@ def by_class(predictions_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[
         },
         "confusion": metrics.confusion_matrix(labels_N, predictions_N, labels=everything).tolist(),
     }
+
+
+def regression(predictions_N: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    """Compares numbers: loss (mean squared error), pearson, spearman; 0 for something constant."""
+    predictions_N = np.asarray(predictions_N, np.float64)
+    labels_N = np.asarray(labels_N, np.float64)
+    found = {
+        "loss": float(np.mean((predictions_N - labels_N) ** 2)),
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
+    if np.ptp(predictions_N) > 0 and np.ptp(labels_N) > 0:
+        found["pearson"] = float(stats.pearsonr(predictions_N, labels_N).statistic)
+        found["spearman"] = float(stats.spearmanr(predictions_N, labels_N).statistic)
+    return found
+
+
+def beside_teacher(
+    student: Sequence[np.ndarray], teacher: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Measures {"kl", "agreement"}: KL(teacher || student) at temperature 1, nats an answer, and
+    the share of answers where both have the same first choice.
+
+    Each row's logits are (C,), or (P, C) for P answers, which count alike.
+    """
+    if student[0].ndim == 1:  # all of them at once
+        student, teacher = [np.stack(student)], [np.stack(teacher)]
+    divergence = agreed = count = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        pair = (np.asarray(logits, np.float64) for logits in (ours, theirs))
+        log_p, log_q = (special.log_softmax(logits, axis=-1) for logits in pair)
+        divergence += float(np.sum(np.exp(log_q) * (log_q - log_p)))
+        agreed += float(np.sum(log_p.argmax(-1) == log_q.argmax(-1)))
+        count += len(log_p)
+    return {"kl": divergence / count, "agreement": agreed / count}
 
 
 def _f1(predictions_N, labels_N, classes):

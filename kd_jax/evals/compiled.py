@@ -52,19 +52,19 @@ class Cost:
         self.unbounded += other.unbounded
 
     def bytes_by_kind(self) -> dict[str, int]:
-        """Bytes that a run exchanges, by kind of collective."""
+        """Adds up the bytes that a run exchanges, by kind of collective."""
         total: collections.Counter[str] = collections.Counter()
         for collective, count in self.collectives.items():
             total[collective.kind] += count * collective.bytes
         return dict(total)
 
     def all_gathers(self) -> list[str]:
-        """What is gathered, to see at a glance that it is parameters and nothing else."""
+        """Lists what is gathered, to see at a glance that it is parameters and nothing else."""
         return sorted(c.shapes for c in self.collectives if c.kind == "all-gather")
 
 
 def cost(text: str) -> Cost:
-    """The cost of the program whose compiled HLO is `text`.
+    """Adds up the cost of the program whose compiled HLO is `text`.
 
     A loop whose trips depend on data counts once and is named in `unbounded`; of a conditional
     the branch with the most FLOPs counts.

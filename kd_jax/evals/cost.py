@@ -20,7 +20,7 @@ def measure(
     repeats: int = 100,
     budget_s: float = 10.0,
 ) -> dict[str, float]:
-    """Latency of a single sample and throughput of batches.
+    """Measures the latency of a single sample and the throughput of batches.
 
     Args:
         one: runs a batch of one sample.
@@ -42,13 +42,8 @@ def measure(
     }
 
 
-def latency(call: Callable[[], object], repeats: int = 100, budget_s: float = 10.0) -> float:
-    """Median seconds of a call."""
-    return statistics.median(times(call, repeats, budget_s))
-
-
 def times(call: Callable[[], object], repeats: int, budget_s: float) -> list[float]:
-    """Seconds of each of `repeats` calls after WARM_UP others.
+    """Measures the seconds of each of `repeats` calls after WARM_UP others.
 
     Ends sooner, but never below FEWEST, once the counted calls took `budget_s` together.
     """

@@ -15,7 +15,7 @@ from kd_jax.types import Params
 
 
 def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: bool = True) -> int:
-    """FLOPs of one forward pass.
+    """Counts the FLOPs of one forward pass.
 
     Args:
         params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head of its own.
@@ -53,8 +53,8 @@ def train_step(
     positions: int,
     vocabulary: bool = True,
 ) -> int:
-    """FLOPs of one step: a forward pass of each model that answers beside the student, and three
-    times the student's and that of the objective's own kernels, which see every token."""
+    """Counts the FLOPs of one step: a forward pass of each model that answers beside the student,
+    and three times the student's and that of the objective's own kernels, which see every token."""
     own = 2 * rows * tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(objective))
     total = 3 * (forward(student, rows, tokens, positions, vocabulary) + own)
     return total + sum(forward(each, rows, tokens, positions, vocabulary) for each in answering)

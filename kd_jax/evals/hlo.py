@@ -20,7 +20,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays in an HLO shape: "(f32[8,4]{1,0}, s32[])" -> [("f32", (8, 4)), ("s32", ())]."""
+    """Reads the arrays in an HLO shape: "(f32[8]{0}, s32[])" -> [("f32", (8,)), ("s32", ())]."""
     return [
         (dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
         for dtype, dims in _ARRAY.findall(shape)
@@ -28,7 +28,7 @@ def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def num_bytes(shape: str) -> int:
-    """Bytes of all arrays in an HLO shape, without the padding of a layout."""
+    """Counts the bytes of all arrays in an HLO shape, without the padding of a layout."""
     bits = 0
     for dtype, dims in arrays(shape):
         width = re.search(r"\d+", dtype)  # bf16, f8e4m3fn, s4; tokens hold nothing
@@ -49,7 +49,7 @@ class Instruction:
     attributes: str
 
     def attribute(self, name: str) -> str:
-        """The value of `name=...` without braces and the % of a name; "" where there is none."""
+        """Reads the value of `name=...` without braces and a name's %; "" where there is none."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
         return found[1].strip("{}").replace("%", "") if found else ""
 
@@ -65,7 +65,7 @@ class Computation:
     root: str = ""
 
     def shapes(self, op: Instruction) -> list[str]:
-        """The shapes of an instruction's operands."""
+        """Lists the shapes of an instruction's operands."""
         return [self.instructions[name].shape for name in op.operands]
 
 
@@ -108,7 +108,7 @@ class Frame:
         return self.computation.instructions[self.computation.root]
 
     def enter(self, op: Instruction) -> Frame:
-        """The computation that `op` calls, with its operands as arguments."""
+        """Enters the computation that `op` calls, with its operands as arguments."""
         return Frame(self.computations, op.called, lambda n, i: self.value(op.operands[n], i))
 
     def value(self, name: str, element: int | None = None) -> int | None:
@@ -138,7 +138,7 @@ class Frame:
         return None
 
     def loop(self, op: Instruction) -> tuple[Frame, Frame, int | None]:
-        """Body, condition and trips of a `while`; trips are None where they depend on data."""
+        """Gives body, condition and trips of a `while`; trips are None where data decide."""
         first = Frame(
             self.computations,
             op.attribute("body"),
@@ -185,5 +185,5 @@ def _trips(first: Frame, second: Frame) -> int | None:
 
 
 def main_frame(text: str) -> Frame:
-    """The program's entry."""
+    """Gives the program's entry."""
     return Frame(*_parse(text))

@@ -1,18 +1,33 @@
-"""Log-likelihoods of stretches of text, from what a language model returns, without the logits of
-all tokens: only the tokens that predict a scored one go through the unembedding, in chunks."""
+"""Log-likelihoods of stretches of text, and the figures of multiple choice that are made of them.
+
+What a language model returns becomes log-likelihoods without the logits of all tokens: only the
+tokens that predict a scored one go through the unembedding, in chunks.
+
+A changed model is compared with the original one on the same endings. The primary figure is the
+mean absolute difference of log-likelihoods: it needs no right answers, and it tells apart what
+accuracies of small models, close to guessing, do not. An accuracy's retention is the changed
+model's over the original's (Musaeus and van der Goot 2025), and is given only where the original
+knows more than guessing: by more than two of its standard errors.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import stats
 
 from kd_jax.precision import exact
 from kd_jax.types import Array, Batch, ModelOutput
 
 LOGITS = 2**22  # of a chunk: 16 MB
 ROWS = 128, 1024  # of a chunk, at least and at most
+ERRORS = 2.0  # standard errors above chance from which on there is something to retain
 
 
 def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) -> Array:
-    """Sums of log p(label) in nats over the tokens of weight 1, float32, (B, K).
+    """Sums log p(label) in nats over the tokens of weight 1, float32, (B, K).
 
     Column k is that of segment k + 1 of `batch.segments_BT`, K = `segments`; without segments there
     is one column. `operand` is the type of the product that makes logits; they are float32.
@@ -50,3 +65,91 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
         return log_p_BT.sum(axis=1, keepdims=True)
     own = [batch.segments_BT == number for number in range(1, segments + 1)]
     return jnp.stack([jnp.where(own_BT, log_p_BT, 0.0).sum(axis=1) for own_BT in own], axis=1)
+
+
+def taken(log_likelihoods: Sequence[np.ndarray]) -> np.ndarray:
+    """Chooses the most likely ending of each question, int (Q,); the first one of several alike."""
+    return np.array([int(np.argmax(values)) for values in log_likelihoods])
+
+
+def per_character(log_likelihoods: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Divides log-likelihoods of endings by the characters they have; -inf for an empty text."""
+    lengths = np.array([len(text) for text in texts], np.float64)
+    with np.errstate(divide="ignore"):
+        return np.where(lengths > 0, log_likelihoods / lengths, -np.inf)
+
+
+def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
+    """Computes the share of True, its standard error (binomial), and Wilson's interval at 95%
+    (1927), which unlike the error is right for few questions and for shares near 0 or 1."""
+    n, p = len(hits_Q), float(np.mean(hits_Q))
+    found = stats.binomtest(int(np.sum(hits_Q)), n).proportion_ci(method="wilson")
+    interval = [float(found.low), float(found.high)]
+    return {"value": p, "error": math.sqrt(p * (1 - p) / n), "interval": interval}
+
+
+def chance(counts_Q: Sequence[int]) -> float:
+    """Computes the share that guessing gets right among so many endings."""
+    return float(np.mean([1 / count for count in counts_Q]))
+
+
+def difference(original_N: np.ndarray, changed_N: np.ndarray) -> dict[str, float]:
+    """Compares log-likelihoods in nats an ending: mean |difference| and its standard error over
+    endings, the largest one, and the mean of changed - original.
+
+    Endings that are NaN in both (left out) do not count. Raises ValueError where they are not the
+    same endings.
+    """
+    original_N, changed_N = (np.asarray(x, np.float64) for x in (original_N, changed_N))
+    kept_N = ~np.isnan(original_N)
+    if original_N.shape != changed_N.shape or (kept_N != ~np.isnan(changed_N)).any():
+        raise ValueError("the two models were not scored on the same endings")
+    signed_N = (changed_N - original_N)[kept_N]
+    sizes_N = np.abs(signed_N)
+    spread = sizes_N.std(ddof=1) / math.sqrt(len(sizes_N)) if len(sizes_N) > 1 else 0.0
+    return {
+        "mean_difference": float(sizes_N.mean()),
+        "mean_difference_error": float(spread),
+        "largest_difference": float(sizes_N.max()),
+        "mean_change": float(signed_N.mean()),
+    }
+
+
+def retention(
+    original_Q: np.ndarray, changed_Q: np.ndarray, chance: float
+) -> dict[str, float | None]:
+    """Compares two accuracies, from which questions each model answers rightly (bool, the same
+    questions).
+
+    {"retention": changed / original, or None where the original is not above chance by two of its
+    standard errors; "retention_error": its standard error (delta method, questions paired), or
+    None; "agreement": the share of questions that both answer rightly or both wrongly}.
+    """
+    a, b = (np.asarray(x, np.float64) for x in (original_Q, changed_Q))
+    if a.shape != b.shape:
+        raise ValueError(f"{len(a)} questions of the original, {len(b)} of the changed model")
+    p, n = a.mean(), len(a)
+    found = {"retention": None, "retention_error": None, "agreement": float((a == b).mean())}
+    if p - chance > ERRORS * math.sqrt(p * (1 - p) / n):
+        ratio = b.mean() / p
+        # The ratio's error is that of the mean of b - ratio a, over the original's accuracy.
+        residual_Q = b - ratio * a
+        found["retention"] = float(ratio)
+        found["retention_error"] = float(residual_Q.std() / math.sqrt(n) / p)
+    return found
+
+
+def compare(
+    original_N: np.ndarray,
+    changed_N: np.ndarray,
+    original_hits: Mapping[str, np.ndarray],
+    changed_hits: Mapping[str, np.ndarray],
+    chance: float | None,
+) -> dict[str, float | None]:
+    """Joins `difference` and the `retention` of each accuracy in the mappings, under its name:
+    "acc" gives "acc_retention", "acc_retention_error", "acc_agreement"."""
+    found: dict[str, float | None] = dict(difference(original_N, changed_N))
+    for name, hits_Q in original_hits.items():
+        kept = retention(hits_Q, changed_hits[name], chance)
+        found |= {f"{name}_{key}": value for key, value in kept.items()}
+    return found

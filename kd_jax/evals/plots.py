@@ -8,17 +8,16 @@ apart, with several the colours tell the groups and the dashes the stages.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from kd_jax.evals.epochs import LABEL_TERMS
-from kd_jax.evals.runs import Columns, Curves, ordered
+from kd_jax.evals.runs import Columns, Curves, distillation_ratio, ordered
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B2"}
@@ -55,13 +54,8 @@ VALIDATION_TITLES = {
     "agreement": ("top-1 agreement with the teacher", SHARE),
 }
 KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
-LAST = (
-    "ratio",
-    "kl_t1",
-    "teacher_outside",
-    "grad_norm",
-    "learning_rate",
-)  # the columns that follow the terms
+# The columns that follow the terms.
+LAST = ("ratio", "kl_t1", "teacher_outside", "grad_norm", "learning_rate")
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
 _HIDES, _WIDER = 1e-3, 2.0  # relative difference that is not seen; of widths of lines, in points
 POINTS = 400  # a line has no more of them, so that a long run makes no large file
@@ -83,16 +77,6 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-    """An entry of a legend: a line, or a point where there is a marker."""
-
-    label: str
-    colour: str
-    dash: str = ""
-    marker: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Line:
     """One stage of one group: a curve for every run."""
 
@@ -111,6 +95,7 @@ class Panel:
     lines: list[Line]
     noisy: bool  # smoothed, the values themselves behind
     linear: bool = False  # never on a logarithmic scale
+    over: str = "steps"
 
     def draw(self, axes: Axes) -> dict[str, Any]:
         """Fills the axes; returns the handles of the legend by label."""
@@ -121,11 +106,12 @@ class Panel:
         _finish(axes, self)
         return handles
 
-    def keys(self) -> list[Key]:
-        return [Key(line.label, line.colour, dash=line.dash) for line in self.lines]
+    def keys(self) -> list[Line]:
+        """Lists what a legend explains."""
+        return self.lines
 
     def describe(self) -> str:
-        """What somebody who does not see it should know."""
+        """Says what somebody who does not see it should know."""
         ends = (np.mean([values[-1] for _, values in line.runs]) for line in self.lines)
         last = (f"{line.label} {end:.4g}" for line, end in zip(self.lines, ends, strict=True))
         unit = f", {self.unit}" if self.unit else ""
@@ -135,7 +121,16 @@ class Panel:
             for other in self.lines[i + 1 :]
             if _same(one, other)
         ]
-        return f"{self.title}{unit}, over the steps; last values: {', '.join(last)}{''.join(same)}"
+        said = f"{self.title}{unit}, over the {self.over}; last values: {', '.join(last)}"
+        return said + "".join(same)
+
+
+class Drawn(Protocol):
+    """What stands on a sheet: curves, or points."""
+
+    title: str
+
+    def draw(self, axes: Axes) -> dict[str, Any]: ...
 
 
 Groups = Mapping[str, Sequence[Mapping[str, Curves]]]  # curves by stage of the runs of each group
@@ -153,21 +148,48 @@ def draw(groups: Groups, out: epath.PathLike) -> list[str]:
     """
     out = epath.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for kind, (title, _) in KINDS.items():
-        found = panels(groups, kind)
-        if found:
-            subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
-            figure = _figure(f"{title}: {subject}", list(found.values()))
-            name = f"{kind}.png"
-            with matplotlib.rc_context(STYLE), (out / name).open("wb") as file:
-                figure.savefig(file, format="png", dpi=130)
-            written.append(str(out / name))
-    return written
+    subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
+    return [
+        save(sheet(list(found.values()), f"{title}: {subject}"), out / f"{kind}.png")
+        for kind, (title, _) in KINDS.items()
+        if (found := panels(groups, kind))
+    ]
+
+
+def save(figure: Figure, path: epath.PathLike) -> str:
+    """Writes a PNG, whose folder is made if missing, and returns its path."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE), path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=130)
+    return str(path)
+
+
+def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
+    """Draws panels beside each other, three in a row, over one legend."""
+    with matplotlib.rc_context(STYLE):
+        wide, high = min(len(found), 3), math.ceil(len(found) / 3)
+        figure = Figure(layout="constrained")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        grid = figure.subplots(high, wide, squeeze=False)
+        handles: dict[str, Any] = {}
+        for axes, panel in zip(grid.flat, found, strict=False):
+            for label, handle in panel.draw(axes).items():
+                handles.setdefault(label, handle)
+            axes.set_title(panel.title)
+        for axes in grid.flat[len(found) :]:
+            axes.set_visible(False)
+        lines = math.ceil(len(handles) / 4)
+        figure.set_size_inches(4.2 * wide, 3.0 * high + 0.5 + 0.2 * bool(title) + 0.2 * lines)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower left", ncols=min(4, len(handles))
+        )
+        return figure
 
 
 def panels(groups: Groups, kind: str) -> dict[str, Panel]:
-    """A panel for every column with values: loss first, then the terms, then LAST.
+    """Makes a panel for every column with values: loss first, then the terms, then LAST.
 
     Args:
       groups: see `draw`.
@@ -200,13 +222,8 @@ def _unit(groups: Groups) -> str:
 def _columns(curves: Curves, kind: str) -> Columns:
     """The columns of a stage; those of training with the ratio of teacher to labels."""
     found = getattr(curves, kind)
-    weighted = [name for name in found if name.endswith("_weighted")]
-    labels = [name for name in weighted if name.removesuffix("_weighted") in LABEL_TERMS]
-    if kind == "validation" or not labels or len(labels) == len(weighted):
-        return found
-    with np.errstate(divide="ignore", invalid="ignore"):
-        label = sum(found[name] for name in labels)
-        return found | {"ratio": sum(found[name] for name in weighted) / label - 1.0}
+    ratio = None if kind == "validation" else distillation_ratio(found)
+    return found if ratio is None else found | {"ratio": ratio}
 
 
 def _lines(groups, kind: str, name: str) -> list[Line]:
@@ -223,7 +240,7 @@ def _lines(groups, kind: str, name: str) -> list[Line]:
 
 
 def look(group: str, i: int, stage: str, j: int, groups: int) -> Line:
-    """Label, colour and dash of the j-th stage of the i-th of several groups, without its runs."""
+    """Chooses label, colour and dash of the j-th stage of the i-th of several groups."""
     own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
     return Line(
         label=stage if groups == 1 else f"{group} · {stage}",
@@ -242,7 +259,7 @@ def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
+    """Takes the centred mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
     half = len(values) // SMOOTH // 2
     if half == 0:
         return values
@@ -250,26 +267,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
     index = np.arange(len(values))
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
-
-
-def _figure(title: str, found: Sequence[Panel]) -> Figure:
-    with matplotlib.rc_context(STYLE):
-        wide = min(len(found), 3)
-        high = math.ceil(len(found) / wide)
-        figure = Figure(figsize=(4.2 * wide, 3.0 * high + 0.9), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", weight="bold")
-        grid = figure.subplots(high, wide, squeeze=False)
-        handles: dict[str, Any] = {}
-        for axes, panel in zip(grid.flat, found, strict=False):
-            for label, handle in panel.draw(axes).items():
-                handles.setdefault(label, handle)
-            axes.set_title(panel.title)
-        for axes in list(grid.flat)[len(found) :]:
-            axes.set_visible(False)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower left", ncols=min(4, len(handles))
-        )
-        return figure
 
 
 def _same(one: Line, other: Line) -> bool:
@@ -311,23 +308,15 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _finish(axes: Axes, panel: Panel) -> None:
     """Units and scales: logarithmic where values span more than a factor of 4."""
-    axes.set_xlabel("step")
+    axes.set_xlabel(panel.over)
     axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _short(step)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     values = np.concatenate([values for line in panel.lines for _, values in line.runs])
     if not panel.linear and values.min() > 0 and values.max() > 4 * values.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _minor_label(value)))
-
-
-def _short(step: float) -> str:
-    """1500 -> 1.5k, 2000000 -> 2M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(step) >= size:
-            return f"{step / size:g}{letter}"
-    return f"{step:g}"
 
 
 def _minor_label(value: float) -> str:

@@ -1,9 +1,9 @@
-"""Reads run directories: the figures of a finished run and the curves of its stages."""
+"""Reads run directories: figures and curves of the stages, and in what configurations differ."""
 
 import csv
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,11 @@ from etils import epath
 from kd_jax import storage
 from kd_jax.errors import UserError
 
-STAGES = (
-    "teacher",
-    "assistant",
-    "baseline",
-    "intermediate",
-    "substitute",
-    "one_shot",
-    "prune",
-    "theseus",
-    "student",
-    "ensemble",
-)  # in the order of reading; others follow by name
+# In the order of reading; others follow by name.
+STAGES = ("teacher", "assistant", "baseline", "intermediate", "substitute", "one_shot", "prune")
+STAGES += ("theseus", "student", "ensemble")
+LABEL_TERMS = ("ce", "mse")  # the terms of a loss that read the labels; others read the teacher
+MOST_DIFFERENCES = 3  # in a label
 
 Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none
 
@@ -68,7 +61,7 @@ class Run:
         return {name: self.results["stages"][name] for name in ordered(self.results["stages"])}
 
     def no_stage(self, stage: str, have: Sequence[str]) -> UserError:
-        """What to raise for a stage that the run did not train; it did those of `have`."""
+        """Makes the error for a stage that the run did not train; it did those of `have`."""
         found = sorted(each.parent for each in self.workdir.glob("export/*/model.safetensors"))
         exports = ", ".join(str(each) for each in found if each.name != "ensemble")
         hint = f"; --model takes what it has exported: {exports}" if exports else ""
@@ -78,13 +71,13 @@ class Run:
 
 
 def ordered(stages: Iterable[str]) -> list[str]:
-    """Stages as people read them: teacher, baseline, student, then the others by name."""
+    """Sorts stages as people read them: teacher, baseline, student, then the others by name."""
     rank = {name: i for i, name in enumerate(STAGES)}
     return sorted(stages, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def read(workdir: str) -> Run:
-    """A finished run. Raises UserError where the folder is no run, or names what is missing."""
+    """Reads a finished run. Raises UserError where the folder is none, naming what is missing."""
     folder = epath.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder; give run directories (main prints its own)")
@@ -107,7 +100,7 @@ def read(workdir: str) -> Run:
 
 
 def curves(workdir: str) -> dict[str, Curves]:
-    """Curves of the stages that have any, finished or not."""
+    """Reads the curves of the stages that have any, finished or not."""
     folder = epath.Path(workdir)
     found = {path.parent.name for path in folder.glob("*/metrics.csv")}
     found |= {path.parent.name for path in folder.glob("*/eval.csv")}
@@ -121,7 +114,7 @@ def curves(workdir: str) -> dict[str, Curves]:
 
 
 def read_columns(path: epath.Path) -> Columns:
-    """The columns of a csv file, {} where there is none or it has no rows.
+    """Reads the columns of a csv file, {} where there is none or it has no rows.
 
     Raises UserError naming the line and column of a value that is no number.
     """
@@ -158,3 +151,78 @@ def _progress(folder: epath.Path) -> str:
     command = folder / "command.txt"
     again = f": {command.read_text().strip()}" if command.exists() else ""
     return "; ".join(parts) + f"; run its command again to continue{again}"
+
+
+def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, float]]:
+    """Sums up training, a row for each evaluation; no rows where none was recorded.
+
+    Args:
+        training: metrics.csv of a stage.
+        validation: its eval.csv.
+
+    Returns:
+        step; train_NAME: the mean of each column since the last evaluation; kd_to_ce: weighted
+        sum of the terms that read the teacher over that of those that read the labels, where
+        there are both; NAME: the held-out figures.
+    """
+    rows, last = [], 0.0
+    for i, step in enumerate(validation.get("step", ())):
+        steps = training.get("step", np.zeros(0))
+        inside = (steps > last) & (steps <= step)
+        row = {"step": int(step)}
+        if inside.any():
+            means = {name: float(np.nanmean(column[inside])) for name, column in training.items()}
+            row |= {f"train_{name}": mean for name, mean in means.items() if name != "step"}
+            ratio = distillation_ratio(means)
+            row |= {} if ratio is None or not np.isfinite(ratio) else {"kd_to_ce": float(ratio)}
+        row |= {name: float(column[i]) for name, column in validation.items() if name != "step"}
+        rows.append(row)
+        last = step
+    return rows
+
+
+def distillation_ratio(values: Mapping[str, Any]) -> Any:
+    """Divides the sum of the weighted terms that read the teacher by that of those that read the
+    labels; None where there are not both. `values`: of a step, or columns."""
+    weighted = {
+        k.removesuffix("_weighted"): v for k, v in values.items() if k.endswith("_weighted")
+    }
+    labels = [value for name, value in weighted.items() if name in LABEL_TERMS]
+    teacher = [value for name, value in weighted.items() if name not in LABEL_TERMS]
+    if not labels or not teacher:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(sum(teacher), sum(labels))
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Lists what each configuration has that others have not: "kl.weight=0.3", the last two parts
+    of a key with its value, or "objective.hidden", a section that others lack. Seeds do not
+    count."""
+    found = [*_walk({i: {**config, "seed": None} for i, config in enumerate(configs)}, "")]
+    keys = {key for _, key, _ in found}
+    short = {key: ".".join(key.split(".")[-2:]) for key in keys}
+    if len(set(short.values())) < len(keys):
+        short = {key: key for key in keys}
+    labels: list[list[str]] = [[] for _ in configs]
+    for number, key, value in found:
+        shown = '""' if value == "" else value
+        labels[number].append(key if isinstance(value, dict) else f"{short[key]}={shown}")
+    return labels
+
+
+def _walk(found: Mapping[int, Any], path: str) -> Iterator[tuple[int, str, Any]]:
+    """(configuration, key, value) of every difference between those that are given."""
+    values = list(found.values())
+    if all(value == values[0] for value in values):
+        return
+    if not all(isinstance(value, dict) for value in values):
+        yield from ((i, path, value) for i, value in found.items())
+        return
+    for key in sorted({key for value in values for key in value}):
+        having = {i: value[key] for i, value in found.items() if key in value}
+        inner, own = f"{path}.{key}" if path else key, list(having.values())
+        if len(having) < len(found) and all(value == own[0] for value in own):
+            yield from ((i, inner, value) for i, value in having.items())
+        else:
+            yield from _walk(having, inner)

@@ -12,18 +12,18 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize(text: str) -> str:
-    """Lower case, without punctuation, without articles, single spaces: in this order."""
+    """Makes text lower case, without punctuation and articles, single spaces: in this order."""
     text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(text.split())
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """1.0 where both normalise to the same text."""
+    """Gives 1.0 where both normalise to the same text."""
     return float(normalize(prediction) == normalize(gold))
 
 
 def f1(prediction: str, gold: str) -> float:
-    """F1 of the words that both have, counted with repetition; no words match only no words."""
+    """Computes the F1 of the common words, counted with repetition; no words match only none."""
     predicted, true = normalize(prediction).split(), normalize(gold).split()
     if not predicted or not true:
         return float(predicted == true)
@@ -34,8 +34,8 @@ def f1(prediction: str, gold: str) -> float:
 def scores(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[float, float]]:
-    """{question id: (exact match, F1)}, each the best over the gold answers. No gold answer means
-    that the right answer is the empty text. Answers that normalise to nothing do not count as
+    """Scores {question id: (exact match, F1)}, each the best over the gold answers. No gold answer
+    means that the right answer is the empty text. Answers that normalise to nothing do not count as
     gold, as in the official script."""
     found = {}
     for key, answers in golds.items():
@@ -51,7 +51,7 @@ def scores(
 def figures(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]], unanswerable: bool
 ) -> dict[str, float]:
-    """exact_match and f1 in percent over all questions. With `unanswerable` (v2.0) also
+    """Computes exact_match and f1 in percent over all questions; with `unanswerable` (v2.0) also
     HasAns_... and NoAns_..., over the questions that have a gold answer and those without."""
     of_key = scores(predictions, golds)
     groups = {"": list(golds)}
@@ -69,7 +69,7 @@ def figures(
 def best_spans(
     start_T: np.ndarray, end_T: np.ndarray, n_best: int, max_length: int
 ) -> list[tuple[float, int, int]]:
-    """At most `n_best` (score, first, last token), the best first; empty where there is none.
+    """Finds at most `n_best` (score, first, last token), the best first; empty where there is none.
 
     The score is the sum of start and end logit. Candidates are the `n_best` starts with the
     `n_best` ends, first <= last, at most `max_length` tokens; ties go to the better start, then to
@@ -91,8 +91,8 @@ def best_threshold(
     best_texts: Mapping[str, str],
     golds: Mapping[str, Sequence[str]],
 ) -> float:
-    """The threshold t with the best F1 where a question is answered when its null odds (score of
-    no answer minus score of the best one) are at most t; -inf answers none."""
+    """Finds the threshold t with the best F1 where a question is answered when its null odds (score
+    of no answer minus score of the best one) are at most t; -inf answers none."""
     of_key = scores(best_texts, golds)
     keys = sorted(golds, key=lambda key: null_odds[key])
     gain = np.array([of_key[key][1] - (0.0 if golds[key] else 1.0) for key in keys])

@@ -10,14 +10,14 @@ model, a task's own metric otherwise.
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import rich.console
 import rich.table
 from rich.cells import cell_len
 from rich.text import Text
 
-from kd_jax.evals import pairs
+from kd_jax.evals import quantities
 from kd_jax.evals.quantities import MISSING, Figure, Figures, Stages, cost, quality, the_primary
 
 _LABEL = 20  # characters of a label that must fit beside the figures; a longer one is wrapped
@@ -36,7 +36,7 @@ class Table:
     spans: tuple[tuple[str, int], ...] = ()  # headings over the columns after the labels
 
     def print(self) -> None:
-        """To the screen, in parts where it is wider; whole where the output is no terminal."""
+        """Prints it, in parts where the screen is narrower; whole where that is no terminal."""
         console = rich.console.Console()
         if not console.is_terminal:
             console = rich.console.Console(width=10_000)
@@ -73,7 +73,7 @@ class Table:
         yield labels + part, needed
 
     def markdown(self) -> str:
-        """The title and a Markdown table, ending in a newline."""
+        """Writes the title and a Markdown table, ending in a newline."""
         rule = ["---" if i < self.labels else "---:" for i in range(len(self.header))]
         marked = [
             [self._marked(i, j, _escaped(cell)) for j, cell in enumerate(row)]
@@ -99,22 +99,35 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.split("\n")).replace("|", "\\|")
 
 
+def by_stage(
+    title: str,
+    runs: Sequence[Stages],
+    figures: Iterable[Figure],
+    header: Sequence[str] = (),
+    more: Callable[[Figure], list[str]] = lambda figure: [],
+    best: Callable[[Figure], Iterable[int]] = lambda figure: (),
+) -> Table:
+    """Shows a row for each figure, a column for each stage, and columns under `header`.
+
+    Args:
+      more: a figure's cells under `header`.
+      best: places, among `stages_of(runs)`, of the stages that stand out in a figure.
+    """
+    names, rows, marked = stages_of(runs), [], set()
+    for figure in figures:
+        if any(stage.get(figure.key) is not None for run in runs for stage in run.values()):
+            marked |= {(len(rows), 1 + j) for j in best(figure)}
+            means = [mean(figure, of(name, runs)) for name in names]
+            rows.append([figure.title, *means, *more(figure)])
+    return Table(title, ["", *names, *header], rows, best=frozenset(marked))
+
+
 def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> Table:
-    """The stages of one configuration, over its seeds; what a stage lacks (or None) is "-".
+    """Shows the stages of one configuration, over its seeds; what a stage lacks (or None) is "-".
 
     `primary` is the key of the figure whose wins the title counts.
     """
-    stages = stages_of(runs)
-    both = _with_both(runs)
-    good = quality(runs)
-    rows = []
-    for figure in good + cost(runs):
-        row = [figure.title]
-        row += [mean(figure, [run[stage] for run in runs if stage in run]) for stage in stages]
-        if both:
-            row.append(_difference(figure, both) if figure in good else "")
-        rows.append(row)
-    header = ["", *stages, *(["student - baseline"] if both else [])]
+    both, good = _with_both(runs), quality(runs)
     if len(runs) > 1:
         title += f", {len(runs)} seeds: mean ± standard deviation"
     if len(both) > 1:
@@ -123,20 +136,25 @@ def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> T
         title += ", differences ± standard error"
         if (won := paired(judged, both)) is not None:
             title += f"; student's {primary} {direction} in {won.wins} of {len(both)}"
-    return Table(title, header, rows)
+    header = ["student - baseline"] if both else []
+
+    def difference(figure: Figure) -> list[str]:
+        return [_difference(figure, both) if figure in good else ""] if both else []
+
+    return by_stage(title, runs, good + cost(runs), header, difference)
 
 
 def of_groups(
     groups: Mapping[str, Sequence[Stages]], title: str = "", primary: str = "loss"
 ) -> Table:
-    """A row for each stage of each configuration, with the difference where it is a student."""
+    """Shows a row for each stage of each configuration, with the difference of a student."""
     everything = [run for runs in groups.values() for run in runs]
     figures = quality(everything)
     judged = the_primary(figures, primary) if _with_both(everything) else None
     rows = []
     for label, runs in groups.items():
         for stage in stages_of(runs):
-            found = [run[stage] for run in runs if stage in run]
+            found = of(stage, runs)
             row = [label, stage, str(len(found)), *(mean(figure, found) for figure in figures)]
             both = _with_both(runs) if stage == "student" else []
             if judged:
@@ -148,12 +166,17 @@ def of_groups(
 
 
 def stages_of(runs: Iterable[Stages]) -> list[str]:
-    """The stages that any of the runs has."""
+    """Lists the stages that any of the runs has."""
     return list(dict.fromkeys(stage for run in runs for stage in run))
 
 
+def of(stage: str, runs: Iterable[Stages]) -> list[Figures]:
+    """Gathers the figures of a stage from the runs that have it."""
+    return [run[stage] for run in runs if stage in run]
+
+
 def mean(figure: Figure, stages: Sequence[Figures]) -> str:
-    """The mean, with ± standard deviation where the values differ."""
+    """Shows the mean, with ± standard deviation where the values differ."""
     if (middle := average(figure, stages)) is None:
         return MISSING
     text, values = figure.show(middle), [stage[figure.key] for stage in stages]
@@ -163,7 +186,7 @@ def mean(figure: Figure, stages: Sequence[Figures]) -> str:
 
 
 def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
-    """The mean; None where a stage lacks the figure, or has one that is not finite."""
+    """Takes the mean; None where a stage lacks the figure, or has one that is not finite."""
     values = [stage.get(figure.key) for stage in stages]
     if not values or None in values or not all(map(math.isfinite, values)):
         return None
@@ -171,7 +194,7 @@ def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
 
 
 def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:
-    """Where the best value stands; nowhere if there is no choice, or it is not clear enough."""
+    """Finds where the best value stands; nowhere without a choice, or if it is not so clear."""
     known = sorted({figure.better * value for value in values if value is not None})
     if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
         return []
@@ -179,14 +202,14 @@ def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) ->
 
 
 def shown_best(figure: Figure, names: Sequence[str], runs: Iterable[Stages]) -> list[int]:
-    """Where the stage stands that is better than each other one by more than chance (`pairs`), the
-    teacher left out; nowhere if that is not shown of any."""
+    """Finds the stage that is better than each other one by more than chance (`quantities.Paired`),
+    the teacher left out; its place, or nothing if that is not shown of any."""
     runs = list(runs)
     rivals = [name for name in names if name != REFERENCE]
 
     def beats(one: str, other: str) -> bool:
         both = [run for run in runs if {one, other} <= {*run}]
-        found = pairs.compare(figure, [run[one] for run in both], [run[other] for run in both])
+        found = quantities.compare(figure, [run[one] for run in both], [run[other] for run in both])
         return found is not None and found.verdict == "better"
 
     return [
@@ -200,10 +223,10 @@ def _with_both(runs: Iterable[Stages]) -> list[Stages]:
     return [run for run in runs if {"student", "baseline"} <= {*run}]
 
 
-def paired(figure: Figure, runs: Sequence[Stages]) -> pairs.Paired | None:
-    """Student - baseline in the runs that have both; None where one lacks the figure."""
+def paired(figure: Figure, runs: Sequence[Stages]) -> quantities.Paired | None:
+    """Compares student and baseline in the runs that have both; None where one lacks the figure."""
     both = _with_both(runs)
-    return pairs.compare(
+    return quantities.compare(
         figure, [run["student"] for run in both], [run["baseline"] for run in both]
     )
 

@@ -40,7 +40,7 @@ class Topology:
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """For `lowered.compile()`: there is no GPU to time kernels on."""
+        """Options for `lowered.compile()`: there is no GPU to time kernels on."""
         return {"xla_gpu_autotune_level": "0"} if self.platform == "gpu" else {}
 
 
@@ -54,12 +54,12 @@ _CHIPS = {
 
 
 def names() -> list[str]:
-    """Every topology there is."""
+    """Lists every topology there is."""
     return [f"{chip}:{shape}" for chip, (_, shapes) in _CHIPS.items() for shape in shapes]
 
 
 def find(name: str) -> Topology:
-    """The topology of that name. Raises UserError listing what exists."""
+    """Finds the topology of that name. Raises UserError listing what exists."""
     if name not in names():
         have = "; ".join(f"{chip}:{{{','.join(shapes)}}}" for chip, (_, shapes) in _CHIPS.items())
         raise UserError(f"unknown topology {name!r}; have: {have}")
@@ -68,7 +68,7 @@ def find(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Devices that `jit(...).lower(...).compile()` accepts and nothing runs on.
+    """Makes devices that `jit(...).lower(...).compile()` accepts and nothing runs on.
 
     Raises UserError naming the extra to install where the compiler is missing.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.evals import document, html, labels, plots, report, runs, table, tradeoff
+from kd_jax.evals import plots, report, runs, table
 from kd_jax.evals.runs import Run
 from kd_jax.evals.table import Table
 
@@ -50,10 +50,9 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
     page = report.build(groups, curves, made)
     pictures = plots.draw(curves, folder)
     if scatters := report.scatters(figures, primary):
-        tradeoff.save(scatters, folder / report.TRADE_OFF)
-        pictures.append(str(folder / report.TRADE_OFF))
-    (folder / "report.html").write_text(html.page(page))
-    (folder / "report.md").write_text(document.markdown(page))
+        pictures.append(plots.save(plots.sheet(scatters), folder / report.TRADE_OFF))
+    (folder / "report.html").write_text(page.html())
+    (folder / "report.md").write_text(page.markdown())
     return tables, [str(folder / "report.html"), str(folder / "report.md"), *pictures]
 
 
@@ -92,8 +91,8 @@ def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
     found = [""] * len(groups)
     for name in set(names):
         same_name = [i for i, its in enumerate(names) if its == name]
-        parts = labels.differences([groups[i][0].config for i in same_name])
+        parts = runs.differences([groups[i][0].config for i in same_name])
         for i, own in zip(same_name, parts, strict=True):
-            own = own if len(own) <= labels.MOST else [f"({groups[i][0].workdir.name})"]
+            own = own if len(own) <= runs.MOST_DIFFERENCES else [f"({groups[i][0].workdir.name})"]
             found[i] = " ".join([name, *own])
     return dict(zip(found, groups, strict=True))

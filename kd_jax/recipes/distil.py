@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.evals import epochs, plots, runs
+from kd_jax.evals import plots, runs
 from kd_jax.recipes import export
 from kd_jax.run import cost, measure, results, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
@@ -164,7 +164,7 @@ def run_stage(
 def _write_epochs(run: Run, this: Stage) -> None:
     if jax.process_index() == 0:
         curves = runs.curves(run.folder)[this.name]
-        rows = epochs.table(curves.training, curves.validation)
+        rows = runs.by_evaluation(curves.training, curves.validation)
         storage.write_json(run.folder / this.name / "epochs.json", rows)
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.evals import rounds, runs
+from kd_jax.evals import pictures, runs
 from kd_jax.recipes import export_ensemble
 from kd_jax.run import results as kept
 from kd_jax.run import stage, workdir
@@ -63,7 +63,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         members.append(params)
         found.append(figures)
         if jax.process_index() == 0:
-            rounds.write(folder, training.of_teacher, found)
+            pictures.write_rounds(folder, training.of_teacher, found)
     weights, learned = training.weights(members)
     found[-1]["ensemble"] |= {
         "steps": config.rounds * this.steps,
@@ -102,7 +102,7 @@ def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Of the ensemble's loss and KL over its size; {} for fewer than three rounds."""
     sizes = [each["members"] for each in found]
     made = {
-        name: rounds.trend(sizes, [each["ensemble"][name] for each in found])
+        name: pictures.trend(sizes, [each["ensemble"][name] for each in found])
         for name in ("loss", "kl")
     }
     return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}

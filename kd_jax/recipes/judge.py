@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
-from kd_jax.evals import figures, runs, table
+from kd_jax.evals import pictures, runs, table
 from kd_jax.models import family
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.answers import Answers
@@ -178,7 +178,7 @@ def write_files(task: Any, outputs: list, report: Report, out: str) -> list[str]
         written[-1].write_text(by_class(report).markdown())
         path = folder / "confusion.png"
         names = list(report["classes"])
-        figures.confusion_matrix(names, report["confusion"], path, title=report["task"])
+        pictures.confusion_matrix(names, report["confusion"], path, title=report["task"])
         written.append(path)
     return [str(Path(path)) for path in written]
 

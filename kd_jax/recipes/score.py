@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import retention, runs
+from kd_jax.evals import likelihood, runs
 from kd_jax.models import family
 from kd_jax.precision import Policy
 from kd_jax.recipes import evaluate as held_out
@@ -76,10 +76,10 @@ class Scores:
         return self.task.figures(self.log_likelihoods_N)
 
     def beside(self, original: Scores) -> dict[str, float | None]:
-        """What is left of the original model's answers: `evals.retention.compare`."""
+        """What is left of the original model's answers: `evals.likelihood.compare`."""
         of_original, own = original.log_likelihoods_N, self.log_likelihoods_N
         hits = self.task.hits(of_original), self.task.hits(own)
-        return retention.compare(of_original, own, *hits, self.task.chance)
+        return likelihood.compare(of_original, own, *hits, self.task.chance)
 
     def write(self, path: Path) -> None:
         """A line of JSON for each stretch, in the data's order."""

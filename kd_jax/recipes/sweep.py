@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from kd_jax import storage
 from kd_jax.data.settings import settings
 from kd_jax.errors import Diverged, UserError
-from kd_jax.evals import figures, table
+from kd_jax.evals import pictures, table
 from kd_jax.evals.quantities import MISSING
 from kd_jax.ranges import Real, Whole
 from kd_jax.recipes import distil
@@ -289,7 +289,7 @@ def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
         rows, columns = (list(sweep["keys"][key]) for key in keys)
         at = {tuple(t["keys"].values()): t["figures"].get(primary, math.nan) for t in trials}
         values = [[at[row, column] for column in columns] for row in rows]
-        path = figures.heat_map(
+        path = pictures.heat_map(
             *(list(map(str, rows)), list(map(str, columns)), values, folder / "heat_map.png"),
             title=f"{results['config']}: {primary} on held-out training data",
             labels=(keys[0], keys[1], primary),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.evals.beside import beside_teacher
+from kd_jax.evals.classification import beside_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives import combine

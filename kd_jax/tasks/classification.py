@@ -15,7 +15,7 @@ import numpy as np
 from kd_jax.data import encoded, splits
 from kd_jax.data.table import blank
 from kd_jax.errors import UserError
-from kd_jax.evals import classification, regression
+from kd_jax.evals import classification
 from kd_jax.tasks.examples import ExampleTask
 from kd_jax.tasks.task import HELD_OUT_SEED
 
@@ -148,7 +148,7 @@ class ClassificationTask(ExampleTask):
         logits_NC = self._logits(split, outputs)
         labels_N = self._labels(split)
         if self.regression:
-            return regression.figures(logits_NC[:, 0], labels_N)
+            return classification.regression(logits_NC[:, 0], labels_N)
         loss = classification.cross_entropy(logits_NC, labels_N)
         return {"loss": loss} | self._figures(logits_NC.argmax(axis=1), labels_N)
 
@@ -212,7 +212,7 @@ class ClassificationTask(ExampleTask):
     def score_predictions(self, split, predictions):
         labels_N = self._labels(split)
         if self.regression:
-            return regression.figures(np.array(predictions), labels_N)
+            return classification.regression(np.array(predictions), labels_N)
         index_N = np.array([self.labels.index(name) for name in predictions])
         return self._figures(index_N, labels_N)
 

@@ -13,7 +13,7 @@ from kd_jax.data.choices import Questions
 from kd_jax.data.continuations import Rows, endings
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.evals import multiple_choice
+from kd_jax.evals import likelihood
 from kd_jax.tasks.scoring import DATA
 
 
@@ -69,7 +69,7 @@ class ScoredChoices:
     @property
     def chance(self) -> float | None:
         counts = [len(self._questions.questions[q].endings) for q in self._labelled]
-        return multiple_choice.chance(counts) if counts else None
+        return likelihood.chance(counts) if counts else None
 
     def hits(self, log_likelihoods_N):
         """{"acc": bool (Q,)} and, where the task normalises, "acc_norm"; of the questions that have
@@ -79,13 +79,13 @@ class ScoredChoices:
         questions = [self._questions.questions[q] for q in self._labelled]
         values = [self._of(q, log_likelihoods_N) for q in self._labelled]
         answers_Q = np.array([question.answer for question in questions])
-        found = {"acc": multiple_choice.taken(values) == answers_Q}
+        found = {"acc": likelihood.taken(values) == answers_Q}
         if self._by_character:
             values = [
-                multiple_choice.per_character(value, question.endings)
+                likelihood.per_character(value, question.endings)
                 for value, question in zip(values, questions, strict=True)
             ]
-            found["acc_norm"] = multiple_choice.taken(values) == answers_Q
+            found["acc_norm"] = likelihood.taken(values) == answers_Q
         return found
 
     def figures(self, log_likelihoods_N):
@@ -133,7 +133,7 @@ class ScoredChoices:
 def _shares(hits: dict[str, np.ndarray]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, hits_Q in hits.items():
-        share = multiple_choice.share(hits_Q)
+        share = likelihood.share(hits_Q)
         found |= {name: share["value"]} | {
             f"{name}_{key}": share[key] for key in ("error", "interval")
         }

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.ticker import EngFormatter
 
 from kd_jax.evals import plots, runs
 from tests.evals import example_run
@@ -65,7 +66,7 @@ def test_seeds_of_different_length_are_drawn(tmp_path, curves):
 
 def scale(values, **settings):
     line = plots.Line("student", "#000000", "-", [(np.arange(3.0), np.array(values))])
-    figure = plots._figure("x", [plots.Panel("loss", "", [line], noisy=False, **settings)])
+    figure = plots.sheet([plots.Panel("loss", "", [line], noisy=False, **settings)], "x")
     return figure.axes[0].get_yscale()
 
 
@@ -135,7 +136,7 @@ def widths(*values):
         for name, one in zip("abc", values, strict=True)
     ]
     panel = plots.Panel("loss", "", lines, noisy=False)
-    figure = plots._figure("x", [panel])
+    figure = plots.sheet([panel], "x")
     said = panel.describe().split("; ")[2:]
     return [line.get_linewidth() for line in figure.axes[0].lines], said
 
@@ -153,7 +154,8 @@ def test_curves_that_coincide_are_told_apart():
 def test_minor_labels():
     labels = [plots._minor_label(value) for value in (0.2, 0.4, 0.5, 3.0, 7.0, 2000.0)]
     assert labels == ["0.2", "", "0.5", "3", "", "2000"]
-    assert [plots._short(step) for step in (0, 500, 1500, 2_000_000)] == ["0", "500", "1.5k", "2M"]
+    steps = EngFormatter(sep="")  # as the axes have it
+    assert [steps(step) for step in (0, 500, 1500, 2_000_000)] == ["0", "500", "1.5k", "2M"]
 
 
 def test_smoothing_keeps_lines_straight():

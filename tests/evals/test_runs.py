@@ -5,6 +5,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.evals import runs
+from kd_jax.evals.runs import by_evaluation, differences
 from tests.evals import example_run
 
 
@@ -114,3 +115,79 @@ def test_a_value_that_is_no_number_names_its_line(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n0,1.5\n1,high\n")
     with pytest.raises(UserError, match="metrics.csv:3: loss='high' is no number"):
         runs.read_columns(tmp_path / "metrics.csv")
+
+
+def config(seed=0, stages=("baseline", "student"), **objective):
+    objective = {"kl": {"weight": 0.5, "temperature": 2.0}} | objective
+    optim = {"learning_rate": 1e-3}
+    return dict(seed=seed, objective=objective, stages={n: {} for n in stages}, optim=optim)
+
+
+def test_values_are_told_with_the_end_of_their_key():
+    other = config(1) | {"optim": {"learning_rate": 3e-4}}
+    found = differences([config(), other])
+    assert found == [["optim.learning_rate=0.001"], ["optim.learning_rate=0.0003"]]
+
+
+def test_a_section_that_others_lack_is_named_once():
+    hidden = {"weight": 1.0, "kind": "mse", "layers": "uniform"}
+    found = differences([config(), config(hidden=hidden), config(stages=["teacher"])])
+    trained = ["stages.baseline", "stages.student"]
+    assert found == [trained, ["objective.hidden", *trained], ["stages.teacher"]]
+
+
+def test_in_a_section_that_some_lack_the_others_may_differ():
+    heavy, light = ({"hidden": {"weight": weight, "kind": "mse"}} for weight in (10, 1))
+    found = differences([config(), config(**heavy), config(**light)])
+    assert found == [[], ["hidden.weight=10"], ["hidden.weight=1"]]
+
+
+def test_keys_with_the_same_end_are_told_whole():
+    one, two = ({"a": {"x": {"lr": n}}, "b": {"x": {"lr": 2 * n}}} for n in (1, 2))
+    assert differences([one, two])[0] == ["a.x.lr=1", "b.x.lr=2"]
+
+
+def test_a_section_in_place_of_a_value():
+    assert differences([{"a": ""}, {"a": {"b": 1}}]) == [['a=""'], ["a"]]
+
+
+VALIDATION = {"step": np.array([2.0, 4.0]), "loss": np.array([1.5, 1.0])}
+
+
+def columns(**values):
+    return {"step": np.arange(1.0, 5.0)} | {k: np.array(v, float) for k, v in values.items()}
+
+
+def test_means_since_the_last_evaluation():
+    training = columns(loss=[1, 2, 3, 5], kl=[1, np.nan, 2, 4])
+    first, second = by_evaluation(training, VALIDATION)
+    assert first == {"step": 2, "train_loss": 1.5, "train_kl": 1.0, "loss": 1.5}
+    assert second == {"step": 4, "train_loss": 4.0, "train_kl": 3.0, "loss": 1.0}
+
+
+def test_what_distillation_weighs_against_the_labels():
+    training = columns(
+        ce_weighted=[1, 1, 2, 2], kl_weighted=[2, 4, 1, 1], hidden_weighted=[1, 1, 1, 1]
+    )
+    assert [row["kd_to_ce"] for row in by_evaluation(training, VALIDATION)] == [4.0, 1.0]
+    scores = columns(mse_weighted=[2] * 4, logit_mse_weighted=[1] * 4)
+    assert by_evaluation(scores, VALIDATION)[0]["kd_to_ce"] == 0.5
+
+
+@pytest.mark.parametrize("names", [("ce",), ("kl",), ("ce", "mse")])
+def test_no_ratio_without_both(names):
+    training = columns(**{f"{name}_weighted": [1] * 4 for name in names})
+    assert not any("kd_to_ce" in row for row in by_evaluation(training, VALIDATION))
+    none = columns(ce_weighted=[0] * 4, kl_weighted=[1] * 4)
+    assert "kd_to_ce" not in by_evaluation(none, VALIDATION)[0]
+
+
+def test_what_was_not_recorded():
+    assert by_evaluation(columns(loss=[1] * 4), {}) == []
+    assert by_evaluation(
+        {"step": np.array([3.0])}, {"step": np.array([2.0]), "loss": np.array([1.0])}
+    ) == [{"step": 2, "loss": 1.0}]
+
+
+def test_a_damaged_table_of_training_leaves_the_held_out_figures():
+    assert by_evaluation({}, columns(step=[2], loss=[0.5])) == [{"step": 2, "loss": 0.5}]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kd_jax.evals import pairs
+from kd_jax.evals import quantities
 from kd_jax.evals.quantities import Figure
 
 UP = Figure("accuracy", "accuracy", "{:.4f}".format, 1)
@@ -10,12 +10,12 @@ DOWN = Figure("loss", "loss", "{:.4f}".format, -1)
 
 
 def paired(*differences, figure=UP):
-    return pairs.Paired(figure, list(differences))
+    return quantities.Paired(figure, list(differences))
 
 
 def test_against_the_paired_t_test():
     a, b = np.random.default_rng(0).normal(size=(2, 6))
-    found = pairs.compare(
+    found = quantities.compare(
         UP, [{"accuracy": x} for x in a.tolist()], [{"accuracy": x} for x in b.tolist()]
     )
     test = scipy.stats.ttest_rel(a, b)
@@ -51,5 +51,5 @@ def test_shown():
 
 
 def test_nothing_to_compare():
-    assert pairs.compare(UP, [{"accuracy": 0.5}], [{"accuracy": None}]) is None
-    assert pairs.compare(UP, [], []) is None
+    assert quantities.compare(UP, [{"accuracy": 0.5}], [{"accuracy": None}]) is None
+    assert quantities.compare(UP, [], []) is None

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kd_jax.evals import document, html, plots
-from kd_jax.evals.document import Details, Document, Finding, Matrices, Matrix, Section, Text
+from kd_jax.evals import plots
+from kd_jax.evals.page import Details, Document, Finding, Matrices, Matrix, Section
 from kd_jax.evals.table import Table
 from kd_jax.recipes.compare import compare
 from tests.evals import browser, example_run
@@ -42,7 +42,7 @@ class Outline(HTMLParser):
 
 
 def page(*blocks):
-    return html.page(Document("Title", "under it", [Section("A section", [*blocks])]))
+    return Document("Title", "under it", [Section("A section", [*blocks])]).html()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def report(tmp_path_factory):
 
 def test_text_is_escaped():
     table = Table("<t>", ["<h>"], [["<c> & 'd'"]])
-    found = page(Text("<p>"), Finding("open", "<lead>", "<f>"), table, Details(table))
+    found = page("<p>", Finding("open", "<lead>", "<f>"), table, Details(table))
     outline = Outline(found)
     for text in ("<p>", "<lead>", "<t>", "<h>", "<c> & 'd'"):
         assert text in outline.texts
@@ -68,7 +68,7 @@ def test_text_is_escaped():
 
 
 def test_sections_without_blocks_are_left_out():
-    found = html.page(Document("T", "", [Section("Empty", []), Section("Full", [Text("x")])]))
+    found = Document("T", "", [Section("Empty", []), Section("Full", ["x"])]).html()
     assert "Empty" not in found and '<a href="#full">Full</a>' in found
 
 
@@ -92,8 +92,8 @@ def test_a_confusion_matrix_is_shaded_by_the_share_of_the_row():
 def test_markdown_of_the_blocks():
     table = Table("title", ["", "a|b"], [["x", "1"]])
     matrix = Matrices([Matrix("m", ["a|\nb"], [[1000]])])
-    blocks = [Text("words"), Finding("open", "Lead.", "text"), Details(table), matrix]
-    found = document.markdown(Document("T", "under", [Section("S", blocks)]))
+    blocks = ["words", Finding("open", "Lead.", "text"), Details(table), matrix]
+    found = Document("T", "under", [Section("S", blocks)]).markdown()
     assert found.startswith("# T\n\nunder\n\n## S\n\nwords\n\n**Lead.** text\n\n<details><summary>")
     assert "| true \\ predicted | a\\| b |\n| --- | ---: |\n| a\\| b | 1,000 |" in found
 
