@@ -26,8 +26,7 @@ from kd_jax.data import encoded
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.settings import settings
-from kd_jax.data.squad import Question
-from kd_jax.data.windows import Windows, windows
+from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals.span import best_spans
 from kd_jax.models import family, hf, hub

@@ -1,5 +1,5 @@
 """Chats: language modelling on conversations, of which the assistant's words alone are learnt,
-tool calls and thoughts included (data/conversations.py, tasks/templates.py).
+tool calls and thoughts included (data/chats.py).
 
 A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
 and attention of its own; without packing it holds one. Labels are shifted here: the label of a
@@ -20,14 +20,13 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import cache, conversations, packing, table
+from kd_jax.data import cache, chats, ragged, table
 from kd_jax.data.loader import Stream
 from kd_jax.data.ragged import Ragged
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.task import DATA, HELD_OUT_SEED, label_a_token
-from kd_jax.tasks.templates import Template
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class Chat:
         self.seq_len, self.packed = config["seq_len"], config["packed"]
         self.column, self.turns = config["column"], config["turns"]
         self.tokenizer = tokenizer
-        self._template = None if tokenizer is None else Template(tokenizer, self.turns)
+        self._template = None if tokenizer is None else chats.Template(tokenizer, self.turns)
         self._encoded = functools.cache(self._encode)
         self._rows = functools.cache(self._cut)
 
@@ -130,9 +129,9 @@ class Chat:
     def _encode(self, key: str) -> tuple[dict, Ragged]:
         """A source's name, commit and digest, and all of its conversations, tokenised once."""
         found = table.read(self.data[key], f"data.{key}")
-        messages = conversations.read(found, self.column, "config.task.column")
-        tools = conversations.tools(found)
-        digest = conversations.digest(messages, tools)
+        messages = chats.read(found, self.column, "config.task.column")
+        tools = chats.tools(found)
+        digest = chats.digest(messages, tools)
         tokenizer, hashed = self.tokenizer, hashlib.blake2b(digest_size=16)
         template = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.turns
         for part in (_VERSION, digest, *template):
@@ -179,7 +178,7 @@ class Rows:
                 f"{about['name']}: no conversation has a word of the assistant within "
                 f"config.task.seq_len={seq_len} tokens; lengthen the rows"
             )
-        bins = packing.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
+        bins = ragged.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
         self.rows = [kept[each].tolist() for each in bins] if packed else kept[:, None].tolist()
         self.about = about | dict(
             conversations=len(chosen),

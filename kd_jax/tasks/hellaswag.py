@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kd_jax.data import choices, table
-from kd_jax.data.choices import Question, Questions
+from kd_jax.data import continuations, table
+from kd_jax.data.continuations import Question, Questions
 from kd_jax.data.settings import settings
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
@@ -46,7 +46,7 @@ class HellaSwag(MultipleChoice):
 
     def _read(self) -> Questions:
         found = table.read(self.data["test"] or HUB, "data.test")
-        return choices.questions(found.name, _questions(found), found.commit)
+        return continuations.questions(found.name, _questions(found), found.commit)
 
 
 def _questions(found: Table) -> Iterator[tuple[str, Question]]:

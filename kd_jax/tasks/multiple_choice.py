@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data.choices import Questions
-from kd_jax.data.continuations import Rows, endings
+from kd_jax.data.continuations import Questions, Rows, endings
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.evals import multiple_choice

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits, squad, table
 from kd_jax.data.settings import settings
-from kd_jax.data.windows import Windows, windows
+from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals import span
 from kd_jax.ranges import Real, Whole

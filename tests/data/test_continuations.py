@@ -3,8 +3,7 @@ import pytest
 from tokenizers import processors
 
 from kd_jax.data import continuations
-from kd_jax.data.choices import Question, questions, together
-from kd_jax.data.continuations import Rows, Stretches, sliding
+from kd_jax.data.continuations import Question, Rows, Stretches, questions, sliding, together
 from kd_jax.errors import UserError
 from kd_jax.tasks import text
 

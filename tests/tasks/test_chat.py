@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
 from kd_jax.tasks import chat
-from kd_jax.tasks.templates import Template
 from kd_jax.types import Model
 from tests.models import tiny
 from tests.tasks import chats

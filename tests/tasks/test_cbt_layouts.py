@@ -1,8 +1,8 @@
 import pytest
 
-from kd_jax.data import cbt
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
+from kd_jax.tasks import cbt
 
 QUERY = "The XXXXX ran .\tfox\t\tdog|fox|hen"
 
