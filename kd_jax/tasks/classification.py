@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import encoded, splits
+from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.table import blank
 from kd_jax.errors import UserError
 from kd_jax.evals import classification, regression
 from kd_jax.tasks.examples import ExampleTask
-from kd_jax.tasks.task import HELD_OUT_SEED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 config.task: name, seq_len, and `task`: cola, sst2, mrpc, stsb, qqp, mnli (its test split is the
 matched one), mnli_mismatched, qnli, rte or wnli.
 
-config.data as in tasks/examples.py. Sources that are left out are the hub's nyu-mll/glue: train,
+config.data as in data/splits.py. Sources that are left out are the hub's nyu-mll/glue: train,
 and as test its validation split, since the labels of GLUE's own test split are secret. A file or
 folder in GLUE's original layout is read too, source="files": a folder's train.tsv for train,
 dev.tsv (dev_matched.tsv, dev_mismatched.tsv) for the rest, or <split>.tsv.
@@ -14,18 +14,15 @@ F1 of MRPC and QQP, Spearman's correlation of STS-B, accuracy of the others.
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from absl import logging
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
-from kd_jax.tasks.examples import DATA
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -85,20 +82,14 @@ TASKS = {
 }
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "Glue":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for. Raises UserError for an unknown task."""
-    return Glue(config, data, tokenizer)
-
-
 class Glue(ClassificationTask):
     """One of GLUE's tasks."""
 
+    defaults, hub = DEFAULTS, HUB
+
     def __init__(self, config, data, tokenizer) -> None:
-        config = settings(config, DEFAULTS, "task")
-        self.task = config["task"]
+        super().__init__(config, data, tokenizer)
+        self.task = self.config["task"]
         if self.task not in TASKS:
             raise UserError(f"config.task.task={self.task!r}; have: {', '.join(TASKS)}")
         self.layout = TASKS[self.task]
@@ -106,9 +97,6 @@ class Glue(ClassificationTask):
         self.metrics = self.layout.metrics
         self.primary = self.metrics[0]
         self.regression = self.task == "stsb"
-        data = settings(data, DATA, "data")
-        data |= {key: data[key] or HUB for key in ("train", "test")}
-        super().__init__(data, tokenizer, config["seq_len"])
 
     @property
     def written(self):
@@ -185,3 +173,6 @@ def _original(path: Path, task: str) -> table.Table:
     if left_out:
         logging.warning("%s: %d broken rows are left out", path, left_out)
     return table.Table.of_records(str(path), records)
+
+
+make = Glue

@@ -13,7 +13,7 @@ config.task:
                          validation split (`tuned`)
     best_non_null        True: always answer, also on v2.0
 
-config.data as in tasks/examples.py; files are SQuAD's .json, the hub's columns are read too. A
+config.data as in data/splits.py; files are SQuAD's .json, the hub's columns are read too. A
 source may say `without`: another SQuAD .json, whose contexts are left out of it, and whose articles
 are (by title) unless `same_articles` is True.
 Held-out questions are of other articles than those trained on.
@@ -23,22 +23,21 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits, squad, table
 from kd_jax.data.settings import settings
+from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals import span
 from kd_jax.ranges import Real, Whole
-from kd_jax.tasks.examples import DATA, ExampleTask
-from kd_jax.tasks.task import HELD_OUT_SEED
+from kd_jax.tasks.examples import ExampleTask
 
 DEFAULTS = dict(
     name="squad",
@@ -53,14 +52,6 @@ DEFAULTS = dict(
 WITHOUT = dict(without=None, same_articles=False)
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "Squad":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for."""
-    return Squad(config, data, tokenizer)
-
-
 class _Best(NamedTuple):
     text: str  # of the best span, "" where there is none
     null_odds: float  # score of no answer minus score of the span
@@ -73,11 +64,11 @@ class Squad(ExampleTask):
     labels = ()
     metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
     primary = "f1"
+    defaults = DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
-        self.config = settings(config, DEFAULTS, "task")
+        super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
-        super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
         self._windows: dict[str, Windows] = {}
 
     def with_tokenizer(self, tokenizer):
@@ -244,3 +235,6 @@ class Squad(ExampleTask):
 
 def _answers(best: dict[str, _Best], threshold: float) -> dict[str, str]:
     return {key: found.text if found.null_odds <= threshold else "" for key, found in best.items()}
+
+
+make = Squad
