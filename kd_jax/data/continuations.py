@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kd_jax.data import ragged
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
@@ -122,32 +123,18 @@ class Rows:
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
         """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
         ones; segments where any row has more than one."""
-        shape, tokens_F = (len(ids_B), length), self._stretches.tokens_F
-        tokens_BT, labels_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        segments_BT = np.zeros(shape, np.int32)
-        for b, r in enumerate(ids_B):
-            begin, last = self._shared_N2[self._rows[r][0]]
-            at = last - begin
-            tokens_BT[b, :at] = tokens_F[begin:last]
-            for number, n in enumerate(self._rows[r], 1):
-                first, end = self._stretches.scored_N2[n]
-                stop = at + end - first
-                tokens_BT[b, at] = tokens_F[last]
-                tokens_BT[b, at + 1 : stop] = tokens_F[first : end - 1]
-                labels_BT[b, at:stop] = tokens_F[first:end]
-                weights_BT[b, at:stop] = 1.0
-                segments_BT[b, at:] = number
-                at = stop
-            mask_BT[b, :at] = 1.0
-        return Batch(
-            ids_B=np.asarray(ids_B, np.int32),
-            tokens_BT=tokens_BT,
-            mask_BT=mask_BT,
-            labels=labels_BT,
-            weights=weights_BT,
-            segments_BT=segments_BT if self.branches > 1 else None,
-        )
+        rows = (self._pieces(self._rows[r]) for r in ids_B)
+        return ragged.batch(ids_B, rows, length, self.branches > 1)
+
+    def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
+        """The context but its last token, then every stretch after that."""
+        tokens_F = self._stretches.tokens_F
+        begin, last = self._shared_N2[row[0]]
+        yield tokens_F[begin:last], 0, 0.0, 0
+        for number, n in enumerate(row, 1):
+            first, end = self._stretches.scored_N2[n]
+            tokens_N = np.concatenate([tokens_F[last : last + 1], tokens_F[first : end - 1]])
+            yield tokens_N, tokens_F[first:end], 1.0, number
 
     def by_stretch(self, found: dict[int, np.ndarray]) -> np.ndarray:
         """float64 (N,): what was found for the segments of each row, (K,), as one value a stretch;

@@ -7,14 +7,13 @@ classes.txt beside them must name the same classes.
 """
 
 import csv
-import os
 from pathlib import Path
 
 from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
@@ -31,14 +30,9 @@ class AGNews(ClassificationTask):
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = spec["path"]
-        if spec["source"] == "files" and isinstance(path, str | Path):
-            path = Path(os.path.expanduser(path))
-            path = path / f"{spec['split'] or key}.csv" if path.is_dir() else path
-            if path.suffix in (".csv", ".tsv") and spec["delimiter"] is None:
-                if not path.is_file():
-                    raise UserError(f"{path} (config.{where}) does not exist")
-                return self._original(path)
+        path = shipped(spec, where, key, ".csv", ".tsv")
+        if path is not None:
+            return self._original(path)
         found = table.read(spec, where)
         known = {str(row): row for row in range(4)} | self._known
         labels_N = classes(found.column("label", "config.data"), known, found.place)

@@ -19,7 +19,7 @@ hub's layout. The default is the hub's cam-cst/cbt, its split test.
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from kd_jax.data import continuations, files, table
@@ -39,15 +39,12 @@ HUB = dict(source="hub", path="cam-cst/cbt", split="test")
 _TABLES = (".parquet", ".jsonl", ".json")
 
 
-def scoring(config: Mapping, data: Mapping | None) -> "ChildrensBookTest":
-    """The task of config.task and config.data."""
-    return ChildrensBookTest(settings(config, DEFAULTS, "task"), data)
-
-
 class ChildrensBookTest(MultipleChoice):
+    defaults = DEFAULTS
+
     def __init__(self, config, data) -> None:
         super().__init__(config, data)
-        self.classes = tuple(config["classes"])
+        self.classes = tuple(self.config["classes"])
         unknown = [name for name in self.classes if name not in CLASSES]
         if unknown or not self.classes:
             have = ", ".join(CLASSES)
@@ -133,16 +130,12 @@ def of_file(path: Path, group: str) -> Iterator[tuple[str, Question]]:
 
 def of_table(table: Table, group: str) -> Iterator[tuple[str, Question]]:
     """(place, question) of each row in the hub's layout. UserError names the row."""
-    names = ("sentences", "question", "answer", "options")
-    columns = [table.column(name, "config.data to the Children's Book Test, not") for name in names]
+    key = "config.data to the Children's Book Test, not"
+    readers = table.lists, table.texts, table.texts, table.lists
+    names = "sentences", "question", "answer", "options"
+    columns = [read(name, key) for read, name in zip(readers, names, strict=True)]
     for row, (sentences, query, answer, words) in enumerate(zip(*columns, strict=True)):
         place = table.place(row)
-        for name, texts in (("sentences", sentences), ("options", words)):
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-                raise UserError(f"{place}: {name} is {texts!r}, not a list of texts")
-        for name, text in (("question", query), ("answer", answer)):
-            if not isinstance(text, str):
-                raise UserError(f"{place}: {name} is {text!r}, not text")
         if len(sentences) != SENTENCES:
             raise UserError(f"{place}: {len(sentences)} sentences, not {SENTENCES}")
         yield place, _question(sentences, query, answer, words, group, place)
@@ -176,3 +169,6 @@ def _question(sentences, query, answer, words, group, place) -> Question:
         raise UserError(f"{place}: the answer {answer!r} is not among {', '.join(words)}")
     endings = tuple(query.replace(BLANK, word).strip() for word in words)
     return Question(" ".join(sentences), endings, words.index(answer), group)
+
+
+scoring = ChildrensBookTest

@@ -14,6 +14,7 @@ a column of messages; a share `held_out` is of conversations.
 
 import dataclasses
 import functools
+import itertools
 import logging
 
 import numpy as np
@@ -149,29 +150,12 @@ class Rows:
 
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
         """The rows of one batch, whatever the epoch."""
-        shape = len(ids_B), self.seq_len
-        tokens_BT, labels_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
-        mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for row, number in enumerate(ids_B):
-            start = 0
-            for segment, conversation in enumerate(self.rows[number], 1):
-                length = self.lengths[conversation]
-                ids_N, learnt_N = self.tokens[conversation]
-                here = row, slice(start, start + length)
-                tokens_BT[here] = ids_N[:length]
-                labels_BT[here] = ids_N[1 : length + 1]
-                weights_BT[here] = learnt_N[1 : length + 1]
-                mask_BT[here] = 1.0
-                segments_BT[here] = segment
-                start += length
-        return Batch(
-            ids_B=np.asarray(ids_B, np.int32),
-            tokens_BT=tokens_BT,
-            mask_BT=mask_BT,
-            labels=labels_BT,
-            weights=weights_BT,
-            segments_BT=segments_BT if self.packed else None,
-        )
+        rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
+        return ragged.batch(ids_B, rows, self.seq_len, self.packed)
+
+    def _piece(self, segment: int, conversation: int) -> tuple:
+        (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]
+        return ids_N[:length], ids_N[1 : length + 1], learnt_N[1 : length + 1], segment
 
 
 make = Chat

@@ -13,7 +13,6 @@ F1 of MRPC and QQP, Spearman's correlation of STS-B, accuracy of the others.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 from absl import logging
@@ -22,7 +21,7 @@ from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -108,16 +107,9 @@ class Glue(ClassificationTask):
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = spec["path"]
-        if spec["source"] == "files" and isinstance(path, str | Path):
-            path = Path(os.path.expanduser(path))
-            if path.is_dir():
-                default = "train" if key == "train" else self.layout.dev
-                path = path / f"{spec['split'] or default}.tsv"
-            if path.suffix == ".tsv" and spec["delimiter"] is None:
-                if not path.is_file():
-                    raise UserError(f"{path} (config.{where}) does not exist: {_have(path.parent)}")
-                return self._texts(_original(path, self.task), original=True)
+        path = shipped(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
+        if path is not None:
+            return self._texts(_original(path, self.task), original=True)
         if spec["source"] == "hub" and spec["path"] == HUB["path"] and spec["name"] is None:
             spec["name"] = self.layout.hub_name or self.task
         if spec["split"] is None:
@@ -144,11 +136,6 @@ class Glue(ClassificationTask):
             labels_N = classes(found.column(label, key), known, found.place)
         texts = Texts(found.name, first, second, labels_N, found.place, found.commit)
         return texts if self.task == "qqp" else texts.checked()  # a few of QQP's are empty
-
-
-def _have(folder: Path) -> str:
-    names = sorted(file.name for file in folder.glob("*.tsv")) if folder.is_dir() else []
-    return f"{folder} has {', '.join(names) or 'no .tsv'}"
 
 
 def _original(path: Path, task: str) -> table.Table:

@@ -3,7 +3,7 @@ the model's answer."""
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,11 @@ class MultipleChoice:
     """Subclasses read the questions."""
 
     by_character = False  # whether there is an accuracy by log-likelihood a character, acc_norm
+    defaults: dict[str, Any]  # of config.task
 
-    def __init__(self, config: dict[str, Any], data: Any) -> None:
-        """`config` are complete settings with seq_len."""
-        self.seq_len = config["seq_len"]
+    def __init__(self, config: Mapping, data: Mapping | None) -> None:
+        self.config = settings(config, self.defaults, "task")
+        self.seq_len = self.config["seq_len"]
         self.data = settings(data, DATA, "data")
 
     def _read(self) -> Questions:

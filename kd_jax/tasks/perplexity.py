@@ -46,15 +46,11 @@ DEFAULTS = dict(name="perplexity", seq_len=POSITIONS, stride=POSITIONS, document
 MOST = 2048  # tokens of a window, where nobody says otherwise
 
 
-def scoring(config: Mapping, data: Mapping | None) -> "Perplexity":
-    """The task of config.task and config.data."""
-    return Perplexity(settings(config, DEFAULTS, "task"), settings(data, DATA, "data"))
-
-
 class Perplexity:
     """See `scoring.ScoringTask`; a stretch is what one window scores."""
 
-    def __init__(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+    def __init__(self, config: Mapping, data: Mapping | None) -> None:
+        config, data = settings(config, DEFAULTS, "task"), settings(data, DATA, "data")
         self.seq_len, self.stride = config["seq_len"], config["stride"]
         self.documents = config["documents"]
         if self.documents not in ("joined", "alone"):
@@ -150,3 +146,6 @@ class ScoredText:
 
 def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))
+
+
+scoring = Perplexity

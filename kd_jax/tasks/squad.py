@@ -23,7 +23,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,24 +213,35 @@ class Squad(ExampleTask):
         rows, questions = self.rows(split), self.examples(split).questions
         if len(outputs) != len(rows):
             raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")
-        made = self._windows[split]
         texts, scores = [""] * len(questions), [-math.inf] * len(questions)
         nulls = [math.inf] * len(questions)
-        for row, (start_T, end_T) in enumerate(outputs):
-            index, first = made.question_N[row], made.first_N[row]
-            context = slice(first, first + made.count_N[row])
-            limits = self.config["n_best"], self.config["max_answer_length"]
-            found = span.best_spans(start_T[context], end_T[context], *limits)
-            score, begin, last = found[0] if found else (-math.inf, 0, 0)
+        limits = self.config["n_best"], self.config["max_answer_length"]
+        for index, null, found in spans(self._windows[split], outputs, *limits):
+            score, begin, end = found[0] if found else (-math.inf, 0, 0)
             if score > scores[index]:
-                offsets_T2 = made.offsets(row)
-                text = questions[index].context[offsets_T2[begin, 0] : offsets_T2[last, 1]]
-                texts[index], scores[index] = text, score
-            nulls[index] = min(nulls[index], float(start_T[0]) + float(end_T[0]))
+                texts[index], scores[index] = questions[index].context[begin:end], score
+            nulls[index] = min(nulls[index], null)
         return {
             question.id: _Best(text, null - score)
             for question, text, score, null in zip(questions, texts, scores, nulls, strict=True)
         }
+
+
+def spans(
+    made: Windows, outputs: Iterable[np.ndarray], n_best: int, max_length: int
+) -> Iterator[tuple[int, float, list[tuple[float, int, int]]]]:
+    """(question, score of no answer, [(score, begin, end)]) of each window: its best spans in
+    characters of the context, the best one first. `outputs` are (2, T) start and end logits."""
+    for row, (start_T, end_T) in enumerate(outputs):
+        first = made.first_N[row]
+        context, offsets_T2 = slice(first, first + made.count_N[row]), made.offsets(row)
+        found = [
+            (score, int(offsets_T2[begin, 0]), int(offsets_T2[last, 1]))
+            for score, begin, last in span.best_spans(
+                start_T[context], end_T[context], n_best, max_length
+            )
+        ]
+        yield made.question_N[row], float(start_T[0]) + float(end_T[0]), found
 
 
 def _answers(best: dict[str, _Best], threshold: float) -> dict[str, str]:
