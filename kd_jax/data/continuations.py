@@ -9,8 +9,6 @@ stretch's first (`Batch.segments_BT`).
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import ragged
 from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.splits import Asked
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
@@ -155,24 +154,10 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
+class Questions(Asked):
     """The questions of one split."""
 
-    name: str  # for messages and the run's manifest
-    questions: list[Question]
-    place: Callable[[int], str]  # where a question stands, for messages: "val.jsonl, row 7"
-    commit: str | None = None  # of a hub repository
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """A hash of all texts and answers."""
-        digest = hashlib.blake2b(digest_size=16)
-        for question in self.questions:
-            digest.update(json.dumps(question).encode())
-        return digest.hexdigest()
+    place: Callable[[int], str] = str  # where a question stands, for messages: "val.jsonl, row 7"
 
 
 def questions(
@@ -194,7 +179,7 @@ def questions(
         kept.append(question)
     if not kept:
         raise UserError(f"{name} holds no questions")
-    return Questions(name, kept, places.__getitem__, commit)
+    return Questions(name, kept, commit, places.__getitem__)
 
 
 def together(parts: list[Questions]) -> Questions:
@@ -204,7 +189,7 @@ def together(parts: list[Questions]) -> Questions:
     places = [part.place(row) for part in parts for row in range(len(part))]
     everything = [question for part in parts for question in part.questions]
     name = ", ".join(part.name for part in parts)
-    return Questions(name, everything, places.__getitem__, parts[0].commit)
+    return Questions(name, everything, parts[0].commit, places.__getitem__)
 
 
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:

@@ -9,6 +9,10 @@ config.data:
     held_out    share of train that is held out where there is no validation
 """
 
+import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,6 +41,31 @@ class Part(Protocol):
 
     def part(self, chosen_N: np.ndarray, name: str) -> "Part":
         """Those where the bool array is True."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Questions of a source, which are named tuples of what JSON can hold."""
+
+    name: str  # for messages and the run's manifest
+    questions: list[Any]
+    commit: str | None = None  # of a hub repository
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of all texts and answers."""
+        digest = hashlib.blake2b(digest_size=16)
+        for question in self.questions:
+            digest.update(json.dumps(question).encode())
+        return digest.hexdigest()
+
+
+def about(part: Part) -> dict[str, Any]:
+    """What names a part in a run's manifest."""
+    return dict(name=part.name, commit=part.commit, digest=part.digest)
 
 
 class Splits:

@@ -3,8 +3,6 @@ windows: a question with a part of its context, for contexts longer than a row."
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
 from kd_jax.data.encoded import Encoded, join, pad_id
+from kd_jax.data.splits import Asked
 from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 
@@ -34,23 +33,10 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
+class Questions(Asked):
     """The questions of one split."""
 
-    name: str
-    questions: list[Question]
-    unanswerable: bool  # v2.0: some questions may have no answer
-    commit: str | None = None  # of a hub repository
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for question in self.questions:
-            digest.update(json.dumps(question).encode())
-        return digest.hexdigest()
+    unanswerable: bool = False  # v2.0: some questions may have no answer
 
     @functools.cached_property
     def golds(self) -> dict[str, list[str]]:
@@ -69,7 +55,7 @@ class Questions:
     def part(self, chosen_N: Sequence[bool] | np.ndarray, name: str) -> "Questions":
         rows = np.flatnonzero(chosen_N).tolist()
         chosen = [self.questions[row] for row in rows]
-        return Questions(name, chosen, self.unanswerable, self.commit)
+        return dataclasses.replace(self, name=name, questions=chosen)
 
 
 def read(path: Path) -> Questions:
@@ -91,7 +77,7 @@ def read(path: Path) -> Questions:
                 f"{entry.get('is_impossible', False)}"
             )
         found.append(_checked(key, title, context, question, answers, place))
-    return _unique(Questions(str(path), found, unanswerable), lambda row: str(path))
+    return _unique(Questions(str(path), found, unanswerable=unanswerable), lambda row: str(path))
 
 
 def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
@@ -124,7 +110,7 @@ def of_table(table: Table) -> Questions:
         pairs = list(zip(starts, texts, strict=True))
         found.append(_checked(key, title, context, question, pairs, place))
     unanswerable = any(not question.answers for question in found)
-    return _unique(Questions(table.name, found, unanswerable, table.commit), table.place)
+    return _unique(Questions(table.name, found, table.commit, unanswerable), table.place)
 
 
 def field(mapping: Any, key: str, place: str, kind: type = object) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kd_jax.data import splits
 from kd_jax.data.continuations import Questions, Rows, endings
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
@@ -36,8 +37,7 @@ class MultipleChoice:
 
     def manifest(self) -> dict[str, Any]:
         """See `scoring.ScoringTask`."""
-        found = self.questions
-        return dict(name=found.name, commit=found.commit, digest=found.digest, examples=len(found))
+        return splits.about(self.questions) | dict(examples=len(self.questions))
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredChoices":
         """Rows of contexts and endings. UserError where no question's endings fit."""

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import continuations, files, source
+from kd_jax.data import continuations, files, source, splits
 from kd_jax.data.continuations import Rows
 from kd_jax.data.documents import Documents
 from kd_jax.data.settings import settings
@@ -81,13 +81,7 @@ class Perplexity:
 
     def manifest(self) -> dict[str, Any]:
         """See `scoring.ScoringTask`."""
-        texts = self.texts
-        return dict(
-            name=texts.name,
-            commit=texts.commit,
-            digest=texts.identity.digest,
-            examples=texts.identity.count,
-        )
+        return splits.about(self.texts) | dict(examples=self.texts.identity.count)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredText":
         """Windows over all texts. UserError where the stride is longer than a window, and where

@@ -23,7 +23,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,10 +152,6 @@ class Squad(ExampleTask):
         """The answer's text by question id, "" for no answer."""
         best = self._best(split, outputs)
         return _answers(best, self._threshold(split, best))
-
-    def null_odds(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """Score of no answer minus score of the best answer, by question id."""
-        return {key: found.null_odds for key, found in self._best(split, outputs).items()}
 
     def write_submission(self, split, outputs, path) -> None:
         """The .json that the official script reads: {question id: text}."""

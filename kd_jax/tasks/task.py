@@ -96,12 +96,7 @@ class SplitTask(splits.Splits):
         """Reads every split of the config now, and tokenises it where there is a tokenizer, so that
         mistakes show before long work. Returns for the run's manifest: split -> name, commit,
         digest, and how large it is."""
-        manifest = {}
-        for split in self.splits:
-            part = self.examples(split)
-            about = dict(name=part.name, commit=part.commit, digest=part.digest)
-            manifest[split] = about | self._about(split)
-        return manifest
+        return {s: splits.about(self.examples(s)) | self._about(s) for s in self.splits}
 
 
 class TextTask(SplitTask):
