@@ -25,7 +25,7 @@ from kd_jax.data.ragged import Ragged
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.task import DATA, SplitTask, described
+from kd_jax.tasks.task import DATA, SplitTask, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Chat(SplitTask):
 
     def shapes(self, batch_size):
         segments = {"segments_BT": self.seq_len} if self.packed else {}
-        return described(batch_size, self.seq_len, self.seq_len, **segments)
+        return batch_shapes(batch_size, self.seq_len, self.seq_len, **segments)
 
     def _stream(self, split, batch_size, seed=None, **processes):
         rows = self._rows(split)

@@ -16,7 +16,7 @@ from kd_jax.data.blocks import Blocks
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks import text
-from kd_jax.tasks.task import TextTask, described
+from kd_jax.tasks.task import TextTask, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,15 @@ class CausalLM(TextTask):
             raise UserError(f"config.task.separator={self.separator!r}: have eos, bos")
 
     def shapes(self, batch_size):
-        return described(batch_size, self.seq_len, self.seq_len)
+        return batch_shapes(batch_size, self.seq_len, self.seq_len)
 
     def prepare(self):
         own = text.own_separator(self.tokenizer)
-        if self.separator == "eos" and own == "bos" and self._id != self.tokenizer.bos_token_id:
+        if (
+            self.separator == "eos"
+            and own == "bos"
+            and self._separator != self.tokenizer.bos_token_id
+        ):
             log.warning(
                 "documents are joined by %s (separator=eos), while the tokenizer begins texts with "
                 "%s: a model that has met %s before every text wants separator=bos",
@@ -48,11 +52,8 @@ class CausalLM(TextTask):
             )
         return super().prepare()
 
-    def _separator(self) -> int:
-        return self._id
-
     @functools.cached_property
-    def _id(self) -> int:
+    def _separator(self) -> int:
         name = f"{self.separator}_token"
         return text.token_id(self.tokenizer, name, "causal language modelling")
 
@@ -61,7 +62,7 @@ class CausalLM(TextTask):
 
     def _make(self, cut, seed, ids_B, epochs_B):
         text_BW, valid_BW = cut.rows(ids_B)
-        text_BW = np.where(valid_BW, text_BW, self._id)  # padding, with mask and weight 0
+        text_BW = np.where(valid_BW, text_BW, self._separator)  # padding, with mask and weight 0
         return Batch(
             ids_B=ids_B.astype(np.int32),
             tokens_BT=text_BW[:, :-1],

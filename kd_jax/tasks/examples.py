@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
-from kd_jax.tasks.task import SplitTask, described
+from kd_jax.tasks.task import SplitTask, batch_shapes
 from kd_jax.types import Batch
 
 
@@ -133,4 +133,4 @@ class ExampleTask(SplitTask):
         typed = self.tokenizer is not None and "token_type_ids" in self.tokenizer.model_input_names
         slots, label = 2 if self.head == "span" else 1, np.float32 if self.regression else np.int32
         types = {"types_BT": length} if typed else {}
-        return described(batch_size, length, slots, label, **types)
+        return batch_shapes(batch_size, length, slots, label, **types)

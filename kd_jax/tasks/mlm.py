@@ -13,7 +13,7 @@ from kd_jax.data.blocks import Blocks
 from kd_jax.data.masking import Masking, uniforms
 from kd_jax.ranges import Whole
 from kd_jax.tasks import text
-from kd_jax.tasks.task import TextTask, described
+from kd_jax.tasks.task import TextTask, batch_shapes
 from kd_jax.types import Batch
 
 DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)
@@ -31,13 +31,14 @@ class MaskedLM(TextTask):
 
     def shapes(self, batch_size):
         slots = self.masking.slots
-        return described(batch_size, self.seq_len, slots, positions_BP=slots)
+        return batch_shapes(batch_size, self.seq_len, slots, positions_BP=slots)
 
     @functools.cached_property
     def _special(self) -> tuple[int, int, int]:
         names = ("cls_token", "sep_token", "pad_token")
         return tuple(text.token_id(self.tokenizer, n, "masked language modelling") for n in names)
 
+    @property
     def _separator(self) -> int:
         return self._special[1]
 

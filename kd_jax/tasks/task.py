@@ -28,7 +28,7 @@ from kd_jax.types import Batch
 DATA = splits.DATA | dict(cache_dir=None)
 
 
-def described(
+def batch_shapes(
     batch_size: int, seq_len: int, slots: int, label: type = np.int32, **others: int
 ) -> Batch:
     """A batch of jax.ShapeDtypeStruct with `slots` labels and weights a row; `others` are fields
@@ -113,7 +113,9 @@ class TextTask(SplitTask):
 
     # What a subclass defines.
 
+    @property
     def _separator(self) -> int:
+        """The token between documents."""
         raise NotImplementedError
 
     def _blocks(self, tokens_N, partial: bool) -> blocks.Blocks:
@@ -148,4 +150,4 @@ class TextTask(SplitTask):
     def _tokenize(self, split: str):
         folder = cache.folder(self.data["cache_dir"])
         tokenizer = self.tokenizer.backend_tokenizer
-        return blocks.tokenize(self.examples(split), tokenizer, self._separator(), folder)
+        return blocks.tokenize(self.examples(split), tokenizer, self._separator, folder)
