@@ -1,6 +1,6 @@
 """One kd_jax process of the fine-tuning benchmark; prints one line of JSON.
 
-Batches come from the task's own stream of buckets. The step is the one that recipes/finetune.py
+Batches come from the task's own stream of buckets. The step is the one that recipes/distil.py
 runs, with its metrics (accuracy, gradient norm); evaluation is `train.evaluate.predict`.
 """
 
@@ -31,10 +31,10 @@ from timing import run
 
 from kd_jax.cli import start_jax
 from kd_jax.models import family
+from kd_jax.models.blueprint import stored
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes.blueprint import stored
-from kd_jax.recipes.teaching import attach
+from kd_jax.run.teaching import attach
 from kd_jax.tasks import glue, text
 from kd_jax.teachers.several import Stored
 from kd_jax.train import optim, sharding, state

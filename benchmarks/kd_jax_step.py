@@ -1,6 +1,6 @@
 """One kd_jax process of the benchmark: times the step of a case and prints one line of JSON.
 
-The step is the one that recipes/pretrain.py runs, with its metrics (KL at T = 1, gradient norm).
+The step is the one that recipes/distil.py runs, with its metrics (KL at T = 1, gradient norm).
 """
 
 import argparse
@@ -14,9 +14,9 @@ from timing import arguments, case_of, resident, run
 
 from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
+from kd_jax.models.blueprint import stored
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes.blueprint import stored
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
 from kd_jax.train.step import Plan, train_step

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax.evals import by_class, by_round, methods, quantities, runs, table
-from kd_jax.recipes import workdir
+from kd_jax.run import workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, FieldReference
 
 
 def model() -> ConfigDict:
-    """A model section: see kd_jax/recipes/blueprint.py."""
+    """A model section: see kd_jax/models/blueprint.py."""
     return ConfigDict(dict(model="", revision="main", architecture=ConfigDict()))
 
 
@@ -22,7 +22,8 @@ def base(recipe: str) -> ConfigDict:
     c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 128 MB
     c.mesh = ConfigDict(dict(fsdp=1))  # devices that share one copy of the parameters
     c.steps = 100_000  # optimizer steps a stage
-    c.stages = ConfigDict()  # stage -> what differs there: steps, batch_size, optim
+    # stage -> what differs there: steps, batch_size, optim, and the keys of STAGE below
+    c.stages = ConfigDict()
     c.teacher = model()
     # scratch: random parameters, where there is neither a checkpoint nor a stage that trains it
     c.teacher.init = ""
@@ -103,7 +104,7 @@ def finetuning() -> ConfigDict:
 
 
 def pruning(recipe: str = "prune") -> ConfigDict:
-    """The keys of pruning: those of `base`, and a section, see kd_jax/recipes/pruning_setup.py."""
+    """The keys of pruning: those of `base`, and a section, see kd_jax/stages/prune.py."""
     c = base(recipe)
     c.pruning = ConfigDict(
         dict(
@@ -116,7 +117,7 @@ def pruning(recipe: str = "prune") -> ConfigDict:
 
 
 def _theseus(group: int) -> ConfigDict:
-    """A section `theseus`, see kd_jax/recipes/theseus.py."""
+    """A section `theseus`, see kd_jax/stages/theseus.py."""
     return ConfigDict(
         dict(
             group=group,  # blocks of the teacher to one of the successor
@@ -129,7 +130,7 @@ def _theseus(group: int) -> ConfigDict:
 
 def substitution() -> ConfigDict:
     """The keys of substitution: those of `pruning`, which here makes a model as small as
-    substitution does, and a section, see kd_jax/recipes/phases.py."""
+    substitution does, and a section, see kd_jax/stages/swaps.py."""
     c = pruning("substitute")
     c.pruning.target = 0.0
     c.substitution = ConfigDict(
@@ -142,7 +143,7 @@ def substitution() -> ConfigDict:
             init="random",  # random | pruned: how a compact block begins
             fit_steps=0,  # steps of regression to the blocks that go, before each swap
             fit_learning_rate=1e-3,
-            order=FieldReference("last_first", field_type=object),  # kd_jax/recipes/phases.py
+            order=FieldReference("last_first", field_type=object),  # kd_jax/stages/swaps.py
             importance_batches=16,  # training batches that order="importance" looks at
             blocks=1,  # to replace at each swap
             steps=1000,  # from one swap to the next
@@ -156,7 +157,7 @@ def substitution() -> ConfigDict:
 
 
 def ensemble() -> ConfigDict:
-    """The keys of sequential ensembles, see kd_jax/recipes/ensemble_setup.py."""
+    """The keys of sequential ensembles, see kd_jax/stages/round.py."""
     c = base("ensemble")
     c.rounds = 6  # of config.steps steps; each adds a member
     c.stages = dict(round={})
@@ -192,3 +193,26 @@ def wikitext103() -> dict:
     splits = ("train", "validation", "test")
     name = dict(path="Salesforce/wikitext", name="wikitext-103-raw-v1")
     return {split: dict(source="hub", **name) for split in splits}
+
+
+# What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
+STAGE = dict(
+    kind="plain",  # kd_jax/stages/<kind>.py
+    model="student",  # the section of the config that it trains
+    objective="objective",  # the key of its terms, learned from the teachers; "": labels alone
+    after="",  # the stage whose last parameters it goes on from, where there is such a stage
+    select=True,  # keeps the checkpoint that is best by held-out figures; else the last one
+)
+# Stages that are known by their names, in the order in which a run goes through them; others come
+# after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
+STAGES = dict(
+    teacher=dict(model="teacher", objective=""),
+    assistant=dict(model="assistant"),
+    baseline=dict(objective=""),
+    intermediate=dict(objective="intermediate", select=False),
+    substitute=dict(kind="substitute", model=""),  # "": a model that the stage makes
+    prune=dict(kind="prune", model=""),
+    theseus=dict(kind="theseus", model=""),
+    student=dict(after="intermediate"),
+    round=dict(kind="round"),
+)

@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kd_jax import cli, plugins
-from kd_jax.recipes import workdir
+from kd_jax.run import workdir
 from kd_jax.train import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(

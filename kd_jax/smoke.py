@@ -84,14 +84,14 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         raise ValueError(f"unknown variant {arg!r}; have: smoke")
     if not arg:
         return c
-    if c.recipe == "substitute":  # both blocks of the teacher, one after the other
+    if "substitution" in c:  # both blocks of the teacher, one after the other
         c.substitution.update(num_heads=1, num_kv_heads=1, ffn_width=24, steps=2, warmup=1)
         c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
         c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
         c.substitution.target = 0.3 if family == "gpt2" else 0.2
         c.theseus.group = 2
         c.student.architecture = ConfigDict()
-    if c.recipe == "ensemble":
+    if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
@@ -100,7 +100,7 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
     c.student.model = ""
     if c.student.init == "model":
         c.student.init = "teacher"
-    if c.recipe in ("pretrain", "ensemble"):
+    if not {"substitution", "pruning"} & {*c}:
         c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"

@@ -131,7 +131,7 @@ if __name__ == "__main__":
     import transformers.models.bert.modeling_bert  # noqa: F401
 
     import kd_jax.main
-    import kd_jax.recipes.pretrain  # noqa: F401
+    import kd_jax.recipes.distil  # noqa: F401
 
     _serve()
     kd_jax.main.main()

@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
-from kd_jax.recipes import keys, mixing, recall, workdir
+from kd_jax.run import keys, workdir
+from kd_jax.stages import mixing, recall
 from kd_jax.train import evaluate, loop, step
 
 _SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")
@@ -52,7 +53,8 @@ def run(name: str) -> Smoke:
     folder = Path(_SESSION.name, name.replace(":", "-"))
     with private_caches(), guards(), Reads(config) as reads, compilations() as compiled:
         recipe = plugins.load("recipes", config.recipe, "run")
-        results = recipe.run(config, workdir.enter(config, name.partition(":")[0], str(folder)))
+        with workdir.enter(config, name.partition(":")[0], str(folder)) as place:
+            results = recipe.run(config, place)
     return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
 
 

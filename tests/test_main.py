@@ -18,7 +18,9 @@ from kd_jax import cli
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import pretrain, workdir
+from kd_jax.recipes import distil
+from kd_jax.run import workdir
+from kd_jax.run.run import build
 from kd_jax.tasks import text as tokenizers
 from tests import forked, tiny_config
 
@@ -78,7 +80,8 @@ def error(tmp_path, capsys, monkeypatch):
     def of(config, steps=0) -> str:
         run = tmp_path / "run"
         with pytest.raises(SystemExit) as left, cli.plain_errors():
-            pretrain.run(config, workdir.enter(config, "tiny", str(run)))
+            with workdir.enter(config, "tiny", str(run)) as place:
+                distil.run(config, place)
         assert left.value.code == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
@@ -298,7 +301,7 @@ def test_a_text_that_is_not_there(config, error):
 
 def test_a_tokenizer_is_not_trained_into_a_bucket(config):
     with pytest.raises(UserError, match="tokenizer.train='wordpiece' needs a local --workdir, not"):
-        pretrain.Setup(config, epath.Path("gs://bucket/run"))
+        build(config, epath.Path("gs://bucket/run"))
 
 
 def test_no_random_teacher_is_meant_by_mistake(config, error):

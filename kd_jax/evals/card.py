@@ -133,7 +133,7 @@ def of_stage(
     base = {
         key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
         for key in ("teacher", "student")
-        if config[key]["model"]
+        if config[key]["model"] and key in results["models"]
     }
     teacher = _model(base["teacher"]) if "teacher" in base else "a model trained in the same run"
     train, text = config["data"]["train"], results["data"]["train"]["name"]

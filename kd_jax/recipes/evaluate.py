@@ -8,36 +8,22 @@ split gives what its results.json says.
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from typing import Any
 
-import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import runs
-from kd_jax.models import family
-from kd_jax.objectives import combine
-from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, provenance, workdir
-from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
-from kd_jax.tasks import text
+from kd_jax.run import measure, provenance, subject
+from kd_jax.run.run import build
+from kd_jax.run.subject import Report, Subject
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import evaluate
-from kd_jax.train.step import Plan
-from kd_jax.types import Model, Params
 
 ROWS = 32  # of a batch, where neither the user nor a run says otherwise
 TOKENS = 512  # of a row, likewise, unless the model takes fewer
-
-Report = dict[str, Any]  # see `evaluate_checkpoint`
-Checkpoint = tuple[Blueprint, Params]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +48,7 @@ def evaluate_checkpoint(
         task: mlm | clm, a module of kd_jax.tasks.
         data: file, folder or glob.
         options: defaults are no teacher, rows of text as in the model's training where its folder
-            says how (recipes/provenance.py), else of 512 tokens (or as many as the models take);
+            says how (run/provenance.py), else of 512 tokens (or as many as the models take);
             batches of 32 rows, fp32.
 
     Returns:
@@ -76,26 +62,20 @@ def evaluate_checkpoint(
     """
     make_task = plugins.load("tasks", task, "make").make
     head = make_task({"name": task}, None, None).head
-    precision, mesh = options.precision or "fp32", sharding.make_mesh()
-    policy = policy_for(precision, jax.default_backend())
-    batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
-    check_rows(batch_size)
-    described = blueprint.describe(section(model, revision), "--model", head, policy)
-    tokenizer = text.load_tokenizer(described.folder)
-    student = described, described.load(None)
-    teacher = _teacher(options.teacher, head, policy, tokenizer)
-    most = min(each[0].config.max_tokens for each in (student, teacher) if each is not None)
+    rows = subject.rows(options.batch_size, ROWS)
+    own = subject.of_checkpoint(model, revision, head, options.precision)
+    teacher = _teacher(options.teacher, own)
+    most = min(each.described.config.max_tokens for each in (own, teacher) if each is not None)
     given = {"seq_len": options.seq_len, "separator": options.separator}
     source = _source(task, data, options, given)
-    config = provenance.task_of(described.folder, task, given, tokenizer)
+    config = provenance.task_of(own.described.folder, task, given, own.tokenizer)
     if config.setdefault("seq_len", min(TOKENS, most)) > most:
         raise UserError(
             f"--seq_len={config['seq_len']}: the models have positions for {most} tokens"
         )
-    texts = make_task(config, {"test": source}, tokenizer)
-    stated = {"model": described.name, "task": task, "precision": precision}
-    stated["data"] = texts.prepare()["test"]
-    return stated | _measure(student, teacher, texts, "test", batch_size, mesh)
+    texts = make_task(config, {"test": source}, own.tokenizer)
+    stated = own.stated | {"task": task, "data": texts.prepare()["test"]}
+    return stated | _measure(own, teacher, texts, "test", rows, sharding.make_mesh())
 
 
 def evaluate_stage(
@@ -116,31 +96,28 @@ def evaluate_stage(
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
-    run = runs.read(folder)
-    trained = [name for name in run.stages if name in run.config["stages"]]
+    made = runs.read(folder)
+    trained = [name for name in made.stages if name in made.config["stages"]]
     if stage not in trained:  # what was only judged has no checkpoint
-        raise run.no_stage(stage, trained)
-    config, manifest = for_these_devices(run.config, options), run.results["data"]
+        raise made.no_stage(stage, trained)
+    config, manifest = for_these_devices(made.config, options), made.results["data"]
     if task not in (None, config.task.name):
         raise UserError(f"{folder} is a run of task {config.task.name!r}, not {task!r}")
-    split = "test" if data else split or run.results["split"]
+    split = "test" if data else split or made.results["split"]
     if data:
         config.data = ConfigDict({"test": _source(config.task.name, data, options, config.task)})
     elif split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
-    setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
-    stages = {each.name: each for each in setup.stages}
-    teacher = _teacher(options.teacher, setup.head, setup.policy, setup.tokenizer)
-    if teacher is None and stage != "teacher":
-        own = "teacher" in stages
-        params = restore_best(setup, stages["teacher"]) if own else given_params(setup, "teacher")
-        teacher = setup.models["teacher"], params
-    student = setup.models[stages[stage].model], restore_best(setup, stages[stage])
-    stated = {"model": str(run.workdir), "stage": stage, "task": config.task.name}
-    stated["precision"] = config.precision
-    stated["data"] = setup.task.prepare()["test"] if data else manifest[split]
-    rows, chunk = config.eval.batch_size, config.vocab_chunk
-    return stated | _measure(student, teacher, setup.task, split, rows, setup.mesh, chunk)
+    run = build(config, made.workdir)
+    own = subject.of_run(run, stage)
+    teacher = _teacher(options.teacher, own)
+    if teacher is None and run.stage(stage).model not in run.teachers:
+        taught = [each.name for each in run.stages if each.model == "teacher"]
+        teacher = subject.of_run(run, *(taught or ["teacher"]))
+    stated = own.stated | {"task": config.task.name}
+    stated["data"] = run.task.prepare()["test"] if data else manifest[split]
+    rows = config.eval.batch_size
+    return stated | _measure(own, teacher, run.task, split, rows, run.mesh, run.chunk)
 
 
 def _source(task: str, data: str, options: Options, settings: Any) -> dict[str, str]:
@@ -152,21 +129,6 @@ def _source(task: str, data: str, options: Options, settings: Any) -> dict[str, 
     return {"path": data}
 
 
-def check_rows(batch_size: int) -> None:
-    """Raises UserError where the devices cannot share --batch_size."""
-    devices = jax.device_count()
-    if batch_size < 1 or batch_size % devices:
-        raise UserError(
-            f"--batch_size={batch_size} cannot be divided among {devices} devices; make it a "
-            f"multiple of {devices}"
-        )
-
-
-def section(model: str, revision: str | None = None) -> ConfigDict:
-    """The config section of a checkpoint."""
-    return ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-
-
 def for_these_devices(config: dict, options: Options) -> ConfigDict:
     """The run's config, in which what concerns training alone fits any number of devices."""
     config = ConfigDict(config)
@@ -174,60 +136,45 @@ def for_these_devices(config: dict, options: Options) -> ConfigDict:
     config.task.seq_len = options.seq_len or config.task.seq_len
     config.eval.batch_size = options.batch_size or config.eval.batch_size
     config.mesh.fsdp = config.accumulate = 1
-    config.batch_size = config.eval.batch_size
-    check_rows(config.batch_size)
+    config.batch_size = subject.rows(config.eval.batch_size, ROWS)
     for changes in config.stages.values():
         changes.batch_size = config.batch_size
     return config
 
 
-def _teacher(
-    model: str | None, head: str, policy: Policy, tokenizer: PreTrainedTokenizerBase
-) -> Checkpoint | None:
+def _teacher(model: str | None, own: Subject) -> Subject | None:
     """The checkpoint of --teacher, if there is one."""
     if model is None:
         return None
-    described = blueprint.describe(section(model), "--teacher", head, policy)
-    if text.load_tokenizer(described.folder).get_vocab() != tokenizer.get_vocab():
+    precision = own.stated["precision"]
+    found = subject.of_checkpoint(model, None, own.described.head, precision, "--teacher")
+    if found.tokenizer.get_vocab() != own.tokenizer.get_vocab():
         raise UserError(
             f"--teacher={model} has another tokenizer than the model: the same ids would mean "
             f"other words; choose a teacher of the same vocabulary"
         )
-    return described, described.load(None)
+    return found
 
 
 def _measure(
-    student: Checkpoint,
-    teacher: Checkpoint | None,
+    student: Subject,
+    teacher: Subject | None,
     task: Any,
     split: str,
     batch_size: int,
     mesh: Mesh,
     chunk: int = 0,
 ) -> Report:
-    began = time.perf_counter()
-    described, params = student
-    policy, everywhere = described.policy, NamedSharding(mesh, P())
-    model = Model(jax.device_put(params, everywhere), described.abstract().graphdef)
-    frozen = None
-    if teacher is not None:
-        kept = blueprint.stored(teacher[1], policy)
-        frozen = Model(jax.device_put(kept, everywhere), teacher[0].abstract().graphdef)
-    objective = combine.held_out(policy, None if frozen is None else policy, chunk)
-    plan = Plan(objective, mesh, family.PARTITION)
-    figures = evaluate(model, task.held_out(split, batch_size), frozen, plan)
+    frozen = None if teacher is None else teacher.frozen(mesh)
+    how = measure.program(student.described.policy, frozen is not None, mesh, chunk)
+    figures = evaluate(student.model(mesh), task.held_out(split, batch_size), frozen, how)
     return {
-        "commit": described.commit,
-        "teacher": None if teacher is None else teacher[0].name,
+        "commit": student.described.commit,
+        "teacher": None if teacher is None else teacher.described.name,
         "split": split,
         "seq_len": task.seq_len,
         **({"separator": task.separator} if hasattr(task, "separator") else {}),
         "batch_size": batch_size,
-        "loss": figures["loss"],
-        "perplexity": math.exp(min(figures["loss"], 700.0)),
-        **figures,
-        "parameters": count(params),
-        "size_mb": size_mb(params),
-        "machine": workdir.machine(),
-        "seconds": round(time.perf_counter() - began, 1),
+        **measure.with_perplexity(figures),
+        **student.report(),
     }

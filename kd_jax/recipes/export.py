@@ -25,15 +25,16 @@ from etils import epath
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax import plugins, storage
+from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf, hub
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
-from kd_jax.recipes import export_check, provenance
-from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.setup import Setup
-from kd_jax.recipes.stage import Stage, restore_best
+from kd_jax.recipes import export_check
+from kd_jax.run import provenance
+from kd_jax.run.run import Run, build
+from kd_jax.run.stage import Stage, restore_best
 from kd_jax.tasks import text
 from kd_jax.types import Params
 
@@ -45,24 +46,23 @@ SAMPLE = "The 1,234 boys' caf\u00e9s  aren\u2019t  OPEN;\n\tsee \u4e2d\u6587 \U0
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 
 
-def export_run(setup: Setup, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
+def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
     """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
-    return _export_stage(setup, stage, params, results, setup.folder / "export" / stage.name)
+    return _export_stage(run, stage, params, results, run.folder / "export" / stage.name)
 
 
 def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
     check_place(epath.Path(out))
-    run = runs.read(workdir)
-    config = ConfigDict(run.config)
+    made = runs.read(workdir)
+    config = ConfigDict(made.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
-    make_setup = plugins.load("recipes", config.recipe, "run").Setup
-    setup = make_setup(config, run.workdir, devices=jax.local_devices()[:1])
-    chosen = next((each for each in setup.stages if each.name == stage), None)
+    run = build(config, made.workdir, devices=jax.local_devices()[:1])
+    chosen = run.stage(stage)
     if chosen is None:  # what was judged alone has no checkpoint
-        raise run.no_stage(stage, [each.name for each in setup.stages if each.name in run.stages])
-    params = restore_best(setup, chosen)
-    return _export_stage(setup, chosen, params, run.results, epath.Path(out))
+        raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
+    params = restore_best(run, chosen)
+    return _export_stage(run, chosen, params, made.results, epath.Path(out))
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
@@ -230,21 +230,21 @@ def _sibling(out: epath.Path, ending: str) -> Path:
 
 
 def _export_stage(
-    setup: Setup, stage: Stage, params: Params, results: dict, out: epath.Path
+    run: Run, stage: Stage, params: Params, results: dict, out: epath.Path
 ) -> dict[str, Any]:
-    blueprint = setup.models[stage.model]
-    config = json.loads(setup.config.to_json())
-    stated = card.inherited(blueprint.folder, *(m.folder for m in setup.models.values()))
+    blueprint = run.models[stage.model]
+    config = json.loads(run.config.to_json())
+    stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     size = _size(blueprint, params)
     code = _own_code(blueprint)
-    tokenizer = setup.tokenizer_of(stage.model)
+    tokenizer = run.tokenizers[stage.model]
     trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(
-        card.of_stage, stage.name, setup.head, size, results, config, stated, rows, code
+        card.of_stage, stage.name, run.head, size, results, config, stated, rows, code
     )
     source = {"config_hash": results["config_hash"], "stage": stage.name}
-    origins = blueprint.folder, setup.models["teacher"].folder
+    origins = blueprint.folder, run.models["teacher"].folder
     return export_model(blueprint, params, tokenizer, out, page, source, trained_on, *origins)
 
 

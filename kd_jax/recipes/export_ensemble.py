@@ -13,15 +13,16 @@ import numpy as np
 
 from kd_jax.evals import card, quantities
 from kd_jax.models import hf_ensemble
-from kd_jax.recipes import export, export_check, provenance
-from kd_jax.recipes.ensemble_setup import EnsembleSetup
-from kd_jax.recipes.stage import count
+from kd_jax.models.blueprint import count
+from kd_jax.recipes import export, export_check
+from kd_jax.run import provenance
+from kd_jax.run.run import Run
 from kd_jax.teachers.several import average
 from kd_jax.types import Batch, Params
 
 
 def export_run(
-    setup: EnsembleSetup,
+    run: Run,
     members: Sequence[Params],
     weights: Sequence[float],
     results: dict[str, Any],
@@ -29,27 +30,27 @@ def export_run(
     """Writes RUN/export/member_N, from 1, and RUN/export/ensemble, of members on the host. Returns
     what `export.export_model` does, of the ensemble, and "members": their paths."""
     paths = [
-        _member(setup, params, number, results)["path"] for number, params in enumerate(members, 1)
+        _member(run, params, number, results)["path"] for number, params in enumerate(members, 1)
     ]
-    return _whole(setup, members, weights, results) | {"members": paths}
+    return _whole(run, members, weights, results) | {"members": paths}
 
 
-def _member(setup: EnsembleSetup, params: Params, number: int, results: dict) -> dict[str, Any]:
-    name, blueprint = f"member_{number}", setup.models["student"]
+def _member(run: Run, params: Params, number: int, results: dict) -> dict[str, Any]:
+    name, blueprint = f"member_{number}", run.models["student"]
     size = quantities.count(count(params)) + " parameters"
-    page, trained_on = _about(setup, name, size, results, "")
+    page, trained_on = _about(run, name, size, results, "")
     source = {"config_hash": results["config_hash"], "stage": name}
-    out = setup.folder / "export" / name
-    origins = _folders(setup)
+    out = run.folder / "export" / name
+    origins = _folders(run)
     return export.export_model(
-        blueprint, params, setup.tokenizer, out, page, source, trained_on, *origins
+        blueprint, params, run.tokenizers["student"], out, page, source, trained_on, *origins
     )
 
 
-def _whole(setup, members, weights, results) -> dict[str, Any]:
-    blueprint, space = setup.models["student"], setup.config.ensemble.space
+def _whole(run: Run, members, weights, results) -> dict[str, Any]:
+    blueprint, space = run.models["student"], run.config.ensemble.space
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    page, trained_on = _about(setup, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
+    page, trained_on = _about(run, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
 
     def write(folder: Path) -> dict[str, float]:
         hf_ensemble.save(folder, members, weights, space, blueprint.family, blueprint.config)
@@ -62,22 +63,22 @@ def _whole(setup, members, weights, results) -> dict[str, Any]:
         return export_check.check_in_pytorch(folder, "clm", batch, mean)
 
     source = {"config_hash": results["config_hash"], "stage": "ensemble"}
-    out = setup.folder / "export" / "ensemble"
-    origins = _folders(setup)
-    return export.publish(write, setup.tokenizer, out, page, source, trained_on, *origins)
+    out = run.folder / "export" / "ensemble"
+    origins = _folders(run)
+    return export.publish(write, run.tokenizers["student"], out, page, source, trained_on, *origins)
 
 
 def _about(
-    setup: EnsembleSetup, name: str, size: str, results: dict, code: str
+    run: Run, name: str, size: str, results: dict, code: str
 ) -> tuple[export.Page, provenance.Provenance]:
     """The model card, and what goes into kd_jax.json."""
-    config = json.loads(setup.config.to_json())
-    stated = card.inherited(*_folders(setup))
-    trained_on = provenance.of_run(config, results, setup.tokenizer)
+    config = json.loads(run.config.to_json())
+    stated = card.inherited(*_folders(run))
+    trained_on = provenance.of_run(config, results, run.tokenizers["student"])
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(card.of_stage, name, "clm", size, results, config, stated, rows, code)
     return page, trained_on
 
 
-def _folders(setup: EnsembleSetup) -> tuple[Path | None, ...]:
-    return setup.models["student"].folder, setup.models["teacher"].folder
+def _folders(run: Run) -> tuple[Path | None, ...]:
+    return run.models["student"].folder, run.models["teacher"].folder

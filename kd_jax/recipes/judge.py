@@ -5,16 +5,12 @@ a run, or of a file of predictions that any system may have written.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
@@ -22,17 +18,11 @@ from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.evals import figures, runs, table
 from kd_jax.models import family
-from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, finetune, provenance, stage, workdir
-from kd_jax.recipes.answers import Answers
-from kd_jax.recipes.evaluate import check_rows
-from kd_jax.recipes.finetune_setup import (
-    FinetuneSetup,
-    check_types,
-    check_vocabulary,
-    class_order,
-)
-from kd_jax.tasks import text
+from kd_jax.run import measure, provenance, subject
+from kd_jax.run.answers import Answers
+from kd_jax.run.models import check_types, check_vocabulary, class_order
+from kd_jax.run.run import build
+from kd_jax.run.subject import Report
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import predict
@@ -40,8 +30,6 @@ from kd_jax.types import Model
 
 TASKS = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")
 ROWS = 64  # of a batch, where nobody says otherwise
-
-Report = dict[str, Any]  # see `of_checkpoint`
 
 
 def task_config(name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,47 +94,32 @@ def of_checkpoint(
         "task", "split", "data", the task's figures, "classes" and "confusion" where there are
         classes, "parameters", "size_mb", "precision", "machine", "seconds"}.
     """
-    began, mesh = time.perf_counter(), sharding.make_mesh()
-    rows = batch_size or -(-ROWS // mesh.size) * mesh.size
-    check_rows(rows)
-    policy = policy_for(precision or "fp32", jax.default_backend())
     head = make_task(task, columns, data).head
-    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-    described = blueprint.describe(section, "--model", head, policy)
-    tokenizer = text.load_tokenizer(described.folder)
-    check_vocabulary("model", described, tokenizer)
+    size = subject.rows(batch_size, ROWS)
+    own = subject.of_checkpoint(model, revision, head, precision)
+    described, mesh = own.described, sharding.make_mesh()
+    check_vocabulary("model", described, own.tokenizer)
     known = columns.get("labels") or provenance.trained(described.folder).get("labels")
     if task == "text" and not known:
         columns = {**columns, "labels": tuple(labels or described.config.labels)}
-    this = make_task(task, columns, data, tokenizer, described.folder)
+    this = make_task(task, columns, data, own.tokenizer, described.folder)
     most = described.config.max_tokens
     if seq_len is not None and not 0 < seq_len <= most:
         raise UserError(f"--seq_len={seq_len}: the model has positions for {most} tokens")
     this.seq_len = seq_len or min(this.seq_len, most)
-    check_types("model", described, tokenizer, this.examples("test").pairs[0])
+    check_types("model", described, own.tokenizer, this.examples("test").pairs[0])
     order = None
     if head == "classification" and not this.regression:
         order = class_order(model, labels, described.config.labels, this.labels, "--labels")
-    params = described.load(None)
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    student = Model(params, described.abstract().graphdef)
     encoded = this.rows("test")  # in lengths of their own: the training data need not be there
     lengths = lengths_of(encoded.lengths_N, this.seq_len)
-    stream = BucketStream(encoded.lengths_N, lengths, encoded.batch, rows)
-    found = predict(student, stream, mesh, family.PARTITION)
+    stream = BucketStream(encoded.lengths_N, lengths, encoded.batch, size)
+    found = predict(own.model(mesh), stream, mesh, family.PARTITION)
     outputs = [in_order(found[i], order) for i in range(len(found))]
-    report = {"model": described.name, "commit": described.commit, "task": task, "split": "test"}
-    report["data"] = manifest(this, "test")
+    report = own.stated | {"task": task, "split": "test", "data": manifest(this, "test")}
     if this.has_labels("test"):
-        report |= this.score("test", outputs) | this.report("test", outputs)
-    report |= {
-        "parameters": stage.count(params),
-        "size_mb": stage.size_mb(params),
-        "precision": precision or "fp32",
-        "machine": workdir.machine(),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    return this, outputs, report
+        report |= measure.of_logits(this, outputs, "test")
+    return this, outputs, report | own.report()
 
 
 def of_stage(
@@ -154,38 +127,29 @@ def of_stage(
 ) -> tuple[Any, list[np.ndarray], Report]:
     """The best checkpoint of a finished run's stage, on the run's own data or on `data`; see
     `of_checkpoint`."""
-    began = time.perf_counter()
-    run = runs.read(folder)
-    config = ConfigDict(run.config, type_safe=False)
+    made = runs.read(folder)
+    config = ConfigDict(made.config, type_safe=False)
     config.mesh.fsdp = config.accumulate = 1
     if data:
         config.data.test = {"source": "files", "path": data}
-    setup = FinetuneSetup(config, run.workdir)
-    split = split or setup.split
-    if name in setup.teachers and name not in setup.trained:
-        model, params = name, stage.given_params(setup, name)
-        outputs_on = functools.partial(Answers(setup, {name: params}).of, name)
+    run = build(config, made.workdir)
+    split, this = split or run.split, run.stage(name)
+    if this is None and (name not in run.teachers or name in run.trained):
+        raise made.no_stage(name, [each.name for each in run.stages])
+    own = subject.of_run(run, name)
+    if this is None:
+        model, logits = name, functools.partial(Answers(run, {name: own.params}).of, name)
     else:
-        stages = {this.name: this for this in setup.stages}
-        if name not in stages:
-            raise run.no_stage(name, list(stages))
-        model = stages[name].model
-        params = stage.restore_best(setup, stages[name])
-        outputs_on = functools.partial(finetune.outputs_of, setup, model, params)
-    task = setup.tasks[model]
+        model = this.model
+        whole = Model(own.params, own.described.abstract().graphdef)
+        logits = functools.partial(measure.logits, run, model, whole)
+    task = run.tasks[model]
     if task.tunes(split):
-        task = task.tuned(outputs_on("validation"))
-    outputs = outputs_on(split)
-    report = {"model": str(run.workdir), "stage": name, "task": config.task.name, "split": split}
-    report |= {"data": manifest(task, split), **finetune.measure(task, outputs, split)}
-    report |= {
-        "parameters": stage.count(params),
-        "size_mb": stage.size_mb(params),
-        "precision": config.precision,
-        "machine": workdir.machine(),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    return task, outputs, report
+        task = task.tuned(logits("validation"))
+    outputs = logits(split)
+    report = own.stated | {"task": config.task.name, "split": split, "data": manifest(task, split)}
+    report |= measure.of_logits(task, outputs, split)
+    return task, outputs, report | own.report()
 
 
 def of_predictions(task: str, columns: Mapping[str, Any], data: str | None, file: str) -> Report:

@@ -8,8 +8,8 @@ process and does not touch an accelerator in use.
     python -m kd_jax.recipes.plan TOPOLOGY < config.json    the child: writes the plan as JSON
 """
 
+import dataclasses
 import json
-import math
 import os
 import re
 import subprocess
@@ -21,14 +21,14 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import compiled, flops, topology
-from kd_jax.recipes import blueprint, operations, stage, workdir
-from kd_jax.recipes.setup import Setup
-from kd_jax.schedules import learning_rate
-from kd_jax.train import loop, sharding, state, step
-from kd_jax.types import Model, Params
+from kd_jax.models import blueprint
+from kd_jax.models.blueprint import count
+from kd_jax.run import cost, stage, workdir
+from kd_jax.run.run import Run, build
+from kd_jax.train import sharding, state, step
+from kd_jax.types import Model
 
 Plan = dict[str, Any]  # keys: see `needed` and `compiled_step`
 _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends with is 1 or 2
@@ -62,40 +62,38 @@ def _child(name: str) -> None:
     try:
         chips = topology.find(name) if name else None
         devices = topology.devices(chips) if chips else None
-        make_setup = plugins.load("recipes", config.recipe, "run").Setup
-        setup = make_setup(config, None, devices, chips.platform if chips else None)
-        found = needed(setup)
+        run = build(config, None, devices, chips.platform if chips else None)
+        found = needed(run)
         if chips:
-            found |= compiled_step(setup, chips)
+            found |= compiled_step(run, chips)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(_USER_ERROR)
     print(json.dumps(found))
 
 
-def abstract_step(setup: Setup) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Plan]:
+def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Plan]:
     """What the `train_step` of the planned stage is called with, in the end: shapes, types and
     shardings."""
-    last, rows = setup.principal, setup.principal.batch_size
-    static, knobs = setup.plan(last)
-    teacher = setup.models["teacher"].abstract()
+    last, static = run.principal, run.principal.program
+    teacher = run.models["teacher"].abstract()
     # Do the teacher's layers fit the student?
-    if last.model == "student" and setup.config.student.init == "teacher":
+    if last.model == "student" and run.config.student.init == "teacher" and not last.after:
         given = {"teacher": teacher.params}
-        jax.eval_shape(*stage.initial_params(setup, last, given, jax.random.key(0)))
+        jax.eval_shape(*stage.initial_params(run, last, given, jax.random.key(0)))
 
     def placed(shapes: Any, specs: Any) -> Any:
-        places = sharding.shardings(specs, setup.mesh)
+        places = sharding.shardings(specs, run.mesh)
         return jax.tree.map(_placed, shapes, places)
 
-    born = stage.abstract_state(setup, last)
-    frozen = jax.eval_shape(lambda x: blueprint.stored(x, setup.policy), teacher.params)
-    beside, batch = setup.beside(last, Model(frozen, teacher.graphdef), setup.task.shapes(rows))
-    specs = sharding.param_specs(static.table, beside.params, setup.mesh)
+    born = stage.abstract_state(run, last)
+    frozen = jax.eval_shape(lambda x: blueprint.stored(x, run.policy), teacher.params)
+    shapes = run.tasks[last.model].shapes(last.batch_size)
+    beside, batch = last.beside(Model(frozen, teacher.graphdef), shapes)
+    specs = sharding.param_specs(static.table, beside.params, run.mesh)
     beside = beside.replace(params=placed(beside.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
-    rate = learning_rate(last.optim, last.steps)
-    inputs = loop.Schedules(rate, knobs.weights, knobs.temperatures, seed=0).at(0)
+    inputs = dataclasses.replace(last.schedules, seed=0, replacement=None).at(0)
     return born, batch, beside, inputs, static
 
 
@@ -103,26 +101,21 @@ def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Sh
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
 
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def needed(setup: Setup) -> Plan:
+def needed(run: Run) -> Plan:
     """Sizes, and the FLOPs that one step on the global batch needs.
 
     stage: what is planned; params_teacher, params_student: of what it trains, in the end;
     reduction_percent; rows and tokens of a batch and positions of a row that reach the head;
     flops_needed; gradient_bytes, of one step in float32; where blocks are replaced on the way,
-    phases: what `Setup.table` says of each.
+    phases: what `Stage.swaps` says of each.
     """
-    born, *_ = abstract_step(setup)
-    teacher = setup.models["teacher"].abstract()
+    born, *_ = abstract_step(run)
+    teacher = run.models["teacher"].abstract()
     student = born.params["student"]
-    rows, tokens, positions = operations.shape_of_step(setup, setup.principal)
+    rows, tokens, positions = cost.shape_of_step(run, run.principal)
     teacher_size, student_size = count(teacher.params), count(student)
     found = {
-        "stage": setup.principal.name,
+        "stage": run.principal.name,
         "params_teacher": teacher_size,
         "params_student": student_size,
         "reduction_percent": round(100 * (1 - student_size / teacher_size), 2),
@@ -131,23 +124,24 @@ def needed(setup: Setup) -> Plan:
         "positions": positions,
         "flops_needed": flops.train_step(
             student,
-            setup.answering(setup.principal),
+            cost.answering(run, run.principal),
             born.params["objective"],
             *(rows, tokens, positions),
         ),
         "gradient_bytes": 4 * count(born.params),
     }
-    return found | ({"phases": setup.table()} if setup.table() else {})
+    swaps = list(run.principal.swaps)
+    return found | ({"phases": swaps} if swaps else {})
 
 
-def compiled_step(setup: Setup, chips: topology.Topology) -> Plan:
+def compiled_step(run: Run, chips: topology.Topology) -> Plan:
     """The step as compiled for `chips`.
 
     flops_compiled, of all chips together; memory_bytes_per_device and its parts; collectives of
     one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
     that were counted once since their trips depend on data; compile_seconds.
     """
-    *arguments, static = abstract_step(setup)
+    *arguments, static = abstract_step(run)
     lowered = step.train_step.lower(*arguments, plan=static)
     began = time.perf_counter()
     try:
@@ -162,21 +156,21 @@ def compiled_step(setup: Setup, chips: topology.Topology) -> Plan:
         "outputs": memory.output_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
     }
-    cost = compiled.cost(program.as_text())
+    spent = compiled.cost(program.as_text())
     return {
         "topology": chips.name,
         "devices": chips.chips,
-        "flops_compiled": chips.chips * cost.flops,
+        "flops_compiled": chips.chips * spent.flops,
         "memory_bytes_per_device": sum(parts.values()) - 2 * parts["aliased"],
         "memory_parts": parts,
         "memory_bytes_of_chip": chips.memory_bytes,
         "collectives": [
             {"kind": c.kind, "shapes": c.shapes, "bytes": c.bytes, "count": times}
-            for c, times in cost.collectives.items()
+            for c, times in spent.collectives.items()
         ],
-        "collective_bytes": cost.bytes_by_kind(),
-        "all_gathers": cost.all_gathers(),
-        "unbounded_loops": cost.unbounded,
+        "collective_bytes": spent.bytes_by_kind(),
+        "all_gathers": spent.all_gathers(),
+        "unbounded_loops": spent.unbounded,
         "compile_seconds": seconds,
     }
 

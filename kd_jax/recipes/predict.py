@@ -19,24 +19,22 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 from scipy import special
 
-from kd_jax.data import encoded
+from kd_jax.data import encoded, outputs
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf, hub
+from kd_jax.models import blueprint, family, hf, hub
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import policy_for
-from kd_jax.recipes import blueprint, inputs, outputs
-from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.evaluate import check_rows
-from kd_jax.recipes.finetune_setup import check_types, check_vocabulary
-from kd_jax.recipes.inputs import Input
-from kd_jax.tasks import squad, text
+from kd_jax.run import subject
+from kd_jax.run.models import check_types, check_vocabulary
+from kd_jax.tasks import inputs, squad, text
 from kd_jax.tasks.classification import Texts
+from kd_jax.tasks.inputs import Input
 from kd_jax.train import sharding
 from kd_jax.train.evaluate import predict
 from kd_jax.train.progress import ProgressBar
@@ -71,8 +69,8 @@ def predict_file(
 
     Args:
         model: folder of a classifier, regression or answer extractor, or hub id of `revision`.
-        source: a file as recipes/inputs.py reads it.
-        target: a file as recipes/outputs.py writes it. Each row has `index`, the number of the
+        source: a file as tasks/inputs.py reads it.
+        target: a file as data/outputs.py writes it. Each row has `index`, the number of the
             text or question from 0 (a header does not count), `id` where the input has one, and
             what `labels_of` or `answers_of` gives; None for each of these where there is no text.
 
@@ -83,8 +81,7 @@ def predict_file(
     read, written = Path(source).expanduser(), Path(target).expanduser()
     outputs.check(written, read)
     mesh = sharding.make_mesh()
-    batch_size = options.batch_size or -(-ROWS // mesh.size) * mesh.size
-    check_rows(batch_size)
+    batch_size = subject.rows(options.batch_size, ROWS)
     described = describe(model, revision, options.precision or "fp32")
     found = _read(read, described.head, options)
     reader = _reader(described)
@@ -130,8 +127,7 @@ def describe(model: str, revision: str | None, precision: str) -> Blueprint:
             f"{model}: config.json's architectures are {', '.join(map(str, names)) or 'missing'}; "
             f"have: {', '.join(f'*{end}' for end in HEADS)}; fine-tune the model first"
         )
-    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-    return blueprint.describe(section, "--model", heads[0], policy)
+    return subject.describe(model, revision, heads[0], policy)
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:

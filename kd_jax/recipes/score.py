@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.evals import retention, runs
 from kd_jax.models import family
-from kd_jax.precision import Policy, policy_for
-from kd_jax.recipes import blueprint, provenance, workdir
+from kd_jax.precision import Policy
 from kd_jax.recipes import evaluate as held_out
-from kd_jax.recipes.blueprint import Blueprint
-from kd_jax.recipes.evaluate import Checkpoint, check_rows, for_these_devices
-from kd_jax.recipes.finetune_setup import check_vocabulary
-from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
+from kd_jax.recipes.evaluate import for_these_devices
+from kd_jax.run import provenance, subject
+from kd_jax.run.models import check_vocabulary
+from kd_jax.run.run import Run, build
+from kd_jax.run.subject import Report, Subject
 from kd_jax.tasks import text
 from kd_jax.tasks.perplexity import Perplexity
 from kd_jax.tasks.scoring import Scored, ScoringTask
@@ -48,8 +47,6 @@ KINDS = tuple(dict.fromkeys(task.partition("/")[0] for task in TASKS))
 ROWS = 32  # of a batch, where nobody says otherwise
 
 TEACHER = "teacher"  # of a run: the model that others are compared with
-
-Report = dict[str, Any]  # see `of_checkpoint`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +149,10 @@ def of_checkpoint(
         "parameters", "size_mb", "precision", "machine", "seconds"}.
     """
     this = make_task(task, data, options)
-    policy = policy_for(options.precision or "fp32", jax.default_backend())
-    described = blueprint.describe(held_out.section(model, revision), "--model", "clm", policy)
-    tokenizer = text.load_tokenizer(described.folder)
-    check_vocabulary("model", described, tokenizer)
-    checkpoint = described, described.load(None)
-    stated = {"model": described.name, "commit": described.commit, "task": task}
-    stated["precision"] = options.precision or "fp32"
-    trained = provenance.trained(described.folder)
-    scored = _encoded(this, tokenizer, described, options, trained)
-    return _measure(checkpoint, scored, this, options, stated)
+    own = subject.of_checkpoint(model, revision, "clm", options.precision)
+    check_vocabulary("model", own.described, own.tokenizer)
+    trained = provenance.trained(own.described.folder)
+    return _measure(own, _encoded(this, own, options, trained), this, task, options)
 
 
 def of_stage(
@@ -169,10 +160,11 @@ def of_stage(
 ) -> tuple[Scores, Report]:
     """The best checkpoint of a finished run's stage, or the model that the run was given (teacher);
     see `of_checkpoint`."""
-    this, run = make_task(task, data, options), _Run(folder, options)
-    checkpoint = run.model(stage)
-    scored = _encoded(this, run.setup.tokenizer, checkpoint[0], options, run.setup.config.task)
-    return _measure(checkpoint, scored, this, options, run.stated(stage, task))
+    this, (run, have) = make_task(task, data, options), _run(folder, options)
+    if stage not in have:
+        raise runs.read(folder).no_stage(stage, have)
+    own = subject.of_run(run, stage)
+    return _measure(own, _encoded(this, own, options, run.config.task), this, task, options)
 
 
 def of_run(
@@ -180,73 +172,44 @@ def of_run(
 ) -> dict[str, tuple[Scores, Report]]:
     """By name, the models of a finished run: the teacher first, and every stage beside it, whose
     report has also what `Scores.beside` says, as "beside_teacher"."""
-    this, run = make_task(task, data, options), _Run(folder, options)
-    teacher = run.setup.models[TEACHER]
-    scored = _encoded(this, run.setup.tokenizer, teacher, options, run.setup.config.task)
+    this, (run, have) = make_task(task, data, options), _run(folder, options)
     found: dict[str, tuple[Scores, Report]] = {}
-    for name in run.names:
-        made, report = _measure(run.model(name), scored, this, options, run.stated(name, task))
+    scored = None
+    for name in have:
+        own = subject.of_run(run, name)
+        scored = scored or _encoded(this, own, options, run.config.task)
+        made, report = _measure(own, scored, this, task, options)
         if found:
             report["beside_teacher"] = made.beside(found[TEACHER][0])
         found[name] = made, report
     return found
 
 
-class _Run:
-    """A finished run of causal language models, and the models that it has."""
-
-    def __init__(self, folder: str, options: Options):
-        run = runs.read(folder)
-        name = run.config["task"]["name"]
-        if plugins.load("tasks", name, "make").make(run.config["task"], None, None).head != "clm":
-            raise UserError(
-                f"{folder} is a run of task {name!r}, whose models are not causal: likelihoods "
-                f"need one of task 'clm' or 'chat'"
-            )
-        own = held_out.Options(batch_size=_batch_size(options), precision=options.precision)
-        config = for_these_devices(run.config, own)
-        self._run, self._precision = run, config.precision
-        self.setup = plugins.load("recipes", config.recipe, "run").Setup(config, run.workdir)
-        self._stages = {each.name: each for each in self.setup.stages if each.name in run.stages}
-        if not self._stages:
-            raise run.no_stage("student", ())
-
-    @property
-    def names(self) -> list[str]:
-        """The teacher, and the stages."""
-        return list(dict.fromkeys([TEACHER, *self._stages]))
-
-    def model(self, name: str) -> Checkpoint:
-        """Raises UserError for one that the run does not have."""
-        if stage := self._stages.get(name):
-            return self.setup.models[stage.model], restore_best(self.setup, stage)
-        if name != TEACHER:
-            raise self._run.no_stage(name, self.names)
-        return self.setup.models[TEACHER], given_params(self.setup, TEACHER)
-
-    def stated(self, name: str, task: str) -> Report:
-        """What a report says of a model of the run."""
-        about = {"model": str(self._run.workdir), "commit": None, "stage": name, "task": task}
-        return about | {"precision": self._precision}
-
-
-def _batch_size(options: Options) -> int:
-    devices = jax.device_count()
-    rows = options.batch_size or -(-ROWS // devices) * devices
-    check_rows(rows)
-    return rows
+def _run(folder: str, options: Options) -> tuple[Run, list[str]]:
+    """A finished run of causal language models, and the names of those that it has, the teacher
+    first."""
+    made = runs.read(folder)
+    name = made.config["task"]["name"]
+    if plugins.load("tasks", name, "make").make(made.config["task"], None, None).head != "clm":
+        raise UserError(
+            f"{folder} is a run of task {name!r}, whose models are not causal: likelihoods "
+            f"need one of task 'clm' or 'chat'"
+        )
+    rows = subject.rows(options.batch_size, ROWS)
+    own = held_out.Options(batch_size=rows, precision=options.precision)
+    run = build(for_these_devices(made.config, own), made.workdir)
+    stages = [stage.name for stage in run.stages if stage.name in made.stages]
+    if not stages:
+        raise made.no_stage("student", ())
+    return run, list(dict.fromkeys([TEACHER, *stages]))
 
 
 def _encoded(
-    task: ScoringTask,
-    tokenizer: Any,
-    described: Blueprint,
-    options: Options,
-    trained: Mapping[str, Any],
+    task: ScoringTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
     """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
-    tokenizer = text.begun_by(tokenizer, options.separator or trained.get("separator"))
-    most = described.config.max_tokens
+    tokenizer = text.begun_by(own.tokenizer, options.separator or trained.get("separator"))
+    most = own.described.config.max_tokens
     used = trained.get("seq_len", most)
     if task.seq_len is None and used < most:
         most = min(most, used) if isinstance(task, Perplexity) else most
@@ -259,18 +222,10 @@ def _encoded(
 
 
 def _measure(
-    checkpoint: Checkpoint, scored: Scored, task: ScoringTask, options: Options, stated: Report
+    own: Subject, scored: Scored, task: ScoringTask, name: str, options: Options
 ) -> tuple[Scores, Report]:
-    began, mesh, rows = time.perf_counter(), sharding.make_mesh(), _batch_size(options)
-    described, params = checkpoint
-    model = Model(params, described.abstract().graphdef)
-    found = score(model, scored, described.policy, rows, mesh)
-    report = stated | {"data": task.manifest()} | found.figures
-    report |= {
-        "batch_size": rows,
-        "parameters": count(params),
-        "size_mb": size_mb(params),
-        "machine": workdir.machine(),
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    return found, report
+    mesh, rows = sharding.make_mesh(), subject.rows(options.batch_size, ROWS)
+    model = Model(own.params, own.described.abstract().graphdef)
+    found = score(model, scored, own.described.policy, rows, mesh)
+    report = {"commit": None} | own.stated | {"task": name, "data": task.manifest()}
+    return found, report | found.figures | {"batch_size": rows} | own.report()

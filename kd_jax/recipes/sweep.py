@@ -1,4 +1,4 @@
-"""Trials of one stage of a fine-tuning run over settings, side by side; one table, one heat map.
+"""Trials of one stage of a run over settings, side by side; one table, one heat map.
 
 config.sweep:
     stage     the stage that is tried: student | baseline | ...; stages before it run once
@@ -9,7 +9,7 @@ config.sweep:
 
 Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
 temperatures are inputs of the step then, as weights and learning rates always are. A trial is
-chosen by the primary metric on held-out training data (one that diverges is the last); the best
+chosen by the primary figure on held-out training data (one that diverges is the last); the best
 one alone is measured on the split that is reported. The folder of a finished trial keeps its
 figures and curves; checkpoints stay of the best. The same command goes on with the trials that are
 missing.
@@ -17,16 +17,16 @@ missing.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax import storage
@@ -35,15 +35,15 @@ from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import figures, table
 from kd_jax.evals.quantities import MISSING
 from kd_jax.ranges import Real, Whole
-from kd_jax.recipes import finetune, keys, stage, workdir
-from kd_jax.recipes.answers import Answers
-from kd_jax.recipes.finetune_setup import FinetuneSetup as Setup
-from kd_jax.recipes.stage import Stage
-from kd_jax.recipes.stopwatch import Stopwatch
-from kd_jax.recipes.teaching import ask_teachers
-from kd_jax.recipes.workdir import RunDirectory
-from kd_jax.schedules import learning_rate
-from kd_jax.types import Params
+from kd_jax.recipes import distil
+from kd_jax.run import keys, measure, stage, workdir
+from kd_jax.run.answers import Answers, given_teachers
+from kd_jax.run.results import Stopwatch, kept, together
+from kd_jax.run.run import Run, build
+from kd_jax.run.stage import Stage
+from kd_jax.run.teaching import ask_teachers
+from kd_jax.run.workdir import RunDirectory
+from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ DEFAULTS = dict(stage="student", keys=(), sampler="grid", trials=Whole(least=1, 
 NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_size", "patience")
 
 Trial = dict[str, Any]  # dotted key -> value
+Rank = Callable[[dict], float]  # of a trial: larger is better
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
@@ -67,33 +68,37 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     plan = _plan(sweep, config.seed)
     with_keys(config, dict.fromkeys(sweep["keys"]))  # finds unknown ones before the long work
     with watch.part("start-up"):
-        setup = Setup(config, folder)
-        tried = _stage(setup, sweep["stage"])
-        data = setup.task.prepare()
-        finetune.check(setup)
-        _check_values(setup, sweep["keys"])
-        given = finetune.given_teachers(setup)
-    place.begin(config, setup, data)
-    answers, found = Answers(setup, given), []
-    for this in setup.stages[: setup.stages.index(tried)]:
-        with watch.part(this.name):
-            finetune.run_stage(setup, this, given, answers, folder, setup.split)
+        built = build(config, folder)
+        tried = _stage(built, sweep["stage"]).name
+        distil.check(built)
+        data = built.task.prepare()
+        _check_values(built, sweep["keys"])
+        given = given_teachers(built)
+    rank = functools.partial(_value, larger=built.task.larger)
+    place.begin(config, built, data)
+    answers, found = Answers(built, given), []
+    for name in [each.name for each in built.stages]:
+        this = distil.ready(built, name, given)
+        if name == tried:
+            break
+        with watch.part(name):
+            distil.run_stage(built, this, given, answers, built.split)
     with watch.part("teachers' answers"):
-        ask_teachers(setup, tried, answers)
+        ask_teachers(built, this, answers)
     with watch.part("trials"):
-        for number, trial in enumerate(plan(found)):
-            found.append(_run_trial(setup, tried.name, trial, given, answers, folder, number))
-            _together(f"trial {number}")  # nobody reads its checkpoints any more
-            _keep_best(folder, found)
-    best = max(found, key=_value)
+        for number, trial in enumerate(plan(found, rank)):
+            found.append(_run_trial(built, tried, trial, given, answers, number))
+            together(f"trial {number}")  # nobody reads its checkpoints any more
+            _keep_best(folder, found, rank)
+    best = max(found, key=rank)
     if not best["figures"]:
         raise UserError(f"all {len(found)} trials diverged; lower optim.learning_rate")
     with watch.part("best on the reported split"):
-        figures_of_best = _report(setup, tried.name, best, answers, given, folder)
+        figures_of_best = _report(built, tried, best, answers, given)
     results = place.about(config) | {
-        "stages": {tried.name: figures_of_best},
-        "split": setup.split,
-        "primary": setup.task.primary,
+        "stages": {tried: figures_of_best},
+        "split": built.split,
+        "primary": built.task.primary,
         "data": data,
         "trials": found,
         "best": best,
@@ -101,43 +106,38 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     }
     if jax.process_index() == 0:
         storage.write_json(folder / "results.json", results)
-        _show(sweep, setup.task.primary, results, folder)
-    _together("end of the run")
+        _show(sweep, rank, results, folder)
+    together("end of the run")
     return results
 
 
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _stage(run: Run, name: str) -> Stage:
+    if (found := run.stage(name)) is None:
+        raise UserError(
+            f"config.sweep.stage={name!r} is no stage of the run; config.stages has "
+            f"{', '.join(this.name for this in run.stages)}"
+        )
+    return found
 
 
-def _stage(setup: Setup, name: str) -> Stage:
-    for this in setup.stages:
-        if this.name == name:
-            return this
-    raise UserError(
-        f"config.sweep.stage={name!r} is no stage of the run; config.stages has "
-        f"{', '.join(this.name for this in setup.stages)}"
-    )
-
-
-def _value(trial: dict) -> float:
-    """The primary figure; a trial that diverged is worse than any."""
-    return trial["figures"].get(trial["primary"], -math.inf)
+def _value(trial: dict, larger: bool) -> float:
+    """The primary figure, negative where a smaller one is better; a trial that diverged is worse
+    than any."""
+    found = trial["figures"].get(trial["primary"])
+    return -math.inf if found is None else found if larger else -found
 
 
 def _run_trial(
-    setup: Setup,
+    run: Run,
     name: str,
     trial: Trial,
     given: Mapping[str, Params],
     answers: Answers,
-    folder: epath.Path,
     number: int,
 ) -> dict[str, Any]:
     """Trains and judges one trial, or reads what it gave."""
-    began, config = time.time(), with_keys(setup.config, trial)
-    place = folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
+    began, config = time.time(), with_keys(run.config, trial)
+    place = run.folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
     first = jax.process_index() == 0
     if (place / "results.json").exists():
         return storage.read_json(place / "results.json")
@@ -145,10 +145,10 @@ def _run_trial(
     if first:
         place.mkdir(parents=True, exist_ok=True)
         storage.write_json(place / "config.json", workdir.resolved(config))
-    own, answers = _of_trial(setup, trial, answers, given, place)
-    this = _stage(own, name)
+    own, answers = _of_trial(run, trial, answers, given, place)
+    this = distil.ready(own, name, dict(given))
     try:
-        found = finetune.run_stage(own, this, dict(given), answers, place, "validation")
+        found = distil.run_stage(own, this, dict(given), answers, "validation")[name]
     except Diverged as error:
         log.warning("trial %d: %s", number, error)
         found = {}
@@ -165,26 +165,28 @@ def _run_trial(
     return result
 
 
-def _of_trial(setup: Setup, trial: Trial, answers: Answers, given: Mapping, place: epath.Path):
-    """The trial's setup and its teachers' answers: the sweep's own where models and data are."""
-    config = with_keys(setup.config, trial)
+def _of_trial(run: Run, trial: Trial, answers: Answers, given: Mapping, place: epath.Path):
+    """The trial's run and its teachers' logits: the sweep's own where models and data are."""
+    config = with_keys(run.config, trial)
     if all(key.startswith(NUMBERS) for key in trial):
-        return setup.with_numbers(config, place), answers
-    own = Setup(config, place)
-    finetune.check(own)
+        return run.changed(config, place), answers
+    own = build(config, place)
+    distil.check(own)
     return own, Answers(own, dict(given))
 
 
-def _report(setup: Setup, name: str, best: dict, answers: Answers, given: Mapping, folder) -> dict:
+def _report(run: Run, name: str, best: dict, answers: Answers, given: Mapping) -> dict:
     """The best trial's figures on the split that is reported."""
-    place = folder / "trials" / best["folder"]
+    place = run.folder / "trials" / best["folder"]
 
     def figures() -> dict[str, Any]:
-        own, theirs = _of_trial(setup, best["keys"], answers, given, place)
-        params = stage.restore_best(own, _stage(own, name))
-        return finetune.held_out_figures(own, _stage(own, name), params, theirs, own.split)
+        own, theirs = _of_trial(run, best["keys"], answers, given, place)
+        this = _stage(own, name)
+        params = stage.restore_best(own, this)
+        model = Model(params, own.models[this.model].abstract().graphdef)
+        return measure.figures(own, this, model, theirs, own.split)
 
-    return stage.kept(place / "reported.json", figures)
+    return kept(place / "reported.json", figures)
 
 
 def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
@@ -206,7 +208,7 @@ def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
 
 
 def _plan(sweep: dict[str, Any], seed: int):
-    """From the trials that are done, lazily, the keys of each trial in turn."""
+    """From the trials that are done, and their rank, lazily, the keys of each trial in turn."""
     keys = sweep["keys"]
     if not keys:
         raise UserError("config.sweep.keys is empty: give dotted keys with their values")
@@ -215,28 +217,25 @@ def _plan(sweep: dict[str, Any], seed: int):
             if not isinstance(values, list | tuple) or not values:
                 raise UserError(f"config.sweep.keys: {key}={values!r} should be a list of values")
         every = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
-        return lambda found: iter(every)
+        return lambda found, rank: iter(every)
     if sweep["sampler"] not in ("random", "tpe"):
         raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
     space = {key: _distribution(key, values) for key, values in keys.items()}
-    return lambda found: _sampled(sweep, space, seed, found)
+    return lambda found, rank: _sampled(sweep, space, seed, found, rank)
 
 
-def _check_values(setup: Setup, tried: Mapping[str, Any]) -> None:
+def _check_values(run: Run, tried: Mapping[str, Any]) -> None:
     """Raises UserError at a value that a trial would be refused for; of a range, at its ends."""
     ends = [v if isinstance(v, list | tuple) else (v["low"], v["high"]) for v in tried.values()]
     for values in itertools.product(*ends):
         trial = dict(zip(tried, values, strict=True))
-        config = with_keys(setup.config, trial)
+        config = with_keys(run.config, trial)
         keys.check(config)
         if all(key.startswith(NUMBERS) for key in trial):
-            own = setup.with_numbers(config, setup.folder)
-            for this in own.stages:
-                own.plan(this)
-                learning_rate(this.optim, this.steps)
+            run.changed(config, run.folder)
 
 
-def _sampled(sweep: dict, space: dict, seed: int, found: list[dict]) -> Iterator[Trial]:
+def _sampled(sweep: dict, space: dict, seed: int, found: list[dict], rank: Rank) -> Iterator[Trial]:
     """Optuna proposes, and learns from every trial before the next. All proposals are made again
     when a sweep is resumed, which gives the same ones."""
     import optuna
@@ -247,7 +246,7 @@ def _sampled(sweep: dict, space: dict, seed: int, found: list[dict]) -> Iterator
     for _ in range(sweep["trials"]):
         proposed = study.ask(space)
         yield dict(proposed.params)
-        study.tell(proposed, _value(found[-1]))
+        study.tell(proposed, rank(found[-1]))
 
 
 def _distribution(key: str, values: Any) -> Any:
@@ -267,20 +266,20 @@ def _distribution(key: str, values: Any) -> Any:
         raise UserError(f"config.sweep.keys: {key}={values!r}: {error}") from None
 
 
-def _keep_best(folder: epath.Path, found: list[dict]) -> None:
+def _keep_best(folder: epath.Path, found: list[dict], rank: Rank) -> None:
     if jax.process_index() > 0:
         return
-    best = max(found, key=_value)
+    best = max(found, key=rank)
     for trial in found:
         if trial is not best:
             for path in (folder / "trials" / trial["folder"]).glob("*/checkpoints"):
                 path.rmtree(missing_ok=True)
 
 
-def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:
+def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
     """Prints the table, writes it as trials.md, and draws a heat map of two keys' grid."""
-    trials, keys = results["trials"], list(sweep["keys"])
-    shown = trials_table(trials, keys, primary)
+    trials, keys, primary = results["trials"], list(sweep["keys"]), results["primary"]
+    shown = trials_table(trials, keys, primary, rank)
     shown.print()
     (folder / "trials.md").write_text(shown.markdown())
     print(
@@ -298,10 +297,10 @@ def _show(sweep: dict, primary: str, results: dict, folder: epath.Path) -> None:
         print(f"heat map: {path}", flush=True)
 
 
-def trials_table(trials: list[dict], keys: list[str], primary: str) -> table.Table:
+def trials_table(trials: list[dict], keys: list[str], primary: str, rank: Rank) -> table.Table:
     """A row a trial, the best first."""
-    ranked = sorted(trials, key=_value, reverse=True)
-    names = [primary, "loss", "best_step"]
+    ranked = sorted(trials, key=rank, reverse=True)
+    names = [*dict.fromkeys((primary, "loss", "best_step"))]
     rows = []
     for trial in ranked:
         values = [trial["keys"][key] for key in keys]

@@ -25,7 +25,7 @@ from kd_jax.data.ragged import Ragged
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.task import DATA, SplitTask, batch_shapes
+from kd_jax.tasks.task import Text, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ class Conversations:
         return dataclasses.replace(self, name=name, chosen_N=self.chosen_N[chosen_N])
 
 
-class Chat(SplitTask):
+class Chat(Text):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
-    head, defaults, of_data = "clm", DEFAULTS, DATA
+    head, defaults = "clm", DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
-from kd_jax.tasks.task import SplitTask, batch_shapes
+from kd_jax.tasks.task import Task, batch_shapes
 from kd_jax.types import Batch
 
 
-class ExampleTask(SplitTask):
+class ExampleTask(Task):
     """A task on examples. Subclasses read and tokenise them, and score what a model returns.
 
     `metrics` are the figures of `score` beside the loss; `primary` is the one that selects, and
@@ -22,8 +22,7 @@ class ExampleTask(SplitTask):
 
     head: str  # "classification" | "span"
     labels: tuple[str, ...]  # names of the classes; ("score",) for a regression, () for spans
-    regression = False
-    labels_in_data = False  # whether `labels` needs the training data
+    of_examples = larger = True  # see tasks/task.py
     primary: str
     metrics: tuple[str, ...]
 

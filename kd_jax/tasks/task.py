@@ -1,7 +1,7 @@
 """What all tasks share, streams of the splits of config.data; and masked and causal language
 modelling, whose splits are text that is cut into blocks.
 
-A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `SplitTask` of
+A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `Task` of
 config.task and config.data, whose tokenizer may be None where no rows are asked for; `DEFAULTS`
 are those of config.task.
 
@@ -11,7 +11,7 @@ config.data of language modelling as in data/splits.py, with
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -47,10 +47,16 @@ def batch_shapes(
     )
 
 
-class SplitTask(splits.Splits):
+class Task(splits.Splits):
     """A task on the splits of config.data. Subclasses read them, and make batches."""
 
     head: str  # mlm | clm | classification | span
+    of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
+    labels: tuple[str, ...]  # names of the classes, where there are any
+    labels_in_data = False  # whether `labels` needs the training data
+    regression = False
+    primary: str  # the held-out figure that selects a checkpoint
+    larger: bool  # whether a larger one is better
     defaults: dict[str, Any]  # of config.task
     of_data: dict[str, Any] = splits.DATA  # defaults of config.data
 
@@ -64,6 +70,10 @@ class SplitTask(splits.Splits):
         self.seq_len = self.config["seq_len"]
 
     # What a subclass defines.
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The same task, its rows written by another tokenizer."""
+        raise NotImplementedError
 
     def shapes(self, batch_size: int) -> Batch:
         """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
@@ -99,10 +109,21 @@ class SplitTask(splits.Splits):
         return {s: splits.about(self.examples(s)) | self._about(s) for s in self.splits}
 
 
-class TextTask(SplitTask):
-    """A language-modelling task. Subclasses give the head, the blocks and the batches."""
+class Text(Task):
+    """What all language-modelling tasks are: one tokenizer, a loss a token."""
 
     of_data = DATA
+    of_examples = larger = False
+    labels = ()
+    primary = "loss"
+
+    def with_tokenizer(self, tokenizer):
+        return type(self)(self.config, self.data, tokenizer)
+
+
+class TextTask(Text):
+    """A language-modelling task. Subclasses give the head, the blocks and the batches."""
+
     too_small = (
         "set config.data.validation to a source, or separate documents by blank lines"  # of a .txt
     )

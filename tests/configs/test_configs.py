@@ -7,8 +7,8 @@ import jax
 import pytest
 from jax import ShapeDtypeStruct
 
-from kd_jax import plugins
 from kd_jax.recipes import plan
+from kd_jax.run.run import build
 from kd_jax.train import step
 from tests import smoke
 from tests.configs.smokes import NAMES, load
@@ -32,7 +32,7 @@ def abstract(name):
         config.teacher.init = "scratch"
     if config.recipe == "sweep":
         config = finetuning_of(config)
-    return plugins.load("recipes", config.recipe, "run").Setup(config)
+    return build(config)
 
 
 def finetuning_of(sweep):
@@ -44,8 +44,8 @@ def finetuning_of(sweep):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_step_at_full_size(name):
-    setup = abstract(name)
-    born, batch, teacher, inputs, static = plan.abstract_step(setup)
+    run = abstract(name)
+    born, batch, teacher, inputs, static = plan.abstract_step(run)
     train_step = functools.partial(step.train_step, plan=static)
     state, metrics = jax.eval_shape(train_step, born, batch, teacher, inputs)
 
@@ -55,7 +55,7 @@ def test_step_at_full_size(name):
     assert described(state) == described(born)
     scalar = ShapeDtypeStruct((), "float32")
     assert all(leaf == scalar for leaf in jax.tree.leaves(metrics))
-    logged = {"kl_t1"} if setup.head in ("mlm", "clm") else {"kl_t1", "accuracy"}
+    logged = {"kl_t1"} if run.head in ("mlm", "clm") else {"kl_t1", "accuracy"}
     assert set(metrics["terms"]) - {"teacher_outside"} == {*static.objective.names} | logged
 
 

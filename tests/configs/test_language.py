@@ -2,7 +2,7 @@
 
 import pytest
 
-from kd_jax.recipes.setup import TextSetup
+from kd_jax.run.run import build
 from tests import smoke
 from tests.configs import smokes
 from tests.configs.smokes import load
@@ -22,7 +22,7 @@ def read_of_checkpoints(tmp_path_factory):
     config.teacher.architecture = config.student.architecture = {}
     config.tokenizer.train = ""
     with smoke.private_caches(), smoke.Reads(config) as reads:
-        TextSetup(config, tmp_path_factory.mktemp("checkpoints"))
+        build(config, tmp_path_factory.mktemp("checkpoints"))
     return reads.seen
 
 

@@ -6,7 +6,8 @@ import sys
 from absl import flags
 
 from kd_jax.cli import start_jax
-from kd_jax.recipes import ensemble, workdir
+from kd_jax.recipes import ensemble
+from kd_jax.run import workdir
 from kd_jax.train import distributed
 from tests.recipes import ensembles
 
@@ -18,7 +19,8 @@ def main() -> None:
     distributed.initialize()
     folder = pathlib.Path(where.value)
     config = ensembles.two_rounds(folder)
-    ensemble.run(config, workdir.enter(config, "example", str(folder / "run")))
+    with workdir.enter(config, "example", str(folder / "run")) as place:
+        ensemble.run(config, place)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kd_jax import config as defaults
-from kd_jax.recipes import ensemble, workdir
+from kd_jax.recipes import ensemble
+from kd_jax.run import workdir
 from tests import tiny_config
 from tests.recipes import substituting
 
@@ -47,5 +48,5 @@ def two_rounds(folder: Path):
 
 def run(config, folder: Path) -> dict:
     """The results of a run in `folder`."""
-    with substituting.quick():
-        return ensemble.run(config, workdir.enter(config, "example", str(folder)))
+    with substituting.quick(), workdir.enter(config, "example", str(folder)) as place:
+        return ensemble.run(config, place)

@@ -16,7 +16,8 @@ from kd_jax import config as defaults
 from kd_jax import samples
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import costs, export_check, finetune, workdir
+from kd_jax.recipes import distil, export_check
+from kd_jax.run import cost, workdir
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from tests.models import tiny
@@ -99,13 +100,13 @@ def quick():
         jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longest
         stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
         patch(sharding, "make_mesh", alone)
-        patch(costs, "measure", lambda setup, given, repeats: dict.fromkeys(given, {}))
+        patch(cost, "measure", lambda run, given, repeats: dict.fromkeys(given, {}))
         patch(export_check, "check", lambda *args: {})
-        patch(finetune.plots, "draw", lambda *args: None)
+        patch(distil.plots, "draw", lambda *args: None)
         yield
 
 
 def run(config, folder) -> dict:
     """The results of a quick run in `folder`."""
-    with quick():
-        return finetune.run(config, workdir.enter(config, "example", str(folder)))
+    with quick(), workdir.enter(config, "example", str(folder)) as place:
+        return distil.run(config, place)

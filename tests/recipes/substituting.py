@@ -7,7 +7,9 @@ from unittest import mock
 import jax
 
 from kd_jax.config import substitution
-from kd_jax.recipes import pretrain, substitute, workdir
+from kd_jax.recipes import distil
+from kd_jax.run import workdir
+from kd_jax.run.run import build as build_run
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
 
@@ -59,25 +61,25 @@ def quick():
             jax.config.update(option, value)
             stack.callback(jax.config.update, option, usual)
         patch(sharding, "make_mesh", alone)
-        patch(pretrain.export, "export_run", lambda *args: {"path": "nowhere"})
-        patch(pretrain.plots, "draw", lambda *args: None)
+        patch(distil.export, "export_run", lambda *args: {"path": "nowhere"})
+        patch(distil.plots, "draw", lambda *args: None)
         yield
 
 
 def run(config, folder: Path) -> dict:
     """The results of a quick run in `folder`."""
-    with quick():
-        return substitute.run(config, workdir.enter(config, "example", str(folder)))
+    with quick(), workdir.enter(config, "example", str(folder)) as place:
+        return distil.run(config, place)
 
 
-def setup(config, folder: Path | None = None):
+def build(config, folder: Path | None = None):
     with quick():
-        return substitute.Setup(config, folder)
+        return build_run(config, folder)
 
 
 def checked(config):
     """Raises what a run would find before its long work."""
-    described = setup(config)
-    given = {name: model.abstract().params for name, model in described.models.items()}
-    for part in described.parts(described.principal, given):
-        part.check()
+    run = build(config)
+    given = {name: model.abstract().params for name, model in run.models.items()}
+    for phase in run.principal.phases(run, given):
+        phase.check()

@@ -3,8 +3,7 @@
 import pytest
 from etils import epath
 
-from kd_jax.recipes.finetune_setup import FinetuneSetup
-from kd_jax.recipes.setup import TextSetup
+from kd_jax.run.run import build
 from tests import smoke
 
 
@@ -19,7 +18,7 @@ def test_one_compilation_a_program(name, special_tokens):
     # Baseline and student are judged by the same program, the teacher by one without a teacher.
     assert found.compiled["jit(train_step)"] == 3
     assert found.compiled["jit(eval_step)"] == 2
-    lines = TextSetup(config).shapes()
+    lines = build(config).shapes()
     for program in ("train_step teacher", "train_step baseline", "train_step student"):
         assert any(line.startswith(f"{program}: tokens 16x32, labels ") for line in lines)
     assert any(line.startswith("eval_step: tokens 64x32, labels ") for line in lines)
@@ -38,8 +37,8 @@ def test_one_compilation_for_each_length_of_a_stage():
 
 def _batches(found, stages):
     with smoke.private_caches():
-        setup = FinetuneSetup(found.config, epath.Path(found.folder))
-    for stage in setup.stages:
-        stream = setup.tasks[stage.model].train(stage.batch_size, found.config.seed)
+        run = build(found.config, epath.Path(found.folder))
+    for stage in run.stages:
+        stream = run.tasks[stage.model].train(stage.batch_size, found.config.seed)
         assert stage.name in stages
         yield from ((stage.name, stream[step]) for step in range(stage.steps))

@@ -10,7 +10,9 @@ import pytest
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
 from kd_jax.evals.rounds import COLUMNS
-from kd_jax.recipes import ensemble, operations, recall, rounds
+from kd_jax.run.run import build
+from kd_jax.stages import recall, rounds
+from kd_jax.stages.round import training_flops
 from kd_jax.train import loop
 from tests import smoke
 from tests.recipes import ensembles
@@ -68,9 +70,9 @@ def test_operations_of_training(whole, tmp_path):
 
     fresh = config.copy_and_resolve_references()
     fresh.ensemble.fresh, fresh.rounds, fresh.ensemble.past_run_dirs = True, 2, ()
-    setup = ensemble.Setup(fresh, tmp_path)
+    run = build(fresh, tmp_path)
     every = 3 * forward(8, 1, 8) + forward(16, 3, 8) + 2.5 * forward(8, 1, 8)  # members: 2, then 3
-    assert operations.of_ensemble(setup, setup.principal, 2) == 2 * ensembles.STEPS * every
+    assert training_flops(run, run.principal, 2) == 2 * ensembles.STEPS * every
 
 
 def test_a_mean_is_nearer_than_its_members(whole):

@@ -16,9 +16,11 @@ from kd_jax import export as command
 from kd_jax.errors import UserError
 from kd_jax.evals import card
 from kd_jax.models import family, hf, shapes
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
-from kd_jax.recipes import export, export_check, pretrain, stage, workdir
-from kd_jax.recipes.blueprint import Blueprint
+from kd_jax.recipes import export, export_check
+from kd_jax.run import stage, workdir
+from kd_jax.run.run import build
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
@@ -363,12 +365,12 @@ def finished(tmp_path_factory):
     config.mesh.fsdp = 8
     folder.mkdir()
     storage.write_json(folder / "config.json", workdir.resolved(config))
-    setup = pretrain.Setup(config, epath.Path(folder))
-    by_name = {each.name: each for each in setup.stages}
+    run = build(config, epath.Path(folder))
+    by_name = {each.name: each for each in run.stages}
 
-    teacher = stage.create_state(setup, by_name["teacher"], {})
+    teacher = stage.create_state(run, by_name["teacher"], {})
     given = {"teacher": teacher.params["student"]}
-    student = stage.create_state(setup, by_name["student"], given)
+    student = stage.create_state(run, by_name["student"], given)
     teacher, student = (state.replace(step=state.step + 1) for state in (teacher, student))
     worse = jax.tree.map(lambda x: 2 * x, student.params)
     later = student.replace(step=student.step + 1, params=worse)

@@ -16,14 +16,16 @@ from etils import epath
 
 from kd_jax.errors import UserError
 from kd_jax.evals.beside import beside_teacher
-from kd_jax.recipes import answers as asking
-from kd_jax.recipes import finetune, stage
-from kd_jax.recipes.answers import Answers
-from kd_jax.recipes.teaching import attach, check_tokens, teaching
+from kd_jax.run import answers as asking
+from kd_jax.run import measure, stage
+from kd_jax.run.answers import Answers, given_teachers
+from kd_jax.run.run import build
+from kd_jax.run.teaching import attach, check_tokens, teaching
 from kd_jax.tasks.classification import ClassificationTask
 from kd_jax.tasks.squad import Squad
 from kd_jax.teachers.several import Several, Stored
 from kd_jax.train import loop
+from kd_jax.types import Model
 from tests import smoke
 from tests.recipes import finetuning
 
@@ -113,12 +115,12 @@ def test_stored_answers_are_those_of_the_step(task, tmp_path):
     """In other batches, and padded to other lengths."""
     config = finetuning.config("student", task=task, cache=ONLINE)
     with finetuning.quick():
-        setup = finetune.Setup(config, epath.Path(tmp_path))
-        answers = Answers(setup, finetune.given_teachers(setup))
+        built = build(config, epath.Path(tmp_path))
+        answers = Answers(built, given_teachers(built))
         found = answers.of("teacher", "train")
-        with_logits = attach(found, task == "squad", len(setup.task.labels))
+        with_logits = attach(found, task == "squad", len(built.task.labels))
         forward = jax.jit(lambda model, batch: model(batch).logits)
-        stream = setup.task.train(16, 3)
+        stream = built.task.train(16, 3)
         for step in range(2):
             batch = stream[step]
             online = forward(answers.model("teacher"), batch)
@@ -131,17 +133,16 @@ def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
     """Beside a student of equal tokens whose tokenizer, as DistilBERT's, gives no types."""
     config = finetuning.config("student", task="squad", cache=ONLINE)
     with finetuning.quick():
-        setup = finetune.Setup(config, epath.Path(tmp_path))
-        answers = Answers(setup, finetune.given_teachers(setup))
+        built = build(config, epath.Path(tmp_path))
+        answers = Answers(built, given_teachers(built))
         found = answers.of("teacher", "train")
         with_logits = attach(found, spans=True, classes=0)
-        untyped = copy.deepcopy(setup.tokenizer_of("student"))
+        untyped = copy.deepcopy(built.tasks["student"].tokenizer)
         untyped.model_input_names = ["input_ids", "attention_mask"]
-        setup.tasks["student"] = setup.tasks["student"].with_tokenizer(untyped)
-        this = setup.stages[0]
-        objective = setup.plan(this)[0].objective
-        check_tokens(setup, this, objective)
-        teacher, stream = teaching(setup, this, objective, answers)
+        built.tasks["student"] = built.tasks["student"].with_tokenizer(untyped)
+        this = built.stages[0]
+        check_tokens(built, this)
+        teacher, stream = teaching(built, this, answers)
         batch = stream[0]
         assert batch.types_BT is None
         online = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
@@ -151,8 +152,8 @@ def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
 
 def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, monkeypatch):
     """Before a student trains beside them."""
-    setup = finetune.Setup(cached(tmp_path, "student"), epath.Path(tmp_path))
-    answers = Answers(setup, finetune.given_teachers(setup))
+    built = build(cached(tmp_path, "student"), epath.Path(tmp_path))
+    answers = Answers(built, given_teachers(built))
 
     def predict(model, part, *args):
         rows = {int(i): np.zeros(4, np.float32) for batch in part.batches() for i in batch.ids_B}
@@ -160,7 +161,7 @@ def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, m
         return rows
 
     monkeypatch.setattr(asking, "predict", predict)
-    name = setup.models["teacher"].name
+    name = built.models["teacher"].name
     message = f"teacher {name}: its logits of 2 of .* rows of train are not finite .row 3 is the "
     with pytest.raises(UserError, match=message):
         answers.of("teacher", "train")
@@ -242,9 +243,10 @@ def test_several_teachers(folder):
     alone = {name: together.results["stages"][name]["accuracy"] for name in ("teacher", "other")}
     assert len(set(alone.values())) == 2
     with finetuning.quick():
-        setup = finetune.Setup(two(folder), epath.Path(folder / "together"))
-        assert setup.orders == {"teacher": None, "other": (1, 2, 3, 0), "student": None}
-        assert setup.weights_of(setup.stages[0]) == [0.25, 0.75]
+        built = build(two(folder), epath.Path(folder / "together"))
+        orders = {name: built.order(name) for name in built.models}
+        assert orders == {"teacher": None, "other": (1, 2, 3, 0), "student": None}
+        assert built.weights(built.stages[0].teachers) == [0.25, 0.75]
 
 
 def test_an_assistant_teaches_the_student(folder):
@@ -285,7 +287,7 @@ def test_the_student_goes_on_from_its_intermediate_stage(folder, caplog):
 
     with (
         mock.patch.object(loop, "fit", note),
-        caplog.at_level(logging.INFO, "kd_jax.recipes.teaching"),
+        caplog.at_level(logging.INFO, "kd_jax.run.teaching"),
     ):
         found = run(config, folder / "intermediate")
     equal = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))  # noqa: E731
@@ -344,10 +346,11 @@ def test_a_finished_run_prints_its_table(stored, folder, capsys):
 
 def test_best_is_restored(stored, folder):
     with finetuning.quick():
-        setup = finetune.Setup(cached(folder, "student"), epath.Path(stored.folder))
-        params = stage.restore_best(setup, setup.stages[0])
-        figures = finetune.held_out_figures(
-            setup, setup.stages[0], params, Answers(setup, finetune.given_teachers(setup)), "test"
-        )
+        built = build(cached(folder, "student"), epath.Path(stored.folder))
+        (this,) = built.stages
+        params = stage.restore_best(built, this)
+        model = Model(params, built.models[this.model].abstract().graphdef)
+        answers = Answers(built, given_teachers(built))
+        figures = measure.figures(built, this, model, answers, "test")
     kept = stored.results["stages"]["student"]
     assert {k: kept[k] for k in figures} == figures

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.recipes import finetune
+from kd_jax.run.run import build
 from tests import smoke
 from tests.recipes import finetuning
 
@@ -117,7 +117,7 @@ def test_names_of_classes_may_be_given(tmp_path):
     config = finetuning.config("student")
     config.teacher.model = finetuning.checkpoint(classes=LABEL)
     config.teacher.labels = finetuning.OTHERS
-    assert finetune.Setup(config, epath.Path(tmp_path)).orders["teacher"] == (1, 2, 3, 0)
+    assert build(config, epath.Path(tmp_path)).order("teacher") == (1, 2, 3, 0)
 
 
 def test_a_student_that_is_not_trained_has_the_task_s_classes(tmp_path):
@@ -125,5 +125,5 @@ def test_a_student_that_is_not_trained_has_the_task_s_classes(tmp_path):
     config = finetuning.config("teacher")
     config.student.model = finetuning.checkpoint(classes=("good", "bad"))
     config.student.architecture = {}
-    setup = finetune.Setup(config, epath.Path(tmp_path))
-    assert setup.models["student"].config.labels == finetuning.CLASSES
+    run = build(config, epath.Path(tmp_path))
+    assert run.models["student"].config.labels == finetuning.CLASSES

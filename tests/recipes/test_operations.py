@@ -1,6 +1,7 @@
 import pytest
 
-from kd_jax.recipes.substitute import Setup
+from kd_jax.run import cost
+from kd_jax.run.run import build
 from tests.recipes import substituting
 
 ROWS, TOKENS, WIDTH, VOCABULARY = 8, 16, 16, 280
@@ -24,9 +25,9 @@ def effort(folder, stage, **changes):
     config.stages = {stage: {}}
     config.tokenizer.train, config.teacher.architecture["vocab_size"] = "", VOCABULARY
     with substituting.quick():
-        setup = Setup(config, None)
-    (this,) = setup.stages
-    return setup.effort(this, {"teacher": setup.models["teacher"].abstract().params})
+        run = build(config, None)
+    (this,) = run.stages
+    return cost.of_training(run, this, {"teacher": run.models["teacher"].abstract().params})
 
 
 def test_the_phases_of_a_substitution(folder):

@@ -9,8 +9,9 @@ from configs import substitute_gpt2, substitute_phi1
 from kd_jax import plan as command
 from kd_jax.errors import UserError
 from kd_jax.models import compact
-from kd_jax.recipes import phases, plan
-from kd_jax.recipes.substitute import Setup
+from kd_jax.recipes import plan
+from kd_jax.run.run import build
+from kd_jax.stages import swaps
 from kd_jax.train import optim
 from tests.recipes import substituting
 
@@ -20,7 +21,7 @@ from tests.recipes import substituting
     [(substitute_gpt2, 124_439_808, 30.68), (substitute_phi1, 1_418_270_720, 30.16)],
 )
 def test_reductions_of_the_paper(module, whole, published):
-    found = plan.needed(Setup(module.get_config(), None, jax.devices()[:1]))
+    found = plan.needed(build(module.get_config(), None, jax.devices()[:1]))
     assert found["params_teacher"] == whole and found["stage"] == "substitute"
     reductions = [row["reduction_percent"] for row in found["phases"]]
     assert reductions == sorted(set(reductions)) and reductions[-1] == found["reduction_percent"]
@@ -32,7 +33,7 @@ def test_reductions_of_the_paper(module, whole, published):
 
 
 def schedule(tmp_path, **changes):
-    return substituting.setup(substituting.config(tmp_path, **changes)).phases
+    return swaps.of(substituting.build(substituting.config(tmp_path, **changes)))
 
 
 def test_phases_cover_the_stage_and_tell_the_sizes(tmp_path):
@@ -57,7 +58,7 @@ def test_orders():
     def order(given, importance=None):
         settings = substitute_gpt2.get_config().substitution
         settings.order = given
-        return phases.order(settings, 4, importance)
+        return swaps.order(settings, 4, importance)
 
     assert order("last_first") == [3, 2, 1, 0] and order("first_first") == [0, 1, 2, 3]
     assert order([2, 0]) == [2, 0]
@@ -108,7 +109,7 @@ def test_encoders_have_no_compact_blocks(tmp_path):
     config.task = dict(name="mlm", seq_len=16)
     config.teacher.architecture = dict(model_type="bert", max_position_embeddings=16)
     with pytest.raises(UserError, match="is no decoder"):
-        substituting.setup(config)
+        substituting.build(config)
 
 
 def filled(value):
@@ -120,11 +121,11 @@ def filled(value):
 def swapped(tmp_path_factory):
     """(original, first state, the second phase's) where all moments of the first are its step."""
     folder = tmp_path_factory.mktemp("swap")
-    setup = substituting.setup(substituting.config(folder), folder)
+    run = substituting.build(substituting.config(folder), folder)
     (folder / "substitute").mkdir()
     with substituting.quick():
-        original = jax.tree.map(filled(0.5), setup.models["teacher"].abstract().params)
-        first, second, _ = setup.parts(setup.principal, {"teacher": original})
+        original = jax.tree.map(filled(0.5), run.models["teacher"].abstract().params)
+        first, second, _ = run.principal.phases(run, {"teacher": original})
         state = first.enter(None)
         moments = jax.tree.map(lambda x: jax.device_put(filled(3)(x), x.sharding), state.opt_state)
         state = state.replace(step=jnp.int32(3), opt_state=moments)
@@ -165,10 +166,10 @@ def test_compact_blocks_learn_at_their_own_rate(tmp_path):
     """The update of a gradient of ones is minus the rate: 5e-3 where it is 1e-3 elsewhere."""
     config = substituting.config(tmp_path, warmup=0)
     config.optim.weight_decay, config.optim.clip_norm = 0.0, 0.0
-    setup = substituting.setup(config)
-    shapes = setup.phases[1].model.abstract().params
+    run = substituting.build(config)
+    shapes = swaps.of(run)[1].model.abstract().params
     params = {"student": jax.tree.map(filled(0), shapes), "objective": {}}
-    groups = setup.parts(setup.principal, {})[1]._groups
+    groups = run.principal.phases(run, {})[1]._groups
     optimizer = optim.make_optimizer(config.optim, params, groups)
 
     @jax.jit

@@ -7,7 +7,7 @@ from jax.errors import JaxRuntimeError
 from kd_jax.errors import UserError
 from kd_jax.evals.topology import Topology
 from kd_jax.recipes import plan
-from kd_jax.recipes.setup import TextSetup
+from kd_jax.run.run import build
 from tests import smoke
 
 CPUS = Topology("cpu:8", 8, 2**30)
@@ -21,7 +21,9 @@ def config(**changes):
 
 def bert_to_six_layers(**changes):
     found = config(**changes)
-    found.teacher = dict(model="google-bert/bert-base-uncased", revision="", architecture={})
+    found.teacher = dict(
+        model="google-bert/bert-base-uncased", revision="", architecture={}, init=""
+    )
     found.student.architecture = dict(num_hidden_layers=6)
     found.tokenizer.train = ""
     found.task.seq_len = 128
@@ -29,7 +31,7 @@ def bert_to_six_layers(**changes):
 
 
 def needed(found):
-    return plan.needed(TextSetup(found, None, jax.devices()[:1]))
+    return plan.needed(build(found, None, jax.devices()[:1]))
 
 
 def test_sizes_of_known_models():
@@ -65,8 +67,8 @@ def test_projections_are_counted():
 
 
 def compiled_step(found):
-    setup = TextSetup(found, None, jax.devices())
-    return plan.needed(setup), plan.compiled_step(setup, CPUS)
+    run = build(found, None, jax.devices())
+    return plan.needed(run), plan.compiled_step(run, CPUS)
 
 
 def test_compiled_step_takes_what_is_needed():

@@ -19,9 +19,9 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
-from kd_jax.recipes import inputs, predict
+from kd_jax.recipes import predict
 from kd_jax.recipes.predict import Options, predict_file
-from kd_jax.tasks import text
+from kd_jax.tasks import inputs, text
 from tests import smoke
 from tests.models import tiny
 from tests.recipes import finetuning

@@ -7,7 +7,11 @@ import pytest
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, shapes
-from kd_jax.recipes import prune, stage, workdir
+from kd_jax.models.blueprint import count as count_of
+from kd_jax.recipes import distil
+from kd_jax.run import stage, workdir
+from kd_jax.run.answers import given_params
+from kd_jax.run.run import build as build_run
 from kd_jax.train import loop, records
 from tests.recipes import substituting
 
@@ -30,13 +34,13 @@ def config(folder, **changes):
 
 
 def run(config, folder):
-    with substituting.quick():
-        return prune.run(config, workdir.enter(config, "example", str(folder)))
+    with substituting.quick(), workdir.enter(config, "example", str(folder)) as place:
+        return distil.run(config, place)
 
 
-def setup(config, folder=None):
+def build(config, folder=None):
     with substituting.quick():
-        return prune.Setup(config, folder)
+        return build_run(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def whole(tmp_path_factory):
 
 def trained(config, folder):
     """The parameters of the run's best checkpoint."""
-    made = setup(config, folder)
+    made = build(config, folder)
     return made, jax.device_get(stage.restore_best(made, made.principal))
 
 
@@ -57,16 +61,16 @@ def test_figures_before_and_after_training(whole):
     config, folder, results = whole
     found = results["stages"]
     assert list(found) == ["teacher", "one_shot", "prune"]
-    teacher = setup(config).models["teacher"]
+    teacher = build(config).models["teacher"]
     with substituting.quick():
-        params = stage.given_params(setup(config), "teacher")
+        params = given_params(build(config), "teacher")
     model = teacher.abstract().replace(params=params)
     model, made = compact.prune(model, teacher.family, teacher.config, 0.3, "global")
     blocks = [made.shape(layer) for layer in range(3)]
     assert storage.read_json(folder / "pruned.json") == {"blocks": shapes.write(blocks)}
     assert len(set(blocks)) > 1  # as the weights have it, and not as it was planned
     for name in ("one_shot", "prune"):
-        assert found[name]["parameters"] == stage.count(model.params)
+        assert found[name]["parameters"] == count_of(model.params)
         assert 30.0 <= found[name]["reduction_percent"] < 30.5
         assert {"loss", "perplexity", "kl", "agreement"} <= found[name].keys()
     assert found["teacher"]["reduction_percent"] == 0 < found["one_shot"]["kl"]
@@ -107,22 +111,22 @@ def test_beside_substitution_it_makes_a_model_as_small(tmp_path):
     c.stages = dict(substitute={}, prune={}, student={})
     for target in (0.0, 0.2):  # 0: what substitution comes to, which is above its target
         c.pruning.target = target
-        made = substituting.setup(c)
+        made = substituting.build(c)
         assert list(made.models) == ["teacher", "student", "substitute", "prune"]
-        count = {name: stage.count(each.abstract().params) for name, each in made.models.items()}
+        count = {name: count_of(each.abstract().params) for name, each in made.models.items()}
         wanted = count["student"] if not target else 0.8 * count["teacher"]
         assert wanted - 3 * 33 < count["prune"] <= wanted  # a column of every layer
     assert count["student"] == count["substitute"]
     c.stages = dict(prune={})
     c.pruning.target = 0.0
-    assert stage.count(substituting.setup(c).models["prune"].abstract().params) < count["prune"]
+    assert count_of(substituting.build(c).models["prune"].abstract().params) < count["prune"]
 
 
 def test_it_learns_from_the_original_or_from_the_labels(tmp_path):
-    for distil, terms in ((True, {"ce", "kl", "hidden"}), (False, {"ce"})):
-        made = setup(config(tmp_path, distil=distil))
-        assert set(made.plan(made.principal)[0].objective.names) == terms
-        assert made.principal.learns == distil
+    for learns, terms in ((True, {"ce", "kl", "hidden"}), (False, {"ce"})):
+        made = build(config(tmp_path, distil=learns))
+        assert set(made.principal.program.objective.names) == terms
+        assert made.principal.learns == learns
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_it_learns_from_the_original_or_from_the_labels(tmp_path):
 )
 def test_refuses_before_anything_is_read(tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
-        setup(config(tmp_path, **changes))
+        build(config(tmp_path, **changes))
 
 
 def test_refuses_encoders(tmp_path):
@@ -144,4 +148,4 @@ def test_refuses_encoders(tmp_path):
     c.teacher.architecture = dict(model_type="bert", num_hidden_layers=1)
     c.task.name = "mlm"
     with pytest.raises(UserError, match="teacher .* is no decoder"):
-        setup(c)
+        build(c)

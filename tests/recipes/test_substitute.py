@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import kill_resume
-from kd_jax.recipes import fitting, swap
+from kd_jax.stages import substitute, swaps
 from kd_jax.train import loop, records
 from tests import smoke
 from tests.recipes import substituting
@@ -78,14 +78,14 @@ def kill(monkeypatch):
 
             monkeypatch.setattr(loop, "train_step", train_step)
             return
-        make_state = swap.Substituted._state
+        make_state = substitute.Substituted._state
 
         def dying(self, *args):
-            if self.phase.number == int(number):
+            if self.swap.number == int(number):
                 raise Killed
             return make_state(self, *args)
 
-        monkeypatch.setattr(swap.Substituted, "_state", dying)
+        monkeypatch.setattr(substitute.Substituted, "_state", dying)
 
     return arm
 
@@ -113,13 +113,15 @@ def test_regression_before_a_swap(tmp_path, monkeypatch):
     ends the same."""
     seen = []
 
-    def noted(setup, stage, phase, old, new, directory):
+    fitted = substitute.fitted
+
+    def noted(run, stage, swap, old, new, directory):
         before = jax.device_get(new.params)
-        after = fitting.fitted(setup, stage, phase, old, new, directory)
+        after = fitted(run, stage, swap, old, new, directory)
         seen.append((before, jax.device_get(after)))
         return after
 
-    monkeypatch.setattr(swap, "fitted", noted)
+    monkeypatch.setattr(substitute, "fitted", noted)
     settings = dict(blocks=2, target=0.3, fit_steps=6, fit_learning_rate=3e-2)
     config = substituting.config(tmp_path, **settings)
     substituting.run(config, tmp_path / "whole")
@@ -149,13 +151,14 @@ def test_regression_before_a_swap(tmp_path, monkeypatch):
 
 def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     config = substituting.config(tmp_path, order="importance", importance_batches=1)
-    setup = substituting.setup(config, tmp_path)
-    assert [row["blocks"] for row in setup.table()] == [None] * 3
-    whole = setup.models["teacher"]
+    run = substituting.build(config, tmp_path)
+    assert [row["blocks"] for row in run.principal.swaps] == [None] * 3
+    whole = run.models["teacher"]
     given = {"teacher": jax.jit(whole.draw)(jax.random.key(3))}
     with substituting.quick():
-        setup.prepare(setup.principal, given)
-    batch = setup.task.train(config.batch_size, config.seed)[0]
+        run.principal.prepare(given)
+        run.make_stages()
+    batch = run.task.train(config.batch_size, config.seed)[0]
     module = nnx.merge(whole.abstract().graphdef, given["teacher"])
     hidden, _ = module.backbone.states(batch, None)
     wanted = []
@@ -165,6 +168,7 @@ def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "importance.json").read_text())["importance"]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     least_first = sorted(range(3), key=lambda layer: found[layer])
-    assert [phase.layers for phase in setup.phases] == [(layer,) for layer in least_first]
-    again = substituting.setup(config, tmp_path)
-    assert again.phases == setup.phases and again.known
+    assert [swap.layers for swap in swaps.of(run)] == [(layer,) for layer in least_first]
+    again = substituting.build(config, tmp_path)
+    assert swaps.of(again) == swaps.of(run) and swaps.known(again)
+    assert again.principal.prepare is None

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import shutil
 from unittest import mock
@@ -8,10 +9,11 @@ import pytest
 from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
-from kd_jax.recipes import finetune, sweep, workdir
+from kd_jax.recipes import distil, sweep
+from kd_jax.run import workdir
 from kd_jax.train import loop
 from tests import smoke
-from tests.recipes import finetuning
+from tests.recipes import ensembles, finetuning, substituting
 
 WEIGHT, TEMPERATURE = "objective.kl.weight", "objective.kl.temperature"
 GRID = ((WEIGHT, (0.3, 3.0)), (TEMPERATURE, (1.0, 4.0)))
@@ -42,19 +44,19 @@ def scored(values):
     """Runs that train nothing: `values(config of the trial)` is its primary figure."""
     ran = []
 
-    def run_stage(setup, this, given, answers, folder, split):
-        ran.append((this.name, setup.config, split))
-        (folder / this.name / "checkpoints").mkdir(parents=True)
-        return {"accuracy": values(setup.config), "loss": 1.0, "best_step": 2}
+    def run_stage(run, this, given, answers, split):
+        ran.append((this.name, run.config, split))
+        (run.folder / this.name / "checkpoints").mkdir(parents=True)
+        return {this.name: {"accuracy": values(run.config), "loss": 1.0, "best_step": 2}}
 
-    def held_out(setup, this, params, answers, split):
-        ran.append((this.name, setup.config, f"best on {split}"))
+    def held_out(run, this, model, answers, split):
+        ran.append((this.name, run.config, f"best on {split}"))
         return {"accuracy": 0.5, "loss": 1.0}
 
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
-            (finetune, "run_stage", run_stage),
-            (finetune, "held_out_figures", held_out),
+            (distil, "run_stage", run_stage),
+            (sweep.measure, "figures", held_out),
             (sweep.stage, "restore_best", lambda *_: {}),
             (sweep, "ask_teachers", lambda *_: None),
         ):
@@ -63,8 +65,8 @@ def scored(values):
 
 
 def run(config, folder):
-    with finetuning.quick():
-        return sweep.run(config, workdir.enter(config, "example", str(folder)))
+    with finetuning.quick(), workdir.enter(config, "example", str(folder)) as place:
+        return sweep.run(config, place)
 
 
 def by_weight(config):
@@ -168,7 +170,7 @@ def test_proposals_are_the_same_after_a_resume(sampler, tmp_path):
         return values(config)
 
     done = []
-    with mock.patch.object(sweep.Setup, "with_numbers", _only_config):
+    with mock.patch.object(sweep.Run, "changed", _only_config):
         with scored(values):
             whole = run(settings, tmp_path / "whole")["trials"]
         with scored(interrupted), pytest.raises(KeyboardInterrupt):
@@ -184,11 +186,9 @@ def test_proposals_are_the_same_after_a_resume(sampler, tmp_path):
         assert 0.1 <= trial["keys"][WEIGHT] <= 10.0 and trial["keys"]["batch_size"] in range(1, 5)
 
 
-def _only_config(setup, config, folder):
+def _only_config(run, config, folder):
     """Without the checks, of batch sizes say, that are not of interest here."""
-    other = mock.Mock(wraps=setup, stages=setup.stages, task=setup.task, split=setup.split)
-    other.config, other.folder = config, folder
-    return other
+    return dataclasses.replace(run, config=config, folder=folder)
 
 
 def test_tpe_learns_from_trials(tmp_path):
@@ -289,3 +289,30 @@ def test_the_best_is_measured_on_the_reported_split(trained):
     support = [one["support"] for one in found["stages"]["student"]["classes"].values()]
     assert sum(support) == found["data"]["test"]["examples"]
     assert kept(place) == [f"{found['best']['trial']:03d}"]
+
+
+def test_a_stage_of_language_models_by_its_loss(tmp_path):
+    """Pruning, whose model differs from trial to trial."""
+    c = substituting.config(tmp_path)
+    c.recipe, c.steps, c.stages = "sweep", 2, dict(prune={})
+    c.pruning.target = 0.1  # of none of the trials
+    c.sweep = defaults.sweep(("pruning.target", (0.3, 0.2)))
+    c.sweep.stage = "prune"
+    with substituting.quick(), workdir.enter(c, "example", str(tmp_path / "run")) as place:
+        found = sweep.run(c, place)
+    losses = [trial["figures"]["loss"] for trial in found["trials"]]
+    assert found["best"]["figures"]["loss"] == min(losses) != max(losses)
+    assert found["primary"] == "loss" and found["stages"]["prune"]["kl"] > 0
+    sizes = [trial["figures"]["parameters"] for trial in found["trials"]]
+    assert sizes[0] < sizes[1]
+    left = [path.parts[-3] for path in tmp_path.glob("run/trials/*/prune/checkpoints")]
+    assert left == [found["best"]["folder"]]
+
+
+def test_ensembles_have_no_trials(tmp_path):
+    c = ensembles.config(tmp_path)
+    c.recipe, c.sweep = "sweep", defaults.sweep(("optim.learning_rate", (0.1, 0.2)))
+    c.sweep.stage = "round"
+    with pytest.raises(UserError, match="stage round is one of the recipe 'ensemble' alone"):
+        with substituting.quick(), workdir.enter(c, "example", str(tmp_path / "run")) as place:
+            sweep.run(c, place)

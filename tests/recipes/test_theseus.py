@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
-from kd_jax.recipes.stage import abstract_state
+from kd_jax.run.stage import abstract_state
+from kd_jax.stages import swaps
 from kd_jax.train import loop, records
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
@@ -36,8 +37,8 @@ def test_two_programs_and_a_model_as_small_as_by_substitution(whole):
     folder, results, compiled = whole
     assert compiled["jit(train_step)"] == 2
     sizes = {name: stage["parameters"] for name, stage in results["stages"].items()}
-    described = substituting.setup(config(folder))
-    assert sizes["theseus"] == described.phases[-1].parameters < sizes["teacher"]
+    described = substituting.build(config(folder))
+    assert sizes["theseus"] == swaps.of(described)[-1].parameters < sizes["teacher"]
     replaced = [row["replaced"] for row in records.read(folder / "run/theseus/metrics.csv")]
     assert replaced[5:] == ["1.0"] * 5 and set(replaced[:5]) - {"1.0"}
 
@@ -49,17 +50,17 @@ def moments(state):
 
 def test_successors_keep_their_moments_when_they_are_alone(whole, tmp_path):
     folder, *_ = whole
-    setup = substituting.setup(config(folder), folder / "run")
-    this = setup.principal
+    run = substituting.build(config(folder), folder / "run")
+    this = run.principal
     with substituting.quick():
-        last = abstract_state(setup, this)
+        last = abstract_state(run, this)
     reader = Checkpoints(folder / "run/theseus/checkpoints", keep=None)
     found = moments(reader.restore(10, last))
     reader.close()
     counts = {path: int(leaf) for path, leaf in found.items() if path.endswith("count")}
     assert set(counts.values()) == {10} and len(counts) == 3  # Adam's, two groups; the warm-up's
     with substituting.quick():
-        first, _ = setup.parts(this, {"teacher": setup.models["teacher"].abstract().params})
+        first, _ = this.phases(run, {"teacher": run.models["teacher"].abstract().params})
         before = first.abstract()
     assert moments(before).keys() == found.keys()  # none of predecessors
     assert "predecessors" in before.params["student"]["backbone"]
@@ -89,19 +90,18 @@ def test_killed_and_continued_is_the_same_bit_for_bit(whole, tmp_path, monkeypat
 def test_predecessors_do_not_change_and_successors_do(tmp_path):
     """A step in which all blocks are drawn new, and one in which none are."""
     changed = config(tmp_path, rate=0.5)
-    setup = substituting.setup(changed, tmp_path / "run")
-    this = setup.principal
-    plan, knobs = setup.plan(this)
+    run = substituting.build(changed, tmp_path / "run")
+    this = run.principal
     with substituting.quick():
-        given = jax.jit(setup.models["teacher"].draw)(jax.random.key(0))
-        state = setup.parts(this, {"teacher": given})[0].enter(None)
+        given = jax.jit(run.models["teacher"].draw)(jax.random.key(0))
+        state = this.phases(run, {"teacher": given})[0].enter(None)
     before = jax.device_get(state.params["student"]["backbone"])
-    weights = {name: np.float32(schedule(0)) for name, schedule in knobs.weights.items()}
-    teacher = setup.models["teacher"].abstract().replace(params=given)
-    batch = loop.place(setup.task.train(8, 0)[0], setup.mesh)
+    weights = {name: np.float32(schedule(0)) for name, schedule in this.schedules.weights.items()}
+    teacher = run.models["teacher"].abstract().replace(params=given)
+    batch = loop.place(run.task.train(8, 0)[0], run.mesh)
     for drawn in (np.ones(3, bool), np.zeros(3, bool)):
         inputs = loop.Inputs(np.float32(0.01), weights, {}, np.uint32(1), drawn)
-        state, _ = loop.train_step(state, batch, teacher, inputs, plan=plan)
+        state, _ = loop.train_step(state, batch, teacher, inputs, plan=this.program)
         after = jax.device_get(state.params["student"]["backbone"])
         jax.tree.map(np.testing.assert_array_equal, before["predecessors"], after["predecessors"])
     for layer in range(3):
@@ -138,10 +138,10 @@ def encoder(folder, **changes):
 
 
 def test_encoders_in_language_modelling(tmp_path):
-    setup = substituting.setup(encoder(tmp_path))
-    assert setup.models["theseus"].config.num_layers == 2
-    given = {"teacher": setup.models["teacher"].abstract().params}
-    first, second = setup.parts(setup.principal, given)
+    run = substituting.build(encoder(tmp_path))
+    assert run.models["theseus"].config.num_layers == 2
+    given = {"teacher": run.models["teacher"].abstract().params}
+    first, second = run.principal.phases(run, given)
     first.check(), second.check()
     beside = first.abstract().params["student"]["backbone"]["predecessors"]
     assert {i: len(blocks) for i, blocks in beside.items()} == {0: 2, 1: 2}
@@ -156,7 +156,7 @@ def test_encoders_in_language_modelling(tmp_path):
         (dict(rate=1.5), r"rate=1.5 must be at least 0 and at most 1"),
         (dict(rate="often"), "config.theseus.rate='often': give a number or {kind: linear"),
         (dict(steps=10), "steps=10: the stage has 10 steps, the last of which train the successo"),
-        (dict(steps=0.0), "theseus.steps=0.0 must be above 0"),
+        (dict(steps=0), "config.theseus.steps=0.0 must be above 0"),
         (dict(layers="middle"), "layers='middle': have 'uniform', 'first', 'last'"),
     ],
 )

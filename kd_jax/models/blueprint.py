@@ -1,0 +1,166 @@
+"""Models as the config describes them: architecture first, weights when they are asked for.
+
+A section (`config.teacher`, `config.student`):
+
+    model         hub id or local folder of an HF checkpoint; "" for none
+    revision      branch, tag or commit of a hub id
+    architecture  keys of config.json that replace the checkpoint's, or, for the student without a
+                  `model`, the teacher's: num_hidden_layers=6
+    init          student: teacher (layers of the teacher) | model (the checkpoint) | scratch;
+                  teacher: scratch, for random parameters where nothing else gives any
+    layers        student: uniform | first | last | a list of teacher layers, for init=teacher
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax.errors import UserError
+from kd_jax.models import family, hf, hub, presets
+from kd_jax.precision import Policy
+from kd_jax.types import Array, Model, ModelSpec, Params
+
+# Sizes may be given by BERT's names for every family; these are the others' own.
+_NAMES = {
+    "hidden_size": ("n_embd", "dim"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "hidden_dim"),
+    "max_position_embeddings": ("n_positions",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """A model that is described but not made."""
+
+    name: str  # as the config calls it
+    family: family.Family
+    config: Any
+    hf_json: dict
+    head: str
+    policy: Policy
+    folder: Path | None = None  # of a checkpoint
+    commit: str | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return family.spec(self.config)
+
+    def abstract(self) -> Model:
+        """Shapes and types only."""
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> Model:
+        return family.abstract(self.family, self.config, self.head, self.policy)
+
+    @functools.cached_property
+    def stacked(self) -> nnx.GraphDef:
+        """For parameters of several such models, under `vmap`: without cuDNN's attention, whose
+        batching rule takes no mask that heads share."""
+        if self.policy.attention != "cudnn":
+            return self.abstract().graphdef
+        policy = dataclasses.replace(self.policy, attention="xla")
+        return family.abstract(self.family, self.config, self.head, policy).graphdef
+
+    def load(self, key: Array) -> Params:
+        """The checkpoint's parameters, float32 numpy; a missing head is drawn from `key`."""
+        return hf.load(self.folder, self.family, self.config, self.head, key)
+
+    def draw(self, key: Array) -> Params:
+        """Random parameters; can run under jit."""
+        return family.build(self.family, self.config, self.head, self.policy, key).params
+
+
+def describe(
+    section: Any,
+    key: str,
+    head: str,
+    policy: Policy,
+    *,
+    base: dict | None = None,
+    vocab_size: int | None = None,
+    labels: tuple[str, ...] | None = None,
+    remat: bool = False,
+    offline: bool = False,
+) -> Blueprint:
+    """The model of a config section.
+
+    Args:
+        section: see above.
+        key: its name in the config, for messages.
+        head: mlm | clm | classification | span.
+        policy: types to compute in.
+        base: config.json that `architecture` changes where the section names no model.
+        vocab_size: of the run's own tokenizer, where it trains one.
+        labels: class names for a classification head; None takes those of the checkpoint.
+        remat: compute blocks again in the backward pass.
+        offline: take well-known hub ids from the built-in table, without their weights.
+
+    Raises UserError for unknown ids, model types, keys and heads.
+    """
+    folder = commit = None
+    if section.model:
+        if offline and not Path(section.model).is_dir():
+            base = presets.find(section.model)
+        else:
+            named = key if key.startswith("--") else f"{key}.model"
+            source = hub.resolve(section.model, section.revision or None, named)
+            folder, commit = source.path, source.commit
+            base = hf.read_config(folder)
+    changes = dict(section.architecture)
+    if base is None and "model_type" not in changes:
+        raise UserError(f"{key}: set {key}.model, or {key}.architecture.model_type and its sizes")
+    if vocab_size is not None:
+        changes.setdefault("vocab_size", vocab_size)
+    hf_json = _merged(base or {}, changes)
+    where = f"config.json of {section.model}" if section.model else "config.json of the teacher"
+    if changes:  # the numbers that the user chose, over those of a whole checkpoint
+        own = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        where = f"{key}.architecture ({own})" + (f" over the {where}" if base else "")
+    kind, config = family.read(hf_json, where)
+    known = {*kind.to_hf(config), *_NAMES, "model_type"}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        have = ", ".join(sorted(known))
+        raise UserError(f"{key}.architecture: unknown {', '.join(unknown)}; have: {have}")
+    try:
+        family.check_head(kind, head)
+    except UserError as error:
+        raise UserError(f"{section.model or key}: {error}; take another model or task") from None
+    if labels is not None:
+        config = dataclasses.replace(config, labels=labels)
+    config = dataclasses.replace(config, policy=policy, remat=remat)
+    name = section.model or f"{kind.name} of {key}.architecture"
+    return Blueprint(name, kind, config, hf_json, head, policy, folder, commit)
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    """`changes` over `base`, under the names that the base uses."""
+    own = {name: next((n for n in _NAMES.get(name, ()) if n in base), name) for name in changes}
+    return base | {own[name]: value for name, value in changes.items()}
+
+
+def stored(params: Params, policy: Policy) -> Params:
+    """Frozen parameters as they are kept: matrices in the operand type, vectors in float32."""
+    operand = jnp.dtype(policy.operand)
+    return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
+
+
+def count(params: Params) -> int:
+    """Number of parameters; abstract ones count as well."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def size_mb(params: Params) -> float:
+    """Megabytes of the parameters, as they are exported."""
+    return round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2)

@@ -1,0 +1,1 @@
+"""What the stages of a run share: a plain `Run`, its models, teachers, figures and directory."""

@@ -1,0 +1,119 @@
+"""Held-out figures of a run's models: the only place that computes them.
+
+A language model is measured in nats a token; beside a teacher also the divergence from it, and how
+often both choose the same token. Of examples the task scores a model's logits, row by row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from kd_jax.evals.beside import beside_teacher
+from kd_jax.models import family
+from kd_jax.models.blueprint import count, size_mb
+from kd_jax.objectives import combine
+from kd_jax.precision import Policy
+from kd_jax.run.answers import Answers, laid_out
+from kd_jax.run.results import kept
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Stage
+from kd_jax.run.teaching import together
+from kd_jax.train.evaluate import evaluate, predict
+from kd_jax.train.step import Plan
+from kd_jax.types import Model, Params
+
+Figures = dict[str, Any]
+
+
+def figures(run: Run, this: Stage, student: Model, answers: Answers, split: str) -> Figures:
+    """Figures of a stage's model on a split, beside its teachers; of a teacher alone."""
+    alone, task = this.model in run.teachers, run.tasks[this.model]
+    if not task.of_examples:
+        # Whoever a stage learns from, the same model is what all are compared with.
+        beside = None if alone else answers.model("teacher")
+        return of_text(run, student, beside, split)
+    if task.tunes(split):
+        task = task.tuned(logits(run, this.model, student, "validation"))
+    found = logits(run, this.model, student, split)
+    theirs = None if alone or task.regression else together(run, this, answers, split)
+    return of_logits(task, found, split, theirs)
+
+
+def of_given(run: Run, name: str, answers: Answers) -> Figures:
+    """Figures of a teacher that no stage trains, on the reported split; those of a language model
+    are kept in the folder of its name."""
+    task = run.tasks[name]
+    if not task.of_examples:
+        return _kept(run, name, name, answers.params(name), lambda whole: of_text(run, whole, None))
+    if task.tunes(run.split):
+        task = task.tuned(answers.of(name, "validation"))
+    return of_logits(task, answers.of(name, run.split), run.split)
+
+
+def of_start(run: Run, this: Stage, name: str, params: Params, answers: Answers) -> Figures:
+    """Figures of what a stage starts from, on the reported split, kept in the folder of `name`."""
+    measure = functools.partial(figures, run, this, answers=answers, split=run.split)
+    return _kept(run, name, this.model, params, measure)
+
+
+def _kept(
+    run: Run, name: str, model: str, params: Params, measure: Callable[[Model], Figures]
+) -> Figures:
+    def found() -> Figures:
+        whole = laid_out(run, Model(params, run.models[model].abstract().graphdef))
+        return measure(whole) | size(run, params)
+
+    return kept(run.folder / name / "results.json", found)
+
+
+def of_text(run: Run, student: Model, teacher: Model | None, split: str = "") -> Figures:
+    """Figures of a language model on a split (the reported one), beside a teacher where there is
+    one."""
+    stream = run.task.held_out(split or run.split, run.config.eval.batch_size, **run.processes)
+    how = program(run.policy, teacher is not None, run.mesh, run.chunk)
+    return with_perplexity(evaluate(student, stream, teacher, how))
+
+
+def program(policy: Policy, beside_teacher: bool, mesh: Mesh, chunk: int = 0) -> Plan:
+    """The eval step's: loss and accuracy, and KL and agreement beside a teacher."""
+    objective = combine.held_out(policy, policy if beside_teacher else None, chunk)
+    return Plan(objective, mesh, family.PARTITION)
+
+
+def with_perplexity(found: Figures) -> Figures:
+    """The figures with the perplexity behind the loss."""
+    perplexity = math.exp(min(found["loss"], 700.0))
+    return {"loss": found["loss"], "perplexity": perplexity} | found
+
+
+def logits(run: Run, name: str, model: Model, split: str) -> list[np.ndarray]:
+    """The logits of each row of a split, of a model as training leaves it."""
+    rows = run.tasks[name].held_out(split, run.config.eval.batch_size, **run.processes)
+    found = predict(model, rows, run.mesh, family.PARTITION)
+    return [found[i] for i in range(len(found))]
+
+
+def of_logits(
+    task: Any, found: list[np.ndarray], split: str, beside: list | None = None
+) -> Figures:
+    """Figures of a model's logits: the task's, by class, and how near they are to a teacher's."""
+    made = task.score(split, found)
+    if beside is not None:
+        made |= beside_teacher(found, beside)
+    return made | task.report(split, found)
+
+
+def size(run: Run, params: Params) -> Figures:
+    """Parameters of a model, and how many fewer they are than the teacher's."""
+    own, whole = count(params), count(run.models["teacher"].abstract().params)
+    return {
+        "parameters": own,
+        "reduction_percent": round(100 * (1 - own / whole), 2),
+        "size_mb": size_mb(params),
+    }

@@ -1,0 +1,126 @@
+"""What a run is of: its data, models and tokenizers, each with a digest or a commit.
+
+Data and tokenizers are known by what was read of them, models in local folders by their files; a
+file whose size and time are the same is not read again. For the files that the config names as data
+size and time are kept as well, so that a run that is over can tell without reading them.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import storage
+from kd_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
+
+
+def of(config: ConfigDict, run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
+    """What a run that is about to begin or to go on is of; `known`: what it was begun with."""
+    files = known.get("models", {})
+    return {
+        "data": data,
+        "files": {path: _stamp(Path(path)) for path in sorted(_named(config.data))},
+        "models": {
+            name: _model(model, files.get(name, {}).get("files", {}))
+            for name, model in run.models.items()
+            if model.folder is not None
+        },
+        "tokenizers": _tokenizers(run.tokenizers),
+    }
+
+
+def changed(folder: epath.Path, began: Mapping, now: Mapping) -> list[str]:
+    """The data, models and tokenizers of the run in `folder` that are not what it began with."""
+    changed = []
+    for split, then in began.get("data", {}).items():
+        if now["data"].get(split, {}).get("digest") != then.get("digest"):
+            changed.append(f"data.{split} ({then['name']})")
+    for name, then in began.get("models", {}).items():
+        changed += _differing(name, then, now["models"].get(name, {"files": {}}))
+    for name, then in began.get("tokenizers", {}).items():
+        if now["tokenizers"].get(name) != then:
+            own = folder / "tokenizer"
+            where = f" ({own}: remove it, and it is trained again)" if own.exists() else ""
+            changed.append(f"the tokenizer of {name}{where}")
+    return changed
+
+
+def changed_since(folder: epath.Path) -> list[str]:
+    """The files that a run which is over was made of, and which are not as they were."""
+    path = folder / "manifest.json"
+    try:
+        began = storage.read_json(path).get("of", {}) if path.exists() else {}
+    except UserError:
+        return [os.fspath(path)]
+    models = [model["files"] for model in began.get("models", {}).values()]
+    stamps = {
+        name: stamp for files in (began.get("files", {}), *models) for name, stamp in files.items()
+    }
+    return [
+        name
+        for name, then in stamps.items()
+        if Path(name).exists()
+        and _stamp(Path(name)) != {key: then[key] for key in ("size", "time")}
+    ]
+
+
+def _differing(name: str, then: Mapping, now: Mapping) -> list[str]:
+    if then["commit"] != now.get("commit"):
+        return [f"{name} (commit {then['commit']} then, {now.get('commit')} now)"]
+    files = sorted({*then["files"], *now["files"]})
+    digests = [
+        [each["files"].get(file, {}).get("digest") for file in files] for each in (then, now)
+    ]
+    return [f"{name} ({file})" for file, a, b in zip(files, *digests, strict=True) if a != b]
+
+
+def _model(model: Any, known: Mapping[str, Mapping]) -> dict:
+    files = {}
+    for path in sorted(model.folder.iterdir()) if model.commit is None else ():
+        if path.suffix not in (".json", ".safetensors", ".bin") or not path.is_file():
+            continue
+        then, stamp = known.get(str(path), {}), _stamp(path)
+        same = all(then.get(key) == value for key, value in stamp.items())
+        files[str(path)] = stamp | {"digest": then["digest"] if same else storage.digest(path)}
+    return {"name": model.name, "commit": model.commit, "files": files}
+
+
+def _tokenizers(tokenizers: Mapping[str, Any]) -> dict[str, str]:
+    found = {id(each): each for each in tokenizers.values()}
+    digests = {key: _tokenizer(each) for key, each in found.items()}
+    return {name: digests[id(each)] for name, each in tokenizers.items()}
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state |= {"truncation": None, "padding": None}  # as its last call left them
+    parts = state, tokenizer.chat_template, tokenizer.special_tokens_map
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    found = path.stat()
+    return {"size": found.st_size, "time": found.st_mtime_ns}
+
+
+def _named(section: Any) -> Iterator[str]:
+    """The local files that a section of the config names, alone, by folder or by glob."""
+    for key, value in section.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _named(value)
+        elif key in ("path", "without"):
+            paths = value if isinstance(value, list | tuple) else [value or ""]
+            for path in (Path(each).expanduser() for each in paths):
+                found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path)))
+                yield from (str(file.absolute()) for file in found if file.is_file())

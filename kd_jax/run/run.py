@@ -1,0 +1,291 @@
+"""A run: its mesh, types, models, tokenizers, tasks and stages, built top-down and each once.
+
+Building finds the mistakes that can be found before any long work. What differs between language
+modelling and fine-tuning comes from the task (tasks/task.py), what differs between stages from
+their kinds (kd_jax/stages).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from kd_jax import config as defaults
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.precision import Policy, policy_for
+from kd_jax.run import keys, models
+from kd_jax.run.stage import Settings, Stage, kind_of, read
+from kd_jax.tasks.task import Task
+from kd_jax.teachers.several import SPACES
+from kd_jax.train import sharding
+
+NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages of a run share."""
+
+    config: ConfigDict
+    folder: epath.Path | None  # None: all is abstract, without data, weights or network
+    mesh: Mesh
+    policy: Policy
+    head: str  # of all models: mlm | clm | classification | span
+    teachers: tuple[str, ...]  # the names of those in the config
+    models: dict[str, Blueprint]
+    tokenizers: dict[str, Any]  # by model; {} where all is abstract
+    tasks: dict[str, Task]  # by model, whose tokenizer each has; for language models all are one
+    settings: list[Settings]  # of the stages
+    stages: list[Stage] = dataclasses.field(default_factory=list)
+    shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # what kinds of stages share
+
+    @property
+    def principal(self) -> Stage:
+        """The stage that the run is about: what is planned, and exported."""
+        return next((stage for stage in self.stages if stage.principal), self.stages[-1])
+
+    @property
+    def task(self) -> Task:
+        """The task of the last stage's model."""
+        return self.tasks.get(self.settings[-1].trains, self.tasks["teacher"])
+
+    @property
+    def split(self) -> str:
+        """The split that the run reports."""
+        return "test" if self.task.data["test"] else "validation"
+
+    @property
+    def chunk(self) -> int:
+        """Rows of logits over a vocabulary that exist at a time; 0: a number that fits."""
+        return self.config.get("vocab_chunk", 0)
+
+    @property
+    def labels_only(self) -> dict[str, Any]:
+        """The objective without a teacher."""
+        return {"mse" if self.task.regression else "ce": {"weight": 1.0}}
+
+    @property
+    def trained(self) -> set[str]:
+        """The models that stages train."""
+        return {settings.trains for settings in self.settings}
+
+    @property
+    def resumed(self) -> str:
+        """The name of the stage that config.resume is for: the last that distils the student."""
+        own = [each for each in self.settings if each.model == "student" and each.objective]
+        return own[-1].name if own else ""
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """This process, and how many there are."""
+        return dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+    def stage(self, name: str) -> Stage | None:
+        """The stage of that name, None where there is none."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def section(self, model: str) -> ConfigDict:
+        """The section of the config that describes a model."""
+        return models.section_of(self.config, model)
+
+    def order(self, model: str) -> tuple[int, ...] | None:
+        """Where each of the task's classes stands among a model's; None where they agree."""
+        described, task = self.models[model], self.tasks[model]
+        if self.folder is None or not task.labels or task.regression:
+            return None
+        stated = self.section(model).get("labels") if model in self.teachers else None
+        where = f"config.{models.key_of(self.config, model)}.labels"
+        own = described.config.labels
+        return models.class_order(described.name, stated, own, task.labels, where)
+
+    def weights(self, teachers: Sequence[str]) -> list[float]:
+        """The shares of teachers in their average; they sum to 1."""
+        if len(teachers) == 1 and teachers[0] not in self.teachers:
+            return [1.0]
+        weights = [float(self.section(name).get("weight", 1.0)) for name in teachers]
+        if not sum(weights):
+            raise UserError(f"the weights of {', '.join(teachers)} are all 0; set one above 0")
+        return [weight / sum(weights) for weight in weights]
+
+    def add(self, name: str, model: Blueprint) -> None:
+        """Adds a model that a stage makes of the teacher, with whose tokenizer it reads."""
+        task = self.tasks["teacher"]
+        if task.labels and not (self.folder is None and task.labels_in_data):
+            own = dataclasses.replace(model.config, labels=task.labels)
+            model = dataclasses.replace(model, config=own)
+        self.models[name], self.tasks[name] = model, task
+        if self.tokenizers:
+            self.tokenizers[name] = self.tokenizers["teacher"]
+
+    def make_stages(self) -> None:
+        """Makes the stages, perhaps again where their models depend on what was measured."""
+        self.stages = [
+            kind_of(each.kind).make(self, each.name, each)
+            for each in map(self._timed, self.settings)
+        ]
+
+    def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
+        """The same models and data under a config that differs in numbers of the training only."""
+        keys.check(config)
+        settings = read(config, self.teachers)
+        other = dataclasses.replace(
+            self, config=config, folder=folder, settings=settings, stages=[], shared={}
+        )
+        other.models, other.tasks = dict(self.models), dict(self.tasks)
+        other.make_stages()
+        return other
+
+    def describe_machine(self) -> str:
+        """Devices, types and attention, as a line."""
+        kind = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
+        attention = self.policy.attention
+        attention += "" if attention == "explicit" else ", explicit where it has dropout"
+        return f"{kind}, {self.config.precision}, attention: {attention}"
+
+    def shapes(self) -> list[str]:
+        """The programs of the run and the shapes they are compiled for, as lines."""
+        lines = [self.describe_machine()]
+        for stage in self.stages:
+            batch = self.tasks[stage.model].shapes(stage.batch_size)
+            lines.append(f"train_step {stage.name}: {_shape(batch)}, x{self.config.accumulate}")
+        lines.append(f"eval_step: {_shape(self.task.shapes(self.config.eval.batch_size))}")
+        return lines
+
+    def _timed(self, settings: Settings) -> Settings:
+        """The settings with the number of steps, where these are epochs."""
+        if settings.steps > 0:
+            return settings
+        if "epochs" not in self.config:
+            raise UserError(f"config.stages.{settings.name}.steps={settings.steps}: at least 1")
+        if settings.epochs <= 0:
+            raise UserError(f"stage {settings.name}: set config.epochs, or config.steps")
+        if self.folder is None:
+            return dataclasses.replace(settings, steps=NOMINAL_STEPS)
+        task = self.tasks[settings.trains if settings.model else "teacher"]
+        stream = task.train(settings.batch_size, self.config.seed)
+        steps = max(1, round(settings.epochs * stream.steps_per_epoch))
+        return dataclasses.replace(settings, steps=steps)
+
+
+def build(
+    config: ConfigDict,
+    folder: epath.Path | None = None,
+    devices: list | None = None,
+    platform: str | None = None,
+) -> Run:
+    """Builds the run of a config.
+
+    Args:
+        config: of a training recipe.
+        folder: the run directory; without one everything stays abstract.
+        devices: to plan for; this process's own by default.
+        platform: likewise.
+
+    Raises UserError for what is wrong with the config, the models and their tokenizers.
+    """
+    keys.check(config)
+    teachers = models.names_of_teachers(config)
+    for name in teachers[1:]:
+        if name in defaults.STAGES:
+            raise UserError(f"config.teachers.{name}: a stage has this name; take another")
+    mesh = sharding.make_mesh(config.mesh.fsdp, devices)
+    settings = read(config, teachers)
+    for each in settings:
+        _check_rows(mesh, each.batch_size, config.accumulate, f"batch size of {each.name}")
+    _check_rows(mesh, config.eval.batch_size, 1, "eval.batch_size")
+    policy = policy_for(config.precision, platform or jax.default_backend())
+    make_task = plugins.load("tasks", config.task.name, "make").make
+    task = make_task(config.task, config.data, None)
+    _check_teachers(config, teachers, settings, task)
+    described, tokenizers = _models(config, folder, task, policy, settings)
+    tasks = dict.fromkeys(described, task)
+    if task.of_examples:
+        tasks = {name: task.with_tokenizer(own) for name, own in tokenizers.items()} or tasks
+    elif tokenizers:
+        tasks = dict.fromkeys(described, task.with_tokenizer(tokenizers["teacher"]))
+    run = Run(
+        config, folder, mesh, policy, task.head, teachers, described, tokenizers, tasks, settings
+    )
+    for name, model in described.items():
+        if tasks[name].seq_len > model.config.max_tokens:
+            raise UserError(
+                f"config.task.seq_len={tasks[name].seq_len}: {name} {model.name} has positions "
+                f"for {model.config.max_tokens} tokens; shorten the rows"
+            )
+        run.order(name)
+    run.make_stages()
+    return run
+
+
+def _models(
+    config: ConfigDict,
+    folder: epath.Path | None,
+    task: Task,
+    policy: Policy,
+    settings: Sequence[Settings],
+) -> tuple[dict[str, Blueprint], dict[str, Any]]:
+    """The models that the config describes, and their tokenizers."""
+    trained, own = {each.trains for each in settings}, bool(config.tokenizer.train)
+    # A run that makes a model of the teacher may have no student.
+    if all(each.model for each in settings):
+        trained.add("student")
+
+    def describe(size: int | None) -> dict[str, Blueprint]:
+        return models.describe(config, task, policy, trained, size, folder is None)
+
+    found = describe(config.tokenizer.vocab_size if own else None)
+    if folder is None:
+        return found, {}
+    if own:
+        tokenizer = models.trained_tokenizer(config, task, folder)
+        found = describe(len(tokenizer))
+        tokenizers = dict.fromkeys(found, tokenizer)
+    elif task.of_examples:
+        tokenizers = models.own_tokenizers(config, found)
+    else:
+        tokenizers = dict.fromkeys(found, models.shared_tokenizer(config, found))
+    if task.of_examples:
+        for name, model in found.items():
+            models.check_vocabulary(name, model, tokenizers[name])
+    else:
+        models.check_shared(tokenizers["teacher"], found)
+    return found, tokenizers
+
+
+def _check_teachers(
+    config: ConfigDict, teachers: Sequence[str], settings: Sequence[Settings], task: Task
+) -> None:
+    trained = {each.trains for each in settings}
+    average = config.get("average", SPACES[0])
+    if average not in SPACES:
+        raise UserError(f"config.average={average!r}: have {', '.join(SPACES)}")
+    if task.regression and len(teachers) > 1 and average == "probabilities":
+        raise UserError("config.average='probabilities': a regression has none; take logits")
+    for name in teachers:
+        if models.section_of(config, name).get("labels") and name in trained:
+            raise UserError(
+                f"config.{models.key_of(config, name)}.labels: a stage trains {name}, on the "
+                f"task's own classes; leave them out"
+            )
+
+
+def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
+    parts = mesh.size * accumulate
+    if rows <= 0 or rows % parts:
+        raise UserError(
+            f"{what}: {rows} rows cannot be divided among {mesh.size} devices x "
+            f"{accumulate} micro-batches; make it a multiple of {parts}"
+        )
+
+
+def _shape(batch) -> str:
+    supervised = "x".join(map(str, batch.labels.shape))
+    return f"tokens {'x'.join(map(str, batch.tokens_BT.shape))}, labels {supervised}"

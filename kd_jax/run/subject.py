@@ -1,0 +1,111 @@
+"""A model that is evaluated: a checkpoint, or what a stage of a finished run trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from kd_jax.errors import UserError
+from kd_jax.models import blueprint
+from kd_jax.models.blueprint import Blueprint, count, size_mb
+from kd_jax.precision import Policy, policy_for
+from kd_jax.run import workdir
+from kd_jax.run.answers import given_params
+from kd_jax.run.run import Run
+from kd_jax.run.stage import restore_best
+from kd_jax.tasks import text
+from kd_jax.types import Model, Params
+
+Report = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model, its parameters and tokenizer, and what a report says of it."""
+
+    described: Blueprint
+    load: Callable[[], Params]
+    tokenizer: Any
+    stated: Report  # "model", "precision", and "commit" or "stage"
+    began: float  # time.perf_counter()
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """The parameters, on the host or laid out for training; read when they are asked for, so
+        that mistakes are found before."""
+        return self.load()
+
+    def model(self, mesh: Mesh) -> Model:
+        """The model with its parameters on every device."""
+        placed = jax.device_put(self.params, NamedSharding(mesh, P()))
+        return Model(placed, self.described.abstract().graphdef)
+
+    def frozen(self, mesh: Mesh) -> Model:
+        """The model as a teacher: in its operand type, on every device."""
+        kept = blueprint.stored(self.params, self.described.policy)
+        placed = jax.device_put(kept, NamedSharding(mesh, P()))
+        return Model(placed, self.described.abstract().graphdef)
+
+    def report(self) -> Report:
+        """What every report of the model ends with."""
+        return {
+            "parameters": count(self.params),
+            "size_mb": size_mb(self.params),
+            "machine": workdir.machine(),
+            "seconds": round(time.perf_counter() - self.began, 2),
+        }
+
+
+def of_checkpoint(
+    model: str, revision: str | None, head: str, precision: str | None, flag: str = "--model"
+) -> Subject:
+    """The HF checkpoint of a folder or hub id, with its own tokenizer, in fp32 by default; `flag`
+    names it, for messages."""
+    began, precision = time.perf_counter(), precision or "fp32"
+    policy = policy_for(precision, jax.default_backend())
+    described = describe(model, revision, head, policy, flag)
+    tokenizer = text.load_tokenizer(described.folder)
+    stated = {"model": described.name, "commit": described.commit, "precision": precision}
+    return Subject(described, lambda: described.load(None), tokenizer, stated, began)
+
+
+def describe(
+    model: str, revision: str | None, head: str, policy: Policy, flag: str = "--model"
+) -> Blueprint:
+    """The checkpoint of a folder or hub id, without its weights."""
+    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
+    return blueprint.describe(section, flag, head, policy)
+
+
+def of_run(run: Run, name: str) -> Subject:
+    """The best checkpoint of a stage of a run, or a teacher that the run was given."""
+    began = time.perf_counter()
+    stage = run.stage(name)
+    model = name if stage is None else stage.model
+    stated = {"model": str(run.folder), "stage": name, "precision": run.config.precision}
+
+    def load() -> Params:
+        return given_params(run, name) if stage is None else restore_best(run, stage)
+
+    return Subject(run.models[model], load, run.tokenizers[model], stated, began)
+
+
+def rows(given: int | None, usual: int) -> int:
+    """The rows of a batch: those that are given, or about as many as usual. Raises UserError where
+    the devices cannot share them."""
+    devices = jax.device_count()
+    found = given or -(-usual // devices) * devices
+    if found < 1 or found % devices:
+        raise UserError(
+            f"--batch_size={found} cannot be divided among {devices} devices; make it a "
+            f"multiple of {devices}"
+        )
+    return found

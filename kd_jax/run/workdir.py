@@ -1,0 +1,286 @@
+"""The run directory: it describes itself, and is entered again by the same command."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import storage
+from kd_jax.errors import UserError
+from kd_jax.run import origins
+from kd_jax.train import records
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
+
+log = logging.getLogger(__name__)
+
+CONFIG, LOCK = "config.json", "lock"
+# What a run writes before its first step, besides its tokenizer and the folders of its stages.
+OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
+TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+def resolved(config: ConfigDict) -> dict:
+    """The config as plain JSON values."""
+    return json.loads(config.to_json())
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Eight hex digits of the resolved config."""
+    text = json.dumps(resolved(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclasses.dataclass
+class RunDirectory:
+    """A run directory that this process has entered: a context in which nobody else may."""
+
+    folder: epath.Path
+    name: str  # of configs/NAME.py
+    lock: storage.Hold | None
+    commits: list[str] = dataclasses.field(default_factory=list)  # that the run was trained by
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.lock is None:
+            return
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.folder.iterdir()] == [LOCK]:
+                (self.folder / LOCK).unlink()  # no check was passed: nothing is left
+                self.folder.rmdir()
+        self.lock.release()
+
+    def begin(self, config: ConfigDict, run: Run, data: dict) -> None:
+        """Writes down what the run is of, when all checks are passed; with each start, its command,
+        commit, versions and machine.
+
+        Raises UserError where data, teachers or tokenizers are not those that it began with.
+        """
+        path = self.folder / "manifest.json"
+        try:
+            there = storage.read_json(path) if path.exists() else {}
+        except UserError:
+            there = {}
+            log.warning(
+                "%s is damaged, so that nobody knows what this run was begun with; set aside in %s",
+                *(path, self.folder / "damaged"),
+            )
+            if jax.process_index() == 0:
+                storage.set_aside(path, self.folder / "damaged")
+        of = origins.of(config, run, data, there.get("of", {}))
+        self._check_origins(there.get("of", {}), of)
+        starts = there.get("starts", [])
+        self.commits = [*dict.fromkeys(start["commit"] for start in starts)]
+        if self.commits and commit() not in self.commits:
+            log.warning(
+                "%s was begun at commit %s, this is %s: the run goes on with other code",
+                *(self.folder, ", ".join(self.commits), commit()),
+            )
+        self.commits = [*dict.fromkeys([*self.commits, commit()])]
+        if jax.process_index() > 0:
+            return
+        command = shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]])
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        start = {"time": now, "command": command} | manifest()
+        own = {"config": self.name, "config_hash": config_hash(config), "of": of}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, own | {"starts": [*starts, start]})
+        if not (self.folder / CONFIG).exists():
+            storage.write_json(self.folder / CONFIG, resolved(config))
+        with (self.folder / "command.txt").open("a") as file:
+            file.write(command + "\n")
+
+    def _check_origins(self, began: dict, now: dict) -> None:
+        changed = origins.changed(self.folder, began, now)
+        if not changed:
+            return
+        advice = "put back what it began with, or give another --workdir"
+        if not _trained(self.folder):
+            _clear(self.folder)
+            advice = (
+                f"no step was trained on it, it is set aside in {self.folder}/before: run again"
+            )
+        raise UserError(f"{self.folder} was begun with other {', '.join(changed)}; {advice}")
+
+    def about(self, config: ConfigDict) -> dict:
+        """What results.json says of the run that its figures are of."""
+        return {
+            "config": self.name,
+            "task": config.task.name,
+            "config_hash": config_hash(config),
+            "commit": commit(),
+            "commits": self.commits,
+            "seed": config.seed,
+            "machine": machine(),
+            "versions": manifest()["versions"],
+        }
+
+
+def enter(config: ConfigDict, name: str, workdir: str | None) -> RunDirectory:
+    """Enters the directory of this run: `workdir`, or runs/NAME-HASH of the config. Prints it.
+
+    Raises UserError where another process is at work there, where it cannot be a folder, and where
+    steps of another config were trained there, naming the keys that differ.
+    """
+    folder = epath.Path(workdir or f"runs/{name}-{config_hash(config)}")
+    first = jax.process_index() == 0
+    if first:
+        print(f"run directory: {folder}", flush=True)
+    try:
+        lock = None
+        if first and "://" not in os.fspath(folder) and not (folder / "results.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = storage.hold(folder / LOCK)
+        _same_config(folder, config)
+    except OSError as error:
+        if isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOSPC):
+            raise
+        reason = "it is there and no folder" if error.errno == errno.EEXIST else error.strerror
+        raise UserError(f"--workdir={folder}: {reason}; give another folder") from None
+    return RunDirectory(folder, name, lock)
+
+
+def _same_config(folder: epath.Path, config: ConfigDict) -> None:
+    """Raises UserError where `folder` holds the steps of another config. Where it holds no steps,
+    what was left by another config, or before any check was passed, is set aside."""
+    path, wrong = folder / CONFIG, None
+    try:
+        differing = _differences(storage.read_json(path), resolved(config)) if path.exists() else []
+    except UserError:
+        wrong, differing = f"{path} is damaged", []
+    if path.exists() and not (wrong or differing):
+        return
+    if not _trained(folder):
+        _clear(folder)
+    elif differing:
+        raise UserError(
+            f"{folder} holds a run of another config; differing: {', '.join(differing)}. "
+            f"Give another --workdir, or none"
+        )
+    else:
+        _restore(path, wrong, config)
+
+
+def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
+    """Writes a lost config.json anew, where the manifest knows that it was this one."""
+    record, wrong = path.parent / "manifest.json", wrong or f"{path} is missing"
+    there = storage.read_json(record) if record.exists() else {}
+    if there.get("config_hash") != config_hash(config):
+        raise UserError(f"{wrong}; and nothing tells that {path.parent} holds a run of this config")
+    log.warning("%s: written anew, by manifest.json it was this config", wrong)
+    if jax.process_index() == 0:
+        if path.exists():
+            storage.set_aside(path, path.parent / "damaged")
+        storage.write_json(path, resolved(config))
+
+
+def _trained(folder: epath.Path) -> bool:
+    """Whether steps were trained in a run directory."""
+    stages = [stage for depth in ("*", "*/*/*") for stage in folder.glob(depth)]  # of trials too
+    return (folder / "results.json").exists() or any(
+        any((stage / "checkpoints").glob("*"))
+        or ((stage / "metrics.csv").exists() and (stage / "metrics.csv").stat().length)
+        for stage in stages
+    )
+
+
+def _clear(folder: epath.Path) -> None:
+    """Sets aside what starts that trained nothing left; what is not of a run stays."""
+    if jax.process_index() > 0 or not folder.exists():
+        return
+    left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
+    if (folder / "manifest.json").exists():  # begun: folders of stages have one of these files
+        left += [folder / name for name in OWN if (folder / name).exists()]
+        stages = [path for path in folder.iterdir() if not (path / "manifest.json").exists()]
+        marks = ("results.json", "parameters.txt", "metrics.csv")
+        left += [path for path in stages if any((path / mark).exists() for mark in marks)]
+    for path in left:
+        storage.set_aside(path, folder / "before")
+    if left:
+        log.info("no step was trained in %s: what is there is now in %s/before", folder, folder)
+
+
+def manifest() -> dict:
+    """Versions, commit and devices of this process."""
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "machine": machine(),
+        "processes": jax.process_count(),
+    }
+
+
+def machine() -> dict:
+    """What the run ran on."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """The project's git commit, with "+" behind it where files differ; "" outside a checkout."""
+    folder = epath.Path(__file__).parent
+    git = ["git", "-C", os.fspath(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", "."], capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
+    """The W&B run of config.wandb, in the first process; None where there is none."""
+    if not config.wandb or jax.process_index() > 0:
+        return None
+    return records.open_wandb(config.wandb, folder.name, resolved(config), folder)
+
+
+def _cpu() -> str:
+    try:
+        lines = epath.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            keys.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
+    return keys

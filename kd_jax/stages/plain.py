@@ -1,0 +1,22 @@
+"""Trains a model of the config from its first step to its last: teacher, baseline, student ...
+
+A student learns from the assistant where a stage trains one, and otherwise from the teachers. Where
+the config has a section `substitution` and none of the student's shape, the student is the model
+that substitution ends with.
+"""
+
+from __future__ import annotations
+
+from kd_jax.run import stage
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Settings, Stage
+from kd_jax.stages import substitute
+
+
+def make(run: Run, name: str, settings: Settings) -> Stage:
+    """The stage of these settings."""
+    own = settings.model == "student"
+    if own and substitute.shapes_student(run):
+        return substitute.make_student(run, settings)
+    assisted = own and settings.objective and "assistant" in run.trained
+    return stage.make(run, settings, teachers=("assistant",) if assisted else run.teachers)

@@ -1,0 +1,215 @@
+"""One round of a sequential ensemble after the other: train a student, judge it, let it join."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kd_jax.data.loader import Stream
+from kd_jax.errors import UserError
+from kd_jax.models import blueprint
+from kd_jax.models.blueprint import count
+from kd_jax.objectives import combine
+from kd_jax.run import cost, measure, stage
+from kd_jax.run.answers import frozen
+from kd_jax.run.measure import with_perplexity
+from kd_jax.run.results import Compiling, kept, speed
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Stage
+from kd_jax.stages import mixing
+from kd_jax.stages.recall import Recall
+from kd_jax.stages.round import batches, one_pass, seed_of, vocab_size
+from kd_jax.teachers import ensemble
+from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
+from kd_jax.teachers.signals import NOT_FINITE
+from kd_jax.train import loop, sharding
+from kd_jax.train.evaluate import evaluate
+from kd_jax.train.state import TrainState
+from kd_jax.train.step import Plan
+from kd_jax.types import Batch, Model, Params
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+class Rounds:
+    """Trains the rounds of a run, or what is left of them."""
+
+    def __init__(self, run: Run, teacher: Params, wandb_run: Any) -> None:
+        self._run, self._wandb = run, wandb_run
+        self._stage: Stage = run.principal
+        self._teacher = frozen(run, "teacher", teacher)
+        self._recall = None
+        if not run.config.ensemble.fresh:
+            once = one_pass(run, self._stage.batch_size)
+            self._recall = Recall(run, self._teacher, *once)
+        objective = combine.held_out_of_ensemble(run.policy, run.policy, run.chunk)
+        self._judging = Plan(objective, run.mesh, ensemble.PARTITION)
+        self.of_teacher = self._judged_teacher(teacher)
+
+    def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
+        """A round, counted from 1, after `members`: the new member, and {"round", "members",
+        "minutes", "pass_seconds" (before its first step), "pass_compile_seconds" (of those),
+        "student": its figures, "ensemble": those of all}."""
+        run, this = self._run, self._stage
+        folder = run.folder / f"round_{number}"
+        began = time.time()
+        with Compiling() as compiling:
+            guides, stream = self._taught(number, members)
+        passed = time.time() - began
+        online = self._online(members)
+        fitted = loop.fit(
+            self._start(members),
+            stage=f"round {number}/{run.config.rounds}",
+            plan=this.program,
+            stream=stream,
+            teacher=guides,
+            schedules=dataclasses.replace(this.schedules, seed=seed_of(run, number)),
+            steps=this.steps,
+            validate=functools.partial(self._judged, "validation", online),
+            intervals=loop.Intervals(
+                run.config.eval.every, run.config.checkpoint.every, run.config.log.every
+            ),
+            keep=run.config.checkpoint.keep,
+            directory=folder,
+            selection=loop.Selection("kl"),
+            wandb_run=self._wandb,
+        )
+        params = fitted.state.params["student"]
+        return params, kept(
+            folder / "results.json",
+            lambda: (
+                self._figures(number, members, online, fitted)
+                | {
+                    "minutes": round((time.time() - began) / 60, 2),
+                    "pass_seconds": round(passed, 2),
+                    "pass_compile_seconds": round(compiling.seconds, 2),
+                }
+            ),
+        )
+
+    def _figures(
+        self, number: int, members: Sequence[Params], online: Guides, fitted: loop.Fit
+    ) -> dict[str, Any]:
+        run, params = self._run, fitted.state.params["student"]
+        figures = self._judged(run.split, online, fitted.state.student)
+        own = {key: value for key, value in figures.items() if key.startswith("student_")}
+        student = {key.removeprefix("student_"): value for key, value in own.items()}
+        whole = {key: value for key, value in figures.items() if key not in own}
+        size, space = count(params), run.config.ensemble.space
+        alone = cost.measure_mean(run, "student", [params], space)
+        whole |= cost.measure_mean(run, "student", [*members, params], space) if members else alone
+        timing = speed(run.folder / f"round_{number}")
+        return {
+            "round": number,
+            "members": len(members) + 1,
+            "best_step": fitted.best_step,
+            "student": with_perplexity(student) | {"parameters": size} | timing | alone,
+            "ensemble": with_perplexity(whole) | {"parameters": size * (len(members) + 1)},
+        }
+
+    def weights(self, members: Sequence[Params]) -> tuple[list[float], Figures | None]:
+        """The members' weights in the end, and the figures of their mean where these were learned;
+        kept in the folder "learned"."""
+        run = self._run
+        if run.config.ensemble.weights == "equal" or len(members) == 1:
+            return [1.0 / len(members)] * len(members), None
+
+        def figures() -> dict[str, Any]:
+            weights = mixing.learned(run, self._teacher, members)
+            last = Model(members[-1], run.models["student"].abstract().graphdef)
+            guides = self._online(members[:-1], weights)
+            found = self._judged(run.split, guides, last)
+            found = with_perplexity(
+                {k: v for k, v in found.items() if not k.startswith("student_")}
+            )
+            return found | {"parameters": sum(map(count, members)), "weights": weights}
+
+        found = kept(run.folder / "learned" / "results.json", figures)
+        return found.pop("weights"), found
+
+    def _start(self, members: Sequence[Params]) -> TrainState:
+        run, this = self._run, self._stage
+        if run.config.ensemble.start == "previous" and members:
+            model = run.models[this.model]
+            return stage.born(run, this, model, this.groups, members[-1])
+        return stage.create_state(run, this, self._given)
+
+    @functools.cached_property
+    def _given(self) -> Mapping[str, Params]:
+        return {"teacher": self._teacher.params}
+
+    def _taught(self, number: int, members: Sequence[Params]) -> tuple[Guides, Stream]:
+        """What a round learns from, and its batches."""
+        stream = batches(self._run, self._stage, number)
+        if self._recall is None:
+            return self._online(members), stream
+        known = {TEACHER: self._recall.teacher}
+        params = {}
+        if members:
+            known[OTHERS] = self._recall.mean(members)
+            share = np.float32(1.0 / (len(members) + 1))
+            params["share"] = sharding.everywhere(share, self._run.mesh)
+
+        def attach(batch: Batch) -> Batch:
+            return batch.replace(signals={name: each.of(batch) for name, each in known.items()})
+
+        settings, size = self._run.config.ensemble, vocab_size(self._run)
+        return Guides(params, size, space=settings.space), stream.map(attach)
+
+    def _online(self, members: Sequence[Params], weights: Sequence[float] | None = None) -> Guides:
+        """The teacher and all members in the step; `weights` are theirs and, last, the student's:
+        equal ones by default."""
+        run = self._run
+        params: dict[str, Any] = {"teacher": self._teacher.params}
+        if members:
+            kept = [blueprint.stored(member, run.policy) for member in members]
+            params["members"] = ensemble.stack(kept)
+            weights = weights or [1.0] * (len(members) + 1)
+            share = np.float32(weights[-1] / sum(weights))
+            others = np.asarray(weights[:-1], np.float32)
+            mixed = {"weights": others / others.sum(), "share": share}
+            params |= sharding.everywhere(mixed, run.mesh)
+        return Guides(
+            params,
+            vocab_size(run),
+            self._teacher.graphdef,
+            run.models["student"].stacked if members else None,
+            run.config.ensemble.space,
+        )
+
+    def _judged(self, split: str, guides: Guides, student: Model) -> Figures:
+        """Held-out figures of the mean, and of the student in it, as student_loss and so on."""
+        run = self._run
+        rows = run.config.eval.batch_size
+        stream = run.task.held_out(split, rows, **run.processes)
+        by = run.config.ensemble.eval_mean
+        return evaluate(student, stream, guides, self._judging, by)
+
+    def _judged_teacher(self, params: Params) -> Figures:
+        run = self._run
+
+        def figures() -> Figures:
+            rows, by = run.config.eval.batch_size, run.config.ensemble.eval_mean
+            stream = run.task.held_out(run.split, rows, **run.processes)
+            plan = measure.program(run.policy, False, run.mesh, run.chunk)
+            found = with_perplexity(evaluate(self._teacher, stream, None, plan, by))
+            if not math.isfinite(found["loss"]):
+                raise UserError(
+                    f"teacher {run.models['teacher'].name}: its loss on {run.split} text is "
+                    f"{found['loss']}; {NOT_FINITE}"
+                )
+            own = {"parameters": count(params)}
+            return (
+                found | own | cost.measure_mean(run, "teacher", [params], run.config.ensemble.space)
+            )
+
+        return kept(run.folder / "teacher" / "results.json", figures)

@@ -1,0 +1,298 @@
+"""Replaces blocks of the teacher by compact ones, a few at a time, while the model trains.
+
+The stage starts from the teacher's own parameters, so the model that it makes is described by its
+schedule (swaps.py) and not by a section of the config. Each phase begins with a swap, a function of
+the checkpoint before it; where config.substitution.fit_steps says so, the new blocks are fitted to
+those that go before they go in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.evals import flops
+from kd_jax.models import blueprint, compact, family
+from kd_jax.models.blueprint import Blueprint, count
+from kd_jax.models.states import block_states
+from kd_jax.objectives.combine import Objective
+from kd_jax.run import stage
+from kd_jax.run.results import Compiling
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Given, Groups, Settings, Stage, born
+from kd_jax.stages import swaps
+from kd_jax.stages.swaps import Swap
+from kd_jax.train import loop, optim, sharding, state
+from kd_jax.train.records import Table
+from kd_jax.train.state import TrainState
+from kd_jax.train.step import Plan
+from kd_jax.types import Array, Model, ModelSpec, Params
+
+log = logging.getLogger(__name__)
+
+SECTION = "substitution"
+
+
+def make(run: Run, name: str, settings: Settings) -> Stage:
+    """The stage that makes the teacher smaller, block by block."""
+    found = swaps.of(run)
+    run.add(name, found[-1].model)
+    return stage.make(
+        run,
+        settings,
+        model=name,
+        principal=True,
+        groups=groups(run, settings.optim, found[-1]),
+        phases_of=lambda run, this, given: [Substituted(run, this, swap, given) for swap in found],
+        prepare=swaps.prepare(run, settings),
+        effort=functools.partial(_regressions, run, settings, found),
+        swaps=_table(run, found),
+    )
+
+
+def shapes_student(run: Run) -> bool:
+    """Whether the student has no shape of its own, and so the one that substitution ends with."""
+    student = run.config.student
+    return SECTION in run.config and not (student.model or student.architecture)
+
+
+def make_student(run: Run, settings: Settings) -> Stage:
+    """Ordinary distillation of the model that substitution ends with."""
+    found = swaps.of(run)
+    run.models[settings.trains] = found[-1].model
+    prepare = swaps.prepare(run, settings)
+    if run.config.student.init != "teacher":
+        return stage.make(run, settings, prepare=prepare)
+    whole = swaps.at_once(found)
+    return stage.make(
+        run,
+        settings,
+        phases_of=lambda run, this, given: [Substituted(run, this, whole, given, ordinary=True)],
+        prepare=prepare,
+    )
+
+
+def groups(run: Run, own: ConfigDict, swap: Swap) -> Groups:
+    """The optimizer's groups after a swap: compact blocks have a learning rate of their own."""
+    settings = run.config.substitution
+    return swap.groups(settings.learning_rate / own.learning_rate, settings.warmup)
+
+
+def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
+    """A row for each swap: its steps, the blocks that become compact (None: which of them is not
+    known yet), what is left then."""
+    whole = count(run.models["teacher"].abstract().params)
+    return [
+        {
+            "phase": swap.number,
+            "steps": [swap.start + 1, swap.end],
+            "blocks": list(swap.layers) if swaps.known(run) else None,
+            "parameters": swap.parameters,
+            "reduction_percent": round(100 * (1 - swap.parameters / whole), 2),
+        }
+        for swap in found
+    ]
+
+
+def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, int]:
+    """Steps and FLOPs of the regressions before the swaps."""
+    steps = run.config.substitution.fit_steps
+    if not steps:
+        return {}
+    rows, tokens = run.task.shapes(settings.batch_size).tokens_BT.shape
+    spent = sum(steps * _regression(swap, rows, tokens) for swap in found)
+    return {"fit_steps": steps * len(found), "training_flops": spent}
+
+
+def _regression(swap: Swap, rows: int, tokens: int) -> int:
+    """FLOPs of a step of `fitted`: it computes the blocks up to the last one that goes, and the
+    gradients of all of these."""
+
+    def lower(model: Blueprint) -> Params:
+        blocks = model.abstract().params["backbone"]["blocks"]
+        return {"backbone": {layer: blocks[layer] for layer in range(max(swap.layers) + 1)}}
+
+    models = lower(swap.model), [lower(swap.before)]
+    return flops.train_step(*models, {}, rows, tokens, 0, vocabulary=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Substituted:
+    """A swap and the steps after it, as a phase of its stage."""
+
+    run: Run
+    stage: Stage
+    swap: Swap
+    given: Given  # the first phase makes its model from the teacher
+    ordinary: bool = False  # new blocks are not fitted, and learn as all else does
+
+    @property
+    def start(self) -> int:
+        return self.swap.start
+
+    @property
+    def end(self) -> int:
+        return self.swap.end
+
+    @property
+    def _groups(self) -> Groups:
+        return () if self.ordinary else groups(self.run, self.stage.optim, self.swap)
+
+    @property
+    def _teacher(self) -> ModelSpec:
+        return self.run.models["teacher"].spec
+
+    def check(self) -> None:
+        heads = {self.swap.model.config.shape(layer).num_heads for layer in self.swap.layers}
+        for name, term in self.stage.program.objective.state_terms:
+            if getattr(term, "heads", None) == "each" and heads != {self._teacher.num_heads}:
+                raise UserError(
+                    f"objective.{name} compares heads one by one, the teacher has "
+                    f"{self._teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
+                )
+        before = self.swap.before.abstract()
+        jax.eval_shape(self._new_blocks, before.params, jax.random.key(0))
+        self.abstract()
+
+    def abstract(self) -> TrainState:
+        model = self.swap.model
+        return born(self.run, self.stage, model, self._groups, model.abstract().params)
+
+    def enter(self, before: TrainState | None) -> TrainState:
+        old = self.given["teacher"] if before is None else before.params["student"]
+        began = time.perf_counter()
+        with Compiling() as compiling:
+            params = jax.block_until_ready(self._swapped(old))
+        seconds = time.perf_counter() - began
+        if self.run.config.substitution.fit_steps and not self.ordinary:
+            params = self._fitted(old, params)
+        began = time.perf_counter()
+        with compiling:
+            found = jax.block_until_ready(self._state(before, params))
+        if not self.ordinary:
+            self._note(seconds + time.perf_counter() - began, compiling.seconds)
+        return found
+
+    def _fitted(self, old: Params, params: Params) -> Params:
+        """The parameters after the regression, whose folder stays until the next one begins."""
+        folder = self.run.folder / self.stage.name / "fitted"
+        if jax.process_index() == 0:
+            (folder / str(self.swap.number - 1)).rmtree(missing_ok=True)
+        folder = folder / str(self.swap.number)
+        return fitted(self.run, self.stage, self.swap, old, self._model(params), folder)
+
+    def _model(self, params: Params) -> Model:
+        return Model(params, self.swap.model.abstract().graphdef)
+
+    def _state(self, before: TrainState | None, params: Params) -> TrainState:
+        if before is None:
+            return born(self.run, self.stage, self.swap.model, self._groups, params)
+        make_optimizer = functools.partial(
+            optim.make_optimizer, self.stage.optim, groups=self._groups
+        )
+        table, mesh = family.PARTITION, self.run.mesh
+        return state.continued(before, self._model(params), make_optimizer, table, mesh)
+
+    def _new_blocks(self, old: Params, key: Array) -> Params:
+        """The compact blocks, by layer; can be traced."""
+        before, layers = self.swap.before, self.swap.layers
+        shape = self.swap.model.config.shape(layers[0])
+        init = self.run.config.substitution.init
+        model = Model(old, before.abstract().graphdef)
+        new, _ = compact.replace(model, before.family, before.config, layers, shape, init, key)
+        return {layer: new.params["backbone"]["blocks"][layer] for layer in layers}
+
+    def _swapped(self, old: Params) -> Params:
+        """The old parameters with the compact blocks' in place."""
+        shapes = self.swap.model.abstract().params
+        places = sharding.shardings(
+            sharding.param_specs(family.PARTITION, shapes, self.run.mesh), self.run.mesh
+        )
+        places = {layer: places["backbone"]["blocks"][layer] for layer in self.swap.layers}
+        key = jax.random.fold_in(jax.random.key(self.run.config.seed), 1 + self.swap.number)
+        make = jax.jit(lambda old, key: self._new_blocks(old, key), out_shardings=places)
+        blocks = old["backbone"]["blocks"] | make(old, key)
+        return old | {"backbone": old["backbone"] | {"blocks": blocks}}
+
+    def _note(self, seconds: float, compiling: float) -> None:
+        """A row of swaps.csv, and a line."""
+        swap = self.swap
+        row = {
+            "step": swap.start,
+            "phase": swap.number,
+            "blocks": " ".join(map(str, swap.layers)),
+            "parameters": swap.parameters,
+            "seconds": round(seconds, 4),
+            "compile_seconds": round(compiling, 4),
+        }
+        log.info(
+            "%s, phase %d: blocks %s are compact, %s parameters; swapped in %.2f s, %.2f s of them "
+            "compiling",
+            *(self.stage.name, swap.number, row["blocks"], f"{swap.parameters:,}"),
+            *(seconds, compiling),
+        )
+        if jax.process_index() == 0:
+            table = Table(self.run.folder / self.stage.name / "swaps.csv", swap.start - 1)
+            table.add(row)
+            table.close()
+
+
+def fitted(
+    run: Run, this: Stage, swap: Swap, old: Params, new: Model, directory: epath.Path
+) -> Params:
+    """The parameters of `new` after a short regression of its compact blocks to those they replace:
+    mean squared error of what a block writes, over its features and the tokens of training text.
+
+    It is a `fit` of its own: the student is the model with its new blocks, of which nothing else
+    moves, the teacher the model before the swap. Where several blocks go at once, the upper ones
+    read what the lower new ones write, as they will in training.
+
+    Args:
+        run: config.substitution gives `fit_steps` and `fit_learning_rate`.
+        this: the stage whose training text and batches it reads.
+        swap: the one that is made.
+        old: parameters of the model before the swap.
+        new: the model after it.
+        directory: of the regression, which goes on there where it was killed.
+    """
+    config, settings = run.config, run.config.substitution
+    make = plugins.load("objectives", "hidden", "make").make
+    pairs = tuple((layer + 1, layer + 1) for layer in sorted(swap.layers))
+    objective = Objective((), (("fit", make("mse", pairs)),), (), run.policy, run.policy)
+    own = ConfigDict(this.optim.to_dict(), type_safe=False)
+    own.learning_rate_multipliers = ((swap.pattern, 1.0), (".*", 0.0))
+    specs = sharding.param_specs(family.PARTITION, old, run.mesh)
+    kept = jax.device_put(blueprint.stored(old, run.policy), sharding.shardings(specs, run.mesh))
+    student = block_states(new)
+    first = state.create(
+        lambda params: {"student": params, "objective": {}},
+        student.params,
+        student.graphdef,
+        lambda params: optim.make_optimizer(own, params),
+        family.PARTITION,
+        run.mesh,
+    )
+    rate, steps = float(settings.fit_learning_rate), settings.fit_steps
+    found = loop.fit(
+        first,
+        stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
+        plan=Plan(objective, run.mesh, family.PARTITION, config.accumulate, dropout=False),
+        stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
+        teacher=block_states(Model(kept, swap.before.abstract().graphdef)),
+        schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),
+        steps=steps,
+        validate=None,
+        intervals=loop.Intervals(steps, config.checkpoint.get("every", steps), config.log.every),
+        keep=1,
+        directory=directory,
+    )
+    return found.state.params["student"]

@@ -1,0 +1,289 @@
+"""The schedule of a substitution: which blocks become compact when, known before anything trains.
+
+Musaeus and van der Goot 2025, "Iterative Structured Knowledge Distillation" (COLING 2025 main 440):
+a few blocks at a time are replaced while the model trains, until it is as small as it should be.
+A phase of the stage begins with a swap; the last one goes on to the end of the stage, which is the
+final fine-tuning. config.substitution:
+
+    kind                bottleneck | slim, of the compact blocks (kd_jax/models/shapes.py)
+    width               inside a bottleneck; 0 for slim ones, which are as wide as the model
+    num_heads, num_kv_heads, ffn_width    of a compact block
+    init                random | pruned (kd_jax/models/compact.py)
+    fit_steps           steps of regression to the blocks that go, before each swap (substitute.py)
+    fit_learning_rate   of these steps
+    order               last_first | first_first | importance (of the function here), or a list
+    importance_batches  training batches that importance is measured on
+    blocks              to replace at each swap
+    steps               from one swap to the next
+    target              share of all parameters that goes: swaps end when it is reached
+    learning_rate       of compact blocks, the peak; optim.learning_rate is that of all else
+    warmup              updates in which a new block's learning rate is reached
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from kd_jax import plugins, storage
+from kd_jax.errors import UserError
+from kd_jax.models import compact, family, shapes
+from kd_jax.models.blueprint import Blueprint, count
+from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.shapes import BlockShape
+from kd_jax.models.states import block_states
+from kd_jax.objectives.combine import Objective
+from kd_jax.run.answers import frozen
+from kd_jax.run.run import Run
+from kd_jax.run.stage import Given, Settings
+from kd_jax.train.evaluate import evaluate
+from kd_jax.train.optim import Group
+from kd_jax.train.step import Plan
+from kd_jax.types import Params
+
+IMPORTANCE = "importance.json"  # of a run directory
+_SWAPS = "swaps"  # in what kinds of stages share
+
+ORDERS = ("last_first", "first_first", "importance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Swap:
+    """A swap and the steps (start, end] of a stage that follow it."""
+
+    number: int  # from 1
+    start: int
+    end: int
+    layers: tuple[int, ...]  # that the swap makes compact
+    births: tuple[int, ...]  # of every block: the swap it came with, 0 for the original's
+    before: Blueprint  # the model that the swap finds
+    model: Blueprint  # the model that it makes
+    parameters: int  # of `model`
+
+    def groups(self, factor: float, warmup: int) -> list[tuple[str, Group]]:
+        """Groups of parameters for the optimizer: the original's, and those of every swap."""
+        rows = []
+        for birth in range(1, self.number + 1):
+            born = [str(layer) for layer, each in enumerate(self.births) if each == birth]
+            rows.append((_blocks(born), Group(f"born_{birth}", factor, warmup)))
+        return [*rows, (".*", Group("born_0"))]
+
+    @property
+    def pattern(self) -> str:
+        """A regex of the new blocks' parameters in a state."""
+        return _blocks(map(str, self.layers))
+
+
+def _blocks(layers) -> str:
+    return f"^student/backbone/blocks/({'|'.join(map(re.escape, layers))})/"
+
+
+def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
+    """The shape of the compact blocks. Raises UserError where it is none, or is not smaller."""
+    counts = settings.num_heads, settings.num_kv_heads
+    if settings.kind == "bottleneck":
+        return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
+    if settings.kind != "slim":
+        raise UserError(f"config.substitution.kind={settings.kind!r}: have bottleneck, slim")
+    if settings.width:
+        raise UserError(
+            f"config.substitution.width={settings.width}: slim blocks are as wide as the model; "
+            f"set it to 0, or kind to bottleneck"
+        )
+    own = config.own_shape
+    return BlockShape("full", own.width, *counts, own.head_width, settings.ffn_width)
+
+
+def order(settings: Any, num_layers: int, importance: Sequence[float] | None = None) -> list[int]:
+    """The blocks in the order in which they go, from 0.
+
+    `importance`, of each block, where that tells the order: the least important goes first; None
+    where it is not known yet, and the last block goes first. Raises UserError on anything else.
+    """
+    given = settings.order
+    if given == "first_first":
+        return list(range(num_layers))
+    if given == "importance" and importance is not None:
+        return sorted(range(num_layers), key=lambda layer: (importance[layer], -layer))
+    if given in ("last_first", "importance"):
+        return list(range(num_layers))[::-1]
+    if isinstance(given, str) or not all(type(layer) is int for layer in given):
+        raise UserError(
+            f"config.substitution.order={given!r}: have {', '.join(ORDERS)}, or a list of blocks"
+        )
+    for layer in given:
+        if not 0 <= layer < num_layers:
+            raise UserError(
+                f"config.substitution.order: no block {layer}: the model has blocks 0 to "
+                f"{num_layers - 1}"
+            )
+    if len(set(given)) < len(given) or not given:
+        raise UserError(
+            f"config.substitution.order={list(given)}: name at least one block, none of them twice"
+        )
+    return list(given)
+
+
+def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) -> list[Swap]:
+    """The swaps of a stage of `steps` steps.
+
+    Args:
+        settings: config.substitution.
+        original: the model that is made smaller.
+        blocks: the order in which they go.
+        steps: of the stage.
+
+    Raises UserError where the target is beyond reach, naming the largest that is not, and where the
+    steps do not suffice.
+    """
+    config, shape = original.config, compact_shape(settings, original.config)
+    everything = compact.with_blocks(config, [shape] * config.num_layers)
+    whole, sizes = _sizes(original)
+    _, small = _sizes(dataclasses.replace(original, config=everything))
+    saved = [sizes[layer] - small[layer] for layer in blocks]
+    if min(saved) <= 0:
+        raise UserError(
+            f"config.substitution: a compact block would have {max(small):,} parameters, the "
+            f"model's own have {min(sizes):,}; make width, heads or ffn_width smaller"
+        )
+    want = math.ceil(settings.target * whole)
+    if not 0 < settings.target < 1 or want > sum(saved):
+        reach = math.floor(1e4 * sum(saved) / whole) / 1e4
+        raise UserError(
+            f"config.substitution.target={settings.target:g}: want a share above 0 and at most "
+            f"{reach:g}, which is reached with all {len(blocks)} blocks of the order replaced; "
+            f"lower it, or make the compact blocks smaller"
+        )
+    going = next(n for n in range(1, len(saved) + 1) if sum(saved[:n]) >= want)
+    phases = -(-going // settings.blocks)
+    if (phases - 1) * settings.steps >= steps:
+        raise UserError(
+            f"config.substitution: {phases} phases of {settings.steps} steps need more than the "
+            f"{(phases - 1) * settings.steps} steps before the last, the stage has {steps}; raise "
+            f"its steps (what is left is final fine-tuning) or substitution.blocks"
+        )
+    found, births, model = [], [0] * config.num_layers, original
+    for number in range(1, phases + 1):
+        layers = tuple(blocks[:going][(number - 1) * settings.blocks : number * settings.blocks])
+        for layer in layers:
+            births[layer] = number
+        changed = [shape if born else config.shape(layer) for layer, born in enumerate(births)]
+        before, model = model, _with_blocks(original, changed)
+        gone = sum(saved[: number * settings.blocks][:going])
+        end = steps if number == phases else number * settings.steps
+        start = (number - 1) * settings.steps
+        found.append(Swap(number, start, end, layers, tuple(births), before, model, whole - gone))
+    return found
+
+
+def at_once(swaps: Sequence[Swap]) -> Swap:
+    """The swap that replaces all blocks before the first step."""
+    layers = tuple(layer for swap in swaps for layer in swap.layers)
+    births = tuple(min(birth, 1) for birth in swaps[-1].births)
+    return dataclasses.replace(
+        swaps[-1], number=1, start=0, layers=layers, births=births, before=swaps[0].before
+    )
+
+
+def _with_blocks(original: Blueprint, blocks: list[BlockShape]) -> Blueprint:
+    return dataclasses.replace(
+        original,
+        name=f"{original.name} with compact blocks",
+        config=compact.with_blocks(original.config, blocks),
+        folder=None,
+        commit=None,
+    )
+
+
+def _sizes(model: Blueprint) -> tuple[int, list[int]]:
+    """Parameters of a model, and of each of its blocks; nothing is allocated."""
+    params = model.abstract().params
+    blocks = params["backbone"]["blocks"]
+    return count(params), [count(blocks[layer]) for layer in range(model.config.num_layers)]
+
+
+def of(run: Run) -> list[Swap]:
+    """The swaps of a run, which all of its stages share. Where the order is that of an importance
+    which is not known yet, they are as if the last blocks went first: that has the same sizes where
+    all blocks are alike. Raises UserError where the teacher is no decoder."""
+    if _SWAPS not in run.shared:
+        settings, teacher = run.config.substitution, run.models["teacher"]
+        check_decoder(teacher, f"teacher {teacher.name}")
+        original = dataclasses.replace(
+            teacher, config=dataclasses.replace(teacher.config, remat=run.config.remat)
+        )
+        blocks = order(settings, original.config.num_layers, _importance(run))
+        own = [each.steps for each in run.settings if each.kind == "substitute"]
+        steps = own[0] if own else run.settings[-1].steps
+        run.shared[_SWAPS] = schedule(settings, original, blocks, steps)
+    return run.shared[_SWAPS]
+
+
+def check_decoder(teacher: Blueprint, what: str) -> None:
+    """Raises UserError where a model has no compact blocks."""
+    if not isinstance(teacher.config, DecoderConfig):
+        raise UserError(
+            f"{what} is no decoder, and other models have no compact blocks; take a causal "
+            f"language model"
+        )
+
+
+def known(run: Run) -> bool:
+    """Whether the order of a run's swaps is known."""
+    return run.config.substitution.order != "importance" or _importance(run) is not None
+
+
+def prepare(run: Run, settings: Settings) -> Callable[[Given], None] | None:
+    """What measures the order of a run's swaps before a stage, None where it is known."""
+    if known(run):
+        return None
+
+    def measure(given: Given) -> None:
+        found = importance(run, given["teacher"], settings.batch_size)
+        if jax.process_index() == 0:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            storage.write_json(run.folder / IMPORTANCE, {"importance": found})
+        run.shared = {"importance": found}
+
+    return measure
+
+
+def _importance(run: Run) -> list[float] | None:
+    """The importance of a run's blocks, None where it is not known yet."""
+    if run.config.substitution.order != "importance":
+        return None
+    path = None if run.folder is None else run.folder / IMPORTANCE
+    if "importance" not in run.shared and path is not None and path.exists():
+        run.shared["importance"] = storage.read_json(path)["importance"]
+    return run.shared.get("importance")
+
+
+class First:
+    """The first batches of a stream."""
+
+    def __init__(self, stream: Any, count: int):
+        self._stream, self._count = stream, count
+
+    def batches(self):
+        return itertools.islice(self._stream.batches(0), self._count)
+
+
+def importance(run: Run, params: Params, batch_size: int) -> list[float]:
+    """How much each block of the teacher does: one minus the cosine between what it reads and what
+    it writes, a mean over the tokens of the first training batches (Men et al. 2024, "ShortGPT",
+    arXiv:2403.03853, eq. 1)."""
+    make = plugins.load("objectives", "hidden", "make").make
+    layers = run.models["teacher"].config.num_layers
+    terms = tuple((f"block_{i}", make("cosine", ((i, i + 1),))) for i in range(layers))
+    objective = Objective((), terms, (), run.policy, run.policy)
+    model = block_states(frozen(run, "teacher", params))
+    stream = run.tasks["teacher"].train(batch_size, run.config.seed, **run.processes)
+    text = First(stream, run.config.substitution.importance_batches)
+    found = evaluate(model, text, model, Plan(objective, run.mesh, family.PARTITION))
+    return [found[name] for name, _ in terms]
