@@ -37,13 +37,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kd_jax import cli
-from kd_jax.data import cbt
 from kd_jax.errors import UserError
 from kd_jax.evals import runs, tables
 from kd_jax.evals.table import Table, of_runs
 from kd_jax.recipes import judge, score
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
-from kd_jax.tasks import glue, phrasebank
+from kd_jax.tasks import cbt, glue, phrasebank
 
 LANGUAGE = ("mlm", "clm", "chat")
 TASKS = (*judge.TASKS, *LANGUAGE, *score.TASKS)

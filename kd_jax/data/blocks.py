@@ -8,7 +8,6 @@ sequence length.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 import re
@@ -67,10 +66,8 @@ def tokenize(
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    key = hashlib.blake2b(digest_size=16)
-    for part in (_VERSION, documents.identity.digest, tokenizer.to_str(), separator):
-        key.update(f"{part}\0".encode())
-    entry = folder / f"tokens-{key.hexdigest()}"
+    key = cache.key(_VERSION, documents.digest, tokenizer.to_str(), separator)
+    entry = folder / f"tokens-{key}"
     size = 1 + max([separator, *tokenizer.get_vocab().values()])  # ids may have gaps
 
     def write(made: Path) -> None:

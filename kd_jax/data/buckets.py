@@ -1,15 +1,13 @@
 """Batches of rows of similar length: a few fixed lengths, so that few programs are compiled and
 little padding is computed."""
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
 
-from kd_jax.data.loader import READ, blank_rows
-from kd_jax.errors import UserError
+from kd_jax.data.loader import Batches, blank_rows, rows_of_process
 from kd_jax.types import Batch
 
 _MULTIPLE = 8  # lengths that the matrix units of accelerators like
@@ -45,8 +43,8 @@ def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[
     return best[last][1]
 
 
-class BucketStream:
-    """Batches whose rows share a bucket; the same interface as `data.loader.Stream`.
+class BucketStream(Batches):
+    """Batches whose rows share a bucket.
 
     With a seed, endless: an epoch has n // B batches, at least one. Its rows are shuffled (n % B
     of them, others in every epoch, sit out), each bucket is cut into batches of B, rows that are
@@ -74,12 +72,7 @@ class BucketStream:
 
         Raises UserError when the processes do not divide the batch.
         """
-        if len(lengths_N) < 1:
-            raise ValueError("a stream needs at least one row")
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} cannot be divided among {process_count} processes"
-            )
+        rows = rows_of_process(len(lengths_N), batch_size, process_count)
         self.size = len(lengths_N)
         self.batch_size = batch_size
         self.buckets = tuple(buckets)
@@ -97,7 +90,6 @@ class BucketStream:
             self.steps_per_epoch = max(1, self.size // batch_size)
             self.steps = None
             numbers = grain.MapDataset.range(self.steps_per_epoch).repeat()
-        rows = batch_size // process_count
         part = slice(process_index * rows, (process_index + 1) * rows)
 
         def batch(step: int, number: int) -> Batch:
@@ -107,20 +99,6 @@ class BucketStream:
             return blank_rows(made, ids_B >= 0)
 
         self._batches = numbers.map_with_index(batch)
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of one step, with NumPy arrays."""
-        return self._batches[step]
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from step `start` on, made ahead of time by threads."""
-        return iter(self._batches[start:].to_iter_dataset(READ))
-
-    def map(self, change: Callable[[Batch], Batch]) -> "BucketStream":
-        """The same stream with `change` applied to each batch (of this process's rows)."""
-        changed = copy.copy(self)
-        changed._batches = self._batches.map(change)
-        return changed
 
 
 def _epoch(bucket_N, batch_size, seed, epoch):

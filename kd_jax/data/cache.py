@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -38,6 +39,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def folder(path: str | None) -> Path:
     """`path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
     return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
+
+
+def key(*parts: object) -> str:
+    """A hash of the texts of `parts`, for the name of an entry that is made from them."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(f"{part}\0".encode())
+    return found.hexdigest()
 
 
 def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:

@@ -9,13 +9,15 @@ stretch's first (`Batch.segments_BT`).
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kd_jax.data import ragged
 from kd_jax.data.buckets import BucketStream, lengths_of
-from kd_jax.data.choices import Questions
+from kd_jax.data.splits import Asked
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
@@ -120,32 +122,18 @@ class Rows:
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
         """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
         ones; segments where any row has more than one."""
-        shape, tokens_F = (len(ids_B), length), self._stretches.tokens_F
-        tokens_BT, labels_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        segments_BT = np.zeros(shape, np.int32)
-        for b, r in enumerate(ids_B):
-            begin, last = self._shared_N2[self._rows[r][0]]
-            at = last - begin
-            tokens_BT[b, :at] = tokens_F[begin:last]
-            for number, n in enumerate(self._rows[r], 1):
-                first, end = self._stretches.scored_N2[n]
-                stop = at + end - first
-                tokens_BT[b, at] = tokens_F[last]
-                tokens_BT[b, at + 1 : stop] = tokens_F[first : end - 1]
-                labels_BT[b, at:stop] = tokens_F[first:end]
-                weights_BT[b, at:stop] = 1.0
-                segments_BT[b, at:] = number
-                at = stop
-            mask_BT[b, :at] = 1.0
-        return Batch(
-            ids_B=np.asarray(ids_B, np.int32),
-            tokens_BT=tokens_BT,
-            mask_BT=mask_BT,
-            labels=labels_BT,
-            weights=weights_BT,
-            segments_BT=segments_BT if self.branches > 1 else None,
-        )
+        rows = (self._pieces(self._rows[r]) for r in ids_B)
+        return ragged.batch(ids_B, rows, length, self.branches > 1)
+
+    def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
+        """The context but its last token, then every stretch after that."""
+        tokens_F = self._stretches.tokens_F
+        begin, last = self._shared_N2[row[0]]
+        yield tokens_F[begin:last], 0, 0.0, 0
+        for number, n in enumerate(row, 1):
+            first, end = self._stretches.scored_N2[n]
+            tokens_N = np.concatenate([tokens_F[last : last + 1], tokens_F[first : end - 1]])
+            yield tokens_N, tokens_F[first:end], 1.0, number
 
     def by_stretch(self, found: dict[int, np.ndarray]) -> np.ndarray:
         """float64 (N,): what was found for the segments of each row, (K,), as one value a stretch;
@@ -154,6 +142,54 @@ class Rows:
         for r, row in enumerate(self._rows):
             values_N[row] = found[r][: len(row)]
         return values_N
+
+
+class Question(NamedTuple):
+    """A context and several ways to go on, one of which is right."""
+
+    context: str
+    endings: tuple[str, ...]  # each follows the context after a space
+    answer: int | None  # index of the right ending; None where a test set keeps it secret
+    group: str = ""  # questions of one kind, whose figures are given apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions(Asked):
+    """The questions of one split."""
+
+    place: Callable[[int], str] = str  # where a question stands, for messages: "val.jsonl, row 7"
+
+
+def questions(
+    name: str, found: Iterable[tuple[str, Question]], commit: str | None = None
+) -> Questions:
+    """Questions from (place, question) pairs. Raises UserError where there are none, for a question
+    with fewer than two endings, and for an answer that is none of them."""
+    places, kept = [], []
+    for place, question in found:
+        count = len(question.endings)
+        if count < 2:
+            raise UserError(f"{place}: {count} endings, there must be two or more to choose from")
+        if question.answer is not None and not 0 <= question.answer < count:
+            raise UserError(
+                f"{place}: the label is {question.answer}; with {count} endings it must be one of "
+                f"0 to {count - 1}"
+            )
+        places.append(place)
+        kept.append(question)
+    if not kept:
+        raise UserError(f"{name} holds no questions")
+    return Questions(name, kept, commit, places.__getitem__)
+
+
+def together(parts: list[Questions]) -> Questions:
+    """Several splits as one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    places = [part.place(row) for part in parts for row in range(len(part))]
+    everything = [question for part in parts for question in part.questions]
+    name = ", ".join(part.name for part in parts)
+    return Questions(name, everything, parts[0].commit, places.__getitem__)
 
 
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:

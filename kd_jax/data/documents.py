@@ -1,4 +1,4 @@
-"""Documents: text that can be read again and again, its fingerprint, and parts held out of it.
+"""Documents: text that can be read again and again, its fingerprint, and parts of it.
 
 What a document is: a row of a table (hub, tfds, .jsonl, .csv, .tsv, .parquet); in a text file,
 what stands between blank lines, or each line where a file has no blank lines. WikiText is the
@@ -50,6 +50,10 @@ class Documents:
             digest.update(text)
         return Identity(digest.hexdigest(), count)
 
+    @property
+    def digest(self) -> str:
+        return self.identity.digest
+
     def part(self, chosen: np.ndarray, name: str) -> "Documents":
         """The documents where the bool array `chosen` is True."""
         part = Documents(name, lambda: itertools.compress(self, chosen), self.commit)
@@ -57,22 +61,6 @@ class Documents:
         digest.update(self.identity.digest.encode())
         part.identity = Identity(digest.hexdigest(), int(chosen.sum()))  # no need to read again
         return part
-
-
-def hold_out(documents: Documents, fraction: float, seed: int) -> tuple[Documents, Documents]:
-    """(the rest, a random `fraction` of the documents, at least one).
-
-    A function of the text, the fraction and the seed. Where there are fewer than two documents,
-    the held-out part or the rest is empty.
-    """
-    count = documents.identity.count
-    size = min(count, max(1, round(fraction * count)))
-    held = np.zeros(count, bool)
-    held[np.random.Generator(np.random.Philox(seed)).permutation(count)[:size]] = True
-    return (
-        documents.part(~held, f"{documents.name} without {fraction:.0%} held out"),
-        documents.part(held, f"{fraction:.0%} of {documents.name}"),
-    )
 
 
 def from_rows(rows: Iterable[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ replaying, also on another number of processes.
 import copy
 import os
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import grain
 import numpy as np
@@ -27,7 +28,39 @@ def read_options(cores: int) -> grain.ReadOptions:
 READ = read_options(os.cpu_count() or 1)
 
 
-class Stream:
+class Batches:
+    """Batches of NumPy arrays, each a function of its step: what all streams give."""
+
+    _batches: grain.MapDataset
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of one step."""
+        return self._batches[step]
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from step `start` on, made ahead of time by threads."""
+        return iter(self._batches[start:].to_iter_dataset(READ))
+
+    def map(self, change: Callable[[Batch], Batch]) -> Self:
+        """The same stream with `change` applied to each batch (of this process's rows)."""
+        changed = copy.copy(self)
+        changed._batches = self._batches.map(change)
+        return changed
+
+
+def rows_of_process(size: int, batch_size: int, process_count: int) -> int:
+    """Rows of a batch that one of the processes holds. Raises UserError where they do not divide
+    the batch, and ValueError for a stream of no rows."""
+    if size < 1:
+        raise ValueError("a stream needs at least one row")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} cannot be divided among {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+class Stream(Batches):
     """Batches of a dataset of `size` rows: endless and shuffled, or one pass in order.
 
     `make(ids_B, epochs_B) -> Batch` makes the rows of one batch with NumPy; each row may depend
@@ -50,17 +83,11 @@ class Stream:
 
         Raises UserError when the processes do not divide the batch.
         """
-        if size < 1:
-            raise ValueError("a stream needs at least one row")
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} cannot be divided among {process_count} processes"
-            )
+        rows = rows_of_process(size, batch_size, process_count)
         self.size = size
         self.batch_size = batch_size
         self._make, self._process = make, (process_index, process_count)
         self.steps = None if seed is not None else -(-size // batch_size)
-        rows = batch_size // process_count
         if seed is not None:
             # grain shuffles epoch e with shuffle_seed + e: hashed, seeds 0 and 1 share no epoch.
             shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -94,20 +121,6 @@ class Stream:
         shifted = copy.copy(self)
         shifted._batches = self._batches[steps:]
         return shifted
-
-    def map(self, change: Callable[[Batch], Batch]) -> "Stream":
-        """The same stream with `change` applied to each batch (of this process's rows)."""
-        changed = copy.copy(self)
-        changed._batches = self._batches.map(change)
-        return changed
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of one step, with NumPy arrays."""
-        return self._batches[step]
-
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from step `start` on, made ahead of time by threads."""
-        return iter(self._batches[start:].to_iter_dataset(READ))
 
 
 def blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:

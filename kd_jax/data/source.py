@@ -18,7 +18,7 @@ A module is a source when it defines `documents(spec, where) -> Documents`; with
 `rows(spec, where) -> Table` it gives tables too (data/table.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kd_jax import plugins
 from kd_jax.data.documents import Documents
@@ -36,13 +36,19 @@ def read(config: Mapping, where: str) -> Documents:
     Opens the source and reads its first document, so that most mistakes show at once. Raises
     UserError for whatever is wrong with the config or the source.
     """
-    spec = settings(config, DEFAULTS, where)
+    documents, spec = opened(config, DEFAULTS, where, "documents")
+    found = documents(spec, where)
+    if next(iter(found), None) is None:
+        raise UserError(f"{found.name} (config.{where}) holds no text")
+    return found
+
+
+def opened(config: Mapping, defaults: dict, where: str, kind: str) -> tuple[Callable, dict]:
+    """(the source's function `kind`, the complete settings that it takes)."""
+    spec = settings(config, defaults, where)
     if spec["split"] is None:
         spec["split"] = where.rsplit(".", 1)[-1]
-    source = plugins.load("data", spec["source"], "documents")
+    module = plugins.load("data", spec["source"], kind)
     if spec["path"] is None and spec["source"] != "python":
         raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    documents = source.documents(spec, where)
-    if next(iter(documents), None) is None:
-        raise UserError(f"{documents.name} (config.{where}) holds no text")
-    return documents
+    return getattr(module, kind), spec

@@ -1,8 +1,132 @@
-"""Which rows of a split are set aside: functions of the data, the share and the seed."""
+"""The splits of config.data, and which rows are set aside of one: functions of the data, the share
+and the seed.
 
-from collections.abc import Hashable, Sequence
+config.data:
+    train       a source (data/source.py; tasks add the layouts in which their data is shipped)
+    validation  a source for selection (best checkpoint, tuning); None holds a share of train out
+                instead
+    test        a source for the figures that are reported; it selects nothing
+    held_out    share of train that is held out where there is no validation
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+
+from kd_jax.errors import UserError
+from kd_jax.ranges import Real
+
+SPLITS = ("train", "validation", "test")
+DATA = dict(train=None, validation=None, test=None, held_out=Real(above=0, below=1, default=0.1))
+
+# Not the run's seed: all stages and all seeds of an experiment are selected and reported on the
+# same rows, with the same masks.
+HELD_OUT_SEED = 20181011
+
+
+class Part(Protocol):
+    """What a source holds, or a part of it, before any tokenizer."""
+
+    name: str
+    commit: str | None  # of a hub repository
+
+    @property
+    def digest(self) -> str:
+        """A hash of all texts and labels."""
+
+    def part(self, chosen_N: np.ndarray, name: str) -> "Part":
+        """Those where the bool array is True."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Questions of a source, which are named tuples of what JSON can hold."""
+
+    name: str  # for messages and the run's manifest
+    questions: list[Any]
+    commit: str | None = None  # of a hub repository
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of all texts and answers."""
+        digest = hashlib.blake2b(digest_size=16)
+        for question in self.questions:
+            digest.update(json.dumps(question).encode())
+        return digest.hexdigest()
+
+
+def about(part: Part) -> dict[str, Any]:
+    """What names a part in a run's manifest."""
+    return dict(name=part.name, commit=part.commit, digest=part.digest)
+
+
+class Splits:
+    """Reads every split of config.data once. Subclasses read sources, and choose what is held out
+    of train where there is no validation."""
+
+    too_small = "set config.data.validation to a source"  # advice, where nothing can be held out
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        """`data` are complete settings."""
+        self.data = data
+        self._parts: dict[str, Any] = {}
+
+    def _read(self, key: str) -> Any:
+        """All that the source config.data.<key> holds, which is not None: a `Part`."""
+        raise NotImplementedError
+
+    def _held_out(self, whole: Any) -> np.ndarray:
+        """bool (N,): what of train is held out for validation."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the config gives."""
+        given = {split for split in SPLITS if self.data[split] is not None}
+        return tuple(s for s in SPLITS if s in given or (s == "validation" and "train" in given))
+
+    def examples(self, split: str) -> Any:
+        """The `Part` that is "train", "validation" or "test"."""
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}; have: {', '.join(SPLITS)}")
+        if self.data["validation"] is not None or split == "test":
+            return self._whole(split)
+        if split not in self._parts:
+            whole, share = self._whole("train"), self.data["held_out"]
+            held_N = self._held_out(whole)
+            if not held_N.any() or held_N.all():
+                raise UserError(
+                    f"{whole.name} (config.data.train) is too small to hold anything out: "
+                    f"{self.too_small}"
+                )
+            rest = whole.part(~held_N, f"{whole.name} without {share:.0%} held out")
+            held = whole.part(held_N, f"{share:.0%} of {whole.name}")
+            self._parts |= {"train": rest, "validation": held}
+        return self._parts[split]
+
+    def _whole(self, key: str) -> Any:
+        name = f"all of {key}"
+        if name not in self._parts:
+            if self.data[key] is None and key not in self.splits:
+                raise UserError(f"config.data.{key} is not set: give it a source, such as a file")
+            self._parts[name] = self._read(key)
+        return self._parts[name]
+
+
+def some(count: int, share: float, seed: int) -> np.ndarray:
+    """bool (count,): a random share, at least one, and one is always left out."""
+    chosen_N = np.zeros(count, bool)
+    order_N = np.random.Generator(np.random.Philox(seed)).permutation(count)
+    chosen_N[order_N[: min(max(1, round(share * count)), count - 1)]] = True
+    return chosen_N
 
 
 def stratified(

@@ -1,18 +1,22 @@
-"""SQuAD's questions (v1.1: Rajpurkar et al. 2016; v2.0: 2018), from its .json or from a table."""
+"""SQuAD's questions (v1.1: Rajpurkar et al. 2016; v2.0: 2018), from its .json or from a table, and
+windows: a question with a part of its context, for contexts longer than a row."""
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
+from kd_jax.data.encoded import Encoded, join, pad_id
+from kd_jax.data.splits import Asked
 from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
+
+_AT_ONCE = 512  # questions tokenised in one call, which bounds its lists of offsets
 
 
 class Answer(NamedTuple):
@@ -29,23 +33,10 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
+class Questions(Asked):
     """The questions of one split."""
 
-    name: str
-    questions: list[Question]
-    unanswerable: bool  # v2.0: some questions may have no answer
-    commit: str | None = None  # of a hub repository
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for question in self.questions:
-            digest.update(json.dumps(question).encode())
-        return digest.hexdigest()
+    unanswerable: bool = False  # v2.0: some questions may have no answer
 
     @functools.cached_property
     def golds(self) -> dict[str, list[str]]:
@@ -64,7 +55,7 @@ class Questions:
     def part(self, chosen_N: Sequence[bool] | np.ndarray, name: str) -> "Questions":
         rows = np.flatnonzero(chosen_N).tolist()
         chosen = [self.questions[row] for row in rows]
-        return Questions(name, chosen, self.unanswerable, self.commit)
+        return dataclasses.replace(self, name=name, questions=chosen)
 
 
 def read(path: Path) -> Questions:
@@ -72,29 +63,37 @@ def read(path: Path) -> Questions:
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     content = files.parse("".join(files.lines(path)), str(path))
-    found, unanswerable, number = [], False, 0
-    for article in _get(content, "data", str(path)):
+    found, unanswerable = [], False
+    for place, title, context, entry in entries(content, path):
+        key, question = field(entry, "id", place), field(entry, "question", place)
+        answers = [
+            (field(answer, "answer_start", place), field(answer, "text", place))
+            for answer in field(entry, "answers", place, list)
+        ]
+        unanswerable |= "is_impossible" in entry
+        if bool(answers) == entry.get("is_impossible", False):
+            raise UserError(
+                f"{place} has {len(answers)} answers, and is_impossible is "
+                f"{entry.get('is_impossible', False)}"
+            )
+        found.append(_checked(key, title, context, question, answers, place))
+    return _unique(Questions(str(path), found, unanswerable=unanswerable), lambda row: str(path))
+
+
+def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
+    """(place, article's title, context, entry of `qas`) of each question of SQuAD's JSON. UserError
+    names the article or paragraph where the layout is another one; entries are not looked at."""
+    number = 0
+    for article in field(content, "data", str(path), list):
         title = article.get("title", "") if isinstance(article, dict) else ""
-        for paragraph in _get(article, "paragraphs", f"{path}, article {title!r}"):
+        for paragraph in field(article, "paragraphs", f"{path}, article {title!r}", list):
             number += 1
             place = f"{path}, paragraph {number}"
-            context = _get(paragraph, "context", place)
-            for entry in _get(paragraph, "qas", place):
-                key = _get(entry, "id", place)
-                place_of = f"{path}, question {key!r}"
-                answers = [
-                    (_get(answer, "answer_start", place_of), _get(answer, "text", place_of))
-                    for answer in _get(entry, "answers", place_of)
-                ]
-                unanswerable |= "is_impossible" in entry
-                if bool(answers) == entry.get("is_impossible", False):
-                    raise UserError(
-                        f"{place_of} has {len(answers)} answers, and is_impossible is "
-                        f"{entry.get('is_impossible', False)}"
-                    )
-                text = _get(entry, "question", place_of)
-                found.append(_checked(key, title, context, text, answers, place_of))
-    return _unique(Questions(str(path), found, unanswerable), lambda row: str(path))
+            context = field(paragraph, "context", place, str)
+            for entry in field(paragraph, "qas", place, list):
+                named = isinstance(entry, dict) and "id" in entry
+                here = f"{path}, question {entry['id']!r}" if named else place
+                yield here, title, context, entry
 
 
 def of_table(table: Table) -> Questions:
@@ -105,19 +104,22 @@ def of_table(table: Table) -> Questions:
     found = []
     for row, (key, title, context, question, answers) in enumerate(zip(*columns, strict=True)):
         place = table.place(row)
-        starts, texts = _get(answers, "answer_start", place), _get(answers, "text", place)
+        starts, texts = (field(answers, key, place) for key in ("answer_start", "text"))
         if len(starts) != len(texts):
             raise UserError(f"{place}: {len(starts)} answer_start, but {len(texts)} text")
         pairs = list(zip(starts, texts, strict=True))
         found.append(_checked(key, title, context, question, pairs, place))
     unanswerable = any(not question.answers for question in found)
-    return _unique(Questions(table.name, found, unanswerable, table.commit), table.place)
+    return _unique(Questions(table.name, found, table.commit, unanswerable), table.place)
 
 
-def _get(mapping: Any, key: str, place: str) -> Any:
-    if not isinstance(mapping, dict) or key not in mapping:
+def field(mapping: Any, key: str, place: str, kind: type = object) -> Any:
+    """An object's value. UserError names the keys that it has, where this one is not among them or
+    its value is of another kind (list or str)."""
+    if not (isinstance(mapping, dict) and key in mapping and isinstance(mapping[key], kind)):
         have = ", ".join(map(str, mapping)) if isinstance(mapping, dict) else "no JSON object"
-        raise UserError(f"{place} has no {key!r}; have: {have}")
+        what = {list: "; it must be a list", str: "; it must be text"}.get(kind, "")
+        raise UserError(f"{place} has no {key!r}; have: {have}{what}")
     return mapping[key]
 
 
@@ -143,3 +145,95 @@ def _unique(questions: Questions, place: Callable[[int], str]) -> Questions:
             raise UserError(f"{place(row)}: the question id {question.id!r} is there twice")
         seen.add(question.id)
     return questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """N rows and where each of them comes from. Row i's tokens [first, first + count) are the
+    context's; offsets_F2 has the characters [begin, end) that a token of a row stands for."""
+
+    rows: Encoded
+    question_N: np.ndarray  # index of the question
+    first_N: np.ndarray
+    count_N: np.ndarray
+    offsets_F2: np.ndarray  # int32, flat like the rows' tokens
+
+    def offsets(self, row: int) -> np.ndarray:
+        """(count, 2) characters of the context's tokens of a row."""
+        start = self.rows.starts_N[row] + self.first_N[row]
+        return self.offsets_F2[start : start + self.count_N[row]]
+
+
+def windows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    seq_len: int,
+    doc_stride: int,
+    max_question: int,
+    place: Callable[[int], str] = "question {}".format,
+) -> Windows:
+    """Rows of at most `seq_len` tokens. Windows of a question share `doc_stride` tokens of its
+    context; questions are cut to `max_question` tokens. Labels are the first and last token of
+    the first answer, and 0 and 0, the [CLS], where the window does not hold all of it. `place(i)`
+    says where a question stands, for messages.
+
+    Raises UserError where a row has no room for more than question and overlap, and for a context
+    of which the tokenizer makes no token.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=True)
+    least = special + max_question + doc_stride + 1
+    if seq_len < least:
+        raise UserError(
+            f"config.task.seq_len={seq_len} must be at least {least}: max_question_length + "
+            f"doc_stride + {special} special tokens + 1"
+        )
+    tokens, types, offsets, places, labels = [], [], [], [], []
+    for start in range(0, len(questions), _AT_ONCE):
+        part = questions[start : start + _AT_ONCE]
+        found = tokenizer(
+            _cut(tokenizer, [question.question.strip() for question in part], max_question),
+            [question.context for question in part],
+            truncation="only_second",
+            max_length=seq_len,
+            stride=doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        tokens += [np.array(row, np.int32) for row in found["input_ids"]]
+        types += [np.array(row, np.int8) for row in found.get("token_type_ids", [])]
+        for row, index in enumerate(found["overflow_to_sample_mapping"]):
+            sequences = found.sequence_ids(row)
+            if 1 not in sequences:
+                raise UserError(
+                    f"{place(start + index)}: the tokenizer makes no token of the context "
+                    f"{part[index].context!r:.60}; remove the row"
+                )
+            first, count = sequences.index(1), sequences.count(1)
+            offsets_T2 = np.array(found["offset_mapping"][row], np.int32)
+            answers = part[index].answers
+            offsets.append(offsets_T2)
+            places.append((start + index, first, count))
+            labels.append(_label(offsets_T2[first : first + count], first, answers))
+    question_N, first_N, count_N = np.array(places).T
+    rows = join(tokens, types or None, np.array(labels, np.int32), pad_id(tokenizer))
+    return Windows(rows, question_N, first_N, count_N, np.concatenate(offsets))
+
+
+def _cut(tokenizer, texts, most):
+    offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        text if len(places) <= most else text[: places[most - 1][1]]
+        for text, places in zip(texts, offsets["offset_mapping"], strict=True)
+    ]
+
+
+def _label(offsets_T2: np.ndarray, first: int, answers: Sequence[Answer]) -> tuple[int, int]:
+    if not answers:
+        return 0, 0
+    begin, end = answers[0].start, answers[0].start + len(answers[0].text)
+    if begin < offsets_T2[0, 0] or end > offsets_T2[-1, 1]:
+        return 0, 0
+    start = np.searchsorted(offsets_T2[:, 1], begin, side="right")
+    last = np.searchsorted(offsets_T2[:, 0], end, side="left") - 1
+    return (first + start, first + last) if start <= last else (0, 0)

@@ -3,9 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from kd_jax import plugins
 from kd_jax.data import source
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 
 DEFAULTS = {key: value for key, value in source.DEFAULTS.items() if key != "text"}
@@ -64,19 +62,22 @@ class Table:
                 raise UserError(f"{self.place(row)}: {name!r} holds {value!r}, not text")
         return values
 
+    def lists(self, name: str, key: str) -> list[list[str]]:
+        """A column of lists of text. UserError names the first row that holds none."""
+        values = self.column(name, key)
+        for row, texts in enumerate(values):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{self.place(row)}: {name} is {texts!r}, not a list of texts")
+        return values
+
 
 def read(config: Mapping, where: str) -> Table:
     """The table of `config`, which stands at config.<where>, such as "data.train".
 
     Raises UserError for whatever is wrong with the config or the source.
     """
-    spec = settings(config, DEFAULTS, where)
-    if spec["split"] is None:
-        spec["split"] = where.rsplit(".", 1)[-1]
-    module = plugins.load("data", spec["source"], "rows")
-    if spec["path"] is None:
-        raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    table = module.rows(spec, where)
+    rows, spec = source.opened(config, DEFAULTS, where, "rows")
+    table = rows(spec, where)
     if not len(table):
         raise UserError(f"{table.name} (config.{where}) holds no rows")
     return table

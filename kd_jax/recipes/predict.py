@@ -25,10 +25,8 @@ from kd_jax.data import encoded, outputs
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.settings import settings
-from kd_jax.data.squad import Question
-from kd_jax.data.windows import Windows, windows
+from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.evals.span import best_spans
 from kd_jax.models import blueprint, family, hf, hub
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import policy_for
@@ -159,19 +157,16 @@ def answers_of(
     "", without start and end, and its probability that of no answer.
     """
     defaults = SPANS
-    spans: list[dict[tuple[int, int], float]] = [{} for _ in questions]
+    places: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nulls = [math.inf] * len(questions)
-    for row, (start_T, end_T) in enumerate(logits):
-        index, first = made.question_N[row], made.first_N[row]
-        context = slice(first, first + made.count_N[row])
-        offsets_T2 = made.offsets(row)
-        limits = defaults["n_best"], defaults["max_answer_length"]
-        for score, begin, last in best_spans(start_T[context], end_T[context], *limits):
-            place = int(offsets_T2[begin, 0]), int(offsets_T2[last, 1])
-            spans[index][place] = max(score, spans[index].get(place, -math.inf))
-        nulls[index] = min(nulls[index], float(start_T[0]) + float(end_T[0]))
+    limits = defaults["n_best"], defaults["max_answer_length"]
+    for index, null, spans in squad.spans(made, logits, *limits):
+        for score, begin, end in spans:
+            place = begin, end
+            places[index][place] = max(score, places[index].get(place, -math.inf))
+        nulls[index] = min(nulls[index], null)
     found = []
-    for question, scores, null in zip(questions, spans, nulls, strict=True):
+    for question, scores, null in zip(questions, places, nulls, strict=True):
         best = sorted(scores.items(), key=lambda item: -item[1])[: defaults["n_best"]]
         probabilities = special.softmax([null, *(score for _, score in best)])
         none = _rounded(probabilities[0])

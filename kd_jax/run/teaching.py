@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.data.buckets import BucketStream
+from kd_jax.data.encoded import Encoded
 from kd_jax.errors import UserError
 from kd_jax.models.layers import MASKED
 from kd_jax.run.answers import Answers
@@ -71,7 +72,8 @@ def check_tokens(run: Run, this: Stage) -> None:
         return
     what = "its loss" if run.head == "span" else "a loss on hidden states or attention"
     for name in this.teachers:
-        if not _same(run.tasks[this.model].rows("train"), run.tasks[name].rows("train")):
+        ours, theirs = (run.tasks[model].rows("train") for model in (this.model, name))
+        if not _same_tokens(ours, theirs):
             raise UserError(
                 f"{name} {run.models[name].name} has another tokenizer than the {this.model}, "
                 f"and {what} compares token by token: choose a teacher of the same tokenizer"
@@ -101,11 +103,13 @@ def attach(rows: list, spans: bool, classes: int):
 def _online(
     run: Run, this: Stage, answers: Answers, stream: BucketStream
 ) -> tuple[Teacher, BucketStream]:
-    """Teachers in the step; those that read other tokens get their rows with the batch."""
+    """Teachers in the step; those that read other tokens, or token types, get their rows with the
+    batch."""
     names = this.teachers
     ours = run.tasks[this.model].rows("train")
     theirs = {name: run.tasks[name].rows("train") for name in names}
-    foreign = [name for name in names if not _same(ours, theirs[name])]
+    aligned = {name: _same_tokens(ours, theirs[name]) for name in names}
+    foreign = [n for n in names if not (aligned[n] and _same_types(ours, theirs[n]))]
     if len(names) == 1 and not foreign and run.order(names[0]) is None:
         return answers.model(names[0]), stream
     models = {name: answers.model(name) for name in names}
@@ -123,20 +127,26 @@ def _online(
     teacher = Several(params, members, run.config.average)
     if not foreign:
         return teacher, stream
-    # One length for each, whatever the bucket: their rows need not be as long as the student's.
-    longest = [run.tasks[name].length("train") for name in foreign]
+    # Rows of other tokens need not be as long as the student's: one length, whatever the bucket.
+    longest = [0 if aligned[name] else run.tasks[name].length("train") for name in foreign]
 
     def encode(batch: Batch) -> Batch:
-        ids_B = np.maximum(batch.ids_B, 0)
+        ids_B, T = np.maximum(batch.ids_B, 0), batch.tokens_BT.shape[1]
         pairs = zip(foreign, longest, strict=True)
-        return batch.replace(
-            teacher_inputs=tuple(theirs[name].encoding(ids_B, length) for name, length in pairs)
-        )
+        inputs = (theirs[name].encoding(ids_B, length or T) for name, length in pairs)
+        return batch.replace(teacher_inputs=tuple(inputs))
 
     return teacher, stream.map(encode)
 
 
-def _same(ours, theirs) -> bool:
+def _same_tokens(ours: Encoded, theirs: Encoded) -> bool:
     return np.array_equal(ours.lengths_N, theirs.lengths_N) and np.array_equal(
         ours.tokens_F, theirs.tokens_F
     )
+
+
+def _same_types(ours: Encoded, theirs: Encoded) -> bool:
+    """Whether equal tokens have equal types, which are 0 where the tokenizer gives none."""
+    zeros_F = np.zeros_like(ours.tokens_F)
+    types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
+    return np.array_equal(*types)

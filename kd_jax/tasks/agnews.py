@@ -1,35 +1,22 @@
 """AG News (Zhang et al. 2015): news in four classes, from title and description.
 
-config.task: name, seq_len. config.data as in tasks/examples.py. Sources that are left out are the
+config.task: name, seq_len. config.data as in data/splits.py. Sources that are left out are the
 hub's fancyzhang/ag_news. With source="files", the original .csv (no header; class 1 to 4, title,
 description), a folder that holds train.csv and test.csv, or a .tsv of `text TAB class name`; a
 classes.txt beside them must name the same classes.
 """
 
 import csv
-import os
-from collections.abc import Mapping
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes
-from kd_jax.tasks.examples import DATA
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
-
-
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "AGNews":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for."""
-    return AGNews(config, data, tokenizer)
 
 
 class AGNews(ClassificationTask):
@@ -38,24 +25,14 @@ class AGNews(ClassificationTask):
     labels = ("World", "Sports", "Business", "Sci/Tech")
     metrics = ("accuracy", "macro_f1")
     primary = "accuracy"
-
-    def __init__(self, config, data, tokenizer) -> None:
-        config = settings(config, DEFAULTS, "task")
-        data = settings(data, DATA, "data")
-        data |= {key: data[key] or HUB for key in ("train", "test")}
-        super().__init__(data, tokenizer, config["seq_len"])
+    defaults, hub = DEFAULTS, HUB
 
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = spec["path"]
-        if spec["source"] == "files" and isinstance(path, str | Path):
-            path = Path(os.path.expanduser(path))
-            path = path / f"{spec['split'] or key}.csv" if path.is_dir() else path
-            if path.suffix in (".csv", ".tsv") and spec["delimiter"] is None:
-                if not path.is_file():
-                    raise UserError(f"{path} (config.{where}) does not exist")
-                return self._original(path)
+        path = shipped(spec, where, key, ".csv", ".tsv")
+        if path is not None:
+            return self._original(path)
         found = table.read(spec, where)
         known = {str(row): row for row in range(4)} | self._known
         labels_N = classes(found.column("label", "config.data"), known, found.place)
@@ -98,3 +75,6 @@ class AGNews(ClassificationTask):
                     f"{file} names {', '.join(names)}; AG News has {', '.join(self.labels)}: use "
                     f"config.task.name='labelled_text' for other classes"
                 )
+
+
+make = AGNews

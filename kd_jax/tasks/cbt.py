@@ -19,37 +19,41 @@ hub's layout. The default is the hub's cam-cst/cbt, its split test.
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.data import cbt, choices, files, table
-from kd_jax.data.choices import Questions
+from kd_jax.data import continuations, files, table
+from kd_jax.data.continuations import Question, Questions
 from kd_jax.data.settings import settings
+from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
 from kd_jax.tasks.scoring import POSITIONS
 
-DEFAULTS = dict(name="cbt", classes=cbt.CLASSES, seq_len=POSITIONS)
+CLASSES = ("CN", "NE", "P", "V")  # common nouns, named entities, prepositions, verbs
+SENTENCES = 20  # before the query
+BLANK = "XXXXX"  # stands in the query for the word
+
+DEFAULTS = dict(name="cbt", classes=CLASSES, seq_len=POSITIONS)
 HUB = dict(source="hub", path="cam-cst/cbt", split="test")
 _TABLES = (".parquet", ".jsonl", ".json")
 
 
-def scoring(config: Mapping, data: Mapping | None) -> "ChildrensBookTest":
-    """The task of config.task and config.data."""
-    return ChildrensBookTest(settings(config, DEFAULTS, "task"), data)
-
-
 class ChildrensBookTest(MultipleChoice):
+    defaults = DEFAULTS
+
     def __init__(self, config, data) -> None:
         super().__init__(config, data)
-        self.classes = tuple(config["classes"])
-        unknown = [name for name in self.classes if name not in cbt.CLASSES]
+        self.classes = tuple(self.config["classes"])
+        unknown = [name for name in self.classes if name not in CLASSES]
         if unknown or not self.classes:
-            have = ", ".join(cbt.CLASSES)
+            have = ", ".join(CLASSES)
             raise UserError(f"config.task.classes={list(self.classes)!r}: have {have}")
 
     def _read(self) -> Questions:
-        return choices.together([part for name in self.classes for part in self._of_class(name)])
+        return continuations.together(
+            [part for name in self.classes for part in self._of_class(name)]
+        )
 
     def _of_class(self, name: str) -> list[Questions]:
         spec = settings(self.data["test"] or HUB, table.DEFAULTS, "data.test")
@@ -67,13 +71,13 @@ class ChildrensBookTest(MultipleChoice):
         return [
             self._of_table(spec | {"path": str(file)}, name)
             if file.suffix in _TABLES
-            else choices.questions(str(file), cbt.of_file(file, name))
+            else continuations.questions(str(file), of_file(file, name))
             for file in found
         ]
 
     def _of_table(self, spec: dict, name: str) -> Questions:
         found = table.read(spec, "data.test")
-        return choices.questions(found.name, cbt.of_table(found, name), found.commit)
+        return continuations.questions(found.name, of_table(found, name), found.commit)
 
     def _files(self, path: str, name: str) -> list[Path]:
         """Those of a folder whose names tell class and test split; those of a file or glob whose
@@ -95,5 +99,76 @@ def _words(path: Path) -> set[str]:
 
 
 def _is_of(file: Path, name: str) -> bool:
-    told = _words(Path(file.parent.name) / file.name) & set(cbt.CLASSES)
+    told = _words(Path(file.parent.name) / file.name) & set(CLASSES)
     return name in told if told else True
+
+
+def of_file(path: Path, group: str) -> Iterator[tuple[str, Question]]:
+    """(place, question) of each example of an original file. UserError names file and line."""
+    lines: list[str] = []
+    for number, line in enumerate(files.lines(path), 1):
+        line = line.rstrip("\r\n")
+        if line.strip():
+            lines.append(line)
+            _check_number(line, len(lines), f"{path}, line {number}")
+            if len(lines) <= SENTENCES:
+                continue
+            place = f"{path}, line {number}"
+            yield place, _of_lines(lines, group, place)
+            lines = []
+        elif lines:
+            raise UserError(
+                f"{path}, line {number}: an example ends after {len(lines)} lines; it has "
+                f"{SENTENCES + 1}, then a blank one"
+            )
+    if lines:
+        raise UserError(
+            f"{path}: the last example has {len(lines)} lines, not {SENTENCES + 1}; is the file "
+            f"whole?"
+        )
+
+
+def of_table(table: Table, group: str) -> Iterator[tuple[str, Question]]:
+    """(place, question) of each row in the hub's layout. UserError names the row."""
+    key = "config.data to the Children's Book Test, not"
+    readers = table.lists, table.texts, table.texts, table.lists
+    names = "sentences", "question", "answer", "options"
+    columns = [read(name, key) for read, name in zip(readers, names, strict=True)]
+    for row, (sentences, query, answer, words) in enumerate(zip(*columns, strict=True)):
+        place = table.place(row)
+        if len(sentences) != SENTENCES:
+            raise UserError(f"{place}: {len(sentences)} sentences, not {SENTENCES}")
+        yield place, _question(sentences, query, answer, words, group, place)
+
+
+def _check_number(line: str, wanted: int, place: str) -> None:
+    number, space, _ = line.partition(" ")
+    if number != str(wanted) or not space:
+        raise UserError(
+            f"{place}: it should begin with {wanted!r} and a space, as line {wanted} of the "
+            f"{SENTENCES + 1} of an example, not with {line[:20]!r}"
+        )
+
+
+def _of_lines(lines: list[str], group: str, place: str) -> Question:
+    sentences = [line.partition(" ")[2] for line in lines]
+    fields = sentences.pop().split("\t")
+    if len(fields) != 4:
+        raise UserError(
+            f"{place}: {len(fields)} fields; there must be query, answer, nothing, and the words "
+            f"to choose from, with tabs between them"
+        )
+    query, answer, _, words = fields
+    return _question(sentences, query, answer, words.split("|"), group, place)
+
+
+def _question(sentences, query, answer, words, group, place) -> Question:
+    if BLANK not in query:
+        raise UserError(f"{place}: no {BLANK} in the query {query!r}")
+    if answer not in words:
+        raise UserError(f"{place}: the answer {answer!r} is not among {', '.join(words)}")
+    endings = tuple(query.replace(BLANK, word).strip() for word in words)
+    return Question(" ".join(sentences), endings, words.index(answer), group)
+
+
+scoring = ChildrensBookTest

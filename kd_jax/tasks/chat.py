@@ -1,5 +1,5 @@
 """Chats: language modelling on conversations, of which the assistant's words alone are learnt,
-tool calls and thoughts included (data/conversations.py, tasks/templates.py).
+tool calls and thoughts included (data/chats.py).
 
 A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
 and attention of its own; without packing it holds one. Labels are shifted here: the label of a
@@ -12,22 +12,20 @@ column (of the messages), packed. config.data: as for other texts (tasks/task.py
 a column of messages; a share `held_out` is of conversations.
 """
 
+import dataclasses
 import functools
-import hashlib
+import itertools
 import logging
-from collections.abc import Mapping
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import cache, conversations, packing, table
+from kd_jax.data import cache, chats, ragged, splits, table
 from kd_jax.data.loader import Stream
 from kd_jax.data.ragged import Ragged
-from kd_jax.data.settings import settings
+from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.task import DATA, HELD_OUT_SEED, Text, label_a_token
-from kd_jax.tasks.templates import Template
+from kd_jax.tasks.task import Text, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -42,103 +40,66 @@ DEFAULTS = dict(
 _VERSION = 2  # of what is cached: raise it when tokenising changes
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "Chat":
-    """The task of config.task and config.data; `tokenizer` may be None for `shapes` alone."""
-    return Chat(config, data, tokenizer)
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+    """Some of a source's conversations, of which all are tokenised."""
+
+    name: str
+    commit: str | None  # of a hub repository
+    digest: str  # of the whole source
+    tokens: Ragged
+    chosen_N: np.ndarray  # their numbers in the source
+
+    def part(self, chosen_N: np.ndarray, name: str) -> "Conversations":
+        return dataclasses.replace(self, name=name, chosen_N=self.chosen_N[chosen_N])
 
 
 class Chat(Text):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
-    head = "clm"
+    head, defaults = "clm", DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
-        self.given = config, data
-        config = settings(config, DEFAULTS, "task")
-        self.data = settings(data, DATA, "data")
-        self.seq_len, self.packed = config["seq_len"], config["packed"]
-        self.column, self.turns = config["column"], config["turns"]
-        self.tokenizer = tokenizer
-        self._template = None if tokenizer is None else Template(tokenizer, self.turns)
-        self._encoded = functools.cache(self._encode)
+        super().__init__(config, data, tokenizer)
+        turns, self.packed = self.config["turns"], self.config["packed"]
+        self._template = None if tokenizer is None else chats.Template(tokenizer, turns)
         self._rows = functools.cache(self._cut)
 
-    def shapes(self, batch_size: int) -> Batch:
-        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
-        batch = label_a_token(batch_size, self.seq_len)
-        return batch.replace(segments_BT=batch.tokens_BT) if self.packed else batch
+    def shapes(self, batch_size):
+        segments = {"segments_BT": self.seq_len} if self.packed else {}
+        return batch_shapes(batch_size, self.seq_len, self.seq_len, **segments)
 
-    def train(
-        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> Stream:
-        """Endless, shuffled stream of global batches of `batch_size` rows of training text."""
-        rows = self._rows("train")
-        processes = dict(process_index=process_index, process_count=process_count)
+    def _stream(self, split, batch_size, seed=None, **processes):
+        rows = self._rows(split)
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
-    def held_out(
-        self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
-    ) -> Stream:
-        """One pass over "validation" or "test", always the same."""
-        rows = self._rows(split)
-        processes = dict(process_index=process_index, process_count=process_count)
-        return Stream(len(rows), rows.batch, batch_size, **processes)
-
-    def prepare(self) -> dict[str, dict]:
-        """Reads and tokenises every split of the config now. Returns for the run's manifest:
-        split -> name, commit, digest, conversations, cut, dropped, rows, tokens, learnt."""
-        manifest = {}
-        for split in ("train", "validation", "test"):
-            if self.data[split] is None and not (split == "validation" and self.data["train"]):
-                continue
-            rows = self._rows(split)
-            manifest[split] = rows.about
-            if rows.about["cut"] or rows.about["dropped"]:
-                log.info(
-                    "%s: of %d conversations %d are longer than %d tokens and cut, %d of them so "
-                    "early that nothing of an answer is left: dropped",
-                    *(rows.about["name"], rows.about["conversations"], rows.about["cut"]),
-                    *(self.seq_len, rows.about["dropped"]),
-                )
-        return manifest
-
-    def _source(self, split: str) -> str:
-        """The config key that a split is taken from."""
-        if split not in ("train", "validation", "test"):
-            raise UserError(f"unknown split {split!r}; have: train, validation, test")
-        from_train = self.data["validation"] is None and split == "validation"
-        key = "train" if from_train else split
-        if self.data[key] is None:
-            raise UserError(f"config.data.{key} is not set: give it a source, such as a file")
-        return key
+    def _about(self, split):
+        """conversations, cut, dropped, rows, tokens, learnt."""
+        about, name = self._rows(split).about, self.examples(split).name
+        if about["cut"] or about["dropped"]:
+            log.info(
+                "%s: of %d conversations %d are longer than %d tokens and cut, %d of them so early "
+                "that nothing of an answer is left: dropped",
+                *(name, about["conversations"], about["cut"], self.seq_len, about["dropped"]),
+            )
+        return about
 
     def _cut(self, split: str) -> "Rows":
-        key = self._source(split)
-        about, tokens = self._encoded(key)
-        chosen_N = np.ones(len(tokens), bool)
-        if self.data["validation"] is None and key == "train":
-            if len(tokens) < 2:
-                raise UserError(
-                    f"{about['name']} (config.data.train) holds one conversation, of which nothing "
-                    f"can be held out: set config.data.validation to a source"
-                )
-            held_N = _held(len(tokens), self.data["held_out"])
-            chosen_N = held_N if split == "validation" else ~held_N
-        return Rows(tokens, np.flatnonzero(chosen_N), self.seq_len, self.packed, about)
+        return Rows(self.examples(split), self.seq_len, self.packed)
 
-    def _encode(self, key: str) -> tuple[dict, Ragged]:
-        """A source's name, commit and digest, and all of its conversations, tokenised once."""
+    def _held_out(self, whole):
+        return splits.some(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
+
+    def _read(self, key) -> Conversations:
+        """A source's conversations, tokenised once."""
         found = table.read(self.data[key], f"data.{key}")
-        messages = conversations.read(found, self.column, "config.task.column")
-        tools = conversations.tools(found)
-        digest = conversations.digest(messages, tools)
-        tokenizer, hashed = self.tokenizer, hashlib.blake2b(digest_size=16)
-        template = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.turns
-        for part in (_VERSION, digest, *template):
-            hashed.update(f"{part}\0".encode())
-        entry = cache.folder(self.data["cache_dir"]) / f"chats-{hashed.hexdigest()}"
+        messages = chats.read(found, self.config["column"], "config.task.column")
+        tools = chats.tools(found)
+        digest = chats.digest(messages, tools)
+        tokenizer = self.tokenizer
+        template = tokenizer.chat_template, self.config["turns"]
+        key = cache.key(_VERSION, digest, tokenizer.backend_tokenizer.to_str(), *template)
+        entry = cache.folder(self.data["cache_dir"]) / f"chats-{key}"
 
         def write(path):
             encoded = self._template.encode(messages, found.place, tools)
@@ -148,26 +109,19 @@ class Chat(Text):
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
         tokens = Ragged.load(entry)
         cache.check_ids(tokens.tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
-        return dict(name=found.name, commit=found.commit, digest=digest), tokens
-
-
-def _held(count: int, share: float) -> np.ndarray:
-    """bool (count,): a random share, at least one."""
-    order = np.random.Generator(np.random.Philox(HELD_OUT_SEED)).permutation(count)
-    held = np.zeros(count, bool)
-    held[order[: min(count - 1, max(1, round(share * count)))]] = True
-    return held
+        return Conversations(found.name, found.commit, digest, tokens, np.arange(len(tokens)))
 
 
 class Rows:
     """Conversations cut to length and put into rows."""
 
-    def __init__(self, tokens: Ragged, chosen: np.ndarray, seq_len: int, packed: bool, about: dict):
-        self.tokens, self.seq_len, self.packed = tokens, seq_len, packed
+    def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
+        self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
+        chosen = part.chosen_N
         lengths = []  # of what a model reads: up to the token before the last learnt one
         learnt = cut = 0
         for number in chosen:
-            _, learnt_N = tokens[number]
+            _, learnt_N = part.tokens[number]
             ends = np.flatnonzero(learnt_N[1 : seq_len + 1])
             lengths.append(ends[-1] + 1 if len(ends) else 0)
             learnt += len(ends)
@@ -177,12 +131,12 @@ class Rows:
         kept = chosen[lengths > 0]
         if not len(kept):
             raise UserError(
-                f"{about['name']}: no conversation has a word of the assistant within "
+                f"{part.name}: no conversation has a word of the assistant within "
                 f"config.task.seq_len={seq_len} tokens; lengthen the rows"
             )
-        bins = packing.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
+        bins = ragged.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
         self.rows = [kept[each].tolist() for each in bins] if packed else kept[:, None].tolist()
-        self.about = about | dict(
+        self.about = dict(
             conversations=len(chosen),
             cut=cut,
             dropped=int((lengths == 0).sum()),
@@ -196,26 +150,12 @@ class Rows:
 
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
         """The rows of one batch, whatever the epoch."""
-        shape = len(ids_B), self.seq_len
-        tokens_BT, labels_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
-        mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for row, number in enumerate(ids_B):
-            start = 0
-            for segment, conversation in enumerate(self.rows[number], 1):
-                length = self.lengths[conversation]
-                ids_N, learnt_N = self.tokens[conversation]
-                here = row, slice(start, start + length)
-                tokens_BT[here] = ids_N[:length]
-                labels_BT[here] = ids_N[1 : length + 1]
-                weights_BT[here] = learnt_N[1 : length + 1]
-                mask_BT[here] = 1.0
-                segments_BT[here] = segment
-                start += length
-        return Batch(
-            ids_B=np.asarray(ids_B, np.int32),
-            tokens_BT=tokens_BT,
-            mask_BT=mask_BT,
-            labels=labels_BT,
-            weights=weights_BT,
-            segments_BT=segments_BT if self.packed else None,
-        )
+        rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
+        return ragged.batch(ids_B, rows, self.seq_len, self.packed)
+
+    def _piece(self, segment: int, conversation: int) -> tuple:
+        (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]
+        return ids_N[:length], ids_N[1 : length + 1], learnt_N[1 : length + 1], segment
+
+
+make = Chat

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import numbers as kinds
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import encoded, splits
+from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.table import blank
 from kd_jax.errors import UserError
 from kd_jax.evals import classification
 from kd_jax.tasks.examples import ExampleTask
-from kd_jax.tasks.task import HELD_OUT_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,23 @@ class Texts:
             lambda row: self.place(rows[row]),
             self.commit,
         )
+
+
+def shipped(spec: dict, where: str, split: str, *suffixes: str) -> Path | None:
+    """The file of a source in the layout in which data sets are shipped: one with one of the
+    suffixes, or `split` with the first of them in a folder. None where it is to be read as a table.
+    UserError where there is no such file."""
+    if spec["source"] != "files" or not isinstance(spec["path"], str | Path) or spec["delimiter"]:
+        return None
+    path = Path(os.path.expanduser(spec["path"]))
+    path = path / f"{spec['split'] or split}{suffixes[0]}" if path.is_dir() else path
+    if path.suffix not in suffixes:
+        return None
+    if not path.is_file():
+        names = sorted(file.name for file in path.parent.glob(f"*{path.suffix}"))
+        have = f"{path.parent} has {', '.join(names) or f'no {path.suffix}'}"
+        raise UserError(f"{path} (config.{where}) does not exist: {have}")
+    return path
 
 
 def class_name(value: object, place: str) -> str:

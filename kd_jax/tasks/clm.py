@@ -9,17 +9,14 @@ separator (eos | bos).
 
 import functools
 import logging
-from collections.abc import Mapping
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.blocks import Blocks
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks import text
-from kd_jax.tasks.task import TextTask, label_a_token
+from kd_jax.tasks.task import TextTask, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -27,34 +24,27 @@ log = logging.getLogger(__name__)
 DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator="eos")
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "CausalLM":
-    """The task of config.task and config.data; `tokenizer` may be None for `shapes` alone."""
-    return CausalLM(config, data, tokenizer)
-
-
 class CausalLM(TextTask):
     """Batches have a label and a weight for every token, (B, T)."""
 
-    head = "clm"
+    head, defaults = "clm", DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
-        self.given = config, data
-        config = settings(config, DEFAULTS, "task")
-        if config["separator"] not in ("eos", "bos"):
-            raise UserError(f"config.task.separator={config['separator']!r}: have eos, bos")
-        self.separator = config["separator"]
-        self._token = f"{self.separator}_token"
-        super().__init__(data, tokenizer, config["seq_len"])
+        super().__init__(config, data, tokenizer)
+        self.separator = self.config["separator"]
+        if self.separator not in ("eos", "bos"):
+            raise UserError(f"config.task.separator={self.separator!r}: have eos, bos")
 
-    def shapes(self, batch_size: int) -> Batch:
-        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
-        return label_a_token(batch_size, self.seq_len)
+    def shapes(self, batch_size):
+        return batch_shapes(batch_size, self.seq_len, self.seq_len)
 
     def prepare(self):
         own = text.own_separator(self.tokenizer)
-        if self.separator == "eos" and own == "bos" and self._id != self.tokenizer.bos_token_id:
+        if (
+            self.separator == "eos"
+            and own == "bos"
+            and self._separator != self.tokenizer.bos_token_id
+        ):
             log.warning(
                 "documents are joined by %s (separator=eos), while the tokenizer begins texts with "
                 "%s: a model that has met %s before every text wants separator=bos",
@@ -62,19 +52,17 @@ class CausalLM(TextTask):
             )
         return super().prepare()
 
-    def _separator(self) -> int:
-        return self._id
-
     @functools.cached_property
-    def _id(self) -> int:
-        return text.token_id(self.tokenizer, self._token, "causal language modelling")
+    def _separator(self) -> int:
+        name = f"{self.separator}_token"
+        return text.token_id(self.tokenizer, name, "causal language modelling")
 
     def _blocks(self, tokens_N, partial):
         return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)
 
     def _make(self, cut, seed, ids_B, epochs_B):
         text_BW, valid_BW = cut.rows(ids_B)
-        text_BW = np.where(valid_BW, text_BW, self._id)  # padding, with mask and weight 0
+        text_BW = np.where(valid_BW, text_BW, self._separator)  # padding, with mask and weight 0
         return Batch(
             ids_B=ids_B.astype(np.int32),
             tokens_BT=text_BW[:, :-1],
@@ -82,3 +70,6 @@ class CausalLM(TextTask):
             labels=np.where(valid_BW[:, 1:], text_BW[:, 1:], 0),
             weights=valid_BW[:, 1:].astype(np.float32),
         )
+
+
+make = CausalLM

@@ -3,7 +3,7 @@
 config.task: name, seq_len, and `task`: cola, sst2, mrpc, stsb, qqp, mnli (its test split is the
 matched one), mnli_mismatched, qnli, rte or wnli.
 
-config.data as in tasks/examples.py. Sources that are left out are the hub's nyu-mll/glue: train,
+config.data as in data/splits.py. Sources that are left out are the hub's nyu-mll/glue: train,
 and as test its validation split, since the labels of GLUE's own test split are secret. A file or
 folder in GLUE's original layout is read too, source="files": a folder's train.tsv for train,
 dev.tsv (dev_matched.tsv, dev_mismatched.tsv) for the rest, or <split>.tsv.
@@ -13,19 +13,15 @@ F1 of MRPC and QQP, Spearman's correlation of STS-B, accuracy of the others.
 """
 
 import dataclasses
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from absl import logging
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers
-from kd_jax.tasks.examples import DATA
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -85,20 +81,14 @@ TASKS = {
 }
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "Glue":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for. Raises UserError for an unknown task."""
-    return Glue(config, data, tokenizer)
-
-
 class Glue(ClassificationTask):
     """One of GLUE's tasks."""
 
+    defaults, hub = DEFAULTS, HUB
+
     def __init__(self, config, data, tokenizer) -> None:
-        config = settings(config, DEFAULTS, "task")
-        self.task = config["task"]
+        super().__init__(config, data, tokenizer)
+        self.task = self.config["task"]
         if self.task not in TASKS:
             raise UserError(f"config.task.task={self.task!r}; have: {', '.join(TASKS)}")
         self.layout = TASKS[self.task]
@@ -106,9 +96,6 @@ class Glue(ClassificationTask):
         self.metrics = self.layout.metrics
         self.primary = self.metrics[0]
         self.regression = self.task == "stsb"
-        data = settings(data, DATA, "data")
-        data |= {key: data[key] or HUB for key in ("train", "test")}
-        super().__init__(data, tokenizer, config["seq_len"])
 
     @property
     def written(self):
@@ -120,16 +107,9 @@ class Glue(ClassificationTask):
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = spec["path"]
-        if spec["source"] == "files" and isinstance(path, str | Path):
-            path = Path(os.path.expanduser(path))
-            if path.is_dir():
-                default = "train" if key == "train" else self.layout.dev
-                path = path / f"{spec['split'] or default}.tsv"
-            if path.suffix == ".tsv" and spec["delimiter"] is None:
-                if not path.is_file():
-                    raise UserError(f"{path} (config.{where}) does not exist: {_have(path.parent)}")
-                return self._texts(_original(path, self.task), original=True)
+        path = shipped(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
+        if path is not None:
+            return self._texts(_original(path, self.task), original=True)
         if spec["source"] == "hub" and spec["path"] == HUB["path"] and spec["name"] is None:
             spec["name"] = self.layout.hub_name or self.task
         if spec["split"] is None:
@@ -158,11 +138,6 @@ class Glue(ClassificationTask):
         return texts if self.task == "qqp" else texts.checked()  # a few of QQP's are empty
 
 
-def _have(folder: Path) -> str:
-    names = sorted(file.name for file in folder.glob("*.tsv")) if folder.is_dir() else []
-    return f"{folder} has {', '.join(names) or 'no .tsv'}"
-
-
 def _original(path: Path, task: str) -> table.Table:
     """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files."""
     records, header, left_out = [], None, 0
@@ -185,3 +160,6 @@ def _original(path: Path, task: str) -> table.Table:
     if left_out:
         logging.warning("%s: %d broken rows are left out", path, left_out)
     return table.Table.of_records(str(path), records)
+
+
+make = Glue

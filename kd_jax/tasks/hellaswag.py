@@ -13,12 +13,11 @@ test split, it is unknown, and there are likelihoods but no accuracies.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from kd_jax.data import choices, table
-from kd_jax.data.choices import Question, Questions
-from kd_jax.data.settings import settings
+from kd_jax.data import continuations, table
+from kd_jax.data.continuations import Question, Questions
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
@@ -30,11 +29,6 @@ HUB = dict(source="hub", path="Rowan/hellaswag", split="validation")
 _BRACKETS = re.compile(r"\[.*?\]")  # marks that WikiHow's part has kept
 
 
-def scoring(config: Mapping, data: Mapping | None) -> "HellaSwag":
-    """The task of config.task and config.data."""
-    return HellaSwag(settings(config, DEFAULTS, "task"), data)
-
-
 def cleaned(text: str) -> str:
     """Without WikiHow's marks: " [title]" ends a sentence, other brackets go."""
     text = text.strip().replace(" [title]", ". ")
@@ -42,11 +36,11 @@ def cleaned(text: str) -> str:
 
 
 class HellaSwag(MultipleChoice):
-    by_character = True
+    defaults, by_character = DEFAULTS, True
 
     def _read(self) -> Questions:
         found = table.read(self.data["test"] or HUB, "data.test")
-        return choices.questions(found.name, _questions(found), found.commit)
+        return continuations.questions(found.name, _questions(found), found.commit)
 
 
 def _questions(found: Table) -> Iterator[tuple[str, Question]]:
@@ -54,13 +48,11 @@ def _questions(found: Table) -> Iterator[tuple[str, Question]]:
     activities, firsts, seconds = (
         found.texts(name, key) for name in ("activity_label", "ctx_a", "ctx_b")
     )
-    lists = found.column("endings", key)
+    lists = found.lists("endings", key)
     labels = found.columns.get("label", [None] * len(found))  # the original test file has none
     rows = zip(activities, firsts, seconds, lists, labels, strict=True)
     for row, (activity, first, second, endings, label) in enumerate(rows):
         place = found.place(row)
-        if not isinstance(endings, list) or not all(isinstance(text, str) for text in endings):
-            raise UserError(f"{place}: endings is {endings!r}, not a list of texts")
         context = cleaned(f"{activity}: {first} {second.capitalize()}")
         yield place, Question(context, tuple(map(cleaned, endings)), _label(label, place))
 
@@ -74,3 +66,6 @@ def _label(value: Any, place: str) -> int | None:
     except (TypeError, ValueError):
         pass
     raise UserError(f"{place}: the label is {value!r}, not the number of an ending")
+
+
+scoring = HellaSwag

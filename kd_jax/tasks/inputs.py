@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd_jax.data import files
+from kd_jax.data import files, squad
 from kd_jax.data.squad import Question
 from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
@@ -145,22 +145,7 @@ def _squad(path: Path) -> Table | None:
 
 
 def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict]]:
-    number = 0
-    for article in _field(content, "data", list, str(path)):
-        for paragraph in _field(article, "paragraphs", list, f"{path}, an article"):
-            number += 1
-            place = f"{path}, paragraph {number}"
-            context = _field(paragraph, "context", str, place)
-            for entry in _field(paragraph, "qas", list, place):
-                question = _field(entry, "question", str, place)
-                here = f"{path}, question {entry['id']!r}" if "id" in entry else place
-                own = {"id": entry["id"]} if "id" in entry else {}
-                yield here, own | {"question": question, "context": context}
-
-
-def _field(mapping: Any, key: str, kind: type, place: str) -> Any:
-    if not isinstance(mapping, dict) or not isinstance(mapping.get(key), kind):
-        have = ", ".join(map(str, mapping)) if isinstance(mapping, dict) else "no JSON object"
-        what = {list: "a list", str: "text"}[kind]
-        raise UserError(f"{place} has no {key!r}, which must be {what}; have: {have}")
-    return mapping[key]
+    for place, _, context, entry in squad.entries(content, path):
+        question = squad.field(entry, "question", place, str)
+        own = {"id": entry["id"]} if "id" in entry else {}
+        yield place, own | {"question": question, "context": context}

@@ -13,21 +13,17 @@ config.task:
              matthews_correlation; of a regression pearson or spearman. None: accuracy, spearman
     seq_len  tokens of a row
 
-config.data as in tasks/examples.py: .csv, .tsv, .jsonl, .json, .parquet, hub or tfds.
+config.data as in data/splits.py: .csv, .tsv, .jsonl, .json, .parquet, hub or tfds.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from kd_jax.data import table
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, class_name, classes, numbers
-from kd_jax.tasks.examples import DATA
 
 DEFAULTS = dict(
     name="labelled_text",
@@ -40,20 +36,14 @@ DEFAULTS = dict(
 )
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "LabelledText":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for."""
-    return LabelledText(config, data, tokenizer)
-
-
 class LabelledText(ClassificationTask):
     """Texts, or pairs of texts, in columns that the config names."""
 
+    defaults = DEFAULTS
+
     def __init__(self, config, data, tokenizer) -> None:
-        self.config = settings(config, DEFAULTS, "task")
-        super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
+        super().__init__(config, data, tokenizer)
+        self._table = functools.cache(lambda key: table.read(self.data[key], f"data.{key}"))
         given = self.config["labels"]
         if given is not None and (isinstance(given, str) or len(given) == 0):
             raise UserError(f"config.task.labels={given!r} must be a list of names, or a dict")
@@ -105,15 +95,6 @@ class LabelledText(ClassificationTask):
     @property
     def primary(self) -> str:
         return self.config["primary"] or self.metrics[0]
-
-    @functools.cached_property
-    def _tables(self) -> dict[str, table.Table]:
-        return {}
-
-    def _table(self, key) -> table.Table:
-        if key not in self._tables:
-            self._tables[key] = table.read(self.data[key], f"data.{key}")
-        return self._tables[key]
 
     def _read(self, key):
         found = self._table(key)
@@ -170,3 +151,6 @@ def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:
 
 def _key(name: str) -> str:
     return f"config.task.{name}"
+
+
+make = LabelledText

@@ -6,60 +6,39 @@ document to document, with a [SEP] between two documents (FULL-SENTENCES of RoBE
 """
 
 import functools
-from collections.abc import Mapping
 
-import jax
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.masking import Masking, uniforms
-from kd_jax.data.settings import settings
 from kd_jax.ranges import Whole
 from kd_jax.tasks import text
-from kd_jax.tasks.task import TextTask
+from kd_jax.tasks.task import TextTask, batch_shapes
 from kd_jax.types import Batch
 
 DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "MaskedLM":
-    """The task of config.task and config.data; `tokenizer` may be None for `shapes` alone."""
-    return MaskedLM(config, data, tokenizer)
-
-
 class MaskedLM(TextTask):
     """Batches have positions: labels and weights (B, P), P as in data/masking.py."""
 
-    head = "mlm"
+    head, defaults = "mlm", DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
-        self.given = config, data
-        config = settings(config, DEFAULTS, "task")
-        super().__init__(data, tokenizer, config["seq_len"])
+        super().__init__(config, data, tokenizer)
         vocabulary = None if tokenizer is None else text.vocabulary(tokenizer)
-        self.masking = Masking(config["masking"], vocabulary, self.seq_len)
+        self.masking = Masking(self.config["masking"], vocabulary, self.seq_len)
 
-    def shapes(self, batch_size: int) -> Batch:
-        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
-        B, T, P = batch_size, self.seq_len, self.masking.slots
-        shape = jax.ShapeDtypeStruct
-        return Batch(
-            ids_B=shape((B,), np.int32),
-            tokens_BT=shape((B, T), np.int32),
-            mask_BT=shape((B, T), np.float32),
-            labels=shape((B, P), np.int32),
-            weights=shape((B, P), np.float32),
-            positions_BP=shape((B, P), np.int32),
-        )
+    def shapes(self, batch_size):
+        slots = self.masking.slots
+        return batch_shapes(batch_size, self.seq_len, slots, positions_BP=slots)
 
     @functools.cached_property
     def _special(self) -> tuple[int, int, int]:
         names = ("cls_token", "sep_token", "pad_token")
         return tuple(text.token_id(self.tokenizer, n, "masked language modelling") for n in names)
 
+    @property
     def _separator(self) -> int:
         return self._special[1]
 
@@ -87,3 +66,6 @@ class MaskedLM(TextTask):
             weights=weights_BP,
             positions_BP=positions_BP,
         )
+
+
+make = MaskedLM

@@ -3,14 +3,14 @@ the model's answer."""
 
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data.choices import Questions
-from kd_jax.data.continuations import Rows, endings
+from kd_jax.data import splits
+from kd_jax.data.continuations import Questions, Rows, endings
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.evals import likelihood
@@ -21,10 +21,11 @@ class MultipleChoice:
     """Subclasses read the questions."""
 
     by_character = False  # whether there is an accuracy by log-likelihood a character, acc_norm
+    defaults: dict[str, Any]  # of config.task
 
-    def __init__(self, config: dict[str, Any], data: Any) -> None:
-        """`config` are complete settings with seq_len."""
-        self.seq_len = config["seq_len"]
+    def __init__(self, config: Mapping, data: Mapping | None) -> None:
+        self.config = settings(config, self.defaults, "task")
+        self.seq_len = self.config["seq_len"]
         self.data = settings(data, DATA, "data")
 
     def _read(self) -> Questions:
@@ -36,8 +37,7 @@ class MultipleChoice:
 
     def manifest(self) -> dict[str, Any]:
         """See `scoring.ScoringTask`."""
-        found = self.questions
-        return dict(name=found.name, commit=found.commit, digest=found.digest, examples=len(found))
+        return splits.about(self.questions) | dict(examples=len(self.questions))
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredChoices":
         """Rows of contexts and endings. UserError where no question's endings fit."""

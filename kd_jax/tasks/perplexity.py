@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import continuations, files, source
+from kd_jax.data import continuations, files, source, splits
 from kd_jax.data.continuations import Rows
 from kd_jax.data.documents import Documents
 from kd_jax.data.settings import settings
@@ -46,15 +46,11 @@ DEFAULTS = dict(name="perplexity", seq_len=POSITIONS, stride=POSITIONS, document
 MOST = 2048  # tokens of a window, where nobody says otherwise
 
 
-def scoring(config: Mapping, data: Mapping | None) -> "Perplexity":
-    """The task of config.task and config.data."""
-    return Perplexity(settings(config, DEFAULTS, "task"), settings(data, DATA, "data"))
-
-
 class Perplexity:
     """See `scoring.ScoringTask`; a stretch is what one window scores."""
 
-    def __init__(self, config: dict[str, Any], data: dict[str, Any]) -> None:
+    def __init__(self, config: Mapping, data: Mapping | None) -> None:
+        config, data = settings(config, DEFAULTS, "task"), settings(data, DATA, "data")
         self.seq_len, self.stride = config["seq_len"], config["stride"]
         self.documents = config["documents"]
         if self.documents not in ("joined", "alone"):
@@ -85,13 +81,7 @@ class Perplexity:
 
     def manifest(self) -> dict[str, Any]:
         """See `scoring.ScoringTask`."""
-        texts = self.texts
-        return dict(
-            name=texts.name,
-            commit=texts.commit,
-            digest=texts.identity.digest,
-            examples=texts.identity.count,
-        )
+        return splits.about(self.texts) | dict(examples=self.texts.identity.count)
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredText":
         """Windows over all texts. UserError where the stride is longer than a window, and where
@@ -150,3 +140,6 @@ class ScoredText:
 
 def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))
+
+
+scoring = Perplexity

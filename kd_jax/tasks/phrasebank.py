@@ -3,7 +3,7 @@
 config.task: name, seq_len, and `level`, the share of annotators that agree: AllAgree, 75Agree,
 66Agree or 50Agree.
 
-config.data as in tasks/examples.py, and:
+config.data as in data/splits.py, and:
     train       source="files", path: the folder or .zip that holds Sentences_<level>.txt, or the
                 file itself (latin-1, `sentence@label`)
     test        the data set ships no test split; None takes one out of train
@@ -16,32 +16,20 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
-from kd_jax.tasks.examples import DATA
 
 DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
-OF_TEST = dict(
+DATA = splits.DATA | dict(
     test_share=Real(above=0, below=1, default=0.2),
     test_seed=Whole(least=0, most=2**32 - 1, default=0),
 )
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
-
-
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "PhraseBank":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for. Raises UserError for an unknown level."""
-    return PhraseBank(config, data, tokenizer)
 
 
 class PhraseBank(ClassificationTask):
@@ -50,13 +38,13 @@ class PhraseBank(ClassificationTask):
     labels = ("negative", "neutral", "positive")
     metrics = ("macro_f1", "accuracy")
     primary = "macro_f1"
+    defaults, of_data = DEFAULTS, DATA
 
     def __init__(self, config, data, tokenizer) -> None:
-        config = settings(config, DEFAULTS, "task")
-        self.level = config["level"]
+        super().__init__(config, data, tokenizer)
+        self.level = self.config["level"]
         if self.level not in LEVELS:
             raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
-        super().__init__(settings(data, DATA | OF_TEST, "data"), tokenizer, config["seq_len"])
 
     @property
     def splits(self):
@@ -123,3 +111,6 @@ def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:
     if not file.is_file():
         raise UserError(f"{file} ({where}) does not exist")
     return str(file), file.read_bytes()
+
+
+make = PhraseBank

@@ -13,7 +13,7 @@ config.task:
                          validation split (`tuned`)
     best_non_null        True: always answer, also on v2.0
 
-config.data as in tasks/examples.py; files are SQuAD's .json, the hub's columns are read too. A
+config.data as in data/splits.py; files are SQuAD's .json, the hub's columns are read too. A
 source may say `without`: another SQuAD .json, whose contexts are left out of it, and whose articles
 are (by title) unless `same_articles` is True.
 Held-out questions are of other articles than those trained on.
@@ -23,22 +23,21 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits, squad, table
 from kd_jax.data.settings import settings
-from kd_jax.data.windows import Windows, windows
+from kd_jax.data.splits import HELD_OUT_SEED
+from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals import span
 from kd_jax.ranges import Real, Whole
-from kd_jax.tasks.examples import DATA, ExampleTask
-from kd_jax.tasks.task import HELD_OUT_SEED
+from kd_jax.tasks.examples import ExampleTask
 
 DEFAULTS = dict(
     name="squad",
@@ -53,14 +52,6 @@ DEFAULTS = dict(
 WITHOUT = dict(without=None, same_articles=False)
 
 
-def make(
-    config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
-) -> "Squad":
-    """The task of config.task and config.data; `tokenizer` may be None where no rows are asked
-    for."""
-    return Squad(config, data, tokenizer)
-
-
 class _Best(NamedTuple):
     text: str  # of the best span, "" where there is none
     null_odds: float  # score of no answer minus score of the span
@@ -73,11 +64,11 @@ class Squad(ExampleTask):
     labels = ()
     metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
     primary = "f1"
+    defaults = DEFAULTS
 
     def __init__(self, config, data, tokenizer) -> None:
-        self.config = settings(config, DEFAULTS, "task")
+        super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
-        super().__init__(settings(data, DATA, "data"), tokenizer, self.config["seq_len"])
         self._windows: dict[str, Windows] = {}
 
     def with_tokenizer(self, tokenizer):
@@ -162,10 +153,6 @@ class Squad(ExampleTask):
         best = self._best(split, outputs)
         return _answers(best, self._threshold(split, best))
 
-    def null_odds(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """Score of no answer minus score of the best answer, by question id."""
-        return {key: found.null_odds for key, found in self._best(split, outputs).items()}
-
     def write_submission(self, split, outputs, path) -> None:
         """The .json that the official script reads: {question id: text}."""
         predictions = self.predictions(split, outputs)
@@ -222,25 +209,39 @@ class Squad(ExampleTask):
         rows, questions = self.rows(split), self.examples(split).questions
         if len(outputs) != len(rows):
             raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")
-        made = self._windows[split]
         texts, scores = [""] * len(questions), [-math.inf] * len(questions)
         nulls = [math.inf] * len(questions)
-        for row, (start_T, end_T) in enumerate(outputs):
-            index, first = made.question_N[row], made.first_N[row]
-            context = slice(first, first + made.count_N[row])
-            limits = self.config["n_best"], self.config["max_answer_length"]
-            found = span.best_spans(start_T[context], end_T[context], *limits)
-            score, begin, last = found[0] if found else (-math.inf, 0, 0)
+        limits = self.config["n_best"], self.config["max_answer_length"]
+        for index, null, found in spans(self._windows[split], outputs, *limits):
+            score, begin, end = found[0] if found else (-math.inf, 0, 0)
             if score > scores[index]:
-                offsets_T2 = made.offsets(row)
-                text = questions[index].context[offsets_T2[begin, 0] : offsets_T2[last, 1]]
-                texts[index], scores[index] = text, score
-            nulls[index] = min(nulls[index], float(start_T[0]) + float(end_T[0]))
+                texts[index], scores[index] = questions[index].context[begin:end], score
+            nulls[index] = min(nulls[index], null)
         return {
             question.id: _Best(text, null - score)
             for question, text, score, null in zip(questions, texts, scores, nulls, strict=True)
         }
 
 
+def spans(
+    made: Windows, outputs: Iterable[np.ndarray], n_best: int, max_length: int
+) -> Iterator[tuple[int, float, list[tuple[float, int, int]]]]:
+    """(question, score of no answer, [(score, begin, end)]) of each window: its best spans in
+    characters of the context, the best one first. `outputs` are (2, T) start and end logits."""
+    for row, (start_T, end_T) in enumerate(outputs):
+        first = made.first_N[row]
+        context, offsets_T2 = slice(first, first + made.count_N[row]), made.offsets(row)
+        found = [
+            (score, int(offsets_T2[begin, 0]), int(offsets_T2[last, 1]))
+            for score, begin, last in span.best_spans(
+                start_T[context], end_T[context], n_best, max_length
+            )
+        ]
+        yield made.question_N[row], float(start_T[0]) + float(end_T[0]), found
+
+
 def _answers(best: dict[str, _Best], threshold: float) -> dict[str, str]:
     return {key: found.text if found.null_odds <= threshold else "" for key, found in best.items()}
+
+
+make = Squad

@@ -3,8 +3,7 @@ import pytest
 from tokenizers import processors
 
 from kd_jax.data import continuations
-from kd_jax.data.choices import Question, questions, together
-from kd_jax.data.continuations import Rows, Stretches, sliding
+from kd_jax.data.continuations import Question, Rows, Stretches, questions, sliding, together
 from kd_jax.errors import UserError
 from kd_jax.tasks import text
 
@@ -144,8 +143,10 @@ def read_back(rows, made, max_tokens):
             if batch.segments_BT is not None:
                 segments_T = batch.segments_BT[b]
             for k, n in enumerate(rows._rows[r], 1):
-                own = (segments_T == k) & (batch.mask_BT[b] > 0)
-                seen = own | (segments_T == 0)
+                own, shared = (
+                    (segments_T == segment) & (batch.mask_BT[b] > 0) for segment in (k, 0)
+                )
+                seen = own | shared
                 reads = batch.tokens_BT[b][seen]
                 predicts = batch.labels[b][own & (batch.weights[b] > 0)]
                 assert len(reads) <= max_tokens

@@ -1,6 +1,6 @@
 import numpy as np
 
-from kd_jax.data.documents import Documents, from_lines, from_rows, hold_out
+from kd_jax.data.documents import Documents, from_lines, from_rows
 
 WIKITEXT = [
     " \n",
@@ -47,20 +47,14 @@ def test_identity_tells_texts_and_their_boundaries_apart():
     assert same.digest != listed(["abc"]).identity.digest
 
 
-def test_hold_out_splits_the_documents_in_two():
+def test_two_parts_are_the_whole_in_its_order():
     documents = listed([str(i) for i in range(40)])
-    rest, held = hold_out(documents, 0.1, seed=3)
-    assert len(list(held)) == held.identity.count == 4
+    held_N = np.arange(40) % 7 == 3
+    rest, held = documents.part(~held_N, "rest"), documents.part(held_N, "held")
+    assert len(list(held)) == held.identity.count == held_N.sum()
     assert sorted([*rest, *held], key=int) == list(documents)
     assert list(rest) == sorted(rest, key=int)  # the order stays
-    assert [list(part) for part in hold_out(documents, 0.1, seed=3)] == [list(rest), list(held)]
-    assert list(hold_out(documents, 0.1, seed=4)[1]) != list(held)
-    assert len({documents.identity.digest, rest.identity.digest, held.identity.digest}) == 3
-
-
-def test_hold_out_takes_at_least_one_document():
-    rest, held = hold_out(listed(["a", "b", "c"]), 0.01, seed=0)
-    assert (rest.identity.count, held.identity.count) == (2, 1)
+    assert len({documents.digest, rest.digest, held.digest}) == 3
 
 
 def test_parts_of_different_texts_have_different_identities():

@@ -1,6 +1,7 @@
 """The recipe on tiny models: stored answers, stages, what is chosen by what, and mistakes."""
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import json
@@ -19,7 +20,7 @@ from kd_jax.run import answers as asking
 from kd_jax.run import measure, stage
 from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.run import build
-from kd_jax.run.teaching import attach
+from kd_jax.run.teaching import attach, check_tokens, teaching
 from kd_jax.tasks.classification import ClassificationTask
 from kd_jax.tasks.squad import Squad
 from kd_jax.teachers.several import Several, Stored
@@ -126,6 +127,27 @@ def test_stored_answers_are_those_of_the_step(task, tmp_path):
             logits = with_logits(batch).teacher_logits_BPC
             np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
             assert np.ptp(logits[:, 0, 0]) > 0.01
+
+
+def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
+    """Beside a student of equal tokens whose tokenizer, as DistilBERT's, gives no types."""
+    config = finetuning.config("student", task="squad", cache=ONLINE)
+    with finetuning.quick():
+        built = build(config, epath.Path(tmp_path))
+        answers = Answers(built, given_teachers(built))
+        found = answers.of("teacher", "train")
+        with_logits = attach(found, spans=True, classes=0)
+        untyped = copy.deepcopy(built.tasks["student"].tokenizer)
+        untyped.model_input_names = ["input_ids", "attention_mask"]
+        built.tasks["student"] = built.tasks["student"].with_tokenizer(untyped)
+        this = built.stages[0]
+        check_tokens(built, this)
+        teacher, stream = teaching(built, this, answers)
+        batch = stream[0]
+        assert batch.types_BT is None
+        online = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
+        logits = with_logits(batch).teacher_logits_BPC
+        np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
 
 
 def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, monkeypatch):

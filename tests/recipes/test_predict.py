@@ -146,7 +146,7 @@ def test_answers_are_those_of_the_task(reader, tmp_path):
         for logits, n in zip(model(batch).logits, rows.lengths_N, strict=True)
     ]
     assert {row["id"]: row["answer"] for row in found} == task.predictions("test", outputs)
-    odds = task.null_odds("test", outputs)
+    odds = {key: best.null_odds for key, best in task._best("test", outputs).items()}
     for row in found:
         assert CONTEXT[row["start"] : row["end"]] == row["answer"] != ""
         assert 0 < row["probability"] + row["no_answer"] < 1

@@ -17,7 +17,7 @@ def folder(tmp_path):
     """The original folder, with two examples of nouns and one of the other classes."""
     data = tmp_path / "CBTest" / "data"
     data.mkdir(parents=True)
-    for name in cbt.cbt.CLASSES:
+    for name in cbt.CLASSES:
         examples = book() * (2 if name == "CN" else 1)
         (data / f"cbtest_{name}_test_2500ex.txt").write_text(examples)
         (data / f"cbtest_{name}_train.txt").write_text(book() * 7)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
 from kd_jax.tasks import chat
-from kd_jax.tasks.templates import Template
 from kd_jax.types import Model
 from tests.models import tiny
 from tests.tasks import chats
@@ -114,7 +114,7 @@ def test_held_out_conversations_are_not_trained_on(data, tokenizer):
 
 def test_of_one_conversation_nothing_can_be_held_out(tmp_path, tokenizer):
     data = {"train": write(tmp_path / "one.jsonl", ROWS[:1]), "cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match="holds one conversation"):
+    with pytest.raises(UserError, match="one.jsonl .config.data.train. is too small to hold"):
         make(data, tokenizer).prepare()
 
 

@@ -176,11 +176,11 @@ def slow_best(task, split, outputs):
 def test_the_best_span_of_all_windows(second, tokenizer):
     task = make(second, tokenizer, max_answer_length=4, n_best=32, null_threshold=0.0)
     outputs = outputs_of(task, "test", seed=1)
-    odds = task.null_odds("test", outputs)
+    odds = {key: best.null_odds for key, best in task._best("test", outputs).items()}
     want = {key: null - best for key, (best, null) in slow_best(task, "test", outputs).items()}
     assert odds == pytest.approx(want, abs=1e-4)
     few = make(second, tokenizer, max_answer_length=1, n_best=1, null_threshold=0.0)
-    assert all(few.null_odds("test", outputs)[key] >= odds[key] for key in odds)
+    assert all(few._best("test", outputs)[key].null_odds >= odds[key] for key in odds)
     texts = make(second, tokenizer, max_answer_length=1, best_non_null=True).predictions(
         "test", outputs
     )

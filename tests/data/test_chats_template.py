@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
 from kd_jax.tasks import text
-from kd_jax.tasks.templates import Template
 from tests.tasks import chats
 from tests.tasks.chats import conversation
 

@@ -1,7 +1,6 @@
 import pytest
 
-from kd_jax.data.squad import Answer, Question
-from kd_jax.data.windows import windows
+from kd_jax.data.squad import Answer, Question, windows
 from kd_jax.errors import UserError
 from kd_jax.tasks import text
 

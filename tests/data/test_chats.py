@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kd_jax.data import conversations
+from kd_jax.data import chats
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
 
@@ -18,7 +18,7 @@ def table(*rows):
 
 
 def read(*rows):
-    return conversations.read(table(*rows), "messages", "config.task.column")
+    return chats.read(table(*rows), "messages", "config.task.column")
 
 
 def test_conversations_stay_as_they_are():
@@ -44,12 +44,12 @@ def test_a_row_that_is_none_is_named(row, message):
 
 def test_a_missing_column():
     with pytest.raises(UserError, match="no column 'chat'; set config.task.column"):
-        conversations.read(table([ASKED, ANSWERED]), "chat", "config.task.column")
+        chats.read(table([ASKED, ANSWERED]), "chat", "config.task.column")
 
 
 def test_the_digest_tells_order_and_words_apart():
     one, other = [ASKED, ANSWERED], [ASKED, ANSWERED, ASKED]
-    found = {conversations.digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
+    found = {chats.digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
     assert len(found) == 4
 
 
@@ -73,18 +73,18 @@ def test_tools_are_lists_or_their_json():
     schema = {"type": "function", "function": {"name": "add"}}
     values = [[schema], json.dumps([schema]), None, "", []]
     with_tools = Table("t", {"tools": values}, lambda i: f"t, row {i + 1}")
-    assert conversations.tools(with_tools) == [[schema], [schema], None, None, None]
-    assert conversations.tools(table([ASKED], [ASKED])) == [None, None]
+    assert chats.tools(with_tools) == [[schema], [schema], None, None, None]
+    assert chats.tools(table([ASKED], [ASKED])) == [None, None]
     for value, message in [
         ("[", "row 1, tools is not JSON"),
         (["add"], "row 1, tools: want a list"),
     ]:
         with pytest.raises(UserError, match=message):
-            conversations.tools(Table("t", {"tools": [value]}, lambda i: f"t, row {i + 1}"))
+            chats.tools(Table("t", {"tools": [value]}, lambda i: f"t, row {i + 1}"))
 
 
 def test_the_digest_tells_tools_apart_and_takes_dates():
     one = [ASKED, ANSWERED | {"at": datetime.date(2024, 1, 1)}]
     rows, tool = [one, one], [{"name": "add"}]
     given = ([], [None, None], [tool, None], [None, tool])
-    assert len({conversations.digest(rows, tools) for tools in given}) == 3
+    assert len({chats.digest(rows, tools) for tools in given}) == 3

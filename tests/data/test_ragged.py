@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kd_jax.data.packing import pack
+from kd_jax.data.ragged import pack
 
 
 @pytest.mark.parametrize("seed", range(5))

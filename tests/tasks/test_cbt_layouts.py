@@ -1,8 +1,8 @@
 import pytest
 
-from kd_jax.data import cbt
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
+from kd_jax.tasks import cbt
 
 QUERY = "The XXXXX ran .\tfox\t\tdog|fox|hen"
 
@@ -69,7 +69,7 @@ def test_a_file_that_breaks_off(tmp_path):
         ({"sentences": ["a"] * 19}, "row 0: 19 sentences, not 20"),
         ({"sentences": "a b"}, "row 0: sentences is 'a b', not a list of texts"),
         ({"options": ["fox", None]}, r"row 0: options is \['fox', None\], not a list"),
-        ({"question": None}, "row 0: question is None, not text"),
+        ({"question": None}, "row 0: 'question' holds None, not text"),
         ({"question": "It ran ."}, "row 0: no XXXXX in the query"),
         ({"answer": "cow"}, "row 0: the answer 'cow' is not among dog, fox, hen"),
     ],
