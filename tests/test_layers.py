@@ -109,6 +109,19 @@ def test_a_wheel_has_every_package():
     assert set(stated) == there | {"kd_jax.configs"}
 
 
+def test_a_wheel_has_every_data_file():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    stated = {
+        path
+        for package, patterns in tools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    modules = {path for path in SOURCES if (path.parent / "__init__.py").exists()}
+    there = {path for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts}
+    assert there == stated | modules
+
+
 def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
