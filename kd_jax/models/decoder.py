@@ -1,15 +1,15 @@
 """The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalising before each sub-layer."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from kd_jax.models import segments
 from kd_jax.models.attention import Past, Scope
 from kd_jax.models.block import make_block, make_norm
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import Embedding, Layers, run_blocks
-from kd_jax.types import Array, Batch
+from kd_jax.models.layers import Embedding, Layers, causal_mask, check_length, run_blocks
+from kd_jax.types import Array, Batch, Model, ModelOutput
 
 
 class Cache(struct.PyTreeNode):
@@ -52,9 +52,9 @@ class Decoder(nnx.Module):
 
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
-        places_BT = segments.positions(batch, self.config.max_tokens)
+        places_BT = positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
-        scope = self.scope(segments.mask(batch), places_BT, lengths_B).replace(causal=True)
+        scope = self.scope(mask(batch), places_BT, lengths_B).replace(causal=True)
         x_BTD, either = (
             self.embed(batch.tokens_BT, places_BT, seed),
             (self.predecessors, replaced_L),
@@ -94,3 +94,64 @@ class Decoder(nnx.Module):
             x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
             kept.append((heads.k_BTGK, heads.v_BTGK))
         return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)
+
+
+class BlockStates(nnx.Module):
+    """A decoder without its last norm and head, though it has the parameters of a
+    `heads.HeadedModel`."""
+
+    def __init__(self, backbone: nnx.Module, head: nnx.Module):
+        self.backbone = backbone
+        self.head = head
+
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """`hidden` are the embedding output and each block's output, none normalised; there are no
+        logits."""
+        hidden, attention = self.backbone.states(batch, seed, replaced_L)
+        return ModelOutput(hidden[-1], None, None, hidden, attention)
+
+
+def block_states(model: Model) -> Model:
+    """Makes a model that answers with its blocks' states, of the same parameters, arrays or
+    abstract."""
+
+    def make(params):
+        whole = nnx.merge(model.graphdef, params)
+        graphdef, state = nnx.split(BlockStates(whole.backbone, whole.head))
+        return Model(nnx.to_pure_dict(state), graphdef)
+
+    return model.replace(graphdef=jax.eval_shape(make, model.params).graphdef)
+
+
+# Rows may hold several continuations of one beginning (`Batch.segments_BT`): what comes out for a
+# continuation is what it would be in a row of its own, and the beginning is computed once.
+
+
+def positions(batch: Batch, max_tokens: int) -> Array:
+    """Counts each token's position, int32, (1, T), or (B, T) where there are segments: every
+    segment's count goes on from the end of segment 0. Raises UserError for rows longer than
+    `max_tokens`; with segments, whoever makes the rows sees to it that no continuation ends beyond
+    them."""
+    index_T = jnp.arange(batch.tokens_BT.shape[1])
+    if batch.segments_BT is None:
+        check_length(len(index_T), max_tokens)
+        return index_T[None]
+    segments_BT = batch.segments_BT
+    shared_B1 = ((segments_BT == 0) & (batch.mask_BT > 0)).sum(axis=1, keepdims=True)
+    before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
+    starts_BT = jnp.where(segments_BT != before_BT, index_T[None], 0)
+    begun_BT = jax.lax.cummax(starts_BT, axis=1)  # where the token's segment begins
+    places_BT = jnp.where(segments_BT == 0, index_T[None], shared_B1 + index_T[None] - begun_BT)
+    return jnp.minimum(places_BT, max_tokens - 1)  # padding
+
+
+def mask(batch: Batch) -> Array:
+    """Tells which keys (last axis) a query sees, bool, (B, 1, T, T): tokens at or before it, of
+    segment 0 and of its own segment."""
+    causal_B1TT = causal_mask(batch.mask_BT)
+    if batch.segments_BT is None:
+        return causal_B1TT
+    keys_B11T = batch.segments_BT[:, None, None, :]
+    return causal_B1TT & ((keys_B11T == 0) | (keys_B11T == batch.segments_BT[:, None, :, None]))

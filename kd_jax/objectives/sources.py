@@ -128,6 +128,17 @@ class Sparse(struct.PyTreeNode):
         return self
 
 
+def in_chunks(rows: Any, size: int) -> Any:
+    """Cuts arrays (N, ...), or a pytree of them, into (chunks, size, ...), filled up with zeros: so
+    what is computed of a row exists for one chunk at a time."""
+
+    def cut(array):
+        padding = [(0, -len(array) % size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(-1, size, *array.shape[1:])
+
+    return jax.tree.map(cut, rows)
+
+
 def head_of(output: ModelOutput) -> Head:
     """What a language model returned, as N = B x T rows."""
     features_ND = output.features.reshape(-1, output.features.shape[-1])

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import chunks
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
-from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
+from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of, in_chunks
 from kd_jax.precision import Policy, exact, rows_product
 from kd_jax.types import Array, ModelOutput
 
@@ -218,7 +217,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
         None if teacher is None else teacher.rows,
         None if beside is None else beside.others.rows,
     )
-    inputs = chunks.split((of_sources, labels_N, weights), size)
+    inputs = in_chunks((of_sources, labels_N, weights), size)
     (totals, dw_DV, db_V), dx = jax.lax.scan(body, (zeros, dw_DV, db_V), inputs)
     loss = sum((scales[name] * totals[name] for name in scales), jnp.float32(0.0))
     grads = None

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.evals import cost
-from kd_jax.objectives import chunks
+from kd_jax.objectives.sources import in_chunks
 from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
@@ -48,5 +48,5 @@ def _first_choices(
     count = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(count, 1.0 / count)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = chunks.split(found.rows, min(CHUNK, len(found.rows)))
+    rows = in_chunks(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)

@@ -29,7 +29,7 @@ from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.stage import count, given_params, restore_best, size_mb
 from kd_jax.tasks import text
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Plan
 from kd_jax.types import Model, Params
 

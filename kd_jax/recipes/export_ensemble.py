@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.evals import card, quantities
-from kd_jax.models import hf_ensemble
+from kd_jax.models import hf
 from kd_jax.recipes import export, export_check, provenance
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
 from kd_jax.recipes.stage import count
@@ -49,10 +49,10 @@ def _member(setup: EnsembleSetup, params: Params, number: int, results: dict) ->
 def _whole(setup, members, weights, results) -> dict[str, Any]:
     blueprint, space = setup.models["student"], setup.config.ensemble.space
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    page, trained_on = _about(setup, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
+    page, trained_on = _about(setup, "ensemble", size, results, hf.ENSEMBLE_FILE.name)
 
     def write(folder: Path) -> dict[str, float]:
-        hf_ensemble.save(folder, members, weights, space, blueprint.family, blueprint.config)
+        hf.save_ensemble(folder, members, weights, space, blueprint.family, blueprint.config)
 
         def mean(batch: Batch) -> np.ndarray:
             logits = [export_check.logits_of(blueprint, params, batch) for params in members]

@@ -38,7 +38,7 @@ from kd_jax.recipes.teaching import ask_teachers, check_tokens, teaching
 from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)

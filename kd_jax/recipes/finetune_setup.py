@@ -15,9 +15,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import plugins
+from kd_jax import hub, plugins
 from kd_jax.errors import UserError
-from kd_jax.models import hub
 from kd_jax.recipes import blueprint, keys, theseus
 from kd_jax.recipes.blueprint import Blueprint
 from kd_jax.recipes.setup import Setup

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.models import family
-from kd_jax.models.states import block_states
+from kd_jax.models.decoder import block_states
 from kd_jax.objectives.combine import Objective
 from kd_jax.recipes import blueprint
 from kd_jax.recipes.phases import Phase

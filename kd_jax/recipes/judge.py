@@ -35,7 +35,7 @@ from kd_jax.recipes.finetune_setup import (
 from kd_jax.tasks import text
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.types import Model
 
 TASKS = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kd_jax.objectives import chunks
-from kd_jax.objectives.sources import head_of
+from kd_jax.objectives.sources import head_of, in_chunks
 from kd_jax.precision import Policy
 from kd_jax.recipes import blueprint
 from kd_jax.recipes.ensemble_setup import EnsembleSetup
@@ -79,7 +78,7 @@ def _slope(
             kl_C = (jnp.exp(p_CV) * (p_CV - q_CV)).sum(axis=1)
             return total + jnp.where(weights_C > 0, kl_C, 0.0).sum(), None
 
-        parts = chunks.split((ours.rows, theirs.rows, weights_N), CHUNK)
+        parts = in_chunks((ours.rows, theirs.rows, weights_N), CHUNK)
         total, _ = jax.lax.scan(chunk, jnp.float32(0.0), parts)
         return total / (weights_N > 0).sum()
 

@@ -11,10 +11,10 @@ import jax
 
 from kd_jax import plugins, storage
 from kd_jax.models import family
-from kd_jax.models.states import block_states
+from kd_jax.models.decoder import block_states
 from kd_jax.objectives.combine import Objective
 from kd_jax.recipes import stage
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Plan
 from kd_jax.types import Params
 

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from scipy import special
 
+from kd_jax import hub
 from kd_jax.data import encoded
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
@@ -30,7 +31,7 @@ from kd_jax.data.squad import Question
 from kd_jax.data.windows import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.evals.span import best_spans
-from kd_jax.models import family, hf, hub
+from kd_jax.models import family, hf
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, inputs, outputs
 from kd_jax.recipes.blueprint import Blueprint
@@ -40,7 +41,7 @@ from kd_jax.recipes.inputs import Input
 from kd_jax.tasks import squad, text
 from kd_jax.tasks.classification import Texts
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
 from kd_jax.types import Batch, Model
 

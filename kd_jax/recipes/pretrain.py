@@ -28,7 +28,7 @@ from kd_jax.recipes.stage import Stage
 from kd_jax.recipes.workdir import RunDirectory
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, sharding
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)

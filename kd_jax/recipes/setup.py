@@ -17,10 +17,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from kd_jax import plugins
+from kd_jax import hub, plugins
 from kd_jax.data import source
 from kd_jax.errors import UserError
-from kd_jax.models import family, hub
+from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import policy_for
 from kd_jax.recipes import blueprint, keys, operations, theseus, workdir

@@ -7,6 +7,7 @@ collectives are those written here: parameters are gathered once, gradients summ
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,6 +105,38 @@ def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
     if mesh.size == 1:
         return grads
     return jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
+
+
+def per_device(
+    run: Callable[..., Any],
+    mesh: Mesh,
+    table: Table,
+    models: tuple[Any, ...],
+    batch: Batch,
+    *numbers: Any,
+    out: P = BATCH,
+) -> Any:
+    """Calls `run(*models, batch, *numbers)` on every device, on its own rows of the batch.
+
+    Args:
+        run: returns arrays of which all devices have the same, or each its own rows; see `out`.
+        models: `Model`s or other pytrees of `params`, laid out by `table`, which `run` gets whole;
+            None stays None.
+        numbers: the same on all devices.
+        out: how results are laid out: BATCH, or P() for equal ones.
+    """
+    parts = [None if model is None else model.params for model in models]
+    specs = [param_specs(table, params, mesh) for params in parts]
+
+    def local(parts, *rest):
+        whole = map(gather, parts, specs)
+        pairs = zip(models, whole, strict=True)
+        given = [None if model is None else model.replace(params=own) for model, own in pairs]
+        return run(*given, *rest)
+
+    in_specs = (specs, BATCH, *[P()] * len(numbers))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out, check_vma=False)
+    return mapped(parts, batch, *numbers)
 
 
 def to_host(params: Params) -> Params:

@@ -171,66 +171,35 @@ def eval_step(
     student: Model, batch: Batch, teacher: Teacher | None, *, plan: Plan
 ) -> dict[str, Ratio]:
     """Every term of `plan.objective` on one batch, as Ratios over all devices; dropout off."""
-    specs = sharding.param_specs(plan.table, student.params, plan.mesh)
-    teacher_specs = None
-    if teacher is not None:
-        teacher_specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
 
-    def local(params, batch, teacher_params):
+    def local(student, teacher, batch):
         batch = plan.objective.prepare(batch)
-        teacher_out = None
-        if teacher is not None:
-            whole = sharding.gather(teacher_params, teacher_specs)
-            teacher_out = teacher.replace(params=whole)(batch)
-        student_out = Model(sharding.gather(params, specs), student.graphdef)(batch)
+        teacher_out = None if teacher is None else teacher(batch)
         weight = _denominators(plan.objective, batch)
         ones = dict.fromkeys(plan.objective.names, jnp.float32(1.0))
-        _, totals = plan.objective({}, student_out, teacher_out, batch, ones, {})
+        _, totals = plan.objective({}, student(batch), teacher_out, batch, ones, {})
         return {n: Ratio(jax.lax.psum(t, sharding.AXES), weight[n]) for n, t in totals.items()}
 
-    return jax.shard_map(
-        local,
-        mesh=plan.mesh,
-        in_specs=(specs, sharding.BATCH, teacher_specs),
-        out_specs=P(),
-        check_vma=False,
-    )(student.params, batch, None if teacher is None else teacher.params)
+    models = student, teacher
+    return sharding.per_device(local, plan.mesh, plan.table, models, batch, out=P())
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
     """Whether there is neither NaN nor +infinity in what a teacher returns for a batch, a bool
     scalar; -infinity is the logarithm of 0."""
-    specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
 
-    def local(params, batch):
-        rows = plan.objective.prepare(batch)
-        found = teacher.replace(params=sharding.gather(params, specs))(rows)
+    def local(teacher, batch):
+        found = teacher(plan.objective.prepare(batch))
         numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
         bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
         return jax.lax.psum(bad, sharding.AXES) == 0
 
-    return jax.shard_map(
-        local,
-        mesh=plan.mesh,
-        in_specs=(specs, sharding.BATCH),
-        out_specs=P(),
-        check_vma=False,
-    )(teacher.params, batch)
+    return sharding.per_device(local, plan.mesh, plan.table, (teacher,), batch, out=P())
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
     """float32 logits of a head that answers once a row, (B, P, C); dropout off."""
-    specs = sharding.param_specs(table, model.params, mesh)
-
-    def local(params, batch):
-        return Model(sharding.gather(params, specs), model.graphdef)(batch).logits
-
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, sharding.BATCH),
-        out_specs=sharding.BATCH,
-        check_vma=False,
-    )(model.params, batch)
+    local = lambda model, batch: model(batch).logits  # noqa: E731
+    return sharding.per_device(local, mesh, table, (model,), batch)
