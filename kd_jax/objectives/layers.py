@@ -11,7 +11,7 @@ Layers count from 1, so that layer i ends in hidden state i; 0 is the embedding 
 import operator
 
 from kd_jax.errors import UserError
-from kd_jax.types import ModelSpec
+from kd_jax.types import ModelOutput, ModelSpec
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -32,6 +32,11 @@ def read(
     if not found:
         raise UserError(f"objective {objective}: layers is empty: give at least one pair")
     return found
+
+
+def spec_of(output: ModelOutput) -> ModelSpec:
+    """Reads the width and the number of layers from hidden states."""
+    return ModelSpec(output.hidden[0].shape[-1], len(output.hidden) - 1)
 
 
 def pairs(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.layers import Pairs
+from kd_jax.objectives.layers import Pairs, pairs
 from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 
@@ -16,16 +16,13 @@ _MASKED = -1e9
 
 
 class Pairwise:
-    """A term on what layers' attention compares: the mean of `_distance` over the layer pairs of
-    `_pairs`, summed over all tokens but padding. Subclasses have the settings `name`, `causal`."""
+    """A term on what layers' attention compares: the mean of `_distance` over the pairs of the
+    layer map, summed over all tokens but padding. Subclasses have these settings."""
 
     needs_teacher = True
     name: str
+    layers: str | Pairs
     causal: bool
-
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
-        """Layers that are compared; reads the numbers of layers alone."""
-        raise NotImplementedError
 
     def _check(self, student: int, teacher: int) -> None:
         """Raises UserError where layers with so many heads do not compare."""
@@ -40,7 +37,7 @@ class Pairwise:
         check_causal(self.name, self.causal, student, teacher)
         if student.num_heads and teacher.num_heads:
             self._check(student.num_heads, teacher.num_heads)
-        self._pairs(student, teacher)
+        pairs(self.name, self.layers, student, teacher)
         return {}
 
     def weights(self, batch: Batch) -> Array:
@@ -52,14 +49,15 @@ class Pairwise:
     ) -> Array:
         """The weighted sum over this batch's tokens, a float32 scalar."""
         visible_B1TS = visible(batch.mask_BT, self.causal)
-        pairs = self._pairs(*(ModelSpec(0, len(out.attention)) for out in (student, teacher)))
+        specs = (ModelSpec(0, len(out.attention)) for out in (student, teacher))
+        compared = pairs(self.name, self.layers, *specs)
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for s, t in pairs:
+        for s, t in compared:
             # Keys and values that heads share count for each of them.
             ours, theirs = student.attention[s - 1].spread(), teacher.attention[t - 1].spread()
             self._check(ours.q_BTHK.shape[2], theirs.q_BTHK.shape[2])
             rows_BT += self._distance(ours, theirs, visible_B1TS)
-        return jnp.sum(rows_BT) / len(pairs)
+        return jnp.sum(rows_BT) / len(compared)
 
 
 def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:

@@ -63,10 +63,7 @@ class Patient:
         self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
     ) -> Array:
         """The weighted sum over this batch's rows, a float32 scalar."""
-        specs = [
-            ModelSpec(out.hidden[0].shape[-1], len(out.hidden) - 1) for out in (student, teacher)
-        ]
-        pairs = layer_pairs(self.layers, *specs)
+        pairs = layer_pairs(self.layers, maps.spec_of(student), maps.spec_of(teacher))
         rows_B = jnp.zeros(batch.mask_BT.shape[0], jnp.float32)
         for s, t in pairs:
             gap_BD = _direction(student.hidden[s]) - _direction(teacher.hidden[t])
