@@ -264,8 +264,8 @@ def vocab_loss(
     return loss, totals
 
 
-def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures, beside=None):
-    given = student, teacher, labels_N, weights, scales, temperatures, beside
+def _vocab_loss_fwd(engine, *given):
+    student, scales = given[0], given[4]
     loss, totals, grads = _run(engine, *given, want_grads=bool(scales))
     if not scales:  # everything is measured only
         grads = jax.tree.map(jnp.zeros_like, student)

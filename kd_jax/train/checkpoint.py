@@ -21,8 +21,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from kd_jax import storage
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 from kd_jax.train import checksum
+from kd_jax.train.sharding import path_name
 from kd_jax.train.state import TrainState, abstract
 
 log = logging.getLogger(__name__)
@@ -238,9 +239,8 @@ class Checkpoints:
         except Exception as error:  # Orbax, tensorstore and JSON have no common class
             if _NOT_DAMAGE.search(str(error)):
                 raise
-            reason = " ".join(str(error).split())[:100]
             raise Damaged(
-                f"{self.directory}/{step} is damaged ({type(error).__name__}: {reason})"
+                f"{self.directory}/{step} is damaged ({type(error).__name__}: {line(error)[:100]})"
             ) from error
 
     @contextlib.contextmanager
@@ -270,8 +270,4 @@ def _arrays(state: TrainState) -> dict:
 
 def _shapes(params: Any) -> set[tuple]:
     found = jax.tree_util.tree_leaves_with_path(params)
-    return {(*(_name(key) for key in path), leaf.shape) for path, leaf in found}
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", key)))
+    return {(path_name(path), leaf.shape) for path, leaf in found}

@@ -98,13 +98,8 @@ class Clock:
 
     def restart(self) -> None:
         """Forgets what was since the last row."""
-        self._began, self.waited, self.steps, self.rows, self.tokens = (
-            time.perf_counter(),
-            0,
-            0,
-            0,
-            0,
-        )
+        self._began = time.perf_counter()
+        self.waited = self.steps = self.rows = self.tokens = 0
 
     def count(self, batch: Batch) -> None:
         """A step on this process's rows; padding and rows that fill a batch up do not count."""

@@ -38,9 +38,8 @@ class ProgressBar:
     def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
         self._console = console or Console()
         self._stage, self._steps = stage, steps
-        self._first: tuple[int, float] | None = (
-            None  # step and time after the first, which compiles
-        )
+        # Step and time after the first, which compiles.
+        self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
         self._bar, self._line = None, ""
         if self._console.is_terminal:

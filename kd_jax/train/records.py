@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from kd_jax import storage
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +189,7 @@ def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) ->
     try:
         return wandb.init(id=identity.read_text(), resume="allow", **about)
     except wandb.Error as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"config.wandb={project!r}: {reason}; run `wandb login`, set WANDB_MODE=offline, or "
-            f"leave config.wandb empty"
+            f"config.wandb={project!r}: {line(error)}; run `wandb login`, set WANDB_MODE=offline, "
+            f"or leave config.wandb empty"
         ) from None

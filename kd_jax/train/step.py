@@ -30,9 +30,8 @@ class Inputs(struct.PyTreeNode):
     weights: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
-    replaced_L: Array | None = (
-        None  # bool, drawn at every step: blocks in their predecessors' place
-    )
+    # bool, drawn at every step: blocks in their predecessors' place
+    replaced_L: Array | None = None
 
 
 class Teacher(Protocol):
