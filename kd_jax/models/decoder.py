@@ -84,13 +84,13 @@ class BottleneckBlock(nnx.Module):
 
 
 def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
-    """The block of one layer, counted from 0, as its shape says."""
+    """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
     shape = config.shape(layer)
     return (BottleneckBlock if shape.kind == "bottleneck" else Block)(config, layer, shape)
 
 
 class Cache(struct.PyTreeNode):
-    """What a decoder keeps of rows of tokens that it goes on with: `Decoder.start`, `.extend`."""
+    """Keys and values of the tokens so far, to which `Decoder.extend` adds; `.start` makes one."""
 
     past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
     real_BS: Array  # bool, False where a place holds padding
@@ -111,14 +111,14 @@ class Decoder(nnx.Module):
         self.config = config
 
     def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
-        """Token embeddings, with those of positions where there is a table, (B, T, D)."""
+        """Looks up token embeddings, and those of positions where there is a table, (B, T, D)."""
         x_BTD = self.tokens(tokens_BT)
         if self.config.rotary is None:
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
     def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
-        """What the blocks have to know of tokens at those positions, of rows that long."""
+        """Collects what attention needs for tokens at those positions, in rows of those lengths."""
         rotary = self.config.rotary
         if rotary is None:
             return Scope(mask)
@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
     def start(self, rows: int, places: int) -> Cache:
-        """An empty cache with room for so many tokens a row, padding included."""
+        """Makes an empty cache with room for `places` tokens a row, padding included."""
         past = []
         for layer in range(self.config.num_layers):
             shape = self.config.shape(layer)

@@ -33,7 +33,8 @@ WEIGHTS = (
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a checkpoint folder. Raises UserError where there is none, or not JSON."""
+    """Reads config.json of a checkpoint folder. Raises UserError where there is none, or not
+    JSON."""
     path = Path(folder) / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -47,7 +48,8 @@ def read_config(folder: Path) -> dict:
 
 
 def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
-    """Parameters (float32 numpy arrays, as `family.abstract` shapes them) from a folder's weights.
+    """Reads a folder's weights as parameters: float32 NumPy arrays, shaped as `family.abstract` has
+    them.
 
     Every tensor is used or is on the family's list of those that no model here uses; anything
     missing, left over, of a wrong shape or not finite raises UserError. One exception: a

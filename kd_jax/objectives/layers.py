@@ -19,7 +19,7 @@ Pairs = tuple[tuple[int, int], ...]
 def read(
     objective: str, layers: str | Pairs, maps: tuple[str, ...] = ("uniform", "last")
 ) -> str | Pairs:
-    """The setting `layers` as it may stand in a term. Raises UserError where it is no layer map."""
+    """Reads the setting `layers` of a term. Raises UserError where it is no layer map."""
     if isinstance(layers, str) and layers in maps:
         return layers
     try:
@@ -42,7 +42,8 @@ def spec_of(output: ModelOutput) -> ModelSpec:
 def pairs(
     objective: str, layers: str | Pairs, student: ModelSpec, teacher: ModelSpec, first: int = 1
 ) -> Pairs:
-    """(student, teacher) layers; `first` is the first there is. Raises UserError for others."""
+    """Lists the (student, teacher) layers of a map; `first` is the number of the first layer.
+    Raises UserError for layers that there are not."""
     if layers == "last":
         return ((student.num_layers, teacher.num_layers),)
     if layers == "uniform":

@@ -72,7 +72,7 @@ def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: Mode
 
 
 def visible(mask_BT: Array, causal: bool) -> Array:
-    """True where query (axis 2) and key (axis 3) are tokens and the one may see the other,
+    """Tells where query (axis 2) and key (axis 3) are tokens and the one may see the other, bool
     (B, 1, T, T)."""
     real_BT = mask_BT > 0
     pairs_BTS = real_BT[:, :, None] & real_BT[:, None, :]
@@ -82,18 +82,19 @@ def visible(mask_BT: Array, causal: bool) -> Array:
 
 
 def scores(x_BTHK: Array, y_BTHK: Array) -> Array:
-    """The dot product of every x with every y of its head, float32 (B, H, T, T)."""
+    """Computes the dot product of every x with every y of its head, float32 (B, H, T, T)."""
     x_BTHK, y_BTHK = (array.astype(jnp.float32) for array in (x_BTHK, y_BTHK))
     return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK, precision=HIGHEST)
 
 
 def log_probs(scores_BHTS: Array, visible_B1TS: Array) -> Array:
-    """log softmax over the keys that each query sees, (B, H, T, T)."""
+    """Computes log softmax over the keys that each query sees, (B, H, T, T)."""
     return jax.nn.log_softmax(jnp.where(visible_B1TS, scores_BHTS, _MASKED), axis=-1)
 
 
 def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """KL(theirs || ours) of log probabilities, the mean over heads for every query, (B, T)."""
+    """Computes KL(theirs || ours) of log probabilities, the mean over heads for each query, (B,
+    T)."""
     each_BHTS = jnp.exp(theirs_BHTS) * (theirs_BHTS - ours_BHTS)
     # Masked logarithms are so large that even two equal ones may differ by rounding.
     each_BHTS = jnp.where(visible_B1TS, each_BHTS, 0.0)
@@ -101,7 +102,7 @@ def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
 
 
 def mse(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """The mean square over visible keys and heads of the gap, for every query, (B, T)."""
+    """Computes the mean square of the gap over visible keys and heads, for every query, (B, T)."""
     gap_BHTS = jnp.where(visible_B1TS, ours_BHTS - theirs_BHTS, 0.0)
     keys_BT = jnp.maximum(jnp.sum(visible_B1TS[:, 0], axis=-1), 1)
     return jnp.mean(jnp.sum(jnp.square(gap_BHTS), axis=-1), axis=1) / keys_BT

@@ -16,7 +16,7 @@ from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
 
 
 def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-    """(student, teacher) layers of the paper's two maps, or the pairs as given.
+    """Lists the (student, teacher) layers of the paper's two maps, or the pairs as given.
 
     The student's last layer is left to the other terms. `skip` (PKD-Skip) is the uniform map
     without it: 12 to 6 layers are 2, 4, 6, 8, 10; `last` (PKD-Last) takes the teacher's last

@@ -31,7 +31,7 @@ ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk 
 def sources_of(
     student: ModelOutput, teacher: ModelOutput | Guidance | None
 ) -> tuple[Head, Source | None, Beside | None]:
-    """The logits of student, teacher and others beside the student, each over all of its ids.
+    """Finds the logits of student, teacher and other members, each over all of its ids.
 
     Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
     that give logits outright differ in their number.
@@ -241,7 +241,7 @@ def vocab_loss(
     temperatures: dict[str, Array],
     beside: Beside | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Every term of `engine` over N rows.
+    """Computes every term of `engine` over N rows.
 
     Args:
         engine: the static part.

@@ -26,7 +26,7 @@ NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.prec
 
 
 def name_of(*parts: object) -> str:
-    """32 hex digits of what a signal is computed from."""
+    """Names a signal, by 32 hex digits of what it is computed from."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(f"{part}\0".encode())
@@ -34,7 +34,7 @@ def name_of(*parts: object) -> str:
 
 
 def size_of(tokens: int, k: int, vocab_size: int) -> int:
-    """Bytes on disk."""
+    """Counts the bytes of a signal on disk."""
     return tokens * 4 * (k if k == vocab_size else 2 * k + 1)
 
 
@@ -52,7 +52,7 @@ def make_room(root: Path, bytes_: int, max_bytes: float, needed: Collection[str]
 
 
 def kept(tokens: int, vocab_size: int, top_k: int, max_bytes: float) -> int:
-    """How many logits of a token three signals (a teacher's, a mean's, and the next mean's) can
+    """Counts the logits of a token that three signals (a teacher's, a mean's, the next mean's) can
     have: all where that fits, else `top_k`."""
     fits = 3 * size_of(tokens, vocab_size, vocab_size) <= max_bytes
     return vocab_size if fits or top_k >= vocab_size else top_k
@@ -107,7 +107,7 @@ def _places(batch: Batch, bounds: np.ndarray) -> Iterator[tuple[int, tuple, slic
 
 
 def opened(folder: Path, counts_R: np.ndarray, vocab_size: int) -> Signals | None:
-    """The signal of a folder; None where it is not there, or damaged."""
+    """Opens the signal of a folder; None where it is not there, or damaged."""
     with contextlib.suppress(FileNotFoundError):  # another run has just made room for its own
         if cache.whole(folder):
             cache.touch(folder)
@@ -122,8 +122,8 @@ def written(
     compute: Callable[[], Iterable[tuple[Batch, Signal]]],
     who: str,
 ) -> Signals:
-    """The signal of a folder, computed where it is not there yet. Programs of one machine that want
-    the same one wait for the first.
+    """Opens the signal of a folder; computes it where it is not there yet. Programs of one machine
+    that want the same one wait for the first.
 
     `compute` gives every batch of the rows, with NumPy arrays, and its signal. Raises UserError,
     that names `who`, where one is not finite; or where the folder cannot be written.

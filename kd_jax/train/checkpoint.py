@@ -105,7 +105,8 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, on the devices and in the layout of `like`. Raises Damaged."""
+        """Reads the state of `step`, onto the devices and in the layout of `like`. Raises
+        Damaged."""
         args = ocp.args.StandardRestore(_arrays(abstract(like)))
         with self._damage(step):
             restored = self._manager.restore(step, args=args)
@@ -113,7 +114,7 @@ class Checkpoints:
         return like.replace(**restored)
 
     def restore_params(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step` as `restore` gives it, but without the optimizer's."""
+        """Reads the state of `step` as `restore` does, but without the optimizer's."""
         item = {name: _arrays(abstract(like))[name] for name in ("step", "params")}
         how = ocp.args.PyTreeRestore(
             item=item,
@@ -126,8 +127,8 @@ class Checkpoints:
         return like.replace(opt_state=(), **restored)
 
     def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
-        """The state of the last checkpoint beyond step `after` that is not damaged; None where
-        there is none. Later ones, which are damaged, are set aside.
+        """Reads the last checkpoint beyond step `after` that is not damaged; None where there is
+        none. Later ones, which are damaged, are set aside.
 
         Raises UserError where all are damaged.
         """
@@ -152,8 +153,8 @@ class Checkpoints:
         return None
 
     def chosen(self, like: TrainState) -> TrainState:
-        """The best state, without the optimizer's. Raises Damaged; the same command then trains it
-        again, from a checkpoint before it."""
+        """Reads the best state, without the optimizer's. Raises Damaged; the same command then
+        trains it again, from a checkpoint before it."""
         try:
             return self.restore_params(self.best, like)
         except Damaged as error:
@@ -161,11 +162,11 @@ class Checkpoints:
             raise Damaged(f"{error}: the same command trains it again") from error
 
     def note(self, step: int) -> Mapping[str, str]:
-        """What was saved with `step` about it."""
+        """Reads what `save` was told `about` the checkpoint of `step`."""
         return self._metrics(step).get("about", {})
 
     def fits(self, step: int, like: TrainState) -> bool:
-        """Whether the parameters of `step` have the names and shapes of those of `like`."""
+        """Tells whether the parameters of `step` have the names and shapes of those of `like`."""
         with self._damage(step), ocp.StandardCheckpointer() as reader:
             there = reader.metadata(self.directory / str(step) / "default").item_metadata.tree
         return _shapes(there["params"]) == _shapes(like.params)

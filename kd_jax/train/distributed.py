@@ -77,7 +77,8 @@ def initialize() -> None:
 
 
 def detect(explicit: Mapping[str, object], environ: Mapping[str, str]) -> Cluster | None:
-    """The cluster that flags (`explicit`, None where not given) or variables describe, or None."""
+    """Reads the cluster from flags (`explicit`, None where not given) or variables; None
+    without."""
     given = {name: value for name, value in explicit.items() if value is not None}
     if given:
         missing = [f"--{name}" for name in explicit if name not in given]

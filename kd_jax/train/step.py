@@ -119,7 +119,8 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
 def gradient(
     params: Params, graphdef, batch: Batch, teacher: Teacher | None, inputs: Inputs, plan: Plan
 ) -> tuple[Params, dict[str, Ratio]]:
-    """The gradient of the global batch, laid out like the parameters, and every term's Ratio."""
+    """Computes the gradient of the global batch, laid out like the parameters, and each term's
+    Ratio."""
     specs = sharding.param_specs(plan.table, params, plan.mesh)
     teacher_specs = None
     if teacher is not None:
@@ -151,7 +152,7 @@ def gradient(
 def train_step(
     state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, *, plan: Plan
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One optimizer step on a global batch.
+    """Takes one optimizer step on a global batch.
 
     Returns the new state (the old one is donated) and {"loss", "grad_norm", "terms"}: the
     weighted loss, the gradient's norm before clipping, and a Ratio for each term.
@@ -169,7 +170,8 @@ def train_step(
 def eval_step(
     student: Model, batch: Batch, teacher: Teacher | None, *, plan: Plan
 ) -> dict[str, Ratio]:
-    """Every term of `plan.objective` on one batch, as Ratios over all devices; dropout off."""
+    """Computes every term of `plan.objective` on one batch, as Ratios over all devices; dropout
+    off."""
 
     def local(student, teacher, batch):
         batch = plan.objective.prepare(batch)
@@ -185,8 +187,8 @@ def eval_step(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
-    """Whether there is neither NaN nor +infinity in what a teacher returns for a batch, a bool
-    scalar; -infinity is the logarithm of 0."""
+    """Tells whether there is neither NaN nor +infinity in what a teacher returns for a batch, a
+    bool scalar; -infinity is the logarithm of 0."""
 
     def local(teacher, batch):
         found = teacher(plan.objective.prepare(batch))
@@ -199,6 +201,6 @@ def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
-    """float32 logits of a head that answers once a row, (B, P, C); dropout off."""
+    """Computes float32 logits of a head that answers once a row, (B, P, C); dropout off."""
     local = lambda model, batch: model(batch).logits  # noqa: E731
     return sharding.per_device(local, mesh, table, (model,), batch)
