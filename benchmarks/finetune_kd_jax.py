@@ -1,7 +1,7 @@
 """One kd_jax process of the fine-tuning benchmark; prints one line of JSON.
 
 Batches come from the task's own stream of buckets. The step is the one that recipes/distil.py
-runs, with its metrics (accuracy, gradient norm); evaluation is `train.evaluate.predict`.
+runs, with its metrics (accuracy, gradient norm); evaluation is `train.passes.predict`.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from kd_jax.run.teaching import attach
 from kd_jax.tasks import glue, text
 from kd_jax.teachers.several import Stored
 from kd_jax.train import optim, sharding, state
-from kd_jax.train.evaluate import predict
 from kd_jax.train.loop import Schedules
+from kd_jax.train.passes import predict
 from kd_jax.train.step import Plan, predict_step, train_step
 from kd_jax.types import Model
 

@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """Training whose loss or gradient is no finite number any more."""
+
+
+def line(error: BaseException) -> str:
+    """Puts an error's message on one line, or its type where there is none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
 from etils import epath
 
 from kd_jax.errors import UserError
@@ -76,9 +77,10 @@ def finite(value: Any) -> Any:
 
 
 def digest(path: epath.PathLike) -> str:
-    """Computes the BLAKE2b digest (32 hex digits) of a file's bytes."""
+    """Computes the XXH3 digest (32 hex digits) of a file's bytes. It tells damage, which it sees at
+    the speed of memory, and not forgery."""
     with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class Batch(struct.PyTreeNode):
 
     With `segments_BT`, which decoders alone read, a row holds several continuations of one
     beginning: the beginning is segment 0 and comes first; segments 1, 2, ... follow, and a token
-    of theirs sees segment 0 and its own segment (models/segments.py).
+    of theirs sees segment 0 and its own segment (models/decoder.py).
     """
 
     ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up

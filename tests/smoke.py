@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from kd_jax import plugins
 from kd_jax.run import keys, workdir
 from kd_jax.stages import mixing, recall
-from kd_jax.train import evaluate, loop, step
+from kd_jax.train import loop, passes, step
 
 _SESSION = tempfile.TemporaryDirectory(prefix="kd_jax-smoke-")
 
@@ -69,7 +69,7 @@ def guards():
 
         return call
 
-    steps = (loop, "train_step"), (evaluate, "eval_step"), (evaluate, "predict_step")
+    steps = (loop, "train_step"), (passes, "eval_step"), (passes, "predict_step")
     with contextlib.ExitStack() as stack:
         for module, name in (*steps, (recall, "signal_step"), (mixing, "_slope")):
             new = guarded(getattr(module, name))

@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys("errors types plugins precision ranges schedules storage".split(), 0),
+    **dict.fromkeys("errors types plugins precision ranges schedules storage hub".split(), 0),
     **dict.fromkeys("config experiments".split(), 0),
     **dict.fromkeys("models objectives data evals".split(), 1),
     **dict.fromkeys("tasks teachers train samples".split(), 2),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import xxhash
 
 from kd_jax import storage
 from kd_jax.errors import UserError
@@ -41,6 +42,18 @@ def test_a_wrong_bit_anywhere_is_one_line_that_names_the_file(tmp_path):
         path.write_bytes(cut)
         with pytest.raises(UserError, match="results.json: damaged, it is no JSON .*; remove it"):
             storage.read_json(path)
+
+
+def test_a_wrong_bit_anywhere_changes_the_digest(tmp_path):
+    path, content = tmp_path / "a.npy", bytes(range(256)) * 8
+    path.write_bytes(content)
+    digest = storage.digest(path)
+    assert digest == xxhash.xxh3_128_hexdigest(content) and len(digest) == 32
+    for at in range(0, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+        assert storage.digest(path) != digest
+    path.write_bytes(content[:-1])
+    assert storage.digest(path) != digest
 
 
 def test_a_file_is_held_until_it_is_let_go(tmp_path):

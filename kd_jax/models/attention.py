@@ -19,7 +19,7 @@ class Past(struct.PyTreeNode):
     start: Array  # int32 scalar: new ones are written from there
 
     def extended(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array]:
-        """All keys and all values, with these."""
+        """Adds these to the past: all keys and all values, (B, S, G, K)."""
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
             for room, new in ((self.k_BSGK, k_BTGK), (self.v_BSGK, v_BTGK))
@@ -103,7 +103,7 @@ class Attention(nnx.Module):
 
 
 def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, causal=False) -> Array:
-    """softmax(scale q k, masked) v, (B, T, H, K).
+    """Computes softmax(scale q k, masked) v, (B, T, H, K).
 
     G divides H: that many neighbours of q share a key and value head. `mask` is boolean,
     (B, 1, 1 or T, S), True where a query (third axis) may look at a key; `causal` says that no

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf, hub, presets
+from kd_jax.models import family, hf, presets
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 

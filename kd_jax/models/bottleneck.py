@@ -30,7 +30,7 @@ DEFAULT_EPS = 1e-5  # torch's, which HF leaves in two of the norms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(EncoderConfig):
-    """What fixes a MobileBERT besides what fixes a BERT."""
+    """Sizes and settings of a MobileBERT, besides those of a BERT."""
 
     token_width: int  # of the token embeddings
     trigrams: bool  # a token is embedded together with its neighbours
@@ -124,7 +124,7 @@ class Block(nnx.Module):
         self.config = config
 
     def inputs(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        """What queries and keys read, what values read, and what is added to the output."""
+        """Computes three inputs: of queries and keys, of values, and of the residual sum."""
         if not self.config.bottlenecks:
             return x_BTD, x_BTD, x_BTD
         inside_BTI = self.down(x_BTD)

@@ -31,7 +31,7 @@ SMALL = 0.01
 
 
 def size(family: Family, config: Any, head: str) -> int:
-    """Number of parameters; nothing is allocated."""
+    """Counts the parameters of a model; nothing is allocated."""
     return _count(families.abstract(family, config, head, Policy()).params)
 
 
@@ -44,7 +44,7 @@ def replace(
     init: str,
     key: Array,
 ) -> tuple[Model, DecoderConfig]:
-    """The model with blocks of `shape` at `layers` (from 0), and its config; the rest is untouched.
+    """Puts blocks of `shape` at `layers` (from 0): (model, its config); the rest is untouched.
 
     Args:
         model: may be abstract (jax.ShapeDtypeStruct), so is the result then; may be traced.
@@ -89,7 +89,7 @@ def replace(
 def prune(
     model: Model, family: Family, config: DecoderConfig, target: float, ranking: str
 ) -> tuple[Model, DecoderConfig]:
-    """The model without its least important heads and FFN columns, and its config.
+    """Takes the least important heads and FFN columns away: (model, its config).
 
     Args:
         model: may be abstract, so is the result then; with `global`, what would go from each layer
@@ -146,7 +146,8 @@ def prune(
 
 
 def with_blocks(config: DecoderConfig, blocks: Sequence[BlockShape]) -> DecoderConfig:
-    """The config of a model with these blocks; none are listed where all are the family's own."""
+    """Makes the config of a model with these blocks; none are listed if all are the family's
+    own."""
     own = all(block == config.own_shape for block in blocks)
     return dataclasses.replace(config, blocks=() if own else tuple(blocks))
 

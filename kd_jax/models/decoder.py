@@ -1,19 +1,96 @@
 """The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalising before each sub-layer."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from kd_jax.models import segments
-from kd_jax.models.attention import Past, Scope
-from kd_jax.models.block import make_block, make_norm
+from kd_jax.models.attention import Attention, Past, Scope
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import Embedding, Layers, run_blocks
-from kd_jax.types import Array, Batch
+from kd_jax.models.layers import (
+    Embedding,
+    LayerNorm,
+    Layers,
+    Linear,
+    Mlp,
+    RmsNorm,
+    causal_mask,
+    check_length,
+    run_blocks,
+)
+from kd_jax.models.shapes import BlockShape
+from kd_jax.types import Array, Batch, Heads, Model, ModelOutput
+
+
+def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
+    """The norm that the config names."""
+    return (RmsNorm if config.rms_norm else LayerNorm)(width, config.norm_eps)
+
+
+class Block(nnx.Module):
+    """Causal self-attention and MLP, each on a normalised copy; in parallel both read the same one.
+    Takes three dropout sites."""
+
+    def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
+        scale = shape.head_width**-0.5 if config.scale_scores else 1.0
+        self.attention_norm = make_norm(config, shape.width)
+        self.attention = Attention(
+            shape.width,
+            shape.num_heads,
+            scale=scale / (layer + 1) if config.scale_by_layer else scale,
+            rate=config.attention_dropout,
+            out_rate=config.attention_out_dropout,
+            policy=config.policy,
+            num_kv_heads=shape.num_kv_heads,
+            head_width=shape.head_width,
+            bias=config.qkv_bias,
+            out_bias=config.attention_out_bias,
+        )
+        self.mlp_norm = None if config.parallel else make_norm(config, shape.width)
+        self.mlp = Mlp(
+            shape.width,
+            shape.ffn_width,
+            config.activation,
+            config.mlp_dropout,
+            config.policy,
+            gated=config.gated,
+            bias=config.mlp_bias,
+        )
+
+    def __call__(
+        self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
+    ) -> tuple[Array, Heads]:
+        normed_BTD = self.attention_norm(x_BTD)
+        y_BTD, heads = self.attention(normed_BTD, scope, seed, site)
+        x_BTD = x_BTD + y_BTD
+        if self.mlp_norm is not None:
+            normed_BTD = self.mlp_norm(x_BTD)
+        return x_BTD + self.mlp(normed_BTD, seed, site + 2), heads
+
+
+class BottleneckBlock(nnx.Module):
+    """x + up(inner(down(x))), `inner` a `Block` of another width. Takes its dropout sites."""
+
+    def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
+        self.down = Linear(config.width, shape.width, config.policy)
+        self.inner = Block(config, layer, shape)
+        self.up = Linear(shape.width, config.width, config.policy)
+
+    def __call__(
+        self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
+    ) -> tuple[Array, Heads]:
+        y, heads = self.inner(self.down(x_BTD), scope, seed, site)
+        return x_BTD + self.up(y), heads
+
+
+def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
+    """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
+    shape = config.shape(layer)
+    return (BottleneckBlock if shape.kind == "bottleneck" else Block)(config, layer, shape)
 
 
 class Cache(struct.PyTreeNode):
-    """What a decoder keeps of rows of tokens that it goes on with: `Decoder.start`, `.extend`."""
+    """Keys and values of the tokens so far, to which `Decoder.extend` adds; `.start` makes one."""
 
     past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
     real_BS: Array  # bool, False where a place holds padding
@@ -34,14 +111,14 @@ class Decoder(nnx.Module):
         self.config = config
 
     def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
-        """Token embeddings, with those of positions where there is a table, (B, T, D)."""
+        """Looks up token embeddings, and those of positions where there is a table, (B, T, D)."""
         x_BTD = self.tokens(tokens_BT)
         if self.config.rotary is None:
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
     def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
-        """What the blocks have to know of tokens at those positions, of rows that long."""
+        """Collects what attention needs for tokens at those positions, in rows of those lengths."""
         rotary = self.config.rotary
         if rotary is None:
             return Scope(mask)
@@ -52,9 +129,9 @@ class Decoder(nnx.Module):
 
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """The embedding output and each block's output, (B, T, D); each block's attention heads."""
-        places_BT = segments.positions(batch, self.config.max_tokens)
+        places_BT = positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
-        scope = self.scope(segments.mask(batch), places_BT, lengths_B).replace(causal=True)
+        scope = self.scope(mask(batch), places_BT, lengths_B).replace(causal=True)
         x_BTD, either = (
             self.embed(batch.tokens_BT, places_BT, seed),
             (self.predecessors, replaced_L),
@@ -67,7 +144,7 @@ class Decoder(nnx.Module):
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
     def start(self, rows: int, places: int) -> Cache:
-        """An empty cache with room for so many tokens a row, padding included."""
+        """Makes an empty cache with room for `places` tokens a row, padding included."""
         past = []
         for layer in range(self.config.num_layers):
             shape = self.config.shape(layer)
@@ -94,3 +171,64 @@ class Decoder(nnx.Module):
             x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
             kept.append((heads.k_BTGK, heads.v_BTGK))
         return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)
+
+
+class BlockStates(nnx.Module):
+    """A decoder without its last norm and head, though it has the parameters of a
+    `heads.HeadedModel`."""
+
+    def __init__(self, backbone: nnx.Module, head: nnx.Module):
+        self.backbone = backbone
+        self.head = head
+
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """`hidden` are the embedding output and each block's output, none normalised; there are no
+        logits."""
+        hidden, attention = self.backbone.states(batch, seed, replaced_L)
+        return ModelOutput(hidden[-1], None, None, hidden, attention)
+
+
+def block_states(model: Model) -> Model:
+    """Makes a model that answers with its blocks' states, of the same parameters, arrays or
+    abstract."""
+
+    def make(params):
+        whole = nnx.merge(model.graphdef, params)
+        graphdef, state = nnx.split(BlockStates(whole.backbone, whole.head))
+        return Model(nnx.to_pure_dict(state), graphdef)
+
+    return model.replace(graphdef=jax.eval_shape(make, model.params).graphdef)
+
+
+# Rows may hold several continuations of one beginning (`Batch.segments_BT`): what comes out for a
+# continuation is what it would be in a row of its own, and the beginning is computed once.
+
+
+def positions(batch: Batch, max_tokens: int) -> Array:
+    """Counts each token's position, int32, (1, T), or (B, T) where there are segments: every
+    segment's count goes on from the end of segment 0. Raises UserError for rows longer than
+    `max_tokens`; with segments, whoever makes the rows sees to it that no continuation ends beyond
+    them."""
+    index_T = jnp.arange(batch.tokens_BT.shape[1])
+    if batch.segments_BT is None:
+        check_length(len(index_T), max_tokens)
+        return index_T[None]
+    segments_BT = batch.segments_BT
+    shared_B1 = ((segments_BT == 0) & (batch.mask_BT > 0)).sum(axis=1, keepdims=True)
+    before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)))
+    starts_BT = jnp.where(segments_BT != before_BT, index_T[None], 0)
+    begun_BT = jax.lax.cummax(starts_BT, axis=1)  # where the token's segment begins
+    places_BT = jnp.where(segments_BT == 0, index_T[None], shared_B1 + index_T[None] - begun_BT)
+    return jnp.minimum(places_BT, max_tokens - 1)  # padding
+
+
+def mask(batch: Batch) -> Array:
+    """Tells which keys (last axis) a query sees, bool, (B, 1, T, T): tokens at or before it, of
+    segment 0 and of its own segment."""
+    causal_B1TT = causal_mask(batch.mask_BT)
+    if batch.segments_BT is None:
+        return causal_B1TT
+    keys_B11T = batch.segments_BT[:, None, None, :]
+    return causal_B1TT & ((keys_B11T == 0) | (keys_B11T == batch.segments_BT[:, None, :, None]))

@@ -1,4 +1,4 @@
-"""What fixes a decoder."""
+"""Sizes and settings of a decoder."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from kd_jax.precision import Policy
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What fixes a decoder. `hf_json` is the config.json it came from, for what else it says."""
+    """Sizes and settings of a decoder. `hf_json`: the config.json it was read from, all keys."""
 
     vocab_size: int
     width: int
@@ -80,5 +80,5 @@ class DecoderConfig:
 
     @property
     def head_widths(self) -> set[int]:
-        """Of all layers."""
+        """The widths of heads that occur in any layer."""
         return {self.shape(layer).head_width for layer in range(self.num_layers)}

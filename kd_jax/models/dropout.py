@@ -23,7 +23,7 @@ def _mix(x: Array) -> Array:
 
 
 def keep_mask(shape: tuple[int, ...], rate: float, seed: Array, site: int) -> Array:
-    """bool array of `shape`, True with probability 1 - rate; a function of (seed, site, index)."""
+    """Draws bools of `shape`, True with probability 1 - rate: a function of (seed, site, index)."""
     # One iota a dimension: a flat one reshaped costs a division per element.
     index = jnp.uint32(0)
     for axis in range(len(shape)):

@@ -22,7 +22,7 @@ from kd_jax.types import Array, Batch, Heads
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """What fixes an encoder. `hf_json` is the config.json it came from, for what else it says."""
+    """Sizes and settings of an encoder. `hf_json`: the config.json it was read from, all keys."""
 
     vocab_size: int
     width: int

@@ -87,32 +87,33 @@ class Rule(NamedTuple):
 
 
 def linear(hf: str, *ours: str, bias: bool = True) -> list[Rule]:
-    """A torch Linear: weight (out, in) and, mostly, a bias."""
+    """Lists the tensors of a torch Linear: weight (out, in) and, mostly, a bias."""
     rules = [Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True)]
     return rules + ([Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours))] if bias else [])
 
 
 def conv1d(hf: str, *ours: str) -> list[Rule]:
-    """GPT-2's Conv1D: weight (in, out) and bias."""
+    """Lists the tensors of GPT-2's Conv1D: weight (in, out) and bias."""
     return [rule._replace(transpose=False) for rule in linear(hf, *ours)]
 
 
 def norm(hf: str, ours: str, bias: bool = True) -> list[Rule]:
-    """A layer norm: weight and bias; an RMS norm has no bias."""
+    """Lists the tensors of a layer norm: weight and bias; an RMS norm has no bias."""
     rules = [Rule(f"{hf}.weight", (f"{ours}/scale",))]
     return rules + ([Rule(f"{hf}.bias", (f"{ours}/bias",))] if bias else [])
 
 
 def embedding(hf: str, ours: str) -> list[Rule]:
-    """An embedding table."""
+    """Lists the tensor of an embedding table."""
     return [Rule(f"{hf}.weight", (f"{ours}/embedding",))]
 
 
 def block_rules(
     shape: BlockShape, hf: str, ours: str, own: Callable[[str, str], list[Rule]]
 ) -> list[Rule]:
-    """The tensors of a decoder's block: `own(hf, ours)` are those of a block of the family's own
-    kind; a bottleneck, which HF does not have, has one at `hf`.inner between two torch Linears."""
+    """Lists the tensors of a decoder's block: `own(hf, ours)` are those of a block of the family's
+    own kind; a bottleneck, which HF does not have, has one at `hf`.inner between two torch
+    Linears."""
     if shape.kind != "bottleneck":
         return own(hf, ours)
     inner = own(f"{hf}.inner", f"{ours}/inner")
@@ -143,20 +144,20 @@ class Fields:
         self.where = where  # for messages
 
     def part(self, key: str | None) -> "Fields":
-        """The fields of the object at `key`; none where it is missing, null or no key is given."""
+        """Opens the object at `key`; an empty one where it is missing, null or no key is given."""
         found = self.get(key, dict | None, None) if key else None
         return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
 
     def rename(self, **names: str) -> None:
-        """HF reads the keys on the left as those on the right."""
+        """Renames keys, old=new, as HF does; raises UserError where both are there and differ."""
         for key, own in names.items():
             if key in self.json and self.json.get(own, self.json[key]) != self.json[key]:
                 raise UserError(f"config.json: {key} and {own} are one, and differ; keep {own}")
         self.json = {names.get(key, key): value for key, value in self.json.items()}
 
     def get(self, key: str, kind: Any, default: Any) -> Any:
-        """The value of `key`, which must be a `kind`: a type, a union of types, or for a number the
-        range that it lies in; null where that is the default."""
+        """Reads the value of `key`, which must be a `kind`: a type, a union of types, or the range
+        that it lies in; null where that is the default."""
         value = self.json.get(key, default)
         if kind in (float, float | None):
             kind = Real()
@@ -181,7 +182,7 @@ class Fields:
 
 
 def read(hf_json: dict, where: str = "config.json") -> tuple[Family, Any]:
-    """(family, config) of a config.json, which messages call `where`. Raises UserError on an
+    """Reads a config.json, which messages call `where`: (family, config). Raises UserError on an
     unknown model_type or value."""
     try:
         return _read(hf_json)
@@ -220,7 +221,7 @@ def _read(hf_json: dict) -> tuple[Family, Any]:
 
 
 def write(family: Family, config: Any, head: str) -> dict:
-    """The config.json of a float32 model; keys of the original that mean nothing here are kept.
+    """Makes the config.json of a float32 model; keys of the original that are not read are kept.
 
     A decoder with blocks of their own shapes is a `kd_jax_decoder`, which lists them.
     """
@@ -260,7 +261,7 @@ def equal(family: Family, config: Any) -> Any:
 
 
 def head_of(family: Family, hf_json: dict) -> str | None:
-    """The head that `architectures` of config.json names; None where it names no known class."""
+    """Finds the head that `architectures` of config.json names; None where no class is known."""
     named = hf_json.get("architectures") or []
     heads = [*family.architectures.items(), *_CLASSES.items()]
     return next((head for head, name in heads if name in named), None)
@@ -274,7 +275,7 @@ def check_head(family: Family, head: str) -> None:
 
 
 def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
-    """The model with jax.ShapeDtypeStructs for parameters. Raises UserError on an unknown head."""
+    """Makes a model with jax.ShapeDtypeStructs for parameters. UserError on an unknown head."""
     check_head(family, head)
     config = dataclasses.replace(config, policy=policy)
 
@@ -287,13 +288,13 @@ def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
 
 
 def build(family: Family, config: Any, head: str, policy: Policy, key: Array) -> Model:
-    """The model with random parameters, drawn as HF does. Can be jitted (over `key`)."""
+    """Makes a model with random parameters, drawn as HF does. Can be jitted (over `key`)."""
     model = abstract(family, config, head, policy)
     return model.replace(params=draw(family, config, model.params, key))
 
 
 def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
-    """Random parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1.
+    """Draws parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1.
 
     A parameter's value depends on `key` and its path alone, not on what else the model has.
     """
@@ -319,19 +320,19 @@ def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Leaves by path: {"backbone/tokens/embedding": ..., ...}."""
+    """Lists the leaves by path: {"backbone/tokens/embedding": ..., ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict[str, Any], like: Params) -> Params:
-    """The tree `like` with the leaves of `flat`, which may have more."""
+    """Fills the tree `like` with the leaves of `flat`, which may have more."""
     leaves = [flat[path] for path in flatten(like)]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
 
 
 def spec(config: Any) -> ModelSpec:
-    """What objectives may know of the model."""
+    """Sums up the model for objectives: width, layers, heads, causal or not."""
     causal, num_heads = isinstance(config, DecoderConfig), config.num_heads
     if causal:
         heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}

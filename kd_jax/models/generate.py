@@ -32,7 +32,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """What the model writes after each prompt: int32 token ids, without the prompt.
+    """Writes on after each prompt: int32 token ids, without the prompt.
 
     Args:
         model: a decoder with its language-modelling head.

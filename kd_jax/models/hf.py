@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kd_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
+ENSEMBLE_FILE = Path(__file__).with_name("pytorch") / "modeling_kd_jax_ensemble.py"
 # In the order of preference; an index names the files of a checkpoint in several.
 WEIGHTS = (
     "model.safetensors",
@@ -31,7 +33,8 @@ WEIGHTS = (
 
 
 def read_config(folder: Path) -> dict:
-    """config.json of a checkpoint folder. Raises UserError where there is none, or not JSON."""
+    """Reads config.json of a checkpoint folder. Raises UserError where there is none, or not
+    JSON."""
     path = Path(folder) / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +48,8 @@ def read_config(folder: Path) -> dict:
 
 
 def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
-    """Parameters (float32 numpy arrays, as `family.abstract` shapes them) from a folder's weights.
+    """Reads a folder's weights as parameters: float32 NumPy arrays, shaped as `family.abstract` has
+    them.
 
     Every tensor is used or is on the family's list of those that no model here uses; anything
     missing, left over, of a wrong shape or not finite raises UserError. One exception: a
@@ -98,6 +102,51 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
 
     A decoder whose blocks differ, for which HF has no class, gets a PyTorch one beside them.
     """
+    tensors, page = _to_hf(params, family, config, head)
+    _write(Path(folder), tensors, page, families.MODELING_FILE)
+
+
+def save_ensemble(
+    folder: Path,
+    members: Sequence[Params],
+    weights: Sequence[float],
+    space: str,
+    family: Family,
+    config: Any,
+) -> None:
+    """Writes an ensemble as one model to `folder`: the members' tensors side by side, and a PyTorch
+    class that averages them.
+
+    Args:
+        members: parameters of decoders of one shape, with their language-modelling heads.
+        weights: of the mean, one a member.
+        space: logits | probabilities, in which it is taken.
+        family, config: of every member.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for number, params in enumerate(members):
+        own, member = _to_hf(params, family, config, "clm")
+        tensors |= {f"members.{number}.{name}": tensor for name, tensor in own.items()}
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+    code = ENSEMBLE_FILE.stem
+    page = {name: member[name] for name in kept if name in member} | {
+        "model_type": "kd_jax_ensemble",
+        "architectures": ["KDJaxEnsembleForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{code}.KDJaxEnsembleConfig",
+            "AutoModelForCausalLM": f"{code}.KDJaxEnsembleForCausalLM",
+        },
+        "member": member,
+        "weights": [float(weight) for weight in weights],
+        "space": space,
+    }
+    _write(Path(folder), tensors, page, ENSEMBLE_FILE)
+
+
+def _to_hf(
+    params: Params, family: Family, config: Any, head: str
+) -> tuple[dict[str, np.ndarray], dict]:
+    """All tensors in HF's names and layouts, and the config.json that goes with them."""
     config = families.equal(family, config)
     flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
@@ -113,12 +162,15 @@ def save(folder: Path, params: Params, family: Family, config: Any, head: str) -
         written.update(rule.ours)
     if written != flat.keys():
         raise ValueError(f"{family.name} has no rule for {sorted(flat.keys() - written)}")
-    folder = Path(folder)
+    return tensors, families.write(family, config, head)
+
+
+def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict, code: Path) -> None:
+    """Writes a folder's files; `code` too where `page`, the config.json, refers to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    hf_json = families.write(family, config, head)
-    (folder / "config.json").write_text(json.dumps(hf_json, indent=2, sort_keys=True) + "\n")
-    if "auto_map" in hf_json:
-        shutil.copy(families.MODELING_FILE, folder)
+    (folder / "config.json").write_text(json.dumps(page, indent=2, sort_keys=True) + "\n")
+    if "auto_map" in page:
+        shutil.copy(code, folder)
     weights = folder / "model.safetensors"
     safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors gives it to its owner alone

@@ -24,13 +24,13 @@ class Units:
 
     @property
     def spare(self) -> int:
-        """How many may go: one stays."""
+        """How many units can be taken away: one stays."""
         return len(self.scores) - 1
 
 
 def of_heads(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
-    """L1 norms of what goes with a head, (num_kv_heads, heads that share one), and with a key/value
-    head besides, (num_kv_heads,)."""
+    """Computes the L1 norm of the weights that go with each head, (num_kv_heads, heads that share
+    one), and of those that go with each key/value head besides, (num_kv_heads,)."""
     G, K = shape.num_kv_heads, shape.head_width
     into = {name: abs(attention[name]["kernel"]).sum(0).reshape(G, -1) for name in "qkv"}
     out = abs(attention["o"]["kernel"]).sum(1).reshape(G, -1)
@@ -39,13 +39,13 @@ def of_heads(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
 
 
 def of_columns(mlp: Params) -> Array:
-    """L1 norms of what goes with each column of the FFN, (ffn_width,)."""
+    """Computes the L1 norm of the weights that go with each column of the FFN, (ffn_width,)."""
     into = sum(abs(mlp[name]["kernel"]).sum(0) for name in mlp if name != "down")
     return into + abs(mlp["down"]["kernel"]).sum(1)
 
 
 def units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
-    """Heads and columns of a block of the family's own kind; all alike where it is abstract."""
+    """Scores heads and columns of a block of the family's own kind; all alike if it is abstract."""
     attention, mlp = {name: block["attention"][name] for name in "qkvo"}, block["mlp"]
     parts = ((attention, "o", shape.num_kv_heads), (mlp, "down", shape.ffn_width))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(block)):
@@ -63,7 +63,7 @@ def units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
 
 
 def least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The units that go from each layer, where all of the model are ranked together: those of the
+    """Chooses the units to take from each layer, all of the model ranked together: those of the
     lowest scores, of `need` parameters at least, but for what `need` can do without."""
     flat = [each for pair in layers for each in pair]
     owner = np.repeat(np.arange(len(flat)), [len(each.scores) for each in flat])
@@ -86,8 +86,8 @@ def least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray
 
 
 def evenly(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The units that go from each layer, where every layer loses the same share of its heads, and
-    the same share of its columns, of which as many go as `need` parameters still want."""
+    """Chooses the units to take from each layer so that all lose the same share of heads, and the
+    same share of its columns, of which as many go as `need` parameters still want."""
     heads, columns = zip(*layers, strict=True)
 
     def lost(kind: tuple[Units, ...], share: float) -> list[int]:

@@ -6,7 +6,7 @@ from kd_jax.errors import UserError
 
 
 def read_labels(fields) -> tuple[str, ...]:
-    """The class names in the order of their logits; HF's LABEL_0 and LABEL_1 where none are given.
+    """Reads the class names in the order of their logits; HF's LABEL_0, LABEL_1 if none are given.
 
     Args:
         fields: `family.Fields` of a config.json.
@@ -44,7 +44,7 @@ def read_labels(fields) -> tuple[str, ...]:
 
 
 def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
-    """Which class of a checkpoint each of `labels` is, whatever the case of its letters.
+    """Finds which class of a checkpoint each of `labels` is, whatever the case of its letters.
 
     Names that the checkpoint has in another order (NLI models differ in theirs) are found again;
     any others are taken to be in the right one, which LABEL_0, LABEL_1 say nothing about.
@@ -56,7 +56,7 @@ def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
 
 
 def label_keys(hf_json: dict, labels: Sequence[str] | None) -> dict:
-    """`hf_json` with these class names; without any where they are None."""
+    """Puts these class names into `hf_json`; takes them out where `labels` is None."""
     keys = ("id2label", "label2id", "num_labels", "problem_type")
     kept = {key: value for key, value in hf_json.items() if key not in keys}
     if labels is None:

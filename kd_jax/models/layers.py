@@ -45,7 +45,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str):
-    """The elementwise function that HF calls `name`. Raises UserError listing what exists."""
+    """Finds the elementwise function that HF calls `name`. Raises UserError listing what exists."""
     if name not in ACTIVATIONS:
         raise UserError(f"unknown activation {name!r}; have: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
@@ -146,7 +146,7 @@ class Mlp(nnx.Module):
 def run_blocks(
     blocks, x_BTD, mask, seed, sites: int, remat: bool, predecessors=None, replaced_L=None
 ) -> Layers:
-    """Blocks one after the other: (x_BTD and each block's output, each block's attention heads).
+    """Runs blocks one after the other: (x_BTD and each block's output, each one's attention heads).
 
     `mask` is what the blocks take as such: a boolean array, or an `attention.Scope`. A block takes
     `sites` dropout sites, the first one's begin at 1. With `remat` each is computed again in the
@@ -165,12 +165,12 @@ def run_blocks(
 
 
 def key_mask(mask_BT: Array) -> Array:
-    """Every query sees the tokens and not the padding: (B, 1, 1, T)."""
+    """Masks padding: every query sees the tokens alone, bool (B, 1, 1, T)."""
     return (mask_BT > 0)[:, None, None, :]
 
 
 def causal_mask(mask_BT: Array) -> Array:
-    """Query t sees the tokens at or before t: (B, 1, T, T)."""
+    """Masks what is later: query t sees the tokens at or before t, bool (B, 1, T, T)."""
     length = mask_BT.shape[1]
     lower_TT = jnp.tril(jnp.ones((length, length), bool))
     return key_mask(mask_BT) & lower_TT[None, None]
@@ -186,7 +186,7 @@ def check_length(length: int, max_tokens: int) -> None:
 
 
 def gather(x_BTD: Array, positions_BP: Array | None) -> Array:
-    """Rows' tokens at the given positions, (B, P, D); all of them where positions is None."""
+    """Takes rows' tokens at the given positions, (B, P, D); all of them where these are None."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)

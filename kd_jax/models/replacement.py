@@ -46,7 +46,7 @@ class Either:
 
 
 def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]) -> Model:
-    """The successor with blocks of the predecessor beside its own.
+    """Puts blocks of the predecessor beside those of its successor.
 
     `groups`: for each of the successor's blocks those of the predecessor that it replaces, () for
     none. The parameters, arrays or abstract, are the successor's and, under
@@ -74,6 +74,6 @@ def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]
 
 
 def successors(params: Params) -> Params:
-    """The parameters of a joined model without the predecessors'."""
+    """Takes the predecessors out of the parameters of a joined model."""
     backbone = {key: part for key, part in params["backbone"].items() if key != "predecessors"}
     return params | {"backbone": backbone}

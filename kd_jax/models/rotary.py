@@ -21,7 +21,8 @@ class Default:
     """No stretch."""
 
     def frequencies(self, rotary: "Rotary", R: int, length_B1: Array) -> tuple[Any, float]:
-        """f, (R,) or (B, R), for rows of those lengths; the factor of cosine and sine."""
+        """Computes f, (R,) or (B, R), for rows of those lengths; and a factor of cosine and
+        sine."""
         return rotary.plain(R), 1.0
 
     def check(self, R: int) -> None:
@@ -166,7 +167,7 @@ _ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """What fixes a model's rotary embedding."""
+    """Settings of a model's rotary embedding."""
 
     theta: float
     max_positions: int = dataclasses.field(compare=False)  # the model's
@@ -181,11 +182,11 @@ class Rotary:
         return self.max_positions
 
     def plain(self, R: int) -> np.ndarray:
-        """f_R without a stretch, float64."""
+        """Computes f_R without a stretch, float64."""
         return self.theta ** (-np.arange(R) / R)
 
     def pairs(self, head_width: int) -> int:
-        """R of heads of that width."""
+        """Counts the rotated pairs, R, of a head of that width."""
         return int(head_width * self.part) // 2
 
     def check(self, head_width: int) -> None:
@@ -200,7 +201,7 @@ class Rotary:
         self.scaling.check(rotated // 2)
 
     def angles(self, head_width: int, positions_BT: Array, length_B1: Array) -> tuple[Array, Array]:
-        """Cosine and sine for heads of that width, (B, T, R), float32.
+        """Computes cosine and sine for heads of that width, (B, T, R), float32.
 
         Some stretches react to the length of a row: its tokens without padding, so that neither
         padding nor other rows change it. (In HF it is that of the longest row with its padding.)
@@ -212,7 +213,7 @@ class Rotary:
         return jnp.cos(angles_BTR) * size, jnp.sin(angles_BTR) * size
 
     def to_hf(self) -> dict:
-        """The keys of config.json, of transformers 5 (rope_parameters) and of those before it."""
+        """Writes the keys of config.json, for transformers 5 (rope_parameters) and 4."""
         kind = next(name for name, cls in SCALINGS.items() if type(self.scaling) is cls)
         keys = {"rope_type": kind}
         for field in dataclasses.fields(self.scaling):
@@ -229,7 +230,7 @@ class Rotary:
 
 
 def rotate(x_BTHK: Array, angles: tuple[Array, Array]) -> Array:
-    """The first 2 R features of every head, rotated by their token's angles."""
+    """Rotates the first 2 R features of every head by their token's angles."""
     cos, sin = (angle[:, :, None] for angle in angles)
     R = cos.shape[-1]
     x = x_BTHK[..., : 2 * R].astype(jnp.float32)
@@ -239,7 +240,7 @@ def rotate(x_BTHK: Array, angles: tuple[Array, Array]) -> Array:
 
 
 def read(fields: Any, max_positions: int, part: float | None = None) -> Rotary:
-    """The rotary embedding of a config.json.
+    """Reads the rotary embedding of a config.json.
 
     Args:
         fields: `family.Fields` of it.

@@ -43,7 +43,7 @@ class BlockShape:
 
 
 def bottleneck(width: int, num_heads: int, num_kv_heads: int, ffn_width: int) -> BlockShape:
-    """A bottleneck of that inner width, its heads as wide as together they fill it.
+    """Makes a bottleneck of that inner width, which its heads fill together.
 
     Raises UserError where the heads do not divide the width, or key/value heads the heads.
     """
@@ -66,7 +66,7 @@ def check(blocks: tuple[BlockShape, ...], num_layers: int, width: int) -> None:
 
 
 def read(found: Any) -> tuple[BlockShape, ...]:
-    """The blocks of the key "blocks" of a config.json. Raises UserError naming the entry."""
+    """Reads the key "blocks" of a config.json. Raises UserError naming the entry."""
     names = [field.name for field in dataclasses.fields(BlockShape)]
     if not isinstance(found, list) or not found:
         raise UserError(
@@ -86,5 +86,5 @@ def read(found: Any) -> tuple[BlockShape, ...]:
 
 
 def write(blocks: tuple[BlockShape, ...]) -> list[dict]:
-    """The key "blocks" of config.json."""
+    """Makes the key "blocks" of a config.json."""
     return [dataclasses.asdict(block) for block in blocks]

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def layer_map(layers: str | list[int] | tuple[int, ...], student: int, teacher: int) -> list[int]:
-    """Which of `teacher` layers each of `student` layers takes; layers count from 0.
+    """Chooses which of `teacher` layers each of `student` layers takes; layers count from 0.
 
     "first" and "last" are that many neighbours. "uniform" spreads them so that a student layer
     ends where the layer it took ends, in parts of the depth, as the uniform map of the hidden
@@ -63,7 +63,7 @@ _SAME = (
 
 
 def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Model:
-    """The student with the teacher's embeddings, head, and the layers of `layer_map`.
+    """Gives a student the teacher's embeddings, head, and the layers of `layer_map`.
 
     A head of another shape or kind (other classes, no pooler) is not taken, not even in parts: the
     student keeps its own, which its `params` have to hold then. All else of them may be abstract.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
 from kd_jax.objectives import pairwise
-from kd_jax.types import Array, Heads, ModelSpec
+from kd_jax.types import Array, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,6 @@ class Attention(pairwise.Pairwise):
                 f"objective attention: the student has {student} heads and the teacher {teacher}: "
                 f"make them the same, or compare their means with heads='mean'"
             )
-
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        return maps.pairs("attention", self.layers, student, teacher)
 
     def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
         both = [pairwise.scores(x.q_BTHK, x.k_BTGK) for x in (student, teacher)]

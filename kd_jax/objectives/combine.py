@@ -30,7 +30,7 @@ TEMPERATURE = Real(least=0.01, most=100)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The static part: which terms, at which positions, run in which types."""
+    """The static part of an objective: its terms, the positions of each, the types."""
 
     row_terms: tuple[tuple[vocab.RowTerm, str], ...]  # with the positions each one sees
     state_terms: tuple[tuple[str, Any], ...]  # over hidden states and attention
@@ -56,7 +56,7 @@ class Objective:
         return any(term.needs_teacher for _, term in self.state_terms)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
-        """Parameters of the terms themselves (projections), by term name."""
+        """Draws the parameters of the terms themselves (projections), by term name."""
         params = {}
         for i, (name, term) in enumerate(self.state_terms):
             own = term.init(jax.random.fold_in(key, i), student, teacher)
@@ -65,7 +65,7 @@ class Objective:
         return params
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch with labels at every token where a row-wise term looks at all of them.
+        """Gives a batch labels at every token where a row-wise term looks at all of them.
 
         Raises UserError where rows have answers of their own instead of tokens that have one.
         """
@@ -86,7 +86,7 @@ class Objective:
         return weights | {term.name: batch.weights.reshape(-1) for term in self.measured}
 
     def weights(self, batch: Batch) -> dict[str, Array]:
-        """Each term's denominator over this batch, a function of the data alone."""
+        """Sums each term's denominator over this batch, a function of the data alone."""
         totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
         return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
 
@@ -126,7 +126,7 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """What of the objective may change with the step: weights, and temperatures not static."""
+    """Schedules of the objective: coefficients of terms, and temperatures that are not constant."""
 
     weights: dict[str, Schedule]
     temperatures: dict[str, Schedule]
@@ -215,8 +215,8 @@ def build(
 def held_out(
     student_policy: Policy, teacher_policy: Policy | None = None, chunk: int = 0
 ) -> Objective:
-    """What a language model is judged by: loss (CE, nats a token) and accuracy, and beside a
-    teacher kl (teacher || student at T = 1, nats a token) and agreement."""
+    """Makes the objective that a language model is evaluated by: loss (CE, nats a token) and
+    accuracy, and beside a teacher kl (teacher || student at T = 1, nats a token) and agreement."""
     terms = _judged("", None, teacher_policy is not None)
     return Objective((), (), terms, student_policy, teacher_policy, chunk)
 
@@ -224,8 +224,8 @@ def held_out(
 def held_out_of_ensemble(
     student_policy: Policy, teacher_policy: Policy, chunk: int = 0
 ) -> Objective:
-    """The same of a mixture beside the teacher; and of the student in it alone, as student_loss
-    and so on."""
+    """Makes that of a mixture beside the teacher, and of the student in it alone (student_loss and
+    so on)."""
     terms = _judged("", "mixture", True) + _judged("student_", "student", True)
     return Objective((), (), terms, student_policy, teacher_policy, chunk)
 

@@ -56,10 +56,7 @@ class Hidden:
         self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
     ) -> Array:
         """The weighted sum over this batch's tokens, a float32 scalar."""
-        specs = [
-            ModelSpec(out.hidden[0].shape[-1], len(out.hidden) - 1) for out in (student, teacher)
-        ]
-        pairs = self._pairs(*specs)
+        pairs = self._pairs(maps.spec_of(student), maps.spec_of(teacher))
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
         for i, (s, t) in enumerate(pairs):
             ours_BTD = student.hidden[s].astype(jnp.float32)

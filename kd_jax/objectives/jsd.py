@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.reverse_kl import ReverseKL
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.rows import Divergence, Softened
 from kd_jax.ranges import Real
 
 
@@ -27,15 +27,11 @@ def _excess(ratio, u):
 
 
 @dataclasses.dataclass(frozen=True)
-class JensenShannon(Divergence):
+class JensenShannon(Softened):
     """T^2 [b KL(q || m) + (1 - b) KL(p || m)] / (b (1 - b)), m = b q + (1 - b) p, 0 < b < 1."""
 
     beta: float = 0.5
     scaled: bool = True
-    t_squared: bool = True
-
-    def sums(self, rows, temperature):
-        return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
 
     def _mixture(self, rows, sums, temperature):
         """p, q, and the mixture over each of them: (m / p, m / p - 1), (m / q, m / q - 1)."""
@@ -46,23 +42,22 @@ class JensenShannon(Divergence):
         over_q = b + (1.0 - b) * (p_CV / q_CV), (1.0 - b) * (p_CV - q_CV) / q_CV
         return p_CV, q_CV, over_p, over_q
 
-    def _factor(self, power_of_t):
-        scale = 1.0 / (self.beta * (1.0 - self.beta)) if self.scaled else 1.0
-        return scale * power_of_t
+    def _scale(self):
+        return 1.0 / (self.beta * (1.0 - self.beta)) if self.scaled else 1.0
 
     def value(self, rows, sums, temperature):
         p_CV, q_CV, over_p, over_q = self._mixture(rows, sums, temperature)
         # KL(p || m) = sum p (u - log(1 + u)), m = p (1 + u): every summand is positive.
         of_q_CV, of_p_CV = q_CV * _excess(*over_q), p_CV * _excess(*over_p)
         mix_CV = self.beta * of_q_CV + (1.0 - self.beta) * of_p_CV
-        factor = self._factor(temperature**2 if self.t_squared else 1.0)
+        factor = self._scale() * self._factor(temperature)
         return factor * jnp.sum(mix_CV, axis=1, keepdims=True)
 
     def grad(self, rows, sums, temperature):
         p_CV, _, over_p, _ = self._mixture(rows, sums, temperature)
         slope_CV = -(1.0 - self.beta) * _log(*over_p)  # d/dp of the bracket: (1-b) log(p/m)
         mean_C1 = jnp.sum(p_CV * slope_CV, axis=1, keepdims=True)
-        factor = self._factor(temperature if self.t_squared else 1.0 / temperature)
+        factor = self._scale() * self._slope(temperature)
         return factor * p_CV * (slope_CV - mean_C1)
 
 
@@ -73,4 +68,4 @@ def make(beta: float = 0.5, scaled: bool = True, t_squared: bool = True) -> Dive
         return ForwardKL(t_squared)
     if beta == 1.0:
         return ReverseKL(t_squared)
-    return JensenShannon(beta, scaled, t_squared)
+    return JensenShannon(t_squared, beta=beta, scaled=scaled)

@@ -11,7 +11,7 @@ Layers count from 1, so that layer i ends in hidden state i; 0 is the embedding 
 import operator
 
 from kd_jax.errors import UserError
-from kd_jax.types import ModelSpec
+from kd_jax.types import ModelOutput, ModelSpec
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -19,7 +19,7 @@ Pairs = tuple[tuple[int, int], ...]
 def read(
     objective: str, layers: str | Pairs, maps: tuple[str, ...] = ("uniform", "last")
 ) -> str | Pairs:
-    """The setting `layers` as it may stand in a term. Raises UserError where it is no layer map."""
+    """Reads the setting `layers` of a term. Raises UserError where it is no layer map."""
     if isinstance(layers, str) and layers in maps:
         return layers
     try:
@@ -34,10 +34,16 @@ def read(
     return found
 
 
+def spec_of(output: ModelOutput) -> ModelSpec:
+    """Reads the width and the number of layers from hidden states."""
+    return ModelSpec(output.hidden[0].shape[-1], len(output.hidden) - 1)
+
+
 def pairs(
     objective: str, layers: str | Pairs, student: ModelSpec, teacher: ModelSpec, first: int = 1
 ) -> Pairs:
-    """(student, teacher) layers; `first` is the first there is. Raises UserError for others."""
+    """Lists the (student, teacher) layers of a map; `first` is the number of the first layer.
+    Raises UserError for layers that there are not."""
     if layers == "last":
         return ((student.num_layers, teacher.num_layers),)
     if layers == "uniform":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.layers import Pairs
+from kd_jax.objectives.layers import Pairs, pairs
 from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 
@@ -16,16 +16,13 @@ _MASKED = -1e9
 
 
 class Pairwise:
-    """A term on what layers' attention compares: the mean of `_distance` over the layer pairs of
-    `_pairs`, summed over all tokens but padding. Subclasses have the settings `name`, `causal`."""
+    """A term on what layers' attention compares: the mean of `_distance` over the pairs of the
+    layer map, summed over all tokens but padding. Subclasses have these settings."""
 
     needs_teacher = True
     name: str
+    layers: str | Pairs
     causal: bool
-
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
-        """Layers that are compared; reads the numbers of layers alone."""
-        raise NotImplementedError
 
     def _check(self, student: int, teacher: int) -> None:
         """Raises UserError where layers with so many heads do not compare."""
@@ -40,7 +37,7 @@ class Pairwise:
         check_causal(self.name, self.causal, student, teacher)
         if student.num_heads and teacher.num_heads:
             self._check(student.num_heads, teacher.num_heads)
-        self._pairs(student, teacher)
+        pairs(self.name, self.layers, student, teacher)
         return {}
 
     def weights(self, batch: Batch) -> Array:
@@ -52,14 +49,15 @@ class Pairwise:
     ) -> Array:
         """The weighted sum over this batch's tokens, a float32 scalar."""
         visible_B1TS = visible(batch.mask_BT, self.causal)
-        pairs = self._pairs(*(ModelSpec(0, len(out.attention)) for out in (student, teacher)))
+        specs = (ModelSpec(0, len(out.attention)) for out in (student, teacher))
+        compared = pairs(self.name, self.layers, *specs)
         rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for s, t in pairs:
+        for s, t in compared:
             # Keys and values that heads share count for each of them.
             ours, theirs = student.attention[s - 1].spread(), teacher.attention[t - 1].spread()
             self._check(ours.q_BTHK.shape[2], theirs.q_BTHK.shape[2])
             rows_BT += self._distance(ours, theirs, visible_B1TS)
-        return jnp.sum(rows_BT) / len(pairs)
+        return jnp.sum(rows_BT) / len(compared)
 
 
 def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:
@@ -74,7 +72,7 @@ def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: Mode
 
 
 def visible(mask_BT: Array, causal: bool) -> Array:
-    """True where query (axis 2) and key (axis 3) are tokens and the one may see the other,
+    """Tells where query (axis 2) and key (axis 3) are tokens and the one may see the other, bool
     (B, 1, T, T)."""
     real_BT = mask_BT > 0
     pairs_BTS = real_BT[:, :, None] & real_BT[:, None, :]
@@ -84,18 +82,19 @@ def visible(mask_BT: Array, causal: bool) -> Array:
 
 
 def scores(x_BTHK: Array, y_BTHK: Array) -> Array:
-    """The dot product of every x with every y of its head, float32 (B, H, T, T)."""
+    """Computes the dot product of every x with every y of its head, float32 (B, H, T, T)."""
     x_BTHK, y_BTHK = (array.astype(jnp.float32) for array in (x_BTHK, y_BTHK))
     return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK, precision=HIGHEST)
 
 
 def log_probs(scores_BHTS: Array, visible_B1TS: Array) -> Array:
-    """log softmax over the keys that each query sees, (B, H, T, T)."""
+    """Computes log softmax over the keys that each query sees, (B, H, T, T)."""
     return jax.nn.log_softmax(jnp.where(visible_B1TS, scores_BHTS, _MASKED), axis=-1)
 
 
 def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """KL(theirs || ours) of log probabilities, the mean over heads for every query, (B, T)."""
+    """Computes KL(theirs || ours) of log probabilities, the mean over heads for each query, (B,
+    T)."""
     each_BHTS = jnp.exp(theirs_BHTS) * (theirs_BHTS - ours_BHTS)
     # Masked logarithms are so large that even two equal ones may differ by rounding.
     each_BHTS = jnp.where(visible_B1TS, each_BHTS, 0.0)
@@ -103,7 +102,7 @@ def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
 
 
 def mse(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """The mean square over visible keys and heads of the gap, for every query, (B, T)."""
+    """Computes the mean square of the gap over visible keys and heads, for every query, (B, T)."""
     gap_BHTS = jnp.where(visible_B1TS, ours_BHTS - theirs_BHTS, 0.0)
     keys_BT = jnp.maximum(jnp.sum(visible_B1TS[:, 0], axis=-1), 1)
     return jnp.mean(jnp.sum(jnp.square(gap_BHTS), axis=-1), axis=1) / keys_BT

@@ -16,7 +16,7 @@ from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
 
 
 def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-    """(student, teacher) layers of the paper's two maps, or the pairs as given.
+    """Lists the (student, teacher) layers of the paper's two maps, or the pairs as given.
 
     The student's last layer is left to the other terms. `skip` (PKD-Skip) is the uniform map
     without it: 12 to 6 layers are 2, 4, 6, 8, 10; `last` (PKD-Last) takes the teacher's last
@@ -63,10 +63,7 @@ class Patient:
         self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
     ) -> Array:
         """The weighted sum over this batch's rows, a float32 scalar."""
-        specs = [
-            ModelSpec(out.hidden[0].shape[-1], len(out.hidden) - 1) for out in (student, teacher)
-        ]
-        pairs = layer_pairs(self.layers, *specs)
+        pairs = layer_pairs(self.layers, maps.spec_of(student), maps.spec_of(teacher))
         rows_B = jnp.zeros(batch.mask_BT.shape[0], jnp.float32)
         for s, t in pairs:
             gap_BD = _direction(student.hidden[s]) - _direction(teacher.hidden[t])

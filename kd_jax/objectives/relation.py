@@ -15,7 +15,7 @@ from kd_jax.errors import UserError
 from kd_jax.objectives import layers as maps
 from kd_jax.objectives import pairwise
 from kd_jax.ranges import Whole
-from kd_jax.types import Array, Heads, ModelSpec
+from kd_jax.types import Array, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,6 @@ class Relation(pairwise.Pairwise):
                 f"objective relation: the student has {student} heads and the teacher {teacher}: "
                 f"set relation_heads to a number that divides both widths"
             )
-
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        return maps.pairs("relation", self.layers, student, teacher)
 
     def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
         ours, theirs = self._parts(student, "student"), self._parts(teacher, "teacher")

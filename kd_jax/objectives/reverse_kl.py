@@ -6,23 +6,16 @@ taken here token by token on the given text.
 
 import dataclasses
 
-from kd_jax.objectives.rows import Divergence, key_of
+from kd_jax.objectives.rows import Softened, gap_sum, key_of
 
 
 @dataclasses.dataclass(frozen=True)
-class ReverseKL(Divergence):
+class ReverseKL(Softened):
     """T^2 sum_v p (log p - log q), p = softmax(student / T), q = softmax(teacher / T)."""
 
-    t_squared: bool = True
-
     def sums(self, rows, temperature):
-        student, teacher = rows.student, rows.teacher
-        gap_CV = student.shifted_CV - teacher.shifted_CV
-        return {
-            **student.normaliser(temperature),
-            **teacher.normaliser(temperature),
-            ("reverse_kl", student.name, key_of(temperature)): student.exp(temperature) * gap_CV,
-        }
+        gap = gap_sum("reverse_kl", rows, rows.student, rows.teacher, temperature)
+        return {**super().sums(rows, temperature), **gap}
 
     def _divergence(self, rows, sums, temperature):
         student, teacher = rows.student, rows.teacher
@@ -35,15 +28,13 @@ class ReverseKL(Divergence):
         )
 
     def value(self, rows, sums, temperature):
-        factor = temperature**2 if self.t_squared else 1.0
-        return factor * self._divergence(rows, sums, temperature)
+        return self._factor(temperature) * self._divergence(rows, sums, temperature)
 
     def grad(self, rows, sums, temperature):
         student, teacher = rows.student, rows.teacher
         log_ratio_CV = student.log_probs(temperature, sums) - teacher.log_probs(temperature, sums)
         centred_CV = log_ratio_CV - self._divergence(rows, sums, temperature)
-        factor = temperature if self.t_squared else 1.0 / temperature
-        return factor * student.probs(temperature, sums) * centred_CV
+        return self._slope(temperature) * student.probs(temperature, sums) * centred_CV
 
 
 def make(t_squared: bool = True) -> ReverseKL:

@@ -121,3 +121,31 @@ class Divergence:
             return jnp.sum(self.value(moved, fresh, temperature))
 
         return jax.grad(total)(rows.student.logits_CV)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softened(Divergence):
+    """Base of the divergences of p = softmax(student / T) and q = softmax(teacher / T).
+
+    T^2 keeps the size of the gradient independent of T; `t_squared=False` leaves it out.
+    """
+
+    t_squared: bool = True
+
+    def sums(self, rows: Rows, temperature: Temperature) -> Sums:
+        return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
+
+    def _factor(self, temperature: Temperature) -> Temperature:
+        """Of the value."""
+        return temperature**2 if self.t_squared else 1.0
+
+    def _slope(self, temperature: Temperature) -> Temperature:
+        """Of the gradient, which has 1 / T from the softened logits."""
+        return temperature if self.t_squared else 1.0 / temperature
+
+
+def gap_sum(name: str, rows: Rows, mass: Softmax, other: Softmax, temperature: Temperature) -> Sums:
+    """Names the sum of e_m (m - o), m and o shifted logits and e_m the exponentials of m / T: with
+    the normalisers it gives KL(mass || other)."""
+    gap_CV = mass.shifted_CV - other.shifted_CV
+    return {(name, rows.student.name, key_of(temperature)): mass.exp(temperature) * gap_CV}

@@ -128,14 +128,25 @@ class Sparse(struct.PyTreeNode):
         return self
 
 
+def in_chunks(rows: Any, size: int) -> Any:
+    """Cuts arrays (N, ...), or a pytree of them, into (chunks, size, ...), filled up with zeros: so
+    what is computed of a row exists for one chunk at a time."""
+
+    def cut(array):
+        padding = [(0, -len(array) % size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(-1, size, *array.shape[1:])
+
+    return jax.tree.map(cut, rows)
+
+
 def head_of(output: ModelOutput) -> Head:
-    """What a language model returned, as N = B x T rows."""
+    """Takes what a language model returned as N = B x T rows."""
     features_ND = output.features.reshape(-1, output.features.shape[-1])
     return Head(features_ND, output.unembed_VD, output.bias_V)
 
 
 def stored(signal: Signal, num_classes: int) -> Source:
-    """Logits that came with a batch, as N = B x T rows."""
+    """Takes logits that came with a batch as N = B x T rows."""
     values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
     if signal.ids_BTK is None:
         return Head(values_NK, None, None)
@@ -144,7 +155,7 @@ def stored(signal: Signal, num_classes: int) -> Source:
 
 
 def sparse(logits_CV: Array, k: int) -> Sparse:
-    """The k largest logits of each row; the others share the one that keeps their probability mass.
+    """Keeps the k largest logits of each row; the others share one that keeps their total mass.
 
     Logits are normalised, so that they are log-probabilities.
     """
@@ -184,14 +195,14 @@ class Mixed:
 
     @property
     def logits_CV(self) -> Array:
-        """float32."""
+        """Computes the logits of the mixture, (C, V), float32."""
         if self.space == "logits":
             return self.share * self.own_CV + (1.0 - self.share) * self.others_CV
         logs = [jax.nn.log_softmax(x, axis=1) for x in (self.own_CV, self.others_CV)]
         return jnp.logaddexp(jnp.log(self.share) + logs[0], jnp.log1p(-self.share) + logs[1])
 
     def pulled_back(self, slope_CV: Array) -> Array:
-        """The gradient by the student's logits, from that by the mixture's."""
+        """Turns the gradient with respect to the mixture's logits into that of the student's."""
         if self.space == "logits":
             return self.share * slope_CV
         # Of log p = log(share q + ...): d log p_v / d own_u = share q_v / p_v (1[u = v] - q_u).

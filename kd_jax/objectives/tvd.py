@@ -8,23 +8,19 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.rows import Softened
 
 
 @dataclasses.dataclass(frozen=True)
-class TotalVariation(Divergence):
+class TotalVariation(Softened):
     """T^2 / 2 sum_v |p - q|: bounded, so outlier tokens cannot dominate."""
-
-    t_squared: bool = True
-
-    def sums(self, rows, temperature):
-        return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
 
     def value(self, rows, sums, temperature):
         p_CV = rows.student.probs(temperature, sums)
         q_CV = rows.teacher.probs(temperature, sums)
-        factor = temperature**2 if self.t_squared else 1.0
-        return 0.5 * factor * jnp.sum(jnp.abs(p_CV - q_CV), axis=1, keepdims=True)
+        return (
+            0.5 * self._factor(temperature) * jnp.sum(jnp.abs(p_CV - q_CV), axis=1, keepdims=True)
+        )
 
     def grad(self, rows, sums, temperature):
         p_CV = rows.student.probs(temperature, sums)
@@ -32,8 +28,7 @@ class TotalVariation(Divergence):
         # Where the two agree, rounding must not choose a slope of -1 or 1.
         sign_CV = jnp.where(jnp.abs(gap_CV) > 1e-5 * p_CV, jnp.sign(gap_CV), 0.0)
         mean_C1 = jnp.sum(p_CV * sign_CV, axis=1, keepdims=True)
-        factor = temperature if self.t_squared else 1.0 / temperature
-        return 0.5 * factor * p_CV * (sign_CV - mean_C1)
+        return 0.5 * self._slope(temperature) * p_CV * (sign_CV - mean_C1)
 
 
 def make(t_squared: bool = True) -> TotalVariation:

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import chunks
 from kd_jax.objectives.rows import Divergence, Rows, Softmax, Sums
-from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of
+from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of, in_chunks
 from kd_jax.precision import Policy, exact, rows_product
 from kd_jax.types import Array, ModelOutput
 
@@ -32,7 +31,7 @@ ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk 
 def sources_of(
     student: ModelOutput, teacher: ModelOutput | Guidance | None
 ) -> tuple[Head, Source | None, Beside | None]:
-    """The logits of student, teacher and others beside the student, each over all of its ids.
+    """Finds the logits of student, teacher and other members, each over all of its ids.
 
     Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
     that give logits outright differ in their number.
@@ -218,7 +217,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, besi
         None if teacher is None else teacher.rows,
         None if beside is None else beside.others.rows,
     )
-    inputs = chunks.split((of_sources, labels_N, weights), size)
+    inputs = in_chunks((of_sources, labels_N, weights), size)
     (totals, dw_DV, db_V), dx = jax.lax.scan(body, (zeros, dw_DV, db_V), inputs)
     loss = sum((scales[name] * totals[name] for name in scales), jnp.float32(0.0))
     grads = None
@@ -242,7 +241,7 @@ def vocab_loss(
     temperatures: dict[str, Array],
     beside: Beside | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """Every term of `engine` over N rows.
+    """Computes every term of `engine` over N rows.
 
     Args:
         engine: the static part.
@@ -265,8 +264,8 @@ def vocab_loss(
     return loss, totals
 
 
-def _vocab_loss_fwd(engine, student, teacher, labels_N, weights, scales, temperatures, beside=None):
-    given = student, teacher, labels_N, weights, scales, temperatures, beside
+def _vocab_loss_fwd(engine, *given):
+    student, scales = given[0], given[4]
     loss, totals, grads = _run(engine, *given, want_grads=bool(scales))
     if not scales:  # everything is measured only
         grads = jax.tree.map(jnp.zeros_like, student)

@@ -20,7 +20,7 @@ from kd_jax.run import measure, provenance, subject
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 
 ROWS = 32  # of a batch, where neither the user nor a run says otherwise
 TOKENS = 512  # of a row, likewise, unless the model takes fewer

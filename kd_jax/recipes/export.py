@@ -25,10 +25,10 @@ from etils import epath
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax import storage
+from kd_jax import hub, storage
 from kd_jax.errors import UserError
 from kd_jax.evals import card, quantities, runs
-from kd_jax.models import family, hf, hub
+from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check

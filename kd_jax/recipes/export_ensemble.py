@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.evals import card, quantities
-from kd_jax.models import hf_ensemble
+from kd_jax.models import hf
 from kd_jax.models.blueprint import count
 from kd_jax.recipes import export, export_check
 from kd_jax.run import provenance
@@ -50,10 +50,10 @@ def _member(run: Run, params: Params, number: int, results: dict) -> dict[str, A
 def _whole(run: Run, members, weights, results) -> dict[str, Any]:
     blueprint, space = run.models["student"], run.config.ensemble.space
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    page, trained_on = _about(run, "ensemble", size, results, hf_ensemble.MODELING_FILE.name)
+    page, trained_on = _about(run, "ensemble", size, results, hf.ENSEMBLE_FILE.name)
 
     def write(folder: Path) -> dict[str, float]:
-        hf_ensemble.save(folder, members, weights, space, blueprint.family, blueprint.config)
+        hf.save_ensemble(folder, members, weights, space, blueprint.family, blueprint.config)
 
         def mean(batch: Batch) -> np.ndarray:
             logits = [export_check.logits_of(blueprint, params, batch) for params in members]

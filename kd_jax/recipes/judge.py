@@ -25,7 +25,7 @@ from kd_jax.run.run import build
 from kd_jax.run.subject import Report
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.types import Model
 
 TASKS = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")

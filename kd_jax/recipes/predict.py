@@ -21,13 +21,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from scipy import special
 
+from kd_jax import hub
 from kd_jax.data import encoded, outputs
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.models import blueprint, family, hf, hub
+from kd_jax.models import blueprint, family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import policy_for
 from kd_jax.run import subject
@@ -36,7 +37,7 @@ from kd_jax.tasks import inputs, squad, text
 from kd_jax.tasks.classification import Texts
 from kd_jax.tasks.inputs import Input
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
 from kd_jax.types import Batch, Model
 

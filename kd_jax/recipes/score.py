@@ -37,7 +37,7 @@ from kd_jax.tasks import text
 from kd_jax.tasks.perplexity import Perplexity
 from kd_jax.tasks.scoring import Scored, ScoringTask
 from kd_jax.train import sharding
-from kd_jax.train.likelihood import log_likelihoods
+from kd_jax.train.passes import log_likelihoods
 from kd_jax.types import Model
 
 log = logging.getLogger(__name__)

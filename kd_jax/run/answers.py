@@ -23,7 +23,7 @@ from kd_jax.teachers.several import average, in_order
 from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.teachers.store import Store, identity
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import predict
+from kd_jax.train.passes import predict
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)

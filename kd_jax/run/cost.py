@@ -18,7 +18,7 @@ from kd_jax.data.buckets import BucketStream
 from kd_jax.evals import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
-from kd_jax.objectives import chunks
+from kd_jax.objectives import sources
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Given, Stage
@@ -109,7 +109,7 @@ def _first_choices(
     size = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(size, 1.0 / size)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = chunks.split(found.rows, min(CHUNK, len(found.rows)))
+    rows = sources.split(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
 
 

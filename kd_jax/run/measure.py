@@ -24,7 +24,7 @@ from kd_jax.run.results import kept
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
 from kd_jax.run.teaching import together
-from kd_jax.train.evaluate import evaluate, predict
+from kd_jax.train.passes import evaluate, predict
 from kd_jax.train.step import Plan
 from kd_jax.types import Model, Params
 

@@ -13,9 +13,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from kd_jax import hub
 from kd_jax.data import source
 from kd_jax.errors import UserError
-from kd_jax.models import blueprint, hub
+from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir

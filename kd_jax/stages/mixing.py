@@ -14,8 +14,7 @@ import numpy as np
 import optax
 
 from kd_jax.models import blueprint
-from kd_jax.objectives import chunks
-from kd_jax.objectives.sources import head_of
+from kd_jax.objectives.sources import head_of, in_chunks
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
 from kd_jax.stages.round import vocab_size
@@ -80,7 +79,7 @@ def _slope(
             kl_C = (jnp.exp(p_CV) * (p_CV - q_CV)).sum(axis=1)
             return total + jnp.where(weights_C > 0, kl_C, 0.0).sum(), None
 
-        parts = chunks.split((ours.rows, theirs.rows, weights_N), CHUNK)
+        parts = in_chunks((ours.rows, theirs.rows, weights_N), CHUNK)
         total, _ = jax.lax.scan(chunk, jnp.float32(0.0), parts)
         return total / (weights_N > 0).sum()
 

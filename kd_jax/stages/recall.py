@@ -29,10 +29,9 @@ from kd_jax.teachers import signals, store
 from kd_jax.teachers.ensemble import OTHERS
 from kd_jax.teachers.signals import Signals
 from kd_jax.train import sharding
-from kd_jax.train.evaluate import one_behind
+from kd_jax.train.passes import one_behind, signal_step
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.sharding import place
-from kd_jax.train.signals import signal_step
 from kd_jax.types import Batch, Model, Params, Signal
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
 from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.train import loop, sharding
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Plan
 from kd_jax.types import Batch, Model, Params

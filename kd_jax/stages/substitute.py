@@ -23,7 +23,7 @@ from kd_jax.errors import UserError
 from kd_jax.evals import flops
 from kd_jax.models import blueprint, compact, family
 from kd_jax.models.blueprint import Blueprint, count
-from kd_jax.models.states import block_states
+from kd_jax.models.decoder import block_states
 from kd_jax.objectives.combine import Objective
 from kd_jax.run import stage
 from kd_jax.run.results import Compiling

@@ -35,15 +35,15 @@ from kd_jax import plugins, storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, family, shapes
 from kd_jax.models.blueprint import Blueprint, count
+from kd_jax.models.decoder import block_states
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
-from kd_jax.models.states import block_states
 from kd_jax.objectives.combine import Objective
 from kd_jax.run.answers import frozen
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Given, Settings
-from kd_jax.train.evaluate import evaluate
 from kd_jax.train.optim import Group
+from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Plan
 from kd_jax.types import Params
 

@@ -25,7 +25,7 @@ PARTITION = (
 
 
 class Guides(struct.PyTreeNode):
-    """What a student of an ensemble learns from. A `train.step.Teacher`.
+    """The teacher and the other members, beside which a student learns. A `train.step.Teacher`.
 
     params: `teacher` and `members` (stacked, E on the first axis) where these are online;
     `weights`, (E,), of the members; `share` of the mean that is the student's, 1 / (n + 1); without
@@ -57,12 +57,12 @@ class Guides(struct.PyTreeNode):
 def members(
     params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
 ) -> Members:
-    """The mean of models whose parameters are stacked, E on the first axis."""
+    """Runs models whose parameters are stacked, E on the first axis: the mean of their logits."""
     heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
     features_NED = heads.features_ND.swapaxes(0, 1)
     return Members(features_NED, heads.unembed_VD, heads.bias_V, weights_E, space)
 
 
 def stack(models: list[Params]) -> Params:
-    """Parameters of models of one shape, E on the first axis."""
+    """Stacks parameters of models of one shape, E on the first axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)

@@ -66,12 +66,12 @@ def _rows(batch: Batch, member: Member) -> Batch:
 
 
 def in_order(logits: Array, order: tuple[int, ...] | None) -> Array:
-    """The logits (..., C) in the task's order of classes."""
+    """Puts logits (..., C) in the task's order of classes."""
     return logits if order is None else logits[..., list(order)]
 
 
 def average(logits: list[Array], weights: list[float], space: str, xp: Any) -> Array:
-    """The weighted mean of equally shaped logits (..., C), as logits.
+    """Averages equally shaped logits (..., C) with weights, as logits.
 
     `space` logits: sum of w z; probabilities: log of the sum of w softmax(z), which softmax turns
     into the mixture itself. `xp` is numpy or jax.numpy.

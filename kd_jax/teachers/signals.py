@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.prec
 
 
 def name_of(*parts: object) -> str:
-    """32 hex digits of what a signal is computed from."""
+    """Names a signal, by 32 hex digits of what it is computed from."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(f"{part}\0".encode())
@@ -34,7 +34,7 @@ def name_of(*parts: object) -> str:
 
 
 def size_of(tokens: int, k: int, vocab_size: int) -> int:
-    """Bytes on disk."""
+    """Counts the bytes of a signal on disk."""
     return tokens * 4 * (k if k == vocab_size else 2 * k + 1)
 
 
@@ -52,7 +52,7 @@ def make_room(root: Path, bytes_: int, max_bytes: float, needed: Collection[str]
 
 
 def kept(tokens: int, vocab_size: int, top_k: int, max_bytes: float) -> int:
-    """How many logits of a token three signals (a teacher's, a mean's, and the next mean's) can
+    """Counts the logits of a token that three signals (a teacher's, a mean's, the next mean's) can
     have: all where that fits, else `top_k`."""
     fits = 3 * size_of(tokens, vocab_size, vocab_size) <= max_bytes
     return vocab_size if fits or top_k >= vocab_size else top_k
@@ -63,15 +63,14 @@ class Signals:
 
     def __init__(self, folder: Path, counts_R: np.ndarray, vocab_size: int):
         """`counts_R`: learnt tokens of each row."""
-        self.folder = Path(folder)
-        self._ends_R = np.cumsum(counts_R)
-        self._counts_R = counts_R
-        self._values_MK, self._ids_MK, self._rest_M = self._map("values"), None, None
-        if len(self._values_MK) != self._ends_R[-1]:
-            raise ValueError(f"{folder} has {len(self._values_MK)} tokens, not {self._ends_R[-1]}")
+        self.folder, self._bounds = Path(folder), _bounds(counts_R)
+        self._parts = {"values": self._map("values")}
+        have, wanted = len(self._parts["values"]), self._bounds[-1]
+        if have != wanted:
+            raise ValueError(f"{folder} has {have} tokens, not {wanted}")
         if self.k < vocab_size:
-            self._ids_MK, self._rest_M = self._map("ids"), self._map("rest")
-            cache.check_ids(self._ids_MK, vocab_size, self.folder)
+            self._parts |= {name: self._map(name) for name in ("ids", "rest")}
+            cache.check_ids(self._parts["ids"], vocab_size, self.folder)
 
     def _map(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -79,30 +78,36 @@ class Signals:
     @property
     def k(self) -> int:
         """Logits of a token."""
-        return self._values_MK.shape[1]
+        return self._parts["values"].shape[1]
 
     def of(self, batch: Batch) -> Signal:
-        """The signal of a batch with NumPy arrays; tokens that are not learnt have zeros."""
-        shape = *batch.tokens_BT.shape, self.k
-        found = Signal(np.zeros(shape, np.float32))
-        if self._ids_MK is not None:
-            # Zeros of their own id, so that no id is set twice.
-            ids_BTK = np.broadcast_to(np.arange(self.k, dtype=np.int32), shape).copy()
-            found = found.replace(ids_BTK=ids_BTK, rest_BT=np.zeros(shape[:2], np.float32))
-        for b, row in enumerate(batch.ids_B):
-            if row < 0:
-                continue
-            learnt_T = batch.weights[b] > 0
-            tokens = slice(self._ends_R[row] - self._counts_R[row], self._ends_R[row])
-            found.values_BTK[b, learnt_T] = self._values_MK[tokens]
-            if self._ids_MK is not None:
-                found.ids_BTK[b, learnt_T] = self._ids_MK[tokens]
-                found.rest_BT[b, learnt_T] = self._rest_M[tokens]
-        return found
+        """Reads the signal of a batch with NumPy arrays; tokens that are not learnt have zeros."""
+        found = {
+            name: np.zeros((*batch.tokens_BT.shape, *part.shape[1:]), part.dtype)
+            for name, part in self._parts.items()
+        }
+        if "ids" in found:
+            found["ids"][:] = np.arange(self.k)  # zeros of their own id, so that none is set twice
+        for _, learnt, tokens in _places(batch, self._bounds):
+            for name, part in self._parts.items():
+                found[name][learnt] = part[tokens]
+        return Signal(found["values"], found.get("ids"), found.get("rest"))
+
+
+def _bounds(counts_R: np.ndarray) -> np.ndarray:
+    """Where in the files each row begins, and the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts_R)])
+
+
+def _places(batch: Batch, bounds: np.ndarray) -> Iterator[tuple[int, tuple, slice]]:
+    """Each row of a batch: its id, where its learnt tokens are there, and where in the files."""
+    for b, row in enumerate(batch.ids_B):
+        if row >= 0:  # the others fill the batch up
+            yield row, (b, batch.weights[b] > 0), slice(bounds[row], bounds[row + 1])
 
 
 def opened(folder: Path, counts_R: np.ndarray, vocab_size: int) -> Signals | None:
-    """The signal of a folder; None where it is not there, or damaged."""
+    """Opens the signal of a folder; None where it is not there, or damaged."""
     with contextlib.suppress(FileNotFoundError):  # another run has just made room for its own
         if cache.whole(folder):
             cache.touch(folder)
@@ -117,8 +122,8 @@ def written(
     compute: Callable[[], Iterable[tuple[Batch, Signal]]],
     who: str,
 ) -> Signals:
-    """The signal of a folder, computed where it is not there yet. Programs of one machine that want
-    the same one wait for the first.
+    """Opens the signal of a folder; computes it where it is not there yet. Programs of one machine
+    that want the same one wait for the first.
 
     `compute` gives every batch of the rows, with NumPy arrays, and its signal. Raises UserError,
     that names `who`, where one is not finite; or where the folder cannot be written.
@@ -131,26 +136,20 @@ def written(
 def _write(
     folder: Path, counts_R: np.ndarray, found: Iterable[tuple[Batch, Signal]], who: str
 ) -> None:
-    ends_R, files = np.cumsum(counts_R), {}
+    bounds, files = _bounds(counts_R), {}
     for batch, signal in found:
         parts = {"values": signal.values_BTK, "ids": signal.ids_BTK, "rest": signal.rest_BT}
         parts = {name: np.asarray(part) for name, part in parts.items() if part is not None}
         for name, part in parts.items():
             if name not in files:
-                shape = int(ends_R[-1]), *part.shape[2:]
+                shape = int(bounds[-1]), *part.shape[2:]
                 files[name] = np.lib.format.open_memmap(
                     folder / f"{name}.npy", mode="w+", dtype=part.dtype, shape=shape
                 )
-        for b, row in enumerate(batch.ids_B):
-            if row >= 0:
-                learnt_T = batch.weights[b] > 0
-                tokens = slice(ends_R[row] - counts_R[row], ends_R[row])
-                for name, part in parts.items():
-                    learnt = part[b, learnt_T]
-                    if not np.isfinite(learnt).all():
-                        raise UserError(
-                            f"{who}: its logits of row {row} are not finite; {NOT_FINITE}"
-                        )
-                    files[name][tokens] = learnt
+        for row, learnt, tokens in _places(batch, bounds):
+            for name, part in parts.items():
+                if not np.isfinite(part[learnt]).all():
+                    raise UserError(f"{who}: its logits of row {row} are not finite; {NOT_FINITE}")
+                files[name][tokens] = part[learnt]
     for file in files.values():
         file.flush()

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def identity(params: Params, about: Any) -> str:
-    """32 hex digits of a teacher: its weights by path, and `about`, whatever else its logits
+    """Names a teacher, by 32 hex digits of its weights by path and of `about`, what else its logits
     depend on (architecture, types)."""
     digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -45,7 +45,8 @@ class Store:
         self._logits: dict[Path, np.ndarray] = {}  # of parts, from their first use on
 
     def read(self, digests_N: np.ndarray) -> list[np.ndarray | None]:
-        """The logits of each row, (C,) or (P, C), mapped into memory; None where there are none."""
+        """Reads the logits of each row, (C,) or (P, C), mapped into memory; None if there are
+        none."""
         places: dict[bytes, tuple[Path, int, np.ndarray]] = {}
         for part in self._parts():
             if arrays := _mapped(part, "digests", "sizes"):

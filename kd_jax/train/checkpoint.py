@@ -21,8 +21,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from kd_jax import storage
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 from kd_jax.train import checksum
+from kd_jax.train.sharding import path_name
 from kd_jax.train.state import TrainState, abstract
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, on the devices and in the layout of `like`. Raises Damaged."""
+        """Reads the state of `step`, onto the devices and in the layout of `like`. Raises
+        Damaged."""
         args = ocp.args.StandardRestore(_arrays(abstract(like)))
         with self._damage(step):
             restored = self._manager.restore(step, args=args)
@@ -112,7 +114,7 @@ class Checkpoints:
         return like.replace(**restored)
 
     def restore_params(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step` as `restore` gives it, but without the optimizer's."""
+        """Reads the state of `step` as `restore` does, but without the optimizer's."""
         item = {name: _arrays(abstract(like))[name] for name in ("step", "params")}
         how = ocp.args.PyTreeRestore(
             item=item,
@@ -125,8 +127,8 @@ class Checkpoints:
         return like.replace(opt_state=(), **restored)
 
     def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
-        """The state of the last checkpoint beyond step `after` that is not damaged; None where
-        there is none. Later ones, which are damaged, are set aside.
+        """Reads the last checkpoint beyond step `after` that is not damaged; None where there is
+        none. Later ones, which are damaged, are set aside.
 
         Raises UserError where all are damaged.
         """
@@ -151,8 +153,8 @@ class Checkpoints:
         return None
 
     def chosen(self, like: TrainState) -> TrainState:
-        """The best state, without the optimizer's. Raises Damaged; the same command then trains it
-        again, from a checkpoint before it."""
+        """Reads the best state, without the optimizer's. Raises Damaged; the same command then
+        trains it again, from a checkpoint before it."""
         try:
             return self.restore_params(self.best, like)
         except Damaged as error:
@@ -160,11 +162,11 @@ class Checkpoints:
             raise Damaged(f"{error}: the same command trains it again") from error
 
     def note(self, step: int) -> Mapping[str, str]:
-        """What was saved with `step` about it."""
+        """Reads what `save` was told `about` the checkpoint of `step`."""
         return self._metrics(step).get("about", {})
 
     def fits(self, step: int, like: TrainState) -> bool:
-        """Whether the parameters of `step` have the names and shapes of those of `like`."""
+        """Tells whether the parameters of `step` have the names and shapes of those of `like`."""
         with self._damage(step), ocp.StandardCheckpointer() as reader:
             there = reader.metadata(self.directory / str(step) / "default").item_metadata.tree
         return _shapes(there["params"]) == _shapes(like.params)
@@ -238,9 +240,8 @@ class Checkpoints:
         except Exception as error:  # Orbax, tensorstore and JSON have no common class
             if _NOT_DAMAGE.search(str(error)):
                 raise
-            reason = " ".join(str(error).split())[:100]
             raise Damaged(
-                f"{self.directory}/{step} is damaged ({type(error).__name__}: {reason})"
+                f"{self.directory}/{step} is damaged ({type(error).__name__}: {line(error)[:100]})"
             ) from error
 
     @contextlib.contextmanager
@@ -270,8 +271,4 @@ def _arrays(state: TrainState) -> dict:
 
 def _shapes(params: Any) -> set[tuple]:
     found = jax.tree_util.tree_leaves_with_path(params)
-    return {(*(_name(key) for key in path), leaf.shape) for path, leaf in found}
-
-
-def _name(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "idx", key)))
+    return {(path_name(path), leaf.shape) for path, leaf in found}

@@ -6,6 +6,7 @@ Job's JOB_COMPLETION_INDEX); SLURM, inside `srun`; a TPU pod, which JAX knows it
 run has one process.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -13,13 +14,13 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
 from absl import flags
 
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
 
@@ -63,24 +64,21 @@ def initialize() -> None:
     Raises UserError where the flags or variables are incomplete; where the processes do not find
     each other within --start_timeout, prints one line and ends this process with status 1.
     """
-    explicit = {
-        "coordinator": _COORDINATOR.value,
-        "process_id": _PROCESS_ID.value,
-        "process_count": _PROCESS_COUNT.value,
-    }
-    cluster = detect(explicit, os.environ)
+    given = _COORDINATOR, _PROCESS_ID, _PROCESS_COUNT
+    cluster = detect({flag.name: flag.value for flag in given}, os.environ)
     jax.config.update("jax_enable_preemption_service", False)  # see preemption.py
-    if cluster is None:
-        if _on_tpu():
-            _join_tpu_pod(_TIMEOUT.value)
-    elif cluster.process_count > 1:
+    # JAX puts "tpu" first by itself where the machine has TPU chips and libtpu is installed.
+    if cluster is None and (jax.config.jax_platforms or "").startswith("tpu"):
+        _join_tpu_pod(_TIMEOUT.value)
+    elif cluster is not None and cluster.process_count > 1:
         join(cluster, _TIMEOUT.value)
     if jax.distributed.is_initialized() and jax.process_index() > 0:
         logging.getLogger("kd_jax").setLevel(logging.WARNING)  # the first speaks for all
 
 
 def detect(explicit: Mapping[str, object], environ: Mapping[str, str]) -> Cluster | None:
-    """The cluster that flags (`explicit`, None where not given) or variables describe, or None."""
+    """Reads the cluster from flags (`explicit`, None where not given) or variables; None
+    without."""
     given = {name: value for name, value in explicit.items() if value is not None}
     if given:
         missing = [f"--{name}" for name in explicit if name not in given]
@@ -128,11 +126,6 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def _on_tpu() -> bool:
-    """JAX puts "tpu" first by itself where the machine has TPU chips and libtpu is installed."""
-    return (jax.config.jax_platforms or "").startswith("tpu")
-
-
 def join(cluster: Cluster, timeout: int) -> None:
     """Joins `cluster`; see `initialize`."""
     own = f"process {cluster.process_id} of {cluster.process_count} ({cluster.source})"
@@ -142,10 +135,10 @@ def join(cluster: Cluster, timeout: int) -> None:
             socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()
         except OSError as error:
             raise UserError(
-                f"{own}: cannot listen at {cluster.coordinator} ({_line(error)}): choose another "
+                f"{own}: cannot listen at {cluster.coordinator} ({line(error)}): choose another "
                 f"port"
             ) from None
-    with _Watchdog(timeout, lambda: f"{own}: after {timeout} s, {_diagnosis(cluster)}"):
+    with _within(timeout, lambda: f"{own}: after {timeout} s, {_diagnosis(cluster)}"):
         jax.distributed.initialize(
             coordinator_address=cluster.coordinator,
             num_processes=cluster.process_count,
@@ -159,14 +152,14 @@ def join(cluster: Cluster, timeout: int) -> None:
 
 def _join_tpu_pod(timeout: int) -> None:
     question = "is the same command running on all hosts of this TPU pod?"
-    with _Watchdog(timeout, lambda: f"{timeout} s are over and processes are missing; {question}"):
+    with _within(timeout, lambda: f"{timeout} s are over and processes are missing; {question}"):
         try:
             jax.distributed.initialize(
                 initialization_timeout=timeout + 60, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
-                f"cannot find the hosts of this TPU pod ({_line(error)}); give --coordinator, "
+                f"cannot find the hosts of this TPU pod ({line(error)}); give --coordinator, "
                 f"--process_id and --process_count"
             ) from error
 
@@ -183,31 +176,25 @@ def _diagnosis(cluster: Cluster) -> str:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except OSError as error:
         return (
-            f"process 0 cannot be reached at {cluster.coordinator} ({_line(error)}); is it "
+            f"process 0 cannot be reached at {cluster.coordinator} ({line(error)}); is it "
             f"running, and is the address right?"
         )
     return f"process 0 is at {cluster.coordinator}, but other processes have not come to it"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Watchdog:
+@contextlib.contextmanager
+def _within(seconds: float, message: Callable[[], str]) -> Iterator[None]:
     """Ends the process when its time is up. jax.distributed would abort with a stack dump, and no
     exception can interrupt it while it waits."""
 
-    def __init__(self, seconds: float, message: Callable[[], str]):
-        self._message = message
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self):
-        self._timer.start()
-
-    def __exit__(self, *_):
-        self._timer.cancel()
-
-    def _end(self) -> NoReturn:
-        print(f"error: {self._message()}", file=sys.stderr, flush=True)
+    def end() -> NoReturn:
+        print(f"error: {message()}", file=sys.stderr, flush=True)
         os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

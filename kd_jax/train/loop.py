@@ -35,7 +35,7 @@ class Replacement:
     blocks: int
 
     def at(self, seed: int, step: int) -> np.ndarray:
-        """Independent draws, True with probability `rate`; a function of (seed, step)."""
+        """Draws independently, True with probability `rate`: a function of (seed, step)."""
         draws = np.random.default_rng([seed, step, self.blocks]).random(self.blocks)
         return draws < self.rate(step)
 
@@ -51,7 +51,7 @@ class Schedules:
     replacement: Replacement | None = None
 
     def at(self, step: int) -> Inputs:
-        """The step's inputs; numbers in float32."""
+        """Computes the step's inputs; numbers in float32."""
 
         def values(schedules):
             return {name: np.float32(schedule(step)) for name, schedule in schedules.items()}
@@ -83,7 +83,8 @@ class Selection:
     patience: int = 0  # evaluations without a better one that end the stage; 0: none do
 
     def rank(self, figures: dict[str, float]) -> list[float]:
-        """Smaller is better, compared from the left; what is not finite is the last."""
+        """Ranks figures: smaller is better, compared from the left; what is not finite comes
+        last."""
         sign = -1.0 if self.larger else 1.0
         rank = sign * figures[self.figure], figures["loss"]
         return [value if math.isfinite(value) else sys.float_info.max for value in rank]
@@ -98,16 +99,11 @@ class Clock:
 
     def restart(self) -> None:
         """Forgets what was since the last row."""
-        self._began, self.waited, self.steps, self.rows, self.tokens = (
-            time.perf_counter(),
-            0,
-            0,
-            0,
-            0,
-        )
+        self._began = time.perf_counter()
+        self.waited = self.steps = self.rows = self.tokens = 0
 
     def count(self, batch: Batch) -> None:
-        """A step on this process's rows; padding and rows that fill a batch up do not count."""
+        """Counts a step on this process's rows, without padding and rows that fill a batch up."""
         processes = jax.process_count()
         self.steps += 1
         self.rows += processes * int((batch.ids_B >= 0).sum())
@@ -121,7 +117,7 @@ class Clock:
         self._began += time.perf_counter() - began
 
     def row(self, step: int) -> dict[str, float]:
-        """Timing of the steps since the last row."""
+        """Makes a row of the timing of the steps since the last one."""
         seconds = time.perf_counter() - self._began
         row = {
             "step": step,
@@ -146,7 +142,7 @@ class Fit:
 
 
 def resume_from(directory: str, steps: int) -> Checkpoints:
-    """The checkpoints of another stage directory, to go on from the last one.
+    """Opens the checkpoints of another stage directory, to go on from the last one.
 
     Raises UserError where there is none, or only one beyond this stage's `steps`.
     """

@@ -36,7 +36,8 @@ class Group(NamedTuple):
 
 
 def multipliers(table: Any, params: Params, key: str) -> Params:
-    """The first matching (pattern, number) of `table` for each parameter, as a tree of floats."""
+    """Finds the first matching (pattern, number) of `table` for each parameter: a tree of
+    floats."""
     rows = tuple((str(pattern), value) for pattern, value in table)
     rows = tuple((each, float(FACTOR.check(value, f"{key}: {each!r}"))) for each, value in rows)
     return match(rows, params, key)
@@ -45,7 +46,7 @@ def multipliers(table: Any, params: Params, key: str) -> Params:
 def make_optimizer(
     config: Any, params: Params, groups: Sequence[tuple[str, Group]] = ()
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101) without its learning rate.
+    """Makes AdamW (Loshchilov and Hutter, arXiv:1711.05101) without its learning rate.
 
     Args:
         config: `optim`: weight_decay, beta1, beta2, epsilon, clip_norm (0: none) and
@@ -132,12 +133,12 @@ def apply(
     params: Params,
     learning_rate: Array,
 ) -> tuple[Params, Any]:
-    """One optimizer step; returns (params, opt_state)."""
+    """Applies one optimizer step; returns (params, opt_state)."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
     step = lambda p, u: p + (learning_rate * u).astype(p.dtype)  # noqa: E731
     return jax.tree.map(step, params, updates), opt_state
 
 
 def global_norm(grads: Params) -> Array:
-    """sqrt of the sum of squares of all gradients, before clipping."""
+    """Computes the root of the sum of squares of all gradients, before clipping."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))

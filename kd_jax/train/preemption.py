@@ -35,7 +35,7 @@ class Preemption:
         self._caught = True
 
     def requested(self) -> bool:
-        """Whether to save now and leave: the same answer on every process, if all of them ask."""
+        """Tells whether to save now and leave: the same on every process, if all of them ask."""
         if self._alone:
             return self._caught
         answer = self._asked is not None and bool(self._asked)
@@ -44,7 +44,7 @@ class Preemption:
         return answer
 
     def requested_now(self) -> bool:
-        """`requested`, with the answer to what all processes ask now: they wait for each other."""
+        """Tells what `requested` does, as of now: the processes wait for each other."""
         self.requested()
         return self.requested()
 

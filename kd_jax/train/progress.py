@@ -38,9 +38,8 @@ class ProgressBar:
     def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
         self._console = console or Console()
         self._stage, self._steps = stage, steps
-        self._first: tuple[int, float] | None = (
-            None  # step and time after the first, which compiles
-        )
+        # Step and time after the first, which compiles.
+        self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
         self._bar, self._line = None, ""
         if self._console.is_terminal:
@@ -60,7 +59,7 @@ class ProgressBar:
             self._bar.start()
 
     def update(self, step: int, losses: dict[str, float], tokens_per_second: float) -> None:
-        """`step` steps are done."""
+        """Shows that `step` steps are done."""
         found = [f"{name} {value:.4g}" for name, value in losses.items()]
         if tokens_per_second:
             found.append(f"{tokens_per_second:,.0f} tokens/s")
@@ -81,7 +80,7 @@ class ProgressBar:
             self.say(line)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if self._console.is_terminal:
             text = wrapped(text, self._console.width)
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from kd_jax import storage
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Table:
 
     @property
     def digest(self) -> str:
-        """Of all rows."""
+        """The digest of all rows."""
         return self._hash.hexdigest()
 
     def _format(self, rows: list[dict], header: bool) -> str:
@@ -90,7 +90,7 @@ class Table:
 
 
 def read(path: epath.PathLike) -> list[dict[str, str]]:
-    """The whole rows of a CSV; a last line that a crash cut short is left out."""
+    """Reads the whole rows of a CSV; a last line that a crash cut short is left out."""
     path = epath.Path(path)
     if not path.exists():
         return []
@@ -151,7 +151,7 @@ class Records:
         self._wandb, self._stage = wandb_run, directory.name
 
     def add(self, table: Table, kind: str, row: dict[str, Any]) -> None:
-        """A row for `table`, and its numbers as curves `kind/NAME`."""
+        """Adds a row to `table`, and its numbers to the curves `kind/NAME`."""
         table.add(row)
         values = {f"{kind}/{name}": value for name, value in row.items() if name != "step"}
         self._events.add(row["step"], values)
@@ -171,7 +171,7 @@ class Records:
 
 
 def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) -> Any:
-    """A W&B run for the run directory `folder`, the same one when the run is continued.
+    """Opens a W&B run for the run directory `folder`, the same one when the run is continued.
 
     WANDB_MODE=offline keeps it in `folder`/wandb. Raises UserError where wandb is not installed or
     refuses.
@@ -189,8 +189,7 @@ def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) ->
     try:
         return wandb.init(id=identity.read_text(), resume="allow", **about)
     except wandb.Error as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"config.wandb={project!r}: {reason}; run `wandb login`, set WANDB_MODE=offline, or "
-            f"leave config.wandb empty"
+            f"config.wandb={project!r}: {line(error)}; run `wandb login`, set WANDB_MODE=offline, "
+            f"or leave config.wandb empty"
         ) from None

@@ -7,6 +7,7 @@ collectives are those written here: parameters are gathered once, gradients summ
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ Table = tuple[tuple[str, P], ...]
 
 
 def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """A mesh data x fsdp over `devices` (all by default); `fsdp` must divide their number."""
+    """Makes a mesh data x fsdp over `devices` (all by default); `fsdp` must divide their number."""
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise UserError(f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices")
@@ -34,12 +35,13 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
 
 
 def path_name(path: tuple) -> str:
-    """A tree path as it is written in regex tables: "student/backbone/blocks/0/ffn_in/kernel"."""
+    """Writes a tree path as it stands in regex tables:
+    "student/backbone/blocks/0/ffn_in/kernel"."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
 
 
 def match(table: tuple[tuple[str, Any], ...], tree: Any, what: str) -> Any:
-    """A tree of the values of the first pattern that finds each parameter's path name.
+    """Finds the value of the first pattern that matches each parameter's path name: a tree.
 
     Raises UserError naming the parameters that no pattern covers.
     """
@@ -59,7 +61,7 @@ def match(table: tuple[tuple[str, Any], ...], tree: Any, what: str) -> Any:
 
 
 def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
-    """PartitionSpecs of `params`; a dimension that fsdp does not divide stays whole."""
+    """Finds the PartitionSpecs of `params`; a dimension that fsdp does not divide stays whole."""
     fsdp = mesh.shape["fsdp"]
 
     def fitting(spec, leaf):
@@ -72,7 +74,7 @@ def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
-    """NamedShardings of a tree of PartitionSpecs."""
+    """Makes NamedShardings of a tree of PartitionSpecs."""
     wrap = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
     return jax.tree.map(wrap, specs, is_leaf=lambda x: isinstance(x, P))
 
@@ -82,7 +84,7 @@ def _split_axis(spec: P) -> int | None:
 
 
 def gather(params: Params, specs: Params) -> Params:
-    """Inside shard_map: whole parameters from this device's parts."""
+    """Gathers whole parameters from all devices' parts; inside shard_map."""
 
     def whole(spec, part):
         axis = _split_axis(spec)
@@ -92,7 +94,7 @@ def gather(params: Params, specs: Params) -> Params:
 
 
 def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
-    """Inside shard_map: the sum of all devices' gradients, each device keeping its own part."""
+    """Sums all devices' gradients, each device keeping its own part; inside shard_map."""
 
     def summed(spec, grad):
         axis = _split_axis(spec)
@@ -106,9 +108,41 @@ def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
     return jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
 
 
+def per_device(
+    run: Callable[..., Any],
+    mesh: Mesh,
+    table: Table,
+    models: tuple[Any, ...],
+    batch: Batch,
+    *numbers: Any,
+    out: P = BATCH,
+) -> Any:
+    """Calls `run(*models, batch, *numbers)` on every device, on its own rows of the batch.
+
+    Args:
+        run: returns arrays of which all devices have the same, or each its own rows; see `out`.
+        models: `Model`s or other pytrees of `params`, laid out by `table`, which `run` gets whole;
+            None stays None.
+        numbers: the same on all devices.
+        out: how results are laid out: BATCH, or P() for equal ones.
+    """
+    parts = [None if model is None else model.params for model in models]
+    specs = [param_specs(table, params, mesh) for params in parts]
+
+    def local(parts, *rest):
+        whole = map(gather, parts, specs)
+        pairs = zip(models, whole, strict=True)
+        given = [None if model is None else model.replace(params=own) for model, own in pairs]
+        return run(*given, *rest)
+
+    in_specs = (specs, BATCH, *[P()] * len(numbers))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out, check_vma=False)
+    return mapped(parts, batch, *numbers)
+
+
 def to_host(params: Params) -> Params:
-    """Whole arrays on this host, of parameters that may be split over processes; all processes
-    call this together."""
+    """Fetches whole arrays to this host, of parameters that may be split over processes; all
+    processes call this together."""
 
     def whole(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -119,20 +153,20 @@ def to_host(params: Params) -> Params:
 
 
 def device_index() -> Array:
-    """Inside shard_map: this device's number, uint32."""
+    """Computes this device's number, uint32; inside shard_map."""
     index = jax.lax.axis_index("data") * jax.lax.axis_size("fsdp") + jax.lax.axis_index("fsdp")
     return index.astype(jnp.uint32)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """A global batch on the mesh from this process's rows (numpy)."""
+    """Puts a global batch on the mesh, from this process's rows (NumPy)."""
     sharding = NamedSharding(mesh, BATCH)
     put = lambda rows: jax.make_array_from_process_local_data(sharding, rows)  # noqa: E731
     return jax.tree.map(put, batch)
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """NumPy arrays and scalars, the same in all processes, on every device of the mesh."""
+    """Puts NumPy arrays and scalars, the same in all processes, on every device of the mesh."""
     sharding = NamedSharding(mesh, P())
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

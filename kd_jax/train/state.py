@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def state_specs(state: TrainState, table: Table, mesh: Mesh) -> TrainState:
-    """PartitionSpecs of an (abstract) state; optimizer moments lie where their parameters do."""
+    """Finds the PartitionSpecs of an (abstract) state; moments lie where their parameters do."""
     specs = param_specs(table, state.params, mesh)
     frozen = optax.MaskedNode  # stands where a frozen parameter would have moments
     opt_specs = optax.tree_utils.tree_map_params(
@@ -57,7 +57,7 @@ def create(
     table: Table,
     mesh: Mesh,
 ) -> TrainState:
-    """A new state whose every array is created where it will live.
+    """Creates a state, every array where it will live.
 
     Args:
         init: from `inputs` to {"student", "objective"} parameters; runs under jit.
@@ -91,7 +91,7 @@ def continued(
     table: Table,
     mesh: Mesh,
 ) -> TrainState:
-    """The state that goes on from `before` with another student, at the same step.
+    """Goes on from the state `before` with another student, at the same step.
 
     What of the optimizer's state has the same path and shape in both is kept: moments and counts of
     the parameters that stay in their group (`optim.Group`). All else of it starts anew. Arrays that
@@ -136,6 +136,6 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def abstract(state: TrainState) -> TrainState:
-    """The state's shapes, types and shardings: what a checkpoint is restored against."""
+    """Describes a state's shapes, types and shardings: a checkpoint is restored against these."""
     describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     return jax.tree.map(describe, state)

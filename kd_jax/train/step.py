@@ -30,9 +30,8 @@ class Inputs(struct.PyTreeNode):
     weights: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
-    replaced_L: Array | None = (
-        None  # bool, drawn at every step: blocks in their predecessors' place
-    )
+    # bool, drawn at every step: blocks in their predecessors' place
+    replaced_L: Array | None = None
 
 
 class Teacher(Protocol):
@@ -120,7 +119,8 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
 def gradient(
     params: Params, graphdef, batch: Batch, teacher: Teacher | None, inputs: Inputs, plan: Plan
 ) -> tuple[Params, dict[str, Ratio]]:
-    """The gradient of the global batch, laid out like the parameters, and every term's Ratio."""
+    """Computes the gradient of the global batch, laid out like the parameters, and each term's
+    Ratio."""
     specs = sharding.param_specs(plan.table, params, plan.mesh)
     teacher_specs = None
     if teacher is not None:
@@ -152,7 +152,7 @@ def gradient(
 def train_step(
     state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, *, plan: Plan
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One optimizer step on a global batch.
+    """Takes one optimizer step on a global batch.
 
     Returns the new state (the old one is donated) and {"loss", "grad_norm", "terms"}: the
     weighted loss, the gradient's norm before clipping, and a Ratio for each term.
@@ -170,67 +170,37 @@ def train_step(
 def eval_step(
     student: Model, batch: Batch, teacher: Teacher | None, *, plan: Plan
 ) -> dict[str, Ratio]:
-    """Every term of `plan.objective` on one batch, as Ratios over all devices; dropout off."""
-    specs = sharding.param_specs(plan.table, student.params, plan.mesh)
-    teacher_specs = None
-    if teacher is not None:
-        teacher_specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+    """Computes every term of `plan.objective` on one batch, as Ratios over all devices; dropout
+    off."""
 
-    def local(params, batch, teacher_params):
+    def local(student, teacher, batch):
         batch = plan.objective.prepare(batch)
-        teacher_out = None
-        if teacher is not None:
-            whole = sharding.gather(teacher_params, teacher_specs)
-            teacher_out = teacher.replace(params=whole)(batch)
-        student_out = Model(sharding.gather(params, specs), student.graphdef)(batch)
+        teacher_out = None if teacher is None else teacher(batch)
         weight = _denominators(plan.objective, batch)
         ones = dict.fromkeys(plan.objective.names, jnp.float32(1.0))
-        _, totals = plan.objective({}, student_out, teacher_out, batch, ones, {})
+        _, totals = plan.objective({}, student(batch), teacher_out, batch, ones, {})
         return {n: Ratio(jax.lax.psum(t, sharding.AXES), weight[n]) for n, t in totals.items()}
 
-    return jax.shard_map(
-        local,
-        mesh=plan.mesh,
-        in_specs=(specs, sharding.BATCH, teacher_specs),
-        out_specs=P(),
-        check_vma=False,
-    )(student.params, batch, None if teacher is None else teacher.params)
+    models = student, teacher
+    return sharding.per_device(local, plan.mesh, plan.table, models, batch, out=P())
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
-    """Whether there is neither NaN nor +infinity in what a teacher returns for a batch, a bool
-    scalar; -infinity is the logarithm of 0."""
-    specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+    """Tells whether there is neither NaN nor +infinity in what a teacher returns for a batch, a
+    bool scalar; -infinity is the logarithm of 0."""
 
-    def local(params, batch):
-        rows = plan.objective.prepare(batch)
-        found = teacher.replace(params=sharding.gather(params, specs))(rows)
+    def local(teacher, batch):
+        found = teacher(plan.objective.prepare(batch))
         numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
         bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
         return jax.lax.psum(bad, sharding.AXES) == 0
 
-    return jax.shard_map(
-        local,
-        mesh=plan.mesh,
-        in_specs=(specs, sharding.BATCH),
-        out_specs=P(),
-        check_vma=False,
-    )(teacher.params, batch)
+    return sharding.per_device(local, plan.mesh, plan.table, (teacher,), batch, out=P())
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
-    """float32 logits of a head that answers once a row, (B, P, C); dropout off."""
-    specs = sharding.param_specs(table, model.params, mesh)
-
-    def local(params, batch):
-        return Model(sharding.gather(params, specs), model.graphdef)(batch).logits
-
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, sharding.BATCH),
-        out_specs=sharding.BATCH,
-        check_vma=False,
-    )(model.params, batch)
+    """Computes float32 logits of a head that answers once a row, (B, P, C); dropout off."""
+    local = lambda model, batch: model(batch).logits  # noqa: E731
+    return sharding.per_device(local, mesh, table, (model,), batch)

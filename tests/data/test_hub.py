@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kd_jax.data import hub, source, table
+from kd_jax import hub
+from kd_jax.data import source, table
 from kd_jax.errors import UserError
 
 ROWS = ["", " = One = \n", "", " text \n", " = Two = \n", " more \n"]
@@ -109,9 +110,9 @@ def server(monkeypatch):
     "status, code, revision, reason",
     [
         (404, "RevisionNotFound", "v9", "no revision 'v9'"),
-        (404, "RepoNotFound", None, "no such public dataset"),
-        (401, "RepoNotFound", None, "no such public dataset"),
-        (403, "GatedRepo", None, "it is gated"),
+        (404, "RepoNotFound", None, "is unknown to the hub, or private"),
+        (401, "RepoNotFound", None, "is unknown to the hub, or private"),
+        (403, "GatedRepo", None, "is gated: accept its licence"),
         (503, "", None, "the hub answers: .*503"),
     ],
 )
@@ -127,7 +128,7 @@ def test_what_the_hub_refuses_says_what_to_change(server, status, code, revision
 
 
 def test_silence_counts_as_unreachable(server, monkeypatch):
-    monkeypatch.setattr(hub, "_PATIENCE", 0.3)
+    monkeypatch.setattr(hub, "ANSWER_WITHIN", 0.3)
     start = time.monotonic()
     with pytest.raises(UserError, match="'some/dataset' .* cannot be reached"):
         read("some/dataset")
@@ -135,7 +136,7 @@ def test_silence_counts_as_unreachable(server, monkeypatch):
 
 
 def test_a_name_that_nobody_looks_up_counts_as_unreachable(monkeypatch):
-    monkeypatch.setattr(hub, "_PATIENCE", 0.2)
+    monkeypatch.setattr(hub, "ANSWER_WITHIN", 0.2)
     stuck = threading.Event()
     # The address is looked up before any timeout of the client begins.
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **keys: stuck.wait(20))

@@ -67,14 +67,14 @@ def make_ensemble(folder: Path, name: str, space: str = "logits") -> None:
     from scipy.special import log_softmax, logsumexp
 
     from kd_jax.models import family as families
-    from kd_jax.models import hf_ensemble
+    from kd_jax.models import hf
     from tests.models import tiny
 
     changes = ENSEMBLES[name]
     kind, config = families.read(tiny.CONFIGS[name] | changes)
     members = [tiny.model(name, "clm", seed=seed, **changes) for seed in range(3)]
     params = [model.params for model in members]
-    hf_ensemble.save(folder, params, WEIGHTS, space, kind, config)
+    hf.save_ensemble(folder, params, WEIGHTS, space, kind, config)
     weights = np.array(WEIGHTS)[:, None, None, None]
 
     def mean(batch):

@@ -13,7 +13,7 @@ from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy
 from kd_jax.train import distributed, optim, sharding, state, step
-from kd_jax.train.evaluate import evaluate
+from kd_jax.train.passes import evaluate
 from tests.train import tiny_step
 from tests.train.test_optim import config
 

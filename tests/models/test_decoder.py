@@ -5,7 +5,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import segments
+from kd_jax.models import decoder
 from kd_jax.types import Batch
 from tests.models import tiny
 
@@ -34,12 +34,12 @@ def packed(length=16):
 
 
 def test_positions_go_on_from_the_end_of_the_beginning():
-    found = segments.positions(jax.tree.map(jnp.asarray, packed()), 40)
+    found = decoder.positions(jax.tree.map(jnp.asarray, packed()), 40)
     assert found[0, :11].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 6]
     assert found[1, :2].tolist() == [0, 1]
-    assert segments.positions(packed().replace(segments_BT=None), 40).tolist() == [[*range(16)]]
+    assert decoder.positions(packed().replace(segments_BT=None), 40).tolist() == [[*range(16)]]
     with pytest.raises(UserError, match="rows of 16 tokens, but the model has positions for 15"):
-        segments.positions(packed().replace(segments_BT=None), 15)
+        decoder.positions(packed().replace(segments_BT=None), 15)
 
 
 @pytest.mark.parametrize("name", CAUSAL)

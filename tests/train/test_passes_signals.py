@@ -6,8 +6,8 @@ import pytest
 from kd_jax.models import family
 from kd_jax.objectives import sources
 from kd_jax.train import sharding
+from kd_jax.train.passes import signal_step
 from kd_jax.train.sharding import place
-from kd_jax.train.signals import signal_step
 from tests.models import tiny
 from tests.objectives.rows import FP32
 
@@ -53,7 +53,7 @@ def test_neither_devices_nor_chunks_matter(monkeypatch):
     np.testing.assert_allclose(
         np.exp(wanted.values_BTK), np.sort(np.exp(logs(model, rows)))[..., :-6:-1], atol=1e-6
     )
-    monkeypatch.setattr("kd_jax.train.signals.CHUNK_LOGITS", 1)  # eight rows
+    monkeypatch.setattr("kd_jax.train.passes.CHUNK_LOGITS", 1)  # eight rows
     for devices, fsdp in ((1, 1), (8, 4)):
         found = run(model, rows, k=5, devices=devices, fsdp=fsdp)
         np.testing.assert_array_equal(found.ids_BTK, wanted.ids_BTK)

@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, or the Hugging Face hub by id and revision."""
+"""The Hugging Face hub: models by id and revision, one time-out, one wording of its refusals."""
 
 import dataclasses
 import functools
@@ -6,21 +6,16 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub
+from huggingface_hub import errors
 
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Seconds that the hub has for its first answer: with the start of the program less than ten.
 ANSWER_WITHIN = 5.0
@@ -29,6 +24,14 @@ ANSWER_WITHIN = 5.0
 _TEXT = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _SAFETENSORS = ["model*.safetensors"]
 _TORCH = ["pytorch_model*.bin"]
+
+# Answers of the hub itself: with any other error the cache may still do.
+_REFUSALS = (
+    errors.GatedRepoError,
+    errors.RepositoryNotFoundError,
+    errors.RevisionNotFoundError,
+    errors.HFValidationError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Source:
 def resolve(
     model: str, revision: str | None = None, setting: str = "teacher.model / student.model"
 ) -> Source:
-    """The folder of `model`: itself if it is one, else a cached copy of that hub id.
+    """Finds the folder of `model`: itself if it is one, else a cached copy of that hub id.
 
     `setting`: the key of the config, or the flag, that names the model.
 
@@ -61,23 +64,53 @@ def resolve(
         return _download(model, revision)
     except UserError:
         raise
-    except GatedRepoError:
-        reason = "is gated: accept its licence on the hub with the account of HF_TOKEN"
-    except RepositoryNotFoundError:
-        reason = "is unknown to the hub, or private (then HF_TOKEN has to be set)"
-    except RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the hub"
-    except OfflineModeIsEnabled:
-        reason = "is not in the local cache, and HF_HUB_OFFLINE forbids the hub; unset it"
-    except HFValidationError:
-        reason = "is neither a folder nor a hub id"
     except Exception as error:  # the client's errors of transport have no base class of its own
-        reason = f"is not in the local cache, and the hub cannot be reached ({_short(error)})"
+        cached = "" if isinstance(error, _REFUSALS) else "it is not in the local cache, and "
+        reason = cached + why_not(error, revision)
     smoke = "" if setting.startswith("--") else ", or try the config with `:smoke`"
     raise UserError(
-        f"model {model!r} {reason}. Check the id and HF_TOKEN, or set {setting} to "
+        f"model {model!r}: {reason}. Check the id and HF_TOKEN, or set {setting} to "
         f"a local folder{smoke}"
     ) from None
+
+
+def ask(call: Callable[[], T]) -> T:
+    """Returns the call's value. Raises what it raises, or TimeoutError after ANSWER_WITHIN seconds:
+    a name server that hangs heeds no time-out of HTTP's, so a thread asks, and is left behind."""
+    result: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = call()
+        except Exception as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER_WITHIN)
+    if "error" in result:
+        raise result["error"]
+    if "value" not in result:
+        raise TimeoutError(f"no answer in {ANSWER_WITHIN:.0f} s")
+    return result["value"]
+
+
+def why_not(error: Exception, revision: str | None) -> str:
+    """Puts an error of the hub's client in words; "it" is what was asked for."""
+    match error:
+        case errors.GatedRepoError():
+            return "it is gated: accept its licence on the hub with the account of HF_TOKEN"
+        case errors.RepositoryNotFoundError():
+            return "it is unknown to the hub, or private (then HF_TOKEN has to be set)"
+        case errors.RevisionNotFoundError():
+            return f"it has no revision {revision!r} on the hub"
+        case errors.HFValidationError():
+            return "it is neither a folder nor a hub id"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE forbids the hub; unset it"
+        case errors.HfHubHTTPError():
+            return f"the hub answers: {line(error)}"
+    return f"the hub cannot be reached ({line(error)[:200]})"
 
 
 @functools.cache
@@ -85,13 +118,13 @@ def _download(model: str, revision: str | None) -> Source:
     """A copy of the hub's files; the cache's where the hub does not answer. Asked once a process,
     so that a run has one commit."""
     try:
-        _within(ANSWER_WITHIN, lambda: HfApi().model_info(model, revision=revision))
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        ask(lambda: huggingface_hub.HfApi().model_info(model, revision=revision))
+    except _REFUSALS:
         raise
     except Exception as error:  # no network, a proxy, a broken server: the cache may still do
         try:
             folder = _snapshot(model, revision=revision, local_files_only=True)
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             raise error from None
         _check_cached(model, revision, folder.name, error)
     else:
@@ -105,15 +138,14 @@ def _check_cached(model: str, revision: str | None, commit: str, error: Exceptio
     hub may mean another commit by now."""
     if revision == commit:
         return
-    if isinstance(error, OfflineModeIsEnabled):
+    reason = why_not(error, revision)
+    if isinstance(error, errors.OfflineModeIsEnabled):
         reason = "HF_HUB_OFFLINE is set"
-    elif revision in (None, "main"):
-        reason = f"the hub cannot be reached ({_short(error)})"
-    else:
+    elif revision not in (None, "main"):
         raise UserError(
-            f"model {model!r}: the hub cannot be reached ({_short(error)}), and revision "
-            f"{revision!r} need not be commit {commit} of the local cache any more: try again, set "
-            f"the revision to that commit, or set HF_HUB_OFFLINE=1 to take what is cached"
+            f"model {model!r}: {reason}, and revision {revision!r} need not be commit {commit} of "
+            f"the local cache any more: try again, set the revision to that commit, or set "
+            f"HF_HUB_OFFLINE=1 to take what is cached"
         )
     log.warning("model %s: %s; taking commit %s of the local cache", model, reason, commit)
 
@@ -121,36 +153,8 @@ def _check_cached(model: str, revision: str | None, commit: str, error: Exceptio
 def _snapshot(model: str, **options) -> Path:
     """The folder with the files that kd_jax reads; pickled weights only if there are no others."""
     for weights in (_SAFETENSORS, _TORCH):
-        folder = Path(
-            snapshot_download(
-                model, allow_patterns=_TEXT + weights, ignore_patterns=["*/*"], **options
-            )
-        )
+        patterns = dict(allow_patterns=_TEXT + weights, ignore_patterns=["*/*"])
+        folder = Path(huggingface_hub.snapshot_download(model, **patterns, **options))
         if any(folder.glob(weights[0])):
             break
     return folder
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The call's value, or TimeoutError: a name server that hangs heeds no timeout of HTTP's."""
-    result: dict[str, Any] = {}
-
-    def run():
-        try:
-            result["value"] = call()
-        except Exception as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in result:
-        raise result["error"]
-    if "value" not in result:
-        raise TimeoutError(f"no answer in {seconds:.0f} s")
-    return result["value"]
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:120]

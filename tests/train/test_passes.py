@@ -11,7 +11,7 @@ from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.train.evaluate import evaluate, one_behind, predict
+from kd_jax.train.passes import evaluate, one_behind, predict
 from tests.models import tiny
 from tests.objectives import naive
 from tests.train import tiny_step

@@ -9,8 +9,8 @@ import time
 import huggingface_hub
 import pytest
 
+from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import hub
 
 COMMIT = "0123456789" * 4
 FILES = {

@@ -7,7 +7,7 @@ import pytest
 from kd_jax.data.continuations import Rows
 from kd_jax.models import family
 from kd_jax.train import sharding
-from kd_jax.train.likelihood import log_likelihoods
+from kd_jax.train.passes import log_likelihoods
 from tests.data.test_continuations import stretches
 from tests.models import tiny
 

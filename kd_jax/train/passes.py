@@ -1,0 +1,181 @@
+"""Passes over data that train nothing: held-out figures, logits, log-likelihoods, signals.
+
+A batch's results are read when the next batch is already under way, so devices never wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from kd_jax.evals import likelihood
+from kd_jax.objectives.sources import Mixed, head_of, in_chunks, sparse, stored
+from kd_jax.precision import Policy
+from kd_jax.train.sharding import Table, per_device, place
+from kd_jax.train.step import Plan, Teacher, eval_step, predict_step
+from kd_jax.types import Array, Batch, Model, Signal
+
+T = TypeVar("T")
+
+# Steps of log-likelihoods at a time. XLA's CPU backend runs what one thread asks for one after the
+# other, and leaves processors idle where a batch is small; steps know nothing of each other, so two
+# threads ask.
+_THREADS = 2
+CHUNK_LOGITS = 2**23  # of signals: logits of a chunk of rows, 32 MB
+
+
+def one_behind(results: Iterable[T]) -> Iterator[T]:
+    """Hands out the same results, each when the next one has been asked for."""
+    pending: list[T] = []
+    for result in results:
+        yield from pending
+        pending = [result]
+    yield from pending
+
+
+def evaluate(
+    student: Model, stream, teacher: Teacher | None, plan: Plan, by: str = "token"
+) -> dict[str, float]:
+    """Computes the mean of each term of `plan.objective` over the stream's supervised rows, in
+    float64; `by` batch: over the means of batches, each of the same weight."""
+    totals: dict[str, np.ndarray] = {}
+    batches = (place(batch, plan.mesh) for batch in stream.batches())
+    for ratios in one_behind(eval_step(student, batch, teacher, plan=plan) for batch in batches):
+        for name, ratio in jax.device_get(ratios).items():
+            pair = np.array([ratio.total, ratio.weight], np.float64)
+            if by == "batch":
+                pair /= max(pair[1], 1e-30)
+            totals[name] = totals.get(name, 0.0) + pair
+    return {name: float(total / max(weight, 1e-30)) for name, (total, weight) in totals.items()}
+
+
+def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
+    """Computes the logits of every row of a one-pass stream, by the row's id: (C,) where a row has
+    one answer, (P, length) for P answers over its tokens, padding cut off. Float32.
+
+    All processes call this together, and all get every row.
+    """
+    found: dict[int, np.ndarray] = {}
+    answered = (
+        (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
+        for batch in stream.batches()
+    )
+    for batch, logits_BPC in one_behind(answered):
+        lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
+        spans = batch.labels.shape[1] > 1
+        for row, length, logits_PC in _by_row(batch.ids_B, lengths_B, logits_BPC):
+            found[row] = logits_PC[:, :length].copy() if spans else logits_PC[0].copy()
+    return found
+
+
+def log_likelihoods(
+    model: Model, batches: Iterable[Batch], segments: int, operand: str, mesh: Mesh, table: Table
+) -> dict[int, np.ndarray]:
+    """Computes for every row of the batches, by its id, (K,) float32 sums of log p in nats, one a
+    segment; see `evals.likelihood.of_segments`.
+
+    All processes call this together, and all get every row.
+    """
+    found: dict[int, np.ndarray] = {}
+    waiting: deque[Future] = deque()
+    several = jax.process_count() > 1  # these have to do everything in the same order
+
+    def sums(batch: Batch) -> tuple[np.ndarray, Array]:
+        on_mesh = place(batch, mesh)
+        sums_BK = likelihood_step(
+            model, on_mesh, segments=segments, operand=operand, mesh=mesh, table=table
+        )
+        return batch.ids_B, jax.block_until_ready(sums_BK)
+
+    with ThreadPoolExecutor(1 if several else _THREADS) as threads:
+        for batch in batches:
+            waiting.append(threads.submit(sums, batch))
+            if len(waiting) > (0 if several else _THREADS):
+                found.update(_by_row(*waiting.popleft().result()))
+        while waiting:
+            found.update(_by_row(*waiting.popleft().result()))
+    return found
+
+
+def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
+    """Each row's id and its part of every array, of all processes' batches; not of rows that fill
+    a batch up."""
+    arrays = ids_B, *arrays
+    if jax.process_count() > 1:
+        arrays = multihost_utils.process_allgather(arrays, tiled=True)
+    for row, *parts in zip(*jax.device_get(arrays), strict=True):
+        if row >= 0:
+            yield int(row), *parts
+
+
+@functools.partial(jax.jit, static_argnames=("segments", "operand", "mesh", "table"))
+def likelihood_step(
+    model: Model, batch: Batch, *, segments: int, operand: str, mesh: Mesh, table: Table
+) -> Array:
+    """Computes `evals.likelihood.of_segments` of one batch, (B, K); dropout off."""
+
+    def local(model, batch):
+        return likelihood.of_segments(model(batch), batch, segments, operand)
+
+    return per_device(local, mesh, table, (model,), batch)
+
+
+@functools.partial(jax.jit, static_argnames=("vocab_size", "k", "space", "policy", "mesh", "table"))
+def signal_step(
+    model: Model,
+    batch: Batch,
+    share: Array,
+    *,
+    vocab_size: int,
+    k: int,
+    space: str,
+    policy: Policy,
+    mesh: Mesh,
+    table: Table,
+) -> Signal:
+    """Computes the model's log-probabilities of every token of a batch; where the batch has a
+    signal "others", the mean of both, of which `share` (float32 scalar) is the model's.
+
+    Args:
+        model: of at least `vocab_size` ids; those beyond are padding.
+        k: how many logits of a token are kept, by size; vocab_size: all, exactly.
+        space: that of the mean, logits or probabilities.
+        policy: types of the product that makes logits.
+    """
+
+    def local(model, batch, share):
+        own = head_of(model(batch)).cut(vocab_size)
+        before = None if batch.signals is None else stored(batch.signals["others"], vocab_size)
+        rows = len(own.features_ND)
+        size = min(rows, max(8, CHUNK_LOGITS // vocab_size))
+
+        def chunk(parts):
+            own_rows, before_rows = parts
+            logits_CV = own.logits(own_rows, policy)
+            if before is not None:
+                before_CV = before.logits(before_rows, policy)
+                logits_CV = Mixed(logits_CV, before_CV, share, space).logits_CV
+            if k == vocab_size:
+                return Signal(jax.nn.log_softmax(logits_CV, axis=1))
+            found = sparse(logits_CV, k)
+            return Signal(found.values_NK, found.ids_NK, found.rest_N)
+
+        parts = own.rows, None if before is None else before.rows
+        found = jax.lax.map(chunk, in_chunks(parts, size))
+        shape = batch.tokens_BT.shape
+
+        def whole(array):
+            flat = array.reshape(-1, *array.shape[2:])[:rows]
+            return flat.reshape(*shape, *flat.shape[1:])
+
+        return jax.tree.map(whole, found)
+
+    return per_device(local, mesh, table, (model,), batch, share)
