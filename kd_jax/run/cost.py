@@ -109,7 +109,7 @@ def _first_choices(
     size = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(size, 1.0 / size)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = sources.split(found.rows, min(CHUNK, len(found.rows)))
+    rows = sources.in_chunks(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
 
 
