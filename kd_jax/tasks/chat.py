@@ -57,7 +57,7 @@ class Conversations:
 class Chat(SplitTask):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
-    head, defaults, of_data = "clm", DEFAULTS, DATA
+    head, defaults, data_defaults = "clm", DEFAULTS, DATA
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
@@ -88,7 +88,7 @@ class Chat(SplitTask):
         return Rows(self.examples(split), self.seq_len, self.packed)
 
     def _held_out(self, whole):
-        return splits.some(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
+        return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
         """A source's conversations, tokenised once."""

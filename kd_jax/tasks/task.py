@@ -52,14 +52,14 @@ class SplitTask(splits.Splits):
 
     head: str  # mlm | clm | classification | span
     defaults: dict[str, Any]  # of config.task
-    of_data: dict[str, Any] = splits.DATA  # defaults of config.data
+    data_defaults: dict[str, Any] = splits.DATA  # defaults of config.data
 
     def __init__(
         self, config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """`tokenizer` may be None where no rows are asked for."""
         self.config = settings(config, self.defaults, "task")
-        super().__init__(settings(data, self.of_data, "data"))
+        super().__init__(settings(data, self.data_defaults, "data"))
         self.tokenizer = tokenizer
         self.seq_len = self.config["seq_len"]
 
@@ -102,7 +102,7 @@ class SplitTask(splits.Splits):
 class TextTask(SplitTask):
     """A language-modelling task. Subclasses give the head, the blocks and the batches."""
 
-    of_data = DATA
+    data_defaults = DATA
     too_small = (
         "set config.data.validation to a source, or separate documents by blank lines"  # of a .txt
     )
@@ -145,7 +145,7 @@ class TextTask(SplitTask):
         return source.read(self.data[key], f"data.{key}")
 
     def _held_out(self, whole):
-        return splits.some(whole.identity.count, self.data["held_out"], HELD_OUT_SEED)
+        return splits.random_share(whole.identity.count, self.data["held_out"], HELD_OUT_SEED)
 
     def _tokenize(self, split: str):
         folder = cache.folder(self.data["cache_dir"])
