@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import ragged
 from kd_jax.data.buckets import BucketStream, lengths_of
-from kd_jax.data.splits import Asked
+from kd_jax.data.splits import QuestionSet
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
@@ -154,7 +154,7 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions(Asked):
+class Questions(QuestionSet):
     """The questions of one split."""
 
     place: Callable[[int], str] = str  # where a question stands, for messages: "val.jsonl, row 7"

@@ -36,14 +36,14 @@ def read(config: Mapping, where: str) -> Documents:
     Opens the source and reads its first document, so that most mistakes show at once. Raises
     UserError for whatever is wrong with the config or the source.
     """
-    documents, spec = opened(config, DEFAULTS, where, "documents")
+    documents, spec = open_source(config, DEFAULTS, where, "documents")
     found = documents(spec, where)
     if next(iter(found), None) is None:
         raise UserError(f"{found.name} (config.{where}) holds no text")
     return found
 
 
-def opened(config: Mapping, defaults: dict, where: str, kind: str) -> tuple[Callable, dict]:
+def open_source(config: Mapping, defaults: dict, where: str, kind: str) -> tuple[Callable, dict]:
     """(the source's function `kind`, the complete settings that it takes)."""
     spec = settings(config, defaults, where)
     if spec["split"] is None:

@@ -44,7 +44,7 @@ class Part(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class QuestionSet:
     """Questions of a source, which are named tuples of what JSON can hold."""
 
     name: str  # for messages and the run's manifest
@@ -121,7 +121,7 @@ class Splits:
         return self._parts[name]
 
 
-def some(count: int, share: float, seed: int) -> np.ndarray:
+def random_share(count: int, share: float, seed: int) -> np.ndarray:
     """bool (count,): a random share, at least one, and one is always left out."""
     chosen_N = np.zeros(count, bool)
     order_N = np.random.Generator(np.random.Philox(seed)).permutation(count)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
 from kd_jax.data.encoded import Encoded, join, pad_id
-from kd_jax.data.splits import Asked
+from kd_jax.data.splits import QuestionSet
 from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 
@@ -33,7 +33,7 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions(Asked):
+class Questions(QuestionSet):
     """The questions of one split."""
 
     unanswerable: bool = False  # v2.0: some questions may have no answer

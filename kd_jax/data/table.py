@@ -76,7 +76,7 @@ def read(config: Mapping, where: str) -> Table:
 
     Raises UserError for whatever is wrong with the config or the source.
     """
-    rows, spec = source.opened(config, DEFAULTS, where, "rows")
+    rows, spec = source.open_source(config, DEFAULTS, where, "rows")
     table = rows(spec, where)
     if not len(table):
         raise UserError(f"{table.name} (config.{where}) holds no rows")

@@ -13,7 +13,7 @@ from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped_file
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
@@ -30,7 +30,7 @@ class AGNews(ClassificationTask):
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = shipped(spec, where, key, ".csv", ".tsv")
+        path = shipped_file(spec, where, key, ".csv", ".tsv")
         if path is not None:
             return self._original(path)
         found = table.read(spec, where)

@@ -88,7 +88,7 @@ class Chat(Text):
         return Rows(self.examples(split), self.seq_len, self.packed)
 
     def _held_out(self, whole):
-        return splits.some(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
+        return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
         """A source's conversations, tokenised once."""

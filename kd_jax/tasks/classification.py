@@ -70,7 +70,7 @@ class Texts:
         )
 
 
-def shipped(spec: dict, where: str, split: str, *suffixes: str) -> Path | None:
+def shipped_file(spec: dict, where: str, split: str, *suffixes: str) -> Path | None:
     """The file of a source in the layout in which data sets are shipped: one with one of the
     suffixes, or `split` with the first of them in a folder. None where it is to be read as a table.
     UserError where there is no such file."""

@@ -21,7 +21,7 @@ from kd_jax.data import files, table
 from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped
+from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -107,7 +107,7 @@ class Glue(ClassificationTask):
     def _read(self, key):
         where = f"data.{key}"
         spec = settings(self.data[key], table.DEFAULTS, where)
-        path = shipped(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
+        path = shipped_file(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
         if path is not None:
             return self._texts(_original(path, self.task), original=True)
         if spec["source"] == "hub" and spec["path"] == HUB["path"] and spec["name"] is None:

@@ -38,7 +38,7 @@ class PhraseBank(ClassificationTask):
     labels = ("negative", "neutral", "positive")
     metrics = ("macro_f1", "accuracy")
     primary = "macro_f1"
-    defaults, of_data = DEFAULTS, DATA
+    defaults, data_defaults = DEFAULTS, DATA
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)

@@ -58,14 +58,14 @@ class Task(splits.Splits):
     primary: str  # the held-out figure that selects a checkpoint
     larger: bool  # whether a larger one is better
     defaults: dict[str, Any]  # of config.task
-    of_data: dict[str, Any] = splits.DATA  # defaults of config.data
+    data_defaults: dict[str, Any] = splits.DATA  # defaults of config.data
 
     def __init__(
         self, config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """`tokenizer` may be None where no rows are asked for."""
         self.config = settings(config, self.defaults, "task")
-        super().__init__(settings(data, self.of_data, "data"))
+        super().__init__(settings(data, self.data_defaults, "data"))
         self.tokenizer = tokenizer
         self.seq_len = self.config["seq_len"]
 
@@ -112,7 +112,7 @@ class Task(splits.Splits):
 class Text(Task):
     """What all language-modelling tasks are: one tokenizer, a loss a token."""
 
-    of_data = DATA
+    data_defaults = DATA
     of_examples = larger = False
     labels = ()
     primary = "loss"
@@ -166,7 +166,7 @@ class TextTask(Text):
         return source.read(self.data[key], f"data.{key}")
 
     def _held_out(self, whole):
-        return splits.some(whole.identity.count, self.data["held_out"], HELD_OUT_SEED)
+        return splits.random_share(whole.identity.count, self.data["held_out"], HELD_OUT_SEED)
 
     def _tokenize(self, split: str):
         folder = cache.folder(self.data["cache_dir"])

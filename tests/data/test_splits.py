@@ -24,17 +24,17 @@ def test_groups_stay_together():
 
 
 def test_some_are_a_random_share_of_the_seed():
-    chosen = splits.some(40, 0.1, seed=3)
+    chosen = splits.random_share(40, 0.1, seed=3)
     assert chosen.sum() == 4 and len(chosen) == 40
-    assert (splits.some(40, 0.1, seed=3) == chosen).all()
-    assert (splits.some(40, 0.1, seed=4) != chosen).any()
-    assert not splits.some(1, 0.5, seed=0).any()
+    assert (splits.random_share(40, 0.1, seed=3) == chosen).all()
+    assert (splits.random_share(40, 0.1, seed=4) != chosen).any()
+    assert not splits.random_share(1, 0.5, seed=0).any()
 
 
 @pytest.mark.parametrize(
     "split",
     [
-        lambda groups, share: splits.some(len(set(groups)), share, 0),
+        lambda groups, share: splits.random_share(len(set(groups)), share, 0),
         lambda groups, share: splits.stratified(groups, np.zeros(len(groups)), share, 0),
         lambda groups, share: splits.grouped(groups, share, 0),
     ],
