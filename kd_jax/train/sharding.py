@@ -115,7 +115,7 @@ def per_device(
     models: tuple[Any, ...],
     batch: Batch,
     *numbers: Any,
-    out: P = BATCH,
+    out: Any = BATCH,
 ) -> Any:
     """Calls `run(*models, batch, *numbers)` on every device, on its own rows of the batch.
 
@@ -124,7 +124,7 @@ def per_device(
         models: `Model`s or other pytrees of `params`, laid out by `table`, which `run` gets whole;
             None stays None.
         numbers: the same on all devices.
-        out: how results are laid out: BATCH, or P() for equal ones.
+        out: how results are laid out: BATCH, or P() for equal ones; or a tree of these.
     """
     parts = [None if model is None else model.params for model in models]
     specs = [param_specs(table, params, mesh) for params in parts]

@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax.errors import UserError
 from kd_jax.train import sharding
+from kd_jax.types import Model
 from tests.train import tiny_step
 
 TABLE = ((r"embedding$", P(None, "fsdp")), (r"kernel$", P("fsdp", None)), (r"bias$", P()))
@@ -79,6 +80,22 @@ def test_devices_are_numbered_as_their_rows():
     found = jax.jit(run)(jnp.zeros(16, jnp.uint32))
     assert found.dtype == jnp.uint32
     np.testing.assert_array_equal(found, np.repeat(np.arange(8), 2))
+
+
+def test_each_device_gets_whole_models_its_own_rows_and_the_numbers():
+    mesh, batch = sharding.make_mesh(4), tiny_step.batch("mlm")
+    model = Model({"kernel": jnp.arange(32.0).reshape(8, 4)}, None)
+
+    def run(model, none, batch, number):
+        assert none is None and batch.tokens_BT.shape == (4, 12)
+        return batch.tokens_BT * number, jax.lax.psum(model.params["kernel"], sharding.AXES)
+
+    out = sharding.BATCH, P()
+    found, sums = jax.jit(
+        lambda number: sharding.per_device(run, mesh, TABLE, (model, None), batch, number, out=out)
+    )(jnp.int32(3))
+    np.testing.assert_array_equal(found, 3 * batch.tokens_BT)
+    np.testing.assert_array_equal(sums, 8 * model.params["kernel"])
 
 
 def test_place():
