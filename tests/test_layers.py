@@ -123,7 +123,8 @@ def test_a_wheel_has_the_files_that_are_no_python():
 def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
-    assert sum(lengths.values()) < 26_000
+    # 26,000, and the 447 lines that configs/ gave to the package: defaults, samples, :smoke.
+    assert sum(lengths.values()) < 26_000 + 447
 
 
 def test_no_utils():
