@@ -6,7 +6,7 @@ Every ending of every question is scored after its context, in batches of 16 end
 it as the lm-evaluation-harness: the longest rows first, padded on the right, one forward pass over
 context and ending for each ending, log-softmax of all tokens; with its own number of threads, and
 with one, which is faster where batches are small or the machine is busy. kd_jax makes the pass of
-recipes/score.py, where the endings of a question share their context, with its own number of
+recipes/evaluate.py, where the endings of a question share their context, with its own number of
 endings a batch, and with PyTorch's.
 
 Texts are tokenised before. A process makes one pass that compiles and is reported as "first", then

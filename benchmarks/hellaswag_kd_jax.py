@@ -1,5 +1,5 @@
 """One kd_jax process of the HellaSwag benchmark; prints one line of JSON. The pass is that of
-recipes/score.py."""
+recipes/evaluate.py."""
 
 import jax
 from hellaswag_pass import arguments, time_passes
@@ -7,7 +7,8 @@ from hellaswag_pass import arguments, time_passes
 from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
 from kd_jax.precision import policy_for
-from kd_jax.recipes import score
+from kd_jax.recipes import evaluate
+from kd_jax.run import measure
 from kd_jax.tasks import text
 from kd_jax.train import sharding
 from kd_jax.types import Model
@@ -17,17 +18,17 @@ def main() -> None:
     parser = arguments()
     parser.add_argument("--own_batch_size", action="store_true", help="that of kd_jax.evaluate")
     args = parser.parse_args()
-    batch_size = score.ROWS if args.own_batch_size else args.batch_size
+    batch_size = evaluate.ROWS if args.own_batch_size else args.batch_size
     start_jax()
     policy = policy_for("fp32", jax.default_backend())
     kind, config = family.read(hf.read_config(args.model))
     graphdef = family.abstract(kind, config, "clm", policy).graphdef
     model, mesh = Model(hf.load(args.model, kind, config, "clm"), graphdef), sharding.make_mesh()
-    task = score.make_task("hellaswag", str(args.data))
-    scored = score.encode(task, text.load_tokenizer(args.model), config.max_tokens)
+    task = evaluate.make_task("hellaswag", str(args.data), evaluate.Options())
+    scored = task.encoded(text.load_tokenizer(args.model), config.max_tokens)
 
     def one_pass():
-        return score.score(model, scored, policy, batch_size, mesh).log_likelihoods_N
+        return measure.score(model, scored, policy, batch_size, mesh).log_likelihoods_N
 
     def judge(values_N):
         figures = scored.figures(values_N)

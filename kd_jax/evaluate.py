@@ -30,22 +30,30 @@ Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending
 """
 
 import argparse
+import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.errors import UserError
 from kd_jax.evals import runs, tables
 from kd_jax.evals.table import Table, of_runs
-from kd_jax.recipes import judge, score
-from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
+from kd_jax.recipes.evaluate import (
+    EXAMPLES,
+    LANGUAGE,
+    LIKELIHOOD,
+    Options,
+    by_likelihood,
+    evaluate_checkpoint,
+    evaluate_predictions,
+    evaluate_run,
+    evaluate_stage,
+)
 from kd_jax.tasks import cbt, glue, phrasebank
 
-LANGUAGE = ("mlm", "clm", "chat")
-TASKS = (*judge.TASKS, *LANGUAGE, *score.TASKS)
+TASKS = (*EXAMPLES, *LANGUAGE, *LIKELIHOOD)
 # Flags that only one of the kinds of task reads.
 OF_LANGUAGE = ("teacher",)
 OF_EXAMPLES = ("predictions", "pair", "label", "labels")
@@ -69,34 +77,22 @@ _NAMES = (
 
 def table(found: dict) -> Table:
     """The figures for people."""
+    first = next(iter(found.get("stages", {"": found}).values()))
+    about = [first["data"]["name"], first["task"]]
+    if "stride" in first:
+        about += [f"windows of {first['seq_len']} tokens, stride {first['stride']}"]
+        about += [f"documents {first['documents']}"]
+    elif "seq_len" in first:
+        about += [f"rows of {first['seq_len']} tokens"]
+    about += [f"joined by {first['separator']}"] if "separator" in first else []
+    about += [first["precision"]] if "precision" in first else []
+    about += [f"beside {first['teacher']}"] if first.get("teacher") else []
     if "stages" in found:
-        return tables.scores_of_models(
-            found["stages"], _about(next(iter(found["stages"].values())))
-        )
+        return tables.scores_of_models(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    if _kind(found["task"]) in score.KINDS:
-        return tables.scores(found, name, _about(found))
-    about = [found["data"]["name"], found["task"]]
-    if "seq_len" in found:
-        about.append(f"rows of {found['seq_len']} tokens")
-    if "separator" in found:
-        about.append(f"joined by {found['separator']}")
-    about += [found["precision"]] if "precision" in found else []
-    beside = f", beside {found['teacher']}" if found.get("teacher") else ""
-    return of_runs([{name: found}], f"{', '.join(about)}{beside}")
-
-
-def _about(found: dict) -> str:
-    """What a model was scored on."""
-    about = [found["data"]["name"], found["task"]]
-    if "stride" in found:
-        about += [f"windows of {found['seq_len']} tokens, stride {found['stride']}"]
-        about += [f"documents {found['documents']}"]
-    return ", ".join([*about, found["precision"]])
-
-
-def _kind(task: str) -> str:
-    return task.partition("/")[0]
+    if by_likelihood(found["task"]):
+        return tables.scores(found, name, ", ".join(about))
+    return of_runs([{name: found}], ", ".join(about))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,92 +150,47 @@ def main(argv: list[str] | None = None) -> None:
     # Of a run, the config says what no flag does.
     names = {was: now for name, was, now in _NAMES if not args.workdir or getattr(args, name)}
     with cli.plain_errors(names):
-        evaluate = _check(args)
+        _check(args)
         cli.start_jax()
-        found, written = evaluate(args)
+        found, written = _evaluate(args)
         if args.json:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
     table(found).print()
     if "classes" in found:
-        judge.by_class(found).print()
+        tables.by_class(found["task"], [{"": found}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
 
 
-Found = tuple[dict, list[str]]  # figures, and the files that were written
-
-
-def _language(args: argparse.Namespace) -> Found:
-    options = Options(
-        args.teacher, args.text, args.separator, args.seq_len, args.batch_size, args.precision
-    )
-    if args.workdir:
-        stage = args.stage or "student"
-        return evaluate_stage(args.workdir, stage, args.task, args.data, args.split, options), []
-    return evaluate_checkpoint(args.model, args.revision, args.task, args.data, options), []
-
-
-def _scored(args: argparse.Namespace) -> Found:
-    options = score.Options(
-        args.seq_len,
-        args.text,
-        args.separator,
-        args.stride,
-        args.documents,
-        args.batch_size,
-        args.precision,
-    )
-    if args.workdir and not args.stage:
-        every = score.of_run(args.workdir, args.task, args.data, options)
-        found = {"stages": {name: report for name, (_, report) in every.items()}}
-        return found, _kept({f"{name}/": made for name, (made, _) in every.items()}, args.out)
-    if args.workdir:
-        made, found = score.of_stage(args.workdir, args.stage, args.task, args.data, options)
-    else:
-        made, found = score.of_checkpoint(args.model, args.revision, args.task, args.data, options)
-    return found, _kept({"": made}, args.out)
-
-
-def _kept(made: dict[str, score.Scores], out: str | None) -> list[str]:
-    """Writes OUT/NAMElikelihoods.jsonl of each; the paths."""
-    paths = [Path(out) / f"{name}likelihoods.jsonl" for name in made] if out else []
-    for path, each in zip(paths, made.values(), strict=bool(out)):
-        each.write(path)
-    return [str(path) for path in paths]
-
-
-def _examples(args: argparse.Namespace) -> Found:
-    given = {"text": args.text, "pair": args.pair, "label": args.label}
-    columns = {name: value for name, value in given.items() if value is not None}
+def _evaluate(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    """The figures, and the files that were written."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    options = Options(**{name: getattr(args, name) for name in names})
+    task, data = args.task, args.data
     if args.predictions:
-        columns |= {"labels": args.labels} if args.labels and args.task == "text" else {}
-        return judge.of_predictions(args.task, columns, args.data, args.predictions), []
-    if args.workdir:
-        stage = args.stage or "student"
-        task, outputs, found = judge.of_stage(args.workdir, stage, args.data, args.split)
+        return evaluate_predictions(task, data, args.predictions, options), []
+    if args.workdir and not args.stage and task and by_likelihood(task):
+        every = evaluate_run(args.workdir, task, data, options)
+        found = {"stages": {name: each.report for name, each in every.items()}}
     else:
-        task, outputs, found = judge.of_checkpoint(
-            args.model,
-            args.revision,
-            args.task,
-            columns,
-            args.data,
-            args.labels,
-            args.seq_len,
-            args.batch_size,
-            args.precision,
-        )
-    return found, judge.write_files(task, outputs, found, args.out) if args.out else []
+        if args.workdir:
+            stage = args.stage or "student"
+            each = evaluate_stage(args.workdir, stage, task, data, args.split, options)
+        else:
+            each = evaluate_checkpoint(args.model, args.revision, task, data, options)
+        every, found = {"": each}, each.report
+    made = {name: each.made for name, each in every.items() if args.out and each.made}
+    return found, [path for name in made for path in made[name].write(Path(args.out) / name)]
 
 
-def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
-    """What evaluates the task. Raises UserError where flags do not go together."""
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError where flags do not go together."""
     cli.check_given(args)
     cli.check_file("--json", args.json)
     cli.check_folder("--out", args.out)
     task = args.task
     _check_task(task)
-    scored = task is not None and _kind(task) in score.KINDS
+    scored = task is not None and by_likelihood(task)
     if args.workdir:
         own = runs.read(args.workdir).config["task"]["name"]
         if not scored and task not in (None, own):
@@ -250,27 +201,30 @@ def _check(args: argparse.Namespace) -> Callable[[argparse.Namespace], Found]:
     language = task in LANGUAGE
     if language and args.model and not args.data:
         raise UserError(f"--model with --task={task} needs --data, the text to evaluate on")
-    foreign = dict.fromkeys(_unread(task, language, scored), f"task {task}")
-    if args.predictions:
-        unread = ("revision", "seq_len", "batch_size", "precision", "out")
-        foreign |= dict.fromkeys(unread if task == "text" else (*unread, "labels"), "--predictions")
+    examples, run, of_task = not (language or scored), args.workdir, f"task {task}"
     what = "--model" if args.model else "--predictions"
-    foreign |= dict.fromkeys(() if args.workdir else ("stage", "split"), what)
-    if args.workdir:
-        foreign |= {"revision": "--workdir"} | ({"split": "--data"} if args.data else {})
-        if not language and not scored:
-            reason = "--workdir, whose config says it"
-            foreign |= dict.fromkeys(
-                ("text", "pair", "label", "labels", "seq_len", "batch_size", "precision"), reason
-            )
-        elif not args.data:
-            foreign |= {"text": "--workdir without --data"}
-        foreign |= {"separator": "--workdir, whose config says it"}
-    given = [name for name in foreign if getattr(args, name) is not None]
-    if given:
-        named = ", ".join(f"--{name}" for name in given)
-        raise UserError(f"{named} does not go with {foreign[given[0]]}; leave it out")
-    return _scored if scored else _language if language else _examples
+    columns, how = ("text", "pair", "label"), ("seq_len", "batch_size", "precision")
+    for applies, names, other in (
+        (not examples, OF_EXAMPLES, of_task),
+        (not language, OF_LANGUAGE, of_task),
+        (task != "perplexity", OF_WINDOWS, of_task),
+        (scored, ("split",), of_task),
+        (language, ("out",), of_task),
+        (not scored and task != "clm", ("separator",), of_task),
+        (scored and task != "perplexity", ("text",), of_task),
+        (examples and task != "text", columns, of_task),
+        (args.predictions, ("revision", *how, "out"), what),
+        (args.predictions and task != "text", ("labels",), what),
+        (not run, ("stage", "split"), what),
+        (run, ("revision",), "--workdir"),
+        (run and args.data, ("split",), "--data"),
+        (run and not args.data and not examples, ("text",), "--workdir without --data"),
+        (run, ("separator",), "--workdir, whose config says it"),
+        (run and examples, (*columns, "labels", *how), "--workdir, whose config says it"),
+    ):
+        given = [f"--{name}" for name in names if applies and getattr(args, name) is not None]
+        if given:
+            raise UserError(f"{', '.join(given)} does not go with {other}; leave it out")
 
 
 def _check_task(task: str | None) -> None:
@@ -292,18 +246,6 @@ def _check_task(task: str | None) -> None:
     kind, part, _ = task.partition("/")
     have = [name for name in known if part and name.startswith(f"{kind}/")] or TASKS
     raise UserError(f"--task={task}: no such task{hint}; have: {', '.join(have)}")
-
-
-def _unread(task: str, language: bool, scored: bool) -> tuple[str, ...]:
-    """The flags that a task does not read."""
-    if scored:
-        windows = () if task == "perplexity" else ("text", *OF_WINDOWS)
-        return (*OF_EXAMPLES, *OF_LANGUAGE, "split", *windows)
-    if language:
-        separator = () if task == "clm" else ("separator",)
-        return (*OF_EXAMPLES, "out", *separator, *OF_WINDOWS)
-    columns = () if task == "text" else ("text", "pair", "label")
-    return (*OF_LANGUAGE, "separator", *OF_WINDOWS, *columns)
 
 
 if __name__ == "__main__":

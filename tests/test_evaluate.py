@@ -5,7 +5,7 @@ import pytest
 
 from kd_jax import cli, evaluate
 from kd_jax.errors import UserError
-from kd_jax.recipes import score
+from kd_jax.recipes.evaluate import Evaluated, Options
 
 FOUND = {
     "model": "runs/example",
@@ -61,9 +61,10 @@ def test_table_of_predictions():
 class Scores:
     """What the recipe gives beside the figures."""
 
-    def write(self, path):
-        path.parent.mkdir(parents=True)
-        path.write_text("{}")
+    def write(self, folder):
+        folder.mkdir(parents=True)
+        (folder / "likelihoods.jsonl").write_text("{}")
+        return [str(folder / "likelihoods.jsonl")]
 
 
 SWAG = {
@@ -96,17 +97,18 @@ def calls(monkeypatch):
 
     def record(*args):
         made.append(args)
-        return FOUND
+        scored = any(task in args for task in ("hellaswag", "cbt/NE", "perplexity"))
+        return Evaluated(Scores(), SWAG) if scored else Evaluated(None, FOUND)
 
     monkeypatch.setattr(evaluate, "evaluate_stage", record)
     monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
-    for name in ("of_stage", "of_checkpoint"):
-        monkeypatch.setattr(evaluate.judge, name, lambda *args: ("task", [], record(*args)))
-        monkeypatch.setattr(evaluate.score, name, lambda *args: record(*args) and (Scores(), SWAG))
     changed = SWAG | {"beside_teacher": {"mean_difference": 0.5, "mean_difference_error": 0.02}}
-    stages = {"teacher": (Scores(), SWAG), "prune": (Scores(), changed)}
-    monkeypatch.setattr(evaluate.score, "of_run", lambda *args: record(*args) and stages)
-    monkeypatch.setattr(evaluate.judge, "of_predictions", record)
+    stages = {
+        "teacher": Evaluated(Scores(), SWAG),
+        "prune": Evaluated(Scores(), changed),
+    }
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *args: record(*args) and stages)
+    monkeypatch.setattr(evaluate, "evaluate_predictions", lambda *args: record(*args).report)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
 
@@ -152,28 +154,37 @@ def test_a_fine_tuning_run(calls, run):
     evaluate.main([f"--workdir={folder}", "--split=validation"])
     evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=dev.json", "--task=squad"])
     assert calls == [
-        (folder, "student", None, "validation"),
-        (folder, "teacher", "dev.json", None),
+        (folder, "student", None, None, "validation", Options()),
+        (folder, "teacher", "squad", "dev.json", None, Options()),
     ]
 
 
 def test_a_classifier(calls, monkeypatch, capsys):
     written = []
-    monkeypatch.setattr(
-        evaluate.judge, "write_files", lambda *args: written.append(args) or ["a.tsv"]
-    )
+
+    class Predictions:
+        def write(self, folder):
+            written.append(str(folder))
+            return ["a.tsv"]
+
+    def record(*args):
+        calls.append(args)
+        return Evaluated(Predictions(), FOUND)
+
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
     command = "--model=m --revision=v1 --task=text --data=x.tsv --text=t --pair=u --label=y"
     flags = ["--labels=bad,good", "--batch_size=8", "--precision=bf16", "--out=there"]
     flags += ["--seq_len=64"]
     evaluate.main([*command.split(), *flags])
-    columns = {"text": "t", "pair": "u", "label": "y"}
-    assert calls == [("m", "v1", "text", columns, "x.tsv", ("bad", "good"), 64, 8, "bf16")]
-    assert written == [("task", [], FOUND, "there")]
+    columns = {"text": "t", "pair": "u", "label": "y", "labels": ("bad", "good")}
+    options = Options(**columns, seq_len=64, batch_size=8, precision="bf16")
+    assert calls == [("m", "v1", "text", "x.tsv", options)]
+    assert written == ["there"]
     assert "wrote\n  a.tsv" in capsys.readouterr().out
 
 
 def test_figures_by_class_are_shown(calls, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate.judge, "of_checkpoint", lambda *args: ("task", [], NEWS))
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *args: Evaluated(None, NEWS))
     evaluate.main(["--model=m", "--task=agnews"])
     shown = capsys.readouterr().out
     assert "test.csv, agnews, fp32" in shown and "Sports" in shown and "1.0000" in shown
@@ -189,13 +200,13 @@ def test_scores_of_a_model(calls, tmp_path, capsys):
         "--batch_size=8 --precision=bf16".split()
     )
     assert calls == [
-        ("gpt2", "v1", "hellaswag", None, score.Options()),
+        ("gpt2", "v1", "hellaswag", None, Options()),
         (
             "gpt2",
             None,
             "perplexity",
             "x.txt",
-            score.Options(64, None, None, 32, "alone", 8, "bf16"),
+            Options(seq_len=64, stride=32, documents="alone", batch_size=8, precision="bf16"),
         ),
     ]
     assert json.loads(file.read_text()) == SWAG and (out / "likelihoods.jsonl").exists()
@@ -214,8 +225,8 @@ def test_scores_of_a_run(calls, run, tmp_path, capsys):
     assert list(json.loads(file.read_text())["stages"]) == ["teacher", "prune"]
     assert (out / "prune" / "likelihoods.jsonl").exists()
     assert calls == [
-        (folder, "teacher", "cbt/NE", "cbt", score.Options()),
-        (folder, "hellaswag", None, score.Options()),
+        (folder, "teacher", "cbt/NE", "cbt", None, Options()),
+        (folder, "hellaswag", None, Options()),
     ]
 
 
@@ -223,8 +234,8 @@ def test_predictions(calls):
     evaluate.main(["--predictions=p.tsv", "--task=text", "--data=x.tsv", "--labels=a,b"])
     evaluate.main(["--predictions=p.tsv", "--task=glue/sst2"])
     assert calls == [
-        ("text", {"labels": ("a", "b")}, "x.tsv", "p.tsv"),
-        ("glue/sst2", {}, None, "p.tsv"),
+        ("text", "x.tsv", "p.tsv", Options(labels=("a", "b"))),
+        ("glue/sst2", None, "p.tsv", Options()),
     ]
 
 

@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from scipy import special
 
 from kd_jax import hub
@@ -28,18 +25,17 @@ from kd_jax.data.encoded import Encoded
 from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.models import blueprint, family, hf
-from kd_jax.models.blueprint import Blueprint
-from kd_jax.precision import policy_for
+from kd_jax.models import family, hf
 from kd_jax.run import subject
-from kd_jax.run.models import check_types, check_vocabulary
-from kd_jax.tasks import inputs, squad, text
+from kd_jax.run.models import check_types
+from kd_jax.run.subject import Subject
+from kd_jax.tasks import inputs, squad
 from kd_jax.tasks.classification import Texts
 from kd_jax.tasks.inputs import Input
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
-from kd_jax.types import Batch, Model
+from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -83,21 +79,21 @@ def predict_file(
     outputs.check(written, read)
     mesh = sharding.make_mesh()
     batch_size = subject.rows(options.batch_size, ROWS)
-    described = describe(model, revision, options.precision or "fp32")
+    own = checkpoint(model, revision, options.precision)
+    described = own.described
     found = _read(read, described.head, options)
-    reader = _reader(described)
-    check_types("model", described, reader.tokenizer, found.first)
-    params = blueprint.stored(described.load(None), described.policy)
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    student = Model(params, described.abstract().graphdef)
+    most = SPANS["seq_len"] if described.head == "span" else TOKENS
+    seq_len = min(most, described.config.max_tokens)
+    check_types("model", described, own.tokenizer, found.first)
+    student = own.model(mesh, frozen=True)
     bar, buckets = ProgressBar("predict", 0, len(found)), ()
     with contextlib.closing(bar), outputs.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
-            made = _encode(reader, found, part)
+            made = _encode(own.tokenizer, seq_len, found, part)
             rows = made.rows if isinstance(made, Windows) else made
             # The lengths of the first part, so that later ones compile nothing.
-            buckets = buckets or _buckets(rows, reader.seq_len, len(found) > AT_ONCE)
+            buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
@@ -116,10 +112,9 @@ def predict_file(
     }
 
 
-def describe(model: str, revision: str | None, precision: str) -> Blueprint:
+def checkpoint(model: str, revision: str | None, precision: str | None) -> Subject:
     """The checkpoint, with the head that config.json's `architectures` names. UserError where that
     is neither a classifier nor an answer extractor."""
-    policy = policy_for(precision, jax.default_backend())
     folder = hub.resolve(model, revision, "--model").path
     names = hf.read_config(folder).get("architectures") or []
     heads = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
@@ -128,7 +123,7 @@ def describe(model: str, revision: str | None, precision: str) -> Blueprint:
             f"{model}: config.json's architectures are {', '.join(map(str, names)) or 'missing'}; "
             f"have: {', '.join(f'*{end}' for end in HEADS)}; fine-tune the model first"
         )
-    return subject.describe(model, revision, heads[0], policy)
+    return subject.of_checkpoint(model, revision, heads[0], precision)
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
@@ -185,21 +180,6 @@ def answers_of(
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """The model's tokenizer, and the tokens of its rows."""
-
-    tokenizer: Any
-    seq_len: int
-
-
-def _reader(described: Blueprint) -> _Reader:
-    tokenizer = text.load_tokenizer(described.folder)
-    check_vocabulary("model", described, tokenizer)
-    most = SPANS["seq_len"] if described.head == "span" else TOKENS
-    return _Reader(tokenizer, min(most, described.config.max_tokens))
-
-
 def _read(path: Path, head: str, options: Options) -> Input:
     if head == "span":
         if options.text or options.pair:
@@ -210,13 +190,13 @@ def _read(path: Path, head: str, options: Options) -> Input:
     return inputs.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
 
 
-def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
-    seq_len, examples = reader.seq_len, found.examples
+def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded | Windows:
+    examples = found.examples
     if isinstance(examples, Texts):
         first = examples.first[part]
         second = None if examples.second is None else examples.second[part]
         labels_N1 = np.zeros((len(first), 1), np.int32)
-        return encoded.encode(reader.tokenizer, first, second, labels_N1, seq_len)
+        return encoded.encode(tokenizer, first, second, labels_N1, seq_len)
     # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
     stride = min(SPANS["doc_stride"], seq_len // 3)
     question = min(SPANS["max_question_length"], seq_len // 6)
@@ -224,7 +204,7 @@ def _encode(reader: _Reader, found: Input, part: slice) -> Encoded | Windows:
     def place(row: int) -> str:
         return found.place(part.start + row)
 
-    return windows(reader.tokenizer, examples[part], seq_len, stride, question, place)
+    return windows(tokenizer, examples[part], seq_len, stride, question, place)
 
 
 def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint, count, size_mb
-from kd_jax.precision import Policy, policy_for
+from kd_jax.precision import policy_for
 from kd_jax.run import workdir
 from kd_jax.run.answers import given_params
+from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
 from kd_jax.tasks import text
@@ -43,20 +44,19 @@ class Subject:
         that mistakes are found before."""
         return self.load()
 
-    def model(self, mesh: Mesh) -> Model:
-        """The model with its parameters on every device."""
-        placed = jax.device_put(self.params, NamedSharding(mesh, P()))
-        return Model(placed, self.described.abstract().graphdef)
-
-    def frozen(self, mesh: Mesh) -> Model:
-        """The model as a teacher: in its operand type, on every device."""
-        kept = blueprint.stored(self.params, self.described.policy)
+    def model(self, mesh: Mesh, frozen: bool = False) -> Model:
+        """The model with its parameters on every device; `frozen`: in its operand type, as a
+        teacher."""
+        policy = self.described.policy
+        kept = blueprint.stored(self.params, policy) if frozen else self.params
         placed = jax.device_put(kept, NamedSharding(mesh, P()))
         return Model(placed, self.described.abstract().graphdef)
 
-    def report(self) -> Report:
-        """What every report of the model ends with."""
+    def report(self, found: Report) -> Report:
+        """A report of the model: what it is, what was found, and what it and finding it cost."""
         return {
+            **self.stated,
+            **found,
             "parameters": count(self.params),
             "size_mb": size_mb(self.params),
             "machine": workdir.machine(),
@@ -71,18 +71,12 @@ def of_checkpoint(
     names it, for messages."""
     began, precision = time.perf_counter(), precision or "fp32"
     policy = policy_for(precision, jax.default_backend())
-    described = describe(model, revision, head, policy, flag)
+    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
+    described = blueprint.describe(section, flag, head, policy)
     tokenizer = text.load_tokenizer(described.folder)
+    check_vocabulary(flag.lstrip("-"), described, tokenizer)
     stated = {"model": described.name, "commit": described.commit, "precision": precision}
     return Subject(described, lambda: described.load(None), tokenizer, stated, began)
-
-
-def describe(
-    model: str, revision: str | None, head: str, policy: Policy, flag: str = "--model"
-) -> Blueprint:
-    """The checkpoint of a folder or hub id, without its weights."""
-    section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
-    return blueprint.describe(section, flag, head, policy)
 
 
 def of_run(run: Run, name: str) -> Subject:
@@ -90,12 +84,26 @@ def of_run(run: Run, name: str) -> Subject:
     began = time.perf_counter()
     stage = run.stage(name)
     model = name if stage is None else stage.model
-    stated = {"model": str(run.folder), "stage": name, "precision": run.config.precision}
+    described = run.models[model]
+    stated = {"model": str(run.folder), "commit": described.commit, "stage": name}
+    stated["precision"] = run.config.precision
 
     def load() -> Params:
         return given_params(run, name) if stage is None else restore_best(run, stage)
 
-    return Subject(run.models[model], load, run.tokenizers[model], stated, began)
+    return Subject(described, load, run.tokenizers[model], stated, began)
+
+
+def for_these_devices(config: Mapping, batch_size: int, precision: str | None) -> ConfigDict:
+    """The config of a finished run, in which what concerns training alone fits any number of
+    devices; batches of `batch_size` rows."""
+    found = ConfigDict(config, type_safe=False)
+    found.precision = precision or found.precision
+    found.mesh.fsdp = found.accumulate = 1
+    found.batch_size = found.eval.batch_size = rows(batch_size, batch_size)
+    for changes in found.stages.values():
+        changes.batch_size = batch_size
+    return found
 
 
 def rows(given: int | None, usual: int) -> int:

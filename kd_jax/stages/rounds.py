@@ -198,10 +198,8 @@ class Rounds:
         run = self._run
 
         def figures() -> Figures:
-            rows, by = run.config.eval.batch_size, run.config.ensemble.eval_mean
-            stream = run.task.held_out(run.split, rows, **run.processes)
-            plan = measure.program(run.policy, False, run.mesh, run.chunk)
-            found = with_perplexity(evaluate(self._teacher, stream, None, plan, by))
+            by = run.config.ensemble.eval_mean
+            found = measure.of_text(run, self._teacher, None, by=by)
             if not math.isfinite(found["loss"]):
                 raise UserError(
                     f"teacher {run.models['teacher'].name}: its loss on {run.split} text is "

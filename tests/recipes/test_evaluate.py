@@ -39,7 +39,7 @@ def words(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["teacher", "baseline", "student"])
 def test_a_stage_gives_the_figures_of_the_run(run, stage):
-    found = evaluate_stage(str(run.folder), stage, "mlm", None, None, NONE)
+    found = evaluate_stage(str(run.folder), stage, "mlm", None, None, NONE).report
     there = run.results["stages"][stage]
     assert {k: found[k] for k in FIGURES if k in found} == {
         k: there[k] for k in FIGURES if k in there
@@ -52,16 +52,16 @@ def test_a_stage_gives_the_figures_of_the_run(run, stage):
 
 def test_a_causal_model_too():
     run = smoke.run("small_gpt2")
-    found = evaluate_stage(str(run.folder), "student", None, None, None, NONE)
+    found = evaluate_stage(str(run.folder), "student", None, None, None, NONE).report
     there = run.results["stages"]["student"]
     assert {k: found[k] for k in FIGURES} == {k: there[k] for k in FIGURES}
 
 
 def test_export_and_checkpoint_agree_on_other_text(run, student, words):
     options = Options(teacher=student, seq_len=32, batch_size=8, precision="bf16")
-    ours = evaluate_stage(str(run.folder), "baseline", None, words, None, options)
-    theirs = evaluate_stage(str(run.folder), "student", None, words, None, options)
-    export = evaluate_checkpoint(student, None, "mlm", words, options)
+    ours = evaluate_stage(str(run.folder), "baseline", None, words, None, options).report
+    theirs = evaluate_stage(str(run.folder), "student", None, words, None, options).report
+    export = evaluate_checkpoint(student, None, "mlm", words, options).report
     stated = {key for key in export if key not in ("model", "commit", "seconds")}
     assert {key: theirs[key] for key in stated} == {key: export[key] for key in stated}
     assert export["data"]["name"].endswith("words.txt") and export["split"] == "test"
@@ -70,7 +70,7 @@ def test_export_and_checkpoint_agree_on_other_text(run, student, words):
 
 
 def test_defaults_of_a_checkpoint(student, words):
-    found = evaluate_checkpoint(student, None, "mlm", words, NONE)
+    found = evaluate_checkpoint(student, None, "mlm", words, NONE).report
     assert (found["seq_len"], found["batch_size"], found["precision"]) == (32, 32, "fp32")
     assert found["teacher"] is None and "kl" not in found
 

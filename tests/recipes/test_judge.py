@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_jax import cli, evaluate, samples
-from kd_jax.recipes import judge
+from kd_jax.recipes.evaluate import Options, task_config
 from kd_jax.tasks import text
 from tests import smoke
 from tests.recipes import finetuning
@@ -231,13 +231,13 @@ def test_pairs_for_a_checkpoint_without_a_second_token_type(student, tmp_path, c
 
 
 def test_every_task_has_a_name():
-    assert judge.task_config("glue/mnli_mismatched", {}) == {
+    assert task_config("glue/mnli_mismatched", Options()) == {
         "name": "glue",
         "task": "mnli_mismatched",
     }
-    assert judge.task_config("phrasebank/50Agree", {}) == {
+    assert task_config("phrasebank/50Agree", Options()) == {
         "name": "phrasebank",
         "level": "50Agree",
     }
-    assert judge.task_config("text", {"pair": "b"}) == {"name": "labelled_text", "pair": "b"}
-    assert judge.task_config("agnews", {}) == {"name": "agnews"}
+    assert task_config("text", Options(pair="b")) == {"name": "labelled_text", "pair": "b"}
+    assert task_config("agnews", Options()) == {"name": "agnews"}

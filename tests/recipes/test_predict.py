@@ -136,7 +136,7 @@ def test_answers_are_those_of_the_task(reader, tmp_path):
     make = plugins.load("tasks", "squad", "make").make
     tokenizer = text.load_tokenizer(reader)
     task = make(settings | {"best_non_null": True}, data, tokenizer)
-    described = predict.describe(reader, None, "fp32")
+    described = predict.checkpoint(reader, None, "fp32").described
     model = described.abstract().replace(params=described.load(None))
     rows = task.rows("test")
     assert len(rows) > 3  # windows

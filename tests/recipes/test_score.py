@@ -10,8 +10,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
-from kd_jax.recipes import score
-from kd_jax.recipes.score import Options
+from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_run, evaluate_stage
 from tests import smoke
 from tests.models import tiny
 from tests.tasks.scoring import book, swag, tokenizer
@@ -73,7 +72,7 @@ def check_choices(found, report, values, acc, acc_norm=None):
 
 def test_hellaswag(gpt2, files):
     folder, theirs = gpt2
-    found, report = score.of_checkpoint(
+    found, report = evaluate_checkpoint(
         str(folder), None, "hellaswag", str(files / "val.jsonl"), Options(batch_size=32)
     )
     values, *shares = pytorch_scores.hellaswag(theirs, tokenizer(), files / "val.jsonl", 40)
@@ -86,11 +85,11 @@ def test_hellaswag(gpt2, files):
 def test_cbt_with_a_shorter_context(gpt2, files, tmp_path):
     folder, theirs = gpt2
     options = Options(seq_len=24, batch_size=8)
-    found, report = score.of_checkpoint(str(folder), None, "cbt/CN", str(files), options)
+    found, report = evaluate_checkpoint(str(folder), None, "cbt/CN", str(files), options)
     values, acc = pytorch_scores.cbt(theirs, tokenizer(), files / "cbtest_CN_test.txt", 24)
     check_choices(found, report, values, acc)
     assert report["truncated"] == len(values)
-    found.write(tmp_path / "new" / "likelihoods.jsonl")
+    found.write(tmp_path / "new")
     written = (tmp_path / "new" / "likelihoods.jsonl").read_text()
     lines = [json.loads(line) for line in written.splitlines()]
     assert [line["log_likelihood"] for line in lines] == found.log_likelihoods_N.tolist()
@@ -101,7 +100,7 @@ def test_cbt_with_a_shorter_context(gpt2, files, tmp_path):
 def test_perplexity(gpt2, files, window, stride):
     folder, theirs = gpt2
     options = Options(seq_len=window, stride=stride)
-    _, report = score.of_checkpoint(
+    _, report = evaluate_checkpoint(
         str(folder), None, "perplexity", str(files / "text.txt"), options
     )
     ids = tokenizer().encode(TEXT)
@@ -114,7 +113,7 @@ def test_perplexity(gpt2, files, window, stride):
 def test_documents_alone(gpt2, files):
     folder, theirs = gpt2
     options = Options(stride=40, documents="alone")
-    _, report = score.of_checkpoint(
+    _, report = evaluate_checkpoint(
         str(folder), None, "perplexity", str(files / "text.txt"), options
     )
     end = tokenizer().eos_token_id
@@ -127,8 +126,8 @@ def test_documents_alone(gpt2, files):
 
 def test_beside_the_original(gpt2, files, tmp_path):
     data, options = str(files / "val.jsonl"), Options(batch_size=32)
-    original, _ = score.of_checkpoint(str(gpt2[0]), None, "hellaswag", data, options)
-    changed, _ = score.of_checkpoint(str(save(tmp_path, 1)), None, "hellaswag", data, options)
+    original, _ = evaluate_checkpoint(str(gpt2[0]), None, "hellaswag", data, options)
+    changed, _ = evaluate_checkpoint(str(save(tmp_path, 1)), None, "hellaswag", data, options)
     found = changed.beside(original)
     differences = np.abs(changed.log_likelihoods_N - original.log_likelihoods_N)
     assert found["mean_difference"] == pytest.approx(differences.mean()) and differences.any()
@@ -140,32 +139,34 @@ def test_a_stage_of_a_run(files, tmp_path):
     run = smoke.run("small_gpt2")
     text = str(files / "text.txt")
     options = Options(stride=8, batch_size=16, precision="fp32")
-    report = score.of_stage(str(run.folder), "student", "perplexity", text, options)[1]
+    report = evaluate_stage(str(run.folder), "student", "perplexity", text, None, options)[1]
     export = str(run.folder / "export" / "student")
-    same = score.of_checkpoint(export, None, "perplexity", text, options)[1]
+    same = evaluate_checkpoint(export, None, "perplexity", text, options)[1]
     keys = set(same) - {"model", "commit", "seconds"}
     assert {key: report[key] for key in keys} == {key: same[key] for key in keys}
     assert report["stage"] == "student"
-    every = score.of_run(str(run.folder), "perplexity", text, options)
+    every = evaluate_run(str(run.folder), "perplexity", text, options)
     assert list(every) == ["teacher", "baseline", "student"]
     assert "beside_teacher" not in every["teacher"][1]
     assert {key: every["student"][1][key] for key in keys} == {key: same[key] for key in keys}
     made, beside = every["student"][0], every["student"][1]["beside_teacher"]
     assert beside == made.beside(every["teacher"][0]) and beside["mean_difference"] > 0
     with pytest.raises(UserError, match="has no stage 'pupil'; have: teacher, "):
-        score.of_stage(str(run.folder), "pupil", "perplexity", text, options)
+        evaluate_stage(str(run.folder), "pupil", "perplexity", text, None, options)
     (tmp_path / "config.json").write_text('{"task": {"name": "mlm"}}')
     (tmp_path / "results.json").write_text('{"config": "", "seed": 0, "stages": {}}')
     with pytest.raises(UserError, match="is a run of task 'mlm', whose models are not causal"):
-        score.of_stage(str(tmp_path), "student", "perplexity", text, options)
+        evaluate_stage(str(tmp_path), "student", "perplexity", text, None, options)
 
 
 def test_mistakes(gpt2, files):
     def run(task, **options):
         data = str(files / "val.jsonl")
-        score.of_checkpoint(str(gpt2[0]), None, task, data, Options(**options))
+        evaluate_checkpoint(str(gpt2[0]), None, task, data, Options(**options))
 
-    for task in ("swag", "hellaswag/x", "perplexity/y"):
+    with pytest.raises(UserError, match="unknown tasks plug-in 'swag'; have: agnews"):
+        run("swag")
+    for task in ("hellaswag/x", "perplexity/y"):
         with pytest.raises(UserError, match=f"--task={task}: have perplexity, cbt, cbt/CLASS, he"):
             run(task)
     with pytest.raises(UserError, match=r"config.task.classes=\['XX'\]: have CN, NE"):
@@ -189,7 +190,7 @@ def test_a_real_model_on_hellaswag(stories, data_folder, tmp_path):
     file = tmp_path / "val.jsonl"
     with (data_folder / "hellaswag" / "hellaswag_val_1000.jsonl").open() as rows:
         file.write_text("".join(itertools.islice(rows, 0, 300, 20)))
-    found, report = score.of_checkpoint(folder, None, "hellaswag", str(file), Options(seq_len=200))
+    found, report = evaluate_checkpoint(folder, None, "hellaswag", str(file), Options(seq_len=200))
     values, *shares = pytorch_scores.hellaswag(theirs, its_tokenizer, file, 200)
     check_choices(found, report, values, *shares)
     assert report["questions"] == 15 and report["truncated"] > 0
@@ -198,7 +199,7 @@ def test_a_real_model_on_hellaswag(stories, data_folder, tmp_path):
 def test_a_real_model_on_cbt(stories, data_folder):
     folder, theirs, its_tokenizer = stories
     options = Options(seq_len=256)
-    found, report = score.of_checkpoint(folder, None, "cbt", str(data_folder / "cbt"), options)
+    found, report = evaluate_checkpoint(folder, None, "cbt", str(data_folder / "cbt"), options)
     files = sorted((data_folder / "cbt").glob("*_test_*"))
     every = [pytorch_scores.cbt(theirs, its_tokenizer, file, 256) for file in files]
     values = [value for values, _ in every for value in values]
@@ -213,7 +214,7 @@ def test_a_real_model_on_text(stories, data_folder, tmp_path, stride):
     file = tmp_path / "stories.txt"
     file.write_text(whole, encoding="utf-8")
     options = Options(seq_len=128, stride=stride)
-    _, report = score.of_checkpoint(folder, None, "perplexity", str(file), options)
+    _, report = evaluate_checkpoint(folder, None, "perplexity", str(file), options)
     total, tokens = pytorch_scores.nats(theirs, its_tokenizer.encode(whole), 128, stride)
     assert report["tokens"] == tokens > 1000
     assert report["loss"] == pytest.approx(total / tokens, abs=1e-4)

@@ -10,7 +10,7 @@ from kd_jax.errors import UserError
 from kd_jax.evals import runs
 from kd_jax.models import family
 from kd_jax.models.blueprint import Blueprint
-from kd_jax.recipes import export, score
+from kd_jax.recipes import export
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 from kd_jax.run import provenance
 from kd_jax.tasks import text as tokenizers
@@ -71,7 +71,7 @@ def exported(folder, tokenizer, **task):
 
 
 def loss(model, words, **options):
-    found = evaluate_checkpoint(model, None, "clm", words, Options(batch_size=32, **options))
+    found = evaluate_checkpoint(model, None, "clm", words, Options(batch_size=32, **options)).report
     return found["loss"], found["seq_len"], found["separator"]
 
 
@@ -98,8 +98,10 @@ def test_a_student_is_evaluated_on_rows_like_those_of_its_training(
 def test_an_export_gives_the_figures_of_its_run(words):
     run = smoke.run("small_gpt2")
     student = run.folder / "export" / "student"
-    ours = evaluate_stage(str(run.folder), "student", None, words, None, Options(batch_size=64))
-    alone = evaluate_checkpoint(str(student), None, "clm", words, Options(batch_size=64))
+    ours = evaluate_stage(
+        str(run.folder), "student", None, words, None, Options(batch_size=64)
+    ).report
+    alone = evaluate_checkpoint(str(student), None, "clm", words, Options(batch_size=64)).report
     keys = ("seq_len", "separator", "data", "parameters")
     assert [ours[key] for key in keys] == [alone[key] for key in keys]
     task = json.loads((student / "kd_jax.json").read_text())["task"]
@@ -111,8 +113,8 @@ def test_perplexity_and_choices_begin_texts_as_in_training(tmp_path, beginning, 
     model = exported(tmp_path / "eos", beginning, name="clm", seq_len=12)
 
     def tokens(task, **options):
-        options = score.Options(batch_size=8, **options)
-        found, report = score.of_checkpoint(model, None, task, data[task], options)
+        options = Options(batch_size=8, **options)
+        found, report = evaluate_checkpoint(model, None, task, data[task], options)
         return found, report
 
     (tmp_path / "val.jsonl").write_text(json.dumps(scoring.swag()) + "\n")

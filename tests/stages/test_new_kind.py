@@ -67,7 +67,7 @@ def test_it_is_run_evaluated_exported_compared_and_planned(kind, config, tmp_pat
         found = results["stages"]
         assert list(found) == ["teacher", "again"] and found["again"]["kl"] > 0
         assert storage.read_json(epath.Path(folder) / "again" / "results.json") == found["again"]
-        judged = evaluate_stage(folder, "again", None, None, None, Options(precision="fp32"))
+        judged = evaluate_stage(folder, "again", None, None, None, Options(precision="fp32")).report
         assert judged["loss"] == pytest.approx(found["again"]["loss"], abs=1e-5)
         planned = plan.needed(build(config))
         assert planned["stage"] == "again"
