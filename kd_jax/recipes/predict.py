@@ -25,12 +25,12 @@ from kd_jax import hub
 from kd_jax.data import encoded, outputs
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import policy_for
+from kd_jax.ranges import settings
 from kd_jax.run import subject
 from kd_jax.run.models import check_types, check_vocabulary
 from kd_jax.tasks import inputs, squad, text
