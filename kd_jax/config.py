@@ -34,7 +34,7 @@ def _rows(default: int) -> Whole:
 
 
 RUN: Table = dict(
-    recipe=("", "kd_jax/recipes/<recipe>.py"),
+    recipe=("", "kd_jax/recipes/RECIPE.py"),
     seed=(_whole(0, 0, 2**32 - 1), "of initialisation, order of the data, masks and dropout"),
     precision=(
         Choice("fp32", "bf16", default="bf16"),
@@ -46,7 +46,7 @@ RUN: Table = dict(
     steps=(_whole(100_000), "optimizer steps a stage"),
     stages=({}, "stage -> what differs there; its keys are those of `stages.NAME`"),
     objective=({}, "of the student: term -> settings (kd_jax/objectives)"),
-    task=({}, "name: kd_jax/tasks/<name>.py, and its keys"),
+    task=({}, "name: kd_jax/tasks/NAME.py, and its keys"),
     data=({}, "train, validation, test, held_out: kd_jax/data/splits.py"),
     resume=("", "RUN/STAGE whose last checkpoint the student goes on from"),
     wandb=("", "project name: also log to Weights & Biases"),
@@ -173,7 +173,7 @@ LATER = ("teacher.init",)
 
 # What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
 STAGE: Table = dict(
-    kind=("plain", "kd_jax/stages/<kind>.py"),
+    kind=("plain", "kd_jax/stages/KIND.py"),
     model=("student", "the section of the config that it trains"),
     objective=("objective", "the key of its terms, learned from the teachers; empty: labels alone"),
     after=("", "the stage whose last parameters it goes on from, where there is such a stage"),
