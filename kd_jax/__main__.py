@@ -17,6 +17,7 @@ VERBS = {
     "compare": "put finished runs side by side in one report",
     "plan": "tell sizes, FLOPs and memory of an experiment before it runs",
     "configs": "list the experiments that come with kd_jax",
+    "keys": "print the keys of a config, or of a section of it, with their meaning",
 }
 
 

@@ -14,13 +14,15 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 import jax
 import rich.console
 from absl import flags
+from ml_collections import ConfigDict
 
-from kd_jax import experiments
+from kd_jax import experiments, keys
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.train import progress
@@ -48,14 +50,19 @@ def parse_flags(usage: str, argv: list[str]) -> list[str]:
         _fail(
             "--config=FILE is missing" + (f"; did you mean --config={paths[0]}?" if paths else "")
         )
+    whole = sys.argv
     try:
-        argv = _with_paths(argv)
+        argv, values = _taken(_with_paths(argv))
+        sys.argv = argv  # where ml_collections looks for keys of the config
         rest = flags.FLAGS(argv)
+        keys.put(flags.FLAGS.config, values)
         _ = flags.FLAGS.config.recipe  # tells here and not later that the file could not be read
     except UserError as error:
         _fail(str(error))
     except Exception as error:  # whatever the config file does
         _fail(_of_keys(argv) or _of_flags(error))
+    finally:
+        sys.argv = whole
     if rest[1:]:
         meant = rest[1].startswith(("config", "workdir"))
         hint = f"did you mean --{rest[1]}?" if meant else "flags begin with --"
@@ -63,36 +70,49 @@ def parse_flags(usage: str, argv: list[str]) -> list[str]:
     return rest
 
 
-def _config_file(argv: list[str]) -> str:
-    return next((each.partition("=")[2] for each in argv if re.match("--?config=", each)), "")
+def _config(argv: list[str]) -> ConfigDict | None:
+    """The config that the arguments name, as its file makes it; None where that is wrong."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    named = [re.fullmatch("--?config(?:=(.*))?", each) and (each, after) for each, after in pairs]
+    file = next((each.partition("=")[2] or after for each, after in filter(None, named)), "")
+    try:
+        return flags.FLAGS["config"].parser.parse(file)
+    except Exception:  # whatever the config file does
+        return None
+
+
+def _taken(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without those that set keys which the config file lacks, and these."""
+    if not any(re.match(r"--?config\.", each) for each in argv) or (found := _config(argv)) is None:
+        return argv, {}
+    return keys.taken(found, argv)
 
 
 def _of_keys(argv: list[str]) -> str:
     """Names the first flag whose key the config file lacks, and keys that may be meant; or ""."""
-    try:
-        config = flags.FLAGS["config"].parser.parse(_config_file(argv)).to_dict()
-    except Exception:
-        return ""  # the config file itself is wrong
-    keys = list(_dotted(config))
+    if (config := _config(argv)) is None:
+        return ""
+    there = list(_dotted(config.to_dict()))
     given = [re.match(r"--?(?:no)?(config\.)?([a-z][^=[]*)", each) for each in argv[1:]]
     known = [*flags.FLAGS, *(f"no{each}" for each in flags.FLAGS)]
     for each in filter(None, given):
         key = each[2]
-        if key in (keys if each[1] else known):
+        if key in (there if each[1] else known):
             continue
         *sections, name = key.split(".")
-        ends = {key.rpartition(".")[2]: key for key in reversed(keys)}
-        close = [key for key in keys if key.rpartition(".")[2] == name]
+        ends = {key.rpartition(".")[2]: key for key in reversed(there)}
+        close = [key for key in there if key.rpartition(".")[2] == name]
         close = close or [ends[end] for end in difflib.get_close_matches(name, ends, n=2)]
         meant = " or ".join(f"--config.{key}" for key in close[:3])
         hint = f" (did you mean {meant}?)" if close else ""
         if not each[1]:
             return f"unknown flag --{key}{hint}" if hint else ""
-        while sections and ".".join(sections) not in keys:
+        while sections and ".".join(sections) not in there:
             sections.pop()
         where = "".join(f"{section}." for section in sections)
-        have = [key.removeprefix(where) for key in keys if key.startswith(where)]
-        have = ", ".join(key for key in have if "." not in key) or "no keys"
+        have = [key.removeprefix(where) for key in there if key.startswith(where)]
+        have = dict.fromkeys([*(key for key in have if "." not in key), *keys.of_term(sections)])
+        have = ", ".join(have) or "no keys"
         return f"config: no key {key!r}{hint}; {f'config.{where}'.rstrip('.')} has {have}"
     return ""
 

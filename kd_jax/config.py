@@ -1,69 +1,231 @@
-"""Defaults that all experiments start from, every key with its meaning."""
+"""Every key of a training config, once: its default, its meaning, its type and range.
 
-from collections.abc import Sequence
+A section is a table, key -> (default, meaning). A number's default stands in its range
+(kd_jax/ranges.py); of all else the default tells the type, {} is a section that is checked by what
+reads it. Configs begin as `base`, `finetuning` and the others here make them. A key that is
+unknown, missing, of a wrong type or a number outside its range is refused at the start, before it
+could be overlooked or fail hours later.
+
+A key that is new to all runs gets a default that changes nothing, and stands in `LATER`: the
+configs of earlier runs are read with it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
+
+from kd_jax.errors import UserError
+from kd_jax.ranges import Choice, Free, Real, Whole, settings
+
+Table = dict[str, tuple[Any, str]]  # key -> (default, meaning)
+
+
+def _whole(default: int, least: int = 1, most: int | None = None) -> Whole:
+    return Whole(least=least, most=most, default=default)
+
+
+def _real(default: float, least: float = 0, **bounds: float) -> Real:
+    return Real(least=least, default=default, **bounds)
+
+
+def _rows(default: int) -> Whole:
+    return _whole(default, most=2**20)  # more are a slip of the hand
+
+
+RUN: Table = dict(
+    recipe=("", "kd_jax/recipes/RECIPE.py"),
+    seed=(_whole(0, 0, 2**32 - 1), "of initialisation, order of the data, masks and dropout"),
+    precision=(
+        Choice("fp32", "bf16", default="bf16"),
+        "of matrix products; parameters are float32",
+    ),
+    batch_size=(_rows(256), "global rows a step, a multiple of devices x accumulate"),
+    accumulate=(_whole(1), "micro-batches a step, exact"),
+    remat=(False, "compute blocks again in the backward pass: less memory, more time"),
+    steps=(_whole(100_000), "optimizer steps a stage"),
+    stages=({}, "stage -> what differs there; its keys are those of `stages.NAME`"),
+    objective=({}, "of the student: term -> settings (kd_jax/objectives)"),
+    task=({}, "name: kd_jax/tasks/NAME.py, and its keys"),
+    data=({}, "train, validation, test, held_out: kd_jax/data/splits.py"),
+    resume=("", "RUN/STAGE whose last checkpoint the student goes on from"),
+    wandb=("", "project name: also log to Weights & Biases"),
+)
+# Of some recipes.
+MORE: Table = dict(
+    vocab_chunk=(_whole(0, 0), "rows of logits that exist at a time; 0: as many as fill 128 MB"),
+    epochs=(_real(3.0, most=1e6), "passes over the training examples, a stage"),
+    patience=(_whole(0, 0), "evaluations without a better one that end a stage; 0: none do"),
+    average=(Choice("logits", "probabilities"), "what several teachers are averaged in"),
+    teachers=({}, "further teachers: name -> a section like `teacher`"),
+    intermediate=({}, "objective of the stage `intermediate`, before the student's"),
+    rounds=(_whole(6), "of an ensemble, of `steps` steps; each adds a member"),
+)
+MODEL: Table = dict(
+    model=("", "hub id or local folder of an HF checkpoint; empty for none"),
+    revision=("main", "branch, tag or commit of a hub id"),
+    architecture=({}, "keys of HF's config.json in place of the checkpoint's, or the teacher's"),
+)
+STUDENT: Table = MODEL | dict(
+    init=(
+        Choice("teacher", "model", "scratch"),
+        "layers of the teacher, its checkpoint, or random",
+    ),
+    layers=(Free("uniform"), "uniform | first | last | a list from 0, for init=teacher"),
+)
+SECTIONS: dict[str, Table] = dict(
+    mesh=dict(fsdp=(_whole(1), "devices that share one copy of the parameters")),
+    teacher=MODEL
+    | dict(
+        init=(Choice("", "scratch"), "random, with neither a checkpoint nor a stage to train it"),
+        weight=(_real(1.0), "its share among several teachers"),
+        labels=((), "its class names, in its own order, where it is taken as it is without names"),
+    ),
+    student=STUDENT,
+    assistant=STUDENT,  # between teacher and student, where there is a stage `assistant`
+    tokenizer=dict(
+        path=("", "a folder or hub id; where there is no `train` either, the teacher's own"),
+        train=(Choice("", "wordpiece", "bpe"), "trained on the training text"),
+        vocab_size=(_whole(30_522), "of the one that is trained"),
+    ),
+    optim=dict(
+        learning_rate=(_real(5e-4), "the peak"),
+        schedule=(dict(kind="linear", warmup=0.05), "kd_jax/schedules.py"),
+        weight_decay=(_real(0.01), "of AdamW, of matrices"),
+        beta1=(_real(0.9, below=1), "of AdamW"),
+        beta2=(_real(0.999, below=1), "of AdamW"),
+        # Of 0, and of what float32 takes for it, an update of a gradient of 0 is 0 / 0.
+        epsilon=(_real(1e-8, 1e-30), "of AdamW"),
+        clip_norm=(_real(1.0), "global norm of the gradient; 0: no clipping"),
+        learning_rate_multipliers=(((".*", 1.0),), "(regex, factor), first match; 0 freezes"),
+    ),
+    eval=dict(every=(_whole(1000), "steps"), batch_size=(_rows(64), "global rows")),
+    checkpoint=dict(
+        every=(_whole(1000), "steps"),
+        keep=(_whole(2), "the last N, besides the best"),
+    ),
+    log=dict(every=(_whole(50), "steps between rows of timing.csv")),
+    cache=dict(
+        max_gb=(_real(10.0), "of logits on disk; 0: teachers of examples answer at every step"),
+        folder=("", "where they are kept; empty: $KD_JAX_CACHE"),
+    ),
+    cost=dict(repeats=(_whole(100), "timed calls a model, for latency and throughput")),
+    pruning=dict(
+        target=(_real(0.3, below=1), "share of all parameters that goes; 0: as substitution's"),
+        ranking=(Choice("global", "layer"), "what heads and FFN columns compete with"),
+        distil=(True, "fine-tuned on the objective, beside the original; else on the labels"),
+    ),
+    substitution=dict(
+        kind=(Choice("bottleneck", "slim"), "of compact blocks: kd_jax/models/shapes.py"),
+        width=(_whole(1, 0), "inside a bottleneck; 0 for slim blocks, as wide as the model"),
+        num_heads=(_whole(1), "of a compact block"),
+        num_kv_heads=(_whole(1), "of a compact block"),
+        ffn_width=(_whole(1), "of a compact block"),
+        init=("random", "random | pruned (kd_jax/models/compact.py): how a compact block begins"),
+        fit_steps=(_whole(0, 0), "steps of regression to the blocks that go, before each swap"),
+        fit_learning_rate=(_real(1e-3), "of these steps"),
+        order=(Free("last_first"), "last_first | first_first | importance | a list of blocks"),
+        importance_batches=(_whole(16), "training batches that importance is measured on"),
+        blocks=(_whole(1), "to replace at each swap"),
+        steps=(_whole(1000), "from one swap to the next"),
+        target=(_real(0.3, below=1), "share of all parameters that goes, then swaps end"),
+        learning_rate=(_real(5e-4), "of compact blocks, the peak; optim.learning_rate: all else"),
+        warmup=(_whole(50, 0), "updates in which a new block's learning rate is reached"),
+    ),
+    theseus=dict(
+        group=(_whole(2, 0), "teacher's blocks to a successor; 0: those that substitution takes"),
+        layers=(Free("first"), "uniform | first | last | a list: what successors begin as"),
+        rate=(Free(0.5), "probability of a successor: a number, or a schedule over `steps`"),
+        steps=(Real(above=0, default=0.5), "of replacement, or a share of the stage below 1"),
+    ),
+    ensemble=dict(
+        space=(Choice("logits", "probabilities"), "what members are averaged in"),
+        start=(
+            Choice("student", "previous"),
+            "what a round begins as; student: as its section says",
+        ),
+        rows=(_whole(0, 0), "of training text, the same in every round; 0: all"),
+        fresh=(False, "new text in every round, teacher and members in the step"),
+        top_k=(_whole(64), "logits of a token that are kept where cache.max_gb is too little"),
+        weights=(
+            Choice("equal", "learned"),
+            "of the members, in the end; learned: on held-out text",
+        ),
+        past_run_dirs=((), "finished runs whose members come first"),
+        eval_mean=(Choice("token", "batch"), "mean over all tokens, or over means of batches"),
+    ),
+    sweep=dict(
+        stage=("student", "the stage that is tried; stages before it run once"),
+        keys=((), "pairs: a dotted key, and a list of values or for a sampler {low, high[, log]}"),
+        sampler=(Choice("grid", "random", "tpe"), "every combination, or one of Optuna's samplers"),
+        trials=(_whole(20), "how many, for a sampler"),
+    ),
+)
+OF_ALL = ("mesh", "teacher", "student", "tokenizer", "optim", "eval", "checkpoint", "log")
+# What differs where a stage's length may be epochs, and a checkpoint is written with each figure.
+IN_EPOCHS: dict[str, dict[str, tuple[Any, str] | None]] = {
+    "": dict(steps=(_whole(0, 0), "above 0: so many steps instead of epochs")),
+    "eval": dict(every=(_whole(0, 0), "steps; 0: once an epoch")),
+    "checkpoint": dict(every=None),
+}
+OPTIONAL = {"teacher": ("weight", "labels"), "sweep": tuple(SECTIONS["sweep"])}
+LATER = ("teacher.init",)
+
+# What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
+STAGE: Table = dict(
+    kind=("plain", "kd_jax/stages/KIND.py"),
+    model=("student", "the section of the config that it trains"),
+    objective=("objective", "the key of its terms, learned from the teachers; empty: labels alone"),
+    after=("", "the stage whose last parameters it goes on from, where there is such a stage"),
+    select=(True, "keeps the checkpoint that is best by held-out figures; else the last one"),
+)
+OF_RUN = ("epochs", "steps", "batch_size", "optim")  # of the config, which a stage may change
+
+# Stages that are known by their names, in the order in which a run goes through them; others come
+# after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
+STAGES: dict[str, dict[str, Any]] = dict(
+    teacher=dict(model="teacher", objective=""),
+    assistant=dict(model="assistant"),
+    baseline=dict(objective=""),
+    intermediate=dict(objective="intermediate", select=False),
+    substitute=dict(kind="substitute", model=""),  # "": a model that the stage makes
+    prune=dict(kind="prune", model=""),
+    theseus=dict(kind="theseus", model=""),
+    student=dict(after="intermediate"),
+    round=dict(kind="round"),
+)
+
+
+def ranges(keys: Table) -> dict[str, Any]:
+    """A table as `settings` takes it, without the meanings."""
+    return {key: default for key, (default, _) in keys.items()}
+
+
+def _section(own: Table, /, **changes: Any) -> ConfigDict:
+    """The keys of a table with their defaults, of which `changes` are others."""
+    found = settings(None, ranges(own), "") | changes
+    free = [key for key, (default, _) in own.items() if isinstance(default, Free)]
+    return ConfigDict(found | {key: FieldReference(found[key], field_type=object) for key in free})
 
 
 def model() -> ConfigDict:
     """A model section: see kd_jax/models/blueprint.py."""
-    return ConfigDict(dict(model="", revision="main", architecture=ConfigDict()))
+    return _section(MODEL)
 
 
 def base(recipe: str) -> ConfigDict:
     """The keys of every training recipe."""
-    c = ConfigDict()
-    c.recipe = recipe  # kd_jax/recipes/<recipe>.py
-    c.seed = 0  # of initialisation, order of the data, masks and dropout
-    c.precision = "bf16"  # fp32 | bf16: types of matrix products; parameters are float32
-    c.batch_size = 256  # global rows a step, a multiple of devices x accumulate
-    c.accumulate = 1  # micro-batches a step, exact
-    c.remat = False  # compute blocks again in the backward pass: less memory, more time
-    c.vocab_chunk = 0  # rows of logits that exist at a time; 0: as many as fill 128 MB
-    c.mesh = ConfigDict(dict(fsdp=1))  # devices that share one copy of the parameters
-    c.steps = 100_000  # optimizer steps a stage
-    # stage -> what differs there: steps, batch_size, optim, and the keys of STAGE below
-    c.stages = ConfigDict()
-    c.teacher = model()
-    # scratch: random parameters, where there is neither a checkpoint nor a stage that trains it
-    c.teacher.init = ""
-    c.student = model()
-    c.student.init = "teacher"  # teacher | model | scratch
-    # uniform | first | last | a list of layers from 0, for init = teacher
-    c.student.layers = FieldReference("uniform", field_type=object)
-    # A folder or hub id, or what to train on the text: wordpiece | bpe; else the teacher's own.
-    c.tokenizer = ConfigDict(dict(path="", train="", vocab_size=30_522))
-    c.objective = ConfigDict()  # of the student: term -> settings
-    c.optim = ConfigDict(
-        dict(
-            learning_rate=5e-4,  # the peak
-            schedule=dict(kind="linear", warmup=0.05),  # kd_jax/schedules.py
-            weight_decay=0.01,
-            beta1=0.9,
-            beta2=0.999,
-            epsilon=1e-8,
-            clip_norm=1.0,  # global norm of the gradient; 0: no clipping
-            learning_rate_multipliers=((".*", 1.0),),  # (regex, factor), first match; 0 freezes
-        )
-    )
-    c.task = ConfigDict()  # kd_jax/tasks/<name>.py
-    c.data = ConfigDict()  # kd_jax/tasks/task.py
-    c.eval = ConfigDict(dict(every=1000, batch_size=64))  # steps; global rows
-    c.checkpoint = ConfigDict(dict(every=1000, keep=2))  # steps; the last N, besides the best
-    c.log = ConfigDict(dict(every=50))  # steps between rows of timing.csv
-    c.resume = ""  # RUN/STAGE whose last checkpoint the student goes on from
-    c.wandb = ""  # project name: also log to Weights & Biases
+    c = _section(RUN | {"vocab_chunk": MORE["vocab_chunk"]}, recipe=recipe)
+    for name in OF_ALL:
+        c[name] = _section(SECTIONS[name])
+    for key in OPTIONAL["teacher"]:
+        del c.teacher[key]
     return c
 
 
 def teacher(name: str) -> ConfigDict:
     """A section of `teachers`, and the one of `teacher` in fine-tuning."""
-    c = model()
-    c.init = ""  # as that of `teacher`
-    c.model = name
-    c.weight = 1.0  # its share among several teachers
-    c.labels = ()  # its class names, in its own order, where it is taken as it is without names
-    return c
+    return _section(SECTIONS["teacher"], model=name)
 
 
 def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
@@ -73,59 +235,28 @@ def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
 
 def sweep(*keys: tuple) -> ConfigDict:
     """Trials over `keys`, pairs of a dotted key and its values; see kd_jax/recipes/sweep.py."""
-    return ConfigDict(dict(stage="student", keys=keys, sampler="grid", trials=20))
+    return _section(SECTIONS["sweep"], keys=keys)
 
 
 def finetuning() -> ConfigDict:
     """The keys of fine-tuning: those of `base`, with what differs."""
     c = base("finetune")
-    del c.vocab_chunk
-    c.batch_size = 32
-    c.epochs = 3.0  # passes over the training examples, a stage
-    c.steps = 0  # above 0: so many steps instead
-    c.patience = 0  # evaluations without a better one that end a stage; 0: none do
+    del c.vocab_chunk, c.checkpoint.every
+    own = ("epochs", "patience", "average", "teachers", "intermediate")
+    c.update(_section({key: MORE[key] for key in own}))
+    for name in ("assistant", "theseus", "cache", "cost"):
+        c[name] = _section(SECTIONS[name])
     c.teacher = teacher("")
-    c.teachers = ConfigDict()  # further teachers: name -> a section like `teacher`
-    c.intermediate = ConfigDict()  # objective of the stage "intermediate", before the student's
-    c.average = "logits"  # logits | probabilities: what several teachers are averaged in
-    c.assistant = model()  # between teacher and student, where stages has "assistant"
-    c.assistant.init = "teacher"
-    c.assistant.layers = FieldReference("uniform", field_type=object)
-    c.theseus = _theseus(2)
-    c.optim.learning_rate = 2e-5
-    c.optim.schedule = dict(kind="linear", warmup=0.1)
-    c.eval = ConfigDict(dict(every=0, batch_size=64))  # steps, 0: once an epoch; global rows
-    c.checkpoint = ConfigDict(dict(keep=1))  # one at each evaluation; the last N, besides the best
-    # Teachers' logits are computed once for each row and kept: at most so many GB of all teachers
-    # (0: teachers answer at every step), in a folder ("": $KD_JAX_CACHE), under teacher_logits/.
-    c.cache = ConfigDict(dict(max_gb=10.0, folder=""))
-    c.cost = ConfigDict(dict(repeats=100))  # timed calls a model, for latency and throughput
+    c.batch_size, c.steps, c.eval.every, c.checkpoint.keep = 32, 0, 0, 1
+    c.optim.update(learning_rate=2e-5, schedule=dict(kind="linear", warmup=0.1))
     return c
 
 
 def pruning(recipe: str = "prune") -> ConfigDict:
     """The keys of pruning: those of `base`, and a section, see kd_jax/stages/prune.py."""
     c = base(recipe)
-    c.pruning = ConfigDict(
-        dict(
-            target=0.3,  # share of all parameters that goes
-            ranking="global",  # global | layer: what heads and FFN columns compete with
-            distil=True,  # fine-tuned on the objective, beside the original; else on the labels
-        )
-    )
+    c.pruning = _section(SECTIONS["pruning"])
     return c
-
-
-def _theseus(group: int) -> ConfigDict:
-    """A section `theseus`, see kd_jax/stages/theseus.py."""
-    return ConfigDict(
-        dict(
-            group=group,  # blocks of the teacher to one of the successor
-            layers=FieldReference("first", field_type=object),  # that successors begin as
-            rate=FieldReference(0.5, field_type=object),  # a number or a schedule
-            steps=0.5,  # of replacement, or a share of the stage below 1
-        )
-    )
 
 
 def substitution() -> ConfigDict:
@@ -133,48 +264,18 @@ def substitution() -> ConfigDict:
     substitution does, and a section, see kd_jax/stages/swaps.py."""
     c = pruning("substitute")
     c.pruning.target = 0.0
-    c.substitution = ConfigDict(
-        dict(
-            kind="bottleneck",  # bottleneck | slim
-            width=1,  # inside a bottleneck; 0 for slim blocks
-            num_heads=1,  # of a compact block
-            num_kv_heads=1,
-            ffn_width=1,
-            init="random",  # random | pruned: how a compact block begins
-            fit_steps=0,  # steps of regression to the blocks that go, before each swap
-            fit_learning_rate=1e-3,
-            order=FieldReference("last_first", field_type=object),  # kd_jax/stages/swaps.py
-            importance_batches=16,  # training batches that order="importance" looks at
-            blocks=1,  # to replace at each swap
-            steps=1000,  # from one swap to the next
-            target=0.3,  # share of all parameters that goes
-            learning_rate=5e-4,  # of compact blocks, the peak; optim.learning_rate is the others'
-            warmup=50,  # updates in which a new block's learning rate is reached
-        )
-    )
-    c.theseus = _theseus(0)  # 0: the blocks that substitution replaces, each to its compact one
+    c.substitution = _section(SECTIONS["substitution"])
+    c.theseus = _section(SECTIONS["theseus"], group=0)
     return c
 
 
 def ensemble() -> ConfigDict:
     """The keys of sequential ensembles, see kd_jax/stages/round.py."""
     c = base("ensemble")
-    c.rounds = 6  # of config.steps steps; each adds a member
-    c.stages = dict(round={})
-    c.ensemble = ConfigDict(
-        dict(
-            space="logits",  # logits | probabilities: what members are averaged in
-            start="student",  # student | previous: what a round's student begins as
-            rows=0,  # of training text, the same in every round; 0: all
-            fresh=False,  # new text in every round, teacher and members in the step
-            top_k=64,  # logits of a token that are kept where there is no room for all
-            weights="equal",  # equal | learned: of the members, in the end
-            past_run_dirs=(),  # finished runs whose members come first
-            eval_mean="token",  # token | batch: what a held-out mean is over
-        )
-    )
-    c.cache = ConfigDict(dict(max_gb=20.0, folder=""))  # of logits on disk; "": $KD_JAX_CACHE
-    c.student.init = "model"
+    c.update(_section({"rounds": MORE["rounds"]}))
+    c.ensemble = _section(SECTIONS["ensemble"])
+    c.cache = _section(SECTIONS["cache"], max_gb=20.0)
+    c.stages, c.student.init = dict(round={}), "model"
     return c
 
 
@@ -195,24 +296,67 @@ def wikitext103() -> dict:
     return {split: dict(source="hub", **name) for split in splits}
 
 
-# What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
-STAGE = dict(
-    kind="plain",  # kd_jax/stages/<kind>.py
-    model="student",  # the section of the config that it trains
-    objective="objective",  # the key of its terms, learned from the teachers; "": labels alone
-    after="",  # the stage whose last parameters it goes on from, where there is such a stage
-    select=True,  # keeps the checkpoint that is best by held-out figures; else the last one
-)
-# Stages that are known by their names, in the order in which a run goes through them; others come
-# after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
-STAGES = dict(
-    teacher=dict(model="teacher", objective=""),
-    assistant=dict(model="assistant"),
-    baseline=dict(objective=""),
-    intermediate=dict(objective="intermediate", select=False),
-    substitute=dict(kind="substitute", model=""),  # "": a model that the stage makes
-    prune=dict(kind="prune", model=""),
-    theseus=dict(kind="theseus", model=""),
-    student=dict(after="intermediate"),
-    round=dict(kind="round"),
-)
+def table(name: str, config: Mapping) -> Table:
+    """The keys of a section, as this config has them; of the config itself for ""."""
+    more = {key: each for key, each in MORE.items() if key in config}
+    sections = [each for each in SECTIONS if each in OF_ALL or each in config]
+    found = SECTIONS[name] if name else RUN | more | dict.fromkeys(sections, ({}, ""))
+    found = found | IN_EPOCHS.get(name, {}) if "epochs" in config else found
+    return {key: each for key, each in found.items() if each}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError at the first key that is unknown, missing or of a wrong type, and at the
+    first number outside its range."""
+    for name in ("", *(each for each in SECTIONS if each in config)):
+        check_section(config[name] if name else config, name, name, config)
+    _check_parameters(config, "teacher", config.teacher, "teacher")
+    for name, section in config.get("teachers", {}).items():
+        check_section(section, "teacher", f"teachers.{name}", {})
+        _check_parameters(config, name, section, f"teachers.{name}")
+
+
+def check_section(section: ConfigDict, name: str, where: str, config: Mapping) -> None:
+    """As `check`, for what has the keys of section `name`, at config.<where>."""
+    keys = table(name, config)
+    settings(section, ranges(keys), where)
+    path = f"config.{where}." if where else "config."
+    missing = [key for key in keys if key not in section and key not in OPTIONAL.get(name, ())]
+    if missing:
+        missing = ", ".join(path + key for key in missing)
+        raise UserError(f"missing from the config: {missing}; kd_jax/config.py has all")
+
+
+def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where: str) -> None:
+    """Refuses a teacher whose parameters would be random without a word in the config."""
+    if not (teacher.model or teacher.init or name in config.stages):
+        raise UserError(
+            f"config.{where}.model is empty and no stage trains the {name}, so that it would know "
+            f"nothing: name a checkpoint, add the stage {name!r} to config.stages, or set "
+            f"config.{where}.init='scratch' to learn from random parameters"
+        )
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """Gives the config of an earlier run the keys that are new since then; returns it."""
+    for section, key, default in _later(config):
+        section.setdefault(key, default)
+    return config
+
+
+def reduce(config: dict[str, Any]) -> dict[str, Any]:
+    """Takes new keys that are at their defaults from a config, so that it is as earlier runs had
+    it; returns it."""
+    for section, key, default in _later(config):
+        if section.get(key) == default:
+            del section[key]
+    return config
+
+
+def _later(config: Mapping) -> Iterator[tuple[dict, str, Any]]:
+    """(section, key, default) of every place of the keys of LATER."""
+    for name, key in (each.split(".") for each in LATER):
+        more = config.get("teachers", {}).values() if name == "teacher" else ()
+        for section in (config.get(name), *more):
+            if isinstance(section, dict):
+                yield section, key, settings(None, ranges(SECTIONS[name]), "")[key]

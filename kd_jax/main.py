@@ -5,7 +5,7 @@
     python -m kd_jax.main --config=configs/quickstart.py --config.seed=1 --config.steps=500
 
 The run directory, printed first, holds everything; the same command continues a run that was
-stopped. --config.KEY=VALUE changes any key of the config (kd_jax/config.py explains them). For a
+stopped. --config.KEY=VALUE changes any key of the config (kd-jax keys lists them). For a
 run of several processes see launch/, and --helpfull for its flags.
 """
 

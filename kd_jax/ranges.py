@@ -1,15 +1,26 @@
-"""Ranges of the config's numbers, each stated once beside its key, and checked where it is read.
+"""Sections of the config as plain dicts: unknown keys, wrong types and numbers outside their range
+are refused, missing keys get defaults.
 
-A range stands in the place of a default: `dict(rate=Real(above=0, below=1, default=0.15))`.
+A number's range stands in the place of its default: `dict(rate=Real(above=0, default=0.15))`.
 """
 
 import dataclasses
+import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
 
 UNSET = object()  # the default of a key that the config has to give
+_TYPES = (
+    (bool, "True or False"),
+    (str, "a string"),
+    (Mapping | ConfigDict, "a dict"),
+    (list | tuple, "a list"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,3 +74,69 @@ class Whole(Real):
     @property
     def _limit(self) -> int:
         return max(2**31 - 1, self.most or 0)
+
+
+class Choice(Real):
+    """One of some names, which may be the empty one."""
+
+    def __init__(self, *names: str, default: str | None = None) -> None:
+        super().__init__(default=names[0] if default is None else default)
+        object.__setattr__(self, "names", names)
+
+    def check(self, value: Any, key: str) -> Any:
+        """Returns `value`. Raises UserError naming `key` where it is none of the names."""
+        if value not in self.names:
+            empty = ", or leave it empty" if "" in self.names else ""
+            have = ", ".join(filter(None, self.names))
+            raise UserError(f"{key}={value!r}: have {have}{empty}")
+        return value
+
+    def __str__(self) -> str:
+        return " | ".join(filter(None, self.names))
+
+
+class Free(Real):
+    """A value of any type, which is checked by what reads it."""
+
+    def __init__(self, default: Any) -> None:
+        super().__init__(default=default)
+
+    def check(self, value: Any, key: str) -> Any:
+        """Returns `value`."""
+        return value
+
+
+def settings(config: Mapping | None, defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    """`config` (a dict, a ConfigDict or None) over `defaults`.
+
+    `where` is the config path for messages, such as "data.train". A number's default stands in its
+    range, of which some have none: such a key is left out where `config` lacks it. None stands for
+    any type. Raises UserError for a key that `defaults` lacks, for a value of another type than its
+    default, and for a number outside its range.
+    """
+    path = f"config.{where}" if where else "config"
+    config = {} if config is None else config
+    if not hasattr(config, "items"):
+        raise UserError(f"{path}={config!r} must be a dict with {', '.join(defaults)}")
+    given = dict(config.items())
+    for key, value in given.items():
+        if key not in defaults:
+            close = difflib.get_close_matches(str(key), defaults, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UserError(f"unknown key {path}.{key}{hint}; have: {', '.join(defaults)}")
+        if isinstance(defaults[key], Real):
+            defaults[key].check(value, f"{path}.{key}")
+        elif want := _expected(defaults[key], value):
+            raise UserError(f"{path}.{key}={value!r} should be {want}")
+    own = {key: getattr(each, "default", each) for key, each in defaults.items()}
+    return {key: value for key, value in own.items() if value is not UNSET} | given
+
+
+def _expected(default: Any, value: Any) -> str:
+    """What `value` should be to stand in the place of `default`; "" where it is that."""
+    if default is None:
+        return ""
+    for types, name in _TYPES:
+        if isinstance(default, types):
+            return "" if isinstance(value, types) else name
+    raise TypeError(f"the default {default!r} has no range")

@@ -14,8 +14,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
+from kd_jax import config as defaults
 from kd_jax import plugins
-from kd_jax.run import keys, workdir
+from kd_jax.run import workdir
 from kd_jax.stages import mixing, recall
 from kd_jax.train import loop, passes, step
 
@@ -171,7 +172,11 @@ class Reads:
         patches = {"__getitem__": read, "to_dict": copy, "__init__": made}
         for name, function in patches.items():
             self._patches.enter_context(mock.patch.object(ConfigDict, name, function))
-        for owner, name in ((ConfigDict, "to_json"), (keys, "check"), (keys, "check_optim")):
+        for owner, name in (
+            (ConfigDict, "to_json"),
+            (defaults, "check"),
+            (defaults, "check_section"),
+        ):
             quiet = self._quiet(getattr(owner, name))
             self._patches.enter_context(mock.patch.object(owner, name, quiet))
         return self

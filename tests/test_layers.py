@@ -18,7 +18,7 @@ LAYER = {
     **dict.fromkeys("config experiments".split(), 0),
     **dict.fromkeys("models objectives data evals".split(), 1),
     **dict.fromkeys("tasks teachers train samples".split(), 2),
-    **dict.fromkeys("run smoke".split(), 3),
+    **dict.fromkeys("run smoke keys".split(), 3),
     "stages": 4,
     **dict.fromkeys("recipes cli".split(), 5),
     **dict.fromkeys("__main__ main evaluate export compare plan predict".split(), 6),

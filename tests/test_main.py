@@ -351,6 +351,15 @@ def one_line(command, *arguments, **environment) -> str:
             "config: no key 'learning_rate' (did you mean --config.optim.learning_rate?); config",
         ),
         (["--config.objective.kl.temp=1"], "config.objective.kl has temperature, weight"),
+        (
+            ["--config.objective.hiden.weight=1"],
+            "unknown objectives plug-in 'hiden' (did you mean 'hidden'",
+        ),
+        (
+            ["--config.stages.student.step=3"],
+            "unknown key config.stages.student.step (did you mean 'steps'?)",
+        ),
+        (["--config.student.architecture.layers=2"], "student.architecture: unknown layers; have"),
         (["--steps=3"], "unknown flag --steps (did you mean --config.steps?)"),
         (
             ["--config.optim.schedule=cosine"],

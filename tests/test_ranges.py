@@ -9,9 +9,8 @@ import pytest
 
 import kd_jax.data
 import kd_jax.tasks
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import Choice, Real, Whole, settings
 
 
 @pytest.mark.parametrize(
@@ -69,3 +68,13 @@ def test_every_number_among_the_defaults_of_tasks_and_data_has_a_range():
                     assert not bare, f"{module.__name__}.{name}: {key}={value} has no range"
                     found += isinstance(value, Real)
     assert found > 20
+
+
+def test_names_of_which_one_is_taken():
+    assert Choice("a", "b").default == Choice("b", "a", default="a").default == "a"
+    assert Choice("", "b").check("b", "k") == "b"
+    for bad in ("c", None, 1):
+        with pytest.raises(UserError, match=f"k={bad!r}: have a, b$"):
+            Choice("a", "b").check(bad, "k")
+    with pytest.raises(UserError, match="k='c': have b, or leave it empty"):
+        Choice("", "b").check("c", "k")

@@ -11,9 +11,8 @@ import threading
 
 import numpy as np
 
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real
+from kd_jax.ranges import Real, settings
 
 DEFAULTS = dict(
     rate=Real(above=0, below=1, default=0.15),

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 
 from kd_jax import plugins
 from kd_jax.data.documents import Documents
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import settings
 
 DEFAULTS = dict(
     source="files", path=None, name=None, split=None, text="text", delimiter=None, revision=None

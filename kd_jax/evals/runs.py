@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import UserError
 
@@ -96,7 +97,7 @@ def read(workdir: str) -> Run:
     missing = [key for key in ("config", "seed", "stages") if key not in results]
     if missing:
         raise UserError(f"{folder / 'results.json'}: no {', '.join(missing)} in it; run it again")
-    return Run(folder, config, results)
+    return Run(folder, defaults.complete(config), results)
 
 
 def curves(workdir: str) -> dict[str, Curves]:

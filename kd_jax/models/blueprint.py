@@ -1,14 +1,6 @@
 """Models as the config describes them: architecture first, weights when they are asked for.
 
-A section (`config.teacher`, `config.student`):
-
-    model         hub id or local folder of an HF checkpoint; "" for none
-    revision      branch, tag or commit of a hub id
-    architecture  keys of config.json that replace the checkpoint's, or, for the student without a
-                  `model`, the teacher's: num_hidden_layers=6
-    init          student: teacher (layers of the teacher) | model (the checkpoint) | scratch;
-                  teacher: scratch, for random parameters where nothing else gives any
-    layers        student: uniform | first | last | a list of teacher layers, for init=teacher
+The keys of such a section (`config.teacher`, `config.student`): kd_jax/config.py.
 """
 
 from __future__ import annotations

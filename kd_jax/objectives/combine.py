@@ -7,6 +7,7 @@ plug-in may stand under two names.
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -132,6 +133,12 @@ class Knobs:
     temperatures: dict[str, Schedule]
 
 
+def keys_of(make_term: Callable) -> list[str]:
+    """The keys that a term's section may have; those of its own are arguments of `make`."""
+    own = inspect.signature(make_term).parameters
+    return ["weight", "term", "positions", "temperature", *own]
+
+
 def build(
     config: Any,
     steps: int,
@@ -170,11 +177,9 @@ def build(
         make_term = plugins.load("objectives", settings.pop("term", name), "make").make
         at = settings.pop("positions", None)
         has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
-        known = list(inspect.signature(make_term).parameters)
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            have = ", ".join(["weight", "term", "positions", "temperature", *known])
-            raise UserError(f"{key}: unknown {', '.join(unknown)}; have {have}")
+        have = keys_of(make_term)
+        if unknown := sorted(set(settings) - set(have)):
+            raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
         term = make_term(**settings)
         if not isinstance(term, Divergence):
             if at is not None or has_temperature:

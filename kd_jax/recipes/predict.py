@@ -22,10 +22,10 @@ from kd_jax import hub
 from kd_jax.data import encoded, outputs
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.settings import settings
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
+from kd_jax.ranges import settings
 from kd_jax.run import subject
 from kd_jax.run.models import check_types
 from kd_jax.run.subject import Subject

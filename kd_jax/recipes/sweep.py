@@ -1,12 +1,5 @@
 """Trials of one stage of a run over settings, side by side; one table, one heat map.
 
-config.sweep:
-    stage     the stage that is tried: student | baseline | ...; stages before it run once
-    keys      pairs (dotted key of the config, a list of values, or for a sampler
-              {low, high[, log]})
-    sampler   grid (every combination) | random | tpe (Optuna's)
-    trials    how many, for a sampler
-
 Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
 temperatures are inputs of the step then, as weights and learning rates always are. A trial is
 chosen by the primary figure on held-out training data (one that diverges is the last); the best
@@ -29,14 +22,14 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from kd_jax import config as defaults
 from kd_jax import storage
-from kd_jax.data.settings import settings
 from kd_jax.errors import Diverged, UserError
 from kd_jax.evals import pictures, table
 from kd_jax.evals.quantities import MISSING
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import Real, settings
 from kd_jax.recipes import distil
-from kd_jax.run import keys, measure, stage, workdir
+from kd_jax.run import measure, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.results import Stopwatch, kept, together
 from kd_jax.run.run import Run, build
@@ -47,7 +40,6 @@ from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = dict(stage="student", keys=(), sampler="grid", trials=Whole(least=1, default=1))
 # Keys that change neither data nor models: trials over them share both.
 NUMBERS = ("objective.", "optim.", "stages.", "seed", "steps", "epochs", "batch_size", "patience")
 
@@ -60,7 +52,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     if config.wandb:
         raise UserError("config.wandb: a sweep does not log to W&B; leave it empty")
     watch, folder = Stopwatch(), place.folder
-    sweep = settings(config.sweep, DEFAULTS, "sweep")
+    sweep = settings(config.sweep, defaults.ranges(defaults.SECTIONS["sweep"]), "sweep")
     try:
         sweep["keys"] = {str(key): values for key, values in sweep["keys"]}
     except (TypeError, ValueError):
@@ -218,8 +210,6 @@ def _plan(sweep: dict[str, Any], seed: int):
                 raise UserError(f"config.sweep.keys: {key}={values!r} should be a list of values")
         every = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
         return lambda found, rank: iter(every)
-    if sweep["sampler"] not in ("random", "tpe"):
-        raise UserError(f"config.sweep.sampler={sweep['sampler']!r}: have grid, random, tpe")
     space = {key: _distribution(key, values) for key, values in keys.items()}
     return lambda found, rank: _sampled(sweep, space, seed, found, rank)
 
@@ -230,7 +220,7 @@ def _check_values(run: Run, tried: Mapping[str, Any]) -> None:
     for values in itertools.product(*ends):
         trial = dict(zip(tried, values, strict=True))
         config = with_keys(run.config, trial)
-        keys.check(config)
+        defaults.check(config)
         if all(key.startswith(NUMBERS) for key in trial):
             run.changed(config, run.folder)
 

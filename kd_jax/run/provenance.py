@@ -19,8 +19,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins, storage
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import settings
 from kd_jax.tasks import text
 
 log = logging.getLogger(__name__)

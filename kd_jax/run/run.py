@@ -21,10 +21,9 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy, policy_for
-from kd_jax.run import keys, models
+from kd_jax.run import models
 from kd_jax.run.stage import Settings, Stage, kind_of, read
 from kd_jax.tasks.task import Task
-from kd_jax.teachers.several import SPACES
 from kd_jax.train import sharding
 
 NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
@@ -134,7 +133,7 @@ class Run:
 
     def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
         """The same models and data under a config that differs in numbers of the training only."""
-        keys.check(config)
+        defaults.check(config)
         settings = read(config, self.teachers)
         other = dataclasses.replace(
             self, config=config, folder=folder, settings=settings, stages=[], shared={}
@@ -191,7 +190,7 @@ def build(
 
     Raises UserError for what is wrong with the config, the models and their tokenizers.
     """
-    keys.check(config)
+    defaults.check(config)
     teachers = models.names_of_teachers(config)
     for name in teachers[1:]:
         if name in defaults.STAGES:
@@ -264,10 +263,7 @@ def _check_teachers(
     config: ConfigDict, teachers: Sequence[str], settings: Sequence[Settings], task: Task
 ) -> None:
     trained = {each.trains for each in settings}
-    average = config.get("average", SPACES[0])
-    if average not in SPACES:
-        raise UserError(f"config.average={average!r}: have {', '.join(SPACES)}")
-    if task.regression and len(teachers) > 1 and average == "probabilities":
+    if task.regression and len(teachers) > 1 and config.average == "probabilities":
         raise UserError("config.average='probabilities': a regression has none; take logits")
     for name in teachers:
         if models.section_of(config, name).get("labels") and name in trained:

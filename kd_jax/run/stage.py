@@ -21,12 +21,11 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as defaults
 from kd_jax import plugins
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.objectives import combine
-from kd_jax.run import keys
+from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, state, step
 from kd_jax.train.checkpoint import Checkpoints
@@ -145,7 +144,7 @@ def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
 
 def _possible(config: ConfigDict, section: Mapping[str, Any]) -> bool:
     """Whether the config has the sections that a stage reads."""
-    own = defaults.STAGE | section
+    own = defaults.ranges(defaults.STAGE) | section
     named = [own["model"], own["objective"]]
     named.append(getattr(kind_of(own["kind"]), "SECTION", ""))
     return all(not name or name in config or name in config.get("teachers", {}) for name in named)
@@ -158,15 +157,16 @@ def kind_of(name: str) -> Any:
 
 def _settings(config: ConfigDict, name: str, of_name: Mapping[str, Any]) -> Settings:
     where = f"stages.{name}"
-    given, usual = config.stages[name], defaults.STAGE | of_name
+    given, usual = config.stages[name], defaults.ranges(defaults.STAGE) | of_name
     kind = given.get("kind", usual["kind"]) if hasattr(given, "get") else usual["kind"]
-    ranges = {key: each for key, each in keys.OF_STAGE.items() if key in config}
+    of_run = defaults.ranges(defaults.table("", config))
+    of_run = {key: of_run[key] for key in defaults.OF_RUN if key in of_run}
     of_kind = dict(getattr(kind_of(kind), "SETTINGS", {}))
-    changes = settings(given, usual | ranges | of_kind, where)
+    whole = settings(given, usual | of_run | of_kind, where)
     own = ConfigDict(config.optim.to_dict(), type_safe=False)
-    own.update(changes.pop("optim"))
-    keys.check_optim(own, f"{where}.optim")
-    whole = {key: config[key] for key in ranges} | changes | {"optim": own}
+    own.update(whole["optim"])
+    defaults.check_section(own, "optim", f"{where}.optim", config)
+    whole |= {key: given.get(key, config[key]) for key in of_run} | {"optim": own}
     whole["own"] = {key: whole.pop(key) for key in of_kind if key in whole}
     section = whole["model"]
     if section and section not in config and section not in config.get("teachers", {}):
@@ -241,8 +241,6 @@ def initial_params(run: Run, stage: Stage, given: Given, key: Array):
                 f"config.{stage.model}.init='model': set {stage.model}.model to a checkpoint"
             )
         return (lambda params: params), model.load(key)
-    if init != "scratch":
-        raise UserError(f"config.{stage.model}.init={init!r}: have teacher, model, scratch")
     return model.draw, key
 
 

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.run import origins
@@ -46,8 +47,8 @@ def resolved(config: ConfigDict) -> dict:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Eight hex digits of the resolved config."""
-    text = json.dumps(resolved(config), sort_keys=True)
+    """Eight hex digits of the resolved config, as earlier versions would have written it."""
+    text = json.dumps(defaults.reduce(resolved(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -167,7 +168,9 @@ def _same_config(folder: epath.Path, config: ConfigDict) -> None:
     what was left by another config, or before any check was passed, is set aside."""
     path, wrong = folder / CONFIG, None
     try:
-        differing = _differences(storage.read_json(path), resolved(config)) if path.exists() else []
+        now = resolved(config)
+        there = defaults.complete(storage.read_json(path)) if path.exists() else now
+        differing = _differences(there, now)
     except UserError:
         wrong, differing = f"{path} is damaged", []
     if path.exists() and not (wrong or differing):

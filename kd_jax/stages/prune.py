@@ -1,12 +1,7 @@
 """Prunes a decoder by L1 norms (kd_jax/models/compact.py), once, and fine-tunes what is left.
 
 The least important heads and FFN columns go. The figures of the pruned model before any fine-tuning
-are those of `one_shot`. config.pruning:
-
-    target    share of all parameters that goes; where there is config.substitution, 0 is what goes
-              there
-    ranking   global | layer: heads and FFN columns compete with those of all layers, or their own
-    distil    fine-tuned on config.objective beside the original, or on the labels alone
+are those of `one_shot`.
 """
 
 from __future__ import annotations

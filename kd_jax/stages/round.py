@@ -1,16 +1,6 @@
 """One round of a sequential ensemble, the stage that kd_jax/recipes/ensemble.py repeats.
 
-config.rounds is the number of rounds, config.steps that of steps a round. config.ensemble:
-
-    space          logits | probabilities: what members are averaged in
-    start          student | previous: a round's student begins as config.student says, or as the
-                   member before it
-    rows           of training text, fixed and the same in every round; 0: all
-    fresh          new text in every round instead, with teacher and members in the step
-    top_k          logits of a token that are kept where cache.max_gb has no room for all
-    weights        equal | learned (on the held-out text): of the members, in the end
-    past_run_dirs  finished runs whose members come first
-    eval_mean      token | batch: mean over all tokens, or over the means of batches
+config.ensemble says what its members and their mean are.
 """
 
 from __future__ import annotations
@@ -27,7 +17,6 @@ from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.evals import flops
 from kd_jax.models import blueprint
-from kd_jax.objectives.sources import SPACES
 from kd_jax.run import cost, stage
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Settings, Stage
@@ -36,22 +25,11 @@ from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, Guides
 from kd_jax.types import Batch, Model, Params, Signal
 
 SECTION = "ensemble"
-_CHOICES = {
-    "space": tuple(SPACES),
-    "start": ("student", "previous"),
-    "weights": ("equal", "learned"),
-    "eval_mean": ("token", "batch"),
-}
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
     """The stage that every round of an ensemble goes through anew."""
     config = run.config
-    for key, have in _CHOICES.items():
-        if config.ensemble[key] not in have:
-            raise UserError(
-                f"config.ensemble.{key}={config.ensemble[key]!r}: have {', '.join(have)}"
-            )
     if run.head != "clm":
         raise UserError(
             f"config.task.name={config.task.name!r}: an ensemble is one of causal language "

@@ -3,21 +3,7 @@
 Musaeus and van der Goot 2025, "Iterative Structured Knowledge Distillation" (COLING 2025 main 440):
 a few blocks at a time are replaced while the model trains, until it is as small as it should be.
 A phase of the stage begins with a swap; the last one goes on to the end of the stage, which is the
-final fine-tuning. config.substitution:
-
-    kind                bottleneck | slim, of the compact blocks (kd_jax/models/shapes.py)
-    width               inside a bottleneck; 0 for slim ones, which are as wide as the model
-    num_heads, num_kv_heads, ffn_width    of a compact block
-    init                random | pruned (kd_jax/models/compact.py)
-    fit_steps           steps of regression to the blocks that go, before each swap (substitute.py)
-    fit_learning_rate   of these steps
-    order               last_first | first_first | importance (of the function here), or a list
-    importance_batches  training batches that importance is measured on
-    blocks              to replace at each swap
-    steps               from one swap to the next
-    target              share of all parameters that goes: swaps end when it is reached
-    learning_rate       of compact blocks, the peak; optim.learning_rate is that of all else
-    warmup              updates in which a new block's learning rate is reached
+final fine-tuning. config.substitution says which blocks, and when.
 """
 
 from __future__ import annotations
@@ -89,8 +75,6 @@ def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
         return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
-    if settings.kind != "slim":
-        raise UserError(f"config.substitution.kind={settings.kind!r}: have bottleneck, slim")
     if settings.width:
         raise UserError(
             f"config.substitution.width={settings.width}: slim blocks are as wide as the model; "

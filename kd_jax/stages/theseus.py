@@ -2,16 +2,8 @@
 
 Xu et al. 2020, "BERT-of-Theseus" (arXiv:2002.02925). At every step each group of teacher blocks,
 which do not change, is replaced by its successor with a probability; afterwards the successors are
-trained alone. config.theseus:
-
-    group   blocks of the teacher to a successor, which is a block of the same kind; 0, where there
-            is config.substitution: the blocks that it replaces, each to its compact one
-    layers  which blocks of the teacher the successors of groups begin as: uniform | first (the
-            paper's) | last | a list
-    rate    the probability: a number, or a schedule such as the paper's min(k t + b, 1),
-            {kind: linear, start: b, end: 1, steps: (1 - b) / k}; steps are the replacement's own
-            where they are left out
-    steps   of replacement, or a share of the stage below 1
+trained alone. The paper's probability min(k t + b, 1) is config.theseus.rate = {kind: linear,
+start: b, end: 1, steps: (1 - b) / k}; steps are those of the replacement where they are left out.
 
 The paper trains successors alone: set optim.learning_rate_multipliers to freeze what else there is.
 """

@@ -10,9 +10,8 @@ import csv
 from pathlib import Path
 
 from kd_jax.data import files, table
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped_file
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))

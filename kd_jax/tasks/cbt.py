@@ -24,9 +24,9 @@ from pathlib import Path
 
 from kd_jax.data import continuations, files, table
 from kd_jax.data.continuations import Question, Questions
-from kd_jax.data.settings import settings
 from kd_jax.data.table import Table
 from kd_jax.errors import UserError
+from kd_jax.ranges import settings
 from kd_jax.tasks.multiple_choice import MultipleChoice
 from kd_jax.tasks.scoring import POSITIONS
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from absl import logging
 
 from kd_jax.data import files, table
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))

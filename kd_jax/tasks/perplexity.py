@@ -38,8 +38,8 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import continuations, files, source, splits
 from kd_jax.data.continuations import Rows
 from kd_jax.data.documents import Documents
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
+from kd_jax.ranges import settings
 from kd_jax.tasks.scoring import DATA, POSITIONS
 
 DEFAULTS = dict(name="perplexity", seq_len=POSITIONS, stride=POSITIONS, documents="joined")

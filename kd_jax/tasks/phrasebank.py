@@ -19,9 +19,8 @@ import zlib
 from pathlib import Path
 
 from kd_jax.data import splits, table
-from kd_jax.data.settings import settings
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import Real, Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 
 DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))

@@ -16,6 +16,14 @@ def test_reads_a_finished_run(tmp_path):
     assert run.stages["student"]["loss"] == 2.5 + 0.3
 
 
+def test_the_config_of_an_earlier_run_gets_the_keys_that_are_new(tmp_path):
+    folder = example_run.write(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"teacher": {"model": "given"}}))
+    found = runs.read(str(folder)).config
+    assert found == config | {"teacher": {"model": "given", "init": ""}}
+
+
 def test_stages_are_in_the_order_of_reading():
     stages = ["student", "round2", "baseline", "round1", "teacher"]
     assert runs.ordered(stages) == ["teacher", "baseline", "student", "round1", "round2"]

@@ -1,4 +1,4 @@
-"""The keys of training configs: ranges of the numbers, and teachers that nobody gave."""
+"""The keys of training configs: ranges, what earlier runs lack, teachers that nobody gave."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as common
 from kd_jax.errors import UserError
-from kd_jax.run import keys
+from kd_jax.ranges import settings
 from kd_jax.run.stage import read
 
 OF_RECIPES = {
@@ -36,7 +36,7 @@ def test_no_number_of_a_recipe_is_without_a_range(recipe):
     config = ConfigDict(config.to_dict(), type_safe=False)
     config.task.name = "clm"
     config.teacher.model = config.student.model = "given"
-    keys.check(config)
+    common.check(config)
     found = [each for each in numbers_of(config) if each[0] not in ELSEWHERE]
     assert len(found) > 15
     for name, section, key in found:
@@ -44,7 +44,7 @@ def test_no_number_of_a_recipe_is_without_a_range(recipe):
         for bad in (-1, math.nan if isinstance(before, float) else 10**20):
             section[key] = bad
             with pytest.raises(UserError, match=re.escape(f"config.{name}={bad}")):
-                keys.check(config)
+                common.check(config)
         section[key] = before
 
 
@@ -82,8 +82,43 @@ def test_numbers_that_trained_in_the_wrong_direction(key, value, says):
         section = section[part]
     section[last] = value
     with pytest.raises(UserError, match=re.escape(says)):
-        keys.check(config)
+        common.check(config)
         read(config, ("teacher",))
+
+
+def earlier(**changes) -> dict:
+    """A config as a run had it before teachers could be random on purpose."""
+    config = with_teacher(**changes).to_dict()
+    del config["teacher"]["init"], config["teachers"]["other"]["init"]
+    return config
+
+
+def test_the_config_of_an_earlier_run_is_read_with_the_keys_that_are_new():
+    with pytest.raises(UserError, match="missing from the config: config.teacher.init"):
+        common.check(ConfigDict(earlier()))
+    found = common.complete(earlier())
+    common.check(ConfigDict(found))
+    assert found == with_teacher().to_dict()
+    assert common.reduce(with_teacher().to_dict()) == earlier()
+
+
+def test_no_new_key_is_dropped_where_it_says_something():
+    config = with_teacher(init="scratch").to_dict()
+    assert common.reduce(config)["teachers"]["other"]["init"] == "scratch"
+
+
+def test_other_keys_are_never_made_up():
+    config = earlier()
+    del config["eval"]["batch_size"]
+    with pytest.raises(UserError, match="missing from the config: config.eval.batch_size"):
+        common.check(ConfigDict(common.complete(config)))
+
+
+def test_every_key_has_a_meaning_and_a_default():
+    for name, keys in {"": common.RUN | common.MORE, **common.SECTIONS}.items():
+        filled = settings(None, common.ranges(keys), name)
+        assert list(filled) == list(keys) and all(meaning for _, meaning in keys.values()), name
+        assert settings(filled, common.ranges(keys), name) == filled
 
 
 def with_teacher(**changes) -> ConfigDict:
@@ -99,17 +134,17 @@ def with_teacher(**changes) -> ConfigDict:
 def test_a_forgotten_teacher_is_an_error(name):
     config = with_teacher()
     section = config.teacher if name == "teacher" else config.teachers.other
-    keys.check(config)
+    common.check(config)
     section.model = ""
     with pytest.raises(UserError, match=f"{name}.model is empty and no stage trains the {name}"):
-        keys.check(config)
+        common.check(config)
     section.init = "scratch"
-    keys.check(config)
+    common.check(config)
     section.init = ""
     config.stages = ConfigDict({name: {}, "student": {}})
-    keys.check(config)
+    common.check(config)
 
 
 def test_a_teacher_begins_with_nothing_else():
     with pytest.raises(UserError, match="config.teachers.other.init='model': have scratch"):
-        keys.check(with_teacher(init="model"))
+        common.check(with_teacher(init="model"))
