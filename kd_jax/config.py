@@ -36,10 +36,7 @@ def _rows(default: int) -> Whole:
 RUN: Table = dict(
     recipe=("", "kd_jax/recipes/RECIPE.py"),
     seed=(_whole(0, 0, 2**32 - 1), "of initialisation, order of the data, masks and dropout"),
-    precision=(
-        Choice("fp32", "bf16", default="bf16"),
-        "of matrix products; parameters are float32",
-    ),
+    precision=(Choice("fp32", "bf16", default="bf16"), "of products; parameters are float32"),
     batch_size=(_rows(256), "global rows a step, a multiple of devices x accumulate"),
     accumulate=(_whole(1), "micro-batches a step, exact"),
     remat=(False, "compute blocks again in the backward pass: less memory, more time"),
@@ -67,10 +64,7 @@ MODEL: Table = dict(
     architecture=({}, "keys of HF's config.json in place of the checkpoint's, or the teacher's"),
 )
 STUDENT: Table = MODEL | dict(
-    init=(
-        Choice("teacher", "model", "scratch"),
-        "layers of the teacher, its checkpoint, or random",
-    ),
+    init=(Choice("teacher", "model", "scratch"), "layers of the teacher, checkpoint, or random"),
     layers=(Free("uniform"), "uniform | first | last | a list from 0, for init=teacher"),
 )
 SECTIONS: dict[str, Table] = dict(
@@ -140,17 +134,11 @@ SECTIONS: dict[str, Table] = dict(
     ),
     ensemble=dict(
         space=(Choice("logits", "probabilities"), "what members are averaged in"),
-        start=(
-            Choice("student", "previous"),
-            "what a round begins as; student: as its section says",
-        ),
+        start=(Choice("student", "previous"), "what a round begins as; student: as configured"),
         rows=(_whole(0, 0), "of training text, the same in every round; 0: all"),
         fresh=(False, "new text in every round, teacher and members in the step"),
         top_k=(_whole(64), "logits of a token that are kept where cache.max_gb is too little"),
-        weights=(
-            Choice("equal", "learned"),
-            "of the members, in the end; learned: on held-out text",
-        ),
+        weights=(Choice("equal", "learned"), "of the members; learned: on held-out text"),
         past_run_dirs=((), "finished runs whose members come first"),
         eval_mean=(Choice("token", "batch"), "mean over all tokens, or over means of batches"),
     ),

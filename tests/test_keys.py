@@ -87,7 +87,7 @@ def test_the_keys_and_their_page_are_one(capsys, monkeypatch):
     page = keys.page()
     assert (Path(__file__).parents[1] / "docs" / "config.md").read_text() == page
     assert "- `beta2` = `0.999` (at least 0 and below 1): of AdamW" in page
-    assert "- `precision` = `bf16` (fp32 | bf16): of matrix products" in page
+    assert "- `precision` = `bf16` (fp32 | bf16): of products" in page
     monkeypatch.setattr(keys.sys, "argv", ["kd-jax keys", "mesh"])
     keys.main()
     assert capsys.readouterr().out == f"## mesh\n\n- `fsdp` = `1` (at least 1): {FSDP}\n"
