@@ -40,7 +40,6 @@ from kd_jax.tasks.scoring import Scored, ScoringTask
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
-from kd_jax.types import Model
 
 log = logging.getLogger(__name__)
 
@@ -275,8 +274,8 @@ def evaluate_stage(
         if this is None:
             model, logits = stage, functools.partial(Answers(run, {stage: own.params}).of, stage)
         else:
-            model, whole = this.model, Model(own.params, own.described.abstract().graphdef)
-            logits = functools.partial(measure.logits, run, model, whole)
+            model = this.model
+            logits = functools.partial(measure.logits, run, model, own.model(run.mesh))
         task, outputs = measure.scored(run.tasks[model], logits, split)
         return _examples(own, task, outputs, name, split)
     split = "test" if data else split or made.results["split"]

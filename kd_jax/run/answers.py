@@ -13,6 +13,7 @@ import logging
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from kd_jax.data import cache
 from kd_jax.data.buckets import BucketStream
@@ -141,11 +142,11 @@ def given_teachers(run: Run) -> dict[str, Params]:
 def frozen(run: Run, name: str, params: Params) -> Model:
     """A model as a teacher: in its operand type, laid out on the mesh."""
     kept = blueprint.stored(params, run.policy)
-    return laid_out(run, Model(kept, run.models[name].abstract().graphdef))
+    return laid_out(Model(kept, run.models[name].abstract().graphdef), run.mesh)
 
 
-def laid_out(run: Run, model: Model) -> Model:
-    """A model with its parameters on the run's mesh."""
-    specs = sharding.param_specs(family.PARTITION, model.params, run.mesh)
-    placed = jax.device_put(model.params, sharding.shardings(specs, run.mesh))
+def laid_out(model: Model, mesh: Mesh) -> Model:
+    """A model with its parameters on a mesh; they may lie anywhere."""
+    specs = sharding.param_specs(family.PARTITION, model.params, mesh)
+    placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
     return model.replace(params=placed)

@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from kd_jax.data.loader import Batches
 from kd_jax.evals import likelihood
@@ -72,7 +71,7 @@ def _kept(
     run: Run, name: str, model: str, params: Params, measure: Callable[[Model], Figures]
 ) -> Figures:
     def found() -> Figures:
-        whole = laid_out(run, Model(params, run.models[model].abstract().graphdef))
+        whole = laid_out(Model(params, run.models[model].abstract().graphdef), run.mesh)
         return measure(whole) | size(run, params)
 
     return kept(run.folder / name / "results.json", found)
@@ -176,10 +175,9 @@ class Scores:
 def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mesh) -> Scores:
     """The model's log-likelihoods, in fp32 sums; rows that share a context's endings are computed
     `batch_size` at a time over all devices. Parameters may lie anywhere."""
-    placed = jax.device_put(model.params, NamedSharding(mesh, P()))
     processes = jax.process_index(), jax.process_count()
     found = log_likelihoods(
-        model.replace(params=placed),
+        laid_out(model, mesh),
         task.rows.batches(batch_size, mesh.size, *processes),
         task.rows.branches,
         policy.operand,

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
@@ -18,7 +17,7 @@ from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint, count, size_mb
 from kd_jax.precision import policy_for
 from kd_jax.run import workdir
-from kd_jax.run.answers import given_params
+from kd_jax.run.answers import given_params, laid_out
 from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
@@ -49,8 +48,7 @@ class Subject:
         teacher."""
         policy = self.described.policy
         kept = blueprint.stored(self.params, policy) if frozen else self.params
-        placed = jax.device_put(kept, NamedSharding(mesh, P()))
-        return Model(placed, self.described.abstract().graphdef)
+        return laid_out(Model(kept, self.described.abstract().graphdef), mesh)
 
     def report(self, found: Report) -> Report:
         """A report of the model: what it is, what was found, and what it and finding it cost."""
