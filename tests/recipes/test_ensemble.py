@@ -222,7 +222,7 @@ def test_terms_about_logits_themselves_are_refused(tmp_path):
 
 
 def test_a_teacher_that_is_not_finite_is_said_before_a_student_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "evaluate", lambda *args: {"loss": float("nan")})
+    monkeypatch.setattr(rounds.measure, "evaluate", lambda *args: {"loss": float("nan")})
     with pytest.raises(UserError, match="teacher .*: its loss on validation text is nan; its wei"):
         ensembles.run(ensembles.config(tmp_path), tmp_path / "run")
     assert not list(tmp_path.glob("run/*/results.json"))
