@@ -7,6 +7,7 @@ kd-jax VERB --help
 
 import importlib
 import importlib.metadata
+import os
 import sys
 
 VERBS = {
@@ -35,7 +36,11 @@ def main() -> None:
     else:
         sys.argv = [f"kd-jax {verb}", *sys.argv[2:]]
         module = "experiments" if verb == "configs" else verb
-        importlib.import_module(f"kd_jax.{module}").main()
+        try:
+            importlib.import_module(f"kd_jax.{module}").main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The console command, and the experiments that it lists and finds."""
 
+import os
 import subprocess
 import sys
 
@@ -76,3 +77,14 @@ def test_an_experiment_starts_from_another_outside_of_the_checkout(monkeypatch, 
         capture_output=True, text=True, cwd=tmp_path, check=True,
     )  # fmt: skip
     assert ran.stdout == "sweep\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    reads, writes = os.pipe()
+    os.close(reads)  # as `head` does
+    command = [sys.executable, "-m", "kd_jax", "configs"]
+    ran = subprocess.run(
+        command, cwd=experiments.folder().parent, stdout=writes, stderr=subprocess.PIPE
+    )
+    os.close(writes)
+    assert (ran.returncode, ran.stderr) == (0, b"")
