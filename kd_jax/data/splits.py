@@ -45,7 +45,7 @@ class Part(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSet:
-    """Questions of a source, which are named tuples of what JSON can hold."""
+    """Holds all questions of a data source; each is a named tuple of JSON values."""
 
     name: str  # for messages and the run's manifest
     questions: list[Any]

@@ -48,7 +48,7 @@ class BottleneckConfig(EncoderConfig):
 
     @property
     def inner_width(self) -> int:
-        """Width inside a block."""
+        """The hidden size that attention and feed-forward layers of a block work on."""
         return self.bottleneck_width if self.bottlenecks else self.width
 
 

@@ -156,8 +156,9 @@ class Decoder(nnx.Module):
         return Cache(tuple(past), real_BS, jnp.int32(0), jnp.zeros((rows,), jnp.int32))
 
     def extend(self, cache: Cache, tokens_BT: Array, real_BT: Array) -> tuple[Array, Cache]:
-        """The normalised last hidden state of tokens that follow those in the cache, (B, T, D), and
-        the cache with them. `real_BT` (bool) is False for padding, which ends a row's tokens."""
+        """Runs the blocks on new tokens after those in the KV cache. Returns the last hidden states
+        (B, T, D), normalized, and the cache with the new tokens. `real_BT` (bool) is False for
+        padding, which stands behind a row's tokens."""
         T, S = tokens_BT.shape[1], cache.real_BS.shape[1]
         lengths_B = cache.lengths_B + real_BT.sum(axis=1)
         places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]

@@ -1,4 +1,4 @@
-"""The logits of one chunk of rows, and what a divergence between them has to offer.
+"""Defines divergences between rows of student and teacher logits, which the engine runs in chunks.
 
 A divergence is a pure function of each row's student logits, teacher logits and label. It works in
 two phases, so that all divergences of a run share one pass over the vocabulary: first every one

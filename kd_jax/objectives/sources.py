@@ -19,7 +19,7 @@ from kd_jax.types import Array, ModelOutput, Signal
 
 
 class Source(Protocol):
-    """V logits for each of N rows."""
+    """What logits are computed from, a chunk of rows at a time: V logits for each of N rows."""
 
     num_classes: int
 
@@ -27,10 +27,10 @@ class Source(Protocol):
     def rows(self) -> Any: ...
 
     def logits(self, rows: Any, policy: Policy) -> Array:
-        """float32 logits (C, V) of the rows of one chunk."""
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
 
     def cut(self, num_classes: int) -> Source:
-        """The first `num_classes` logits alone."""
+        """Drops all but the first `num_classes` logits of each row."""
 
 
 class Head(struct.PyTreeNode):
@@ -52,13 +52,13 @@ class Head(struct.PyTreeNode):
         return self.features_ND
 
     def logits(self, rows: Array, policy: Policy) -> Array:
-        """See `Source`."""
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
         if self.unembed_VD is None:
             return rows.astype(jnp.float32)
         return _product(rows, self.unembed_VD, self.bias_V, policy)
 
     def cut(self, num_classes: int) -> Head:
-        """See `Source`."""
+        """Drops all but the first `num_classes` logits of each row."""
         if self.unembed_VD is None:
             return self.replace(features_ND=self.features_ND[:, :num_classes])
         bias_V = None if self.bias_V is None else self.bias_V[:num_classes]
@@ -85,7 +85,7 @@ class Members(struct.PyTreeNode):
         return self.features_NED
 
     def logits(self, rows: Array, policy: Policy) -> Array:
-        """See `Source`; one member's logits after the other's."""
+        """Computes the mean's float32 logits (C, V), one member after the other."""
         join = SPACES[self.space]
 
         def add(sofar_CV, member):
@@ -97,7 +97,7 @@ class Members(struct.PyTreeNode):
         return jax.lax.scan(add, start, members)[0]
 
     def cut(self, num_classes: int) -> Members:
-        """See `Source`."""
+        """Drops all but the first `num_classes` logits of each row."""
         bias_EV = None if self.bias_EV is None else self.bias_EV[:, :num_classes]
         return self.replace(unembed_EVD=self.unembed_EVD[:, :num_classes], bias_EV=bias_EV)
 
@@ -115,14 +115,14 @@ class Sparse(struct.PyTreeNode):
         return self.ids_NK, self.values_NK, self.rest_N
 
     def logits(self, rows: tuple[Array, Array, Array], policy: Policy) -> Array:
-        """See `Source`."""
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
         ids_CK, values_CK, rest_C = rows
         numbers_C1 = jnp.arange(len(ids_CK))[:, None]
         whole_CV = jnp.broadcast_to(rest_C[:, None], (len(ids_CK), self.num_classes))
         return whole_CV.at[numbers_C1, ids_CK].set(values_CK)
 
     def cut(self, num_classes: int) -> Sparse:
-        """See `Source`."""
+        """Returns itself; ValueError for another number of logits, which it cannot give."""
         if num_classes != self.num_classes:
             raise ValueError(f"sparse logits of {self.num_classes} ids cannot be cut")
         return self
@@ -140,13 +140,13 @@ def in_chunks(rows: Any, size: int) -> Any:
 
 
 def head_of(output: ModelOutput) -> Head:
-    """Takes what a language model returned as N = B x T rows."""
+    """Flattens a language model's output (B, T, ...) into a source of N = B x T rows of logits."""
     features_ND = output.features.reshape(-1, output.features.shape[-1])
     return Head(features_ND, output.unembed_VD, output.bias_V)
 
 
 def stored(signal: Signal, num_classes: int) -> Source:
-    """Takes logits that came with a batch as N = B x T rows."""
+    """Flattens logits that came with a batch, (B, T, ...), into a source of N = B x T rows."""
     values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
     if signal.ids_BTK is None:
         return Head(values_NK, None, None)

@@ -128,9 +128,8 @@ def answering(run: Run, stage: Stage) -> list[Params]:
 
 
 def of_training(run: Run, stage: Stage, given: Given) -> dict[str, int]:
-    """The steps that a stage's training takes, and the FLOPs, the teacher's forward passes among
-    them (evals/flops.py). Where blocks are drawn at random the original's count as well as the
-    compact ones."""
+    """Counts the steps and FLOPs of a stage's training (evals/flops.py), the teacher's forward
+    passes included. Where blocks are drawn at random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
     for phase in stage.phases(run, given):
         params = phase.abstract().params

@@ -84,9 +84,31 @@ class Phase(Protocol):
         """Makes its first state; `before` is the last one of the phase before, None for none."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Final:
+    """The last phase of a stage, or its only one: the model has the shape that it ends with."""
+
+    run: Run
+    stage: Stage
+    enter: Callable[[TrainState | None], TrainState]
+    start: int = 0
+    try_out: Callable[[], Any] | None = None  # of `check`, where the shapes do not tell all
+
+    @property
+    def end(self) -> int:
+        return self.stage.steps
+
+    def check(self) -> None:
+        (self.try_out or self.abstract)()
+
+    def abstract(self) -> TrainState:
+        return abstract_state(self.run, self.stage)
+
+
 def whole(run: Run, stage: Stage, given: Given) -> Sequence[Phase]:
     """Trains a stage in one phase, from what `initial_params` says."""
-    return [Whole(run, stage, given)]
+    create = functools.partial(create_state, run, stage, given)
+    return [Final(run, stage, lambda _: create(), try_out=lambda: create(abstract=True))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,30 +264,6 @@ def initial_params(run: Run, stage: Stage, given: Given, key: Array):
             )
         return (lambda params: params), model.load(key)
     return model.draw, key
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    """The one phase of a stage whose model keeps its shape from the first step to the last."""
-
-    run: Run
-    stage: Stage
-    given: Given
-
-    start = 0
-
-    @property
-    def end(self) -> int:
-        return self.stage.steps
-
-    def check(self) -> None:
-        create_state(self.run, self.stage, self.given, abstract=True)
-
-    def abstract(self) -> TrainState:
-        return abstract_state(self.run, self.stage)
-
-    def enter(self, before: TrainState | None) -> TrainState:
-        return create_state(self.run, self.stage, self.given)
 
 
 def create_state(run: Run, stage: Stage, given: Given, abstract: bool = False) -> TrainState:

@@ -17,7 +17,7 @@ from kd_jax.models import compact, shapes
 from kd_jax.models.blueprint import count
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Settings, Stage, abstract_state, born
+from kd_jax.run.stage import Final, Given, Settings, Stage, born
 from kd_jax.stages import substitute, swaps
 from kd_jax.train import sharding
 from kd_jax.train.state import TrainState
@@ -41,7 +41,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         model=name,
         learns=run.config.pruning.distil and bool(settings.objective),
         starts=lambda given: {"one_shot": pruned(run, name, given)},
-        phases_of=lambda run, this, given: [Pruned(run, this, given)],
+        phases_of=lambda run, this, given: [Final(run, this, lambda _: _born(run, this, given))],
         prepare=swaps.prepare(run, settings) if as_small else None,
     )
 
@@ -93,26 +93,6 @@ def pruned(run: Run, name: str, given: Given) -> Params:
     return params
 
 
-@dataclasses.dataclass(frozen=True)
-class Pruned:
-    """The one phase of the stage."""
-
-    run: Run
-    stage: Stage
-    given: Given
-
-    start = 0
-
-    @property
-    def end(self) -> int:
-        return self.stage.steps
-
-    def check(self) -> None:
-        self.abstract()
-
-    def abstract(self) -> TrainState:
-        return abstract_state(self.run, self.stage)
-
-    def enter(self, before: TrainState | None) -> TrainState:
-        params = pruned(self.run, self.stage.model, self.given)
-        return born(self.run, self.stage, self.run.models[self.stage.model], (), params)
+def _born(run: Run, this: Stage, given: Given) -> TrainState:
+    """The first state, of the pruned parameters."""
+    return born(run, this, run.models[this.model], (), pruned(run, this.model, given))

@@ -25,7 +25,7 @@ from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Groups, Settings, Stage, abstract_state, state_of
+from kd_jax.run.stage import Final, Given, Groups, Settings, Stage, state_of
 from kd_jax.schedules import value_schedule
 from kd_jax.stages import substitute, swaps
 from kd_jax.stages.swaps import at_once
@@ -55,7 +55,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         replacement=_draws(run, name, end),
         phases_of=lambda run, this, given: [
             Replacing(run, this, end, given),
-            Alone(run, this, end),
+            Final(run, this, functools.partial(_alone, run, this), start=end),
         ],
         prepare=prepare,
     )
@@ -175,28 +175,9 @@ class Replacing:
         return state_of(self.run, self.stage, self._new, rows, init, inputs, self._model.graphdef)
 
 
-@dataclasses.dataclass(frozen=True)
-class Alone:
-    """The steps in which the successors are the model, a phase."""
-
-    run: Run
-    stage: Stage
-    start: int
-
-    @property
-    def end(self) -> int:
-        return self.stage.steps
-
-    def check(self) -> None:
-        self.abstract()
-
-    def abstract(self) -> TrainState:
-        return abstract_state(self.run, self.stage)
-
-    def enter(self, before: TrainState | None) -> TrainState:
-        graphdef: nnx.GraphDef = self.run.models[self.stage.model].abstract().graphdef
-        model = Model(replacement.successors(before.params["student"]), graphdef)
-        make_optimizer = functools.partial(
-            optim.make_optimizer, self.stage.optim, groups=self.stage.groups
-        )
-        return state.continued(before, model, make_optimizer, family.PARTITION, self.run.mesh)
+def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:
+    """The state in which the successors are the model."""
+    graphdef: nnx.GraphDef = run.models[this.model].abstract().graphdef
+    model = Model(replacement.successors(before.params["student"]), graphdef)
+    make_optimizer = functools.partial(optim.make_optimizer, this.optim, groups=this.groups)
+    return state.continued(before, model, make_optimizer, family.PARTITION, run.mesh)

@@ -24,21 +24,16 @@ from kd_jax.run import stage
 SETTINGS = dict(scale=Real(above=0, default=1.0))
 
 
-class Scaled(stage.Whole):
-    def check(self):
-        self.abstract()
-
-    def enter(self, before):
-        scale = self.run.shared[self.stage.name]
-        params = jax.tree.map(lambda x: scale * x, self.given["teacher"])
-        model = self.run.models[self.stage.model]
-        return stage.born(self.run, self.stage, model, (), params)
-
-
 def make(run, name, settings):
     run.add(name, run.models["teacher"])
-    run.shared[name] = settings.own["scale"]
-    phases = lambda run, this, given: [Scaled(run, this, given)]
+
+    def phases(run, this, given):
+        def enter(before):
+            params = jax.tree.map(lambda x: settings.own["scale"] * x, given["teacher"])
+            return stage.born(run, this, run.models[name], (), params)
+
+        return [stage.Final(run, this, enter)]
+
     return stage.make(run, settings, model=name, phases_of=phases)
 '''
 
