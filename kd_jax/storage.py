@@ -42,7 +42,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     are not finite, which JSON has not, become null."""
     value = finite(value)
     if isinstance(value, dict):
-        value = value | {"digest": _digest(value)}
+        value = value | {"digest": digest_of(value)}
     text = json.dumps(value, indent=2, default=str) + "\n"
     write(path, lambda file: file.write(text.encode()))
 
@@ -54,7 +54,7 @@ def read_json(path: epath.PathLike) -> Any:
     except ValueError as error:  # cut, or not UTF-8
         raise UserError(f"{path}: damaged, it is no JSON ({error}); remove it") from None
     if isinstance(value, dict) and "digest" in value:
-        if value.pop("digest") != _digest(value):
+        if value.pop("digest") != digest_of(value):
             raise UserError(
                 f"{path}: damaged, it is not what was written; restore or remove it (or, where you "
                 f"edited it, its key 'digest')"
@@ -62,7 +62,8 @@ def read_json(path: epath.PathLike) -> Any:
     return value
 
 
-def _digest(value: dict) -> str:
+def digest_of(value: dict) -> str:
+    """Computes the digest (16 hex digits) of an object of JSON values."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

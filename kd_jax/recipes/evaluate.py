@@ -31,7 +31,7 @@ from kd_jax.evals import pictures, runs, tables
 from kd_jax.models import family
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.answers import Answers
-from kd_jax.run.models import check_types, class_order
+from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
 from kd_jax.tasks import text
@@ -339,6 +339,7 @@ def _teacher(model: str | None, own: Subject) -> Subject | None:
             f"--teacher={model} has another tokenizer than the model: the same ids would mean "
             f"other words; choose a teacher of the same vocabulary"
         )
+    compare_rules(f"--teacher={model}", found.tokenizer, own.tokenizer, "the model's")
     return found
 
 

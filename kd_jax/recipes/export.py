@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -32,7 +31,7 @@ from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check
-from kd_jax.run import provenance
+from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
 from kd_jax.tasks import text
@@ -150,7 +149,7 @@ def publish(
         if trained_on is not None:
             storage.write_json(folder / provenance.FILE, trained_on)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
-        (folder / MARK).write_text(json.dumps({"source": source, **report}, indent=2) + "\n")
+        storage.write_json(folder / MARK, {"source": source, **report})
         _put(folder, out)
     return {"path": str(out), **report}
 
@@ -187,7 +186,13 @@ def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
         return
     if not (out / MARK).exists():
         raise UserError(f"{out} exists and is no export of kd_jax; give another --out")
-    there = json.loads((out / MARK).read_text())["source"]
+    try:
+        there = storage.read_json(out / MARK)["source"]
+    except (UserError, KeyError, TypeError):
+        raise UserError(
+            f"{out / MARK} is damaged, or not of kd_jax; remove {out} to export anew, or give "
+            f"another --out"
+        ) from None
     if source not in (None, there):
         raise UserError(f"{out} holds another export ({there}, not {source}); give another --out")
 
@@ -233,7 +238,7 @@ def _export_stage(
     run: Run, stage: Stage, params: Params, results: dict, out: epath.Path
 ) -> dict[str, Any]:
     blueprint = run.models[stage.model]
-    config = json.loads(run.config.to_json())
+    config = workdir.resolved(run.config)
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     size = _size(blueprint, params)
     code = _own_code(blueprint)

@@ -4,7 +4,6 @@ like every export (export.py)."""
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kd_jax.evals import card, quantities
 from kd_jax.models import hf
 from kd_jax.models.blueprint import count
 from kd_jax.recipes import export, export_check
-from kd_jax.run import provenance
+from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run
 from kd_jax.teachers.several import average
 from kd_jax.types import Batch, Params
@@ -72,7 +71,7 @@ def _about(
     run: Run, name: str, size: str, results: dict, code: str
 ) -> tuple[export.Page, provenance.Provenance]:
     """The model card, and what goes into kd_jax.json."""
-    config = json.loads(run.config.to_json())
+    config = workdir.resolved(run.config)
     stated = card.inherited(*_folders(run))
     trained_on = provenance.of_run(config, results, run.tokenizers["student"])
     rows = provenance.sentence(trained_on["task"])

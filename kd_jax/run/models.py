@@ -163,11 +163,13 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
                 f"{key} {model.name} was trained with another tokenizer than the run's: the "
                 f"same ids would mean other words; choose teacher and student of one vocabulary"
             )
-        if not text.same_rules(theirs, tokenizer):
-            log.warning(
-                "%s %s was trained on texts that its tokenizer cut otherwise than the run's",
-                *(key, model.name),
-            )
+        compare_rules(f"{key} {model.name}", theirs, tokenizer, "the run's")
+
+
+def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
+    """Warns where a model's own tokenizer cuts texts otherwise than the one it is to read with."""
+    if not text.same_rules(theirs, tokenizer):
+        log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 
 def check_vocabulary(name: str, model: Blueprint, tokenizer: Any) -> None:

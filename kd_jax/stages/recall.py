@@ -84,7 +84,7 @@ class Recall:
         """The signal of the mean of all models, from the longest part of them that is there;
         signals that are `needed` stay."""
         about = what, self._space, self._digest, self.k, self.vocab_size, self._run.policy
-        names = [signals.name_of(*about, *identities[: n + 1]) for n in range(len(models))]
+        names = [cache.key(*about, *identities[: n + 1]) for n in range(len(models))]
         described = self._counts_R, self.vocab_size
         there, found = len(models), None
         while there and found is None:

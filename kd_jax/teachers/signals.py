@@ -11,7 +11,6 @@ NAME says what it was computed from. The folder is an entry of the cache (data/c
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -23,14 +22,6 @@ from kd_jax.types import Batch, Signal
 
 SETTING = "config.cache.folder"
 NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.precision"
-
-
-def name_of(*parts: object) -> str:
-    """Names a signal, by 32 hex digits of what it is computed from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(f"{part}\0".encode())
-    return digest.hexdigest()
 
 
 def size_of(tokens: int, k: int, vocab_size: int) -> int:

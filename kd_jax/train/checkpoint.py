@@ -7,7 +7,6 @@ is read: Orbax does not see a wrong byte in an array.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -99,7 +98,7 @@ class Checkpoints:
         tree = _arrays(state)
         digests = {name: checksum.of(part) for name, part in tree.items()}
         metrics = {"rank": rank, "state": digests, "about": dict(about or {})}
-        metrics["digest"] = _digest(metrics)
+        metrics["digest"] = storage.digest_of(metrics)
         with self._file_errors():
             step, args = int(state.step), ocp.args.StandardSave(tree)
             self._manager.save(step, args=args, metrics=metrics)
@@ -209,7 +208,7 @@ class Checkpoints:
             found = json.loads(path.read_bytes())
             digest = found.pop("digest", None)
             # Older versions wrote the rank alone.
-            whole = digest == _digest(found) if digest else list(found) == ["rank"]
+            whole = digest == storage.digest_of(found) if digest else list(found) == ["rank"]
         except (ValueError, AttributeError):
             whole = False
         if not whole:
@@ -258,11 +257,6 @@ class Checkpoints:
                 f"cannot write a checkpoint in {self.directory}: {reason}. Make room and run the "
                 f"same command again (last whole checkpoint: {latest})"
             ) from error
-
-
-def _digest(metrics: dict) -> str:
-    text = json.dumps(metrics, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _arrays(state: TrainState) -> dict:

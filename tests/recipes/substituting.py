@@ -79,3 +79,12 @@ def checked(config):
     given = {name: model.abstract().params for name, model in run.models.items()}
     for phase in run.principal.phases(run, given):
         phase.check()
+
+
+def undisturbed(how, folder):
+    """(config, run directory, results, programs compiled) of a run as `how`, a module like this,
+    makes it."""
+    config = how.config(folder)
+    with smoke.compilations() as compiled:
+        results = how.run(config, folder / "run")
+    return config, folder / "run", results, dict(compiled)

@@ -15,7 +15,7 @@ from kd_jax.stages import recall, rounds
 from kd_jax.stages.round import training_flops
 from kd_jax.train import loop
 from tests import smoke
-from tests.recipes import ensembles
+from tests.recipes import ensembles, substituting
 
 
 class Killed(Exception):
@@ -24,12 +24,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(config, folder, results, programs compiled) of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("ensemble")
-    config = ensembles.config(folder)
-    with smoke.compilations() as compiled:
-        results = ensembles.run(config, folder / "run")
-    return config, folder / "run", results, dict(compiled)
+    return substituting.undisturbed(ensembles, tmp_path_factory.mktemp("ensemble"))
 
 
 def test_a_row_a_round(whole):

@@ -9,6 +9,7 @@ from kd_jax.models import family, hf
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 from kd_jax.tasks import text
 from tests import smoke
+from tests.run.test_models import save_with_other_rules
 
 FIGURES = ("loss", "perplexity", "accuracy", "kl", "agreement", "parameters", "size_mb")
 NONE = Options()
@@ -120,3 +121,14 @@ def test_a_teacher_with_another_tokenizer(student, words, tmp_path):
     text.train_tokenizer("wordpiece", ["other words altogether"], 80, teacher)
     with pytest.raises(UserError, match="--teacher=.*teacher has another tokenizer than the model"):
         evaluate_checkpoint(student, None, "mlm", words, Options(teacher=str(teacher)))
+
+
+def test_a_teacher_whose_tokenizer_has_other_rules_is_said(student, words, tmp_path, caplog):
+    teacher = shutil.copytree(student, tmp_path / "teacher")
+    tokenizer = text.load_tokenizer(teacher)
+    (teacher / "tokenizer.json").unlink()
+    save_with_other_rules(tokenizer, teacher)
+    evaluate_checkpoint(student, None, "mlm", words, Options(teacher=str(student)))
+    assert "cut otherwise" not in caplog.text
+    evaluate_checkpoint(student, None, "mlm", words, Options(teacher=str(teacher)))
+    assert f"--teacher={teacher} was trained on texts that its tokenizer cut oth" in caplog.text

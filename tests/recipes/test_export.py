@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import json
 import shutil
 
 import huggingface_hub
@@ -101,7 +100,7 @@ def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
     report = write(bert, tmp_path / "out", tokenizer)
     assert text.load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
     assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
-    mark = json.loads((tmp_path / "out" / "export.json").read_text())
+    mark = storage.read_json(tmp_path / "out" / "export.json")
     assert mark == {"source": SOURCE} | {k: v for k, v in report.items() if k != "path"}
 
 
@@ -186,6 +185,15 @@ def test_is_repeated(tmp_path, bert, quick):
     write(bert, tmp_path / "out", page="# newer\n")
     assert (tmp_path / "out" / "README.md").read_text() == "# newer\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("spoil", [lambda text: text[:40], lambda text: text.replace("b", "c", 1)])
+def test_a_damaged_mark_is_named(tmp_path, bert, quick, spoil):
+    write(bert, tmp_path / "out")
+    mark = tmp_path / "out" / "export.json"
+    mark.write_text(spoil(mark.read_text()))
+    with pytest.raises(UserError, match=r"out/export.json is damaged.*; remove .*out to export an"):
+        write(bert, tmp_path / "out")
 
 
 @pytest.mark.parametrize("left", [[".out.partial"], [".out.partial", ".out.old"]])

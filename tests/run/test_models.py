@@ -5,16 +5,21 @@ from kd_jax.run import models
 from kd_jax.tasks import text
 
 
-def test_a_teacher_whose_tokenizer_cuts_texts_otherwise(tmp_path, caplog):
-    own = text.train_tokenizer("bpe", ["the cat sat on the mat"] * 9, 270, tmp_path / "own")
-    text.save_tokenizer(own, tmp_path / "other")
-    file = tmp_path / "other" / "tokenizer.json"
+def save_with_other_rules(tokenizer, folder):
+    """Saves a tokenizer of the same vocabulary that makes other letters of texts first."""
+    text.save_tokenizer(tokenizer, folder)
+    file = folder / "tokenizer.json"
     entries = json.loads(file.read_text())
     entries["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(entries))
-    config = json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def test_a_teacher_whose_tokenizer_cuts_texts_otherwise(tmp_path, caplog):
+    own = text.train_tokenizer("bpe", ["the cat sat on the mat"] * 9, 270, tmp_path / "own")
+    save_with_other_rules(own, tmp_path / "other")
 
     def check(name):
         model = SimpleNamespace(

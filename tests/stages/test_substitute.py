@@ -11,7 +11,6 @@ from flax import nnx
 from benchmarks import kill_resume
 from kd_jax.stages import substitute, swaps
 from kd_jax.train import loop, records
-from tests import smoke
 from tests.recipes import substituting
 
 
@@ -21,12 +20,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(config, folder, results, programs compiled) of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("substitute")
-    config = substituting.config(folder)
-    with smoke.compilations() as compiled:
-        results = substituting.run(config, folder / "run")
-    return config, folder / "run", results, dict(compiled)
+    return substituting.undisturbed(substituting, tmp_path_factory.mktemp("substitute"))
 
 
 def test_the_parameters_go_phase_by_phase(whole):

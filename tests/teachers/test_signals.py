@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.teachers import signals
 from kd_jax.types import Batch, Signal
@@ -134,7 +135,7 @@ def test_logits_that_are_not_finite_are_not_kept(tmp_path, value):
 
 
 def test_names_tell_parts_apart():
-    names = {signals.name_of(*parts) for parts in (("a", "b"), ("ab", ""), ("a", 1), ("a", 2))}
+    names = {cache.key(*parts) for parts in (("a", "b"), ("ab", ""), ("a", 1), ("a", 2))}
     assert len(names) == 4
 
 
