@@ -40,7 +40,7 @@ from kd_jax.teachers.several import Stored
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
 from kd_jax.train.passes import predict
-from kd_jax.train.step import Plan, predict_step, train_step
+from kd_jax.train.step import Program, predict_step, train_step
 from kd_jax.types import Model
 
 OPTIMIZER = ConfigDict(
@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
         terms = {"ce": {"weight": CE_WEIGHT}}
         terms["kl"] = {"weight": KL_WEIGHT, "temperature": TEMPERATURE}
     objective, knobs = combine.build(terms, 1, policy, policy if distill else None, accuracy=True)
-    plan = Plan(objective, mesh, family.PARTITION)
+    program = Program(objective, mesh, family.PARTITION)
     schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
     student = load(args.folder / ("student" if distill else "teacher"), "classification", policy)
     trained = state.create(
@@ -98,7 +98,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
         student.params,
         student.graphdef,
         functools.partial(optim.make_optimizer, OPTIMIZER),
-        plan.table,
+        program.table,
         mesh,
     )
     del student
@@ -120,7 +120,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
         nonlocal trained
         batch = sharding.place(stream[next(numbers)], mesh)
         inputs = schedules.at(int(trained.step))
-        trained, metrics = train_step(trained, batch, teacher, inputs, plan=plan)
+        trained, metrics = train_step(trained, batch, teacher, inputs, program=program)
         return float(metrics["loss"])
 
     run(step, argparse.Namespace(warmup=len(warm), steps=len(timed)))

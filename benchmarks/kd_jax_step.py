@@ -19,7 +19,7 @@ from kd_jax.objectives import combine
 from kd_jax.precision import Policy, policy_for
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
-from kd_jax.train.step import Plan, train_step
+from kd_jax.train.step import Program, train_step
 from kd_jax.types import Batch, Model
 
 OPTIMIZER = ConfigDict(
@@ -70,7 +70,7 @@ def main() -> None:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])  # one, as PyTorch
     terms = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": TEMPERATURE}}
     objective, knobs = combine.build(terms, 1, policy, policy)
-    plan = Plan(objective, mesh, family.PARTITION)
+    program = Program(objective, mesh, family.PARTITION)
     schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
 
     teacher = load(args.models / "teacher", head, policy)
@@ -81,7 +81,7 @@ def main() -> None:
         student.params,
         student.graphdef,
         functools.partial(optim.make_optimizer, OPTIMIZER),
-        plan.table,
+        program.table,
         mesh,
     )
     del student
@@ -90,7 +90,7 @@ def main() -> None:
     def step() -> float:
         nonlocal trained
         inputs = schedules.at(int(trained.step))
-        trained, metrics = train_step(trained, batch, teacher, inputs, plan=plan)
+        trained, metrics = train_step(trained, batch, teacher, inputs, program=program)
         return float(metrics["loss"])
 
     def peak() -> int:

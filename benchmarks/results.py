@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.evals import quantities, runs, table, tables
+from kd_jax.report import quantities, runs, table, tables
 from kd_jax.run import workdir
 
 ROOT = Path(__file__).resolve().parent.parent

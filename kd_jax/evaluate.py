@@ -38,8 +38,6 @@ from pathlib import Path
 
 from kd_jax import cli
 from kd_jax.errors import UserError
-from kd_jax.evals import runs, tables
-from kd_jax.evals.table import Table, of_runs
 from kd_jax.recipes.evaluate import (
     EXAMPLES,
     LANGUAGE,
@@ -51,6 +49,8 @@ from kd_jax.recipes.evaluate import (
     evaluate_run,
     evaluate_stage,
 )
+from kd_jax.report import runs, tables
+from kd_jax.report.table import Table, of_runs
 from kd_jax.tasks import cbt, glue, phrasebank
 
 TASKS = (*EXAMPLES, *LANGUAGE, *LIKELIHOOD)

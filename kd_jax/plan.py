@@ -15,9 +15,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kd_jax import cli
-from kd_jax.evals import topology
-from kd_jax.evals.table import Table
+from kd_jax.plans import topology
 from kd_jax.recipes.plan import Plan, plan
+from kd_jax.report.table import Table
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:smoke for a tiny one."

@@ -16,7 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYER = {
     **dict.fromkeys("errors types plugins precision ranges schedules storage hub".split(), 0),
     **dict.fromkeys("config experiments".split(), 0),
-    **dict.fromkeys("models objectives data evals".split(), 1),
+    **dict.fromkeys("models objectives data metrics plans report".split(), 1),
     **dict.fromkeys("tasks teachers train samples".split(), 2),
     **dict.fromkeys("run smoke keys".split(), 3),
     "stages": 4,
@@ -91,7 +91,7 @@ def test_package_itself_imports_nothing():
 
 def test_the_check_sees_what_it_forbids():
     assert imports("def f():\n    from kd_jax.models import layers") == {"kd_jax.models.layers"}
-    assert complaint("kd_jax.models.layers", "kd_jax.evals.plots")
+    assert complaint("kd_jax.models.layers", "kd_jax.report.plots")
     assert complaint("kd_jax.train.step", "kd_jax.recipes.export")
     assert complaint("kd_jax.train.step", "kd_jax.models.bert")
     assert not complaint("kd_jax.train.step", "kd_jax.precision")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.evals import likelihood
+from kd_jax.metrics import likelihood
 from kd_jax.models import family
 from kd_jax.objectives import combine
 from kd_jax.precision import Policy, einsum, policy_for, rows_product
@@ -115,11 +115,11 @@ def test_fp32_is_float32_on_every_platform(head, platform):
     specs = (dataclasses.replace(spec, causal=head == "clm") for spec in tiny_step.SPECS)
     params = {"student": student.params, "objective": objective.init(jax.random.key(0), *specs)}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    plan = step.Plan(objective, mesh, family.PARTITION)
+    program = step.Program(objective, mesh, family.PARTITION)
     rows, inputs = tiny_step.batch(head), tiny_step.inputs(knobs)
     for rates in ("with dropout", "without"):
-        plan = dataclasses.replace(plan, dropout=rates == "with dropout")
-        jitted = jax.jit(functools.partial(step.gradient, plan=plan), static_argnums=1)
+        program = dataclasses.replace(program, dropout=rates == "with dropout")
+        jitted = jax.jit(functools.partial(step.gradient, program=program), static_argnums=1)
         traced = jitted.trace(params, student.graphdef, rows, teacher, inputs)
         only_highest(traced.lower(lowering_platforms=(platform,)))
     if head == "clm":

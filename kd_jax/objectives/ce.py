@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.divergence import Divergence
 
 
 @dataclasses.dataclass(frozen=True)

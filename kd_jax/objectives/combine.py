@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.objectives import ce, kl, measures, vocab
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.divergence import Divergence
 from kd_jax.objectives.sources import Guidance
 from kd_jax.precision import Policy
 from kd_jax.ranges import Real
@@ -65,7 +65,7 @@ class Objective:
                 params[name] = own
         return params
 
-    def prepare(self, batch: Batch) -> Batch:
+    def dense_labels(self, batch: Batch) -> Batch:
         """Gives a batch labels at every token where a row-wise term looks at all of them.
 
         Raises UserError where rows have answers of their own instead of tokens that have one.
@@ -86,7 +86,7 @@ class Objective:
         weights = {term.name: seen[at].reshape(-1) for term, at in self.row_terms}
         return weights | {term.name: batch.weights.reshape(-1) for term in self.measured}
 
-    def weights(self, batch: Batch) -> dict[str, Array]:
+    def denominators(self, batch: Batch) -> dict[str, Array]:
         """Sums each term's denominator over this batch, a function of the data alone."""
         totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
         return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}

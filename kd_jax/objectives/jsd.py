@@ -9,9 +9,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from kd_jax.objectives.divergence import Divergence, Softened
 from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.reverse_kl import ReverseKL
-from kd_jax.objectives.rows import Divergence, Softened
 from kd_jax.ranges import Real
 
 

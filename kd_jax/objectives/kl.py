@@ -5,7 +5,7 @@ Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:150
 
 import dataclasses
 
-from kd_jax.objectives.rows import Softened, gap_sum, key_of
+from kd_jax.objectives.divergence import Softened, gap_sum, key_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ vocabulary as in DistilBERT's `alpha_mse`.
 
 import dataclasses
 
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.divergence import Divergence
 
 
 @dataclasses.dataclass(frozen=True)

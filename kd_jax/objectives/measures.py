@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from kd_jax.objectives.divergence import Divergence, key_of
 from kd_jax.objectives.kl import ForwardKL
-from kd_jax.objectives.rows import Divergence, key_of
 from kd_jax.objectives.vocab import RowTerm
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.divergence import Divergence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.layers import Pairs, pairs
+from kd_jax.objectives.layer_map import Pairs, pairs
 from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import layers as maps
+from kd_jax.objectives import layer_map as maps
 from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
 
 

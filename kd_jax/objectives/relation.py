@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import layers as maps
+from kd_jax.objectives import layer_map as maps
 from kd_jax.objectives import pairwise
 from kd_jax.ranges import Whole
 from kd_jax.types import Array, Heads

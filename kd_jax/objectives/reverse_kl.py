@@ -6,7 +6,7 @@ taken here token by token on the given text.
 
 import dataclasses
 
-from kd_jax.objectives.rows import Softened, gap_sum, key_of
+from kd_jax.objectives.divergence import Softened, gap_sum, key_of
 
 
 @dataclasses.dataclass(frozen=True)

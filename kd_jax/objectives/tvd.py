@@ -8,7 +8,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from kd_jax.objectives.rows import Softened
+from kd_jax.objectives.divergence import Softened
 
 
 @dataclasses.dataclass(frozen=True)

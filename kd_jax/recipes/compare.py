@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.evals import plots, report, runs, table
-from kd_jax.evals.runs import Run
-from kd_jax.evals.table import Table
+from kd_jax.report import plots, report, runs, table
+from kd_jax.report.runs import Run
+from kd_jax.report.table import Table
 
 
 def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:

@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.evals import plots, runs
 from kd_jax.recipes import export
+from kd_jax.report import plots, runs
 from kd_jax.run import cost, measure, results, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.models import check_types

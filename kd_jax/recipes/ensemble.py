@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.evals import pictures, runs
 from kd_jax.recipes import export_ensemble
+from kd_jax.report import pictures, runs
 from kd_jax.run import results as kept
 from kd_jax.run import stage, workdir
 from kd_jax.run.answers import given_params

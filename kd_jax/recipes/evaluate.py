@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax import plugins
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
-from kd_jax.evals import pictures, runs, tables
 from kd_jax.models import family
+from kd_jax.report import pictures, runs, tables
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules

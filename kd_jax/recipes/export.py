@@ -26,11 +26,11 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax import hub, storage
 from kd_jax.errors import UserError
-from kd_jax.evals import card, quantities, runs
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check
+from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best

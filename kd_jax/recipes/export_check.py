@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.evals import card
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
+from kd_jax.report import card
 from kd_jax.types import Batch, Model, ModelOutput, Params
 
 TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1

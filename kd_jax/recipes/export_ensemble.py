@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.evals import card, quantities
 from kd_jax.models import hf
 from kd_jax.models.blueprint import count
 from kd_jax.recipes import export, export_check
+from kd_jax.report import card, quantities
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run
 from kd_jax.teachers.several import average

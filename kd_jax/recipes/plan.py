@@ -22,9 +22,10 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
-from kd_jax.evals import compiled, flops, topology
+from kd_jax.metrics import flops
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
+from kd_jax.plans import compiled, topology
 from kd_jax.run import cost, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.train import sharding, state, step
@@ -72,7 +73,7 @@ def _child(name: str) -> None:
     print(json.dumps(found))
 
 
-def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Plan]:
+def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Program]:
     """What the `train_step` of the planned stage is called with, in the end: shapes, types and
     shardings."""
     last, static = run.principal, run.principal.program

@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
-from kd_jax.evals import pictures, table
-from kd_jax.evals.quantities import MISSING
 from kd_jax.ranges import Real, settings
 from kd_jax.recipes import distil
+from kd_jax.report import pictures, table
+from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.results import Stopwatch, kept, together

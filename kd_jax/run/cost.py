@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.data.buckets import BucketStream
-from kd_jax.evals import cost, flops
+from kd_jax.metrics import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives import sources
@@ -34,9 +34,10 @@ CHUNK = 256  # tokens whose logits exist at a time
 
 
 def measure(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[str, Any]]:
-    """What each model costs to run on examples: parameters, size_mb, flops_per_sample (at the mean
-    length of a row), and what `evals.cost.measure` gives. All are timed on the same examples of the
-    reported split: one row at a time for the latency, batches of 32 for the throughput."""
+    """Measures what each model costs to run on examples: parameters, size_mb, flops_per_sample (at
+    the mean length of a row), and what `metrics.cost.measure` gives. All are timed on the same
+    examples of the reported split: one row at a time for the latency, batches of 32 for the
+    throughput."""
     found = {}
     for name, own in params.items():
         rows = run.tasks[name].rows(run.split)
@@ -85,8 +86,8 @@ def _make(rows: Any, ids_N: np.ndarray) -> Callable[[np.ndarray, int], Batch]:
 
 
 def measure_mean(run: Run, name: str, members: Sequence[Params], space: str) -> dict[str, Any]:
-    """`evals.cost.measure` of the first choice of every token of real rows, by the mean of several
-    models of one shape. `name`: the model that the members are of; all processes call this
+    """Times the first choice of every token of real rows (`metrics.cost.measure`), by the mean of
+    several models of one shape. `name`: the model that the members are of; all processes call this
     together."""
     device = jax.local_devices()[0]
     kept = [blueprint.stored(sharding.to_host(member), run.policy) for member in members]
@@ -128,7 +129,7 @@ def answering(run: Run, stage: Stage) -> list[Params]:
 
 
 def of_training(run: Run, stage: Stage, given: Given) -> dict[str, int]:
-    """Counts the steps and FLOPs of a stage's training (evals/flops.py), the teacher's forward
+    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
     passes included. Where blocks are drawn at random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
     for phase in stage.phases(run, given):

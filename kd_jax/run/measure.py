@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kd_jax.data.loader import Batches
-from kd_jax.evals import likelihood
-from kd_jax.evals.classification import beside_teacher
+from kd_jax.metrics import likelihood
+from kd_jax.metrics.classification import beside_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives import combine
@@ -32,7 +32,7 @@ from kd_jax.run.stage import Stage
 from kd_jax.run.teaching import together
 from kd_jax.tasks.scoring import Scored
 from kd_jax.train.passes import evaluate, log_likelihoods, predict
-from kd_jax.train.step import Plan
+from kd_jax.train.step import Program
 from kd_jax.types import Model, Params
 
 Figures = dict[str, Any]
@@ -98,7 +98,7 @@ def of_stream(
     """Figures of a language model on batches of text: loss and accuracy, beside a teacher also KL
     and agreement."""
     objective = combine.held_out(policy, policy if teacher is not None else None, chunk)
-    how = Plan(objective, mesh, family.PARTITION)
+    how = Program(objective, mesh, family.PARTITION)
     return with_perplexity(evaluate(student, stream, teacher, how, by))
 
 
@@ -153,11 +153,11 @@ class Scores:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What the task reports; `evals` and the task's docstring name the units."""
+        """What the task reports; `metrics` and the task's docstring name the units."""
         return self.task.figures(self.log_likelihoods_N)
 
     def beside(self, original: Scores) -> dict[str, float | None]:
-        """What is left of the original model's answers: `evals.likelihood.compare`."""
+        """What is left of the original model's answers: `metrics.likelihood.compare`."""
         of_original, own = original.log_likelihoods_N, self.log_likelihoods_N
         hits = self.task.hits(of_original), self.task.hits(own)
         return likelihood.compare(of_original, own, *hits, self.task.chance)

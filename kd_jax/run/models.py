@@ -21,7 +21,7 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir
 from kd_jax.tasks import text
-from kd_jax.tasks.task import Task
+from kd_jax.tasks.language import Task
 
 log = logging.getLogger(__name__)
 

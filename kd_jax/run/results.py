@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from kd_jax import storage
-from kd_jax.evals import runs, table
+from kd_jax.report import runs, table
 from kd_jax.run import origins
 
 log = logging.getLogger(__name__)

@@ -123,7 +123,7 @@ class Stage:
     epochs: float
     batch_size: int
     optim: ConfigDict
-    program: step.Plan  # the static part of its step, with its objective
+    program: step.Program  # the static part of its step, with its objective
     schedules: loop.Schedules
     after: str = ""  # the stage whose parameters it goes on with
     select: bool = True
@@ -213,7 +213,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
         accuracy=run.task.of_examples,
     )
     table = fields.pop("table", family.PARTITION)
-    program = step.Plan(objective, run.mesh, table, run.config.accumulate)
+    program = step.Program(objective, run.mesh, table, run.config.accumulate)
     schedules = loop.Schedules(
         learning_rate(settings.optim, settings.steps),
         knobs.weights,
@@ -350,7 +350,7 @@ def train(
         fitted = loop.fit(
             state,
             stage=stage.name if len(phases) == 1 else f"{stage.name} {number}/{len(phases)}",
-            plan=stage.program,
+            program=stage.program,
             stream=stream,
             teacher=teacher,
             schedules=stage.schedules,

@@ -15,7 +15,7 @@ import numpy as np
 from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
-from kd_jax.evals import flops
+from kd_jax.metrics import flops
 from kd_jax.models import blueprint
 from kd_jax.run import cost, stage
 from kd_jax.run.run import Run

@@ -32,7 +32,7 @@ from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.train import loop, sharding
 from kd_jax.train.passes import evaluate
 from kd_jax.train.state import TrainState
-from kd_jax.train.step import Plan
+from kd_jax.train.step import Program
 from kd_jax.types import Batch, Model, Params
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Rounds:
             once = one_pass(run, self._stage.batch_size)
             self._recall = Recall(run, self._teacher, *once)
         objective = combine.held_out_of_ensemble(run.policy, run.policy, run.chunk)
-        self._judging = Plan(objective, run.mesh, ensemble.PARTITION)
+        self._judging = Program(objective, run.mesh, ensemble.PARTITION)
         self.of_teacher = self._judged_teacher(teacher)
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
@@ -69,7 +69,7 @@ class Rounds:
         fitted = loop.fit(
             self._start(members),
             stage=f"round {number}/{run.config.rounds}",
-            plan=this.program,
+            program=this.program,
             stream=stream,
             teacher=guides,
             schedules=dataclasses.replace(this.schedules, seed=seed_of(run, number)),

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import flops
+from kd_jax.metrics import flops
 from kd_jax.models import blueprint, compact, family
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.decoder import block_states
@@ -34,7 +34,7 @@ from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
-from kd_jax.train.step import Plan
+from kd_jax.train.step import Program
 from kd_jax.types import Array, Model, ModelSpec, Params
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def fitted(
     found = loop.fit(
         first,
         stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
-        plan=Plan(objective, run.mesh, family.PARTITION, config.accumulate, dropout=False),
+        program=Program(objective, run.mesh, family.PARTITION, config.accumulate, dropout=False),
         stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
         teacher=block_states(Model(kept, swap.before.abstract().graphdef)),
         schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),

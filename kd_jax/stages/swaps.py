@@ -30,7 +30,7 @@ from kd_jax.run.run import Run
 from kd_jax.run.stage import Given, Settings
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
-from kd_jax.train.step import Plan
+from kd_jax.train.step import Program
 from kd_jax.types import Params
 
 IMPORTANCE = "importance.json"  # of a run directory
@@ -269,5 +269,5 @@ def importance(run: Run, params: Params, batch_size: int) -> list[float]:
     model = block_states(frozen(run, "teacher", params))
     stream = run.tasks["teacher"].train(batch_size, run.config.seed, **run.processes)
     text = First(stream, run.config.substitution.importance_batches)
-    found = evaluate(model, text, model, Plan(objective, run.mesh, family.PARTITION))
+    found = evaluate(model, text, model, Program(objective, run.mesh, family.PARTITION))
     return [found[name] for name, _ in terms]

@@ -8,8 +8,8 @@ token is left out. A conversation that is longer than a row loses its end; one w
 token within a row is dropped. Both are counted in the run's manifest.
 
 config.task: name, seq_len, turns (all | last: which of the assistant's messages are learnt),
-column (of the messages), packed. config.data: as for other texts (tasks/task.py), its sources with
-a column of messages; a share `held_out` is of conversations.
+column (of the messages), packed. config.data: as for other texts (tasks/language.py), its sources
+with a column of messages; a share `held_out` is of conversations.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from kd_jax.data.ragged import Ragged
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.task import Text, batch_shapes
+from kd_jax.tasks.language import Text, batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from kd_jax.data import encoded, splits
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.table import blank
 from kd_jax.errors import UserError
-from kd_jax.evals import classification
+from kd_jax.metrics import classification
 from kd_jax.tasks.examples import ExampleTask
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
-from kd_jax.tasks.task import Task, batch_shapes
+from kd_jax.tasks.language import Task, batch_shapes
 from kd_jax.types import Batch
 
 
@@ -22,7 +22,7 @@ class ExampleTask(Task):
 
     head: str  # "classification" | "span"
     labels: tuple[str, ...]  # names of the classes; ("score",) for a regression, () for spans
-    of_examples = larger = True  # see tasks/task.py
+    of_examples = larger = True  # see tasks/language.py
     primary: str
     metrics: tuple[str, ...]
 

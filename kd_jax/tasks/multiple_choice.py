@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import splits
 from kd_jax.data.continuations import Questions, Rows, endings
 from kd_jax.errors import UserError
-from kd_jax.evals import likelihood
+from kd_jax.metrics import likelihood
 from kd_jax.ranges import settings
 from kd_jax.tasks.scoring import DATA
 

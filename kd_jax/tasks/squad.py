@@ -34,7 +34,7 @@ from kd_jax.data import splits, squad, table
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
-from kd_jax.evals import span
+from kd_jax.metrics import span
 from kd_jax.ranges import Real, Whole, settings
 from kd_jax.tasks.examples import ExampleTask
 

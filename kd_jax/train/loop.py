@@ -23,7 +23,7 @@ from kd_jax.train.progress import ProgressBar
 from kd_jax.train.records import Records
 from kd_jax.train.sharding import place
 from kd_jax.train.state import TrainState, abstract
-from kd_jax.train.step import Inputs, Plan, Teacher, answers_are_finite, train_step
+from kd_jax.train.step import Inputs, Program, Teacher, teacher_is_finite, train_step
 from kd_jax.types import Batch, Model
 
 
@@ -163,7 +163,7 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
     for name in names:
         value = float(metrics["terms"][name].value())
         row[name] = value
-        row[f"{name}_weighted"] = float(inputs.weights[name] * np.float32(value))
+        row[f"{name}_weighted"] = float(inputs.coefficients[name] * np.float32(value))
     for name in metrics["terms"]:
         row.setdefault(name, float(metrics["terms"][name].value()))
     row["learning_rate"] = float(inputs.learning_rate)
@@ -177,7 +177,7 @@ def fit(
     state: TrainState,
     *,
     stage: str,
-    plan: Plan,
+    program: Program,
     stream: Any,
     teacher: Teacher | None,
     schedules: Schedules,
@@ -200,7 +200,7 @@ def fit(
         state: a new state, at step `begin`; replaced by the latest checkpoint in
             `directory`/checkpoints that is beyond it, and may be abstract where there is one.
         stage: the name shown.
-        plan: the static part of the step.
+        program: the static part of the step.
         stream: `stream.batches(step)` yields this process's rows from that step on.
         teacher: an argument of the step, never saved; None without distillation.
         schedules: the step's inputs.
@@ -235,14 +235,14 @@ def fit(
             bar = ProgressBar(stage, step, steps)
             stack.callback(records.close)
             stack.callback(bar.close)
-        preemption = stack.enter_context(Preemption(plan.mesh))
+        preemption = stack.enter_context(Preemption(program.mesh))
         clock, pending, compiled = Clock(), None, set()
         batches = None if step >= steps else stream.batches(step)
 
         def check_finite(loss: float, what: str, at: int, batch: Batch | None = None) -> None:
             if not math.isfinite(loss):
                 checkpoints.wait()
-                why = _likely_cause(at - begin, teacher, batch, plan)
+                why = _likely_cause(at - begin, teacher, batch, program)
                 raise Diverged(
                     f"{stage}: {what} is {loss} at step {at}: {why} (last checkpoint: "
                     f"{_at(checkpoints.latest)})"
@@ -255,13 +255,13 @@ def fit(
                 return
             done, metrics, inputs, batch = pending
             pending = None
-            row = _metrics_row(done, jax.device_get(metrics), inputs, plan.objective.names)
+            row = _metrics_row(done, jax.device_get(metrics), inputs, program.objective.names)
             if records is not None:
                 records.add(records.metrics, "train", row)
             for name in ("loss", "grad_norm", "learning_rate"):
                 check_finite(row[name], name, done, batch)
             if bar is not None:
-                shown = {name: row[name] for name in ("loss", *plan.objective.names)}
+                shown = {name: row[name] for name in ("loss", *program.objective.names)}
                 bar.update(done, shown, clock.rate)
 
         # Do not change the order: what a checkpoint holds has been evaluated and written down,
@@ -296,8 +296,8 @@ def fit(
             batch = next(batches)
             clock.waited += time.perf_counter() - asked
             inputs = schedules.at(step)
-            given = place(batch, plan.mesh), teacher, sharding.everywhere(inputs, plan.mesh)
-            state, metrics = train_step(state, *given, plan=plan)
+            given = place(batch, program.mesh), teacher, sharding.everywhere(inputs, program.mesh)
+            state, metrics = train_step(state, *given, program=program)
             step += 1
             clock.count(batch)
             write_pending()
@@ -335,10 +335,12 @@ def _waited_enough(
     return step - checkpoints.best >= selection.patience * intervals.evaluate
 
 
-def _likely_cause(number: int, teacher: Teacher | None, batch: Batch | None, plan: Plan) -> str:
+def _likely_cause(
+    number: int, teacher: Teacher | None, batch: Batch | None, program: Program
+) -> str:
     """Why a figure of update `number` is not finite, and what to do."""
     asked = teacher is not None and batch is not None
-    if asked and not answers_are_finite(teacher, place(batch, plan.mesh), plan=plan):
+    if asked and not teacher_is_finite(teacher, place(batch, program.mesh), program=program):
         return (
             "the teacher's answers are not finite, so its weights are damaged or too large for "
             "config.precision; look at them, or take fp32"

@@ -16,11 +16,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from kd_jax.evals import likelihood
+from kd_jax.metrics import likelihood
 from kd_jax.objectives.sources import Mixed, head_of, in_chunks, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train.sharding import Table, per_device, place
-from kd_jax.train.step import Plan, Teacher, eval_step, predict_step
+from kd_jax.train.step import Program, Teacher, eval_step, predict_step
 from kd_jax.types import Array, Batch, Model, Signal
 
 T = TypeVar("T")
@@ -42,13 +42,15 @@ def one_behind(results: Iterable[T]) -> Iterator[T]:
 
 
 def evaluate(
-    student: Model, stream, teacher: Teacher | None, plan: Plan, by: str = "token"
+    student: Model, stream, teacher: Teacher | None, program: Program, by: str = "token"
 ) -> dict[str, float]:
-    """Computes the mean of each term of `plan.objective` over the stream's supervised rows, in
+    """Computes the mean of each term of `program.objective` over the stream's supervised rows, in
     float64; `by` batch: over the means of batches, each of the same weight."""
     totals: dict[str, np.ndarray] = {}
-    batches = (place(batch, plan.mesh) for batch in stream.batches())
-    for ratios in one_behind(eval_step(student, batch, teacher, plan=plan) for batch in batches):
+    batches = (place(batch, program.mesh) for batch in stream.batches())
+    for ratios in one_behind(
+        eval_step(student, batch, teacher, program=program) for batch in batches
+    ):
         for name, ratio in jax.device_get(ratios).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":
@@ -80,7 +82,7 @@ def log_likelihoods(
     model: Model, batches: Iterable[Batch], segments: int, operand: str, mesh: Mesh, table: Table
 ) -> dict[int, np.ndarray]:
     """Computes for every row of the batches, by its id, (K,) float32 sums of log p in nats, one a
-    segment; see `evals.likelihood.of_segments`.
+    segment; see `metrics.likelihood.of_segments`.
 
     All processes call this together, and all get every row.
     """
@@ -120,7 +122,7 @@ def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
 def likelihood_step(
     model: Model, batch: Batch, *, segments: int, operand: str, mesh: Mesh, table: Table
 ) -> Array:
-    """Computes `evals.likelihood.of_segments` of one batch, (B, K); dropout off."""
+    """Computes `metrics.likelihood.of_segments` of one batch, (B, K); dropout off."""
 
     def local(model, batch):
         return likelihood.of_segments(model(batch), batch, segments, operand)

@@ -27,7 +27,7 @@ class Inputs(struct.PyTreeNode):
     """Numbers of one step: schedules are evaluated on the host, so they never recompile."""
 
     learning_rate: Array
-    weights: dict[str, Array]
+    coefficients: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
     # bool, drawn at every step: blocks in their predecessors' place
@@ -49,15 +49,15 @@ class Objective(Protocol):
 
     names: list[str]
 
-    def prepare(self, batch: Batch) -> Batch: ...
+    def dense_labels(self, batch: Batch) -> Batch: ...
 
-    def weights(self, batch: Batch) -> dict[str, Array]: ...
+    def denominators(self, batch: Batch) -> dict[str, Array]: ...
 
     def __call__(self, params, student, teacher, batch, scales, temperatures): ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Program:
     """The static part of a step."""
 
     objective: Objective
@@ -69,7 +69,7 @@ class Plan:
 
 def _denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
     """Global weight of each term, over all devices and micro-batches."""
-    local = objective.weights(batch)
+    local = objective.denominators(batch)
     return {name: jax.lax.psum(weight, sharding.AXES) for name, weight in local.items()}
 
 
@@ -81,24 +81,24 @@ def _micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
 
-def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
+def _local_gradient(params, graphdef, batch, teacher, inputs, program):
     """This device's share of the gradient and of every term's total, and the denominators."""
-    objective = plan.objective
-    batch = objective.prepare(batch)
+    objective = program.objective
+    batch = objective.dense_labels(batch)
     weight = _denominators(objective, batch)
-    scales = {name: inputs.weights[name] / _safe(weight[name]) for name in objective.names}
+    scales = {name: inputs.coefficients[name] / _safe(weight[name]) for name in objective.names}
     seed = inputs.seed + sharding.device_index() * jnp.uint32(0x9E3779B9)
 
     def loss(params, rows, seed):
         teacher_out = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
         student = Model(params["student"], graphdef)
-        student_out = student(rows, seed if plan.dropout else None, inputs.replaced_L)
+        student_out = student(rows, seed if program.dropout else None, inputs.replaced_L)
         return objective(
             params["objective"], student_out, teacher_out, rows, scales, inputs.temperatures
         )
 
     gradient = jax.grad(loss, has_aux=True)
-    if plan.accumulate == 1:
+    if program.accumulate == 1:
         return *gradient(params, batch, seed), weight
 
     def add(carry, micro):
@@ -106,8 +106,8 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
         fresh = gradient(params, rows, seed + number * jnp.uint32(0x85EBCA6B))
         return jax.tree.map(jnp.add, carry, fresh), None
 
-    micro = _micro_batches(batch, plan.accumulate)
-    numbers = jnp.arange(plan.accumulate, dtype=jnp.uint32)
+    micro = _micro_batches(batch, program.accumulate)
+    numbers = jnp.arange(program.accumulate, dtype=jnp.uint32)
     first = jax.tree.map(lambda x: x[0], micro)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, seed)
@@ -117,86 +117,91 @@ def _local_gradient(params, graphdef, batch, teacher, inputs, plan):
 
 
 def gradient(
-    params: Params, graphdef, batch: Batch, teacher: Teacher | None, inputs: Inputs, plan: Plan
+    params: Params,
+    graphdef,
+    batch: Batch,
+    teacher: Teacher | None,
+    inputs: Inputs,
+    program: Program,
 ) -> tuple[Params, dict[str, Ratio]]:
     """Computes the gradient of the global batch, laid out like the parameters, and each term's
     Ratio."""
-    specs = sharding.param_specs(plan.table, params, plan.mesh)
+    specs = sharding.param_specs(program.table, params, program.mesh)
     teacher_specs = None
     if teacher is not None:
-        teacher_specs = sharding.param_specs(plan.table, teacher.params, plan.mesh)
+        teacher_specs = sharding.param_specs(program.table, teacher.params, program.mesh)
 
     def local(params, batch, teacher_params, inputs):
         whole = sharding.gather(params, specs)
         if teacher is not None:
             frozen = teacher.replace(params=sharding.gather(teacher_params, teacher_specs))
         grads, totals, weight = _local_gradient(
-            whole, graphdef, batch, None if teacher is None else frozen, inputs, plan
+            whole, graphdef, batch, None if teacher is None else frozen, inputs, program
         )
         ratios = {
             name: Ratio(jax.lax.psum(total, sharding.AXES), weight[name])
             for name, total in totals.items()
         }
-        return sharding.reduce(grads, specs, plan.mesh), ratios
+        return sharding.reduce(grads, specs, program.mesh), ratios
 
     return jax.shard_map(
         local,
-        mesh=plan.mesh,
+        mesh=program.mesh,
         in_specs=(specs, sharding.BATCH, teacher_specs, P()),
         out_specs=(specs, P()),
         check_vma=False,
     )(params, batch, None if teacher is None else teacher.params, inputs)
 
 
-@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def train_step(
-    state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, *, plan: Plan
+    state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, *, program: Program
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes one optimizer step on a global batch.
 
     Returns the new state (the old one is donated) and {"loss", "grad_norm", "terms"}: the
     weighted loss, the gradient's norm before clipping, and a Ratio for each term.
     """
-    grads, terms = gradient(state.params, state.graphdef, batch, teacher, inputs, plan)
+    grads, terms = gradient(state.params, state.graphdef, batch, teacher, inputs, program)
     params, opt_state = optim.apply(
         state.optimizer, grads, state.opt_state, state.params, inputs.learning_rate
     )
-    loss = sum(inputs.weights[name] * terms[name].value() for name in plan.objective.names)
+    loss = sum(inputs.coefficients[name] * terms[name].value() for name in program.objective.names)
     metrics = {"loss": loss, "grad_norm": optim.global_norm(grads), "terms": terms}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames="program")
 def eval_step(
-    student: Model, batch: Batch, teacher: Teacher | None, *, plan: Plan
+    student: Model, batch: Batch, teacher: Teacher | None, *, program: Program
 ) -> dict[str, Ratio]:
-    """Computes every term of `plan.objective` on one batch, as Ratios over all devices; dropout
+    """Computes every term of `program.objective` on one batch, as Ratios over all devices; dropout
     off."""
 
     def local(student, teacher, batch):
-        batch = plan.objective.prepare(batch)
+        batch = program.objective.dense_labels(batch)
         teacher_out = None if teacher is None else teacher(batch)
-        weight = _denominators(plan.objective, batch)
-        ones = dict.fromkeys(plan.objective.names, jnp.float32(1.0))
-        _, totals = plan.objective({}, student(batch), teacher_out, batch, ones, {})
+        weight = _denominators(program.objective, batch)
+        ones = dict.fromkeys(program.objective.names, jnp.float32(1.0))
+        _, totals = program.objective({}, student(batch), teacher_out, batch, ones, {})
         return {n: Ratio(jax.lax.psum(t, sharding.AXES), weight[n]) for n, t in totals.items()}
 
     models = student, teacher
-    return sharding.per_device(local, plan.mesh, plan.table, models, batch, out=P())
+    return sharding.per_device(local, program.mesh, program.table, models, batch, out=P())
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def answers_are_finite(teacher: Teacher, batch: Batch, *, plan: Plan) -> Array:
+@functools.partial(jax.jit, static_argnames="program")
+def teacher_is_finite(teacher: Teacher, batch: Batch, *, program: Program) -> Array:
     """Tells whether there is neither NaN nor +infinity in what a teacher returns for a batch, a
     bool scalar; -infinity is the logarithm of 0."""
 
     def local(teacher, batch):
-        found = teacher(plan.objective.prepare(batch))
+        found = teacher(program.objective.dense_labels(batch))
         numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
         bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
         return jax.lax.psum(bad, sharding.AXES) == 0
 
-    return sharding.per_device(local, plan.mesh, plan.table, (teacher,), batch, out=P())
+    return sharding.per_device(local, program.mesh, program.table, (teacher,), batch, out=P())
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))

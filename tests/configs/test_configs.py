@@ -46,7 +46,7 @@ def finetuning_of(sweep):
 def test_step_at_full_size(name):
     run = abstract(name)
     born, batch, teacher, inputs, static = plan.abstract_step(run)
-    train_step = functools.partial(step.train_step, plan=static)
+    train_step = functools.partial(step.train_step, program=static)
     state, metrics = jax.eval_shape(train_step, born, batch, teacher, inputs)
 
     def described(tree):

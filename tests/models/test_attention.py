@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.evals import compiled
 from kd_jax.models.attention import attention
+from kd_jax.plans import compiled
 from kd_jax.precision import Policy
 
 B, H, G, K = 2, 4, 2, 8

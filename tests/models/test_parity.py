@@ -10,10 +10,10 @@ import pytest
 import safetensors.numpy
 
 from kd_jax import plugins
-from kd_jax.evals import card
 from kd_jax.models import family as families
 from kd_jax.models import hf, layers
 from kd_jax.precision import Policy
+from kd_jax.report import card
 from kd_jax.types import Batch
 from tests.models import tiny
 

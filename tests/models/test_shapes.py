@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from kd_jax.errors import UserError
-from kd_jax.evals import flops
+from kd_jax.metrics import flops
 from kd_jax.models import family as families
 from kd_jax.models import hf, layers, shapes
 from kd_jax.models.attention import Scope

@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_jax import plugins
 from kd_jax.objectives import vocab
-from kd_jax.objectives.rows import Divergence
+from kd_jax.objectives.divergence import Divergence
 from kd_jax.precision import Policy
 
 FP32 = Policy()

@@ -16,11 +16,11 @@ from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER, STATE_TERMS
 def run(settings, rows, student, teacher, scales=None, params=None):
     """(loss, totals, the objective's weights), with temperatures as at step 0."""
     objective, knobs = combine.build(settings, 10, FP32, None if teacher is None else FP32)
-    ready = objective.prepare(rows)
+    ready = objective.dense_labels(rows)
     scales = scales or {name: jnp.float32(1.0) for name in objective.names}
     temperatures = {name: jnp.float32(at(0)) for name, at in knobs.temperatures.items()}
     loss, totals = objective(params or {}, student, teacher, ready, scales, temperatures)
-    return loss, totals, objective.weights(ready)
+    return loss, totals, objective.denominators(ready)
 
 
 def whole_logits(out):
@@ -75,7 +75,7 @@ def test_all_positions_see_every_token_but_padding():
 def test_batch_is_left_alone_where_no_term_looks_at_all_positions():
     objective, _ = combine.build({"kl": {"weight": 1.0}}, 10, FP32, FP32)
     rows = batch(positions=True)
-    assert objective.prepare(rows) is rows
+    assert objective.dense_labels(rows) is rows
 
 
 @pytest.mark.parametrize("name", [*DIVERGENCES, *STATE_TERMS])
@@ -189,7 +189,7 @@ def test_held_out_figures():
         "kl": counts @ naive.value("kl", ours, theirs, labels),
         "agreement": counts @ (ours.argmax(-1) == theirs.argmax(-1)),
     }
-    assert totals.keys() == wanted.keys() == objective.weights(rows).keys()
+    assert totals.keys() == wanted.keys() == objective.denominators(rows).keys()
     for name, total in wanted.items():
         np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
     _, alone = combine.held_out(FP32)({}, student, None, rows, {}, {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.rows import Divergence, Rows, Softmax
+from kd_jax.objectives.divergence import Divergence, Rows, Softmax
 from tests.objectives import naive
 from tests.objectives.rows import (
     DIVERGENCES,

@@ -46,7 +46,7 @@ def test_value_and_gradient(chunk):
     wanted = np.zeros(4)
     wanted[kept] = 0.5 * 2 * to_label + 2 * 2 * to_teacher
     np.testing.assert_allclose(slope.features[:, 0, 0], wanted, rtol=1e-6)
-    assert objective.weights(BATCH) == {"mse": 3.0, "logit_mse": 3.0}
+    assert objective.denominators(BATCH) == {"mse": 3.0, "logit_mse": 3.0}
 
 
 def test_mse_alone_needs_no_teacher():

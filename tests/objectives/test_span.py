@@ -54,7 +54,7 @@ def run(student_BPT, teacher_BPT):
     @jax.jit
     def loss(student_BPT):
         student = ModelOutput(student_BPT, None, None)
-        return objective({}, student, teacher, objective.prepare(rows), scales, {})
+        return objective({}, student, teacher, objective.dense_labels(rows), scales, {})
 
     slope, totals = jax.grad(loss, has_aux=True)(jnp.asarray(student_BPT))
     return totals, np.asarray(slope)
@@ -93,7 +93,7 @@ def test_every_divergence_ignores_padding(fill):
 def test_all_positions_make_no_sense():
     objective, _ = combine.build({"kl": {"weight": 1.0, "positions": "all"}}, 10, FP32, FP32)
     with pytest.raises(UserError, match="objective.kl.positions='all' .* a row has 2 answers"):
-        objective.prepare(batch(5))
+        objective.dense_labels(batch(5))
 
 
 def test_heads_of_other_classes_are_refused():

@@ -5,9 +5,9 @@ import pytest
 
 from kd_jax import compare as command
 from kd_jax.errors import UserError
-from kd_jax.evals import runs
 from kd_jax.recipes.compare import compare, group
-from tests.evals import example_run
+from kd_jax.report import runs
+from tests.report import example_run
 
 
 def written(tmp_path, **settings):

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
-from kd_jax.evals.pictures import COLUMNS
+from kd_jax.report.pictures import COLUMNS
 from kd_jax.run.run import build
 from kd_jax.stages import recall, rounds
 from kd_jax.stages.round import training_flops

@@ -13,18 +13,18 @@ from etils import epath
 from kd_jax import cli, storage
 from kd_jax import export as command
 from kd_jax.errors import UserError
-from kd_jax.evals import card
 from kd_jax.models import family, hf, shapes
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check
+from kd_jax.report import card
 from kd_jax.run import stage, workdir
 from kd_jax.run.run import build
 from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
-from tests.evals import example_run
 from tests.models import tiny
+from tests.report import example_run
 
 SOURCE = {"config_hash": "0123abcd", "stage": "student"}
 

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.evals.classification import beside_teacher
+from kd_jax.metrics.classification import beside_teacher
 from kd_jax.run import answers as asking
 from kd_jax.run import measure, stage
 from kd_jax.run.answers import Answers, given_teachers

@@ -5,7 +5,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from kd_jax.errors import UserError
-from kd_jax.evals.topology import Topology
+from kd_jax.plans.topology import Topology
 from kd_jax.recipes import plan
 from kd_jax.run.run import build
 from tests import smoke

@@ -101,7 +101,7 @@ def test_predecessors_do_not_change_and_successors_do(tmp_path):
     batch = loop.place(run.task.train(8, 0)[0], run.mesh)
     for drawn in (np.ones(3, bool), np.zeros(3, bool)):
         inputs = loop.Inputs(np.float32(0.01), weights, {}, np.uint32(1), drawn)
-        state, _ = loop.train_step(state, batch, teacher, inputs, plan=this.program)
+        state, _ = loop.train_step(state, batch, teacher, inputs, program=this.program)
         after = jax.device_get(state.params["student"]["backbone"])
         jax.tree.map(np.testing.assert_array_equal, before["predecessors"], after["predecessors"])
     for layer in range(3):

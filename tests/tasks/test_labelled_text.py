@@ -10,7 +10,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.evals import classification
+from kd_jax.metrics import classification
 from kd_jax.tasks import text
 
 ROWS = [

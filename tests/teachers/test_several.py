@@ -132,11 +132,13 @@ def stepped(teacher, rows, devices, fsdp):
     """Gradient and terms of a train step."""
     objective, knobs = combine.build(SETTINGS, 10, Policy(), Policy(), 0)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    plan = step.Plan(objective, mesh, families.PARTITION, dropout=False)
+    program = step.Program(objective, mesh, families.PARTITION, dropout=False)
     student = model("bert", 3)
     params = {"student": student.params, "objective": {}}
-    gradient = jax.jit(step.gradient, static_argnames="plan")
-    found = gradient(params, student.graphdef, rows, teacher, tiny_step.inputs(knobs), plan=plan)
+    gradient = jax.jit(step.gradient, static_argnames="program")
+    found = gradient(
+        params, student.graphdef, rows, teacher, tiny_step.inputs(knobs), program=program
+    )
     return jax.device_get(found)
 
 

@@ -41,29 +41,29 @@ def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
     student, teacher = tiny_step.models("mlm")
     found = {"local_ids": np.stack([stream[i].ids_B for i in range(4)])}
     for fsdp in fsdp_sizes:
-        plan, knobs = tiny_step.plan(SETTINGS, devices, fsdp)
+        program, knobs = tiny_step.program(SETTINGS, devices, fsdp)
         inputs = jax.tree.map(np.asarray, tiny_step.inputs(knobs))
-        own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+        own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
         params = {"student": student.params, "objective": own}
         params, frozen = jax.tree.map(np.asarray, (params, teacher))
-        batch = sharding.place(stream[0], plan.mesh)
-        run = jax.jit(step.gradient, static_argnames=("graphdef", "plan"))
-        grads, terms = run(params, student.graphdef, batch, frozen, inputs, plan)
+        batch = sharding.place(stream[0], program.mesh)
+        run = jax.jit(step.gradient, static_argnames=("graphdef", "program"))
+        grads, terms = run(params, student.graphdef, batch, frozen, inputs, program)
         values = {name: ratio.value() for name, ratio in terms.items()}
-        found |= whole({f"fsdp {fsdp}": {"gradient": grads, "terms": values}}, plan.mesh)
+        found |= whole({f"fsdp {fsdp}": {"gradient": grads, "terms": values}}, program.mesh)
     # Two steps and figures, on the last mesh.
     make_optimizer = functools.partial(optim.make_optimizer, config(epsilon=1e-2))
     table, graphdef = family.PARTITION, student.graphdef
-    born = state.create(lambda x: x, params, graphdef, make_optimizer, table, plan.mesh)
-    specs = sharding.param_specs(table, frozen.params, plan.mesh)
-    placed = jax.device_put(frozen.params, sharding.shardings(specs, plan.mesh))
+    born = state.create(lambda x: x, params, graphdef, make_optimizer, table, program.mesh)
+    specs = sharding.param_specs(table, frozen.params, program.mesh)
+    placed = jax.device_put(frozen.params, sharding.shardings(specs, program.mesh))
     frozen = frozen.replace(params=placed)
     for i in range(2):
-        batch = sharding.place(stream[i], plan.mesh)
-        found |= whole({f"global_ids {i}": batch.ids_B}, plan.mesh)
-        born, metrics = step.train_step(born, batch, frozen, inputs, plan=plan)
-    found |= whole({"loss": metrics["loss"], "params": born.params}, plan.mesh)
-    held_out = step.Plan(combine.held_out(Policy()), plan.mesh, table)
+        batch = sharding.place(stream[i], program.mesh)
+        found |= whole({f"global_ids {i}": batch.ids_B}, program.mesh)
+        born, metrics = step.train_step(born, batch, frozen, inputs, program=program)
+    found |= whole({"loss": metrics["loss"], "params": born.params}, program.mesh)
+    held_out = step.Program(combine.held_out(Policy()), program.mesh, table)
     once = Stream(ROWS, make, BATCH, **processes)
     return found | {"held_out": np.array(evaluate(born.student, once, None, held_out)["loss"])}
 

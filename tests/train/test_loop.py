@@ -43,7 +43,7 @@ def events(monkeypatch):
     """What happens, in order; and the place to make a step's metrics bad."""
     happened = types.SimpleNamespace(log=[], bad={})
 
-    def train_step(state, batch, teacher, inputs, *, plan):
+    def train_step(state, batch, teacher, inputs, *, program):
         at = int(state.step) + 1
         on_devices = (isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((batch, inputs)))
         assert all(on_devices), "the step would send what is not there in silence"
@@ -109,7 +109,7 @@ def fit(folder, events, *, steps=STEPS, at=None, validate=None, losses=None, sta
     return loop.fit(
         new_state() if state is None else state,
         stage="student",
-        plan=PLAN,
+        program=PLAN,
         stream=Stream(events, at),
         teacher=options.pop("teacher", None),
         schedules=Schedules(lambda step: 0.1 * step, {"ce": lambda step: 1.0}, {}, seed=3),
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, events, name, value, a
 
 @pytest.mark.parametrize("finite", [True, False])
 def test_a_teacher_that_is_not_finite_is_told(tmp_path, events, monkeypatch, finite):
-    monkeypatch.setattr(loop, "answers_are_finite", lambda teacher, batch, *, plan: finite)
+    monkeypatch.setattr(loop, "teacher_is_finite", lambda teacher, batch, *, program: finite)
     events.bad["loss", 6] = math.nan
     says = "the teacher's answers are finite; lower optim" if finite else "answers are not finite"
     with pytest.raises(UserError, match=f"student: loss is nan at step 6: .*{says}"):

@@ -32,10 +32,10 @@ def figures(head, devices, fsdp, batch_size, teacher=True, chunk=0):
     student, theirs = tiny_step.models(head)
     objective = combine.held_out(Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    plan = step.Plan(objective, mesh, family.PARTITION)
+    program = step.Program(objective, mesh, family.PARTITION)
     student, theirs = sharding.everywhere((student, theirs), mesh)
     with jax.transfer_guard("disallow"):
-        return evaluate(student, stream(head, batch_size), theirs if teacher else None, plan)
+        return evaluate(student, stream(head, batch_size), theirs if teacher else None, program)
 
 
 @functools.cache

@@ -31,40 +31,42 @@ OPTIM = ConfigDict(
 )
 
 
-def create(plan, inputs):
+def create(program, inputs):
     student, _ = tiny_step.models("mlm")
 
     def init(params):
-        own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+        own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
         return {"student": params, "objective": own}
 
     make_optimizer = functools.partial(optim.make_optimizer, OPTIM)
-    return state.create(init, inputs, student.graphdef, make_optimizer, family.PARTITION, plan.mesh)
+    return state.create(
+        init, inputs, student.graphdef, make_optimizer, family.PARTITION, program.mesh
+    )
 
 
 @pytest.fixture(scope="module")
 def stepped():
     """A step on 4 x 2 devices, and everything as it was before."""
-    plan, knobs = tiny_step.plan(SETTINGS, devices=8, fsdp=2)
+    program, knobs = tiny_step.program(SETTINGS, devices=8, fsdp=2)
     student, teacher = tiny_step.models("mlm")
-    born = create(plan, student.params)
-    specs = sharding.param_specs(family.PARTITION, teacher.params, plan.mesh)
-    placed = jax.device_put(teacher.params, sharding.shardings(specs, plan.mesh))
+    born = create(program, student.params)
+    specs = sharding.param_specs(family.PARTITION, teacher.params, program.mesh)
+    placed = jax.device_put(teacher.params, sharding.shardings(specs, program.mesh))
     teacher = teacher.replace(params=placed)
-    batch = sharding.place(tiny_step.batch("mlm"), plan.mesh)
+    batch = sharding.place(tiny_step.batch("mlm"), program.mesh)
     inputs = tiny_step.inputs(knobs)
-    run = jax.jit(step.gradient, static_argnames=("graphdef", "plan"))
-    grads, terms = run(born.params, born.graphdef, batch, teacher, inputs, plan)
+    run = jax.jit(step.gradient, static_argnames=("graphdef", "program"))
+    grads, terms = run(born.params, born.graphdef, batch, teacher, inputs, program)
     # Copies: what NumPy looks at is not donated.
     before = jax.tree.map(np.array, jax.device_get((born, teacher)))
     layout = jax.tree.map(lambda x: x.sharding, born)
-    described = step.train_step.lower(born, batch, teacher, inputs, plan=plan).args_info[0]
-    after, metrics = step.train_step(born, batch, teacher, inputs, plan=plan)
+    described = step.train_step.lower(born, batch, teacher, inputs, program=program).args_info[0]
+    after, metrics = step.train_step(born, batch, teacher, inputs, program=program)
     return SimpleNamespace(**locals())
 
 
 def test_born_where_the_table_says(stepped):
-    mesh = stepped.plan.mesh
+    mesh = stepped.program.mesh
     for part in ("student", "objective"):
         params = stepped.before[0].params[part]
         specs = sharding.param_specs(family.PARTITION, params, mesh)
@@ -176,7 +178,7 @@ def test_abstract_states(stepped):
     """From shapes alone, and of a state: the same shapes, types and places."""
     student, _ = tiny_step.models("mlm")
     shapes = jax.eval_shape(lambda: student.params)
-    planned, wanted = create(stepped.plan, shapes), state.abstract(stepped.after)
+    planned, wanted = create(stepped.program, shapes), state.abstract(stepped.after)
 
     def check(a, b):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)

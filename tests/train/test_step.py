@@ -38,19 +38,19 @@ VARIANTS = {
 
 # Compiled in half the time; the numbers are the same.
 FAST = {"xla_backend_optimization_level": 0}
-run = jax.jit(step.gradient, static_argnames=("graphdef", "plan"), compiler_options=FAST)
+run = jax.jit(step.gradient, static_argnames=("graphdef", "program"), compiler_options=FAST)
 
 
 def gradient(case: str, batch=None, **how):
     """(gradient, terms) of a case, on the host."""
     head, settings = CASES[case]
-    plan, knobs = tiny_step.plan(settings, **how)
+    program, knobs = tiny_step.program(settings, **how)
     student, teacher = tiny_step.models(head)
-    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
     params = {"student": student.params, "objective": own}
     batch = tiny_step.batch(head) if batch is None else batch
     return jax.device_get(
-        run(params, student.graphdef, batch, teacher, tiny_step.inputs(knobs), plan)
+        run(params, student.graphdef, batch, teacher, tiny_step.inputs(knobs), program)
     )
 
 
@@ -111,11 +111,11 @@ def test_terms_are_those_of_the_models_and_the_teacher_has_no_dropout():
     settings = CASES["clm"][1]
     student, teacher = tiny_step.models("clm")
     batch, seed = tiny_step.batch("clm"), 3
-    plan, knobs = tiny_step.plan(settings, dropout=True)
-    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    program, knobs = tiny_step.program(settings, dropout=True)
+    own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
     params = {"student": student.params, "objective": own}
     inputs = tiny_step.inputs(knobs, seed=seed)
-    _, terms = jax.device_get(run(params, student.graphdef, batch, teacher, inputs, plan))
+    _, terms = jax.device_get(run(params, student.graphdef, batch, teacher, inputs, program))
 
     logits = jax.jit(lambda model, seed: model(batch, seed).logits)
     ours, theirs = (
@@ -132,15 +132,15 @@ def test_terms_are_those_of_the_models_and_the_teacher_has_no_dropout():
 def test_gradient_is_that_of_the_loss():
     """Of the sum of weight x mean, by finite differences along the gradient."""
     head, settings = CASES["mlm"]
-    plan, knobs = tiny_step.plan(settings)
+    program, knobs = tiny_step.program(settings)
     student, teacher = tiny_step.models(head)
-    own = plan.objective.init(jax.random.key(0), *tiny_step.SPECS)
+    own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
     grads, _ = reference("mlm")
 
     def loss(size):
         params = {"student": student.params, "objective": own}
         moved = jax.tree.map(lambda p, g: p + size * g, params, grads)
-        args = (student.graphdef, tiny_step.batch(head), teacher, tiny_step.inputs(knobs), plan)
+        args = (student.graphdef, tiny_step.batch(head), teacher, tiny_step.inputs(knobs), program)
         terms = run(moved, *args)[1]
         return sum(knobs.weights[name](0) * float(terms[name].value()) for name in settings)
 
@@ -153,7 +153,7 @@ def test_gradient_is_that_of_the_loss():
 @pytest.mark.parametrize("how", [dict(devices=8, fsdp=2), dict(accumulate=8)])
 def test_no_two_devices_or_micro_batches_share_their_dropout(how):
     """Eight copies of a row: losses differ by dropout alone."""
-    plan, knobs = tiny_step.plan({"ce": {"weight": 1.0}}, dropout=True, teacher=False, **how)
+    program, knobs = tiny_step.program({"ce": {"weight": 1.0}}, dropout=True, teacher=False, **how)
     student, _ = tiny_step.models("mlm")
     copies = jax.tree.map(lambda x: np.repeat(x[:1], 8, axis=0), tiny_step.batch("mlm"))
     params = {"student": student.params, "objective": {}}
@@ -163,7 +163,7 @@ def test_no_two_devices_or_micro_batches_share_their_dropout(how):
         inputs = tiny_step.inputs(knobs, seed=seed)
         for row in range(8):
             batch = copies.replace(weights=copies.weights * (np.arange(8) == row)[:, None])
-            _, terms = run(params, student.graphdef, batch, None, inputs, plan)
+            _, terms = run(params, student.graphdef, batch, None, inputs, program)
             yield float(terms["ce"].total)
 
     first, other = list(losses(1)), list(losses(2))
@@ -173,10 +173,13 @@ def test_no_two_devices_or_micro_batches_share_their_dropout(how):
 
 @pytest.mark.parametrize("bad", [None, np.nan, np.inf])
 def test_a_teacher_that_is_not_finite_is_found_on_any_device(bad):
-    (_, teacher), (plan, _) = tiny_step.models("clm"), tiny_step.plan({"kl": {"weight": 1.0}}, 4, 2)
+    (_, teacher), (program, _) = (
+        tiny_step.models("clm"),
+        tiny_step.program({"kl": {"weight": 1.0}}, 4, 2),
+    )
     rows, leaves = tiny_step.batch("clm"), jax.tree.leaves(teacher.params)
     if bad is not None:
         tree = jax.tree.structure(teacher.params)
         spoilt = [leaves[0].at[(-1,) * leaves[0].ndim].set(bad), *leaves[1:]]
         teacher = teacher.replace(params=jax.tree.unflatten(tree, spoilt))
-    assert bool(step.answers_are_finite(teacher, rows, plan=plan)) == (bad is None)
+    assert bool(step.teacher_is_finite(teacher, rows, program=program)) == (bad is None)

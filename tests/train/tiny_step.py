@@ -61,11 +61,11 @@ def batch(head: str, rows: int = ROWS) -> Batch:
     )
 
 
-def plan(settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True):
+def program(settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True):
     """A float32 step of an objective, as configured, on the first `devices` devices."""
     objective, knobs = combine.build(settings, 10, Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    return step.Plan(objective, mesh, families.PARTITION, accumulate, dropout), knobs
+    return step.Program(objective, mesh, families.PARTITION, accumulate, dropout), knobs
 
 
 def inputs(knobs: combine.Knobs, learning_rate: float = 0.1, seed: int = 0) -> step.Inputs:

@@ -1,1 +1,0 @@
-"""Held-out figures, cost, and the programs that measure them."""

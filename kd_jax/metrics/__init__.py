@@ -1,0 +1,1 @@
+"""Figures of models: from predictions, likelihoods, clocks and shapes."""
