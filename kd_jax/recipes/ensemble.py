@@ -52,9 +52,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     past = past_members(built)
     teacher = given_params(built, "teacher")
     data = built.task.prepare()
-    place.begin(config, built, data)
-    for line in built.shapes():
-        log.info("%s", line)
+    place.begin(built, data)
     wandb_run = workdir.open_wandb(config, folder)
     training = Rounds(built, teacher, wandb_run)
     found, members = [], list(past)
@@ -69,10 +67,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         "steps": config.rounds * this.steps,
         "training_flops": training_flops(built, this, len(past)),
     }
-    results = place.about(config) | {
-        "models": {k: {"name": m.name, "commit": m.commit} for k, m in built.models.items()},
-        "data": data,
-        "split": built.split,
+    results = place.about(built, data) | {
         "stages": _stages(training.of_teacher, found[-1], learned),
         "weights": weights,
         "rounds": found,

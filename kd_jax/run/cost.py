@@ -21,7 +21,7 @@ from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives import sources
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Stage
+from kd_jax.run.stage import Parameters, Stage
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding
 from kd_jax.train.step import predict_step
@@ -121,21 +121,15 @@ def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
     return *batch.tokens_BT.shape, positions
 
 
-def answering(run: Run, stage: Stage) -> list[Params]:
-    """Abstract parameters of the models that answer in every step of a stage."""
-    if stage.answering is not None:
-        return stage.answering()
-    return [run.models["teacher"].abstract().params] if stage.learns else []
-
-
-def of_training(run: Run, stage: Stage, given: Given) -> dict[str, int]:
+def of_training(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
     """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
     passes included. Where blocks are drawn at random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
-    for phase in stage.phases(run, given):
+    computing = stage.step_inputs(run, stage).computing
+    for phase in stage.phases(run, parameters):
         params = phase.abstract().params
-        models = params["student"], answering(run, stage), params["objective"]
+        models = params["student"], computing, params["objective"]
         total += (phase.end - phase.start) * flops.train_step(*models, *shape)
-    more = dict(stage.effort())
+    more = dict(stage.more_training)
     total += more.pop("training_flops", 0)
     return {"steps": stage.steps, "training_flops": total} | more

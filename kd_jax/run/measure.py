@@ -32,6 +32,7 @@ from kd_jax.run.stage import Stage
 from kd_jax.run.teaching import together
 from kd_jax.tasks.scoring import Scored
 from kd_jax.train.passes import evaluate, log_likelihoods, predict
+from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
 from kd_jax.types import Model, Params
 
@@ -52,29 +53,34 @@ def figures(run: Run, this: Stage, student: Model, answers: Answers, split: str)
 
 
 def of_given(run: Run, name: str, answers: Answers) -> Figures:
-    """Figures of a teacher that no stage trains, on the reported split; those of a language model
+    """Measures a teacher that no stage trains, on the reported split; figures of a language model
     are kept in the folder of its name."""
     task = run.tasks[name]
-    if not task.of_examples:
-        return _kept(run, name, name, answers.params(name), lambda whole: of_text(run, whole, None))
-    task, found = scored(task, functools.partial(answers.of, name), run.split)
-    return of_logits(task, found, run.split)
+    if task.of_examples:
+        task, found = scored(task, functools.partial(answers.of, name), run.split)
+        return of_logits(task, found, run.split)
+
+    def measured() -> Figures:
+        params = answers.params(name)
+        return of_text(run, _laid_out(run, name, params), None) | size(run, params)
+
+    return kept(run.folder / name / "results.json", measured)
 
 
-def of_start(run: Run, this: Stage, name: str, params: Params, answers: Answers) -> Figures:
-    """Figures of what a stage starts from, on the reported split, kept in the folder of `name`."""
-    measure = functools.partial(figures, run, this, answers=answers, split=run.split)
-    return _kept(run, name, this.model, params, measure)
+def of_start(run: Run, this: Stage, start: Callable[[], TrainState], answers: Answers) -> Figures:
+    """Measures the model of a stage's first state, which `start` makes, on the reported split; kept
+    in a folder of the name that the stage gives to it."""
+
+    def measured() -> Figures:
+        params = start().params["student"]
+        model = _laid_out(run, this.model, params)
+        return figures(run, this, model, answers, run.split) | size(run, params)
+
+    return kept(run.folder / this.reports_start / "results.json", measured)
 
 
-def _kept(
-    run: Run, name: str, model: str, params: Params, measure: Callable[[Model], Figures]
-) -> Figures:
-    def found() -> Figures:
-        whole = laid_out(Model(params, run.models[model].abstract().graphdef), run.mesh)
-        return measure(whole) | size(run, params)
-
-    return kept(run.folder / name / "results.json", found)
+def _laid_out(run: Run, name: str, params: Params) -> Model:
+    return laid_out(Model(params, run.models[name].abstract().graphdef), run.mesh)
 
 
 def of_text(

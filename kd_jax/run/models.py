@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,51 @@ from kd_jax.tasks.language import Task
 log = logging.getLogger(__name__)
 
 
-def describe(
+def read(
     config: ConfigDict,
+    folder: epath.Path | None,
     task: Task,
     policy: Policy,
-    trained: Sequence[str],
-    vocab_size: int | None,
-    offline: bool,
-) -> dict[str, Blueprint]:
-    """Describes the models that the config has sections of, the teachers first.
+    trained: Collection[str],
+) -> tuple[dict[str, Blueprint], dict[str, Any]]:
+    """Describes the models that the config has sections of, the teachers first, and reads their
+    tokenizers.
 
     Args:
         config: the run's.
+        folder: the run directory; None: well-known hub ids are described from the built-in table,
+            no data is read, and there are no tokenizers.
         task: without a tokenizer; a model that is trained has its classes.
         policy: types to compute in.
         trained: the names of the models that stages train.
-        vocab_size: of the run's own tokenizer, where it trains one.
-        offline: describe well-known hub ids from the built-in table, read no data.
     """
-    teachers = names_of_teachers(config)
+    own = config.tokenizer
+    found = _describe(config, folder, task, policy, trained, own.vocab_size if own.train else None)
+    if folder is None:
+        return found, {}
+    if own.train:
+        tokenizer = _trained_tokenizer(config, task, folder)
+        found = _describe(config, folder, task, policy, trained, len(tokenizer))
+        tokenizers = dict.fromkeys(found, tokenizer)
+    else:
+        tokenizers = _tokenizers(config, found, task.of_examples)
+    if task.of_examples:
+        for name, model in found.items():
+            check_vocabulary(name, model, tokenizers[name])
+    else:
+        check_shared(tokenizers["teacher"], found)
+    return found, tokenizers
+
+
+def _describe(
+    config: ConfigDict,
+    folder: epath.Path | None,
+    task: Task,
+    policy: Policy,
+    trained: Collection[str],
+    vocab_size: int | None,
+) -> dict[str, Blueprint]:
+    teachers, offline = names_of_teachers(config), folder is None
     found: dict[str, Blueprint] = {}
     others = [name for name in ("assistant", "student") if name in trained]
     for name in dict.fromkeys([*teachers, *others]):
@@ -81,7 +107,7 @@ def section_of(config: ConfigDict, name: str) -> ConfigDict:
     return config.teachers[name] if name in config.get("teachers", {}) else config[name]
 
 
-def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
+def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
     """The run's own tokenizer, trained on its training text where it is not there yet."""
     given, path = config.tokenizer, folder / "tokenizer"
     if "://" in os.fspath(path):
@@ -91,7 +117,7 @@ def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any
         )
     if jax.process_index() == 0 and not path.exists():
         temporary = path.with_name("tokenizer.tmp")
-        text.train_tokenizer(given.train, _texts(config, task)(), given.vocab_size, temporary)
+        text.train_tokenizer(given.train, _texts(config, task), given.vocab_size, temporary)
         (temporary / workdir.TRAINED_HERE).touch()
         temporary.rename(path)
     if jax.process_count() > 1:
@@ -105,27 +131,32 @@ def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any
         ) from error
 
 
-def _texts(config: ConfigDict, task: Task) -> Callable[[], Iterable[str]]:
+def _texts(config: ConfigDict, task: Task) -> Iterable[str]:
     if task.of_examples:
-        return lambda: task.texts("train")
-    return lambda: source.read(config.data.train, "data.train")
+        return task.texts("train")
+    return source.read(config.data.train, "data.train")
 
 
-def shared_tokenizer(config: ConfigDict, models: Mapping[str, Blueprint]) -> Any:
-    """The tokenizer that all models read with: of a folder or hub id, or the teacher's."""
-    if named := _named(config):
-        return named
-    if models["teacher"].folder is None:
-        raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
-    return text.load_tokenizer(models["teacher"].folder)
-
-
-def own_tokenizers(config: ConfigDict, models: Mapping[str, Blueprint]) -> dict[str, Any]:
-    """Each model's tokenizer: its checkpoint's own, the config's, or the teacher's."""
-    named, found = _named(config), {}
+def _tokenizers(
+    config: ConfigDict, models: Mapping[str, Blueprint], each_its_own: bool
+) -> dict[str, Any]:
+    """Reads each model's tokenizer: the one of config.tokenizer.path, or the teacher's; where each
+    has its own, rather that of its checkpoint."""
+    named, path = None, config.tokenizer.path
+    if path:
+        where = Path(path).expanduser()
+        named = text.load_tokenizer(
+            where if where.is_dir() else hub.resolve(path, None, "tokenizer.path").path
+        )
+    if not each_its_own:
+        folder = models["teacher"].folder
+        if named is None and folder is None:
+            raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
+        return dict.fromkeys(models, named or text.load_tokenizer(folder))
+    found: dict[str, Any] = {}
     for name, model in models.items():
-        own = model.folder is not None and text.has_tokenizer(model.folder)
-        found[name] = text.load_tokenizer(model.folder) if own else named
+        has_own = model.folder is not None and text.has_tokenizer(model.folder)
+        found[name] = text.load_tokenizer(model.folder) if has_own else named
         if found[name] is None and name not in names_of_teachers(config):
             found[name] = found["teacher"]
         if found[name] is None:
@@ -133,27 +164,11 @@ def own_tokenizers(config: ConfigDict, models: Mapping[str, Blueprint]) -> dict[
     return found
 
 
-def _named(config: ConfigDict) -> Any:
-    """The tokenizer of config.tokenizer.path, None where there is none."""
-    if not config.tokenizer.path:
-        return None
-    where = Path(config.tokenizer.path).expanduser()
-    if not where.is_dir():
-        where = hub.resolve(config.tokenizer.path, None, "tokenizer.path").path
-    return text.load_tokenizer(where)
-
-
 def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
     """Raises UserError where the models cannot read with one tokenizer: their vocabularies may
     differ in padding rows only."""
-    size = max(tokenizer.get_vocab().values()) + 1
     for key, model in models.items():
-        if model.config.vocab_size < size:
-            raise UserError(
-                f"{key} {model.name} has a vocabulary of {model.config.vocab_size}, the "
-                f"tokenizer has ids up to {size - 1}: teacher and student must share the "
-                f"tokenizer; set tokenizer.path to that of {model.name}, or choose another"
-            )
+        check_vocabulary(key, model, tokenizer, shared=True)
     for key, model in models.items():
         if model.folder is None or not text.has_tokenizer(model.folder):
             continue
@@ -172,15 +187,22 @@ def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
         log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 
-def check_vocabulary(name: str, model: Blueprint, tokenizer: Any) -> None:
-    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with."""
-    size = max(tokenizer.get_vocab().values()) + 1
-    if model.config.vocab_size < size:
+def check_vocabulary(name: str, model: Blueprint, tokenizer: Any, shared: bool = False) -> None:
+    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with, its
+    own or the one that all models share."""
+    size, own = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
+    if own >= size:
+        return
+    about = f"{name} {model.name} has a vocabulary of {own}, "
+    if shared:
         raise UserError(
-            f"{name} {model.name} has a vocabulary of {model.config.vocab_size}, its tokenizer "
-            f"has ids up to {size - 1}: they do not belong together; check the tokenizer files "
-            f"in its folder, or tokenizer.path"
+            f"{about}the tokenizer has ids up to {size - 1}: teacher and student must share the "
+            f"tokenizer; set tokenizer.path to that of {model.name}, or choose another"
         )
+    raise UserError(
+        f"{about}its tokenizer has ids up to {size - 1}: they do not belong together; check the "
+        f"tokenizer files in its folder, or tokenizer.path"
+    )
 
 
 def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:

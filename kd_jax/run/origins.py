@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from kd_jax.run.run import Run
 
 
-def of(config: ConfigDict, run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
+def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
     """What a run that is about to begin or to go on is of; `known`: what it was begun with."""
     files = known.get("models", {})
     return {
         "data": data,
-        "files": {path: _stamp(Path(path)) for path in sorted(_named(config.data))},
+        "files": {path: _stamp(Path(path)) for path in sorted(_named(run.config.data))},
         "models": {
             name: _model(model, files.get(name, {}).get("files", {}))
             for name, model in run.models.items()

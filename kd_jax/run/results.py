@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 
 from kd_jax import storage
+from kd_jax.models.blueprint import count
 from kd_jax.report import runs, table
 from kd_jax.run import origins
+from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,22 @@ def show(folder: epath.Path, results: dict) -> None:
         print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
+def write_overview(stage: str, params: Params, path: epath.Path) -> None:
+    """Writes a table of all parameters to `path`, and their number to the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def write_epochs(folder: epath.Path, stage: str) -> None:
+    """Writes epochs.json of a stage in the run directory `folder`: its curves, a row for each
+    evaluation. In the first process."""
+    if jax.process_index() == 0:
+        curves = runs.curves(folder)[stage]
+        rows = runs.by_evaluation(curves.training, curves.validation)
+        storage.write_json(folder / stage / "epochs.json", rows)
+
+
 def speed(folder: epath.Path) -> dict[str, float | None]:
     """Median tokens and rows a second, and the share of time spent waiting for batches."""
     found = runs.read_columns(folder / "timing.csv")
@@ -75,7 +94,7 @@ def together(what: str) -> None:
 
 
 class Stopwatch:
-    """Seconds by part; compilation, which happens inside of parts, is taken out of them."""
+    """Seconds by section; compilation, which happens inside of sections, is taken out of them."""
 
     def __init__(self):
         self._began = time.perf_counter()
@@ -84,20 +103,20 @@ class Stopwatch:
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Counts what happens meanwhile as `name`; parts do not nest."""
+    def section(self, name: str) -> Iterator[None]:
+        """Counts what happens meanwhile as `name`; sections do not nest."""
         began, compiled = time.perf_counter(), self._compiling
         yield
         spent = time.perf_counter() - began - (self._compiling - compiled)
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def report(self) -> dict:
-        """For results.json: seconds since the watch was made, and of each part of them, of which
-        "compiling" is one."""
-        parts = self._seconds | {"compiling": self._compiling}
+        """Returns for results.json the seconds since the watch was made, and of each section of
+        them, of which "compiling" is one."""
+        sections = self._seconds | {"compiling": self._compiling}
         return {
             "seconds": round(time.perf_counter() - self._began, 1),
-            "seconds_by_part": {name: round(value, 2) for name, value in parts.items()},
+            "seconds_by_part": {name: round(value, 2) for name, value in sections.items()},
         }
 
     def _note(self, event: str, seconds: float, **details: Any) -> None:

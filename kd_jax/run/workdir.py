@@ -73,9 +73,9 @@ class RunDirectory:
                 self.folder.rmdir()
         self.lock.release()
 
-    def begin(self, config: ConfigDict, run: Run, data: dict) -> None:
+    def begin(self, run: Run, data: dict) -> None:
         """Writes down what the run is of, when all checks are passed; with each start, its command,
-        commit, versions and machine.
+        commit, versions and machine. Logs the programs that it runs.
 
         Raises UserError where data, teachers or tokenizers are not those that it began with.
         """
@@ -90,7 +90,7 @@ class RunDirectory:
             )
             if jax.process_index() == 0:
                 storage.set_aside(path, self.folder / "damaged")
-        of = origins.of(config, run, data, there.get("of", {}))
+        of = origins.of(run, data, there.get("of", {}))
         self._check_origins(there.get("of", {}), of)
         starts = there.get("starts", [])
         self.commits = [*dict.fromkeys(start["commit"] for start in starts)]
@@ -100,16 +100,18 @@ class RunDirectory:
                 *(self.folder, ", ".join(self.commits), commit()),
             )
         self.commits = [*dict.fromkeys([*self.commits, commit()])]
+        for line in run.shapes():
+            log.info("%s", line)
         if jax.process_index() > 0:
             return
         command = shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]])
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         start = {"time": now, "command": command} | manifest()
-        own = {"config": self.name, "config_hash": config_hash(config), "of": of}
+        own = {"config": self.name, "config_hash": config_hash(run.config), "of": of}
         self.folder.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, own | {"starts": [*starts, start]})
         if not (self.folder / CONFIG).exists():
-            storage.write_json(self.folder / CONFIG, resolved(config))
+            storage.write_json(self.folder / CONFIG, resolved(run.config))
         with (self.folder / "command.txt").open("a") as file:
             file.write(command + "\n")
 
@@ -125,9 +127,10 @@ class RunDirectory:
             )
         raise UserError(f"{self.folder} was begun with other {', '.join(changed)}; {advice}")
 
-    def about(self, config: ConfigDict) -> dict:
-        """What results.json says of the run that its figures are of."""
-        return {
+    def about(self, run: Run, data: dict) -> dict[str, Any]:
+        """Returns what results.json tells of the run, its models and data, whose figures it has."""
+        config = run.config
+        found = {
             "config": self.name,
             "task": config.task.name,
             "config_hash": config_hash(config),
@@ -136,7 +139,11 @@ class RunDirectory:
             "seed": config.seed,
             "machine": machine(),
             "versions": manifest()["versions"],
+            "models": {k: {"name": m.name, "commit": m.commit} for k, m in run.models.items()},
+            "data": data,
+            "split": run.split,
         }
+        return found | ({"primary": run.task.primary} if run.task.of_examples else {})
 
 
 def enter(config: ConfigDict, name: str, workdir: str | None) -> RunDirectory:

@@ -17,10 +17,9 @@ from kd_jax.models import compact, shapes
 from kd_jax.models.blueprint import count
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Final, Given, Settings, Stage, born
+from kd_jax.run.stage import Parameters, Settings, Stage, first_state, last_phase
 from kd_jax.stages import substitute, swaps
 from kd_jax.train import sharding
-from kd_jax.train.state import TrainState
 from kd_jax.types import Params
 
 SECTION = "pruning"
@@ -40,9 +39,11 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         settings,
         model=name,
         learns=run.config.pruning.distil and bool(settings.objective),
-        starts=lambda given: {"one_shot": pruned(run, name, given)},
-        phases_of=lambda run, this, given: [Final(run, this, lambda _: _born(run, this, given))],
-        prepare=swaps.prepare(run, settings) if as_small else None,
+        reports_start="one_shot",
+        phases_of=lambda run, this, parameters: [
+            last_phase(run, this, lambda _: first_state(run, this, pruned(run, name, parameters)))
+        ],
+        measure_first=swaps.measure_first(run, settings) if as_small else None,
     )
 
 
@@ -83,16 +84,11 @@ def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
     run.add(name, model)
 
 
-def pruned(run: Run, name: str, given: Given) -> Params:
-    """The pruned parameters, on the host."""
-    params = _pruned(run, name, sharding.to_host(given["teacher"]))
+def pruned(run: Run, name: str, parameters: Parameters) -> Params:
+    """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
+    params = _pruned(run, name, sharding.to_host(parameters["teacher"]))
     if jax.process_index() == 0:
         config = run.models[name].config
         blocks = [config.shape(layer) for layer in range(config.num_layers)]
         storage.write_json(_file(run), {"blocks": shapes.write(blocks)})
     return params
-
-
-def _born(run: Run, this: Stage, given: Given) -> TrainState:
-    """The first state, of the pruned parameters."""
-    return born(run, this, run.models[this.model], (), pruned(run, this.model, given))

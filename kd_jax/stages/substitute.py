@@ -28,14 +28,14 @@ from kd_jax.objectives.combine import Objective
 from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Groups, Settings, Stage, born
+from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
-from kd_jax.types import Array, Model, ModelSpec, Params
+from kd_jax.types import Array, Model, Params
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,11 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         model=name,
         principal=True,
         groups=groups(run, settings.optim, found[-1]),
-        phases_of=lambda run, this, given: [Substituted(run, this, swap, given) for swap in found],
-        prepare=swaps.prepare(run, settings),
-        effort=functools.partial(_regressions, run, settings, found),
+        phases_of=lambda run, this, parameters: [
+            Substituted(run, this, swap, parameters).phase for swap in found
+        ],
+        measure_first=swaps.measure_first(run, settings),
+        more_training=_regressions(run, settings, found),
         swaps=_table(run, found),
     )
 
@@ -68,17 +70,14 @@ def shapes_student(run: Run) -> bool:
 def make_student(run: Run, settings: Settings) -> Stage:
     """Ordinary distillation of the model that substitution ends with."""
     found = swaps.of(run)
-    run.models[settings.trains] = found[-1].model
-    prepare = swaps.prepare(run, settings)
-    if run.config.student.init != "teacher":
-        return stage.make(run, settings, prepare=prepare)
-    whole = swaps.at_once(found)
-    return stage.make(
-        run,
-        settings,
-        phases_of=lambda run, this, given: [Substituted(run, this, whole, given, ordinary=True)],
-        prepare=prepare,
-    )
+    run.models[settings.model] = found[-1].model
+    fields: dict[str, Any] = {"measure_first": swaps.measure_first(run, settings)}
+    if run.config.student.init == "teacher":
+        whole = swaps.at_once(found)
+        fields["phases_of"] = lambda run, this, parameters: [
+            Substituted(run, this, whole, parameters, ordinary=True).phase
+        ]
+    return stage.make(run, settings, **fields)
 
 
 def groups(run: Run, own: ConfigDict, swap: Swap) -> Groups:
@@ -127,48 +126,45 @@ def _regression(swap: Swap, rows: int, tokens: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Substituted:
-    """A swap and the steps after it, as a phase of its stage."""
+    """A swap and the steps after it."""
 
     run: Run
     stage: Stage
     swap: Swap
-    given: Given  # the first phase makes its model from the teacher
+    parameters: Parameters  # the first phase makes its model from the teacher
     ordinary: bool = False  # new blocks are not fitted, and learn as all else does
 
     @property
-    def start(self) -> int:
-        return self.swap.start
-
-    @property
-    def end(self) -> int:
-        return self.swap.end
+    def phase(self) -> Phase:
+        """The phase of its stage."""
+        return Phase(self.swap.start, self.swap.end, self._abstract, self._enter, self._check)
 
     @property
     def _groups(self) -> Groups:
         return () if self.ordinary else groups(self.run, self.stage.optim, self.swap)
 
-    @property
-    def _teacher(self) -> ModelSpec:
-        return self.run.models["teacher"].spec
-
-    def check(self) -> None:
+    def _check(self) -> None:
+        teacher = self.run.models["teacher"].spec
         heads = {self.swap.model.config.shape(layer).num_heads for layer in self.swap.layers}
         for name, term in self.stage.program.objective.state_terms:
-            if getattr(term, "heads", None) == "each" and heads != {self._teacher.num_heads}:
+            if getattr(term, "heads", None) == "each" and heads != {teacher.num_heads}:
                 raise UserError(
                     f"objective.{name} compares heads one by one, the teacher has "
-                    f"{self._teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
+                    f"{teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
                 )
         before = self.swap.before.abstract()
         jax.eval_shape(self._new_blocks, before.params, jax.random.key(0))
-        self.abstract()
+        self._abstract()
 
-    def abstract(self) -> TrainState:
+    def _first(self, params: Params) -> TrainState:
         model = self.swap.model
-        return born(self.run, self.stage, model, self._groups, model.abstract().params)
+        return first_state(self.run, self.stage, params, model=model, groups=self._groups)
 
-    def enter(self, before: TrainState | None) -> TrainState:
-        old = self.given["teacher"] if before is None else before.params["student"]
+    def _abstract(self) -> TrainState:
+        return self._first(self.swap.model.abstract().params)
+
+    def _enter(self, before: TrainState | None) -> TrainState:
+        old = self.parameters["teacher"] if before is None else before.params["student"]
         began = time.perf_counter()
         with Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))
@@ -177,7 +173,9 @@ class Substituted:
             params = self._fitted(old, params)
         began = time.perf_counter()
         with compiling:
-            found = jax.block_until_ready(self._state(before, params))
+            found = jax.block_until_ready(
+                self._first(params) if before is None else self._continued(before, params)
+            )
         if not self.ordinary:
             self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found
@@ -193,14 +191,10 @@ class Substituted:
     def _model(self, params: Params) -> Model:
         return Model(params, self.swap.model.abstract().graphdef)
 
-    def _state(self, before: TrainState | None, params: Params) -> TrainState:
-        if before is None:
-            return born(self.run, self.stage, self.swap.model, self._groups, params)
-        make_optimizer = functools.partial(
-            optim.make_optimizer, self.stage.optim, groups=self._groups
-        )
+    def _continued(self, before: TrainState, params: Params) -> TrainState:
+        make = functools.partial(optim.make_optimizer, self.stage.optim, groups=self._groups)
         table, mesh = family.PARTITION, self.run.mesh
-        return state.continued(before, self._model(params), make_optimizer, table, mesh)
+        return state.continued(before, self._model(params), make, table, mesh)
 
     def _new_blocks(self, old: Params, key: Array) -> Params:
         """The compact blocks, by layer; can be traced."""

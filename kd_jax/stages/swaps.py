@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,14 +28,13 @@ from kd_jax.models.shapes import BlockShape
 from kd_jax.objectives.combine import Objective
 from kd_jax.run.answers import frozen
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Settings
+from kd_jax.run.stage import Parameters, Settings
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Program
 from kd_jax.types import Params
 
 IMPORTANCE = "importance.json"  # of a run directory
-_SWAPS = "swaps"  # in what kinds of stages share
 
 ORDERS = ("last_first", "first_first", "importance")
 
@@ -196,17 +196,17 @@ def of(run: Run) -> list[Swap]:
     """The swaps of a run, which all of its stages share. Where the order is that of an importance
     which is not known yet, they are as if the last blocks went first: that has the same sizes where
     all blocks are alike. Raises UserError where the teacher is no decoder."""
-    if _SWAPS not in run.shared:
-        settings, teacher = run.config.substitution, run.models["teacher"]
-        check_decoder(teacher, f"teacher {teacher.name}")
-        original = dataclasses.replace(
-            teacher, config=dataclasses.replace(teacher.config, remat=run.config.remat)
-        )
-        blocks = order(settings, original.config.num_layers, _importance(run))
+    settings, teacher = run.config.substitution, run.models["teacher"]
+    check_decoder(teacher, f"teacher {teacher.name}")
+    blocks = order(settings, teacher.config.num_layers, _importance(run))
+    key = ("swaps", *blocks)
+    if key not in run.shared:
         own = [each.steps for each in run.settings if each.kind == "substitute"]
+        config = dataclasses.replace(teacher.config, remat=run.config.remat)
+        original = dataclasses.replace(teacher, config=config)
         steps = own[0] if own else run.settings[-1].steps
-        run.shared[_SWAPS] = schedule(settings, original, blocks, steps)
-    return run.shared[_SWAPS]
+        run.shared[key] = schedule(settings, original, blocks, steps)
+    return run.shared[key]
 
 
 def check_decoder(teacher: Blueprint, what: str) -> None:
@@ -223,23 +223,24 @@ def known(run: Run) -> bool:
     return run.config.substitution.order != "importance" or _importance(run) is not None
 
 
-def prepare(run: Run, settings: Settings) -> Callable[[Given], None] | None:
-    """What measures the order of a run's swaps before a stage, None where it is known."""
+def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] | None:
+    """A function that measures the order of a run's swaps, before a stage; None where the order is
+    known."""
     if known(run):
         return None
 
-    def measure(given: Given) -> None:
-        found = importance(run, given["teacher"], settings.batch_size)
+    def measure(parameters: Parameters) -> None:
+        found = importance(run, parameters["teacher"], settings.batch_size)
         if jax.process_index() == 0:
             run.folder.mkdir(parents=True, exist_ok=True)
             storage.write_json(run.folder / IMPORTANCE, {"importance": found})
-        run.shared = {"importance": found}
+        run.shared["importance"] = found
 
     return measure
 
 
 def _importance(run: Run) -> list[float] | None:
-    """The importance of a run's blocks, None where it is not known yet."""
+    """The importance of a run's blocks, where their order depends on it and it is known."""
     if run.config.substitution.order != "importance":
         return None
     path = None if run.folder is None else run.folder / IMPORTANCE
@@ -248,26 +249,17 @@ def _importance(run: Run) -> list[float] | None:
     return run.shared.get("importance")
 
 
-class First:
-    """The first batches of a stream."""
-
-    def __init__(self, stream: Any, count: int):
-        self._stream, self._count = stream, count
-
-    def batches(self):
-        return itertools.islice(self._stream.batches(0), self._count)
-
-
 def importance(run: Run, params: Params, batch_size: int) -> list[float]:
-    """How much each block of the teacher does: one minus the cosine between what it reads and what
-    it writes, a mean over the tokens of the first training batches (Men et al. 2024, "ShortGPT",
-    arXiv:2403.03853, eq. 1)."""
+    """Measures how much each block of the teacher does: one minus the cosine between what it reads
+    and what it writes, a mean over the tokens of the first training batches (Men et al. 2024,
+    "ShortGPT", arXiv:2403.03853, eq. 1)."""
     make = plugins.load("objectives", "hidden", "make").make
     layers = run.models["teacher"].config.num_layers
     terms = tuple((f"block_{i}", make("cosine", ((i, i + 1),))) for i in range(layers))
     objective = Objective((), terms, (), run.policy, run.policy)
     model = block_states(frozen(run, "teacher", params))
     stream = run.tasks["teacher"].train(batch_size, run.config.seed, **run.processes)
-    text = First(stream, run.config.substitution.importance_batches)
+    count = run.config.substitution.importance_batches
+    text = SimpleNamespace(batches=lambda: itertools.islice(stream.batches(), count))
     found = evaluate(model, text, model, Program(objective, run.mesh, family.PARTITION))
     return [found[name] for name, _ in terms]

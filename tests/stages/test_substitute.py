@@ -150,8 +150,7 @@ def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     whole = run.models["teacher"]
     given = {"teacher": jax.jit(whole.draw)(jax.random.key(3))}
     with substituting.quick():
-        run.principal.prepare(given)
-        run.make_stages()
+        run.ready("substitute", given)
     batch = run.task.train(config.batch_size, config.seed)[0]
     module = nnx.merge(whole.abstract().graphdef, given["teacher"])
     hidden, _ = module.backbone.states(batch, None)
@@ -165,4 +164,4 @@ def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     assert [swap.layers for swap in swaps.of(run)] == [(layer,) for layer in least_first]
     again = substituting.build(config, tmp_path)
     assert swaps.of(again) == swaps.of(run) and swaps.known(again)
-    assert again.principal.prepare is None
+    assert again.principal.measure_first is None
