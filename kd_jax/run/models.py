@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -45,12 +46,13 @@ def read(
         trained: the names of the models that stages train.
     """
     own = config.tokenizer
-    found = _describe(config, folder, task, policy, trained, own.vocab_size if own.train else None)
+    described = functools.partial(_describe, config, folder is None, task, policy, trained)
+    found = described(own.vocab_size if own.train else None)
     if folder is None:
         return found, {}
     if own.train:
         tokenizer = _trained_tokenizer(config, task, folder)
-        found = _describe(config, folder, task, policy, trained, len(tokenizer))
+        found = described(len(tokenizer))
         tokenizers = dict.fromkeys(found, tokenizer)
     else:
         tokenizers = _tokenizers(config, found, task.of_examples)
@@ -64,17 +66,21 @@ def read(
 
 def _describe(
     config: ConfigDict,
-    folder: epath.Path | None,
+    offline: bool,
     task: Task,
     policy: Policy,
     trained: Collection[str],
     vocab_size: int | None,
 ) -> dict[str, Blueprint]:
-    teachers, offline = names_of_teachers(config), folder is None
-    found: dict[str, Blueprint] = {}
+    teachers, found = names_of_teachers(config), {}
     others = [name for name in ("assistant", "student") if name in trained]
     for name in dict.fromkeys([*teachers, *others]):
         section = section_of(config, name)
+        if name in teachers and name in trained and section.get("labels"):
+            raise UserError(
+                f"config.{key_of(config, name)}.labels: a stage trains {name}, on the task's own "
+                f"classes; leave them out"
+            )
         # A teacher that is taken as it is has classes of its own, in its own order.
         given = section.model and name in teachers and name not in trained and not offline
         unknown = offline and task.labels_in_data

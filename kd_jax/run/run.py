@@ -139,18 +139,6 @@ class Run:
         other.make_stages()
         return other
 
-    def shapes(self) -> list[str]:
-        """Describes the machine, the programs of the run and the shapes that they are compiled for,
-        as lines."""
-        kind = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
-        attention = self.policy.attention
-        attention += "" if attention == "explicit" else ", explicit where it has dropout"
-        lines = [f"{kind}, {self.config.precision}, attention: {attention}"]
-        for stage in self.stages:
-            batch = _shape(self.tasks[stage.model].shapes(stage.batch_size))
-            lines.append(f"train_step {stage.name}: {batch}, x{self.config.accumulate}")
-        return [*lines, f"eval_step: {_shape(self.task.shapes(self.config.eval.batch_size))}"]
-
     def _timed(self, settings: Settings) -> Settings:
         """The settings with the number of steps, where these are epochs."""
         if settings.steps > 0:
@@ -196,7 +184,8 @@ def build(
     policy = policy_for(config.precision, platform or jax.default_backend())
     make_task = plugins.load("tasks", config.task.name, "make").make
     task = make_task(config.task, config.data, None)
-    _check_teachers(config, teachers, settings, task)
+    if task.regression and len(teachers) > 1 and config.average == "probabilities":
+        raise UserError("config.average='probabilities': a regression has none; take logits")
     trained = {each.model for each in settings}
     # A run that makes a model of the teacher may have no student.
     if not any(each.makes_model for each in settings):
@@ -221,20 +210,6 @@ def build(
     return run
 
 
-def _check_teachers(
-    config: ConfigDict, teachers: Sequence[str], settings: Sequence[Settings], task: Task
-) -> None:
-    trained = {each.model for each in settings}
-    if task.regression and len(teachers) > 1 and config.average == "probabilities":
-        raise UserError("config.average='probabilities': a regression has none; take logits")
-    for name in teachers:
-        if models.section_of(config, name).get("labels") and name in trained:
-            raise UserError(
-                f"config.{models.key_of(config, name)}.labels: a stage trains {name}, on the "
-                f"task's own classes; leave them out"
-            )
-
-
 def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
     parts = mesh.size * accumulate
     if rows <= 0 or rows % parts:
@@ -242,8 +217,3 @@ def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
             f"{what}: {rows} rows cannot be divided among {mesh.size} devices x "
             f"{accumulate} micro-batches; make it a multiple of {parts}"
         )
-
-
-def _shape(batch) -> str:
-    supervised = "x".join(map(str, batch.labels.shape))
-    return f"tokens {'x'.join(map(str, batch.tokens_BT.shape))}, labels {supervised}"

@@ -89,14 +89,9 @@ def with_teacher(run: Run, stage: Stage) -> StepInputs:
 
 
 def last_phase(
-    run: Run,
-    stage: Stage,
-    enter: Callable[[TrainState | None], TrainState],
-    start: int = 0,
-    check: Callable[[], Any] | None = None,
+    run: Run, stage: Stage, enter: Callable, start: int = 0, check: Callable | None = None
 ) -> Phase:
-    """Makes the last phase of a stage, or its only one: the model has the shape that it ends
-    with."""
+    """Makes the last phase of a stage, or its only one; see `Phase` for `enter` and `check`."""
     shapes = functools.partial(abstract_state, run, stage)
     return Phase(start, stage.steps, shapes, enter, check or shapes)
 
@@ -161,8 +156,7 @@ def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
 def _possible(config: ConfigDict, section: Mapping[str, Any]) -> bool:
     """Whether the config has the sections that a stage reads."""
     own = defaults.ranges(defaults.STAGE) | section
-    named = [own["model"], own["objective"]]
-    named.append(getattr(kind_of(own["kind"]), "SECTION", ""))
+    named = own["model"], own["objective"], getattr(kind_of(own["kind"]), "SECTION", "")
     return all(not name or name in config or name in config.get("teachers", {}) for name in named)
 
 
@@ -198,16 +192,16 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     """Makes a stage of these settings, whose objective is built here; `fields` are those of `Stage`
     in which its kind differs, `table`, where its parameters lie, and `replacement`, what it draws
     at every step besides dropout."""
-    learns, examples = bool(settings.objective), run.task.of_examples
-    learns, labels = fields.setdefault("learns", learns), "mse" if run.task.regression else "ce"
+    learns = fields.setdefault("learns", bool(settings.objective))
+    labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
     objective, knobs = combine.build(
-        run.config[settings.objective] if learns else {labels: {"weight": 1.0}},
+        run.config[settings.objective] if learns else labels_only,
         settings.steps,
         run.policy,
         run.policy if learns else None,
         run.chunk,
         regression=run.task.regression,
-        accuracy=examples,
+        accuracy=run.task.of_examples,
     )
     table = fields.pop("table", family.PARTITION)
     rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
@@ -231,13 +225,12 @@ def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
     init = section.init or ("model" if model.folder else "scratch")
     if init == "teacher":
         source = run.models["teacher"]
-        layers = section.layers
 
         def from_teacher(inputs):
             params, key = inputs
             whole = source.abstract().replace(params=params)
             fresh = model.abstract().replace(params=model.draw(key))
-            return surgery.from_teacher(fresh, whole, layers).params
+            return surgery.from_teacher(fresh, whole, section.layers).params
 
         return from_teacher, (parameters["teacher"], key)
     if init == "model":

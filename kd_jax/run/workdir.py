@@ -27,6 +27,7 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.run import origins
 from kd_jax.train import records
+from kd_jax.types import Batch
 
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
@@ -100,7 +101,7 @@ class RunDirectory:
                 *(self.folder, ", ".join(self.commits), commit()),
             )
         self.commits = [*dict.fromkeys([*self.commits, commit()])]
-        for line in run.shapes():
+        for line in programs(run):
             log.info("%s", line)
         if jax.process_index() > 0:
             return
@@ -253,6 +254,24 @@ def machine() -> dict:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
     }
+
+
+def programs(run: Run) -> list[str]:
+    """Describes the devices, the programs of a run and the shapes that they are compiled for, as
+    lines."""
+    kind = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    attention = run.policy.attention
+    attention += "" if attention == "explicit" else ", explicit where it has dropout"
+    lines = [f"{kind}, {run.config.precision}, attention: {attention}"]
+    for stage in run.stages:
+        batch = _shape(run.tasks[stage.model].shapes(stage.batch_size))
+        lines.append(f"train_step {stage.name}: {batch}, x{run.config.accumulate}")
+    return [*lines, f"eval_step: {_shape(run.task.shapes(run.config.eval.batch_size))}"]
+
+
+def _shape(batch: Batch) -> str:
+    tokens, labels = ("x".join(map(str, each.shape)) for each in (batch.tokens_BT, batch.labels))
+    return f"tokens {tokens}, labels {labels}"
 
 
 @functools.cache

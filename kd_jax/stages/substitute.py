@@ -15,17 +15,17 @@ import time
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
-from kd_jax.models import blueprint, compact, family
-from kd_jax.models.blueprint import Blueprint, count
+from kd_jax.models import compact, family
+from kd_jax.models.blueprint import Blueprint, count, stored
 from kd_jax.models.decoder import block_states
 from kd_jax.objectives.combine import Objective
 from kd_jax.run import stage
+from kd_jax.run.answers import laid_out
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
@@ -43,7 +43,7 @@ SECTION = "substitution"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage that makes the teacher smaller, block by block."""
+    """Makes the stage that makes the teacher smaller, block by block."""
     found = swaps.of(run)
     run.add(name, found[-1].model)
     return stage.make(
@@ -68,7 +68,7 @@ def shapes_student(run: Run) -> bool:
 
 
 def make_student(run: Run, settings: Settings) -> Stage:
-    """Ordinary distillation of the model that substitution ends with."""
+    """Makes the stage of an ordinary distillation, of the model that substitution ends with."""
     found = swaps.of(run)
     run.models[settings.model] = found[-1].model
     fields: dict[str, Any] = {"measure_first": swaps.measure_first(run, settings)}
@@ -81,14 +81,14 @@ def make_student(run: Run, settings: Settings) -> Stage:
 
 
 def groups(run: Run, own: ConfigDict, swap: Swap) -> Groups:
-    """The optimizer's groups after a swap: compact blocks have a learning rate of their own."""
+    """Groups parameters for the optimizer after a swap: compact blocks learn at another rate."""
     settings = run.config.substitution
     return swap.groups(settings.learning_rate / own.learning_rate, settings.warmup)
 
 
 def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
-    """A row for each swap: its steps, the blocks that become compact (None: which of them is not
-    known yet), what is left then."""
+    """Makes a row for each swap: its steps, the blocks that become compact (None: not known yet
+    which), what is left then."""
     whole = count(run.models["teacher"].abstract().params)
     return [
         {
@@ -103,7 +103,7 @@ def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
 
 
 def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, int]:
-    """Steps and FLOPs of the regressions before the swaps."""
+    """Counts the steps and FLOPs of the regressions before the swaps."""
     steps = run.config.substitution.fit_steps
     if not steps:
         return {}
@@ -113,8 +113,8 @@ def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, i
 
 
 def _regression(swap: Swap, rows: int, tokens: int) -> int:
-    """FLOPs of a step of `fitted`: it computes the blocks up to the last one that goes, and the
-    gradients of all of these."""
+    """Counts the FLOPs of a step of a regression: it computes the blocks up to the last one that
+    goes, and the gradients of all of these."""
 
     def lower(model: Blueprint) -> Params:
         blocks = model.abstract().params["backbone"]["blocks"]
@@ -181,12 +181,51 @@ class Substituted:
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
-        """The parameters after the regression, whose folder stays until the next one begins."""
-        folder = self.run.folder / self.stage.name / "fitted"
+        """The parameters after a short regression of the compact blocks to those they replace: mean
+        squared error of what a block writes, over its features and the tokens of training text.
+
+        It is a `fit` of its own: the student is the model with its new blocks, of which nothing
+        else moves, the teacher the model before the swap. Where several blocks go at once, the
+        upper ones read what the lower new ones write, as they will in training. Its folder, where
+        it goes on if it was killed, stays until the next regression begins.
+        """
+        run, this, swap, config = self.run, self.stage, self.swap, self.run.config
+        folder = run.folder / this.name / "fitted"
         if jax.process_index() == 0:
-            (folder / str(self.swap.number - 1)).rmtree(missing_ok=True)
-        folder = folder / str(self.swap.number)
-        return fitted(self.run, self.stage, self.swap, old, self._model(params), folder)
+            (folder / str(swap.number - 1)).rmtree(missing_ok=True)
+        make = plugins.load("objectives", "hidden", "make").make
+        pairs = tuple((layer + 1, layer + 1) for layer in sorted(swap.layers))
+        objective = Objective((), (("fit", make("mse", pairs)),), (), run.policy, run.policy)
+        own = ConfigDict(this.optim.to_dict(), type_safe=False)
+        own.learning_rate_multipliers = ((swap.pattern, 1.0), (".*", 0.0))
+        before = laid_out(Model(stored(old, run.policy), swap.before.abstract().graphdef), run.mesh)
+        student = block_states(self._model(params))
+        first = state.create(
+            lambda params: {"student": params, "objective": {}},
+            student.params,
+            student.graphdef,
+            lambda params: optim.make_optimizer(own, params),
+            family.PARTITION,
+            run.mesh,
+        )
+        rate, steps = float(config.substitution.fit_learning_rate), config.substitution.fit_steps
+        every = config.checkpoint.get("every", steps)
+        found = loop.fit(
+            first,
+            stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
+            program=Program(
+                objective, run.mesh, family.PARTITION, config.accumulate, dropout=False
+            ),
+            stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
+            teacher=block_states(before),
+            schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),
+            steps=steps,
+            validate=None,
+            intervals=loop.Intervals(steps, every, config.log.every),
+            keep=1,
+            directory=folder / str(swap.number),
+        )
+        return found.state.params["student"]
 
     def _model(self, params: Params) -> Model:
         return Model(params, self.swap.model.abstract().graphdef)
@@ -238,55 +277,3 @@ class Substituted:
             table = Table(self.run.folder / self.stage.name / "swaps.csv", swap.start - 1)
             table.add(row)
             table.close()
-
-
-def fitted(
-    run: Run, this: Stage, swap: Swap, old: Params, new: Model, directory: epath.Path
-) -> Params:
-    """The parameters of `new` after a short regression of its compact blocks to those they replace:
-    mean squared error of what a block writes, over its features and the tokens of training text.
-
-    It is a `fit` of its own: the student is the model with its new blocks, of which nothing else
-    moves, the teacher the model before the swap. Where several blocks go at once, the upper ones
-    read what the lower new ones write, as they will in training.
-
-    Args:
-        run: config.substitution gives `fit_steps` and `fit_learning_rate`.
-        this: the stage whose training text and batches it reads.
-        swap: the one that is made.
-        old: parameters of the model before the swap.
-        new: the model after it.
-        directory: of the regression, which goes on there where it was killed.
-    """
-    config, settings = run.config, run.config.substitution
-    make = plugins.load("objectives", "hidden", "make").make
-    pairs = tuple((layer + 1, layer + 1) for layer in sorted(swap.layers))
-    objective = Objective((), (("fit", make("mse", pairs)),), (), run.policy, run.policy)
-    own = ConfigDict(this.optim.to_dict(), type_safe=False)
-    own.learning_rate_multipliers = ((swap.pattern, 1.0), (".*", 0.0))
-    specs = sharding.param_specs(family.PARTITION, old, run.mesh)
-    kept = jax.device_put(blueprint.stored(old, run.policy), sharding.shardings(specs, run.mesh))
-    student = block_states(new)
-    first = state.create(
-        lambda params: {"student": params, "objective": {}},
-        student.params,
-        student.graphdef,
-        lambda params: optim.make_optimizer(own, params),
-        family.PARTITION,
-        run.mesh,
-    )
-    rate, steps = float(settings.fit_learning_rate), settings.fit_steps
-    found = loop.fit(
-        first,
-        stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
-        program=Program(objective, run.mesh, family.PARTITION, config.accumulate, dropout=False),
-        stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
-        teacher=block_states(Model(kept, swap.before.abstract().graphdef)),
-        schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),
-        steps=steps,
-        validate=None,
-        intervals=loop.Intervals(steps, config.checkpoint.get("every", steps), config.log.every),
-        keep=1,
-        directory=directory,
-    )
-    return found.state.params["student"]
