@@ -1,4 +1,4 @@
-"""What models cost to run, and what their training took.
+"""Measures what models cost to run, and counts what their training took.
 
 All models of a run are timed in one sitting, on one device.
 """
@@ -54,7 +54,8 @@ def measure(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict
 
 
 def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int]:
-    """(one, many, samples): a call runs the next single row, or batches of that many samples."""
+    """Returns (one, many, samples): a call runs the next single row, or batches of that many
+    samples."""
     device = jax.local_devices()[0]  # parameters may lie on all
     mesh = sharding.make_mesh(1, [device])
     model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
@@ -115,7 +116,7 @@ def _first_choices(
 
 
 def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
-    """Rows and tokens of a batch, and positions of a row that reach the head."""
+    """Counts rows and tokens of a batch, and positions of a row that reach the head."""
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     positions = jax.eval_shape(stage.program.objective.dense_labels, batch).labels.shape[1]
     return *batch.tokens_BT.shape, positions

@@ -81,7 +81,7 @@ def _describe(
                 f"config.{key_of(config, name)}.labels: a stage trains {name}, on the task's own "
                 f"classes; leave them out"
             )
-        # A teacher that is taken as it is has classes of its own, in its own order.
+        # A teacher that is not trained here keeps its classes, in its order.
         given = section.model and name in teachers and name not in trained and not offline
         unknown = offline and task.labels_in_data
         found[name] = blueprint.describe(
@@ -99,22 +99,22 @@ def _describe(
 
 
 def names_of_teachers(config: ConfigDict) -> tuple[str, ...]:
-    """The teachers of a run, `teacher` first."""
+    """Names the teachers of a run, `teacher` first."""
     return ("teacher", *config.get("teachers", {}))
 
 
 def key_of(config: ConfigDict, name: str) -> str:
-    """Where the config describes a model."""
+    """Returns the key of the section of the config that describes a model."""
     return f"teachers.{name}" if name in config.get("teachers", {}) else name
 
 
 def section_of(config: ConfigDict, name: str) -> ConfigDict:
-    """The section of the config that describes a model."""
+    """Finds the section of the config that describes a model."""
     return config.teachers[name] if name in config.get("teachers", {}) else config[name]
 
 
 def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
-    """The run's own tokenizer, trained on its training text where it is not there yet."""
+    """Reads the run's own tokenizer, after training it on its training text if need be."""
     given, path = config.tokenizer, folder / "tokenizer"
     if "://" in os.fspath(path):
         raise UserError(
@@ -231,7 +231,7 @@ def class_order(
     task: Sequence[str],
     where: str,
 ) -> tuple[int, ...] | None:
-    """Where each of the task's classes stands among a model's; None where they agree.
+    """Finds where each of the task's classes stands among a model's; None where they agree.
 
     Args:
         model: its name, for messages.

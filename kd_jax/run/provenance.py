@@ -1,4 +1,4 @@
-"""What a model was trained on, and how text became its rows: kd_jax.json beside its config.json.
+"""Keeps what a model was trained on, and how text became its rows: kd_jax.json in its folder.
 
     task      config.task of the run with every default: name, seq_len, separator, columns, ...
     template  digest of the chat template, where the rows were chats
@@ -49,7 +49,7 @@ def file_names(paths: str) -> str:
 
 
 def read(folder: Path | None) -> Provenance | None:
-    """Reads what an export says of its training; None where it says nothing.
+    """Reads the kd_jax.json of a model's folder; None where there is none.
 
     Raises UserError where the file is damaged, or of a task or settings that kd_jax has not.
     """
@@ -70,8 +70,8 @@ def read(folder: Path | None) -> Provenance | None:
 def task_of(
     folder: Path | None, name: str, given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Settles config.task of an evaluation of the model in `folder`: what is `given` (and not
-    None), else what it was trained with, if on that task. Logs which."""
+    """Chooses config.task of an evaluation of the model in `folder`: keys that are `given` (and not
+    None), else those it was trained with, if on that task. Logs which."""
     found = read(folder) or {}
     own = found["task"] if found and found["task"]["name"] == name else {}
     given = {key: value for key, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What a run keeps of its figures, and the time that it takes."""
+"""Keeps and shows the figures of a run, and the time that it takes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The figures in `path`; where it is not there, those that `measure` gives, which the first
-    process writes. What is not finite is None, and said."""
+    """Reads the figures in `path`; if it is not there, measures them, and the first process writes
+    it. A figure that is not finite is None, with a warning."""
     if path.exists():
         return storage.read_json(path)
     measured = measure()
@@ -39,7 +39,7 @@ def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, A
 
 
 def finished(folder: epath.Path) -> dict[str, Any] | None:
-    """The results of a run that is over, shown again; None for any other."""
+    """Reads the results of a finished run and shows them again; None for any other."""
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -75,7 +75,8 @@ def write_epochs(folder: epath.Path, stage: str) -> None:
 
 
 def speed(folder: epath.Path) -> dict[str, float | None]:
-    """Median tokens and rows a second, and the share of time spent waiting for batches."""
+    """Computes the median of tokens and rows a second, and the share of time that was spent waiting
+    for batches."""
     found = runs.read_columns(folder / "timing.csv")
     if not found:
         return {"tokens_per_second": None}

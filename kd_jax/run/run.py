@@ -31,7 +31,7 @@ NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
 
 @dataclasses.dataclass
 class Run:
-    """What the stages of a run share."""
+    """Everything that the stages of a run share."""
 
     config: ConfigDict
     folder: epath.Path | None  # None: all is abstract, without data, weights or network
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def trained(self) -> set[str]:
-        """The models that stages train."""
+        """The names of the models that stages train."""
         return {each.model for each in self.settings}
 
     @property
@@ -78,22 +78,22 @@ class Run:
         return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def stage(self, name: str) -> Stage | None:
-        """The stage of that name, None where there is none."""
+        """Finds the stage of that name; None for none."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
     def ready(self, name: str, parameters: Parameters) -> Stage:
-        """The stage of that name, when what its model depends on has been measured."""
+        """Finds the stage of that name, after measuring what its model depends on."""
         if measure := self.stage(name).measure_first:
             measure(parameters)
             self.make_stages()
         return self.stage(name)
 
     def section(self, model: str) -> ConfigDict:
-        """The section of the config that describes a model."""
+        """Finds the section of the config that describes a model."""
         return models.section_of(self.config, model)
 
     def order(self, model: str) -> tuple[int, ...] | None:
-        """Where each of the task's classes stands among a model's; None where they agree."""
+        """Finds where each of the task's classes stands among a model's; None where they agree."""
         described, task = self.models[model], self.tasks[model]
         if self.folder is None or not task.labels or task.regression:
             return None
@@ -103,7 +103,7 @@ class Run:
         return models.class_order(described.name, stated, own, task.labels, where)
 
     def weights(self, teachers: Sequence[str]) -> list[float]:
-        """The shares of teachers in their average; they sum to 1."""
+        """Reads the shares of teachers in their average; they sum to 1."""
         if len(teachers) == 1 and teachers[0] not in self.teachers:
             return [1.0]
         weights = [float(self.section(name).get("weight", 1.0)) for name in teachers]
@@ -129,7 +129,8 @@ class Run:
         ]
 
     def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
-        """The same models and data under a config that differs in numbers of the training only."""
+        """Makes a run of the same models and data under a config that differs in numbers of the
+        training only."""
         defaults.check(config)
         settings = read(config, self.teachers)
         other = dataclasses.replace(
@@ -140,7 +141,7 @@ class Run:
         return other
 
     def _timed(self, settings: Settings) -> Settings:
-        """The settings with the number of steps, where these are epochs."""
+        """Turns epochs into steps in the settings of a stage."""
         if settings.steps > 0:
             return settings
         if "epochs" not in self.config:

@@ -104,7 +104,7 @@ def whole(run: Run, stage: Stage, parameters: Parameters) -> list[Phase]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage(Settings):
-    """What a stage trains, on what, and how: its settings, and what its kind makes of them."""
+    """A stage, ready to be trained: its settings, and what its kind makes of them."""
 
     teachers: tuple[str, ...]  # models that it learns from; hidden states are those of the first
     learns: bool  # from its teachers; otherwise from labels alone, and is compared with them
@@ -124,7 +124,7 @@ class Stage(Settings):
     swaps: Sequence[Mapping[str, Any]] = ()  # what happens to its model on the way, for people
 
     def phases(self, run: Run, parameters: Parameters) -> Sequence[Phase]:
-        """The phases of its training."""
+        """Lists the phases of its training."""
         return self.phases_of(run, self, parameters)
 
 
@@ -154,14 +154,14 @@ def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
 
 
 def _possible(config: ConfigDict, section: Mapping[str, Any]) -> bool:
-    """Whether the config has the sections that a stage reads."""
+    """Tells whether the config has the sections that a stage reads."""
     own = defaults.ranges(defaults.STAGE) | section
     named = own["model"], own["objective"], getattr(kind_of(own["kind"]), "SECTION", "")
     return all(not name or name in config or name in config.get("teachers", {}) for name in named)
 
 
 def kind_of(name: str) -> Any:
-    """The module of a kind of stage."""
+    """Loads the module of a kind of stage."""
     return plugins.load("stages", name, "make")
 
 
@@ -218,7 +218,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
 
 
 def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
-    """(init, inputs) of `state.create` for the model of a stage, by its section's `init`."""
+    """Returns (init, inputs) of a stage's first parameters, by its section's `init`."""
     model, section = run.models[stage.model], run.section(stage.model)
     if stage.after:
         return (lambda params: params), parameters[stage.model]
@@ -285,7 +285,7 @@ def abstract_state(run: Run, stage: Stage) -> TrainState:
 
 
 def restore_best(run: Run, stage: Stage) -> Params:
-    """The parameters of a stage's best checkpoint."""
+    """Reads the parameters of a stage's best checkpoint."""
     checkpoints = Checkpoints(run.folder / stage.name / "checkpoints", keep=None)
     if checkpoints.best is None:
         raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
-# What a run writes before its first step, besides its tokenizer and the folders of its stages.
+# Written before the first step, besides its tokenizer and the folders of its stages.
 OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
 TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
 
@@ -43,12 +43,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tra
 
 
 def resolved(config: ConfigDict) -> dict:
-    """The config as plain JSON values."""
+    """Turns a config into plain JSON values."""
     return json.loads(config.to_json())
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Eight hex digits of the resolved config, as earlier versions would have written it."""
+    """Computes eight hex digits of the resolved config, as earlier versions would have written
+    it."""
     text = json.dumps(defaults.reduce(resolved(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -75,8 +76,8 @@ class RunDirectory:
         self.lock.release()
 
     def begin(self, run: Run, data: dict) -> None:
-        """Writes down what the run is of, when all checks are passed; with each start, its command,
-        commit, versions and machine. Logs the programs that it runs.
+        """Writes down what the run is made of, when all checks are passed; with each start, its
+        command, commit, versions and machine. Logs the programs that it runs.
 
         Raises UserError where data, teachers or tokenizers are not those that it began with.
         """
@@ -208,7 +209,7 @@ def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
 
 
 def _trained(folder: epath.Path) -> bool:
-    """Whether steps were trained in a run directory."""
+    """Tells whether steps were trained in a run directory."""
     stages = [stage for depth in ("*", "*/*/*") for stage in folder.glob(depth)]  # of trials too
     return (folder / "results.json").exists() or any(
         any((stage / "checkpoints").glob("*"))
@@ -218,7 +219,7 @@ def _trained(folder: epath.Path) -> bool:
 
 
 def _clear(folder: epath.Path) -> None:
-    """Sets aside what starts that trained nothing left; what is not of a run stays."""
+    """Sets aside the files of starts that trained nothing; other files stay."""
     if jax.process_index() > 0 or not folder.exists():
         return
     left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
@@ -234,7 +235,7 @@ def _clear(folder: epath.Path) -> None:
 
 
 def manifest() -> dict:
-    """Versions, commit and devices of this process."""
+    """Describes the versions, commit and devices of this process."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -245,7 +246,7 @@ def manifest() -> dict:
 
 
 def machine() -> dict:
-    """What the run ran on."""
+    """Describes the devices and the CPU of this machine."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -276,7 +277,7 @@ def _shape(batch: Batch) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The project's git commit, with "+" behind it where files differ; "" outside a checkout."""
+    """Finds the project's git commit, with "+" behind it where files differ; "" for none."""
     folder = epath.Path(__file__).parent
     git = ["git", "-C", os.fspath(folder)]
     try:
@@ -290,7 +291,7 @@ def commit() -> str:
 
 
 def open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
-    """The W&B run of config.wandb, in the first process; None where there is none."""
+    """Opens the W&B run of config.wandb in the first process; None for none."""
     if not config.wandb or jax.process_index() > 0:
         return None
     return records.open_wandb(config.wandb, folder.name, resolved(config), folder)
