@@ -65,6 +65,10 @@ class Blueprint:
         policy = dataclasses.replace(self.policy, attention="xla")
         return family.abstract(self.family, self.config, self.head, policy).graphdef
 
+    def changed(self, name: str, config: Any) -> "Blueprint":
+        """Describes a model of this family that no checkpoint holds, of another config."""
+        return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
+
     def load(self, key: Array) -> Params:
         """The checkpoint's parameters, float32 numpy; a missing head is drawn from `key`."""
         return hf.load(self.folder, self.family, self.config, self.head, key)

@@ -26,7 +26,7 @@ SECTION = "pruning"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage that fine-tunes the pruned teacher."""
+    """Makes the stage that fine-tunes the pruned teacher."""
     teacher, file = run.models["teacher"], _file(run)
     swaps.check_decoder(teacher, f"teacher {teacher.name}")
     if file is not None and file.exists():
@@ -48,12 +48,12 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def _file(run: Run) -> epath.Path | None:
-    """What keeps the shapes that pruning came to."""
+    """The file that keeps the shapes that pruning came to."""
     return None if run.folder is None else run.folder / "pruned.json"
 
 
 def _target(run: Run) -> float:
-    """The share of all parameters that is pruned away."""
+    """Computes the share of all parameters that is pruned away."""
     target = run.config.pruning.target
     if target or substitute.SECTION not in run.config:
         return target
@@ -62,7 +62,7 @@ def _target(run: Run) -> float:
 
 
 def _pruned(run: Run, name: str, params: Params) -> Params:
-    """The original's parameters, pruned; what is left is described as the model `name`."""
+    """Prunes the teacher's parameters, and describes what is left as the model `name`."""
     teacher = run.models["teacher"]
     model = teacher.abstract().replace(params=params)
     how = _target(run), run.config.pruning.ranking
@@ -74,14 +74,8 @@ def _pruned(run: Run, name: str, params: Params) -> Params:
 def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
     teacher = run.models["teacher"]
     config = dataclasses.replace(teacher.config, remat=run.config.remat)
-    model = dataclasses.replace(
-        teacher,
-        name=f"{teacher.name}, pruned",
-        config=compact.with_blocks(config, blocks),
-        folder=None,
-        commit=None,
-    )
-    run.add(name, model)
+    config = compact.with_blocks(config, blocks)
+    run.add(name, teacher.changed(f"{teacher.name}, pruned", config))
 
 
 def pruned(run: Run, name: str, parameters: Parameters) -> Params:

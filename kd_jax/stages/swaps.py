@@ -1,4 +1,4 @@
-"""The schedule of a substitution: which blocks become compact when, known before anything trains.
+"""Plans a substitution: which blocks become compact when, known before anything trains.
 
 Musaeus and van der Goot 2025, "Iterative Structured Knowledge Distillation" (COLING 2025 main 440):
 a few blocks at a time are replaced while the model trains, until it is as small as it should be.
@@ -71,7 +71,7 @@ def _blocks(layers) -> str:
 
 
 def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
-    """The shape of the compact blocks. Raises UserError where it is none, or is not smaller."""
+    """Reads the shape of the compact blocks. Raises UserError where it is none, or is not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
         return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
@@ -85,7 +85,7 @@ def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
 
 
 def order(settings: Any, num_layers: int, importance: Sequence[float] | None = None) -> list[int]:
-    """The blocks in the order in which they go, from 0.
+    """Lists the blocks in the order in which they go, from 0.
 
     `importance`, of each block, where that tells the order: the least important goes first; None
     where it is not known yet, and the last block goes first. Raises UserError on anything else.
@@ -115,7 +115,7 @@ def order(settings: Any, num_layers: int, importance: Sequence[float] | None = N
 
 
 def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) -> list[Swap]:
-    """The swaps of a stage of `steps` steps.
+    """Plans the swaps of a stage of `steps` steps.
 
     Args:
         settings: config.substitution.
@@ -127,9 +127,8 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
     steps do not suffice.
     """
     config, shape = original.config, compact_shape(settings, original.config)
-    everything = compact.with_blocks(config, [shape] * config.num_layers)
     whole, sizes = _sizes(original)
-    _, small = _sizes(dataclasses.replace(original, config=everything))
+    _, small = _sizes(_with_blocks(original, [shape] * config.num_layers))
     saved = [sizes[layer] - small[layer] for layer in blocks]
     if min(saved) <= 0:
         raise UserError(
@@ -167,7 +166,7 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
 
 
 def at_once(swaps: Sequence[Swap]) -> Swap:
-    """The swap that replaces all blocks before the first step."""
+    """Makes one swap of all, which replaces all blocks before the first step."""
     layers = tuple(layer for swap in swaps for layer in swap.layers)
     births = tuple(min(birth, 1) for birth in swaps[-1].births)
     return dataclasses.replace(
@@ -176,24 +175,19 @@ def at_once(swaps: Sequence[Swap]) -> Swap:
 
 
 def _with_blocks(original: Blueprint, blocks: list[BlockShape]) -> Blueprint:
-    return dataclasses.replace(
-        original,
-        name=f"{original.name} with compact blocks",
-        config=compact.with_blocks(original.config, blocks),
-        folder=None,
-        commit=None,
-    )
+    config = compact.with_blocks(original.config, blocks)
+    return original.changed(f"{original.name} with compact blocks", config)
 
 
 def _sizes(model: Blueprint) -> tuple[int, list[int]]:
-    """Parameters of a model, and of each of its blocks; nothing is allocated."""
+    """Counts the parameters of a model, and of each of its blocks; nothing is allocated."""
     params = model.abstract().params
     blocks = params["backbone"]["blocks"]
     return count(params), [count(blocks[layer]) for layer in range(model.config.num_layers)]
 
 
 def of(run: Run) -> list[Swap]:
-    """The swaps of a run, which all of its stages share. Where the order is that of an importance
+    """Plans the swaps of a run, which all of its stages share. Where the order is that of an importance
     which is not known yet, they are as if the last blocks went first: that has the same sizes where
     all blocks are alike. Raises UserError where the teacher is no decoder."""
     settings, teacher = run.config.substitution, run.models["teacher"]
@@ -219,13 +213,13 @@ def check_decoder(teacher: Blueprint, what: str) -> None:
 
 
 def known(run: Run) -> bool:
-    """Whether the order of a run's swaps is known."""
+    """Tells whether the order of a run's swaps is known."""
     return run.config.substitution.order != "importance" or _importance(run) is not None
 
 
 def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] | None:
-    """A function that measures the order of a run's swaps, before a stage; None where the order is
-    known."""
+    """Makes the function that measures the order of a run's swaps before a stage; None where the
+    order is known."""
     if known(run):
         return None
 
@@ -240,7 +234,7 @@ def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] 
 
 
 def _importance(run: Run) -> list[float] | None:
-    """The importance of a run's blocks, where their order depends on it and it is known."""
+    """Reads the importance of a run's blocks, where their order depends on it and it is known."""
     if run.config.substitution.order != "importance":
         return None
     path = None if run.folder is None else run.folder / IMPORTANCE

@@ -39,7 +39,7 @@ SECTION = "theseus"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage in which successors replace blocks of the teacher."""
+    """Makes the stage in which successors replace blocks of the teacher."""
     own, teacher, swap, measure_first = run.config.theseus, run.models["teacher"], None, None
     groups: Groups = [(".*", Group("others"))]
     if own.group or substitute.SECTION not in run.config:
@@ -67,8 +67,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
-    """The model that is left in the end, where a successor replaces a group. Raises UserError where
-    groups do not divide the layers."""
+    """Describes the model that is left in the end, where a successor replaces a group. Raises
+    UserError where groups do not divide the layers."""
     if not settings.group:
         raise UserError("config.theseus.group=0: here it has to be 1 at least")
     layers = teacher.config.num_layers
@@ -79,12 +79,11 @@ def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
         )
     count = layers // settings.group
     own = dataclasses.replace(teacher.config, num_layers=count, remat=remat)
-    name = f"{teacher.name}, {settings.group} blocks in one"
-    return dataclasses.replace(teacher, name=name, config=own, folder=None, commit=None)
+    return teacher.changed(f"{teacher.name}, {settings.group} blocks in one", own)
 
 
 def _replacement(run: Run, name: str, end: int) -> loop.Replacement:
-    """Which blocks are drawn at every step of the stage."""
+    """Makes the schedule by which blocks are drawn at every step of the stage."""
     rate = run.config.theseus.rate
     schedule = value_schedule(rate, end, "config.theseus.rate", Real(least=0, most=1))
     blocks = run.models[name].config.num_layers
@@ -92,7 +91,7 @@ def _replacement(run: Run, name: str, end: int) -> loop.Replacement:
 
 
 def _end(run: Run, this: Settings) -> int:
-    """Steps of replacement."""
+    """Counts the steps of replacement."""
     steps = run.config.theseus.steps
     end = round(steps * this.steps) if 0 < steps < 1 else int(steps)
     if not 0 < end < this.steps:
@@ -173,7 +172,7 @@ class Replacing:
 
 
 def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:
-    """The state in which the successors are the model."""
+    """Makes the state in which the successors are the model."""
     graphdef: nnx.GraphDef = run.models[this.model].abstract().graphdef
     model = Model(replacement.successors(before.params["student"]), graphdef)
     make_optimizer = functools.partial(optim.make_optimizer, this.optim, groups=this.groups)
