@@ -65,7 +65,7 @@ class Blueprint:
         policy = dataclasses.replace(self.policy, attention="xla")
         return family.abstract(self.family, self.config, self.head, policy).graphdef
 
-    def changed(self, name: str, config: Any) -> "Blueprint":
+    def changed(self, name: str, config: Any) -> Blueprint:
         """Describes a model of this family that no checkpoint holds, of another config."""
         return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
 

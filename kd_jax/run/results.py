@@ -94,37 +94,6 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-class Stopwatch:
-    """Seconds by section; compilation, which happens inside of sections, is taken out of them."""
-
-    def __init__(self):
-        self._began = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._compiling = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-
-    @contextlib.contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """Counts what happens meanwhile as `name`; sections do not nest."""
-        began, compiled = time.perf_counter(), self._compiling
-        yield
-        spent = time.perf_counter() - began - (self._compiling - compiled)
-        self._seconds[name] = self._seconds.get(name, 0.0) + spent
-
-    def report(self) -> dict:
-        """Returns for results.json the seconds since the watch was made, and of each section of
-        them, of which "compiling" is one."""
-        sections = self._seconds | {"compiling": self._compiling}
-        return {
-            "seconds": round(time.perf_counter() - self._began, 1),
-            "seconds_by_part": {name: round(value, 2) for name, value in sections.items()},
-        }
-
-    def _note(self, event: str, seconds: float, **details: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += seconds
-
-
 class Compiling:
     """Seconds that programs took to compile while it is open (a context manager)."""
 
@@ -140,3 +109,30 @@ class Compiling:
     def _listen(self, event: str, seconds: float, **_) -> None:
         if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA
             self.seconds += seconds
+
+
+class Stopwatch:
+    """Seconds by section; compilation, which happens inside of sections, is taken out of them."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._compiling = Compiling()
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Counts what happens meanwhile as `name`; sections do not nest."""
+        began, compiled = time.perf_counter(), self._compiling.seconds
+        with self._compiling:
+            yield
+        spent = time.perf_counter() - began - (self._compiling.seconds - compiled)
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def report(self) -> dict:
+        """Returns for results.json the seconds since the watch was made, and of each section of
+        them, of which "compiling" is one."""
+        sections = self._seconds | {"compiling": self._compiling.seconds}
+        return {
+            "seconds": round(time.perf_counter() - self._began, 1),
+            "seconds_by_part": {name: round(value, 2) for name, value in sections.items()},
+        }

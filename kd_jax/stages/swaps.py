@@ -71,7 +71,7 @@ def _blocks(layers) -> str:
 
 
 def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
-    """Reads the shape of the compact blocks. Raises UserError where it is none, or is not smaller."""
+    """Reads the shape of the compact blocks. Raises UserError where it is none or not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
         return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
@@ -187,9 +187,9 @@ def _sizes(model: Blueprint) -> tuple[int, list[int]]:
 
 
 def of(run: Run) -> list[Swap]:
-    """Plans the swaps of a run, which all of its stages share. Where the order is that of an importance
-    which is not known yet, they are as if the last blocks went first: that has the same sizes where
-    all blocks are alike. Raises UserError where the teacher is no decoder."""
+    """Plans the swaps of a run, which all of its stages share. Where the order is that of an
+    importance which is not known yet, they are as if the last blocks went first: that has the same
+    sizes where all blocks are alike. Raises UserError where the teacher is no decoder."""
     settings, teacher = run.config.substitution, run.models["teacher"]
     check_decoder(teacher, f"teacher {teacher.name}")
     blocks = order(settings, teacher.config.num_layers, _importance(run))
