@@ -32,7 +32,7 @@ from timing import run
 from kd_jax.cli import start_jax
 from kd_jax.models import family
 from kd_jax.models.blueprint import stored
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run.teaching import attach
 from kd_jax.tasks import glue, text
@@ -89,7 +89,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
     if distill:
         terms = {"ce": {"weight": CE_WEIGHT}}
         terms["kl"] = {"weight": KL_WEIGHT, "temperature": TEMPERATURE}
-    objective, knobs = combine.build(terms, 1, policy, policy if distill else None, accuracy=True)
+    objective, knobs = build_objective(terms, 1, policy, policy if distill else None, accuracy=True)
     program = Program(objective, mesh, family.PARTITION)
     schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
     student = load(args.folder / ("student" if distill else "teacher"), "classification", policy)

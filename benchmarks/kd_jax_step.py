@@ -15,7 +15,7 @@ from timing import arguments, case_of, resident, run
 from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import stored
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
@@ -69,7 +69,7 @@ def main() -> None:
     policy = policy_for(args.precision, jax.default_backend())
     mesh = sharding.make_mesh(devices=jax.devices()[:1])  # one, as PyTorch
     terms = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": TEMPERATURE}}
-    objective, knobs = combine.build(terms, 1, policy, policy)
+    objective, knobs = build_objective(terms, 1, policy, policy)
     program = Program(objective, mesh, family.PARTITION)
     schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
 

@@ -10,7 +10,7 @@ import pytest
 from kd_jax.errors import UserError
 from kd_jax.metrics import likelihood
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, einsum, policy_for, rows_product
 from kd_jax.train import sharding, step
 from tests.models import tiny
@@ -111,7 +111,7 @@ def test_fp32_is_float32_on_every_platform(head, platform):
     student = tiny.model(name, head, policy=policy, **tiny_step.STUDENT[head])
     settings = {name: {"weight": 1.0} for name in ("ce", "kl", "hidden")}
     settings["attention"] = {"weight": 1.0, "heads": "mean", "causal": head == "clm"}
-    objective, knobs = combine.build(settings, 10, policy, policy)
+    objective, knobs = build_objective(settings, 10, policy, policy)
     specs = (dataclasses.replace(spec, causal=head == "clm") for spec in tiny_step.SPECS)
     params = {"student": student.params, "objective": objective.init(jax.random.key(0), *specs)}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])

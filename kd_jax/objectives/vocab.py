@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives.divergence import Divergence, Rows, Softmax, Sums
-from kd_jax.objectives.sources import Beside, Guidance, Head, Mixed, Source, head_of, in_chunks
+from kd_jax.objectives.logits import Beside, Guidance, Head, Mixed, Source, head_of, in_chunks
 from kd_jax.precision import Policy, exact, rows_product
 from kd_jax.types import Array, ModelOutput
 

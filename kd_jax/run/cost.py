@@ -18,7 +18,7 @@ from kd_jax.data.buckets import BucketStream
 from kd_jax.metrics import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
-from kd_jax.objectives import sources
+from kd_jax.objectives.logits import in_chunks
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Given, Stage
@@ -110,14 +110,14 @@ def _first_choices(
     size = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(size, 1.0 / size)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = sources.in_chunks(found.rows, min(CHUNK, len(found.rows)))
+    rows = in_chunks(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
 
 
 def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
     """Rows and tokens of a batch, and positions of a row that reach the head."""
     batch = run.tasks[stage.model].shapes(stage.batch_size)
-    positions = jax.eval_shape(stage.program.objective.prepare, batch).labels.shape[1]
+    positions = jax.eval_shape(stage.program.objective.dense_labels, batch).labels.shape[1]
     return *batch.tokens_BT.shape, positions
 
 

@@ -24,7 +24,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
 from kd_jax.models.blueprint import Blueprint, count
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, state, step
@@ -203,7 +203,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     in which its kind differs, and `replacement`, what it draws at every step besides dropout."""
     learns = fields.setdefault("learns", bool(settings.objective))
     terms = run.config[settings.objective] if learns else run.labels_only
-    objective, knobs = combine.build(
+    objective, knobs = build_objective(
         terms,
         settings.steps,
         run.policy,

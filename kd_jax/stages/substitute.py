@@ -24,7 +24,7 @@ from kd_jax.metrics import flops
 from kd_jax.models import blueprint, compact, family
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.decoder import block_states
-from kd_jax.objectives.combine import Objective
+from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run

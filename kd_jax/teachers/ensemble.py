@@ -12,7 +12,7 @@ from flax import nnx, struct
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.models import family
-from kd_jax.objectives.sources import Beside, Guidance, Members, head_of, stored
+from kd_jax.objectives.logits import Beside, Guidance, Members, head_of, stored
 from kd_jax.types import Array, Batch, Model, Params
 
 TEACHER, OTHERS = "teacher", "others"  # signals of a batch

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax.metrics import likelihood
-from kd_jax.objectives.sources import Mixed, head_of, in_chunks, sparse, stored
+from kd_jax.objectives.logits import Mixed, head_of, in_chunks, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train.sharding import Table, per_device, place
 from kd_jax.train.step import Program, Teacher, eval_step, predict_step

@@ -45,7 +45,7 @@ class Teacher(Protocol):
 
 
 class Objective(Protocol):
-    """What the step needs of an objective (kd_jax/objectives/combine.py)."""
+    """What the step needs of an objective (kd_jax/objectives/objective.py)."""
 
     names: list[str]
 

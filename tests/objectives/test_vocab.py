@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.objectives import vocab
-from kd_jax.objectives.sources import Beside
+from kd_jax.objectives.logits import Beside
 from kd_jax.precision import Policy
 from kd_jax.types import ModelOutput
 from tests.objectives.rows import DIVERGENCES, FP32, head, logits

@@ -8,7 +8,8 @@ import safetensors.numpy
 
 from kd_jax.models import family as families
 from kd_jax.models import hf
-from kd_jax.objectives import combine, sources
+from kd_jax.objectives.logits import SPACES, sparse
+from kd_jax.objectives.objective import build_objective
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import Guides
 from kd_jax.types import Model, Signal
@@ -65,7 +66,7 @@ def loss_and_grads(objective, guides, batch, scales):
 
 def objective(**terms):
     settings = {name: {"weight": 1.0} for name in terms}
-    return combine.build(settings, 10, FP32, FP32, chunk=7)[0]
+    return build_objective(settings, 10, FP32, FP32, chunk=7)[0]
 
 
 def torch_of(model, folder, **changes):
@@ -113,7 +114,7 @@ def test_as_pytorch_computes_it(tmp_path):
             np.testing.assert_allclose(slope, theirs[name].grad, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("space", sources.SPACES)
+@pytest.mark.parametrize("space", SPACES)
 def test_what_was_computed_before_is_the_same(space):
     batch, guides = rows(), online(2, space)
     scales = {"ce": 0.3, "kl": 0.7}
@@ -129,7 +130,7 @@ def test_what_was_computed_before_is_the_same(space):
         return Signal(logits_NV.reshape(*batch.tokens_BT.shape, -1))
 
     def few(logits_NV):
-        found, shape = sources.sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
+        found, shape = sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
         values, ids = (x.reshape(*shape, -1) for x in (found.values_NK, found.ids_NK))
         return Signal(values, ids, found.rest_N.reshape(shape))
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import distributed, optim, sharding, state, step
 from kd_jax.train.passes import evaluate
@@ -63,7 +63,7 @@ def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
         found |= whole({f"global_ids {i}": batch.ids_B}, program.mesh)
         born, metrics = step.train_step(born, batch, frozen, inputs, program=program)
     found |= whole({"loss": metrics["loss"], "params": born.params}, program.mesh)
-    held_out = step.Program(combine.held_out(Policy()), program.mesh, table)
+    held_out = step.Program(held_out_objective(Policy()), program.mesh, table)
     once = Stream(ROWS, make, BATCH, **processes)
     return found | {"held_out": np.array(evaluate(born.student, once, None, held_out)["loss"])}
 

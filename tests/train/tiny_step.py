@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import family as families
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import Knobs, build_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
 from kd_jax.types import Batch, Model, ModelSpec
@@ -63,12 +63,12 @@ def batch(head: str, rows: int = ROWS) -> Batch:
 
 def program(settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True):
     """A float32 step of an objective, as configured, on the first `devices` devices."""
-    objective, knobs = combine.build(settings, 10, Policy(), Policy() if teacher else None, chunk)
+    objective, knobs = build_objective(settings, 10, Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     return step.Program(objective, mesh, families.PARTITION, accumulate, dropout), knobs
 
 
-def inputs(knobs: combine.Knobs, learning_rate: float = 0.1, seed: int = 0) -> step.Inputs:
+def inputs(knobs: Knobs, learning_rate: float = 0.1, seed: int = 0) -> step.Inputs:
     """Those of step 0."""
     weights = {name: jnp.float32(at(0)) for name, at in knobs.weights.items()}
     temperatures = {name: jnp.float32(at(0)) for name, at in knobs.temperatures.items()}

@@ -17,7 +17,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.divergence import Divergence
-from kd_jax.objectives.sources import Guidance
+from kd_jax.objectives.logits import Guidance
 from kd_jax.precision import Policy
 from kd_jax.ranges import Real
 from kd_jax.schedules import Schedule, value_schedule
@@ -133,13 +133,13 @@ class Knobs:
     temperatures: dict[str, Schedule]
 
 
-def keys_of(make_term: Callable) -> list[str]:
+def term_keys(make_term: Callable) -> list[str]:
     """The keys that a term's section may have; those of its own are arguments of `make`."""
     own = inspect.signature(make_term).parameters
     return ["weight", "term", "positions", "temperature", *own]
 
 
-def build(
+def build_objective(
     config: Any,
     steps: int,
     student_policy: Policy,
@@ -177,7 +177,7 @@ def build(
         make_term = plugins.load("objectives", settings.pop("term", name), "make").make
         at = settings.pop("positions", None)
         has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
-        have = keys_of(make_term)
+        have = term_keys(make_term)
         if unknown := sorted(set(settings) - set(have)):
             raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
         term = make_term(**settings)
@@ -217,7 +217,7 @@ def build(
     return objective, Knobs(weights, temperatures)
 
 
-def held_out(
+def held_out_objective(
     student_policy: Policy, teacher_policy: Policy | None = None, chunk: int = 0
 ) -> Objective:
     """Makes the objective that a language model is evaluated by: loss (CE, nats a token) and
@@ -226,9 +226,7 @@ def held_out(
     return Objective((), (), terms, student_policy, teacher_policy, chunk)
 
 
-def held_out_of_ensemble(
-    student_policy: Policy, teacher_policy: Policy, chunk: int = 0
-) -> Objective:
+def ensemble_objective(student_policy: Policy, teacher_policy: Policy, chunk: int = 0) -> Objective:
     """Makes that of a mixture beside the teacher, and of the student in it alone (student_loss and
     so on)."""
     terms = _judged("", "mixture", True) + _judged("student_", "student", True)

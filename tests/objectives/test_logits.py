@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from kd_jax.objectives import sources, vocab
-from kd_jax.objectives.sources import Beside, Head, Members, Sparse
+from kd_jax.objectives import vocab
+from kd_jax.objectives.logits import Beside, Head, Members, Sparse, sparse
 from tests.objectives import naive
 from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER
 
@@ -156,7 +156,7 @@ def test_the_gradient_shrinks_with_the_ensemble(n):
 @pytest.mark.parametrize("k", [1, 4, V - 1, V])
 def test_sparse_logits_keep_the_mass(k):
     logits = 3 * draw(N, V) + 40
-    found = sources.sparse(jnp.asarray(logits), k)
+    found = sparse(jnp.asarray(logits), k)
     whole = np.asarray(found.logits(found.rows, FP32))
     logs = log_softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(np.exp(whole).sum(1), 1.0, rtol=1e-5)
@@ -171,8 +171,8 @@ def test_sparse_logits_keep_the_mass(k):
 
 def test_sparse_others_and_a_sparse_teacher():
     """As if their logits were given whole."""
-    others = sources.sparse(jnp.asarray(draw(N, V)), 3)
-    teacher = sources.sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
+    others = sparse(jnp.asarray(draw(N, V)), 3)
+    teacher = sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
     term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
     engine = vocab.Engine((term,), FP32, FP32, chunk=4)
 
