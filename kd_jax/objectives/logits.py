@@ -1,5 +1,5 @@
 """Where the logits of a row come from, chunk by chunk: a model's head, several models' heads, what
-is left of logits on disk; and the mixture of a student with others beside it.
+is left of logits on disk; and the mixture of a student with others.
 
 A source has row-wise arrays (`rows`, the rows on the first axis), of which the engine hands a chunk
 to `logits`; all else is the same for every chunk.
@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from kd_jax.precision import Policy, exact
+from kd_jax.errors import UserError
+from kd_jax.precision import Policy, exact, rows_product
 from kd_jax.types import Array, ModelOutput, Signal
+
+PADDING = -1e8  # span heads give padding less than this, -1e9
 
 
 class Source(Protocol):
@@ -29,9 +32,6 @@ class Source(Protocol):
     def logits(self, rows: Any, policy: Policy) -> Array:
         """Computes the float32 logits (C, V) of one chunk of C rows."""
 
-    def cut(self, num_classes: int) -> Source:
-        """Drops all but the first `num_classes` logits of each row."""
-
 
 class Head(struct.PyTreeNode):
     """Features and the unembedding that turns them into logits; without one they are the logits."""
@@ -43,9 +43,7 @@ class Head(struct.PyTreeNode):
     @property
     def num_classes(self) -> int:
         """V: how many logits a row has."""
-        if self.unembed_VD is None:
-            return self.features_ND.shape[1]
-        return self.unembed_VD.shape[0]
+        return (self.features_ND.T if self.unembed_VD is None else self.unembed_VD).shape[0]
 
     @property
     def rows(self) -> Array:
@@ -55,7 +53,20 @@ class Head(struct.PyTreeNode):
         """Computes the float32 logits (C, V) of one chunk of C rows."""
         if self.unembed_VD is None:
             return rows.astype(jnp.float32)
-        return _product(rows, self.unembed_VD, self.bias_V, policy)
+        logits_CV = _product("cd,vd->cv", rows, self.unembed_VD, policy)
+        return (
+            logits_CV if self.bias_V is None else logits_CV + self.bias_V.astype(jnp.float32)[None]
+        )
+
+    def pulled_back(self, x_CD: Array, slope_CV: Array, policy: Policy) -> tuple[Array, Any, Any]:
+        """Turns the gradient with respect to a chunk's logits into those of its features (C, D),
+        the unembedding, transposed (D, V), and the bias (V,), both float32."""
+        if self.unembed_VD is None:
+            return slope_CV.astype(x_CD.dtype), None, None
+        slope_CV = slope_CV.astype(policy.operand)
+        dx_CD = _product("cv,vd->cd", slope_CV, self.unembed_VD, policy).astype(x_CD.dtype)
+        db_V = None if self.bias_V is None else jnp.sum(slope_CV, axis=0, dtype=jnp.float32)
+        return dx_CD, rows_product(x_CD, slope_CV, policy), db_V
 
     def cut(self, num_classes: int) -> Head:
         """Drops all but the first `num_classes` logits of each row."""
@@ -65,41 +76,61 @@ class Head(struct.PyTreeNode):
         return self.replace(unembed_VD=self.unembed_VD[:num_classes], bias_V=bias_V)
 
 
+def _product(spec: str, a: Array, b: Array, policy: Policy) -> Array:
+    operand = jnp.dtype(policy.operand)
+    return jnp.einsum(
+        spec,
+        a.astype(operand),
+        b.astype(operand),
+        precision=exact(operand),
+        preferred_element_type=jnp.float32,
+    )
+
+
 class Members(struct.PyTreeNode):
     """The weighted mean of the logits of E models of one shape, or the logarithm of that of their
     probabilities (`Mixture`)."""
 
-    features_NED: Array
-    unembed_EVD: Array
-    bias_EV: Array | None
+    heads: Head  # E on the first axis of each array
     weights_E: Array  # they sum to 1
     space: str = struct.field(pytree_node=False, default="logits")
 
     @property
     def num_classes(self) -> int:
-        """V."""
-        return self.unembed_EVD.shape[1]
+        """V: how many logits a row has."""
+        return self.heads.unembed_VD.shape[1]
 
     @property
     def rows(self) -> Array:
-        return self.features_NED
+        return self.heads.features_ND.swapaxes(0, 1)
 
     def logits(self, rows: Array, policy: Policy) -> Array:
         """Computes the mean's float32 logits (C, V), one member after the other."""
-        join = SPACES[self.space]
+        start, join = SPACES[self.space]
 
-        def add(sofar_CV, member):
-            x_CD, unembed_VD, bias_V, weight = member
-            return join(sofar_CV, _product(x_CD, unembed_VD, bias_V, policy), weight), None
+        def add(mean_CV, member):
+            head, weight = member
+            return join(mean_CV, head.logits(head.rows, policy), weight), None
 
-        start = join(None, jnp.zeros((rows.shape[0], self.num_classes), jnp.float32), None)
-        members = rows.swapaxes(0, 1), self.unembed_EVD, self.bias_EV, self.weights_E
-        return jax.lax.scan(add, start, members)[0]
+        nothing_CV = jnp.full((len(rows), self.num_classes), start, jnp.float32)
+        heads = self.heads.replace(features_ND=rows.swapaxes(0, 1))
+        return jax.lax.scan(add, nothing_CV, (heads, self.weights_E))[0]
 
     def cut(self, num_classes: int) -> Members:
         """Drops all but the first `num_classes` logits of each row."""
-        bias_EV = None if self.bias_EV is None else self.bias_EV[:, :num_classes]
-        return self.replace(unembed_EVD=self.unembed_EVD[:, :num_classes], bias_EV=bias_EV)
+        return self.replace(heads=jax.vmap(lambda head: head.cut(num_classes))(self.heads))
+
+
+# The mean of no logits in each space, and how logits join a mean by their weight.
+SPACES = {
+    "logits": (0.0, lambda mean_CV, logits_CV, weight: mean_CV + weight * logits_CV),
+    "probabilities": (
+        -jnp.inf,
+        lambda mean_CV, logits_CV, weight: jnp.logaddexp(
+            mean_CV, jnp.log(weight) + jax.nn.log_softmax(logits_CV, axis=1)
+        ),
+    ),
+}
 
 
 class Sparse(struct.PyTreeNode):
@@ -120,12 +151,6 @@ class Sparse(struct.PyTreeNode):
         numbers_C1 = jnp.arange(len(ids_CK))[:, None]
         whole_CV = jnp.broadcast_to(rest_C[:, None], (len(ids_CK), self.num_classes))
         return whole_CV.at[numbers_C1, ids_CK].set(values_CK)
-
-    def cut(self, num_classes: int) -> Sparse:
-        """Returns itself; ValueError for another number of logits, which it cannot give."""
-        if num_classes != self.num_classes:
-            raise ValueError(f"sparse logits of {self.num_classes} ids cannot be cut")
-        return self
 
 
 def in_chunks(rows: Any, size: int) -> Any:
@@ -168,27 +193,53 @@ def sparse(logits_CV: Array, k: int) -> Sparse:
     return Sparse(ids_CK.astype(jnp.int32), values_CK, rest_C, logs_CV.shape[1])
 
 
-class Beside(struct.PyTreeNode):
-    """Others whose mean with the student is what the teacher is compared with: `share` (float32
-    scalar) of the mean is the student's own, in the space that `others` are averaged in."""
+class Others(struct.PyTreeNode):
+    """Models whose mean with the student is what the teacher is compared with: `share` (float32
+    scalar) of the mean is the student's own, in the space that `source` was averaged in."""
 
-    others: Source
+    source: Source
     share: Array
     space: str = struct.field(pytree_node=False, default="logits")
 
 
-class Guidance(struct.PyTreeNode):
-    """What a teacher returns where the student is one of several: its logits, and the others."""
+class Targets(struct.PyTreeNode):
+    """What a student learns from as one of several: the teacher's logits, and the others'."""
 
     teacher: Source
-    beside: Beside | None
+    others: Others | None
+
+
+def sources_of(
+    student: ModelOutput, teacher: ModelOutput | Targets | None
+) -> tuple[Head, Source | None, Others | None]:
+    """Finds the logits of student, teacher and others, each over all of its ids.
+
+    Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
+    that give logits outright differ in their number.
+    """
+    ours = head_of(student)
+    if teacher is None:
+        return ours, None, None
+    if isinstance(teacher, Targets):
+        return ours, *jax.lax.stop_gradient((teacher.teacher, teacher.others))
+    theirs = head_of(jax.lax.stop_gradient(teacher))
+    if ours.unembed_VD is None and theirs.unembed_VD is None:
+        if ours.num_classes != theirs.num_classes:
+            raise UserError(
+                f"the student's head gives {ours.num_classes} logits a row and the teacher's "
+                f"{theirs.num_classes}: both need the same classes (or tokens)"
+            )
+        fixed_ND = jax.lax.stop_gradient(ours.features_ND)
+        theirs_ND = jnp.where(fixed_ND < PADDING, fixed_ND, theirs.features_ND)
+        theirs = theirs.replace(features_ND=theirs_ND)
+    return ours, theirs, None
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixed:
-    """A chunk's mixture of the student's logits with others'."""
+class Mixture:
+    """The mean of a chunk's logits of the student with others'; `share` of it is the student's."""
 
-    own_CV: Array
+    student_CV: Array
     others_CV: Array
     share: Array
     space: str
@@ -197,40 +248,15 @@ class Mixed:
     def logits_CV(self) -> Array:
         """Computes the logits of the mixture, (C, V), float32."""
         if self.space == "logits":
-            return self.share * self.own_CV + (1.0 - self.share) * self.others_CV
-        logs = [jax.nn.log_softmax(x, axis=1) for x in (self.own_CV, self.others_CV)]
+            return self.share * self.student_CV + (1.0 - self.share) * self.others_CV
+        logs = [jax.nn.log_softmax(x, axis=1) for x in (self.student_CV, self.others_CV)]
         return jnp.logaddexp(jnp.log(self.share) + logs[0], jnp.log1p(-self.share) + logs[1])
 
     def pulled_back(self, slope_CV: Array) -> Array:
         """Turns the gradient with respect to the mixture's logits into that of the student's."""
         if self.space == "logits":
             return self.share * slope_CV
-        # Of log p = log(share q + ...): d log p_v / d own_u = share q_v / p_v (1[u = v] - q_u).
-        own_CV = jax.nn.log_softmax(self.own_CV, axis=1)
-        part_CV = slope_CV * jnp.exp(jnp.log(self.share) + own_CV - self.logits_CV)
-        return part_CV - jnp.exp(own_CV) * part_CV.sum(axis=1, keepdims=True)
-
-
-def _product(x_CD: Array, unembed_VD: Array, bias_V: Array | None, policy: Policy) -> Array:
-    operand = jnp.dtype(policy.operand)
-    logits_CV = jnp.einsum(
-        "cd,vd->cv",
-        x_CD.astype(operand),
-        unembed_VD.astype(operand),
-        precision=exact(operand),
-        preferred_element_type=jnp.float32,
-    )
-    return logits_CV if bias_V is None else logits_CV + bias_V.astype(jnp.float32)[None, :]
-
-
-def _add_logits(sofar_CV, logits_CV, weight):
-    return logits_CV if sofar_CV is None else sofar_CV + weight * logits_CV
-
-
-def _add_probabilities(sofar_CV, logits_CV, weight):
-    if sofar_CV is None:
-        return logits_CV - jnp.inf
-    return jnp.logaddexp(sofar_CV, jnp.log(weight) + jax.nn.log_softmax(logits_CV, axis=1))
-
-
-SPACES = {"logits": _add_logits, "probabilities": _add_probabilities}
+        # log p = log(share q + ...): d log p_v / d student_u = share q_v / p_v (1[u = v] - q_u).
+        log_q_CV = jax.nn.log_softmax(self.student_CV, axis=1)
+        moved_CV = slope_CV * jnp.exp(jnp.log(self.share) + log_q_CV - self.logits_CV)
+        return moved_CV - jnp.exp(log_q_CV) * moved_CV.sum(axis=1, keepdims=True)

@@ -17,7 +17,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.divergence import Divergence
-from kd_jax.objectives.logits import Guidance
+from kd_jax.objectives.logits import Targets, sources_of
 from kd_jax.precision import Policy
 from kd_jax.ranges import Real
 from kd_jax.schedules import Schedule, value_schedule
@@ -95,7 +95,7 @@ class Objective:
         self,
         params: Params,
         student: ModelOutput,
-        teacher: ModelOutput | Guidance | None,
+        teacher: ModelOutput | Targets | None,
         batch: Batch,
         scales: dict[str, Array],
         temperatures: dict[str, Array],
@@ -104,7 +104,7 @@ class Objective:
         loss, totals = jnp.float32(0.0), {}
         terms = tuple(term for term, _ in self.row_terms) + self.measured
         if terms:
-            own, theirs, beside = vocab.sources_of(student, teacher)
+            own, theirs, others = sources_of(student, teacher)
             if theirs is None or theirs.num_classes <= own.num_classes:
                 terms = tuple(term for term in terms if term is not measures.OUTSIDE)
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
@@ -117,20 +117,12 @@ class Objective:
                 {term.name: weights[term.name] for term in terms},
                 {term.name: scales[term.name] for term, _ in self.row_terms},
                 temperatures,
-                beside,
+                others,
             )
         for name, term in self.state_terms:
             totals[name] = term.total(params.get(name, {}), student, teacher, batch)
             loss += scales[name] * totals[name]
         return loss, jax.lax.stop_gradient(totals)
-
-
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-    """Schedules of the objective: coefficients of terms, and temperatures that are not constant."""
-
-    weights: dict[str, Schedule]
-    temperatures: dict[str, Schedule]
 
 
 def term_keys(make_term: Callable) -> list[str]:
@@ -147,7 +139,7 @@ def build_objective(
     chunk: int = 0,
     regression: bool = False,
     accuracy: bool = False,
-) -> tuple[Objective, Knobs]:
+) -> tuple[Objective, dict[str, Schedule], dict[str, Schedule]]:
     """Builds the objective of `config`; `steps` is the length that schedules refer to.
 
     With `regression` a row has one logit, a number, and no KL is logged. `accuracy` logs the share
@@ -162,7 +154,7 @@ def build_objective(
         measured = (measures.KL_T1, measures.OUTSIDE)
     if accuracy and not regression:
         measured += (measures.ACCURACY,)
-    row_terms, state_terms, weights, temperatures = [], [], {}, {}
+    row_terms, state_terms, coefficients, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
         if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
@@ -173,7 +165,7 @@ def build_objective(
             raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
         if "weight" not in settings:
             raise UserError(f"{key} has no weight: add {key}.weight")
-        weights[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
+        coefficients[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
         make_term = plugins.load("objectives", settings.pop("term", name), "make").make
         at = settings.pop("positions", None)
         has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
@@ -208,13 +200,13 @@ def build_objective(
             temperatures[name] = schedule
         row_term = vocab.RowTerm(name, term, schedule(0) if constant else None)
         row_terms.append((row_term, at or "supervised"))
-    if not any(max(weight(0), weight(steps)) > 0 for weight in weights.values()):
-        names = ", ".join(f"objective.{name}.weight" for name in weights)
+    if not any(max(weight(0), weight(steps)) > 0 for weight in coefficients.values()):
+        names = ", ".join(f"objective.{name}.weight" for name in coefficients)
         raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
     objective = Objective(
         tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
     )
-    return objective, Knobs(weights, temperatures)
+    return objective, coefficients, temperatures
 
 
 def held_out_objective(

@@ -24,7 +24,7 @@ from kd_jax.run.run import Run
 from kd_jax.run.stage import Given, Stage
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding
-from kd_jax.train.step import predict_step
+from kd_jax.train.passes import predict_step
 from kd_jax.types import Array, Batch, Model, Params
 
 ROWS = 32  # of a batch

@@ -203,7 +203,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     in which its kind differs, and `replacement`, what it draws at every step besides dropout."""
     learns = fields.setdefault("learns", bool(settings.objective))
     terms = run.config[settings.objective] if learns else run.labels_only
-    objective, knobs = build_objective(
+    objective, coefficients, temperatures = build_objective(
         terms,
         settings.steps,
         run.policy,
@@ -216,8 +216,8 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     program = step.Program(objective, run.mesh, table, run.config.accumulate)
     schedules = loop.Schedules(
         learning_rate(settings.optim, settings.steps),
-        knobs.weights,
-        knobs.temperatures,
+        coefficients,
+        temperatures,
         run.config.seed,
         fields.pop("replacement", None),
     )

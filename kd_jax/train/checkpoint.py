@@ -266,3 +266,19 @@ def _arrays(state: TrainState) -> dict:
 def _shapes(params: Any) -> set[tuple]:
     found = jax.tree_util.tree_leaves_with_path(params)
     return {(path_name(path), leaf.shape) for path, leaf in found}
+
+
+def resume_from(directory: str, steps: int) -> Checkpoints:
+    """Opens the checkpoints of another stage directory, to go on from the last one.
+
+    Raises UserError where there is none, or only one beyond this stage's `steps`.
+    """
+    source = Checkpoints(epath.Path(directory) / "checkpoints", keep=None)
+    if source.latest is None:
+        raise UserError(f"config.resume={directory}: no checkpoint there; give RUN/STAGE")
+    if source.latest > steps:
+        raise UserError(
+            f"config.resume={directory} is at step {source.latest}, beyond the {steps} of this "
+            f"stage; raise config.steps"
+        )
+    return source

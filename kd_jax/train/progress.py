@@ -1,9 +1,11 @@
 """What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
 
+import contextlib
 import re
 import sys
 import textwrap
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,15 +30,17 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class ProgressBar:
+class ProgressBar(contextlib.AbstractContextManager):
     """Progress of one stage from step `start` to `steps`, with losses and tokens a second.
 
     A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
     is printed meanwhile, and logged (`cli.start_jax`).
     """
 
-    def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
-        self._console = console or Console()
+    def __init__(
+        self, stage: str, start: int, steps: int, console: Console | None = None, quiet=False
+    ):
+        self._console = console or Console(quiet=quiet)
         self._stage, self._steps = stage, steps
         # Step and time after the first, which compiles.
         self._first: tuple[int, float] | None = None
@@ -91,3 +95,6 @@ class ProgressBar:
             if self._line:
                 self.say(self._line)
             self._bar = None
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -30,7 +30,7 @@ def output(numbers_B):
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_value_and_gradient(chunk):
     settings = {"mse": {"weight": 1.0}, "logit_mse": {"weight": 1.0}}
-    objective, _ = build_objective(settings, 10, FP32, FP32, chunk, regression=True)
+    objective, *_ = build_objective(settings, 10, FP32, FP32, chunk, regression=True)
     scales = {"mse": jnp.float32(0.5), "logit_mse": jnp.float32(2.0)}
 
     def loss(student):
@@ -50,14 +50,14 @@ def test_value_and_gradient(chunk):
 
 
 def test_mse_alone_needs_no_teacher():
-    objective, _ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
     assert not objective.needs_teacher
     _, totals = objective({}, output(OURS), None, BATCH, {"mse": jnp.float32(1.0)}, {})
     np.testing.assert_allclose(totals["mse"], 1.0625, rtol=1e-6)
 
 
 def test_mse_refuses_classes():
-    objective, _ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
     three = ModelOutput(jnp.zeros((4, 1, 3)), None, None)
     with pytest.raises(UserError, match="mse is for a regression: the head has 3 classes"):
         jax.eval_shape(lambda: objective({}, three, None, BATCH, {"mse": 1.0}, {}))

@@ -135,7 +135,7 @@ def test_what_was_computed_before_is_the_same(space):
         return Signal(values, ids, found.rest_N.reshape(shape))
 
     stored = Guides({"share": guides.params["share"]}, tiny.VOCAB, space=space)
-    logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.beside.others)}
+    logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.others.source)}
     for kind in (dense, few):
         signals = {name: kind(value) for name, value in logits.items()}
         found = loss_and_grads(objective(**scales), stored, batch.replace(signals=signals), scales)
@@ -149,7 +149,7 @@ def test_the_first_student_has_nobody_beside_it():
     guides = online(0)
     found = loss_and_grads(objective(kl=1), guides, batch, scales)
     plain = Guides(guides.params, tiny.VOCAB, guides.teacher)(batch)
-    assert plain.beside is None
+    assert plain.others is None
     alone = dataclasses.replace(teacher())
     wanted = loss_and_grads(objective(kl=1), alone, batch, scales)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, wanted)
