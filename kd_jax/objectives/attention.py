@@ -37,7 +37,7 @@ class Attention(pairwise.Pairwise):
                 f"make them the same, or compare their means with heads='mean'"
             )
 
-    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+    def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
         both = [pairwise.scores(x.q_BTHK, x.k_BTGK) for x in (student, teacher)]
         if self.kind == "kl":
             logs = (self._log_probs(x, visible_B1TS) for x in both)

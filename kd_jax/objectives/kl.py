@@ -30,6 +30,4 @@ class ForwardKL(Softened):
         return self._slope(temperature) * (rows.student.probs(temperature, sums) - q_CV)
 
 
-def make(t_squared: bool = True) -> ForwardKL:
-    """`t_squared` multiplies by T^2 (the default, as Hinton et al.)."""
-    return ForwardKL(t_squared)
+make = ForwardKL

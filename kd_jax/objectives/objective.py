@@ -31,9 +31,9 @@ TEMPERATURE = Real(least=0.01, most=100)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The static part of an objective: its terms, the positions of each, the types."""
+    """The static part of an objective: its terms, and the types of the models' products."""
 
-    row_terms: tuple[tuple[vocab.RowTerm, str], ...]  # with the positions each one sees
+    row_terms: tuple[vocab.RowTerm, ...]  # over logits
     state_terms: tuple[tuple[str, Any], ...]  # over hidden states and attention
     measured: tuple[vocab.RowTerm, ...]  # logged, not trained; at supervised positions
     student_policy: Policy
@@ -43,17 +43,17 @@ class Objective:
     @property
     def names(self) -> list[str]:
         """The trained terms, in the order of the configuration, row-wise ones first."""
-        return [term.name for term, _ in self.row_terms] + [name for name, _ in self.state_terms]
+        return [term.name for term in self.row_terms] + [name for name, _ in self.state_terms]
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term, trained or measured, reads the teacher."""
-        terms = [term for term, _ in self.row_terms] + list(self.measured)
+        terms = self.row_terms + self.measured
         return self.needs_teacher_states or any(term.divergence.needs_teacher for term in terms)
 
     @property
     def needs_teacher_states(self) -> bool:
-        """Whether the teacher's logits are not enough, and it has to run beside the student."""
+        """Whether the teacher's logits are not enough, and it has to run with the student."""
         return any(term.needs_teacher for _, term in self.state_terms)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
@@ -70,7 +70,7 @@ class Objective:
 
         Raises UserError where rows have answers of their own instead of tokens that have one.
         """
-        everywhere = [term.name for term, at in self.row_terms if at == "all"]
+        everywhere = [term.name for term in self.row_terms if term.positions == "all"]
         if not everywhere:
             return batch
         batch = batch.dense()
@@ -83,8 +83,8 @@ class Objective:
 
     def _row_weights(self, batch: Batch) -> dict[str, Array]:
         seen = {"supervised": batch.weights, "all": batch.mask_BT}
-        weights = {term.name: seen[at].reshape(-1) for term, at in self.row_terms}
-        return weights | {term.name: batch.weights.reshape(-1) for term in self.measured}
+        terms = self.row_terms + self.measured
+        return {term.name: seen[term.positions].reshape(-1) for term in terms}
 
     def denominators(self, batch: Batch) -> dict[str, Array]:
         """Sums each term's denominator over this batch, a function of the data alone."""
@@ -100,22 +100,22 @@ class Objective:
         scales: dict[str, Array],
         temperatures: dict[str, Array],
     ) -> tuple[Array, dict[str, Array]]:
-        """(loss, totals): sum of scale x total, and every term's weighted sum on this batch."""
+        """Computes (loss, totals): every term's weighted sum on this batch, and the sum of scale x
+        total."""
         loss, totals = jnp.float32(0.0), {}
-        terms = tuple(term for term, _ in self.row_terms) + self.measured
-        if terms:
-            own, theirs, others = sources_of(student, teacher)
-            if theirs is None or theirs.num_classes <= own.num_classes:
+        if terms := self.row_terms + self.measured:
+            ours, theirs, others = sources_of(student, teacher)
+            if theirs is None or theirs.num_classes <= ours.num_classes:
                 terms = tuple(term for term in terms if term is not measures.OUTSIDE)
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
             weights = self._row_weights(batch)
             loss, totals = vocab.vocab_loss(
                 engine,
-                own,
+                ours,
                 theirs,
                 batch.labels.reshape(-1),
                 {term.name: weights[term.name] for term in terms},
-                {term.name: scales[term.name] for term, _ in self.row_terms},
+                {term.name: scales[term.name] for term in self.row_terms},
                 temperatures,
                 others,
             )
@@ -126,7 +126,7 @@ class Objective:
 
 
 def term_keys(make_term: Callable) -> list[str]:
-    """The keys that a term's section may have; those of its own are arguments of `make`."""
+    """Lists the keys that a term's section may have; its own are the arguments of `make`."""
     own = inspect.signature(make_term).parameters
     return ["weight", "term", "positions", "temperature", *own]
 
@@ -140,7 +140,8 @@ def build_objective(
     regression: bool = False,
     accuracy: bool = False,
 ) -> tuple[Objective, dict[str, Schedule], dict[str, Schedule]]:
-    """Builds the objective of `config`; `steps` is the length that schedules refer to.
+    """Builds the objective of `config`, the schedules of its terms' coefficients, and those of the
+    temperatures that are not constant; `steps` is the length that schedules refer to.
 
     With `regression` a row has one logit, a number, and no KL is logged. `accuracy` logs the share
     of right first choices as well: for few classes, since over a vocabulary it costs time. Raises
@@ -149,58 +150,30 @@ def build_objective(
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
-    measured = ()
-    if teacher_policy is not None and not regression:
-        measured = (measures.KL_T1, measures.OUTSIDE)
+    with_teacher = teacher_policy is not None
+    measured = (measures.KL_T1, measures.OUTSIDE) if with_teacher and not regression else ()
     if accuracy and not regression:
         measured += (measures.ACCURACY,)
     row_terms, state_terms, coefficients, temperatures = [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
-        if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
-            raise UserError(f"{key}: what is logged beside the terms has this name; take another")
-        try:
-            settings = dict(settings)
-        except (TypeError, ValueError):
-            raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
-        if "weight" not in settings:
-            raise UserError(f"{key} has no weight: add {key}.weight")
+        settings, make_term = _read(name, settings, key)
         coefficients[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
-        make_term = plugins.load("objectives", settings.pop("term", name), "make").make
-        at = settings.pop("positions", None)
-        has_temperature, temperature = "temperature" in settings, settings.pop("temperature", 1.0)
-        have = term_keys(make_term)
-        if unknown := sorted(set(settings) - set(have)):
-            raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
+        at, temperature = settings.pop("positions", None), settings.pop("temperature", None)
         term = make_term(**settings)
+        if fault := _fault(term, at, temperature, with_teacher, regression):
+            raise UserError(key + fault)
         if not isinstance(term, Divergence):
-            if at is not None or has_temperature:
-                raise UserError(f"{key} takes neither positions nor a temperature")
-            if teacher_policy is None:
-                raise UserError(f"{key} needs a teacher, and this stage has none")
             state_terms.append((name, term))
             continue
-        if regression and "regression" not in term.suits:
-            raise UserError(
-                f"{key} is for classes, and a regression has none: use mse or logit_mse"
-            )
-        if not regression and "classes" not in term.suits:
-            raise UserError(f"{key} is for a regression, and this task has classes: use ce")
-        if has_temperature and not term.has_temperature:
-            raise UserError(f"{key} takes no temperature")
-        if at not in (None, "supervised", "all"):
-            raise UserError(f"{key}.positions={at!r}: have all, supervised")
-        if at == "all" and not term.needs_teacher:
-            raise UserError(f"{key}.positions='all': there are labels at supervised positions only")
+        temperature = 1.0 if temperature is None else temperature
         schedule = value_schedule(temperature, steps, f"{key}.temperature", TEMPERATURE)
-        if teacher_policy is None and term.needs_teacher:
-            raise UserError(f"{key} needs a teacher, and this stage has none")
-        constant = isinstance(temperature, int | float)
-        if not constant:
+        constant = schedule(0) if isinstance(temperature, int | float) else None
+        if constant is None:
             temperatures[name] = schedule
-        row_term = vocab.RowTerm(name, term, schedule(0) if constant else None)
-        row_terms.append((row_term, at or "supervised"))
-    if not any(max(weight(0), weight(steps)) > 0 for weight in coefficients.values()):
+        positions = at or "supervised"
+        row_terms.append(vocab.RowTerm(name, term, constant, positions=positions))
+    if not any(max(at(0), at(steps)) > 0 for at in coefficients.values()):
         names = ", ".join(f"objective.{name}.weight" for name in coefficients)
         raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
     objective = Objective(
@@ -209,24 +182,64 @@ def build_objective(
     return objective, coefficients, temperatures
 
 
+def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]:
+    """Reads a term's section of the config, and finds what makes the term."""
+    if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
+        raise UserError(f"{key}: what is logged with the terms has this name; take another")
+    try:
+        settings = dict(settings)
+    except (TypeError, ValueError):
+        raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
+    if "weight" not in settings:
+        raise UserError(f"{key} has no weight: add {key}.weight")
+    make_term = plugins.load("objectives", settings.pop("term", name), "make").make
+    have = term_keys(make_term)
+    if unknown := sorted(set(settings) - set(have)):
+        raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
+    return settings, make_term
+
+
+def _fault(
+    term: Any, at: str | None, temperature: Any, with_teacher: bool, regression: bool
+) -> str:
+    """Tells what is wrong with a term's settings, as it goes on behind the key; "" for nothing."""
+    if isinstance(term, Divergence):
+        if regression and "regression" not in term.suits:
+            return " is for classes, and a regression has none: use mse or logit_mse"
+        if not regression and "classes" not in term.suits:
+            return " is for a regression, and this task has classes: use ce"
+        if temperature is not None and not term.has_temperature:
+            return " takes no temperature"
+        if at not in (None, "supervised", "all"):
+            return f".positions={at!r}: have all, supervised"
+        if at == "all" and not term.needs_teacher:
+            return ".positions='all': there are labels at supervised positions only"
+    elif at is not None or temperature is not None:
+        return " takes neither positions nor a temperature"
+    if term.needs_teacher and not with_teacher:
+        return " needs a teacher, and this stage has none"
+    return ""
+
+
 def held_out_objective(
-    student_policy: Policy, teacher_policy: Policy | None = None, chunk: int = 0
+    student_policy: Policy,
+    teacher_policy: Policy | None = None,
+    chunk: int = 0,
+    mixed: bool = False,
 ) -> Objective:
     """Makes the objective that a language model is evaluated by: loss (CE, nats a token) and
-    accuracy, and beside a teacher kl (teacher || student at T = 1, nats a token) and agreement."""
-    terms = _judged("", None, teacher_policy is not None)
-    return Objective((), (), terms, student_policy, teacher_policy, chunk)
+    accuracy, and with a teacher kl (teacher || student at T = 1, nats a token) and agreement.
 
-
-def ensemble_objective(student_policy: Policy, teacher_policy: Policy, chunk: int = 0) -> Objective:
-    """Makes that of a mixture beside the teacher, and of the student in it alone (student_loss and
-    so on)."""
-    terms = _judged("", "mixture", True) + _judged("student_", "student", True)
-    return Objective((), (), terms, student_policy, teacher_policy, chunk)
-
-
-def _judged(prefix: str, of: str | None, beside_teacher: bool) -> tuple[vocab.RowTerm, ...]:
-    found = {"loss": ce.make(), "accuracy": measures.Accuracy()}
-    if beside_teacher:
-        found |= {"kl": kl.make(), "agreement": measures.Agreement()}
-    return tuple(vocab.RowTerm(prefix + name, term, of=of) for name, term in found.items())
+    `mixed`: these are figures of the mixture that the student is part of; those of the student
+    alone are called student_loss and so on.
+    """
+    figures = {"loss": ce.make(), "accuracy": measures.Accuracy()}
+    if teacher_policy is not None:
+        figures |= {"kl": kl.make(), "agreement": measures.Agreement()}
+    subjects = {"": "mixture", "student_": "student"} if mixed else {"": None}
+    measured = tuple(
+        vocab.RowTerm(prefix + name, figure, of=subject)
+        for prefix, subject in subjects.items()
+        for name, figure in figures.items()
+    )
+    return Objective((), (), measured, student_policy, teacher_policy, chunk)

@@ -37,6 +37,4 @@ class ReverseKL(Softened):
         return self._slope(temperature) * student.probs(temperature, sums) * centred_CV
 
 
-def make(t_squared: bool = True) -> ReverseKL:
-    """`t_squared` multiplies by T^2 (the default)."""
-    return ReverseKL(t_squared)
+make = ReverseKL

@@ -41,6 +41,7 @@ class RowTerm:
     divergence: Divergence
     temperature: float | None = 1.0
     of: str | None = None
+    positions: str = "supervised"  # that it sees; or all: every token but padding
 
     def subject(self, mixture: Mixture | None) -> str:
         """Tells whose logits it is about, student or mixture."""

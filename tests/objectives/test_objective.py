@@ -126,7 +126,7 @@ def test_schedules_of_weights_and_temperatures():
     assert list(temperatures) == ["own"]
     assert temperatures["own"](0) == 4.0
     np.testing.assert_allclose(temperatures["own"](5), 2.5)
-    assert [term.temperature for term, _ in objective.row_terms] == [4.0, None]
+    assert [term.temperature for term in objective.row_terms] == [4.0, None]
     # Terms are static arguments of compiled programs: equal ones must not recompile.
     again, *_ = build_objective({"kl": kl, "own": own}, 10, FP32, FP32)
     assert again == objective and hash(again) == hash(objective)
