@@ -64,7 +64,7 @@ class Hidden(maps.LayerTerm):
 def make(
     kind: str = "mse", layers: str | maps.Pairs = "uniform", shared_projection: bool = False
 ) -> Hidden:
-    """`kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0 being the
+    """Makes the term. `kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0 being the
     embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")

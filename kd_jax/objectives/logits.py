@@ -22,7 +22,7 @@ PADDING = -1e8  # span heads give padding less than this, -1e9
 
 
 class Source(Protocol):
-    """What logits are computed from, a chunk of rows at a time: V logits for each of N rows."""
+    """Computes V logits for each of N rows, a chunk of rows at a time."""
 
     num_classes: int
 
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 
 class Head(struct.PyTreeNode):
-    """Features and the unembedding that turns them into logits; without one they are the logits."""
+    """Holds features and the unembedding that makes logits of them; without one they are logits."""
 
     features_ND: Array
     unembed_VD: Array | None
@@ -42,7 +42,7 @@ class Head(struct.PyTreeNode):
 
     @property
     def num_classes(self) -> int:
-        """V: how many logits a row has."""
+        """Counts the logits of a row, V."""
         return (self.features_ND.T if self.unembed_VD is None else self.unembed_VD).shape[0]
 
     @property
@@ -88,8 +88,8 @@ def _product(spec: str, a: Array, b: Array, policy: Policy) -> Array:
 
 
 class Members(struct.PyTreeNode):
-    """The weighted mean of the logits of E models of one shape, or the logarithm of that of their
-    probabilities (`Mixture`)."""
+    """Averages E models of one shape by weight: their logits, or their probabilities, of whose mean
+    the logarithm is taken."""
 
     heads: Head  # E on the first axis of each array
     weights_E: Array  # they sum to 1
@@ -97,7 +97,7 @@ class Members(struct.PyTreeNode):
 
     @property
     def num_classes(self) -> int:
-        """V: how many logits a row has."""
+        """Counts the logits of a row, V."""
         return self.heads.unembed_VD.shape[1]
 
     @property
@@ -134,7 +134,7 @@ SPACES = {
 
 
 class Sparse(struct.PyTreeNode):
-    """Logits of which K a row are known; all others of a row share one."""
+    """Holds logits of which K a row are known; all others of a row share one."""
 
     ids_NK: Array  # int32
     values_NK: Array  # float32
@@ -182,7 +182,7 @@ def stored(signal: Signal, num_classes: int) -> Source:
 def sparse(logits_CV: Array, k: int) -> Sparse:
     """Keeps the k largest logits of each row; the others share one that keeps their total mass.
 
-    Logits are normalised, so that they are log-probabilities.
+    Logits are normalized, so that they are log-probabilities.
     """
     logs_CV = jax.nn.log_softmax(logits_CV, axis=1)
     values_CK, ids_CK = jax.lax.top_k(logs_CV, k)
@@ -194,8 +194,8 @@ def sparse(logits_CV: Array, k: int) -> Sparse:
 
 
 class Others(struct.PyTreeNode):
-    """Models whose mean with the student is what the teacher is compared with: `share` (float32
-    scalar) of the mean is the student's own, in the space that `source` was averaged in."""
+    """Holds the models whose mean with the student is compared with the teacher: `share` (float32
+    scalar) of the mean is the student's, in the space that `source` was averaged in."""
 
     source: Source
     share: Array
@@ -203,7 +203,7 @@ class Others(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """What a student learns from as one of several: the teacher's logits, and the others'."""
+    """Holds what a student learns from as one of several: logits of the teacher and of others."""
 
     teacher: Source
     others: Others | None
@@ -237,7 +237,7 @@ def sources_of(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The mean of a chunk's logits of the student with others'; `share` of it is the student's."""
+    """Averages a chunk's logits of the student, whose share is `share`, with those of others."""
 
     student_CV: Array
     others_CV: Array

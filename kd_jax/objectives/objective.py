@@ -31,7 +31,7 @@ TEMPERATURE = Real(least=0.01, most=100)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The static part of an objective: its terms, and the types of the models' products."""
+    """Computes a weighted sum of terms; this is its static part, with the models' types."""
 
     row_terms: tuple[vocab.RowTerm, ...]  # over logits
     state_terms: tuple[tuple[str, Any], ...]  # over hidden states and attention
@@ -42,18 +42,18 @@ class Objective:
 
     @property
     def names(self) -> list[str]:
-        """The trained terms, in the order of the configuration, row-wise ones first."""
+        """Lists the trained terms, in the order of the configuration, row-wise ones first."""
         return [term.name for term in self.row_terms] + [name for name, _ in self.state_terms]
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term, trained or measured, reads the teacher."""
+        """Tells whether any term, trained or measured, reads the teacher."""
         terms = self.row_terms + self.measured
         return self.needs_teacher_states or any(term.divergence.needs_teacher for term in terms)
 
     @property
     def needs_teacher_states(self) -> bool:
-        """Whether the teacher's logits are not enough, and it has to run with the student."""
+        """Tells whether the teacher's logits are not enough, and it has to run with the student."""
         return any(term.needs_teacher for _, term in self.state_terms)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
@@ -68,7 +68,7 @@ class Objective:
     def dense_labels(self, batch: Batch) -> Batch:
         """Gives a batch labels at every token where a row-wise term looks at all of them.
 
-        Raises UserError where rows have answers of their own instead of tokens that have one.
+        Raises UserError where labels belong to rows instead of tokens.
         """
         everywhere = [term.name for term in self.row_terms if term.positions == "all"]
         if not everywhere:

@@ -31,7 +31,7 @@ class Pairwise(LayerTerm):
         raise NotImplementedError
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
+        """Returns {}; raises UserError where the models' layers, heads or kinds do not suit."""
         check_causal(self.name, self.causal, student, teacher)
         if student.num_heads and teacher.num_heads:
             self._check(student.num_heads, teacher.num_heads)

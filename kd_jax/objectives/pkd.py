@@ -49,7 +49,7 @@ class Patient(maps.LayerTerm):
         return layer_pairs(self.layers, student, teacher)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where widths differ or there are no such layers."""
+        """Returns {}; raises UserError where widths differ or there are no such layers."""
         if student.width != teacher.width:
             raise UserError(
                 f"objective pkd: the student is {student.width} wide and the teacher "
@@ -72,5 +72,5 @@ def _direction(hidden_BTD: Array) -> Array:
 
 
 def make(layers: str | maps.Pairs = "skip") -> Patient:
-    """`layers`: skip | last (see `layer_pairs`) | pairs (student, teacher), from 1."""
+    """Makes the term. `layers`: skip | last (see `layer_pairs`) | pairs (student, teacher), from 1."""
     return Patient(maps.read("pkd", layers, ("skip", "last")))

@@ -28,10 +28,10 @@ ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk 
 
 @dataclasses.dataclass(frozen=True)
 class RowTerm:
-    """A divergence under the name it is logged by. `temperature` None means a traced one.
+    """Holds a divergence and the name it is logged by. `temperature` None means a traced one.
 
     What reads the teacher compares: over the ids that all models of the run share, the first ones,
-    each model's distribution renormalised. All else is over every id of the model it is about.
+    each model's distribution renormalized. All else is over every id of the model it is about.
 
     `of`: whose logits it is about where the student is mixed with others, "student" or "mixture".
     None: the mixture where it reads the teacher, else the student.
@@ -52,7 +52,7 @@ class RowTerm:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """What is static: the terms, the chunk size in rows (0: by size), each model's types."""
+    """Holds what is static: the terms, the chunk size in rows (0: by size), the models' types."""
 
     terms: tuple[RowTerm, ...]
     student_policy: Policy
@@ -60,14 +60,14 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Rows of a chunk: as configured, or as many as fill ROW_LOGITS, in equal chunks."""
+        """Computes the rows of a chunk: as configured, or what fills ROW_LOGITS, in equal chunks."""
         chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
         num_chunks = -(-num_rows // min(chunk, num_rows))
         return -(-num_rows // num_chunks)
 
 
 def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> Sums:
-    """Each array's rows joined, (C, V) -> (C, 1), in one pass over all arrays of one width.
+    """Joins each array's rows, (C, V) -> (C, 1), in one pass over all arrays of one width.
 
     Apart, XLA's CPU backend would fold a maximum into the product that makes the logits and halve
     that product's speed.

@@ -28,7 +28,7 @@ from kd_jax.types import Batch, Model
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """How often each of `blocks` blocks takes the place of its predecessors."""
+    """Draws which of `blocks` blocks take the place of their predecessors in a step."""
 
     rate: Schedule
     blocks: int
@@ -41,7 +41,7 @@ class Replacement:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Everything that changes with the step, as functions of it."""
+    """Holds everything that changes with the step, as functions of it."""
 
     learning_rate: Schedule
     coefficients: dict[str, Schedule]  # of the objective's terms
@@ -63,7 +63,7 @@ class Schedules:
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Steps between evaluations, checkpoints and timing rows."""
+    """Counts the steps between evaluations, checkpoints and timing rows."""
 
     evaluate: int
     save: int
@@ -72,7 +72,7 @@ class Intervals:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which held-out figure tells the best checkpoint, and when to stop waiting for a better one.
+    """Tells which held-out figure makes the best checkpoint, and when to stop waiting for a better.
 
     Equal figures are decided by the lower loss.
     """

@@ -63,7 +63,7 @@ def evaluate(
 
 def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
     """Computes the logits of every row of a one-pass stream, by the row's id: (C,) where a row has
-    one answer, (P, length) for P answers over its tokens, padding cut off. Float32.
+    one output, (P, length) for P outputs over its tokens, padding cut off. Float32.
 
     All processes call this together, and all get every row.
     """
@@ -110,8 +110,8 @@ def log_likelihoods(
 
 
 def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
-    """Each row's id and its part of every array, of all processes' batches; not of rows that fill
-    a batch up."""
+    """Yields each row's id and its part of every array, of all processes' batches, but not of rows
+    that fill a batch up."""
     arrays = ids_B, *arrays
     if jax.process_count() > 1:
         arrays = multihost_utils.process_allgather(arrays, tiled=True)
@@ -141,7 +141,7 @@ def eval_step(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: Table) -> Array:
-    """Computes float32 logits of a head that answers once a row, (B, P, C); dropout off."""
+    """Computes float32 logits of a head that predicts once a row, (B, P, C); dropout off."""
     local = lambda model, batch: model(batch).logits  # noqa: E731
     return per_device(local, mesh, table, (model,), batch)
 

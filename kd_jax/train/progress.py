@@ -15,7 +15,7 @@ _BAR, _REST = 16, 12  # columns of the bar; of the time left and the gaps
 
 
 def wrapped(text: str, width: int) -> str:
-    """Breaks a text between words into lines of at most `width` columns; a number stays beside the
+    """Breaks a text between words into lines of at most `width` columns; a number stays with the
     word before it, and a word that is wider, as a path may be, stays whole."""
     kept = re.sub(r"(?<=\w) (?=-?\d)", "\xa0", text)
     lines = textwrap.wrap(
@@ -31,14 +31,19 @@ def _duration(seconds: float) -> str:
 
 
 class ProgressBar(contextlib.AbstractContextManager):
-    """Progress of one stage from step `start` to `steps`, with losses and tokens a second.
+    """Shows a stage's progress from step `start` to `steps`, with losses and tokens a second.
 
     A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
     is printed meanwhile, and logged (`cli.start_jax`).
     """
 
     def __init__(
-        self, stage: str, start: int, steps: int, console: Console | None = None, quiet=False
+        self,
+        stage: str,
+        start: int,
+        steps: int,
+        console: Console | None = None,
+        quiet: bool = False,
     ):
         self._console = console or Console(quiet=quiet)
         self._stage, self._steps = stage, steps
@@ -46,7 +51,7 @@ class ProgressBar(contextlib.AbstractContextManager):
         self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
         self._bar, self._line = None, ""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             columns = [
                 TextColumn("[bold]{task.description}"),
                 BarColumn(_BAR),

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Table:
-    """A CSV file that grows by rows with a first column `step`, cut back to `start` first."""
+    """Writes a CSV file whose rows have a first column `step`; it is cut back to `start` first."""
 
     def __init__(self, path: epath.PathLike, start: int, written: str | None = None):
         """`written`: the digest of the rows up to `start` where it is known; other rows are set
@@ -59,7 +59,7 @@ class Table:
 
     @property
     def digest(self) -> str:
-        """The digest of all rows."""
+        """Computes the digest of all rows."""
         return self._hash.hexdigest()
 
     def _format(self, rows: list[dict], header: bool) -> str:
@@ -104,14 +104,14 @@ def read(path: epath.PathLike) -> list[dict[str, str]]:
 
 
 def _step(row: dict[str, str]) -> float:
-    """The step of a row; of one that is damaged, one that is never reached."""
+    """Reads the step of a row; of a damaged one, a step that is never reached."""
     text = row.get("step", "")
     return int(text) if text.isdecimal() else math.inf
 
 
 class Events:
-    """TensorBoard curves, written here and now: tensorboardX's own SummaryWriter does it in
-    a thread that dies of a full disk unheard, after which the run would wait for it forever."""
+    """Writes TensorBoard curves, here and now: tensorboardX's own SummaryWriter does it in a thread
+    that dies of a full disk unheard, after which the run would wait for it forever."""
 
     def __init__(self, directory: epath.PathLike, start: int):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class Events:
 
 
 class Records(contextlib.AbstractContextManager):
-    """All of one stage's records in one place; only the first process of a run writes any."""
+    """Writes all of one stage's records; only the first process of a run writes any."""
 
     # The tables, and the folder of each one's curves.
     _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
@@ -186,7 +186,7 @@ class Records(contextlib.AbstractContextManager):
 
 
 class Clock:
-    """Seconds of training, without evaluation and saving, and how long it waited for batches."""
+    """Measures training without evaluation and saving, and how long it waited for batches."""
 
     def __init__(self):
         self.restart()

@@ -24,7 +24,7 @@ from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
 
 
 class Inputs(struct.PyTreeNode):
-    """Numbers of one step: schedules are evaluated on the host, so they never recompile."""
+    """Holds one step's numbers: schedules are evaluated on the host, so they never recompile."""
 
     learning_rate: Array
     coefficients: dict[str, Array]
@@ -34,7 +34,7 @@ class Inputs(struct.PyTreeNode):
 
 
 class Teacher(Protocol):
-    """What the student learns from: a `Model`, or a pytree of kd_jax/teachers."""
+    """Gives what the student learns from: a `Model`, or a pytree of kd_jax/teachers."""
 
     params: Params
 
@@ -44,7 +44,7 @@ class Teacher(Protocol):
 
 
 class Objective(Protocol):
-    """What the step needs of an objective (kd_jax/objectives/objective.py)."""
+    """Describes what the step needs of an objective (kd_jax/objectives/objective.py)."""
 
     names: list[str]
 
@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The static part of a step."""
+    """Holds the static part of a step."""
 
     objective: Objective
     mesh: Mesh
