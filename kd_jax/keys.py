@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config, plugins
 from kd_jax.errors import UserError
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import term_keys
 from kd_jax.ranges import Real, settings
 
 # Sections that are open: what reads them knows their keys. Terms say which theirs are.
@@ -80,7 +80,7 @@ def of_term(path: Sequence[str]) -> list[str]:
     """The keys of a term of an objective, where `path` is that of one; otherwise none."""
     if len(path) != 2 or path[0] not in _TERMS:
         return []
-    return combine.keys_of(plugins.load("objectives", path[1], "make").make)
+    return term_keys(plugins.load("objectives", path[1], "make").make)
 
 
 def _there(found: Any, key: str) -> Any:

@@ -110,7 +110,7 @@ def compilations():
         if event == "/jax/core/compile/backend_compile_duration":
             found[details["fun_name"]] += 1
 
-    for program in (step.train_step, step.eval_step):
+    for program in (step.train_step, passes.eval_step):
         program.clear_cache()
     jax.monitoring.register_event_duration_secs_listener(note)
     try:

@@ -35,7 +35,10 @@ from kd_jax.run.stage import Parameters, Stage
 from kd_jax.run.teaching import ask_teachers, check_tokens, teaching
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.train import loop, sharding
+from kd_jax.train.checkpoint import resume_from
 from kd_jax.types import Model
+
+log = logging.getLogger(__name__)
 
 Figures = dict[str, dict[str, Any]]  # by stage
 
@@ -87,7 +90,7 @@ def check(run: Run) -> None:
         for phase in this.phases(run, parameters):
             phase.check()
         if this.resume:
-            loop.resume_from(this.resume, this.steps).close()
+            resume_from(this.resume, this.steps).close()
         if this.learns and run.task.of_examples:
             run.weights(this.teachers)
             check_tokens(run, this)

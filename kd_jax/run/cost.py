@@ -18,13 +18,13 @@ from kd_jax.data.buckets import BucketStream
 from kd_jax.metrics import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
-from kd_jax.objectives import sources
+from kd_jax.objectives.logits import in_chunks
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Stage
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding
-from kd_jax.train.step import predict_step
+from kd_jax.train.passes import predict_step
 from kd_jax.types import Array, Batch, Model, Params
 
 ROWS = 32  # of a batch
@@ -111,7 +111,7 @@ def _first_choices(
     size = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(size, 1.0 / size)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = sources.in_chunks(found.rows, min(CHUNK, len(found.rows)))
+    rows = in_chunks(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
 
 

@@ -23,7 +23,7 @@ from kd_jax.metrics import likelihood
 from kd_jax.metrics.classification import beside_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.run.answers import Answers, laid_out
 from kd_jax.run.results import kept
@@ -103,7 +103,7 @@ def of_stream(
 ) -> Figures:
     """Measures a language model on batches of text: loss and accuracy, compared with a teacher also
     KL and agreement."""
-    objective = combine.held_out(policy, policy if teacher is not None else None, chunk)
+    objective = held_out_objective(policy, policy if teacher is not None else None, chunk)
     how = Program(objective, mesh, family.PARTITION)
     return with_perplexity(evaluate(student, stream, teacher, how, by))
 

@@ -22,7 +22,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
 from kd_jax.models.blueprint import Blueprint, stored
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, state, step
@@ -194,7 +194,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     at every step besides dropout."""
     learns = fields.setdefault("learns", bool(settings.objective))
     labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
-    objective, knobs = combine.build(
+    objective, coefficients, temperatures = build_objective(
         run.config[settings.objective] if learns else labels_only,
         settings.steps,
         run.policy,
@@ -211,7 +211,7 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     usual = dict(
         teachers=run.teachers,
         program=step.Program(objective, run.mesh, table, run.config.accumulate),
-        schedules=loop.Schedules(rate, knobs.weights, knobs.temperatures, seed, drawn),
+        schedules=loop.Schedules(rate, coefficients, temperatures, seed, drawn),
         resume=run.config.resume if settings.name in students[-1:] else "",
     )
     return Stage(**(vars(settings) | usual | fields))

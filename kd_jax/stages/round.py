@@ -47,7 +47,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         raise UserError(
             f"config.objective.{names}: the mean of an ensemble has logits alone; leave it out"
         )
-    for term, _ in objective.row_terms:
+    for term in objective.row_terms:
         if not term.divergence.of_probabilities:
             raise UserError(
                 f"config.objective.{term.name} compares logits themselves, and what is kept "

@@ -16,7 +16,7 @@ from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.run import cost, measure, stage
 from kd_jax.run.answers import frozen
 from kd_jax.run.measure import with_perplexity
@@ -51,7 +51,7 @@ class Rounds:
         if not run.config.ensemble.fresh:
             once = one_pass(run, self._stage.batch_size)
             self._recall = Recall(run, self._teacher, *once)
-        objective = combine.held_out_of_ensemble(run.policy, run.policy, run.chunk)
+        objective = held_out_objective(run.policy, run.policy, run.chunk, mixed=True)
         self._judging = Program(objective, run.mesh, ensemble.PARTITION)
         self.of_teacher = self._judged_teacher(teacher)
 

@@ -23,7 +23,7 @@ from kd_jax.metrics import flops
 from kd_jax.models import compact, family
 from kd_jax.models.blueprint import Blueprint, count, stored
 from kd_jax.models.decoder import block_states
-from kd_jax.objectives.combine import Objective
+from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
 from kd_jax.run.answers import laid_out
 from kd_jax.run.results import Compiling

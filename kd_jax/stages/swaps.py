@@ -25,7 +25,7 @@ from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.decoder import block_states
 from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
-from kd_jax.objectives.combine import Objective
+from kd_jax.objectives.objective import Objective
 from kd_jax.run.answers import frozen
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings

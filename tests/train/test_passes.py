@@ -8,7 +8,7 @@ from kd_jax.data.buckets import BucketStream
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
 from kd_jax.train.passes import evaluate, one_behind, predict
@@ -30,7 +30,7 @@ def stream(head, batch_size):
 
 def figures(head, devices, fsdp, batch_size, teacher=True, chunk=0):
     student, theirs = tiny_step.models(head)
-    objective = combine.held_out(Policy(), Policy() if teacher else None, chunk)
+    objective = held_out_objective(Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     program = step.Program(objective, mesh, family.PARTITION)
     student, theirs = sharding.everywhere((student, theirs), mesh)
