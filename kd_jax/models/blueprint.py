@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,6 @@ from kd_jax.models import family, hf, presets
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
-# Sizes may be given by BERT's names for every family; these are the others' own.
-_NAMES = {
-    "hidden_size": ("n_embd", "dim"),
-    "num_hidden_layers": ("n_layer", "n_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
-    "intermediate_size": ("n_inner", "hidden_dim"),
-    "max_position_embeddings": ("n_positions",),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
@@ -38,11 +30,15 @@ class Blueprint:
     name: str  # as the config calls it
     family: family.Family
     config: Any
-    hf_json: dict
     head: str
     policy: Policy
     folder: Path | None = None  # of a checkpoint
     commit: str | None = None
+
+    @property
+    def hf_json(self) -> dict:
+        """The config.json that describes it."""
+        return json.loads(self.config.hf_json)
 
     @property
     def spec(self) -> ModelSpec:
@@ -115,13 +111,12 @@ def describe(
         raise UserError(f"{key}: set {key}.model, or {key}.architecture.model_type and its sizes")
     if vocab_size is not None:
         changes.setdefault("vocab_size", vocab_size)
-    hf_json = _merged(base or {}, changes)
     where = f"config.json of {section.model}" if section.model else "config.json of the teacher"
     if changes:  # the numbers that the user chose, over those of a whole checkpoint
         own = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         where = f"{key}.architecture ({own})" + (f" over the {where}" if base else "")
-    kind, config = family.read(hf_json, where)
-    known = {*kind.to_hf(config), *_NAMES, "model_type"}
+    kind, config = family.read(base or {}, where, changes)
+    known = {*family.to_hf(kind, config), *family.SIZES, "model_type"}
     unknown = sorted(set(changes) - known)
     if unknown:
         have = ", ".join(sorted(known))
@@ -134,13 +129,7 @@ def describe(
         config = dataclasses.replace(config, labels=labels)
     config = dataclasses.replace(config, policy=policy, remat=remat)
     name = section.model or f"{kind.name} of {key}.architecture"
-    return Blueprint(name, kind, config, hf_json, head, policy, folder, commit)
-
-
-def _merged(base: dict, changes: dict) -> dict:
-    """`changes` over `base`, under the names that the base uses."""
-    own = {name: next((n for n in _NAMES.get(name, ()) if n in base), name) for name in changes}
-    return base | {own[name]: value for name, value in changes.items()}
+    return Blueprint(name, kind, config, head, policy, folder, commit)
 
 
 def stored(params: Params, policy: Policy) -> Params:

@@ -10,7 +10,7 @@ import pytest
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
-from kd_jax.models import presets
+from kd_jax.models import hf, presets
 from kd_jax.precision import Policy
 from kd_jax.types import ModelSpec
 from tests.models import tiny
@@ -125,7 +125,7 @@ def test_every_parameter_has_a_rule_and_a_sharding(name):
         for head in family.architectures:
             params = families.abstract(family, config, head, Policy()).params
             paths = families.flatten(params)
-            named = {path for rule in family.rules(config, head) for path in rule.ours}
+            named = {path for rule in hf.rules_of(family, config, head) for path in rule.ours}
             assert named == paths.keys()
             for path, leaf in paths.items():
                 found = next(spec for regex, spec in families.PARTITION if re.search(regex, path))
