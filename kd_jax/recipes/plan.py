@@ -143,7 +143,7 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
     that were counted once since their trips depend on data; compile_seconds.
     """
     *arguments, static = abstract_step(run)
-    lowered = step.train_step.lower(*arguments, plan=static)
+    lowered = step.train_step.lower(*arguments, program=static)
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=chips.compiler_options)
