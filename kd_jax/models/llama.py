@@ -39,14 +39,14 @@ BASE = {
 IGNORE = (r"^layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",)
 
 
-def read(fields: Fields, values: dict, rotated: float | None = None) -> dict:
-    """Reads the rotary embedding, and what some files leave out; `rotated` as in `rotary.read`."""
+def read(fields: Fields, values: dict, share: float | None = None) -> dict:
+    """Reads the rotary embedding, and what some files leave out; `share` as in `rotary.read`."""
     pad_id = values["pad_id"]
     return {
         "num_kv_heads": values["num_kv_heads"] or values["num_heads"],
         "head_width": fields.get("head_dim", SIZE, None),
         "pad_id": None if pad_id is None or pad_id < 0 else pad_id,  # some files have -1 for none
-        "rotary": rotary.read(fields, values["max_positions"], rotated),
+        "rotary": rotary.read(fields, values["max_positions"], share),
     }
 
 

@@ -39,7 +39,7 @@ FAMILY = Family(
         "layers.#.mlp.fc2": "backbone/blocks/#/mlp/down",
     },
     head={"lm_head.weight": "head/unembed", "lm_head.bias": "head/bias"},
-    read=functools.partial(llama.read, rotated=0.5),
+    read=functools.partial(llama.read, share=0.5),
     write=llama.write,
     ignore=llama.IGNORE,
 )
