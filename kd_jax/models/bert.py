@@ -64,7 +64,6 @@ FAMILY = Family(
     prefix="bert.",
     architectures=classes("Bert", "mlm", "classification", "span"),
     backbone=Encoder,
-    config=EncoderConfig,
     keys=KEYS,
     only=ONLY,
     base=BASE | POOLER,

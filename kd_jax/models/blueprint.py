@@ -6,6 +6,7 @@ The keys of such a section (`config.teacher`, `config.student`): kd_jax/config.p
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import math
@@ -18,9 +19,14 @@ from flax import nnx
 
 from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf, presets
+from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
+
+# The config.json of well-known hub ids, so that planning needs no network. Sizes are those of the
+# published checkpoints. Among them are the small BERTs of Turc et al. (2019, arXiv:1908.08962), and
+# stories260K of karpathy/tinyllamas, which is no HF checkpoint.
+PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +106,7 @@ def describe(
     folder = commit = None
     if section.model:
         if offline and not Path(section.model).is_dir():
-            base = presets.find(section.model)
+            base = preset(section.model)
         else:
             named = key if key.startswith("--") else f"{key}.model"
             source = hub.resolve(section.model, section.revision or None, named)
@@ -130,6 +136,23 @@ def describe(
     config = dataclasses.replace(config, policy=policy, remat=remat)
     name = section.model or f"{kind.name} of {key}.architecture"
     return Blueprint(name, kind, config, head, policy, folder, commit)
+
+
+def preset(model: str) -> dict:
+    """Returns the config.json of a well-known hub id, with or without its organization ("gpt2").
+
+    It has the keys that fix an architecture; weights still come from the hub. Raises UserError
+    with the nearest ids where there is no preset.
+    """
+    short = {name.rpartition("/")[2]: name for name in PRESETS}
+    name = model if model in PRESETS else short.get(model)
+    if name is None:
+        close = difflib.get_close_matches(model, [*PRESETS, *short], n=3, cutoff=0.0)
+        raise UserError(
+            f"no built-in shape for {model!r}; give a local folder with its config.json, or one of "
+            f"{len(PRESETS)} known ids, nearest: {', '.join(close)}"
+        )
+    return dict(PRESETS[name])
 
 
 def stored(params: Params, policy: Policy) -> Params:

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 
 from kd_jax.models.encoder import Encoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import EncoderConfig
 
 
 def _sinusoids(path, value, config):
@@ -23,7 +22,6 @@ FAMILY = Family(
     prefix="distilbert.",
     architectures=classes("DistilBert", "mlm", "classification", "span"),
     backbone=Encoder,
-    config=EncoderConfig,
     aliases={
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",

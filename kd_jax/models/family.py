@@ -79,6 +79,7 @@ SIZES = {
     "intermediate_size": "ffn_width",
     "max_position_embeddings": "max_positions",
 }
+_KINDS = {int: SIZE, float: NOT_NEGATIVE}  # of a config's fields
 
 
 class Rule(NamedTuple):
@@ -126,8 +127,7 @@ class Family:
     name: str  # HF's model_type
     prefix: str  # of the base model's tensors in a checkpoint with a head
     architectures: dict[str, str]  # head -> HF class; its keys are the heads there are
-    backbone: Callable[[Any], nnx.Module]  # config -> module
-    config: type  # of the backbone: EncoderConfig, DecoderConfig
+    backbone: type[nnx.Module]  # made from a config, of the type that its constructor names
     keys: dict[str, tuple]
     base: dict[str, str]
     head: dict[str, str]
@@ -143,13 +143,10 @@ class Family:
     # (path, drawn value, config) -> value: HF's initialization besides N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
 
-
-def _kind(family: Family, field: str) -> Any:
-    """Finds the type or the range of a field's values."""
-    if field.endswith("dropout"):
-        return RATE
-    hint = typing.get_type_hints(family.config)[field]
-    return {int: SIZE, float: NOT_NEGATIVE}.get(hint, hint)
+    @property
+    def config(self) -> type:
+        """The type of the backbone's config."""
+        return typing.get_type_hints(self.backbone.__init__)["config"]
 
 
 def to_hf(family: Family, config: Any) -> dict:
@@ -212,12 +209,13 @@ def _config(family: Family, fields: Fields) -> Any:
     supported = {"quantization_config": (None,), "pruned_heads": (None, {})} | family.only
     for key, values in supported.items():
         fields.only(key, *values)
-    values = dict(family.fixed)
-    for key, (names, default, *kind) in family.keys.items():
+    values, hints = dict(family.fixed), typing.get_type_hints(family.config)
+    for key, (names, default, *given) in family.keys.items():
         own = names.split()
-        value = fields.get(key, kind[0] if kind else _kind(family, own[0]), default)
+        usual = RATE if own[0].endswith("dropout") else _KINDS.get(hints[own[0]], hints[own[0]])
+        value = fields.get(key, *given or [usual], default)
         values |= dict.fromkeys(own, value)
-    if "labels" in typing.get_type_hints(family.config):
+    if "labels" in hints:
         values["labels"] = read_labels(fields)
     return family.config(**values | family.read(fields, values))
 

@@ -5,7 +5,6 @@ import math
 from kd_jax.models.config_json import Fields
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import DecoderConfig
 
 
 def _read(fields: Fields, values: dict) -> dict:
@@ -25,7 +24,6 @@ FAMILY = Family(
     prefix="transformer.",
     architectures=classes("GPT2", "clm") | {"clm": "GPT2LMHeadModel"},
     backbone=Decoder,
-    config=DecoderConfig,
     aliases={
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",

@@ -305,13 +305,13 @@ def _read_index(path: Path) -> dict[str, str]:
     """The file of each tensor."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no weight_map in it; download it again") from None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise UserError(
-            f"{path}: weight_map should give the file of each tensor by name; download it again"
-        )
-    return found
+        if all(isinstance(file, str) for file in found.values()):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(
+        f"{path}: its weight_map should give the file of each tensor by name; download it again"
+    )
 
 
 def _read_file(path: Path, family: Family) -> dict[str, np.ndarray]:

@@ -61,7 +61,6 @@ FAMILY = Family(
     prefix="model.",
     architectures=classes("Llama", "clm"),
     backbone=Decoder,
-    config=DecoderConfig,
     keys=KEYS
     | {
         "attention_bias": ("qkv_bias attention_out_bias", False),

@@ -49,7 +49,6 @@ FAMILY = Family(
     prefix="mobilebert.",
     architectures=classes("MobileBert", "mlm", "classification", "span"),
     backbone=BottleneckEncoder,
-    config=BottleneckConfig,
     keys=bert.KEYS
     | {
         "hidden_size": ("width", 512),

@@ -6,14 +6,12 @@ import functools
 from kd_jax.models import llama
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import DecoderConfig
 
 FAMILY = Family(
     name="phi",
     prefix="model.",
     architectures=classes("Phi", "clm"),
     backbone=Decoder,
-    config=DecoderConfig,
     keys=llama.COMMON
     | {
         "vocab_size": ("vocab_size", 51200),

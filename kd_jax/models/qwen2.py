@@ -8,7 +8,6 @@ from kd_jax.models import llama
 from kd_jax.models.config_json import Fields
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import DecoderConfig
 
 
 def _read(fields: Fields, values: dict) -> dict:
@@ -40,7 +39,6 @@ FAMILY = Family(
     prefix="model.",
     architectures=classes("Qwen2", "clm"),
     backbone=Decoder,
-    config=DecoderConfig,
     keys=llama.KEYS
     | {
         "vocab_size": ("vocab_size", 151936),

@@ -7,7 +7,6 @@ from kd_jax.models import bert
 from kd_jax.models.config_json import Fields
 from kd_jax.models.encoder import Encoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import EncoderConfig
 
 
 def _read(fields: Fields, values: dict) -> dict:
@@ -26,7 +25,6 @@ FAMILY = Family(
     prefix="roberta.",
     architectures=classes("Roberta", "mlm", "classification", "span"),
     backbone=Encoder,
-    config=EncoderConfig,
     keys=bert.KEYS | {"vocab_size": ("vocab_size", 50265), "pad_token_id": ("pad_id", 1)},
     only=bert.ONLY,
     fixed={"skip_padding": True, "drop_before_pooler": True},

@@ -9,8 +9,8 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
+from kd_jax.models import blueprint, hf
 from kd_jax.models import family as families
-from kd_jax.models import hf, presets
 from kd_jax.precision import Policy
 from kd_jax.types import ModelSpec
 from tests.models import tiny
@@ -183,7 +183,7 @@ def test_graph_is_one_for_equal_configs():
     ],
 )
 def test_presets_have_the_published_sizes(model, millions):
-    family, config = families.read(presets.find(model))
+    family, config = families.read(blueprint.preset(model))
     # MobileBERT's counts without the table that only its masked-LM head has.
     head = "none" if family.name == "mobilebert" else next(iter(family.architectures))
     params = families.abstract(family, config, head, Policy()).params
@@ -192,7 +192,7 @@ def test_presets_have_the_published_sizes(model, millions):
 
 
 def test_all_presets_are_readable_and_unknown_ones_refused():
-    for hf_json in presets.PRESETS.values():
+    for hf_json in blueprint.PRESETS.values():
         families.read(hf_json)
     with pytest.raises(UserError, match="no built-in shape for 'gpt3'.*nearest: gpt2"):
-        presets.find("gpt3")
+        blueprint.preset("gpt3")

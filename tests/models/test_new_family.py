@@ -29,14 +29,12 @@ MODULE = '''
 from kd_jax.models import gpt2
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
-from kd_jax.models.model_config import DecoderConfig
 
 FAMILY = Family(
     name="minigpt",
     prefix="net.",
     architectures=classes("MiniGPT", "clm"),
     backbone=Decoder,
-    config=DecoderConfig,
     aliases={"num_hidden_layers": "depth"},
     keys={
         "vocab_size": ("vocab_size", 100),
