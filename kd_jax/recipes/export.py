@@ -75,7 +75,7 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.load(source.path, kind, config, head)
-    blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
+    blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
     tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
     stated = card.inherited(source.path)
     size, code = _size(blueprint, params), _own_code(blueprint)

@@ -31,7 +31,7 @@ def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float
     """
     batch, want = example_of(blueprint), functools.partial(logits_of, blueprint, params)
     kind, config = family.read(hf.read_config(folder))
-    again = Blueprint("", kind, config, {}, blueprint.head, Policy())
+    again = Blueprint("", kind, config, blueprint.head, Policy())
     found = logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)
     real = _real(blueprint.head, batch)
     ours = _difference(folder, "kd_jax", found[real], want(batch)[real])

@@ -117,7 +117,7 @@ class Answers:
         if settings is None or not settings.max_gb:
             return None
         root = cache.folder(settings.folder) / "teacher_logits"
-        shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
+        shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._run.head)
         params = sharding.to_host(self._given[name])
         return Store(root, identity(params, about), settings.max_gb)

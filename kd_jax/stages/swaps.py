@@ -23,7 +23,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import compact, family, shapes
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.decoder import block_states
-from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.objectives.objective import Objective
 from kd_jax.run.answers import frozen

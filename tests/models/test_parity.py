@@ -210,7 +210,7 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
     ).state_dict()
     params = families.build(family, config, head, Policy(), jax.random.key(0)).params
     flat = families.flatten(params)
-    for rule in family.rules(config, head):
+    for rule in hf.rules_of(family, config, head):
         weight = theirs[rule.hf] if rule.hf in theirs else theirs[family.prefix + rule.hf]
         value = np.concatenate([np.asarray(flat[path]) for path in rule.ours], axis=-1)
         assert value.shape == tuple(weight.T.shape if rule.transpose else weight.shape), rule.hf

@@ -32,7 +32,7 @@ SOURCE = {"config_hash": "0123abcd", "stage": "student"}
 def make(name: str, head: str):
     """A tiny model: (blueprint, params)."""
     kind, config = family.read(tiny.CONFIGS[name])
-    blueprint = Blueprint(name, kind, config, tiny.CONFIGS[name], head, Policy())
+    blueprint = Blueprint(name, kind, config, head, Policy())
     build = jax.jit(lambda key: family.build(kind, config, head, Policy(), key).params)
     return blueprint, build(jax.random.key(1))
 
@@ -108,7 +108,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch)
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (shapes.bottleneck(16, 2, 2, 24), dataclasses.replace(config.own_shape, ffn_width=24))
     config = dataclasses.replace(config, blocks=blocks)
-    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    blueprint = Blueprint("gpt2", kind, config, "clm", Policy())
     params = tiny.model("gpt2", "clm", blocks=blocks).params
     out = tmp_path / "out"
     report = write((blueprint, params), out, tokenizer)
@@ -129,7 +129,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch)
 def test_compares_without_padding_inside_the_text():
     kind, config = family.read(tiny.CONFIGS["roberta"])
     config = dataclasses.replace(config, vocab_size=4)
-    batch = export_check.example_of(Blueprint("", kind, config, {}, "mlm", Policy()))
+    batch = export_check.example_of(Blueprint("", kind, config, "mlm", Policy()))
     np.testing.assert_array_equal(batch.tokens_BT == config.pad_id, batch.mask_BT == 0)
 
 
@@ -174,7 +174,7 @@ def test_a_cache_that_pytorch_does_not_heed_is_found(tmp_path, monkeypatch):
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (dataclasses.replace(config.own_shape, ffn_width=24), config.own_shape)
     config = dataclasses.replace(config, blocks=blocks)
-    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    blueprint = Blueprint("gpt2", kind, config, "clm", Policy())
     params = tiny.model("gpt2", "clm", blocks=blocks).params
     with pytest.raises(RuntimeError, match="logits differ: pytorch's text, with a cache, by"):
         write((blueprint, params), tmp_path / "out")

@@ -61,7 +61,7 @@ def exported(folder, tokenizer, **task):
     hf_json = tiny.CONFIGS["llama"] | changes
     kind, config = family.read(hf_json)
     params = jax.device_get(tiny.model("llama", "clm", **changes).params)
-    model = Blueprint("tiny", kind, config, hf_json, "clm", config.policy)
+    model = Blueprint("tiny", kind, config, "clm", config.policy)
     data = {"train": {"path": "/home/me/secret/a.txt"}}
     results = {"data": {"train": {"name": "/home/me/secret/a.txt without 2%", "digest": "1f"}}}
     known = provenance.of_run({"task": task, "data": data}, results, tokenizer)
