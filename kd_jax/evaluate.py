@@ -92,7 +92,7 @@ def table(found: dict) -> Table:
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     if by_likelihood(found["task"]):
         return tables.scores(found, name, ", ".join(about))
-    return of_runs([{name: found}], ", ".join(about))
+    return of_runs([{"stages": {name: found}}], ", ".join(about))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
     table(found).print()
     if "classes" in found:
-        tables.by_class(found["task"], [{"": found}]).print()
+        tables.by_class(found["task"], [{"stages": {"": found}}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
 

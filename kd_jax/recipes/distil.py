@@ -174,6 +174,7 @@ def _about(run: Run, data: dict) -> dict[str, Any]:
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in run.models.items()},
         "data": data,
         "split": run.split,
+        "roles": results.roles(run),
     }
     return found | ({"primary": run.task.primary} if run.task.of_examples else {})
 
@@ -190,6 +191,7 @@ def _end(run: Run, given: dict[str, Params], found: dict[str, Any], watch: Stopw
     with watch.part("export"):
         found["export"] = export.export_run(run, last, given[last.model], found)
     found |= watch.report()
-    plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
+    curves = plots.curves({folder.name: [(found, runs.curves(folder))]})
+    plots.draw(curves, folder.name, folder / "plots")
     storage.write_json(folder / "results.json", found)
     results.show(folder, found)

@@ -11,7 +11,6 @@ A round that is done has results.json in its folder RUN/round_N; nothing else sa
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from typing import Any
@@ -73,6 +72,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         "models": {k: {"name": m.name, "commit": m.commit} for k, m in built.models.items()},
         "data": data,
         "split": built.split,
+        "roles": {"teacher": "teacher", "student": "ensemble"},
         "stages": _stages(training.of_teacher, found[-1], learned),
         "weights": weights,
         "rounds": found,
@@ -99,13 +99,13 @@ def _stages(
 
 
 def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of the ensemble's loss and KL over its size; {} for fewer than three rounds."""
+    """Fits the ensemble's loss and KL over its size; {} for fewer than three rounds."""
     sizes = [each["members"] for each in found]
     made = {
         name: pictures.trend(sizes, [each["ensemble"][name] for each in found])
         for name in ("loss", "kl")
     }
-    return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}
+    return {name: each for name, each in made.items() if each}
 
 
 def past_members(this: Run) -> list[Params]:

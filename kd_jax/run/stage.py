@@ -130,6 +130,7 @@ class Stage:
     resume: str = ""  # RUN/STAGE whose last checkpoint it goes on from
     recipe: str = "distil"  # that trains it
     principal: bool = False  # what the run is about, although other stages come later
+    made: str = ""  # how its model is made of the teacher, up to the text, for its model card
     groups: Groups = ()  # parameters of its last state that have Adam counts of their own
     phases_of: Callable[[Run, Stage, Given], Sequence[Phase]] = whole
     # Models worth figures that it starts from, by name.

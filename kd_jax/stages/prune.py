@@ -39,6 +39,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         run,
         settings,
         model=name,
+        made="pruned with kd_jax, by heads and FFN columns of the smallest L1 norm, and then "
+        "trained on",
         learns=run.config.pruning.distil and bool(settings.objective),
         starts=lambda given: {"one_shot": pruned(run, name, given)},
         phases_of=lambda run, this, given: [Final(run, this, lambda _: _born(run, this, given))],

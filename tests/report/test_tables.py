@@ -23,7 +23,10 @@ def run(*kls, slope=1.0):
 def test_a_row_a_round_with_means_over_the_seeds():
     table = tables.by_round("qwen", [run(0.5, 0.25), run(0.3, 0.15)])
     assert table.title == "qwen: rounds, 2 seeds: mean ± standard deviation"
-    assert len(table.header) == sum(width for _, width in table.spans) + table.labels
+    assert table.header[3:] == [
+        *("all members loss", "all members KL to teacher", "all members top-1 agreement"),
+        *("last member alone loss", "last member alone KL to teacher"),
+    ]
     assert table.rows[0][:3] == ["1", "1", "1,000"]
     assert table.rows[0][3:] == [
         *("1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414"),
@@ -35,7 +38,7 @@ def test_a_row_a_round_with_means_over_the_seeds():
 
 def test_what_is_said_of_the_rounds():
     said = tables.rounds_in_words([run(0.5, 0.3, 0.25), run(0.3, 0.2, 0.15, slope=3.0)])
-    assert "round 3 less round 1: −0.2000 ± 0.0500 nats a token" in said
+    assert "round 3 − round 1: −0.2000 ± 0.0500 nats a token" in said
     assert "KL of n members, fitted: 0.2500 ± 0.0100 + (2.0000 ± 0.0200) / n." in said
     assert "fitted" not in tables.rounds_in_words([run(0.5, 0.25)])
     assert tables.rounds_in_words([run(0.5)]) == ""
@@ -69,7 +72,10 @@ def test_a_figure_that_is_missing_ends_nothing(tmp_path):
     rows = (tmp_path / "rounds.csv").read_text().splitlines()
     assert [row.split(",")[2] for row in rows[1:]] == ["2.0", "", "1.5"]
     assert [row.split(",")[-1] for row in rows[1:]] == ["", "", ""]
-    assert pictures.trend([1, 2, 3], [2.0, None, 1.5]) is None
+    assert pictures.trend([1, 2, 3], [2.0, None, 1.5]) == {}
+    fit = pictures.trend([1, 2, 4], [3.0, 2.0, 1.5])
+    assert (fit["limit"], fit["slope"]) == pytest.approx((1.0, 2.0))
+    assert max(fit["limit_error"], fit["slope_error"]) < 1e-6
 
 
 def score(perplexity, acc, apart=None):
@@ -114,7 +120,7 @@ def test_a_row_is_a_mean_over_seeds(two):
     header, _, original, substitution, pruning = (
         tables.methods("", tables.by_seed(two)).markdown().splitlines()
     )
-    assert header.startswith("| model | parameters | steps | operations of training (T) |")
+    assert header.startswith("| model | parameters | steps | FLOPs of training (T) |")
     assert original.endswith("| 50.000 |  | 0.400 (0.370 to 0.430) |")
     assert "| 1,000 | 10 | 2.00 | 56.500 ± 0.707 | 1.000 |" in substitution
     assert substitution.endswith("| 0.310 (0.280 to 0.340) |")
@@ -124,8 +130,8 @@ def test_a_row_is_a_mean_over_seeds(two):
 def test_differences_are_paired_by_seed(two):
     said = tables.methods_in_words(tables.by_seed(two))
     assert said == (
-        "Substitution less L1 pruning, fine-tuned: perplexity −4.000 ± 1.000, "
-        "likelihoods apart (nats) −1.500 ± 0.500."
+        "substitute − prune: perplexity −4.000 ± 1.000, "
+        "absolute Δ log-likelihood (nats) −1.500 ± 0.500."
     )
 
 
