@@ -1,5 +1,6 @@
 """Model cards: the README.md of an exported checkpoint, with the metadata that the HF hub reads."""
 
+import importlib.resources
 import json
 import math
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
+import jinja2
 
 from kd_jax.report import quantities, table
 from kd_jax.report.runs import roles
@@ -22,6 +24,7 @@ class Head(NamedTuple):
     pipeline: str  # the hub's name of its task
     last: str  # the last lines of a program that uses it
     texts: str = '"This is a text"'
+    types: str = ", return_token_type_ids=False"
 
 
 HEADS = {
@@ -48,6 +51,7 @@ HEADS = {
         "output = model(**inputs)  # scores of each token as the answer's first and last one\n"
         "print(output.start_logits, output.end_logits)",
         '"What is this?", "This is a text"',
+        "",
     ),
     "none": Head(
         "AutoModel", "feature-extraction", "print(model(**inputs).last_hidden_state.shape)"
@@ -108,11 +112,14 @@ def of_model(
         reader: transformers' class for the tokenizer next to the weights, or None.
     """
     made_from = _model({"name": base, "commit": commit})
-    summary = f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.\n"
-    names = [base] if is_hub_id(base) else []
-    title = f"# {public_name(base).rsplit('/', 1)[-1]}\n"
-    front = _front(head, names, stated, [], [], {})
-    return "\n".join([front, title, summary, _use(head, code, reader)])
+    return _write(
+        head,
+        metadata={"base_model": [base] if is_hub_id(base) else []} | stated,
+        title=public_name(base).rsplit("/", 1)[-1],
+        about=f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.",
+        code=code,
+        reader=reader,
+    )
 
 
 def of_stage(
@@ -158,29 +165,38 @@ def of_stage(
         how = f"{trained}, on the labels alone: the baseline of a distillation run"
     else:
         how = f"distilled with kd_jax on {text}. The teacher is {teacher}"
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    training = (
-        f"Configuration {results['config']} ({results['config_hash']}), seed {results['seed']}, "
-        f"kd_jax commit {results['commit'] or 'unknown'}; {versions}. Text became rows as "
-        f"`kd_jax.json` says: {rows}."
-    )
     tags = [] if stage in (who.teacher, who.baseline) else ["knowledge-distillation"]
     datasets = [train["path"]] if train.get("source") == "hub" else []
     datasets = [name for name in datasets if is_hub_id(name)]
     names = list(dict.fromkeys(m["name"] for m in base.values() if is_hub_id(m["name"])))
-    return "\n".join(
-        [
-            _front(head, names, stated, tags, datasets, _measured(stage, head, results, datasets)),
-            f"# {results['config']}: {stage}\n",
-            f"{size}, {how}.\n",
-            f"## Figures\n\nOn the {results['split']} split, as the run measured them.\n",
-            table.of_runs([results]).markdown(),
-            _use(head, code, reader),
-            f"## Training\n\n{training}\n",
-            "<details><summary>config.json</summary>\n",
-            f"```json\n{json.dumps(_public(config), indent=2)}\n```\n\n</details>\n",
-        ]
+    return _write(
+        head,
+        metadata={"base_model": names, "datasets": datasets, "tags": tags}
+        | stated
+        | _measured(stage, head, results, datasets),
+        title=f"{results['config']}: {stage}",
+        about=f"{size}, {how}.",
+        code=code,
+        reader=reader,
+        results=results,
+        figures=table.of_runs([results]).markdown().rstrip(),
+        rows=rows,
+        config=json.dumps(_public(config), indent=2),
     )
+
+
+def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> str:
+    """Fills card.md. A licence stands there only where a base model's card states one."""
+    tags = [*metadata.get("tags", ()), "kd_jax"]
+    known = {key: value or None for key, value in metadata.items()} | {"tags": tags}
+    data = huggingface_hub.ModelCardData(
+        library_name="transformers", pipeline_tag=HEADS[head].pipeline, **known
+    )
+    text = importlib.resources.files(__package__).joinpath("card.md").read_text()
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(text).render(front=data.to_yaml(), head=HEADS[head], **values)
 
 
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:
@@ -208,60 +224,8 @@ def _named(files: str) -> str:
     return re.sub(r"[^\s,]*/", "", files) if not is_hub_id(files) else files
 
 
-def _front(
-    head: str, base_models: list[str], stated: Mapping, tags, datasets, measured: Mapping
-) -> str:
-    """Writes the YAML front matter; with a licence only where a base model's card states one."""
-    data = huggingface_hub.ModelCardData(
-        base_model=base_models or None,
-        datasets=datasets or None,
-        language=stated.get("language"),
-        library_name="transformers",
-        license=stated.get("license"),
-        pipeline_tag=HEADS[head].pipeline,
-        tags=[*tags, "kd_jax"],
-        **measured,
-    )
-    return f"---\n{data.to_yaml()}\n---\n"
-
-
 def _model(model: Mapping[str, Any]) -> str:
     commit = f" (commit {model['commit']})" if model.get("commit") else ""
     if not is_hub_id(model["name"]):
         return f"the local checkpoint {public_name(model['name'])}"
     return f"{model['name']}{commit}"
-
-
-def _use(head: str, code: str, reader: str | None) -> str:
-    """Writes how to load and call it: a program that runs in the export's folder."""
-    auto, trust, notes = HEADS[head].auto, "", ""
-    if code:
-        trust = ", trust_remote_code=True"
-        notes = f"Hugging Face has no class for it: `{code}`, which lies here, is the model.\n\n"
-    loaded = f"model = {auto}.from_pretrained(source{trust})"
-    if reader is None:
-        names, lines = auto, [loaded]
-    else:
-        names = ", ".join(sorted((auto, reader)))
-        types = "" if head == "span" else ", return_token_type_ids=False"
-        lines = [
-            f"tokenizer = {reader}.from_pretrained(source)",
-            loaded,
-            f'inputs = tokenizer({HEADS[head].texts}, return_tensors="pt"{types})',
-            HEADS[head].last,
-        ]
-    if reader not in (None, "AutoTokenizer"):
-        notes += (
-            "The tokenizer is not of the class that belongs to this kind of model: AutoTokenizer "
-            "of transformers 5 would read other tokens.\n\n"
-        )
-    program = "\n".join(lines)
-    return f"""## Use
-
-{notes}```python
-from transformers import {names}
-
-source = "."  # this folder, or its id on the hub
-{program}
-```
-"""
