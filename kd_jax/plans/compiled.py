@@ -112,7 +112,7 @@ class Instruction:
     is_root: bool  # of its computation, whose result it is
 
     def attribute(self, name: str) -> str:
-        """Reads the value of `name=...` without braces and a name's %; "" where there is none."""
+        """Reads the value of `name=...` without braces and a name's %; "" if not there."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
         return found[1].strip("{}").replace("%", "") if found else ""
 

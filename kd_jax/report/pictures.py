@@ -1,5 +1,5 @@
-"""Pictures besides the curves: confusion matrices, heat maps of sweeps; and the rounds of a
-sequential ensemble, with their csv and what a still larger one may reach."""
+"""Draws confusion matrices and heat maps of sweeps; and the rounds of a sequential ensemble, with
+their csv and what a still larger one may reach."""
 
 import csv
 import io
@@ -46,8 +46,8 @@ def confusion_matrix(
     """
     counts = np.asarray(counts, float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    notes = [[f"{value:,.0f}" for value in row] for row in counts]
-    return _matrix(share, notes, names, names, path, title, ("true class", "predicted class"))
+    labels = ("true class", "predicted class", "")
+    return heat_map(names, names, share, path, title, labels, 0, counts)
 
 
 def heat_map(
@@ -57,7 +57,8 @@ def heat_map(
     path: epath.PathLike,
     title: str = "",
     labels: tuple[str, str, str] = ("", "", ""),
-    bigger_is_better: bool = True,
+    better: int = 1,
+    counts: np.ndarray | None = None,
 ) -> str:
     """Writes a PNG of a figure over two settings; the best cell has a frame.
 
@@ -66,21 +67,16 @@ def heat_map(
         values: (R, C) the figure; NaN where nothing was run, which stays blank.
         path: of the file; its folder is made if missing.
         labels: names of the setting of the rows, that of the columns, and of the figure.
+        better: +1 if the biggest value is the best, -1 if the smallest is, 0 where none is.
+        counts: (R, C) what the cells say instead of the figure.
 
     Returns:
         The path.
     """
-    values = np.asarray(values, float)
-    best, spread = None, 1.0
-    if np.isfinite(values).any():
-        flat = np.nanargmax(values) if bigger_is_better else np.nanargmin(values)
-        best, spread = np.unravel_index(flat, values.shape), np.ptp(values[np.isfinite(values)])
+    values, bar = np.asarray(values, float), labels[2]
+    known = values[np.isfinite(values)]
+    spread = np.ptp(known) if known.size else 0.0
     digits = min(5, max(2, 2 - math.floor(math.log10(spread or 1.0))))
-    notes = [[f"{x:.{digits}f}" if np.isfinite(x) else "" for x in row] for row in values]
-    return _matrix(values, notes, rows, columns, path, title, labels[:2], best, labels[2])
-
-
-def _matrix(values, notes, rows, columns, path, title, labels, best=None, bar="") -> str:
     with matplotlib.rc_context(plots.STYLE | {"axes.grid": False}):
         size = (2.2 + 0.75 * len(columns) + 0.8 * bool(bar), 1.6 + 0.5 * len(rows))
         figure = Figure(figsize=[min(max(side, 3.2), 16.0) for side in size], layout="constrained")
@@ -95,12 +91,14 @@ def _matrix(values, notes, rows, columns, path, title, labels, best=None, bar=""
         axes.spines[:].set_visible(False)
         if max(len(rows), len(columns)) <= MOST_NOTES:
             for (i, j), value in np.ndenumerate(values):
-                dark = np.isfinite(value) and image.norm(value) > 0.55
-                ink = "white" if dark else "#222222"
-                axes.text(j, i, notes[i][j], ha="center", va="center", color=ink)
-        if best is not None:
+                note = f"{value:.{digits}f}" if counts is None else f"{counts[i, j]:,.0f}"
+                ink = "white" if np.isfinite(value) and image.norm(value) > 0.55 else "#222222"
+                shown = note if np.isfinite(value) else ""
+                axes.text(j, i, shown, ha="center", va="center", color=ink)
+        if better and known.size:
+            i, j = np.unravel_index(np.nanargmax(better * values), values.shape)
             style = {"fill": False, "ec": plots.COLOURS[4], "lw": 2.5, "clip_on": False}
-            axes.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, **style))
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **style))
         if bar:
             figure.colorbar(image, label=bar).outline.set_visible(False)
     return plots.save(figure, path)

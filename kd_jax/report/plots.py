@@ -137,7 +137,7 @@ Pictures = Mapping[str, Sequence[Panel]]  # the panels of each of FILES that has
 
 
 def curves(groups: Groups) -> Pictures:
-    """Makes the pictures of training and validation, where there is something to draw."""
+    """Makes the pictures of training and validation; none without values to draw."""
     found = {f"{kind}.png": [*panels(groups, kind).values()] for kind in KINDS}
     return {file: panels for file, panels in found.items() if panels}
 

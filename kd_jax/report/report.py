@@ -16,7 +16,6 @@ from kd_jax.report.runs import Results, Run, roles
 from kd_jax.report.table import Table, escaped
 
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
-MOST_CLASSES = 30  # a larger confusion matrix shows nothing
 _PAIRED = ("95% interval", "better in")
 
 Groups = Mapping[str, Sequence[Run]]
@@ -27,7 +26,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
 
     Args:
         groups: finished runs by label; all have the same task, split and primary figure.
-        pictures: of them, beside the report.
+        pictures: of them, by files next to the report.
         made: a sentence, when and by which command.
 
     Raises UserError where the primary figure is missing from the results.
@@ -45,8 +44,19 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
             _overview(by_label, primary) if len(groups) > 1 else None,
             *(_quality(*each, table.quality_of(_all(by_label))) for each in by_label.items()),
         ],
-        "Classes": [block for each in by_label.items() for block in _classes(*each)],
-        "Rounds": [_ends(by_label), *(b for each in by_label.items() for b in _rounds(*each))],
+        "Classes": [
+            block
+            for label, results in by_label.items()
+            for block in (tables.by_class(label, results), *tables.confusions(results))
+        ],
+        "Rounds": [
+            tables.ensembles(by_label) if len(groups) > 1 else None,
+            *(
+                block
+                for label, results in by_label.items()
+                for block in (tables.by_round(label, results), tables.rounds_in_words(results))
+            ),
+        ],
         "Likelihoods": [block for each in groups.items() for block in _methods(*each)],
         "Cost": [_cost(*each) for each in by_label.items()],
         **{title: [picture] for title, picture in shown.items()},
@@ -134,28 +144,6 @@ def _quality(label: str, results: Sequence[Results], figures: Sequence[Figure]) 
         lambda figure: _paired(figure, results)[: len(header)],
         lambda figure: quantities.shown_best(figure, stages_of(runs), runs, who.teacher),
     )
-
-
-def _classes(label: str, results: Sequence[Results]) -> list[str | Table]:
-    """Shows precision, recall and F1 of each class, and the confusion matrices."""
-    found = tables.by_class(label, results)
-    if found is None:
-        return []
-    if len(found.rows) > MOST_CLASSES:
-        return [found, f"{len(found.rows)} classes are too many for a confusion matrix."]
-    return [found, *tables.confusions(results)]
-
-
-def _ends(groups: Mapping[str, Sequence[Results]]) -> Table | None:
-    """Shows several ensembles after their last rounds."""
-    several = len(groups) > 1 and all(run.get("rounds") for run in _all(groups))
-    return tables.ensembles(groups) if several else None
-
-
-def _rounds(label: str, results: Sequence[Results]) -> list[str | Table]:
-    """Shows an ensemble after each round, and what its size does."""
-    found = tables.by_round(label, results)
-    return [found, tables.rounds_in_words(results)] if found else []
 
 
 def _methods(label: str, runs: Sequence[Run]) -> list[str | Table]:
@@ -340,7 +328,7 @@ def _gap(figure: Figure, student: float, baseline: float, teachers: Sequence) ->
 
 
 def _size(students: Sequence, teachers: Sequence) -> str:
-    """Says how large and how fast the student is beside its teacher."""
+    """Says how large and how fast the student is compared with its teacher."""
     sizes = [models[0].get("parameters") for models in (students, teachers)]
     if not all(sizes):
         return ""

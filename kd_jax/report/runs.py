@@ -134,7 +134,7 @@ def curves(workdir: str) -> dict[str, Curves]:
 
 
 def read_columns(path: epath.Path) -> Columns:
-    """Reads the columns of a csv file, {} where there is none or it has no rows.
+    """Reads the columns of a csv file, {} for a file that is missing or has no rows.
 
     Raises UserError naming the line and column of a value that is no number.
     """

@@ -18,6 +18,8 @@ _MEMBERS = (  # what results call them, what tables do, and how many of the figu
     ("ensemble", "all members", 3),
     ("student", "last member alone", 2),
 )
+CONFUSION = "true \\ predicted"  # the corner of a confusion matrix
+MOST_CLASSES = 30  # a larger confusion matrix shows nothing
 SCORED = ("perplexity", "hellaswag")
 _PERPLEXITY = Figure("perplexity", "perplexity", "", "{:.3f}".format, -1)
 _APART = Figure("apart", "absolute Δ log-likelihood", "nats", "{:.3f}".format, -1)
@@ -71,12 +73,14 @@ def by_class(label: str, results: Sequence[Results]) -> Table | None:
     return Table(f"{label}: classes{seeds}", header, rows, best=frozenset(best))
 
 
-def confusions(results: Sequence[Results]) -> list[Table]:
+def confusions(results: Sequence[Results]) -> list[Table | str]:
     """Adds up the confusion matrix of every stage over the seeds: a row for each true class, a
-    column for each predicted one."""
+    column for each predicted one. Of too many classes there is a sentence instead."""
     tables = []
     for stage, found in _with_classes(results).items():
         each = [figures["confusion"] for figures in found if figures.get("confusion")]
+        if (classes := len(found[0]["classes"])) > MOST_CLASSES:
+            return [f"{classes} classes are too many for a confusion matrix."]
         if each:
             seeds = f", {len(each)} seeds added up" if len(each) > 1 else ""
             rows = [
@@ -86,9 +90,6 @@ def confusions(results: Sequence[Results]) -> list[Table]:
             header = [CONFUSION, *found[0]["classes"]]
             tables.append(Table(f"Confusion matrix: {stage}{seeds}", header, rows))
     return tables
-
-
-CONFUSION = "true \\ predicted"  # the corner of a confusion matrix
 
 
 def _with_classes(results: Sequence[Results]) -> dict[str, list[Figures]]:
@@ -118,9 +119,12 @@ def by_round(label: str, runs: Sequence[Results]) -> Table | None:
     return Table(f"{label}: rounds{seeds}", header, rows)
 
 
-def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table:
+def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table | None:
     """Shows the ends of several configurations, a row each: means over the seeds ± standard
-    deviation, and KL less that of the first one, paired by seed, ± standard error."""
+    deviation, and KL less that of the first one, paired by seed, ± standard error. None where a
+    run has no rounds."""
+    if not all(run.get("rounds") for runs in groups.values() for run in runs):
+        return None
     first = {run["seed"]: run["stages"]["ensemble"] for run in next(iter(groups.values()))}
     rows = []
     for label, runs in groups.items():
@@ -143,8 +147,8 @@ def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table:
 
 def rounds_in_words(runs: Sequence[Results]) -> str:
     """Says how far KL has come from the first to the last round, paired by seed, and what the fit
-    over sizes is; "" for a single round."""
-    last = len(runs[0]["rounds"])
+    over sizes is; "" for a single round, or none."""
+    last = len(runs[0].get("rounds", ()))
     if last < 2:
         return ""
     before, after = ([run["rounds"][i]["ensemble"] for run in runs] for i in (0, last - 1))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from kd_jax.data.loader import Batches
 from kd_jax.metrics import likelihood
-from kd_jax.metrics.classification import beside_teacher
+from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives import combine
@@ -130,7 +130,7 @@ def of_logits(
     """Figures of a model's logits: the task's, by class, and how near they are to a teacher's."""
     made = task.score(split, found)
     if beside is not None:
-        made |= beside_teacher(found, beside)
+        made |= compare_with_teacher(found, beside)
     return made | task.report(split, found)
 
 

@@ -45,12 +45,12 @@ def test_a_class_that_never_occurs(tmp_path, drawn):
     assert drawn[0].axes[0].images[0].get_array()[0].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("bigger", "corner"), [(True, (0.5, -0.5)), (False, (-0.5, 0.5))])
-def test_heat_map_marks_the_best(tmp_path, drawn, bigger, corner):
+@pytest.mark.parametrize(("better", "corner"), [(1, (0.5, -0.5)), (-1, (-0.5, 0.5))])
+def test_heat_map_marks_the_best(tmp_path, drawn, better, corner):
     values = [[0.91, 0.93], [0.90, np.nan]]
     path = tmp_path / "sweep.png"
     labels = ("alpha", "temperature", "accuracy")
-    pictures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, bigger)
+    pictures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, better)
     assert path.exists()
     assert notes(drawn[0]) == ["0.9100", "0.9300", "0.9000", ""]
     assert frames(drawn[0]) == [corner]

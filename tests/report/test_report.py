@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 from etils import epath
 
-from kd_jax.report import plots, report, runs
+from kd_jax.report import plots, report, runs, tables
 from kd_jax.report.quantities import quality, the_primary
 from kd_jax.report.runs import Run
 from kd_jax.report.table import Table
@@ -184,7 +184,7 @@ def test_classes(classifiers):
 
 
 def test_many_classes_have_no_confusion_matrix(classifiers, monkeypatch):
-    monkeypatch.setattr(report, "MOST_CLASSES", 3)
+    monkeypatch.setattr(tables, "MOST_CLASSES", 3)
     assert "too many" in sections({"agnews": classifiers})["Classes"][-1]
 
 
