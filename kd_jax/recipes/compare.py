@@ -37,8 +37,7 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
     results = {label: [run.results for run in members] for label, members in groups.items()}
     tables = [table.of_runs(each, f"{label}, {split}") for label, each in results.items()]
     if len(groups) > 1:
-        title = f"{len(groups)} configurations, {split}: mean ± standard deviation over seeds"
-        tables.append(table.of_groups(results, title))
+        tables.append(table.of_groups(results))
 
     curves = {
         label: [(run.results, runs.curves(run.workdir)) for run in members]

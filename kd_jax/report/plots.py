@@ -276,8 +276,7 @@ def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
 def trade_off(groups: Groups) -> Pictures:
     """Sets the primary figure against every one of COSTS in which the models differ."""
     everything = [results for runs in groups.values() for results, _ in runs]
-    primary = everything[0].get("primary", "loss")
-    quality = quantities.the_primary(table.quality_of(everything), primary)
+    quality = table.primary_of(everything)
     good, found = "higher" if quality.better > 0 else "lower", []
     for cost in (figure for key in COSTS for figure in quantities.COST if figure.key == key):
         lines = _points(groups, cost, quality)

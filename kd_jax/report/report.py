@@ -4,7 +4,6 @@
 surely.
 """
 
-import dataclasses
 import html
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from kd_jax.report.runs import Results, Run, roles
 from kd_jax.report.table import Table, escaped
 
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
-_PAIRED = ("95% interval", "better in")
 
 Groups = Mapping[str, Sequence[Run]]
 
@@ -32,7 +30,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
     Raises UserError where the primary figure is missing from the results.
     """
     every, by_label = [run for runs in groups.values() for run in runs], _results(groups)
-    split, primary = str(every[0].results.get("split")), _primary(every)
+    split, primary = str(every[0].results.get("split")), table.primary_of(_all(by_label))
     best = best_finding(groups, primary, split)
     shown = {
         title: f"![{title}]({file})" for file, title in plots.FILES.items() if file in pictures
@@ -41,7 +39,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
         "Summary": [best, *(finding(*each, primary) for each in groups.items())],
         "Quality": [
             _how(groups),
-            _overview(by_label, primary) if len(groups) > 1 else None,
+            table.of_groups(by_label) if len(groups) > 1 else None,
             *(_quality(*each, table.quality_of(_all(by_label))) for each in by_label.items()),
         ],
         "Classes": [
@@ -79,12 +77,6 @@ def _all(groups: Mapping[str, Sequence[Results]]) -> list[Results]:
     return [run for results in groups.values() for run in results]
 
 
-def _primary(runs: Sequence[Run]) -> Figure:
-    results = [run.results for run in runs]
-    key = results[0].get("primary", "loss")
-    return quantities.the_primary(table.quality_of(results), key)
-
-
 def _how(groups: Groups) -> str:
     """Tells how the tables of quality are to be read."""
     if max(map(len, groups.values())) == 1:
@@ -104,36 +96,10 @@ def _subtitle(every: Sequence[Run], split: str) -> str:
     return " · ".join([tasks, f"{split} split", runs, named])
 
 
-def _overview(groups: Mapping[str, Sequence[Results]], figure: Figure) -> Table:
-    """Shows configurations under each other, by the primary figure."""
-    who = dataclasses.astuple(roles(_all(groups)[0]))
-    names = [name for name in who if any(name in run["stages"] for run in _all(groups))]
-    rows, students = [], {}
-    for label, results in groups.items():
-        stages = [run["stages"] for run in results]
-        means = [quantities.mean(figure, of(name, stages)) for name in names]
-        rows.append([label, str(len(results)), *means, *_paired(figure, results)])
-        for run in results:
-            if (student := roles(run).student) in run["stages"]:
-                students.setdefault(run["seed"], {})[label] = run["stages"][student]
-    best = quantities.shown_best(figure, [*groups], students.values())
-    header = ["configuration", "seeds", *names, "student − baseline", *_PAIRED]
-    title = f"{figure.title} of all configurations" + "; bold: the best student" * bool(best)
-    return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
-
-
-def _paired(figure: Figure, results: Sequence[Results]) -> list[str]:
-    """Shows difference, interval and wins."""
-    found = table.paired(figure, results)
-    if found is None:
-        return [MISSING] * 3
-    return [found.show(), found.show_interval(), f"{found.wins} of {len(found.differences)}"]
-
-
 def _quality(label: str, results: Sequence[Results], figures: Sequence[Figure]) -> Table:
     """Shows figures of every stage, and the paired difference student - baseline."""
     runs, who, several = [run["stages"] for run in results], roles(results[0]), len(results) > 1
-    header = [f"{who.student} − {who.baseline}", *(_PAIRED if several else ())]
+    header = [f"{who.student} − {who.baseline}", *(table.SPREAD if several else ())]
     if not any({who.student, who.baseline} <= {*run} for run in runs):
         header = []
     return table.by_stage(
@@ -141,7 +107,7 @@ def _quality(label: str, results: Sequence[Results], figures: Sequence[Figure]) 
         runs,
         figures,
         header,
-        lambda figure: _paired(figure, results)[: len(header)],
+        lambda figure: table.differences(figure, results)[: len(header)],
         lambda figure: quantities.shown_best(figure, stages_of(runs), runs, who.teacher),
     )
 

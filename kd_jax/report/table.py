@@ -1,7 +1,8 @@
 """Tables of figures, printed with rich or written as Markdown.
 
 `of_runs` shows one configuration: a row for each figure, a column for each stage, and the
-difference student - baseline, paired by seed. `of_groups` puts configurations under each other.
+difference student - baseline, paired by seed. `of_groups` puts configurations under each other by
+their primary figure.
 Several seeds are shown as mean ± sample standard deviation, their differences as mean ± standard
 error. The primary figure is the one by which a run selects checkpoints and is compared: the loss of
 a language model, a task's own metric otherwise.
@@ -17,9 +18,10 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from kd_jax.report import quantities
-from kd_jax.report.quantities import MISSING, Figure, Stages, mean, of, stages_of, the_primary
+from kd_jax.report.quantities import MISSING, Figure, Stages, mean, of, stages_of
 from kd_jax.report.runs import Results, roles
 
+SPREAD = ("95% interval", "better in")  # headings of what is known of a difference
 _LABEL = 20  # characters of a label that must fit next to the figures; a longer one is wrapped
 
 
@@ -123,39 +125,42 @@ def of_runs(results: Sequence[Results], title: str = "") -> Table:
     if len(runs) > 1:
         title += f", {len(runs)} seeds: mean ± standard deviation"
     if len(both) > 1:
-        key = results[0].get("primary", "loss")
-        primary = the_primary(good, key)
+        primary = primary_of(results)
         direction = "higher" if primary.better > 0 else "lower"
         title += ", differences ± standard error"
         if (won := quantities.compare_stages(primary, who.student, who.baseline, both)) is not None:
-            title += f"; {who.student}'s {key} {direction} in {won.wins} of {len(both)}"
+            title += f"; {who.student}'s {primary.key} {direction} in {won.wins} of {len(both)}"
     header = [f"{who.student} - {who.baseline}"] if both else []
 
     def difference(figure: Figure) -> list[str]:
-        return [_difference(figure, results) if figure in good else ""] if both else []
+        return [differences(figure, results)[0] if figure in good else ""] if both else []
 
     return by_stage(title, runs, good + quantities.cost(runs), header, difference)
 
 
-def of_groups(groups: Mapping[str, Sequence[Results]], title: str = "") -> Table:
-    """Shows a row for each stage of each configuration, with the difference of a student."""
+def of_groups(groups: Mapping[str, Sequence[Results]]) -> Table:
+    """Shows the primary figure of configurations, a row each: of teacher, baseline and student, and
+    the paired difference. The best student stands out, if it is shown to be better than all others
+    at the same seeds."""
     everything = [run for results in groups.values() for run in results]
-    figures, key = quality_of(everything), everything[0].get("primary", "loss")
-    compared = any({roles(x).student, roles(x).baseline} <= {*x["stages"]} for x in everything)
-    primary = the_primary(figures, key) if compared else None
-    rows = []
+    figure, who = primary_of(everything), dataclasses.astuple(roles(everything[0]))
+    names = [name for name in who if any(name in run["stages"] for run in everything)]
+    rows, students = [], {}
     for label, results in groups.items():
-        runs = [run["stages"] for run in results]
-        for stage in stages_of(runs):
-            found = of(stage, runs)
-            row = [label, stage, str(len(found)), *(mean(figure, found) for figure in figures)]
-            if primary:
-                of_student = stage == roles(results[0]).student
-                row.append(_difference(primary, results) if of_student else "")
-            rows.append(row)
-    header = ["run", "stage", "seeds", *(figure.title for figure in figures)]
-    header += [f"{key} - baseline's"] if primary else []
-    return Table(title, header, rows, labels=2)
+        means = [mean(figure, of(name, [run["stages"] for run in results])) for name in names]
+        rows.append([label, str(len(results)), *means, *differences(figure, results)])
+        for run in results:
+            if (student := roles(run).student) in run["stages"]:
+                students.setdefault(run["seed"], {})[label] = run["stages"][student]
+    best = quantities.shown_best(figure, [*groups], students.values())
+    header = ["configuration", "seeds", *names, "student − baseline", *SPREAD]
+    title = f"{figure.title} of all configurations" + "; bold: the best student" * bool(best)
+    return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
+
+
+def primary_of(results: Sequence[Results]) -> Figure:
+    """Finds the primary figure of these runs; raises UserError where no stage has it."""
+    return quantities.the_primary(quality_of(results), results[0].get("primary", "loss"))
 
 
 def quality_of(results: Iterable[Results]) -> list[Figure]:
@@ -170,6 +175,10 @@ def paired(figure: Figure, results: Sequence[Results]) -> quantities.Paired | No
     return quantities.compare_stages(figure, who.student, who.baseline, stages)
 
 
-def _difference(figure: Figure, results: Sequence[Results]) -> str:
+def differences(figure: Figure, results: Sequence[Results]) -> list[str]:
+    """Shows the paired difference student - baseline, its interval, and in how many seeds the
+    student is better."""
     found = paired(figure, results)
-    return MISSING if found is None else found.show()
+    if found is None:
+        return [MISSING] * 3
+    return [found.show(), found.show_interval(), f"{found.wins} of {len(found.differences)}"]

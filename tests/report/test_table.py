@@ -23,7 +23,10 @@ def of_runs(runs, title="", **results):
 
 def of_groups(groups, **results):
     return table.of_groups(
-        {label: [{"stages": each, **results} for each in runs] for label, runs in groups.items()}
+        {
+            label: [{"stages": each, "seed": i, **results} for i, each in enumerate(runs)]
+            for label, runs in groups.items()
+        }
     )
 
 
@@ -37,7 +40,7 @@ def test_the_results_say_who_is_compared():
     found = of_runs([stages, stages], "x", roles=roles)
     assert cells(found, "loss (nats/token)")["small - plain"] == "−0.5000 ± 0.0000"
     assert found.title.endswith("small's loss lower in 2 of 2")
-    assert of_groups({"a": [stages]}, roles=roles).rows[-1][-1] == "−0.5000"
+    assert cells(of_groups({"a": [stages]}, roles=roles), "a")["small"] == "2.5000"
     assert of_runs([run(2.5)], roles={"teacher": "teacher"}).header[-1] == "student"
 
 
@@ -94,22 +97,13 @@ def test_no_difference_without_a_baseline():
 
 def test_groups():
     found = of_groups({"a": [run(2.5), run(2.7)], "b": [run(2.9)]})
-    assert [row[:3] for row in found.rows] == [
-        ["a", "teacher", "2"],
-        ["a", "baseline", "2"],
-        ["a", "student", "2"],
-        ["b", "teacher", "1"],
-        ["b", "baseline", "1"],
-        ["b", "student", "1"],
-    ]
-    difference = found.header.index("loss - baseline's")
-    assert [row[difference] for row in found.rows] == [
-        "",
-        "",
-        "−0.4000 ± 0.1000",
-        "",
-        "",
-        "−0.1000",
+    names = ["teacher", "baseline", "student", "student − baseline", "95% interval", "better in"]
+    assert found.header == ["configuration", "seeds", *names]
+    assert found.title == "loss (nats/token) of all configurations"
+    assert found.rows == [
+        ["a", "2", "2.0000", "3.0000", "2.6000 ± 0.1414"]
+        + ["−0.4000 ± 0.1000", "−1.6706 to +0.8706", "2 of 2"],
+        ["b", "1", "2.0000", "3.0000", "2.9000", "−0.1000", "-", "1 of 1"],
     ]
 
 
@@ -143,8 +137,15 @@ def test_a_title_is_as_wide_as_the_screen_not_as_the_table(screen):
 
 
 def test_a_table_that_is_too_wide_comes_in_parts_with_whole_figures(screen):
-    runs = [run(2.5), run(2.6), run(3.1)]
-    found = of_groups({"a label of several words": runs, "b": runs})
+    header = ["run", "stage", "seeds", "loss (nats/token)", "perplexity", "accuracy"]
+    header += ["KL to teacher (nats/token)", "top-1 agreement", "loss - baseline's"]
+    means = ["2.7333 ± 0.3215", "27.333 ± 3.215", "0.5000", "1.0000", "0.7500", "−0.2667 ± 0.1856"]
+    rows = [
+        [label, stage, "3", *means]
+        for label in ("a label of several words", "b")
+        for stage in ("teacher", "baseline", "student")
+    ]
+    found = table.Table("", header, rows, labels=2)
     for width in (80, 120):
         lines = screen(found, width)
         assert max(map(len, lines)) <= width
@@ -216,7 +217,7 @@ def test_wins_go_by_the_primary_figure():
     assert found.title.endswith("student's accuracy higher in 2 of 3")
     assert cells(found, "latency, batch 1 (ms)")["student"] == "20.00"
     both = of_groups({"a": stages[:1]}, primary="accuracy")
-    assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "−0.1000"
+    assert both.title.startswith("accuracy") and cells(both, "a")["student − baseline"] == "−0.1000"
 
 
 def test_squads_figures_are_all_shown():
