@@ -88,10 +88,10 @@ def table(found: dict) -> Table:
     about += [first["precision"]] if "precision" in first else []
     about += [f"beside {first['teacher']}"] if first.get("teacher") else []
     if "stages" in found:
-        return tables.scores_of_models(found["stages"], ", ".join(about))
+        return tables.scores(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     if by_likelihood(found["task"]):
-        return tables.scores(found, name, ", ".join(about))
+        return tables.scores({name: found}, ", ".join(about))
     return of_runs([{"stages": {name: found}}], ", ".join(about))
 
 

@@ -245,30 +245,10 @@ def methods_in_words(seeds: Sequence[Stages]) -> str:
     return " ".join(said)
 
 
-def scores(found: Mapping[str, Any], name: str, title: str) -> Table:
-    """Shows one model's figures in one task scored by likelihood: accuracies with their standard
-    error, and Wilson's interval at 95% next to them."""
-    rows = []
-    for before, group in {"": found, **found.get("groups", {})}.items():
-        for key, heading in _ACCURACIES:
-            if key in group:
-                low, high = group[f"{key}_interval"]
-                value = f"{group[key]:.4f} ± {group[f'{key}_error']:.4f}"
-                place = f"{before}: {heading}" if before else heading
-                rows.append([place, value, f"{low:.4f} to {high:.4f}"])
-    intervals = bool(rows)
-    for key, heading, show in _SCORES:
-        if found.get(key) is not None:
-            rows.append([heading, show(found[key]), ""])
-    if intervals:
-        return Table(title, ["", name, "95% interval"], rows)
-    return Table(title, ["", name], [row[:2] for row in rows])
-
-
-def scores_of_models(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Shows several models' figures in one task, a column each, and how near they are to the
-    teacher (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above
-    chance."""
+def scores(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Shows models' figures in one task scored by likelihood, a column each: accuracies with their
+    standard error and Wilson's interval at 95%, and how near a model is to the teacher
+    (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above chance."""
     columns = {name: _column(report) for name, report in found.items()}
     headings = dict.fromkeys(heading for column in columns.values() for heading in column)
     rows = [[each, *(column.get(each, "-") for column in columns.values())] for each in headings]
@@ -276,7 +256,17 @@ def scores_of_models(found: Mapping[str, Mapping[str, Any]], title: str) -> Tabl
 
 
 def _column(report: Mapping[str, Any]) -> dict[str, str]:
-    column = {row[0]: row[1] for row in scores(report, "", "").rows}
+    column = {}
+    for before, group in {"": report, **report.get("groups", {})}.items():
+        for key, heading in _ACCURACIES:
+            if key in group:
+                low, high = group[f"{key}_interval"]
+                value = f"{group[key]:.4f} ± {group[f'{key}_error']:.4f}"
+                place = f"{before}: {heading}" if before else heading
+                column[place] = f"{value} ({low:.4f} to {high:.4f})"
+    for key, heading, show in _SCORES:
+        if report.get(key) is not None:
+            column[heading] = show(report[key])
     kept = report.get("beside_teacher", {})
     for key, heading, form in _KEPT:
         if kept.get(key) is not None:
