@@ -184,6 +184,9 @@ STAGES: dict[str, dict[str, Any]] = dict(
     round=dict(kind="round"),
 )
 
+# The stages that reports compare, where the results of a run do not name them.
+ROLES = dict(teacher="teacher", baseline="baseline", student="student")
+
 
 def ranges(keys: Table) -> dict[str, Any]:
     """A table as `settings` takes it, without the meanings."""

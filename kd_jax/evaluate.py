@@ -88,11 +88,11 @@ def table(found: dict) -> Table:
     about += [first["precision"]] if "precision" in first else []
     about += [f"beside {first['teacher']}"] if first.get("teacher") else []
     if "stages" in found:
-        return tables.scores_of_models(found["stages"], ", ".join(about))
+        return tables.scores(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
     if by_likelihood(found["task"]):
-        return tables.scores(found, name, ", ".join(about))
-    return of_runs([{name: found}], ", ".join(about))
+        return tables.scores({name: found}, ", ".join(about))
+    return of_runs([{"stages": {name: found}}], ", ".join(about))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
     table(found).print()
     if "classes" in found:
-        tables.by_class(found["task"], [{"": found}]).print()
+        tables.by_class(found["task"], [{"stages": {"": found}}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
 

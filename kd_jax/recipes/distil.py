@@ -38,8 +38,6 @@ from kd_jax.train import loop, sharding
 from kd_jax.train.checkpoint import resume_from
 from kd_jax.types import Model
 
-log = logging.getLogger(__name__)
-
 Figures = dict[str, dict[str, Any]]  # by stage
 
 
@@ -66,7 +64,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         with watch.section(name):
             figures |= run_stage(built, this, parameters, answers, built.split, wandb_run)
     parameters = sharding.to_host(parameters)
-    found = place.about(built, data) | {"stages": figures}
+    found = place.about(built, data) | {"roles": results.roles(built), "stages": figures}
     if jax.process_index() == 0:
         _end(built, parameters, found, watch)
     if wandb_run is not None:
@@ -161,6 +159,7 @@ def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwat
     with watch.section("export"):
         found["export"] = export.export_run(run, last, parameters[last.model], found)
     found |= watch.report()
-    plots.draw({folder.name: [runs.curves(folder)]}, folder / "plots")
+    curves = plots.curves({folder.name: [(found, runs.curves(folder))]})
+    plots.draw(curves, folder.name, folder / "plots")
     storage.write_json(folder / "results.json", found)
     results.show(folder, found)

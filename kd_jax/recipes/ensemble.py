@@ -12,7 +12,6 @@ A round that is done has results.json in its folder RUN/round_N; nothing else sa
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from typing import Any
@@ -70,6 +69,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     last = {"student": found[-1]["student"], "ensemble": found[-1]["ensemble"]}
     last |= {"learned": learned} if learned else {}
     results = place.about(built, data) | {
+        "roles": {"teacher": "teacher", "student": "ensemble"},
         "stages": {"teacher": training.of_teacher} | last,
         "weights": weights,
         "rounds": found,
@@ -94,7 +94,7 @@ def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         name: pictures.trend(sizes, [each["ensemble"][name] for each in found])
         for name in ("loss", "kl")
     }
-    return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}
+    return {name: each for name, each in made.items() if each}
 
 
 def past_members(this: Run) -> list[Params]:

@@ -90,9 +90,8 @@ class Predictions:
         self.task.write_submission(self.report["split"], self.outputs, str(written[0]))
         if "classes" in self.report:
             written += [folder / "classes.md", folder / "confusion.png"]
-            written[1].write_text(
-                tables.by_class(self.report["task"], [{"": self.report}]).markdown()
-            )
+            shown = tables.by_class(self.report["task"], [{"stages": {"": self.report}}])
+            written[1].write_text(shown.markdown())
             names, counts = list(self.report["classes"]), self.report["confusion"]
             pictures.confusion_matrix(names, counts, written[2], title=self.report["task"])
         return [str(Path(path)) for path in written]

@@ -246,7 +246,7 @@ def _export_stage(
     trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(
-        card.of_stage, stage.name, run.head, size, results, config, stated, rows, code
+        card.of_stage, stage.name, run.head, size, results, config, stated, rows, stage.made, code
     )
     source = {"config_hash": results["config_hash"], "stage": stage.name}
     origins = blueprint.folder, run.models["teacher"].folder

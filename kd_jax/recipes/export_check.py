@@ -123,7 +123,7 @@ def load_in_pytorch(folder: Path, head: str) -> Any:
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    loader = getattr(transformers, card.AUTO_CLASSES[head])
+    loader = getattr(transformers, card.HEADS[head].auto)
     ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
     model, info = loader.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours

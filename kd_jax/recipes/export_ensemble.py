@@ -75,7 +75,9 @@ def _about(
     stated = card.inherited(*_folders(run))
     trained_on = provenance.of_run(config, results, run.tokenizers["student"])
     rows = provenance.sentence(trained_on["task"])
-    page = functools.partial(card.of_stage, name, "clm", size, results, config, stated, rows, code)
+    page = functools.partial(
+        card.of_stage, name, "clm", size, results, config, stated, rows, "", code
+    )
     return page, trained_on
 
 

@@ -27,7 +27,7 @@ from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
 from kd_jax.ranges import Real, settings
 from kd_jax.recipes import distil
-from kd_jax.report import pictures, table
+from kd_jax.report import pictures, quantities, table
 from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
@@ -281,6 +281,7 @@ def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
             *(list(map(str, rows)), list(map(str, columns)), values, folder / "heat_map.png"),
             title=f"{results['config']}: {primary} on held-out training data",
             labels=(keys[0], keys[1], primary),
+            better=quantities.of_keys([primary])[0].better,
         )
         print(f"heat map: {path}", flush=True)
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from kd_jax.data.loader import Batches
 from kd_jax.metrics import likelihood
-from kd_jax.metrics.classification import beside_teacher
+from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives.objective import held_out_objective
@@ -138,7 +138,7 @@ def of_logits(
     of its teachers."""
     made = task.score(split, found)
     if teachers is not None:
-        made |= beside_teacher(found, teachers)
+        made |= compare_with_teacher(found, teachers)
     return made | task.report(split, found)
 
 

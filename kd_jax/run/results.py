@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from kd_jax.models.blueprint import count
 from kd_jax.report import runs, table
 from kd_jax.run import origins
 from kd_jax.types import Params
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +53,21 @@ def finished(folder: epath.Path) -> dict[str, Any] | None:
     return results
 
 
+def roles(run: Run) -> dict[str, str]:
+    """Names the stages that reports compare (kd_jax/report/runs.py): the student, which the run is
+    about, its baseline, which trains the same model on the labels, and their teacher."""
+    last, same = run.principal, [each for each in run.stages if each.model == run.principal.model]
+    labels_only = [each.name for each in same if not each.learns and not each.made]
+    baseline = next((name for name in labels_only if name not in run.teachers), "")
+    student = last.name if last.name not in (baseline, *run.teachers) else ""
+    return {"teacher": run.teachers[0], "baseline": baseline, "student": student}
+
+
 def show(folder: epath.Path, results: dict) -> None:
     """Prints a finished run's table, in the first process."""
     if jax.process_index() == 0:
         title = f"{results['config']}, {results['split']} split"
-        table.of_runs([results["stages"]], title, results.get("primary", "loss")).print()
+        table.of_runs([results], title).print()
         print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 

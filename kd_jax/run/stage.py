@@ -113,6 +113,7 @@ class Stage(Settings):
     resume: str  # RUN/STAGE whose last checkpoint it goes on from; "": none
     recipe: str = "distil"  # that trains it
     principal: bool = False  # what the run is about, although other stages come later
+    made: str = ""  # how its model is made of the teacher, up to the text, for its model card
     groups: Groups = ()  # parameters of its last state that have Adam counts of their own
     phases_of: Callable[[Run, Stage, Parameters], Sequence[Phase]] = whole
     step_inputs: Callable[[Run, Stage], StepInputs] = with_teacher

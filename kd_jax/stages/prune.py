@@ -38,6 +38,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         run,
         settings,
         model=name,
+        made="pruned with kd_jax, by heads and FFN columns of the smallest L1 norm, and then "
+        "trained on",
         learns=run.config.pruning.distil and bool(settings.objective),
         reports_start="one_shot",
         phases_of=lambda run, this, parameters: [

@@ -51,6 +51,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         settings,
         model=name,
         principal=True,
+        made="made of another model with kd_jax, by compact blocks that replaced its own while it "
+        "trained on",
         groups=groups(run, settings.optim, found[-1]),
         phases_of=lambda run, this, parameters: [
             Substituted(run, this, swap, parameters).phase for swap in found

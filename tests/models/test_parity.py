@@ -185,7 +185,7 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     family, config = families.read(tiny.CONFIGS[name])
     model = tiny.model(name, head)
     hf.save(tmp_path, model.params, family, config, head)
-    theirs, info = getattr(transformers, card.AUTO_CLASSES[head]).from_pretrained(
+    theirs, info = getattr(transformers, card.HEADS[head].auto).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
