@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import ragged
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data import encoded
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.data.splits import QuestionSet
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
@@ -123,7 +123,7 @@ class Rows:
         """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
         ones; segments where any row has more than one."""
         rows = (self._pieces(self._rows[r]) for r in ids_B)
-        return ragged.batch(ids_B, rows, length, self.branches > 1)
+        return encoded.batch(ids_B, rows, length, self.branches > 1)
 
     def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
         """The context but its last token, then every stretch after that."""

@@ -25,7 +25,8 @@ from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data import tokenizers
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.report import pictures, runs, tables
@@ -34,7 +35,6 @@ from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
-from kd_jax.tasks import text
 from kd_jax.tasks.perplexity import Perplexity
 from kd_jax.tasks.scoring import Scored, ScoringTask
 from kd_jax.teachers.several import in_order
@@ -372,7 +372,7 @@ def _encoded(
     task: ScoringTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
     """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
-    tokenizer = text.begun_by(own.tokenizer, options.separator or trained.get("separator"))
+    tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
     most = own.described.config.max_tokens
     used = trained.get("seq_len", most)
     if (task.seq_len or 0) > most:

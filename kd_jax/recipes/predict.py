@@ -20,8 +20,8 @@ from scipy import special
 
 from kd_jax import hub
 from kd_jax.data import encoded, outputs
-from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf

@@ -14,13 +14,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax import hub
-from kd_jax.data import source
+from kd_jax.data import source, tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir
-from kd_jax.tasks import text
 from kd_jax.tasks.language import Task
 
 log = logging.getLogger(__name__)
@@ -91,13 +90,13 @@ def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any
         )
     if jax.process_index() == 0 and not path.exists():
         temporary = path.with_name("tokenizer.tmp")
-        text.train_tokenizer(given.train, _texts(config, task)(), given.vocab_size, temporary)
+        tokenizers.train_tokenizer(given.train, _texts(config, task)(), given.vocab_size, temporary)
         (temporary / workdir.TRAINED_HERE).touch()
         temporary.rename(path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     try:
-        return text.load_tokenizer(path)
+        return tokenizers.load_tokenizer(path)
     except Exception as error:  # whatever a damaged file leads to
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -117,15 +116,15 @@ def shared_tokenizer(config: ConfigDict, models: Mapping[str, Blueprint]) -> Any
         return named
     if models["teacher"].folder is None:
         raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
-    return text.load_tokenizer(models["teacher"].folder)
+    return tokenizers.load_tokenizer(models["teacher"].folder)
 
 
 def own_tokenizers(config: ConfigDict, models: Mapping[str, Blueprint]) -> dict[str, Any]:
     """Each model's tokenizer: its checkpoint's own, the config's, or the teacher's."""
     named, found = _named(config), {}
     for name, model in models.items():
-        own = model.folder is not None and text.has_tokenizer(model.folder)
-        found[name] = text.load_tokenizer(model.folder) if own else named
+        own = model.folder is not None and tokenizers.has_tokenizer(model.folder)
+        found[name] = tokenizers.load_tokenizer(model.folder) if own else named
         if found[name] is None and name not in names_of_teachers(config):
             found[name] = found["teacher"]
         if found[name] is None:
@@ -140,7 +139,7 @@ def _named(config: ConfigDict) -> Any:
     where = Path(config.tokenizer.path).expanduser()
     if not where.is_dir():
         where = hub.resolve(config.tokenizer.path, None, "tokenizer.path").path
-    return text.load_tokenizer(where)
+    return tokenizers.load_tokenizer(where)
 
 
 def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
@@ -155,9 +154,9 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
                 f"tokenizer; set tokenizer.path to that of {model.name}, or choose another"
             )
     for key, model in models.items():
-        if model.folder is None or not text.has_tokenizer(model.folder):
+        if model.folder is None or not tokenizers.has_tokenizer(model.folder):
             continue
-        theirs = text.load_tokenizer(model.folder)
+        theirs = tokenizers.load_tokenizer(model.folder)
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{key} {model.name} was trained with another tokenizer than the run's: the "
@@ -168,7 +167,7 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
 
 def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
     """Warns where a model's own tokenizer cuts texts otherwise than the one it is to read with."""
-    if not text.same_rules(theirs, tokenizer):
+    if not tokenizers.same_rules(theirs, tokenizer):
         log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins, storage
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
-from kd_jax.tasks import text
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def task_of(
     if "template" in found and own and found["template"] != _digest(tokenizer):
         log.warning("the tokenizer's chat template is not the one of the model's training")
     if name == "clm" and "separator" not in own | given:
-        given["separator"] = text.own_separator(tokenizer)
+        given["separator"] = tokenizers.own_separator(tokenizer)
         begins = given["separator"] == "bos"
         why = "with which the tokenizer begins texts" if begins else "which ends texts"
         log.info(

@@ -19,9 +19,9 @@ import logging
 
 import numpy as np
 
-from kd_jax.data import cache, chats, ragged, splits, table
+from kd_jax.data import cache, chats, encoded, splits, table
+from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
-from kd_jax.data.ragged import Ragged
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
@@ -47,7 +47,7 @@ class Conversations:
     name: str
     commit: str | None  # of a hub repository
     digest: str  # of the whole source
-    tokens: Ragged
+    tokens: Marked
     chosen_N: np.ndarray  # their numbers in the source
 
     def part(self, chosen_N: np.ndarray, name: str) -> "Conversations":
@@ -102,12 +102,12 @@ class Chat(Text):
         entry = cache.folder(self.data["cache_dir"]) / f"chats-{key}"
 
         def write(path):
-            encoded = self._template.encode(messages, found.place, tools)
-            Ragged.of([each.ids_N for each in encoded], [e.learnt_N for e in encoded]).save(path)
+            rows = self._template.encode(messages, found.place, tools)
+            Marked.of([each.ids_N for each in rows], [e.learnt_N for e in rows]).save(path)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
-        tokens = Ragged.load(entry)
+        tokens = Marked.load(entry)
         cache.check_ids(tokens.tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
         return Conversations(found.name, found.commit, digest, tokens, np.arange(len(tokens)))
 
@@ -134,7 +134,7 @@ class Rows:
                 f"{part.name}: no conversation has a word of the assistant within "
                 f"config.task.seq_len={seq_len} tokens; lengthen the rows"
             )
-        bins = ragged.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
+        bins = encoded.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
         self.rows = [kept[each].tolist() for each in bins] if packed else kept[:, None].tolist()
         self.about = dict(
             conversations=len(chosen),
@@ -151,7 +151,7 @@ class Rows:
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
         """The rows of one batch, whatever the epoch."""
         rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
-        return ragged.batch(ids_B, rows, self.seq_len, self.packed)
+        return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 
     def _piece(self, segment: int, conversation: int) -> tuple:
         (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]

@@ -12,10 +12,10 @@ import logging
 
 import numpy as np
 
+from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks import text
 from kd_jax.tasks.language import TextTask, batch_shapes
 from kd_jax.types import Batch
 
@@ -39,7 +39,7 @@ class CausalLM(TextTask):
         return batch_shapes(batch_size, self.seq_len, self.seq_len)
 
     def prepare(self):
-        own = text.own_separator(self.tokenizer)
+        own = tokenizers.own_separator(self.tokenizer)
         if (
             self.separator == "eos"
             and own == "bos"
@@ -55,7 +55,7 @@ class CausalLM(TextTask):
     @functools.cached_property
     def _separator(self) -> int:
         name = f"{self.separator}_token"
-        return text.token_id(self.tokenizer, name, "causal language modelling")
+        return tokenizers.token_id(self.tokenizer, name, "causal language modelling")
 
     def _blocks(self, tokens_N, partial):
         return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)

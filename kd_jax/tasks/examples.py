@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.data.encoded import Encoded
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.tasks.language import Task, batch_shapes
 from kd_jax.types import Batch
 

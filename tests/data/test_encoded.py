@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kd_jax.data import encoded
+from kd_jax.data.encoded import pack
 
 TOKENS = [[2, 7, 3], [2, 3], [2, 9, 8, 7, 3]]
 TYPES = [[0, 0, 1], [0, 1], [0, 0, 0, 1, 1]]
@@ -44,7 +45,7 @@ def test_digests_are_of_tokens_and_types():
 
 
 def test_tokenising_single_texts_and_pairs(data_folder):
-    from kd_jax.tasks.text import load_tokenizer
+    from kd_jax.data.tokenizers import load_tokenizer
 
     bert = load_tokenizer(data_folder / "tokenizers" / "bert-base-uncased")
     rows = encoded.encode(bert, ["a man", "a b c d e f g h"], None, LABELS[:2], 8)
@@ -58,3 +59,23 @@ def test_tokenising_single_texts_and_pairs(data_folder):
     gpt2 = load_tokenizer(data_folder / "tokenizers" / "gpt2")
     rows = encoded.encode(gpt2, ["a man"], None, LABELS[:1], 8)
     assert rows.types_F is None and rows.pad_id == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_items_are_packed_once_and_tightly(seed):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 65, 300).tolist()
+    bins = pack(lengths, 64)
+    assert sorted(item for each in bins for item in each) == list(range(300))
+    assert all(sum(lengths[item] for item in each) <= 64 for each in bins)
+    assert len(bins) <= 1.05 * sum(lengths) / 64 + 1
+
+
+def test_what_fits_exactly():
+    assert pack([3, 5, 8, 1, 7], 8) == [[2], [4, 3], [1, 0]]
+    assert pack([], 8) == []
+
+
+def test_an_item_that_fits_nowhere():
+    with pytest.raises(ValueError, match="item 1 of length 9 does not fit into 8"):
+        pack([3, 9], 8)

@@ -1,8 +1,8 @@
 import pytest
 
+from kd_jax.data import tokenizers
 from kd_jax.data.squad import Answer, Question, windows
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 WORDS = [f"w{i:02d}" for i in range(30)]
 CONTEXT = " ".join(WORDS) + "."
@@ -12,7 +12,7 @@ CONTEXT = " ".join(WORDS) + "."
 def tokenizer(request, tmp_path_factory):
     size = {"wordpiece": 200, "bpe": 400}[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    return text.train_tokenizer(request.param, [CONTEXT, "Which one?"], size, folder)
+    return tokenizers.train_tokenizer(request.param, [CONTEXT, "Which one?"], size, folder)
 
 
 def question(answer=None, words="Which one?", key="q"):

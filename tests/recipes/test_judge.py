@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kd_jax import cli, evaluate, samples
+from kd_jax.data import tokenizers
 from kd_jax.recipes.evaluate import Options, task_config
-from kd_jax.tasks import text
 from tests import smoke
 from tests.recipes import finetuning
 
@@ -218,7 +218,7 @@ def test_mistakes(run, student, tmp_path, capsys):
 
 def test_a_checkpoint_with_another_tokenizer_s_files(student, tmp_path, capsys):
     model = Path(finetuning.larger_tokenizer(tmp_path))
-    assert text.has_tokenizer(model)
+    assert tokenizers.has_tokenizer(model)
     line = refused(capsys, f"--model={model}", "--task=agnews", f"--data={NEWS}")
     assert "has a vocabulary of 96, its tokenizer has ids up to" in line
 

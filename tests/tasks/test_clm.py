@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 DOCUMENTS = [f"document {i} says " + "some more words, " * (i % 5) + "end" for i in range(40)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -103,6 +103,6 @@ def test_processes_share_the_batches_of_training_and_evaluation(data, tokenizer)
 def test_mistakes(data, tokenizer, tmp_path):
     with pytest.raises(UserError, match="unknown key config.task.masking; have: name, seq_len"):
         make(data, tokenizer, masking={})
-    bert = text.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path / "bert")
+    bert = tokenizers.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path / "bert")
     with pytest.raises(UserError, match="has no eos_token, which causal language modelling needs"):
         make(data, bert).train(4, seed=0)
