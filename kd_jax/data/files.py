@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.data.documents import Documents, from_lines, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, from_lines, from_rows
 from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from kd_jax import hub
-from kd_jax.data.documents import Documents, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, from_rows
 from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)

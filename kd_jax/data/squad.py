@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
 from kd_jax.data.encoded import Encoded, join, pad_id
+from kd_jax.data.source import Table, blank
 from kd_jax.data.splits import QuestionSet
-from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 
 _AT_ONCE = 512  # questions tokenised in one call, which bounds its lists of offsets

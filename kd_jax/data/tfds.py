@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.documents import Documents, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, from_rows
 from kd_jax.errors import UserError
 
 

@@ -9,7 +9,7 @@ classes.txt beside them must name the same classes.
 import csv
 from pathlib import Path
 
-from kd_jax.data import files, table
+from kd_jax.data import files, source
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped_file
@@ -28,11 +28,11 @@ class AGNews(ClassificationTask):
 
     def _read(self, key):
         where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, where)
+        spec = settings(self.data[key], source.OF_TABLES, where)
         path = shipped_file(spec, where, key, ".csv", ".tsv")
         if path is not None:
             return self._original(path)
-        found = table.read(spec, where)
+        found = source.table(spec, where)
         known = {str(row): row for row in range(4)} | self._known
         labels_N = classes(found.column("label", "config.data"), known, found.place)
         texts = found.texts("text", "config.data")

@@ -22,9 +22,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.data import continuations, files, table
+from kd_jax.data import continuations, files, source
 from kd_jax.data.continuations import Question, Questions
-from kd_jax.data.table import Table
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
 from kd_jax.tasks.multiple_choice import MultipleChoice
@@ -56,7 +56,7 @@ class ChildrensBookTest(MultipleChoice):
         )
 
     def _of_class(self, name: str) -> list[Questions]:
-        spec = settings(self.data["test"] or HUB, table.DEFAULTS, "data.test")
+        spec = settings(self.data["test"] or HUB, source.OF_TABLES, "data.test")
         if spec["source"] != "files":
             if spec["name"] is None:  # the hub's configurations are the classes
                 spec["name"] = name
@@ -76,7 +76,7 @@ class ChildrensBookTest(MultipleChoice):
         ]
 
     def _of_table(self, spec: dict, name: str) -> Questions:
-        found = table.read(spec, "data.test")
+        found = source.table(spec, "data.test")
         return continuations.questions(found.name, of_table(found, name), found.commit)
 
     def _files(self, path: str, name: str) -> list[Path]:

@@ -19,7 +19,7 @@ import logging
 
 import numpy as np
 
-from kd_jax.data import cache, chats, encoded, splits, table
+from kd_jax.data import cache, chats, encoded, source, splits
 from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
@@ -92,7 +92,7 @@ class Chat(Text):
 
     def _read(self, key) -> Conversations:
         """A source's conversations, tokenised once."""
-        found = table.read(self.data[key], f"data.{key}")
+        found = source.table(self.data[key], f"data.{key}")
         messages = chats.read(found, self.config["column"], "config.task.column")
         tools = chats.tools(found)
         digest = chats.digest(messages, tools)

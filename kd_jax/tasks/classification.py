@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import encoded, splits
+from kd_jax.data.source import blank
 from kd_jax.data.splits import HELD_OUT_SEED
-from kd_jax.data.table import blank
 from kd_jax.errors import UserError
 from kd_jax.metrics import classification
 from kd_jax.tasks.examples import ExampleTask

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import logging
 
-from kd_jax.data import files, table
+from kd_jax.data import files, source
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
@@ -105,7 +105,7 @@ class Glue(ClassificationTask):
 
     def _read(self, key):
         where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, where)
+        spec = settings(self.data[key], source.OF_TABLES, where)
         path = shipped_file(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
         if path is not None:
             return self._texts(_original(path, self.task), original=True)
@@ -113,9 +113,9 @@ class Glue(ClassificationTask):
             spec["name"] = self.layout.hub_name or self.task
         if spec["split"] is None:
             spec["split"] = "train" if key == "train" else self.layout.hub_split
-        return self._texts(table.read(spec, where), original=False)
+        return self._texts(source.table(spec, where), original=False)
 
-    def _texts(self, found: table.Table, original: bool) -> Texts:
+    def _texts(self, found: source.Table, original: bool) -> Texts:
         layout = self.layout
         columns = (original and layout.file_texts) or layout.texts
         label = layout.file_label if original else "label"
@@ -137,7 +137,7 @@ class Glue(ClassificationTask):
         return texts if self.task == "qqp" else texts.checked()  # a few of QQP's are empty
 
 
-def _original(path: Path, task: str) -> table.Table:
+def _original(path: Path, task: str) -> source.Table:
     """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files."""
     records, header, left_out = [], None, 0
     if task == "cola":
@@ -158,7 +158,7 @@ def _original(path: Path, task: str) -> table.Table:
             )
     if left_out:
         logging.warning("%s: %d broken rows are left out", path, left_out)
-    return table.Table.of_records(str(path), records)
+    return source.Table.of_records(str(path), records)
 
 
 make = Glue

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from kd_jax.data import continuations, table
+from kd_jax.data import continuations, source
 from kd_jax.data.continuations import Question, Questions
-from kd_jax.data.table import Table
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
 from kd_jax.tasks.scoring import POSITIONS
@@ -39,7 +39,7 @@ class HellaSwag(MultipleChoice):
     defaults, by_character = DEFAULTS, True
 
     def _read(self) -> Questions:
-        found = table.read(self.data["test"] or HUB, "data.test")
+        found = source.table(self.data["test"] or HUB, "data.test")
         return continuations.questions(found.name, _questions(found), found.commit)
 
 

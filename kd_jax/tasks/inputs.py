@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_jax.data import files, squad
+from kd_jax.data.source import Table, blank
 from kd_jax.data.squad import Question
-from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 from kd_jax.tasks.classification import Texts
 

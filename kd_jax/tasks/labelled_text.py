@@ -20,7 +20,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kd_jax.data import table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, class_name, classes, numbers
@@ -43,7 +43,7 @@ class LabelledText(ClassificationTask):
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
-        self._table = functools.cache(lambda key: table.read(self.data[key], f"data.{key}"))
+        self._table = functools.cache(lambda key: source.table(self.data[key], f"data.{key}"))
         given = self.config["labels"]
         if given is not None and (isinstance(given, str) or len(given) == 0):
             raise UserError(f"config.task.labels={given!r} must be a list of names, or a dict")

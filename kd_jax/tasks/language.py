@@ -18,8 +18,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import blocks, cache, source, splits
-from kd_jax.data.documents import Documents
 from kd_jax.data.loader import Batches, Stream
+from kd_jax.data.source import Documents
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings

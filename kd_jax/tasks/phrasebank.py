@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from kd_jax.data import splits, table
+from kd_jax.data import source, splits
 from kd_jax.errors import UserError
 from kd_jax.ranges import Real, Whole, settings
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
@@ -65,7 +65,7 @@ class PhraseBank(ClassificationTask):
 
     def _file(self, key) -> Texts:
         where = f"config.data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, f"data.{key}")
+        spec = settings(self.data[key], source.OF_TABLES, f"data.{key}")
         if spec["source"] != "files" or not isinstance(spec["path"], str | Path):
             raise UserError(
                 f"{where}: PhraseBank is read from source='files', with path its folder, its .zip "

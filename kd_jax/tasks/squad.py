@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from kd_jax.data import splits, squad, table
+from kd_jax.data import source, splits, squad
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
@@ -89,12 +89,12 @@ class Squad(ExampleTask):
 
     def _read(self, key):
         where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS | WITHOUT, where)
+        spec = settings(self.data[key], source.OF_TABLES | WITHOUT, where)
         without, same, path = spec.pop("without"), spec.pop("same_articles"), spec["path"]
         if spec["source"] == "files" and str(path).endswith(".json"):
             found = squad.read(Path(os.path.expanduser(path)))
         else:
-            found = squad.of_table(table.read(spec, where))
+            found = squad.of_table(source.table(spec, where))
         if without is None:
             return found
         others = squad.read(Path(os.path.expanduser(without))).questions

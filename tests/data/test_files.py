@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kd_jax.data import source, table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def write(file, text):
 
 
 def rows(path, **keys):
-    return table.read({"path": path, **keys}, "data.train").columns
+    return source.table({"path": path, **keys}, "data.train").columns
 
 
 def test_every_kind_gives_the_same_documents(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from kd_jax import hub
-from kd_jax.data import source, table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 
 ROWS = ["", " = One = \n", "", " text \n", " = Two = \n", " more \n"]
@@ -186,5 +186,5 @@ def test_rows_without_a_class_have_none(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     file = tmp_path / "own" / "train.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
-    found = table.read({"source": "hub", "path": str(tmp_path / "own")}, "data.train")
+    found = source.table({"source": "hub", "path": str(tmp_path / "own")}, "data.train")
     assert found.columns == {"label": [1, None, 0], "number": [1, -1, 0]}

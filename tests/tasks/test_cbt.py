@@ -106,7 +106,7 @@ def test_mistakes(path, config, message, tmp_path):
 
 def test_the_hub_is_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(cbt.table, "read", lambda spec, where: asked.append(spec) or 1 / 0)
+    monkeypatch.setattr(cbt.source, "table", lambda spec, where: asked.append(spec) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _ = cbt.scoring({"classes": ("P",)}, None).questions
     (spec,) = asked

@@ -136,7 +136,7 @@ def test_other_files(tmp_path):
 
 def test_the_hub_is_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(hellaswag.table, "read", lambda spec, where: asked.append(spec) or 1 / 0)
+    monkeypatch.setattr(hellaswag.source, "table", lambda spec, where: asked.append(spec) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _ = hellaswag.scoring({}, None).questions
     assert asked == [{"source": "hub", "path": "Rowan/hellaswag", "split": "validation"}]
