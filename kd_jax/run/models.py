@@ -20,7 +20,7 @@ from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir
-from kd_jax.tasks.language import Task
+from kd_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kd_jax.data import continuations, files, source
-from kd_jax.data.continuations import Question, Questions
+from kd_jax.data.continuations import Question
 from kd_jax.data.source import Table
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
 from kd_jax.tasks.multiple_choice import MultipleChoice

@@ -25,7 +25,8 @@ from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.language import Text, batch_shapes
+from kd_jax.tasks.language import Text
+from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from kd_jax.data.source import blank
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.metrics import classification
-from kd_jax.tasks.examples import ExampleTask
+from kd_jax.tasks.task import ExampleTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.language import TextTask, batch_shapes
+from kd_jax.tasks.language import TextTask
+from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)

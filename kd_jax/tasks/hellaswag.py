@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from kd_jax.data import continuations, source
-from kd_jax.data.continuations import Question, Questions
+from kd_jax.data.continuations import Question
 from kd_jax.data.source import Table
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.tasks.multiple_choice import MultipleChoice
 from kd_jax.tasks.scoring import POSITIONS

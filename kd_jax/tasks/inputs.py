@@ -138,7 +138,7 @@ def _check(path: Path, have: tuple[str, ...]) -> None:
 
 def _squad(path: Path) -> Table | None:
     """The table of a SQuAD file; None where the file is a list of rows."""
-    content = files.parse("".join(files.lines(path)), str(path))
+    content = files.read_json(path)
     if isinstance(content, list):
         return None
     return Table.of_records(str(path), _entries(content, path))

@@ -13,7 +13,8 @@ from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.masking import Masking, uniforms
 from kd_jax.ranges import Whole
-from kd_jax.tasks.language import TextTask, batch_shapes
+from kd_jax.tasks.language import TextTask
+from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)

@@ -10,7 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits
-from kd_jax.data.continuations import Questions, Rows, endings
+from kd_jax.data.continuations import Rows, endings
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.metrics import likelihood
 from kd_jax.ranges import settings

@@ -18,9 +18,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from kd_jax.data import source, splits
+from kd_jax.data import splits
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole, settings
+from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 
 DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
@@ -64,8 +64,8 @@ class PhraseBank(ClassificationTask):
         return whole.part(~test_N, f"{1 - share:.0%} of {whole.name}")
 
     def _file(self, key) -> Texts:
-        where = f"config.data.{key}"
-        spec = settings(self.data[key], source.OF_TABLES, f"data.{key}")
+        where, spec = self._spec(key)
+        where = f"config.{where}"
         if spec["source"] != "files" or not isinstance(spec["path"], str | Path):
             raise UserError(
                 f"{where}: PhraseBank is read from source='files', with path its folder, its .zip "

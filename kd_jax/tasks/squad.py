@@ -35,8 +35,8 @@ from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.metrics import span
-from kd_jax.ranges import Real, Whole, settings
-from kd_jax.tasks.examples import ExampleTask
+from kd_jax.ranges import Real, Whole
+from kd_jax.tasks.task import ExampleTask
 
 DEFAULTS = dict(
     name="squad",
@@ -48,7 +48,6 @@ DEFAULTS = dict(
     null_threshold=Real(default=None),
     best_non_null=False,
 )
-WITHOUT = dict(without=None, same_articles=False)
 
 
 class _Best(NamedTuple):
@@ -88,8 +87,7 @@ class Squad(ExampleTask):
         return other
 
     def _read(self, key):
-        where = f"data.{key}"
-        spec = settings(self.data[key], source.OF_TABLES | WITHOUT, where)
+        where, spec = self._spec(key, without=None, same_articles=False)
         without, same, path = spec.pop("without"), spec.pop("same_articles"), spec["path"]
         if spec["source"] == "files" and str(path).endswith(".json"):
             found = squad.read(Path(os.path.expanduser(path)))
