@@ -13,6 +13,7 @@ from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped_file
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
@@ -25,6 +26,10 @@ class AGNews(ClassificationTask):
     metrics = ("accuracy", "macro_f1")
     primary = "accuracy"
     defaults, own_data = DEFAULTS, HUB
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=16), local(*[samples / "ag_news"] * 2)
 
     def _read(self, key):
         where, spec = self._spec(key)

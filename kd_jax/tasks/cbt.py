@@ -11,7 +11,7 @@ config.task:
     classes  which of the word classes CN (common nouns), NE (named entities), P (prepositions) and
              V (verbs); of several, there are figures for each and for all together
     seq_len  positions of the model that are used; None: all of them
-config.data as in tasks/scoring.py: original .txt files (a file, a glob or a list of them; or a
+config.data as in tasks/likelihood.py: original .txt files (a file, a glob or a list of them; or a
 folder, of which those of the classes' test splits are taken, as their names say), or tables in the
 hub's layout. The default is the hub's cam-cst/cbt, its split test.
 """
@@ -28,8 +28,7 @@ from kd_jax.data.source import Table
 from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
-from kd_jax.tasks.multiple_choice import MultipleChoice
-from kd_jax.tasks.scoring import POSITIONS
+from kd_jax.tasks.likelihood import POSITIONS, MultipleChoice
 
 CLASSES = ("CN", "NE", "P", "V")  # common nouns, named entities, prepositions, verbs
 SENTENCES = 20  # before the query
@@ -42,6 +41,7 @@ _TABLES = (".parquet", ".jsonl", ".json")
 
 class ChildrensBookTest(MultipleChoice):
     defaults = DEFAULTS
+    variant, variants = "classes", CLASSES
 
     def __init__(self, config, data) -> None:
         super().__init__(config, data)

@@ -26,7 +26,7 @@ from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.language import Text
-from kd_jax.tasks.task import batch_shapes
+from kd_jax.tasks.task import batch_shapes, local
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,17 @@ class Conversations:
 class Chat(Text):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
-    head, defaults = "clm", DEFAULTS
+    head, defaults, of_chats = "clm", DEFAULTS, True
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         turns, self.packed = self.config["turns"], self.config["packed"]
         self._template = None if tokenizer is None else chats.Template(tokenizer, turns)
         self._rows = functools.cache(self._cut)
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=128), local(samples / "chats" / "train.jsonl") | dict(held_out=0.1)
 
     def shapes(self, batch_size):
         segments = {"segments_BT": self.seq_len} if self.packed else {}

@@ -22,6 +22,7 @@ from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -85,6 +86,7 @@ class Glue(ClassificationTask):
     """One of GLUE's tasks."""
 
     defaults, own_data = DEFAULTS, HUB
+    variant, variants = "task", tuple(TASKS)
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
@@ -96,6 +98,11 @@ class Glue(ClassificationTask):
         self.metrics = self.layout.metrics
         self.primary = self.metrics[0]
         self.regression = self.task == "stsb"
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        folders = {"stsb": "STS-B", "cola": "CoLA", "mrpc": "MRPC"}
+        return dict(seq_len=16), local(*[samples / folders.get(task["task"], "SST-2")] * 2)
 
     @property
     def written(self):

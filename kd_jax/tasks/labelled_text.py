@@ -39,7 +39,7 @@ DEFAULTS = dict(
 class LabelledText(ClassificationTask):
     """Texts, or pairs of texts, in columns that the config names."""
 
-    defaults = DEFAULTS
+    defaults, alias = DEFAULTS, "text"
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
@@ -52,6 +52,11 @@ class LabelledText(ClassificationTask):
         primary = self.config["primary"]
         if primary is not None and primary not in self.metrics:
             raise UserError(f"config.task.primary={primary!r}; have: {', '.join(self.metrics)}")
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        changes, data = super().smoke(task, data, samples)
+        return changes | dict(text="sentence"), data
 
     @functools.cached_property
     def _known(self) -> dict[str, int]:

@@ -34,6 +34,7 @@ class TextTask(Text):
     """Language modelling on text that is cut into blocks. Subclasses give the head, the blocks and
     the batches."""
 
+    of_text = True
     too_small = (
         "set config.data.validation to a source, or separate documents by blank lines"  # of a .txt
     )
@@ -41,6 +42,11 @@ class TextTask(Text):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self._tokens = functools.cache(self._tokenize)
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        train = dict(source="python", path="reference")
+        return dict(seq_len=32), dict(train=train, held_out=0.02)
 
     # What a subclass defines.
 

@@ -22,6 +22,7 @@ from kd_jax.data import splits
 from kd_jax.errors import UserError
 from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
 DATA = splits.DATA | dict(
@@ -38,12 +39,17 @@ class PhraseBank(ClassificationTask):
     metrics = ("macro_f1", "accuracy")
     primary = "macro_f1"
     defaults, data_defaults = DEFAULTS, DATA
+    variant, variants = "level", LEVELS
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.level = self.config["level"]
         if self.level not in LEVELS:
             raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=16), local(samples / "financial_phrasebank")
 
     @property
     def splits(self):

@@ -36,7 +36,7 @@ from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.metrics import span
 from kd_jax.ranges import Real, Whole
-from kd_jax.tasks.task import ExampleTask
+from kd_jax.tasks.task import ExampleTask, local
 
 DEFAULTS = dict(
     name="squad",
@@ -63,11 +63,19 @@ class Squad(ExampleTask):
     metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
     primary = "f1"
     defaults = DEFAULTS
+    evaluated = dict(null_threshold=0.0)  # which else is tuned on the validation split
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
         self._windows: dict[str, Windows] = {}
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        train = str(data["train"])
+        version = "v1.1" if "v1" in train or "1.1" in train else "v2.0"
+        names = (samples / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
+        return dict(seq_len=48, doc_stride=16, max_question_length=16), local(*names)
 
     def with_tokenizer(self, tokenizer):
         other = super().with_tokenizer(tokenizer)

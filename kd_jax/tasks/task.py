@@ -7,6 +7,7 @@ are those of config.task.
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -39,6 +40,12 @@ def batch_shapes(
     )
 
 
+def local(train: Path, test: Path | None = None) -> dict[str, Any]:
+    """config.data of local files or folders."""
+    paths = {"train": train} | ({"test": test} if test else {})
+    return {key: dict(source="files", path=str(path)) for key, path in paths.items()}
+
+
 class Task(splits.Splits):
     """A task on the splits of config.data. Subclasses read them, and make batches."""
 
@@ -58,7 +65,10 @@ class Task(splits.Splits):
     alias = ""
     variant = ""
     variants: tuple[str, ...] = ()
-    evaluated: dict[str, Any] = {}  # config.task where only one split is read, to evaluate on
+    by_likelihood = False
+    of_text = False  # whether a source's key `text` names the column
+    of_chats = False  # whether the tokenizer's chat template makes the text
+    evaluated: dict[str, Any] = {}  # of config.task, where one split is all there is to read
 
     def __init__(
         self, config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
@@ -72,6 +82,14 @@ class Task(splits.Splits):
         self.seq_len = self.config["seq_len"]
 
     # What a subclass defines.
+
+    @classmethod
+    def smoke(
+        cls, task: Mapping, data: Mapping, samples: Path
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `:smoke` changes in config.task and takes as config.data, in place of those given;
+        `samples` has small made-up data (kd_jax/samples.py)."""
+        raise NotImplementedError
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """The same task, its rows written by another tokenizer."""
@@ -177,6 +195,13 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     # What it gets.
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        """Rows of 16 tokens, which are two lengths to compile for, of sentences of two classes."""
+        return dict(seq_len=16), local(
+            *(samples / "SST-2" / f"{name}.tsv" for name in ("train", "dev"))
+        )
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
         """The same task, its rows written by another tokenizer; examples are read once."""

@@ -16,7 +16,7 @@ from kd_jax.report import runs
 from kd_jax.run import provenance
 from tests import smoke
 from tests.models import tiny
-from tests.tasks import scoring
+from tests.tasks import likelihood as scoring
 
 TEXT = "The man saw the dog .\n\nThe fox ran home to bed .\n\n" * 20
 
