@@ -179,10 +179,13 @@ def windows(
             f"doc_stride + {special} special tokens + 1"
         )
     tokens, types, offsets, places, labels = [], [], [], [], []
+    cut = 0  # questions
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
+        asked = _cut(tokenizer, [question.question.strip() for question in part], max_question)
+        cut += sum(text != q.question.strip() for text, q in zip(asked, part, strict=True))
         found = tokenizer(
-            _cut(tokenizer, [question.question.strip() for question in part], max_question),
+            asked,
             [question.context for question in part],
             truncation="only_second",
             max_length=seq_len,
@@ -208,6 +211,10 @@ def windows(
             labels.append(_label(offsets_T2[first : first + count], first, answers))
     question_N, first_N, count_N = np.array(places).T
     rows = join(tokens, types or None, np.array(labels, np.int32), pad_id(tokenizer))
+    _, first_Q, windows_Q = np.unique(question_N, return_index=True, return_counts=True)
+    context_Q = np.bincount(question_N, count_N) - doc_stride * (windows_Q - 1)
+    whole_Q = context_Q + rows.lengths_N[first_Q] - count_N[first_Q]
+    rows = dataclasses.replace(rows, cut=cut, longest=int(whole_Q.max()))
     return Windows(rows, question_N, first_N, count_N, np.concatenate(offsets))
 
 

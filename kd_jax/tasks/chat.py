@@ -79,7 +79,7 @@ class Chat(Text):
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
     def _about(self, split):
-        """conversations, cut, dropped, rows, tokens, learnt."""
+        """conversations, cut, dropped, rows, tokens, learnt, longest."""
         about, name = self._rows(split).about, self.examples(split).name
         if about["cut"] or about["dropped"]:
             log.info(
@@ -148,6 +148,7 @@ class Rows:
             rows=len(self.rows),
             tokens=int(lengths.sum()),
             learnt=learnt,
+            longest=int(part.tokens.lengths_N[chosen].max()),
         )
 
     def __len__(self) -> int:

@@ -159,6 +159,13 @@ class ClassificationTask(ExampleTask):
             self.tokenizer, examples.first, examples.second, labels_N[:, None], self.seq_len
         )
 
+    def _about(self, split):
+        labels_N, found = self.examples(split).labels_N, super()._about(split)
+        if labels_N is None or self.regression:
+            return found
+        counts = np.bincount(labels_N, minlength=len(self.labels)).tolist()
+        return found | dict(classes=dict(zip(self.labels, counts, strict=True)))
+
     def has_labels(self, split):
         return self.examples(split).labels_N is not None
 

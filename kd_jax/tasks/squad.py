@@ -124,6 +124,14 @@ class Squad(ExampleTask):
             groups = [question.context for question in questions]
         return splits.grouped(groups, self.data["held_out"], HELD_OUT_SEED)
 
+    def _about(self, split):
+        examples, found = self.examples(split), super()._about(split)
+        if not examples.unanswerable:
+            return found
+        answered = sum(bool(question.answers) for question in examples.questions)
+        classes = dict(answerable=answered, unanswerable=len(examples) - answered)
+        return found | dict(classes=classes)
+
     def _encode(self, split):
         config = self.config
         self._windows[split] = windows(

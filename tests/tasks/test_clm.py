@@ -89,6 +89,16 @@ def test_training_blocks_are_full_and_hold_the_text_in_order(data, tokenizer):
     assert np.concatenate([b.labels[0] for b in rows]).tolist() == want[1 : 16 * len(rows) + 1]
 
 
+def test_a_manifest_counts_documents_tokens_and_rows(data, tokenizer):
+    task = make(data, tokenizer)
+    for split, found in task.prepare().items():
+        tokens = len(task._tokens(split))
+        rows = (
+            (tokens - 1) // task.seq_len if split == "train" else -(-(tokens - 1) // task.seq_len)
+        )
+        assert found["tokens"] == tokens and found["rows"] == rows > 0
+
+
 def test_processes_share_the_batches_of_training_and_evaluation(data, tokenizer):
     task = make(data, tokenizer)
     for whole, parts in (

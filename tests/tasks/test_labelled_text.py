@@ -85,6 +85,17 @@ def test_a_stratified_part_of_train_is_held_out(data):
     assert list(make(data, labels=["no", "perhaps", "yes"]).prepare()) == ["test"]
 
 
+def test_a_manifest_counts_classes_rows_and_what_is_cut(data, tokenizer):
+    found = make(data, tokenizer, seq_len=8).prepare()["train"]
+    assert found["classes"] == {"no": 16, "perhaps": 16, "yes": 16}
+    assert found["examples"] == found["rows"] == 48
+    texts = make(data).examples("train").first
+    whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert found["longest"] == max(whole)
+    assert 0 < found["cut"] == sum(length > 8 for length in whole) < 48
+    assert not {"rows", "cut"} & make(data).prepare()["train"].keys()  # no tokenizer
+
+
 def test_the_same_text_is_not_on_both_sides(data, tmp_path):
     data["train"] = write(tmp_path / "twice.jsonl", ROWS + ROWS[::-1])
     task = make(data)

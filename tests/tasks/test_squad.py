@@ -205,6 +205,15 @@ def test_questions_without_an_answer(second, tokenizer):
     assert (found["HasAns_f1"], found["NoAns_f1"]) == (100, 0) and "null_threshold" not in found
 
 
+def test_a_manifest_counts_windows_and_questions_without_an_answer(second, tokenizer):
+    task = make(second, tokenizer)
+    found = task.prepare()["test"]
+    answers = [bool(question.answers) for question in task.examples("test").questions]
+    classes = {"answerable": sum(answers), "unanswerable": len(answers) - sum(answers)}
+    assert found["classes"] == classes and min(classes.values()) > 0
+    assert found["rows"] == len(task.rows("test")) and found["longest"] > 0
+
+
 def test_the_threshold_is_tuned_on_held_out_questions(second, tokenizer):
     task = make(second, tokenizer)
     held = outputs_of(task, "validation", null=-20.0)  # with 0, every question is answered
