@@ -30,7 +30,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -148,39 +148,42 @@ class Table:
 
 
 def read(config: Mapping, where: str) -> Documents:
-    """Documents of `config`, which stands at config.<where>, such as "data.train".
+    """Opens the documents of `config`, which stands at config.<where>, such as "data.train".
 
-    Opens the source and reads its first document, so that most mistakes show at once. Raises
-    UserError for whatever is wrong with the config or the source.
+    Reads the first document, so that most mistakes show at once. Raises UserError for whatever is
+    wrong with the config or the source.
     """
-    documents, spec = _open(config, DEFAULTS, where, "documents")
-    found = documents(spec, where)
+    found = _open(config, where, DEFAULTS, "documents")
     if next(iter(found), None) is None:
         raise UserError(f"{found.name} (config.{where}) holds no text")
     return found
 
 
 def table(config: Mapping, where: str) -> Table:
-    """The table of `config`, which stands at config.<where>, such as "data.train".
-
-    Raises UserError for whatever is wrong with the config or the source.
-    """
-    rows, spec = _open(config, OF_TABLES, where, "rows")
-    found = rows(spec, where)
+    """Reads the table of `config`, which stands at config.<where>. Raises UserError as `read`."""
+    found = _open(config, where, OF_TABLES, "rows")
     if not len(found):
         raise UserError(f"{found.name} (config.{where}) holds no rows")
     return found
 
 
-def _open(config: Mapping, defaults: dict, where: str, kind: str) -> tuple[Callable, dict]:
-    """(the source's function `kind`, the complete settings that it takes)."""
+def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> Any:
+    """What the source's function `kind` gives."""
     spec = settings(config, defaults, where)
-    if spec["split"] is None:
-        spec["split"] = where.rsplit(".", 1)[-1]
+    spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
     if spec["path"] is None and spec["source"] != "python":
         raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    return getattr(module, kind), spec
+    return getattr(module, kind)(spec, where)
+
+
+def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
+    """Raises UserError where a data set has no such column, or its values are no text; `columns`
+    says of each whether they are."""
+    if not columns.get(column):
+        what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
+        have = ", ".join(each for each, text in columns.items() if text)
+        raise UserError(f"{name} has {what}; set config.{where}.text to one of: {have}")
 
 
 def blank(text: str) -> bool:

@@ -22,7 +22,7 @@ from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import predict
 from kd_jax.recipes.predict import Options, predict_file
-from kd_jax.tasks import inputs
+from kd_jax.tasks import prediction
 from tests import smoke
 from tests.models import tiny
 from tests.recipes import finetuning
@@ -305,7 +305,7 @@ def test_ids_are_written_as_json_has_them(tmp_path):
     file = tmp_path / "in.parquet"
     for name, values in ids.items():
         pyarrow.parquet.write_table(pyarrow.table({"id": values, "text": ["a", "b"]}), file)
-        found = inputs.texts(file, None, None, None, False).ids
+        found = prediction.texts(file, None, None, None, False).ids
         assert found == want[name]
         json.dumps(found, allow_nan=False)
 

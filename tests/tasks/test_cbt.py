@@ -99,6 +99,7 @@ def test_the_context_is_cut_and_the_query_is_not(folder):
 )
 def test_mistakes(path, config, message, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("of something else")
     (tmp_path / "cbtest_P_test.txt").write_text(book())
     with pytest.raises(UserError, match=message):
         _ = made(str(tmp_path / path), **config).scored
