@@ -30,12 +30,13 @@ from ml_collections import ConfigDict
 from timing import run
 
 from kd_jax.cli import start_jax
+from kd_jax.data import tokenizers
 from kd_jax.models import family
 from kd_jax.models.blueprint import stored
 from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run.teaching import attach
-from kd_jax.tasks import glue, text
+from kd_jax.tasks import glue
 from kd_jax.teachers.several import Stored
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
@@ -68,7 +69,7 @@ def make_task(args: argparse.Namespace) -> glue.Glue:
         "validation": {"source": "files", "path": str(args.data / "dev.tsv")},
         "test": {"source": "files", "path": str(args.folder / "eval.tsv")},
     }
-    tokenizer = text.load_tokenizer(args.folder / "teacher")
+    tokenizer = tokenizers.load_tokenizer(args.folder / "teacher")
     return glue.make({"name": "glue", "task": "sst2", "seq_len": SEQ_LEN}, files, tokenizer)
 
 

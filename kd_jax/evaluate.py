@@ -2,14 +2,14 @@
 
     python -m kd_jax.evaluate --workdir=runs/small_finetune-62cedf5b --out=figures/
     python -m kd_jax.evaluate --model=RUN/export/student --task=glue/sst2 --data=SST-2/dev.tsv
-    python -m kd_jax.evaluate --model=HUB_ID --task=squad --json=figures.json
+    python -m kd_jax.evaluate --model=HUB_ID --task=squad --data=dev-v1.1.json
     python -m kd_jax.evaluate --predictions=other.tsv --task=agnews --data=ag_news/test.csv
     python -m kd_jax.evaluate --model=distilgpt2 --teacher=gpt2 --task=clm --data=texts/
     python -m kd_jax.evaluate --model=gpt2 --task=hellaswag --out=likelihoods/
     python -m kd_jax.evaluate --model=gpt2 --task=cbt/NE --data=CBTest/data
     python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
-Tasks: glue/NAME, squad, agnews, phrasebank/LEVEL (all sentences of the level), text (own files:
+Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), text (own files:
 --text, --pair, --label name the columns); and mlm, clm and chat, held-out text. Causal models are
 also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
@@ -31,19 +31,13 @@ Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending
 
 import argparse
 import dataclasses
-import difflib
 import json
-import re
 from pathlib import Path
 
-from kd_jax import cli
+from kd_jax import cli, plugins
 from kd_jax.errors import UserError
 from kd_jax.recipes.evaluate import (
-    EXAMPLES,
-    LANGUAGE,
-    LIKELIHOOD,
     Options,
-    by_likelihood,
     evaluate_checkpoint,
     evaluate_predictions,
     evaluate_run,
@@ -51,13 +45,11 @@ from kd_jax.recipes.evaluate import (
 )
 from kd_jax.report import runs, tables
 from kd_jax.report.table import Table, of_runs
-from kd_jax.tasks import cbt, glue, phrasebank
+from kd_jax.tasks import command
 
-TASKS = (*EXAMPLES, *LANGUAGE, *LIKELIHOOD)
-# Flags that only one of the kinds of task reads.
-OF_LANGUAGE = ("teacher",)
-OF_EXAMPLES = ("predictions", "pair", "label", "labels")
-OF_WINDOWS = ("stride", "documents")
+# Flags that some tasks read.
+COLUMNS = ("text", "pair", "label")
+OF_TASKS = ("separator", "stride", "documents")
 
 # What messages of the recipes call what a flag sets: the flag, regex, and its name here.
 _NAMES = (
@@ -70,7 +62,7 @@ _NAMES = (
     ("precision", r"config\.precision", "--precision"),
     *(
         (name, rf"config\.task\.{name}", f"--{name}")
-        for name in (*OF_EXAMPLES[1:], *OF_WINDOWS, "text", "seq_len", "separator")
+        for name in (*COLUMNS, *OF_TASKS, "labels", "seq_len")
     ),
 )
 
@@ -90,7 +82,7 @@ def table(found: dict) -> Table:
     if "stages" in found:
         return tables.scores(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    if by_likelihood(found["task"]):
+    if command.find(found["task"]).by_likelihood:
         return tables.scores({name: found}, ", ".join(about))
     return of_runs([{"stages": {name: found}}], ", ".join(about))
 
@@ -169,7 +161,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict, list[str]]:
     task, data = args.task, args.data
     if args.predictions:
         return evaluate_predictions(task, data, args.predictions, options), []
-    if args.workdir and not args.stage and task and by_likelihood(task):
+    if args.workdir and not args.stage and task and command.find(task).by_likelihood:
         every = evaluate_run(args.workdir, task, data, options)
         found = {"stages": {name: each.report for name, each in every.items()}}
     else:
@@ -189,63 +181,45 @@ def _check(args: argparse.Namespace) -> None:
     cli.check_file("--json", args.json)
     cli.check_folder("--out", args.out)
     task = args.task
-    _check_task(task)
-    scored = task is not None and by_likelihood(task)
+    kind = command.find(task) if task else None
     if args.workdir:
         own = runs.read(args.workdir).config["task"]["name"]
-        if not scored and task not in (None, own):
-            raise UserError(f"{args.workdir} is a run of task {own!r}, not {task!r}")
-        task = task if scored else own
+        if not (kind and kind.by_likelihood):
+            if task not in (None, own):
+                raise UserError(f"{args.workdir} is a run of task {own!r}, not {task!r}")
+            task, kind = own, plugins.load("tasks", own, "make").make
     elif not task:
-        raise UserError(f"--task is missing; have: {', '.join(TASKS)}")
-    language = task in LANGUAGE
+        raise UserError(f"--task is missing; have: {', '.join(command.names())}")
+    examples, scored, run, of_task = (
+        kind.of_examples,
+        kind.by_likelihood,
+        args.workdir,
+        f"task {task}",
+    )
+    language = not (examples or scored)
     if language and args.model and not args.data:
         raise UserError(f"--model with --task={task} needs --data, the text to evaluate on")
-    examples, run, of_task = not (language or scored), args.workdir, f"task {task}"
     what = "--model" if args.model else "--predictions"
-    columns, how = ("text", "pair", "label"), ("seq_len", "batch_size", "precision")
+    how = ("seq_len", "batch_size", "precision")
+    unread = [name for name in (*COLUMNS, *OF_TASKS) if not command.reads(kind, name)]
     for applies, names, other in (
-        (not examples, OF_EXAMPLES, of_task),
-        (not language, OF_LANGUAGE, of_task),
-        (task != "perplexity", OF_WINDOWS, of_task),
+        (not examples, ("predictions", "labels"), of_task),
+        (not language, ("teacher",), of_task),
+        (True, unread, of_task),
         (scored, ("split",), of_task),
         (language, ("out",), of_task),
-        (not scored and task != "clm", ("separator",), of_task),
-        (scored and task != "perplexity", ("text",), of_task),
-        (examples and task != "text", columns, of_task),
         (args.predictions, ("revision", *how, "out"), what),
-        (args.predictions and task != "text", ("labels",), what),
+        (args.predictions and not command.reads(kind, "labels"), ("labels",), what),
         (not run, ("stage", "split"), what),
         (run, ("revision",), "--workdir"),
         (run and args.data, ("split",), "--data"),
         (run and not args.data and not examples, ("text",), "--workdir without --data"),
         (run, ("separator",), "--workdir, whose config says it"),
-        (run and examples, (*columns, "labels", *how), "--workdir, whose config says it"),
+        (run and examples, (*COLUMNS, "labels", *how), "--workdir, whose config says it"),
     ):
         given = [f"--{name}" for name in names if applies and getattr(args, name) is not None]
         if given:
             raise UserError(f"{', '.join(given)} does not go with {other}; leave it out")
-
-
-def _check_task(task: str | None) -> None:
-    """Raises UserError for a task that there is not, and names those that may be meant."""
-    known = [
-        *(f"glue/{name}" for name in glue.TASKS),
-        *(f"phrasebank/{level}" for level in phrasebank.LEVELS),
-        *("squad", "agnews", "text", *LANGUAGE, "perplexity", "hellaswag", "cbt"),
-        *(f"cbt/{name}" for name in cbt.CLASSES),
-    ]
-    if task is None or task in known:
-        return
-    wanted = re.sub("[-_ ]", "", task.lower())
-    meant = [name for name in known if wanted in (name.lower().split("/"))]
-    ends = {name.rpartition("/")[2].lower(): name for name in known}
-    meant = meant or [ends[end] for end in difflib.get_close_matches(wanted, ends)]
-    meant = meant or difflib.get_close_matches(task, known, n=1)
-    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
-    kind, part, _ = task.partition("/")
-    have = [name for name in known if part and name.startswith(f"{kind}/")] or TASKS
-    raise UserError(f"--task={task}: no such task{hint}; have: {', '.join(have)}")
 
 
 if __name__ == "__main__":

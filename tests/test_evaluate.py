@@ -244,13 +244,13 @@ def test_predictions(calls):
     [
         (
             "--model=m",
-            "--task is missing; have: glue/NAME, squad, agnews, phrasebank/LEVEL, text, mlm, clm",
+            "--task is missing; have: agnews, glue/TASK, text, phrasebank/LEVEL, squad, chat, ",
         ),
-        ("--predictions=p", "--task is missing; have: glue/NAME, squad, "),
+        ("--predictions=p", "--task is missing; have: agnews, glue/TASK, "),
         (
             "--model=m --task=sst2",
-            "--task=sst2: no such task (did you mean glue/sst2?); have: glue/NAME, squad, agnews, "
-            "phrasebank/LEVEL, text, mlm, clm, chat, perplexity, cbt, cbt/CLASS, hellaswag",
+            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, glue/TASK, text, "
+            "phrasebank/LEVEL, squad, chat, clm, mlm, cbt, cbt/CLASSES, hellaswag, perplexity",
         ),
         ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
         ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),

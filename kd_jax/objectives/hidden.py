@@ -64,8 +64,8 @@ class Hidden(maps.LayerTerm):
 def make(
     kind: str = "mse", layers: str | maps.Pairs = "uniform", shared_projection: bool = False
 ) -> Hidden:
-    """Makes the term. `kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0 being the
-    embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
+    """Makes the term. `kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0
+    being the embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")
     return Hidden(kind, maps.read("hidden", layers), shared_projection)

@@ -60,7 +60,7 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Computes the rows of a chunk: as configured, or what fills ROW_LOGITS, in equal chunks."""
+        """Computes the rows of a chunk: as configured, or what fills ROW_LOGITS, in equal parts."""
         chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
         num_chunks = -(-num_rows // min(chunk, num_rows))
         return -(-num_rows // num_chunks)

@@ -25,7 +25,8 @@ from etils import epath
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data import tokenizers
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.report import pictures, runs, tables
@@ -34,19 +35,13 @@ from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
-from kd_jax.tasks import text
-from kd_jax.tasks.perplexity import Perplexity
-from kd_jax.tasks.scoring import Scored, ScoringTask
+from kd_jax.tasks import command
+from kd_jax.tasks.likelihood import LikelihoodTask, Scored
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 
 log = logging.getLogger(__name__)
-
-LANGUAGE = ("mlm", "clm", "chat")
-EXAMPLES = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")
-LIKELIHOOD = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
-PARTS = {"glue": "task", "phrasebank": "level", "cbt": "classes"}  # what the name's end sets
 
 ROWS = 32  # of a batch, where neither the user nor a run says otherwise
 ROWS_OF_EXAMPLES = 64  # likewise
@@ -106,30 +101,6 @@ class Evaluated(NamedTuple):
     report: Report
 
 
-def by_likelihood(task: str) -> bool:
-    """Whether a task, as command lines call it, is scored by likelihood."""
-    return task.partition("/")[0] in LIKELIHOOD
-
-
-def task_config(name: str, options: Options) -> dict[str, Any]:
-    """config.task of a task as command lines call it, with those options that it reads."""
-    kind, _, part = name.partition("/")
-    if part and kind not in PARTS or name in ("glue", "phrasebank"):
-        have = LIKELIHOOD if by_likelihood(name) else (*EXAMPLES, *LANGUAGE)
-        raise UserError(f"--task={name}: have {', '.join(have)}")
-    config: dict[str, Any] = {"name": "labelled_text" if kind == "text" else kind}
-    if part:
-        config[PARTS[kind]] = (part,) if kind == "cbt" else part
-    of_examples = any(kind == each.partition("/")[0] for each in EXAMPLES)
-    read = [] if of_examples else ["seq_len"]  # of examples, a row may be shorter than in training
-    read += ["text", "pair", "label", "labels"] if kind == "text" else []
-    read += ["separator"] if kind in LANGUAGE else []
-    read += ["stride", "documents"] if by_likelihood(name) else []
-    config |= {key: getattr(options, key) for key in read}
-    config |= {"column": options.text} if kind == "chat" else {}
-    return {key: value for key, value in config.items() if value is not None}
-
-
 def make_task(
     name: str,
     data: str | None,
@@ -144,27 +115,11 @@ def make_task(
 
     Raises UserError for a task that there is not, and settings that it does not have.
     """
-    config = task_config(name, options)
-    source = None if data is None else _source(config["name"], data, options)
-    if by_likelihood(name):
-        return plugins.load("tasks", config["name"], "scoring").scoring(config, {"test": source})
+    kind, config = command.find(name), command.config(name, dataclasses.asdict(options))
     if tokenizer is not None:
         config = defaults | provenance.task_of(folder, config.pop("name"), config, tokenizer)
-    if name == "squad" and config.get("null_threshold") is None:
-        config["null_threshold"] = 0.0  # no validation split to tune it on
-    given = None if data is None else {"test": source}
-    if config["name"] == "labelled_text" and config.get("labels") is None and given:
-        given["train"] = given["test"]  # the classes are those that occur
-    if data is None and config["name"] in ("labelled_text", "phrasebank"):
-        raise UserError(f"--task={name} needs --data, a local file or folder")
-    return plugins.load("tasks", config["name"], "make").make(config, given, tokenizer)
-
-
-def _source(task: str, data: str, options: Options) -> dict[str, str]:
-    """The file, folder or glob as a source; which column is a setting of chats and of labelled
-    texts themselves."""
-    column = {} if task in ("chat", "labelled_text") or not options.text else {"text": options.text}
-    return {"source": "files", "path": data} | column
+    source = None if data is None else command.source(kind, data, options.text)
+    return command.build(name, config, source, tokenizer)
 
 
 def evaluate_checkpoint(
@@ -174,7 +129,7 @@ def evaluate_checkpoint(
 
     Args:
         model: folder, or hub id of `revision`.
-        task: one of LANGUAGE, EXAMPLES, LIKELIHOOD, or another module of kd_jax.tasks.
+        task: as command lines call it (tasks/command.py).
         data: file, folder or glob; None for the task's reported split on the hub.
         options: defaults are no teacher, rows of text as in the model's training where its folder
             says how (run/provenance.py), else of the task's own length or 512 tokens (or as many
@@ -184,7 +139,7 @@ def evaluate_checkpoint(
     no tokenizer, or the teacher has another one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
-    if by_likelihood(task):
+    if command.find(task).by_likelihood:
         own = subject.of_checkpoint(model, revision, "clm", options.precision)
         scored = _encoded(bare, own, options, provenance.trained(own.described.folder))
         return _score(own, scored, bare, task, options)
@@ -211,7 +166,8 @@ def _examples_of_checkpoint(
 ) -> Evaluated:
     described, mesh = own.described, sharding.make_mesh()
     labels = None
-    if task == "text" and not provenance.trained(described.folder).get("labels"):
+    trained = provenance.trained(described.folder)
+    if command.reads(command.find(task), "labels") and not trained.get("labels"):
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
     this = make_task(task, data, given, own.tokenizer, described.folder)
@@ -241,12 +197,12 @@ def evaluate_stage(
     Args:
         folder: the run directory.
         stage: one that the run trained, or a teacher.
-        task: None, or the run's; or one of LIKELIHOOD.
+        task: None, or the run's; or one that is scored by likelihood.
         data: file, folder or glob; None for the run's own, or the hub's.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
-    if task is not None and by_likelihood(task):
+    if task is not None and command.find(task).by_likelihood:
         return evaluate_run(folder, task, data, options, stage)[stage]
     made = runs.read(folder)
     rows = options.batch_size or made.config["eval"]["batch_size"]
@@ -255,12 +211,13 @@ def evaluate_stage(
     name, manifest = config.task.name, made.results["data"]
     if task not in (None, name):
         raise UserError(f"{folder} is a run of task {name!r}, not {task!r}")
-    of_examples = plugins.load("tasks", name, "make").make.of_examples
+    kind = plugins.load("tasks", name, "make").make
+    of_examples = kind.of_examples
     if data:
         others = config.data if of_examples else {}  # buckets are those of the training data
-        if options.text and name == "chat":
+        if options.text and kind.of_chats:
             config.task.column = options.text
-        config.data = {**others, "test": _source(name, data, options)}
+        config.data = {**others, "test": command.source(kind, data, options.text)}
     elif not of_examples and split is not None and split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     run = build(config, made.workdir)
@@ -368,10 +325,10 @@ def _manifest(task: Any, split: str) -> dict[str, Any]:
 
 
 def _encoded(
-    task: ScoringTask, own: Subject, options: Options, trained: Mapping[str, Any]
+    task: LikelihoodTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
     """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
-    tokenizer = text.begun_by(own.tokenizer, options.separator or trained.get("separator"))
+    tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
     most = own.described.config.max_tokens
     used = trained.get("seq_len", most)
     if (task.seq_len or 0) > most:
@@ -379,7 +336,7 @@ def _encoded(
             f"config.task.seq_len={task.seq_len}: the model has positions for {most} tokens"
         )
     if task.seq_len is None and used < most:
-        most = used if isinstance(task, Perplexity) else most
+        most = used if task.as_trained else most
         log.info(
             "the model was trained on rows of %d tokens and reads up to %d at once here; --seq_len "
             "takes another number",
@@ -389,7 +346,7 @@ def _encoded(
 
 
 def _score(
-    own: Subject, scored: Scored, task: ScoringTask, name: str, options: Options
+    own: Subject, scored: Scored, task: LikelihoodTask, name: str, options: Options
 ) -> Evaluated:
     mesh, rows = sharding.make_mesh(), subject.rows(options.batch_size, ROWS)
     found = measure.score(own.model(mesh), scored, own.described.policy, rows, mesh)

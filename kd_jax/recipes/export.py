@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import hub, storage
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
@@ -34,7 +35,6 @@ from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
-from kd_jax.tasks import text
 from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.load(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
-    tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
+    has_tokenizer = tokenizers.has_tokenizer(source.path)
+    tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
     stated = card.inherited(source.path)
     size, code = _size(blueprint, params), _own_code(blueprint)
     page = functools.partial(card.of_model, head, size, model, source.commit, stated, code)
@@ -165,11 +166,11 @@ def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """Writes the tokenizer beside its model, and checks that it reads as before there; returns the
     class of transformers that does."""
-    text.save_tokenizer(tokenizer, folder)
-    again = text.load_tokenizer(folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
+    again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
         raise RuntimeError(f"{folder}: loaded again, the tokenizer reads {SAMPLE!r} otherwise")
-    reader = text.reader_of(folder)
+    reader = tokenizers.reader_of(folder)
     if reader != "AutoTokenizer":
         log.warning(
             "%s: AutoTokenizer reads texts otherwise beside this model; load it with %s, as kd_jax "

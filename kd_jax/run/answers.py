@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax.data import cache
-from kd_jax.data.buckets import BucketStream
+from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, family
 from kd_jax.run.run import Run

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.buckets import BucketStream
+from kd_jax.data.loader import BucketStream
 from kd_jax.metrics import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb

@@ -30,7 +30,7 @@ from kd_jax.run.results import kept
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
 from kd_jax.run.teaching import together
-from kd_jax.tasks.scoring import Scored
+from kd_jax.tasks.likelihood import Scored
 from kd_jax.train.passes import evaluate, log_likelihoods, predict
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program

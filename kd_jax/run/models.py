@@ -15,14 +15,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax import hub
-from kd_jax.data import source
+from kd_jax.data import source, tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir
-from kd_jax.tasks import text
-from kd_jax.tasks.language import Task
+from kd_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +122,13 @@ def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> An
         )
     if jax.process_index() == 0 and not path.exists():
         temporary = path.with_name("tokenizer.tmp")
-        text.train_tokenizer(given.train, _texts(config, task), given.vocab_size, temporary)
+        tokenizers.train_tokenizer(given.train, _texts(config, task), given.vocab_size, temporary)
         (temporary / workdir.TRAINED_HERE).touch()
         temporary.rename(path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     try:
-        return text.load_tokenizer(path)
+        return tokenizers.load_tokenizer(path)
     except Exception as error:  # whatever a damaged file leads to
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -151,18 +150,18 @@ def _tokenizers(
     named, path = None, config.tokenizer.path
     if path:
         where = Path(path).expanduser()
-        named = text.load_tokenizer(
+        named = tokenizers.load_tokenizer(
             where if where.is_dir() else hub.resolve(path, None, "tokenizer.path").path
         )
     if not each_its_own:
         folder = models["teacher"].folder
         if named is None and folder is None:
             raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
-        return dict.fromkeys(models, named or text.load_tokenizer(folder))
+        return dict.fromkeys(models, named or tokenizers.load_tokenizer(folder))
     found: dict[str, Any] = {}
     for name, model in models.items():
-        has_own = model.folder is not None and text.has_tokenizer(model.folder)
-        found[name] = text.load_tokenizer(model.folder) if has_own else named
+        has_own = model.folder is not None and tokenizers.has_tokenizer(model.folder)
+        found[name] = tokenizers.load_tokenizer(model.folder) if has_own else named
         if found[name] is None and name not in names_of_teachers(config):
             found[name] = found["teacher"]
         if found[name] is None:
@@ -176,9 +175,9 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
     for key, model in models.items():
         check_vocabulary(key, model, tokenizer, shared=True)
     for key, model in models.items():
-        if model.folder is None or not text.has_tokenizer(model.folder):
+        if model.folder is None or not tokenizers.has_tokenizer(model.folder):
             continue
-        theirs = text.load_tokenizer(model.folder)
+        theirs = tokenizers.load_tokenizer(model.folder)
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{key} {model.name} was trained with another tokenizer than the run's: the "
@@ -189,7 +188,7 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
 
 def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
     """Warns where a model's own tokenizer cuts texts otherwise than the one it is to read with."""
-    if not text.same_rules(theirs, tokenizer):
+    if not tokenizers.same_rules(theirs, tokenizer):
         log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 

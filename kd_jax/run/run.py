@@ -1,7 +1,7 @@
 """A run: its mesh, types, models, tokenizers, tasks and stages, built top-down and each once.
 
 Building finds the mistakes that can be found before any long work. What differs between language
-modelling and fine-tuning comes from the task (tasks/language.py), what differs between stages from
+modelling and fine-tuning comes from the task (tasks/task.py), what differs between stages from
 their kinds (kd_jax/stages).
 """
 
@@ -23,7 +23,7 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run import models
 from kd_jax.run.stage import Parameters, Settings, Stage, kind_of, read
-from kd_jax.tasks.language import Task
+from kd_jax.tasks.task import Task
 from kd_jax.train import sharding
 
 NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read

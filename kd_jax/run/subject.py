@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint, count, size_mb
@@ -21,7 +22,6 @@ from kd_jax.run.answers import given_params, laid_out
 from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
-from kd_jax.tasks import text
 from kd_jax.types import Model, Params
 
 Report = dict[str, Any]
@@ -71,7 +71,7 @@ def of_checkpoint(
     policy = policy_for(precision, jax.default_backend())
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
     described = blueprint.describe(section, flag, head, policy)
-    tokenizer = text.load_tokenizer(described.folder)
+    tokenizer = tokenizers.load_tokenizer(described.folder)
     check_vocabulary(flag.lstrip("-"), described, tokenizer)
     stated = {"model": described.name, "commit": described.commit, "precision": precision}
     return Subject(described, lambda: described.load(None), tokenizer, stated, began)

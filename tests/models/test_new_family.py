@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from kd_jax import models
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models import hf
@@ -18,7 +19,6 @@ from kd_jax.recipes.compare import compare
 from kd_jax.recipes.evaluate import Options, evaluate_stage
 from kd_jax.run import workdir
 from kd_jax.run.run import build
-from kd_jax.tasks import text
 from kd_jax.types import Batch
 from tests import tiny_config
 from tests.recipes import substituting
@@ -109,7 +109,7 @@ def checkpoint(tmp_path):
         tensors[name] = value.numpy()
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    text.train_tokenizer("bpe", tiny_config.TEXT.split("\n"), 300, folder)
+    tokenizers.train_tokenizer("bpe", tiny_config.TEXT.split("\n"), 300, folder)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     page = dict(model_type="minigpt", architectures=["MiniGPTForCausalLM"], **SIZES)
     (folder / "config.json").write_text(json.dumps(page))
