@@ -1,0 +1,280 @@
+"""The Python API: what the command lines do, on tables and texts that are in memory.
+
+A run of the API is a run of the command line: the same run directory, which the same call, or
+`python -m kd_jax.main`, continues after a kill. See docs/python.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from ml_collections import ConfigDict
+
+from kd_jax import cli, experiments, keys, plugins
+from kd_jax.errors import UserError
+from kd_jax.recipes import compare, evaluate, export, plan, predict
+from kd_jax.report import runs
+from kd_jax.report.table import Table
+from kd_jax.run import workdir as directories
+
+__all__ = [
+    "Config",
+    "Model",
+    "Run",
+    "UserError",
+    "compare_runs",
+    "configure",
+    "distil",
+    "forecast",
+    "list_experiments",
+    "load",
+    "open_run",
+]
+
+Config = ConfigDict  # an experiment: sections and keys, as `kd-jax keys` lists them
+# Rows of data: the path of a file; columns by name; a pandas DataFrame, a dataset of Hugging Face's
+# `datasets` or a pyarrow Table; or a list of texts, of rows (dicts), or of chats (lists of
+# messages).
+Rows = str | os.PathLike | Mapping[str, Sequence] | Sequence | pa.Table | Any
+
+
+def list_experiments() -> dict[str, str]:
+    """Lists the experiments that come with kd_jax: name -> what it does."""
+    return {name: experiments.title(name) for name in experiments.names()}
+
+
+def configure(experiment: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """Makes the config of an experiment.
+
+    Args:
+        experiment: a name of `list_experiments`, or the path of your own file; with a variant
+            behind a colon, "quickstart:smoke".
+        changes: values by dotted key, {"teacher.model": "gpt2", "optim.learning_rate": 1e-4}; also
+            keys that the experiment does not set but that are legal (docs/config.md).
+
+    Raises UserError where there is no such experiment, and for keys that there are not.
+    """
+    path, _, variant = experiments.path(experiment).partition(":")
+    config = experiments.read(path, variant or None)
+    keys.change(config, changes or {})
+    return config
+
+
+def distil(
+    config: Config,
+    *,
+    train: Rows | None = None,
+    validation: Rows | None = None,
+    test: Rows | None = None,
+    workdir: str | os.PathLike | None = None,
+    callback: Callable[[str, str, Mapping[str, float]], None] | None = None,
+) -> Run:
+    """Runs an experiment: trains its stages, measures them, exports the student.
+
+    Args:
+        config: see `configure`.
+        train, validation, test: rows that take the place of config.data's. Without `test`, given
+            `train`, figures are those of held-out training rows. Tables in memory are written, once
+            for each content, to `tables` next to the run directory.
+        workdir: the run directory; runs/NAME-HASH of the config by default. A run that was
+            interrupted goes on there, a finished one is only read.
+        callback: called in the first process with (stage, kind, row) for each row that is written:
+            kind is "train" (step, loss, terms, learning_rate ...), "eval" (step and held-out
+            figures) or "time" (step, tokens_per_second ...).
+
+    Raises UserError for what is wrong with config, data or models, mostly before any long work.
+    """
+    start()
+    config = ConfigDict(config.to_dict(), type_safe=False)
+    tables = (Path(workdir).parent if workdir else Path("runs")) / "tables"
+    given = {"train": train, "validation": validation, "test": test}
+    if train is not None:  # the experiment's own are of other rows
+        for key in ("validation", "test"):
+            config.data.pop(key, None)
+    for key, rows in given.items():
+        if rows is not None:
+            config.data[key] = dict(source="files", path=_file(rows, tables, key))
+    recipe = plugins.load("recipes", config.recipe, "run")
+    name = config.get("name", "") or "python"
+    with directories.enter(config, name, workdir and os.fspath(workdir)) as place:
+        recipe.run(config, place)
+        return open_run(place.folder)
+
+
+@functools.cache
+def start() -> None:
+    """Starts JAX and the log as the command lines do, once a process."""
+    cli.start_jax()
+
+
+def _file(rows: Rows, folder: Path, key: str) -> str:
+    """The path of a file that holds the rows; a table in memory is written to `folder`, under a
+    name made of its content."""
+    if isinstance(rows, str | os.PathLike):
+        return os.fspath(rows)
+    table = _table(rows, key)
+    if not table.num_rows:
+        raise UserError(f"{key}: a table without rows; give at least one")
+    content = json.dumps(table.to_pylist(), default=str, sort_keys=True).encode()
+    path = folder / f"{key}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.parquet"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as beside:
+            pyarrow.parquet.write_table(table, Path(beside) / path.name)
+            os.replace(Path(beside) / path.name, path)
+    return str(path)
+
+
+def _table(rows: Rows, key: str) -> pa.Table:
+    try:
+        if isinstance(rows, pa.Table):
+            return rows
+        if hasattr(rows, "with_format"):  # of Hugging Face's datasets
+            return rows.with_format("arrow")[:]
+        if hasattr(rows, "iloc"):  # of pandas
+            return pa.Table.from_pandas(rows, preserve_index=False)
+        if isinstance(rows, Mapping):
+            return pa.table({name: list(column) for name, column in rows.items()})
+        rows = list(rows)
+        if all(isinstance(row, str) for row in rows):
+            return pa.table({"text": pa.array(rows, pa.string())})
+        if all(isinstance(row, Mapping) for row in rows):
+            return pa.Table.from_pylist(rows)
+        if all(isinstance(row, Sequence) for row in rows):
+            return pa.table({"messages": rows})
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise UserError(f"{key}: no table can be made of these rows: {error}") from None
+    raise UserError(
+        f"{key}: rows of {type(rows[0]).__name__}; give the path of a file, columns by name, a "
+        f"DataFrame, or a list of texts, of rows (dicts) or of chats (lists of messages)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its figures, curves and models."""
+
+    folder: Path
+    results: dict[str, Any]  # results.json
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """The reported figures: stage -> {"loss", "accuracy", ..., "parameters", "best_step"}."""
+        return self.results["stages"]
+
+    def table(self) -> Table:
+        """Makes the table of the run's figures; str(table) is text, table.markdown() Markdown."""
+        return compare.tables_of([str(self.folder)])[0]
+
+    def curves(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Reads what was written while a stage trained: columns of metrics.csv (losses and terms by
+        step) and of eval.csv (held-out figures)."""
+        found = runs.curves(self.folder)[stage]
+        return found.training, found.validation
+
+    def model(self) -> Model:
+        """Loads the student that the run exported."""
+        return load(self.results["export"]["path"])
+
+    def save(self, out: str | os.PathLike, stage: str | None = None) -> Path:
+        """Writes the model of a stage (the run's student by default) as a Hugging Face checkpoint
+        into the new folder `out`, checked against the model in memory."""
+        start()
+        if stage is None:
+            export.check_place(out)
+            shutil.copytree(self.results["export"]["path"], out)
+        else:
+            export.export_stage(str(self.folder), stage, os.fspath(out))
+        return Path(out)
+
+
+def open_run(folder: str | os.PathLike) -> Run:
+    """Opens the directory of a finished run. Raises UserError where it is none, or not finished."""
+    found = runs.read(os.fspath(folder))
+    return Run(Path(found.workdir), found.results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A Hugging Face checkpoint: a student that was exported, or any model of a known family."""
+
+    name: str  # folder, or hub id
+    revision: str | None = None  # of a hub id
+    precision: str = "fp32"  # fp32 | bf16
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict]:
+        """Labels texts with a classifier or regression.
+
+        Returns for each text {"index", "label", "probability", "probabilities"}, or {"index",
+        "score"} of a regression. Raises UserError for a model without such a head, and for a text
+        that is empty.
+        """
+        columns = {"text": list(texts)} | ({} if pairs is None else {"pair": list(pairs)})
+        return self._predict(columns, None if pairs is None else "pair")
+
+    def answer(self, questions: Sequence[str], contexts: Sequence[str]) -> list[dict]:
+        """Answers questions, each from its context: {"index", "answer", "probability", "start",
+        "end", "no_answer"} (kd_jax.predict)."""
+        return self._predict({"question": list(questions), "context": list(contexts)}, None)
+
+    def evaluate(self, task: str, data: Rows | None = None, **options: Any) -> dict[str, Any]:
+        """Measures the model on a task: "text" (labelled), "clm", "mlm", "chat", "squad",
+        "glue/sst2", "hellaswag" ... (docs/evaluate.md).
+
+        Args:
+            task: as `python -m kd_jax.evaluate --task` has it.
+            data: rows, or None for the task's own split on the hub.
+            options: what that command's flags set: text, label, teacher, seq_len, batch_size ...
+
+        Returns the task's figures, "parameters", "size_mb", "seconds" and what they are of.
+        """
+        start()
+        given = evaluate.Options(**{"precision": self.precision} | options)
+        with tempfile.TemporaryDirectory() as folder:
+            path = None if data is None else _file(data, Path(folder), "data")
+            return evaluate.evaluate_checkpoint(self.name, self.revision, task, path, given).report
+
+    def _predict(self, columns: Mapping[str, Sequence], pair: str | None) -> list[dict]:
+        start()
+        options = predict.Options(pair=pair, precision=self.precision)
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, "predictions.jsonl")
+            source = _file(columns, Path(folder), "texts")
+            predict.predict_file(self.name, self.revision, source, str(target), options)
+            return [json.loads(line) for line in target.read_text().splitlines()]
+
+
+def load(model: str | os.PathLike, revision: str | None = None, precision: str = "fp32") -> Model:
+    """Names a model: the folder of a Hugging Face checkpoint, or a hub id at a revision.
+
+    Raises UserError where there is none.
+    """
+    predict.hub.resolve(os.fspath(model), revision, "model")
+    return Model(os.fspath(model), revision, precision)
+
+
+def compare_runs(
+    folders: Sequence[str | os.PathLike], out: str | os.PathLike = "runs/comparison"
+) -> list[Table]:
+    """Compares finished runs: writes report.html, report.md and pictures to `out`, returns the
+    tables. Runs that differ only in their seed share a row, as mean ± standard deviation."""
+    return compare.compare([os.fspath(folder) for folder in folders], os.fspath(out))[0]
+
+
+def forecast(config: Config, topology: str = "") -> dict[str, Any]:
+    """Tells what a run will take, before there are weights, data or accelerators: parameters and
+    FLOPs of each stage; with a topology ("v5e:4x4", docs/scaling.md) also memory and communication
+    of its compiled step."""
+    return plan.plan(config, topology)
