@@ -42,7 +42,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module 'kd_jax' has no attribute {name!r}; have {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'kd_jax' has no attribute {name!r}; have {', '.join(__all__)}"
+        )
     import kd_jax.api
 
     globals().update({each: getattr(kd_jax.api, each) for each in __all__})

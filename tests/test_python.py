@@ -1,16 +1,9 @@
 """The Python API: docs/python.md is run as it stands; what rows may be; what is refused."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pandas
-import pyarrow as pa
 import pytest
-
-import kd_jax
-from kd_jax import api
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 

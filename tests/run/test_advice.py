@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from ml_collections import ConfigDict
 
 from kd_jax import schedules
 from kd_jax.run import advice
@@ -56,7 +57,7 @@ def test_the_most_frequent_class():
 
 def at(kind, steps, **more):
     return schedules.learning_rate(
-        {"learning_rate": 1e-3, "schedule": {"kind": kind, **more}}, steps
+        ConfigDict({"learning_rate": 1e-3, "schedule": {"kind": kind, **more}}), steps
     )
 
 
