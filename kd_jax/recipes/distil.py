@@ -17,6 +17,8 @@ is reported, of another split if there is one, selects nothing.
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.recipes import export
 from kd_jax.report import plots, runs
-from kd_jax.run import cost, measure, results, stage, workdir
+from kd_jax.run import cost, measure, remarks, results, stage
 from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.models import check_types
 from kd_jax.run.results import Stopwatch
@@ -36,7 +38,10 @@ from kd_jax.run.teaching import ask_teachers, check_tokens, teaching
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.train import loop, sharding
 from kd_jax.train.checkpoint import resume_from
+from kd_jax.train.records import Listener
 from kd_jax.types import Model
+
+log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
@@ -50,23 +55,25 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         parameters = given_teachers(built)
         data = built.task.prepare()
     place.begin(built, data)
-    wandb_run = workdir.open_wandb(config, folder)
+    for line in remarks.of_data(data, built.task.seq_len):
+        log.info("%s", line)
     answers, figures = Answers(built, parameters), {}
     with watch.section("teachers' logits"):
         for name in [*parameters]:
             figures[name] = measure.of_given(built, name, answers)
-    for name in [each.name for each in built.stages]:
-        this = built.ready(name, parameters)
-        with watch.section("teachers' logits"):
-            ask_teachers(built, this, answers)
-        with watch.section(name):
-            figures |= run_stage(built, this, parameters, answers, built.split, wandb_run)
-    parameters = sharding.to_host(parameters)
-    found = place.about(built, data) | {"roles": results.roles(built), "stages": figures}
+    with place.listening(config) as listeners:
+        for number, name in enumerate([each.name for each in built.stages], 1):
+            this = built.ready(name, parameters)
+            log.info("stage %d of %d, %s", number, len(built.stages), remarks.of_stage(this))
+            with watch.section("teachers' logits"):
+                ask_teachers(built, this, answers)
+            with watch.section(name):
+                figures |= run_stage(built, this, parameters, answers, built.split, listeners)
+    parameters, roles = sharding.to_host(parameters), results.roles(built)
+    found = place.about(built, data) | {"roles": roles, "stages": figures}
+    found["remarks"] = remarks.of_figures(figures, built.task, roles)
     if jax.process_index() == 0:
         _end(built, parameters, found, watch)
-    if wandb_run is not None:
-        wandb_run.finish()
     results.together("end of the run")
     return found
 
@@ -98,7 +105,7 @@ def run_stage(
     parameters: Parameters,
     answers: Answers,
     split: str,
-    wandb_run: Any = None,
+    listeners: Sequence[Listener] = (),
 ) -> dict[str, dict[str, Any]]:
     """Trains a stage, or what is left of it, in run.folder/STAGE. Returns figures on `split`, by
     stage, those of what it started from first. Its best parameters go into `parameters`."""
@@ -126,9 +133,11 @@ def run_stage(
         validate=validate if this.select else None,
         selection=loop.Selection(task.primary, task.larger, run.config.get("patience", 0)),
         directory=folder,
-        wandb_run=wandb_run,
+        listeners=listeners,
     )
     parameters[this.model] = fitted.state.params["student"]
+    for line in remarks.of_end(this, fitted):
+        log.info("%s", line)
 
     def reported() -> dict[str, Any]:
         own = figures(fitted.state.student, split=split)

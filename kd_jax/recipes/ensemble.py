@@ -24,7 +24,7 @@ from kd_jax.errors import UserError
 from kd_jax.recipes import export_ensemble
 from kd_jax.report import pictures, runs
 from kd_jax.run import results as kept
-from kd_jax.run import stage, workdir
+from kd_jax.run import stage
 from kd_jax.run.answers import given_params
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import abstract_state
@@ -52,15 +52,15 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     teacher = given_params(built, "teacher")
     data = built.task.prepare()
     place.begin(built, data)
-    wandb_run = workdir.open_wandb(config, folder)
-    training = Rounds(built, teacher, wandb_run)
     found, members = [], list(past)
-    for number in range(1, config.rounds + 1):
-        params, figures = training.run(number, members)
-        members.append(params)
-        found.append(figures)
-        if jax.process_index() == 0:
-            pictures.write_rounds(folder, training.of_teacher, found)
+    with place.listening(config) as listeners:
+        training = Rounds(built, teacher, listeners)
+        for number in range(1, config.rounds + 1):
+            params, figures = training.run(number, members)
+            members.append(params)
+            found.append(figures)
+            if jax.process_index() == 0:
+                pictures.write_rounds(folder, training.of_teacher, found)
     weights, learned = training.weights(members)
     found[-1]["ensemble"] |= {
         "steps": config.rounds * this.steps,
@@ -81,8 +81,6 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         results["seconds"] = round(time.time() - began, 1)
         storage.write_json(folder / "results.json", results)
         kept.show(folder, results)
-    if wandb_run is not None:
-        wandb_run.finish()
     kept.together("end of the run")
     return results
 

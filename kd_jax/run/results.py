@@ -68,6 +68,8 @@ def show(folder: epath.Path, results: dict) -> None:
     if jax.process_index() == 0:
         title = f"{results['config']}, {results['split']} split"
         table.of_runs([results], title).print()
+        for remark in results.get("remarks", []):
+            print(f"note: {remark}")
         print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 

@@ -27,6 +27,7 @@ from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, state, step
 from kd_jax.train.checkpoint import Checkpoints
+from kd_jax.train.records import Listener
 from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Batch, Model, Params
 
@@ -305,7 +306,7 @@ def train(
     validate: Callable[[Model], dict[str, float]] | None,
     selection: loop.Selection,
     directory: epath.Path,
-    wandb_run: Any = None,
+    listeners: Sequence[Listener] = (),
 ) -> loop.Fit:
     """Trains a stage through all of its phases, from its latest checkpoint if there is one.
 
@@ -341,7 +342,7 @@ def train(
             directory=directory,
             selection=selection if last else None,
             resume=stage.resume,
-            wandb_run=wandb_run,
+            listeners=listeners,
             begin=phase.start,
         )
         state = fitted.state

@@ -16,6 +16,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -62,6 +63,7 @@ class RunDirectory:
     folder: epath.Path
     name: str  # of configs/NAME.py
     lock: storage.Hold | None
+    listeners: tuple[records.Listener, ...] = ()  # told of every row that the run writes
     commits: list[str] = dataclasses.field(default_factory=list)  # that the run was trained by
 
     def __enter__(self) -> RunDirectory:
@@ -118,6 +120,17 @@ class RunDirectory:
         with (self.folder / "command.txt").open("a") as file:
             file.write(command + "\n")
 
+    @contextlib.contextmanager
+    def listening(self, config: ConfigDict) -> Iterator[tuple[records.Listener, ...]]:
+        """Yields what is told of every row: the listeners, and W&B where config.wandb names a
+        project. The first process has them alone."""
+        if not config.wandb or jax.process_index() > 0:
+            yield self.listeners
+            return
+        about = config.wandb, self.folder.name, resolved(config), self.folder
+        with records.wandb_listener(*about) as listener:
+            yield (*self.listeners, listener)
+
     def _check_origins(self, began: dict, now: dict) -> None:
         changed = origins.changed(self.folder, began, now)
         if not changed:
@@ -149,7 +162,12 @@ class RunDirectory:
         return found | ({"primary": run.task.primary} if run.task.of_examples else {})
 
 
-def enter(config: ConfigDict, name: str, workdir: str | None) -> RunDirectory:
+def enter(
+    config: ConfigDict,
+    name: str,
+    workdir: str | None,
+    listeners: Sequence[records.Listener] = (),
+) -> RunDirectory:
     """Enters the directory of this run: `workdir`, or runs/NAME-HASH of the config. Prints it.
 
     Raises UserError where another process is at work there, where it cannot be a folder, and where
@@ -170,7 +188,7 @@ def enter(config: ConfigDict, name: str, workdir: str | None) -> RunDirectory:
             raise
         reason = "it is there and no folder" if error.errno == errno.EEXIST else error.strerror
         raise UserError(f"--workdir={folder}: {reason}; give another folder") from None
-    return RunDirectory(folder, name, lock)
+    return RunDirectory(folder, name, lock, tuple(listeners))
 
 
 def _same_config(folder: epath.Path, config: ConfigDict) -> None:
@@ -294,13 +312,6 @@ def commit() -> str:
     except OSError:
         return ""
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
-    """Opens the W&B run of config.wandb in the first process; None for none."""
-    if not config.wandb or jax.process_index() > 0:
-        return None
-    return records.open_wandb(config.wandb, folder.name, resolved(config), folder)
 
 
 def _cpu() -> str:

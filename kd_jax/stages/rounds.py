@@ -31,6 +31,7 @@ from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
 from kd_jax.teachers.signals import NOT_FINITE
 from kd_jax.train import loop, sharding
 from kd_jax.train.passes import evaluate
+from kd_jax.train.records import Listener
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
 from kd_jax.types import Batch, Model, Params
@@ -43,8 +44,8 @@ Figures = dict[str, float]
 class Rounds:
     """Trains the rounds of a run, or what is left of them."""
 
-    def __init__(self, run: Run, teacher: Params, wandb_run: Any) -> None:
-        self._run, self._wandb = run, wandb_run
+    def __init__(self, run: Run, teacher: Params, listeners: Sequence[Listener]) -> None:
+        self._run, self._listeners = run, listeners
         self._stage: Stage = run.principal
         self._teacher = frozen(run, "teacher", teacher)
         self._recall = None
@@ -78,7 +79,7 @@ class Rounds:
             validate=functools.partial(self._judged, "validation", online),
             selection=loop.Selection("kl"),
             directory=folder,
-            wandb_run=self._wandb,
+            listeners=self._listeners,
         )
         params = fitted.state.params["student"]
         return params, kept(

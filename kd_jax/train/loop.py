@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from kd_jax.train.checkpoint import Checkpoints, resume_from
 from kd_jax.train.finite import likely_cause
 from kd_jax.train.preemption import Preempted, Preemption
 from kd_jax.train.progress import ProgressBar
-from kd_jax.train.records import Clock, Records
+from kd_jax.train.records import Clock, Listener, Records
 from kd_jax.train.sharding import everywhere, place
 from kd_jax.train.state import TrainState, abstract
 from kd_jax.train.step import Inputs, Program, Teacher, train_step
@@ -134,7 +134,7 @@ def fit(
     directory: epath.Path,
     selection: Selection | None = Selection(),
     resume: str = "",
-    wandb_run: Any = None,
+    listeners: Sequence[Listener] = (),
     begin: int = 0,
 ) -> Fit:
     """Trains `state` until `steps` steps are done, from its latest checkpoint if there is one.
@@ -159,7 +159,7 @@ def fit(
             a checkpoint at every evaluation. None: no checkpoint is a candidate, and the last state
             is what the call leaves.
         resume: another stage directory to go on from where this one has no checkpoint yet.
-        wandb_run: an open W&B run, or None.
+        listeners: told of every row that the first process writes.
         begin: the step of `state`.
 
     Raises Diverged on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
@@ -175,7 +175,7 @@ def fit(
                 state = source.restore(source.latest, state)
         step, start = int(state.step), None if start is None else int(start.step)
         written = {} if start is None else checkpoints.note(start)
-        records = stack.enter_context(Records(directory, step, wandb_run, written))
+        records = stack.enter_context(Records(directory, step, listeners, written))
         bar = stack.enter_context(ProgressBar(stage, step, steps, quiet=jax.process_index() > 0))
         preemption = stack.enter_context(Preemption(program.mesh))
         clock, pending, compiled = Clock(), None, set()
@@ -214,6 +214,8 @@ def fit(
             saving = fresh and (planned or leaving)
             if evaluating or saving:
                 write_pending()
+            if last and saving and (row := clock.last_row(step)):
+                records.add("timing", row)
             figures = None
             with clock.stopped():
                 if evaluating:
@@ -235,13 +237,16 @@ def fit(
             with clock.waiting():
                 batch = next(batches)
             inputs = schedules.at(step)
+            new = batch.tokens_BT.shape not in compiled
+            if new:
+                bar.compiling(batch.tokens_BT.shape)
             given = place(batch, program.mesh), teacher, everywhere(inputs, program.mesh)
             state, metrics = train_step(state, *given, program=program)
             step += 1
             clock.count(batch)
             write_pending()
             pending = (step, metrics, inputs, batch)
-            if batch.tokens_BT.shape not in compiled:  # the first step on a shape compiles
+            if new:  # the first step on a shape compiles
                 compiled.add(batch.tokens_BT.shape)
                 write_pending()
                 clock.restart()

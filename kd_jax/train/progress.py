@@ -50,7 +50,7 @@ class ProgressBar(contextlib.AbstractContextManager):
         # Step and time after the first, which compiles.
         self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
-        self._bar, self._line = None, ""
+        self._bar, self._line, self._compiled = None, "", False
         if self._console.is_terminal and not self._console.quiet:
             columns = [
                 TextColumn("[bold]{task.description}"),
@@ -87,6 +87,16 @@ class ProgressBar(contextlib.AbstractContextManager):
                 seconds = (now - self._first[1]) / (step - self._first[0])
                 line += f"  {_duration(seconds * (self._steps - step))} left"
             self.say(line)
+
+    def compiling(self, shape: tuple[int, int]) -> None:
+        """Shows that the step is compiled for batches of that shape (rows, tokens); on a line of
+        its own for the first one."""
+        text = f"compiling the step for {shape[0]} rows of {shape[1]} tokens ..."
+        if self._bar is not None:
+            self._bar.update(self._task, status=text)
+        elif not self._compiled:
+            self.say(f"{self._stage}: {text}")
+        self._compiled = True
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

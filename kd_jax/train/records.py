@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -132,8 +132,12 @@ class Events:
         self._writer.close()
 
 
+# What is told of every row: the stage, the kind (train, eval, time), the row.
+Listener = Callable[[str, str, Mapping[str, Any]], None]
+
+
 class Records(contextlib.AbstractContextManager):
-    """Writes all of one stage's records; only the first process of a run writes any."""
+    """Writes all of one stage's records and tells listeners, in the first process of a run alone."""
 
     # The tables, and the folder of each one's curves.
     _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
@@ -142,14 +146,14 @@ class Records(contextlib.AbstractContextManager):
         self,
         directory: epath.PathLike,
         start: int,
-        wandb_run: Any = None,
+        listeners: Sequence[Listener] = (),
         written: Mapping[str, str] | None = None,
     ):
         """`written`: what `sync` gave at step `start`, where there is a checkpoint of it."""
         directory = epath.Path(directory)
         self._tables: dict[str, Table] = {}
         self._files: tuple[Table | Events, ...] = ()
-        self._wandb, self._stage = wandb_run, directory.name
+        self._listeners, self._stage = listeners, directory.name
         if jax.process_index() > 0:
             return
         directory.mkdir(parents=True, exist_ok=True)
@@ -164,12 +168,11 @@ class Records(contextlib.AbstractContextManager):
         if not self._files:
             return
         self._tables[name].add(row)
-        curves = self._CURVES[name]
-        values = {f"{curves}/{key}": value for key, value in row.items() if key != "step"}
+        kind = self._CURVES[name]
+        values = {f"{kind}/{key}": value for key, value in row.items() if key != "step"}
         self._events.add(row["step"], values)
-        if self._wandb is not None:
-            named = {f"{self._stage}/{key}": value for key, value in values.items()}
-            self._wandb.log(named | {f"{self._stage}/step": row["step"]})
+        for listener in self._listeners:
+            listener(self._stage, kind, row)
 
     def sync(self) -> dict[str, str]:
         """Puts everything so far on disk; returns digests of the tables, by file name."""
@@ -189,8 +192,10 @@ class Clock:
     """Measures training without evaluation and saving, and how long it waited for batches."""
 
     def __init__(self):
-        self.restart()
         self.rate = 0.0  # tokens a second of the last row
+        self.all_steps = self.all_rows = self.all_tokens = 0
+        self.restart()
+        self._start = self._began
 
     def restart(self) -> None:
         """Begins a new row."""
@@ -200,9 +205,11 @@ class Clock:
     def count(self, batch: Batch) -> None:
         """Counts a step on this process's rows, without padding and rows that fill a batch up."""
         processes = jax.process_count()
-        self.steps += 1
-        self.rows += processes * int((batch.ids_B >= 0).sum())
-        self.tokens += processes * int(batch.mask_BT.sum())
+        rows = processes * int((batch.ids_B >= 0).sum())
+        tokens = processes * int(batch.mask_BT.sum())
+        self.steps, self.all_steps = self.steps + 1, self.all_steps + 1
+        self.rows, self.all_rows = self.rows + rows, self.all_rows + rows
+        self.tokens, self.all_tokens = self.tokens + tokens, self.all_tokens + tokens
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -216,7 +223,8 @@ class Clock:
         """Leaves out what happens meanwhile."""
         began = time.perf_counter()
         yield
-        self._began += time.perf_counter() - began
+        spent = time.perf_counter() - began
+        self._began, self._start = self._began + spent, self._start + spent
 
     def row(self, step: int) -> dict[str, float]:
         """Makes a row of timing.csv from the steps since the last one."""
@@ -232,9 +240,21 @@ class Clock:
         self.restart()
         return row
 
+    def last_row(self, step: int) -> dict[str, float] | None:
+        """Makes the row of a stage's last steps. Where no step was timed, since each had a shape to
+        compile, it is of all of them with their compilation; None where there was no step."""
+        if not self.steps and not self.rate:
+            self.steps, self.rows, self.tokens = self.all_steps, self.all_rows, self.all_tokens
+            self._began = self._start
+        return self.row(step) if self.steps else None
 
-def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) -> Any:
-    """Opens a W&B run for the run directory `folder`, the same one when the run is continued.
+
+@contextlib.contextmanager
+def wandb_listener(
+    project: str, name: str, config: dict, folder: epath.PathLike
+) -> Iterator[Listener]:
+    """Opens a W&B run for the run directory `folder`, the same one when the run is continued, and
+    logs to it what it is told.
 
     WANDB_MODE=offline keeps it in `folder`/wandb. Raises UserError where wandb is not installed or
     refuses.
@@ -250,9 +270,16 @@ def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) ->
         identity.write_text(secrets.token_hex(4))
     about = dict(project=project, name=name, config=config, dir=os.fspath(folder))
     try:
-        return wandb.init(id=identity.read_text(), resume="allow", **about)
+        run = wandb.init(id=identity.read_text(), resume="allow", **about)
     except wandb.Error as error:
         raise UserError(
             f"config.wandb={project!r}: {line(error)}; run `wandb login`, set WANDB_MODE=offline, "
             f"or leave config.wandb empty"
         ) from None
+
+    def log(stage: str, kind: str, row: Mapping[str, Any]) -> None:
+        values = {f"{stage}/{kind}/{key}": value for key, value in row.items() if key != "step"}
+        run.log(values | {f"{stage}/step": row["step"]})
+
+    yield log
+    run.finish()

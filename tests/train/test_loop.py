@@ -301,8 +301,19 @@ def test_nothing_to_go_on_from(tmp_path, events):
 def test_timing_rows(tmp_path, events):
     fit(tmp_path, events)
     rows = records.read(tmp_path / "timing.csv")
-    assert [row["step"] for row in rows] == ["4", "7", "10"]  # the first step is left out
+    assert [row["step"] for row in rows] == ["4", "7", "10", "12"]  # without the first step
     assert all(0 <= float(row["input_wait_fraction"]) <= 1 for row in rows)
+
+
+def test_the_shortest_stage_has_timing(tmp_path, events):
+    fit(tmp_path, events, steps=1)  # of a step that compiles
+    (row,) = records.read(tmp_path / "timing.csv")
+    assert row["step"] == "1" and float(row["tokens_per_second"]) > 0
+
+
+def test_compiling_is_said_once(tmp_path, events, capsys):
+    fit(tmp_path, events)
+    assert capsys.readouterr().out.count("compiling the step for 8 rows of 4 tokens") == 1
 
 
 def test_evaluation_and_saving_are_no_training_time(tmp_path, events, monkeypatch):
@@ -320,8 +331,10 @@ def test_evaluation_and_saving_are_no_training_time(tmp_path, events, monkeypatc
     fit(tmp_path, events, at={step: lambda: move(1) for step in range(STEPS)}, validate=validate)
     rows = records.read(tmp_path / "timing.csv")
     speed = [(row["seconds"], row["tokens_per_second"], row["rows_per_second"]) for row in rows]
-    assert speed == [("3.0", "32.0", "8.0")] * 3  # eight rows of four tokens a second
-    assert [row["input_wait_fraction"] for row in rows] == ["1.0"] * 3
+    assert speed == [("3.0", "32.0", "8.0")] * 3 + [
+        ("2.0", "32.0", "8.0")
+    ]  # eight rows of four tokens a second
+    assert [row["input_wait_fraction"] for row in rows] == ["1.0"] * 4
 
 
 def test_metrics_columns(tmp_path, events):

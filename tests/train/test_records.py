@@ -111,17 +111,20 @@ def wandb(monkeypatch):
     module = types.ModuleType("wandb")
     module.Error = type("Error", (Exception,), {})
     module.calls, module.logged = [], []
-    run = types.SimpleNamespace(log=module.logged.append)
+    module.ended = []
+    run = types.SimpleNamespace(log=module.logged.append, finish=lambda: module.ended.append(True))
     module.init = lambda **options: module.calls.append(options) or run
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
 def test_wandb_gets_every_row(tmp_path, wandb):
-    run = records.open_wandb("project", "quickstart-1", {"seed": 0}, tmp_path)
-    all_of_them = Records(tmp_path / "student", start=0, wandb_run=run)
-    all_of_them.add("metrics", {"step": 5, "loss": 0.5})
-    all_of_them.close()
+    with records.wandb_listener("project", "quickstart-1", {"seed": 0}, tmp_path) as listener:
+        all_of_them = Records(tmp_path / "student", start=0, listeners=[listener])
+        all_of_them.add("metrics", {"step": 5, "loss": 0.5})
+        all_of_them.close()
+        assert not wandb.ended
+    assert wandb.ended
     (options,) = wandb.calls
     assert options["project"] == "project" and options["name"] == "quickstart-1"
     assert options["config"] == {"seed": 0} and options["dir"] == str(tmp_path)
@@ -132,7 +135,8 @@ def test_a_continued_run_is_the_same_one_for_wandb(tmp_path, wandb):
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
     for folder in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
-        records.open_wandb("project", "name", {}, folder)
+        with records.wandb_listener("project", "name", {}, folder):
+            pass
     first, again, other = (options["id"] for options in wandb.calls)
     assert first == again != other
     assert all(options["resume"] == "allow" for options in wandb.calls)
@@ -143,7 +147,7 @@ def test_wandb_is_not_installed(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"config.wandb='p' needs wandb: pip install 'kd_jax\[wandb"
     ):
-        records.open_wandb("p", "name", {}, tmp_path)
+        records.wandb_listener("p", "name", {}, tmp_path).__enter__()
 
 
 def test_wandb_refuses(tmp_path, wandb):
@@ -152,5 +156,5 @@ def test_wandb_refuses(tmp_path, wandb):
 
     wandb.init = refuse
     with pytest.raises(UserError, match="no-tty.*WANDB_MODE=offline") as error:
-        records.open_wandb("p", "name", {}, tmp_path)
+        records.wandb_listener("p", "name", {}, tmp_path).__enter__()
     assert "\n" not in str(error.value)
