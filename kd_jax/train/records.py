@@ -137,7 +137,7 @@ Listener = Callable[[str, str, Mapping[str, Any]], None]
 
 
 class Records(contextlib.AbstractContextManager):
-    """Writes all of one stage's records and tells listeners, in the first process of a run alone."""
+    """Writes a stage's records and tells listeners, in the first process of a run alone."""
 
     # The tables, and the folder of each one's curves.
     _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
