@@ -6,12 +6,12 @@ surely.
 
 import html
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_jax.report import plots, quantities, table, tables
 from kd_jax.report.quantities import MISSING, Figure, Paired, count, of, stages_of
-from kd_jax.report.runs import Results, Run, roles
+from kd_jax.report.runs import Results, Run, leaves, roles
 from kd_jax.report.table import Table, escaped
 
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
@@ -171,15 +171,6 @@ def _flat(runs: Sequence[Run]) -> dict[str, str]:
     """Gives the leaves of a configuration, as shown, by the whole key; without the seed."""
     found = {k: '""' if value == "" else str(value) for k, value in leaves(runs[0].config)}
     return {key: value for key, value in found.items() if key != "seed"}
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("objective.kl.weight", 0.5), ... of nested dictionaries."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from leaves(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, tree
 
 
 def _provenance(groups: Groups) -> Table:
