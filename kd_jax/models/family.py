@@ -83,7 +83,7 @@ _KINDS = {int: SIZE, float: NOT_NEGATIVE}  # of a config's fields
 
 
 class Rule(NamedTuple):
-    """One HF tensor and the parameters it holds, joined along their last axis.
+    """Names one HF tensor and the parameters that it holds, joined along their last axis.
 
     `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
     "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
@@ -114,7 +114,7 @@ def classes(stem: str, *heads: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """One HF model_type.
+    """Describes one HF model_type.
 
     `keys` maps a key of config.json to (the fields of our config that it sets, HF's default), or to
     (fields, default, the `kind` of `Fields.get`) where the field's type does not tell it.
@@ -140,7 +140,7 @@ class Family:
     rules: Callable[[Any, str], list[Rule]] = lambda config, head: []  # (config, head) -> tensors
     conv1d: str = "(?!)"  # regex of the modules of `base` whose kernels are (in, out) in HF too
     ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
-    # (path, drawn value, config) -> value: HF's initialization besides N(0, initializer_range)
+    # (path, drawn value, config) -> value: where HF's start is not N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
 
     @property
@@ -244,8 +244,8 @@ def write(family: Family, config: Any, head: str) -> dict:
 
 
 def equal(family: Family, config: Any) -> Any:
-    """The config without `blocks` where all are alike and the family's own config.json can say so:
-    a Llama with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
+    """Drops `blocks` from the config where all are alike and HF's config.json can say so: a Llama
+    with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
     blocks = getattr(config, "blocks", ())
     if len(set(blocks)) != 1 or blocks[0].kind != "full":
         return config

@@ -1,4 +1,4 @@
-"""Text from a causal model, token by token, with the keys and values of what went before kept.
+"""Writing with a causal model, token by token, with a KV cache.
 
 One program writes for prompts of one bucket of lengths and one bucket of numbers of new tokens:
 prompts are padded to the first, the cache has room for both. Temperature, top-p, stop tokens and
@@ -33,10 +33,10 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Writes on after each prompt: int32 token ids, without the prompt.
+    """Continues each prompt: int32 token ids, without the prompt.
 
     Args:
-        model: a decoder with its language-modelling head.
+        model: a decoder with its language-modeling head.
         prompts: token ids, of any lengths; at least one each.
         max_new_tokens: no row gets more.
         stop: tokens that end a row, such as eos_token_id; the row's last token is then one of them.
@@ -74,7 +74,7 @@ def generate(
 
 
 def _bucket(length: int) -> int:
-    """The power of two that a length is padded to."""
+    """Rounds a length up to the power of two that it is padded to."""
     return max(SMALLEST_BUCKET, 1 << (int(length) - 1).bit_length())
 
 
@@ -113,7 +113,7 @@ def _write(
     greedy: bool,
     nucleus: bool,
 ) -> tuple[Array, Array]:
-    """(new tokens (B, room), how many of them count)."""
+    """Computes (new tokens (B, room), how many of them count)."""
     module = nnx.merge(model.graphdef, model.params)
     B, T = tokens_BT.shape
 
@@ -159,7 +159,7 @@ def _logits(module: HeadedModel, x_BD: Array) -> Array:
 
 
 def _draw(key: Array, logits_V: Array, temperature: Array, top_p: Array) -> Array:
-    """One token, of those that top-p leaves."""
+    """Draws one of the tokens that top-p leaves."""
     order_V = jnp.argsort(-logits_V)
     logits_V = logits_V[order_V] / temperature
     probs_V = jax.nn.softmax(logits_V)

@@ -1,4 +1,4 @@
-"""New models from old parameters."""
+"""Students that start with their teacher's parameters."""
 
 import functools
 import logging
@@ -110,7 +110,7 @@ def _check_blocks(mine: Any, its: Any, chosen: list[int]) -> None:
 
 
 def _head(student: Model, teacher: Model) -> Params:
-    """The teacher's head where the student's is alike, else the student's own."""
+    """Chooses the teacher's head where the student's is alike, else the student's."""
     mine, its = (model.params.get("head", {}) for model in (student, teacher))
     if _kind(student) == _kind(teacher):
         return its
@@ -124,7 +124,7 @@ def _head(student: Model, teacher: Model) -> Params:
 
 
 def _kind(model: Model) -> Any:
-    """What has to agree for one head to be worth the other's parameters."""
+    """Collects what has to agree for one head to take the other's parameters."""
     head, config = model.params.get("head", {}), _config(model)
     shapes = {path: leaf.shape for path, leaf in family.flatten(head).items()}
     return shapes, (config.pooler, config.labels) if "classifier" in head else None
@@ -132,7 +132,7 @@ def _kind(model: Model) -> Any:
 
 @functools.cache
 def _say(message: str) -> None:
-    """Once, although a start is traced more than once."""
+    """Logs a message once, although a start is traced more than once."""
     log.info(message)
 
 
@@ -141,13 +141,13 @@ def _config(model: Model) -> Any:
 
 
 def _rescaled(block: Params, factor: float) -> Params:
-    """The block for another place, where scores are divided by another number."""
+    """Scales a block's queries for another place, where scores are divided by another number."""
     q = jax.tree.map(lambda x: x * factor, block["attention"]["q"])
     return block | {"attention": block["attention"] | {"q": q}}
 
 
 def _take(student: Params, source: Params) -> Params:
-    """Copies of the source's arrays in the student's tree."""
+    """Copies the source's arrays into the student's tree."""
     have, taken = family.flatten(source), {}
     for path, wanted in family.flatten(student).items():
         if path not in have or have[path].shape != wanted.shape:
