@@ -16,7 +16,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import Decoder
-from kd_jax.models.heads import CausalLM, HeadedModel
+from kd_jax.models.heads import CausalLM
 from kd_jax.ranges import Real, Whole
 from kd_jax.types import Array, Model, ModelOutput
 
@@ -118,7 +118,8 @@ def _write(
     B, T = tokens_BT.shape
 
     def choose(x_BD: Array, step: Array) -> Array:
-        logits_BV = _logits(module, x_BD)
+        unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
+        logits_BV = ModelOutput(x_BD, *unembedding).logits
         if greedy:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draws = jax.random.fold_in(key, step)
@@ -151,11 +152,6 @@ def _write(
     state = jnp.int32(1), token_B, cache, stops(token_B), jnp.ones((B,), jnp.int32), out_BN
     *_, counts_B, out_BN = jax.lax.while_loop(goes_on, step, state)
     return out_BN, counts_B
-
-
-def _logits(module: HeadedModel, x_BD: Array) -> Array:
-    unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
-    return ModelOutput(x_BD, *unembedding).logits
 
 
 def _draw(key: Array, logits_V: Array, temperature: Array, top_p: Array) -> Array:
