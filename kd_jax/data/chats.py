@@ -18,9 +18,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -264,8 +265,9 @@ class Template:
         whole = self._render(messages, tools)
         self._check_rest(messages, tools, whole)
         texts = [_text(message) for message in messages]
-        first = _unused(_strings([messages, tools]), len(messages))
-        marks = [chr(first + i) for i in range(len(messages))]
+        used = set().union(*_strings([messages, tools]))
+        unused = (char for char in map(chr, itertools.count(_PRIVATE)) if char not in used)
+        marks = list(itertools.islice(unused, len(messages)))
         marked = self._render(list(map(_with_text, messages, marks)), tools)
         if [char for char in marked if char in marks] != marks:
             raise UserError(
@@ -275,7 +277,7 @@ class Template:
         for shown in (texts, [text.strip() for text in texts]):
             table = {ord(mark): text for mark, text in zip(marks, shown, strict=True)}
             if marked.translate(table) == whole:
-                return shown, re.split(f"[{marks[0]}-{marks[-1]}]", marked)
+                return shown, re.split(f"[{''.join(marks)}]", marked)
         raise UserError(
             "the chat template writes something else than the messages' contents: give it "
             "messages that it leaves as they are, with thoughts in `reasoning_content`"
@@ -365,14 +367,3 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
         elif piece.text:
             found.append(piece)
     return found
-
-
-def _unused(texts: Iterable[str], count: int) -> int:
-    """The first of `count` private characters in a row, none of which any text holds."""
-    used = {ord(char) for char in set("".join(texts)) if ord(char) >= _PRIVATE}
-    start = _PRIVATE
-    for char in sorted(used):
-        if char - start >= count:
-            break
-        start = char + 1
-    return start
