@@ -1,4 +1,4 @@
-"""Conversations: rows of `messages`, as chat datasets have them, checked; and their tokens, by the
+"""Checks conversations, rows of `messages` as chat datasets have them, and tokenizes them by the
 tokenizer's own chat template.
 
 A message is a dict with `role` (system, user, assistant or tool) and `content`, a text, which may
@@ -48,7 +48,7 @@ _UNLIKE = (
 
 
 def read(table: Table, column: str, key: str) -> list[Conversation]:
-    """The conversations of a table's column; `key` is the config key that names it.
+    """Reads the conversations of a table's column; `key` is the config key that names it.
 
     Raises UserError naming the first row that holds no list of messages, an unknown role, a
     content that is no text, or no message of an assistant.
@@ -57,7 +57,7 @@ def read(table: Table, column: str, key: str) -> list[Conversation]:
 
 
 def tools(table: Table) -> list[Tools | None]:
-    """The tools of each conversation. UserError names the first row with something else."""
+    """Reads the tools of each conversation. UserError names the first row with something else."""
     found = []
     for i, value in enumerate(table.columns.get("tools", [None] * len(table))):
         place = f"{table.place(i)}, tools"
@@ -99,7 +99,7 @@ def _check_calls(calls: Any, place: str) -> None:
 
 
 def digest(conversations: Sequence[Conversation], tools: Sequence[Tools | None] = ()) -> str:
-    """A hash of all conversations, and their tools, in their order."""
+    """Computes a hash of all conversations, and their tools, in their order."""
     found = hashlib.blake2b(digest_size=16)
     for part in (*conversations, *([tools] if any(tools) else [])):
         line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
@@ -154,7 +154,7 @@ class Template:
         self._plain.encode_special_tokens = True  # their names are text like any other
 
     def pieces(self, messages: Conversation, tools: Tools | None = None) -> list[Piece]:
-        """The conversation in stretches that are tokenised one by one.
+        """Cuts a conversation into stretches that are tokenized one by one.
 
         Raises UserError where the template does not show the messages, or tools, as they are.
         """
@@ -173,7 +173,7 @@ class Template:
         place: Callable[[int], str],
         tools: Sequence[Tools | None] | None = None,
     ) -> list[Tokens]:
-        """The tokens of every conversation; `place(i)` says where one stands, for messages."""
+        """Tokenizes every conversation; `place(i)` says where one stands, for messages."""
         pieces = []
         for i, messages in enumerate(conversations):
             try:
@@ -193,14 +193,15 @@ class Template:
         return found
 
     def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
-        """What the template writes between two messages, of which those to be learnt are given."""
+        """Cuts what the template writes between two messages; those to be learned are given."""
         ends = 0 if after is None else self._ends(words, after)
         begins = len(words) if before is None else self._begins(words, ends, before)
         parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
         return [piece for text, learnt in parts for piece in self._split(text, learnt)]
 
     def _begins(self, words: str, ends: int, message: Message) -> int:
-        """Where in the words before a message, from `ends` on, the assistant begins to write."""
+        """Finds where, in the words before a message from `ends` on, the assistant begins to
+        write."""
         prompt, _ = self._turn
         if prompt and (at := words.rfind(prompt, ends)) >= 0:
             return at + len(prompt)
@@ -210,8 +211,8 @@ class Template:
         return len(words)
 
     def _ends(self, words: str, message: Message) -> int:
-        """Where in the words behind a message the assistant's turn ends: after the special token
-        that follows its content, or tool calls."""
+        """Finds where, in the words behind a message, the assistant's turn ends: after the special
+        token that follows its content, or tool calls."""
         if not message.get("tool_calls"):
             return len(_first(self._special, words))
         _, end = self._turn
@@ -229,7 +230,7 @@ class Template:
 
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
-        """What an assistant writes after, and the special token behind it; "" where unknown.
+        """Finds the prompt for an answer, and the special token behind one; "" where unknown.
 
         The former is the template's prompt for an answer; where it has none, the words before a
         user's message, said of the assistant; or else those between the two.
@@ -251,7 +252,7 @@ class Template:
         return prompt, _first(self._special, after).strip()
 
     def _probe(self, field: str) -> bool:
-        """Whether the template shows a field of an assistant's message, as far as can be told."""
+        """Tells whether the template shows a field of an assistant's message, as far as it can."""
         call = {"id": "123456789", "type": "function", "function": {"name": _MARK, "arguments": {}}}
         answer = {"role": "assistant", "content": "b"}
         answer[field] = [call] if field == "tool_calls" else _MARK
@@ -260,8 +261,8 @@ class Template:
         return True  # what it says of the messages themselves tells more
 
     def _shown(self, messages: Conversation, tools: Tools | None) -> tuple[list[str], list[str]]:
-        """The messages' texts as the template writes them, as they are or without white space
-        around them; and its words before, between and after them."""
+        """Splits the rendered conversation into the messages' texts, as they are or without white
+        space around them, and the template's words before, between and after them."""
         whole = self._render(messages, tools)
         self._check_rest(messages, tools, whole)
         texts = [_text(message) for message in messages]
@@ -320,18 +321,18 @@ class Template:
 
 
 def _first(special: re.Pattern, words: str) -> str:
-    """The special token that begins some words, with white space in front of it; else ""."""
+    """Finds the special token that begins some words, with white space in front of it; else ""."""
     match = special.search(words)
     return words[: match.end()] if match and not words[: match.start()].strip() else ""
 
 
 def _is_call(message: Message) -> bool:
-    """Whether there are tool calls and nothing else."""
+    """Tells whether a message has tool calls and no content."""
     return not message["content"] and bool(message.get("tool_calls"))
 
 
 def _text(message: Message) -> str:
-    """What stands for a message in its text: its content, or the name of its first call."""
+    """Returns what stands for a message in the text: its content, or its first call's name."""
     if not _is_call(message):
         return message["content"]
     call = message["tool_calls"][0]
@@ -339,7 +340,7 @@ def _text(message: Message) -> str:
 
 
 def _with_text(message: Message, text: str) -> Message:
-    """The message with another `_text`."""
+    """Returns the message with another `_text`."""
     if not _is_call(message):
         return {**message, "content": text}
     call, *others = message["tool_calls"]
@@ -349,7 +350,7 @@ def _with_text(message: Message, text: str) -> Message:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in lists and dicts, keys included, however deep."""
+    """Lists all texts in lists and dicts, keys included, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -358,7 +359,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same with neighbours of text in one, and nothing empty."""
+    """Joins neighbors that are text, and drops empty pieces."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None

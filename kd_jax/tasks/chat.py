@@ -43,7 +43,7 @@ _VERSION = 2  # of what is cached: raise it when tokenising changes
 
 @dataclasses.dataclass(frozen=True)
 class Conversations:
-    """Some of a source's conversations, of which all are tokenised."""
+    """Some of a source's conversations, of which all are tokenized."""
 
     name: str
     commit: str | None  # of a hub repository
@@ -79,7 +79,7 @@ class Chat(Text):
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
     def _about(self, split):
-        """conversations, cut, dropped, rows, tokens, learnt, longest."""
+        """Counts conversations, cut, dropped, rows, tokens, learnt, longest."""
         about, name = self._rows(split).about, self.examples(split).name
         if about["cut"] or about["dropped"]:
             log.info(
@@ -96,7 +96,7 @@ class Chat(Text):
         return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
-        """A source's conversations, tokenised once."""
+        """Reads a source's conversations, tokenized once."""
         found = source.table(self.data[key], f"data.{key}")
         messages = chats.read(found, self.config["column"], "config.task.column")
         tools = chats.tools(found)
@@ -118,7 +118,7 @@ class Chat(Text):
 
 
 class Rows:
-    """Conversations cut to length and put into rows."""
+    """Cuts conversations to length and puts them into rows."""
 
     def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
         self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
@@ -155,7 +155,7 @@ class Rows:
         return len(self.rows)
 
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
-        """The rows of one batch, whatever the epoch."""
+        """Makes the rows of one batch, whatever the epoch."""
         rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
         return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 

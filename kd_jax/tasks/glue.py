@@ -145,8 +145,8 @@ class Glue(ClassificationTask):
 
 
 def _original(path: Path, task: str) -> Table:
-    """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files.
-    QQP's train.tsv has questions that break off at a line's end: these are left out."""
+    """Reads a .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled
+    files. QQP's train.tsv has questions that break off at a line's end: these are left out."""
     headless = task == "cola" and next(files.lines(path), "").rstrip() != "index\tsentence"
     header = ("source", "label", "original", "sentence") if headless else ()
     broken: list[str] | None = [] if task == "qqp" else None

@@ -30,7 +30,7 @@ _BRACKETS = re.compile(r"\[.*?\]")  # marks that WikiHow's part has kept
 
 
 def cleaned(text: str) -> str:
-    """Without WikiHow's marks: " [title]" ends a sentence, other brackets go."""
+    """Removes WikiHow's marks: " [title]" ends a sentence, other brackets go."""
     text = text.strip().replace(" [title]", ". ")
     return _BRACKETS.sub("", text).replace("  ", " ")
 

@@ -57,7 +57,7 @@ class PhraseBank(ClassificationTask):
 
     @property
     def _shared(self) -> bool:
-        """Whether train and test come from one file."""
+        """Tells whether train and test come from one file."""
         return self.data["test"] is None and self.data["train"] is not None
 
     def _read(self, key):
@@ -98,7 +98,7 @@ class PhraseBank(ClassificationTask):
 
 
 def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:
-    """(name for messages, bytes) of the wanted file, or of the file that is named."""
+    """Reads (name for messages, bytes) of the wanted file, or of the file that is named."""
     if path.suffix == ".zip" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:

@@ -86,8 +86,8 @@ class Squad(ExampleTask):
         return self.threshold is None and split != "validation" and self._may_decline(split)
 
     def tuned(self, outputs):
-        """The task with the null threshold whose F1 is best for these outputs of the validation
-        split; itself where the config gives the threshold or the split is of v1.1."""
+        """Returns the task with the null threshold whose F1 is best for these outputs of the
+        validation split; itself where the config gives the threshold or the split is of v1.1."""
         if self.threshold is not None or not self._may_decline("validation"):
             return self
         other = copy.copy(self)
@@ -145,9 +145,9 @@ class Squad(ExampleTask):
         return self._windows[split].rows
 
     def score(self, split, outputs):
-        """Loss (cross-entropy of start and end, nats, mean over windows), f1 and exact_match in
-        percent; on v2.0 also for each kind of question, and null_threshold. Raises UserError for
-        the test split of v2.0 where the threshold is neither given nor `tuned`."""
+        """Computes the loss (cross-entropy of start and end, nats, mean over windows), f1 and
+        exact_match in percent; on v2.0 also for each kind of question, and null_threshold. Raises
+        UserError for the test split of v2.0 where the threshold is neither given nor `tuned`."""
         labels_N2 = self.rows(split).labels_NP
         losses = [
             -special.log_softmax(np.asarray(logits_2T, np.float64), axis=1)[[0, 1], label_2].mean()
@@ -162,12 +162,12 @@ class Squad(ExampleTask):
         return found
 
     def predictions(self, split, outputs) -> dict[str, str]:
-        """The answer's text by question id, "" for no answer."""
+        """Returns the answer's text by question id, "" for no answer."""
         best = self._best(split, outputs)
         return _answers(best, self._threshold(split, best))
 
     def write_submission(self, split, outputs, path) -> None:
-        """The .json that the official script reads: {question id: text}."""
+        """Writes the .json that the official script reads: {question id: text}."""
         predictions = self.predictions(split, outputs)
         Path(path).write_text(json.dumps(predictions, indent=1, ensure_ascii=False) + "\n")
 
@@ -217,8 +217,8 @@ class Squad(ExampleTask):
         return span.best_threshold(odds, texts, self.examples(split).golds)
 
     def _best(self, split, outputs) -> dict[str, _Best]:
-        """The best span over all windows of each question. No answer scores what [CLS] does in
-        the window where that is least."""
+        """Finds the best span over all windows of each question. No answer scores what [CLS] does
+        in the window where that is least."""
         rows, questions = self.rows(split), self.examples(split).questions
         if len(outputs) != len(rows):
             raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")
@@ -239,7 +239,7 @@ class Squad(ExampleTask):
 def spans(
     made: Windows, outputs: Iterable[np.ndarray], n_best: int, max_length: int
 ) -> Iterator[tuple[int, float, list[tuple[float, int, int]]]]:
-    """(question, score of no answer, [(score, begin, end)]) of each window: its best spans in
+    """Finds (question, score of no answer, [(score, begin, end)]) of each window: its best spans in
     characters of the context, the best one first. `outputs` are (2, T) start and end logits."""
     for row, (start_T, end_T) in enumerate(outputs):
         first = made.first_N[row]
