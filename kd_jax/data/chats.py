@@ -135,8 +135,6 @@ class Template:
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template: take the tokenizer "
                 f"of a chat model, or put a chat_template.jinja beside it"
             )
-        if turns not in ("all", "last"):
-            raise UserError(f"turns={turns!r}; have: all, last")
         self.tokenizer = tokenizer
         self.turns = turns
         self._shows = functools.cache(self._probe)

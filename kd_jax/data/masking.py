@@ -12,11 +12,11 @@ import threading
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, settings
+from kd_jax.ranges import Choice, Real, settings
 
 DEFAULTS = dict(
     rate=Real(above=0, below=1, default=0.15),
-    mode="exact",
+    mode=Choice("exact", "bernoulli"),
     whole_word=False,
     mask=Real(least=0, most=1, default=0.8),
     random=Real(least=0, most=1, default=0.1),
@@ -72,8 +72,6 @@ class Masking:
         given = settings(config, DEFAULTS, "task.masking")
         self.rate, self.mode, self.whole_word = given["rate"], given["mode"], given["whole_word"]
         self.mask, self.random = given["mask"], given["random"]
-        if self.mode not in ("exact", "bernoulli"):
-            raise UserError(f"config.task.masking.mode={self.mode!r}; have: exact, bernoulli")
         if self.mask + self.random > 1:
             raise UserError(
                 f"config.task.masking: mask + random = {self.mask + self.random} must be at most 1"

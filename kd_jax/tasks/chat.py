@@ -24,7 +24,7 @@ from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.language import Text
 from kd_jax.tasks.task import batch_shapes, local
 from kd_jax.types import Batch
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 DEFAULTS = dict(
     name="chat",
     seq_len=Whole(least=4, default=1024),
-    turns="all",
+    turns=Choice("all", "last"),
     column="messages",
     packed=True,
 )

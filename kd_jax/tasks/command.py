@@ -115,4 +115,4 @@ def build(
 
 def _of_several(task: TaskClass) -> bool:
     """Tells whether the task can have several variants at once, all of them where none is named."""
-    return bool(task.variants) and not isinstance(task.defaults[task.variant], str)
+    return bool(task.variants) and isinstance(task.defaults[task.variant], tuple)

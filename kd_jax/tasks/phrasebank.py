@@ -20,16 +20,16 @@ from pathlib import Path
 
 from kd_jax.data import splits
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import Choice, Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 from kd_jax.tasks.task import local
 
-DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
 DATA = splits.DATA | dict(
     test_share=Real(above=0, below=1, default=0.2),
     test_seed=Whole(least=0, most=2**32 - 1, default=0),
 )
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
+DEFAULTS = dict(name="phrasebank", level=Choice(*LEVELS), seq_len=Whole(least=8, default=128))
 
 
 class PhraseBank(ClassificationTask):
@@ -44,8 +44,6 @@ class PhraseBank(ClassificationTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.level = self.config["level"]
-        if self.level not in LEVELS:
-            raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
 
     @classmethod
     def smoke(cls, task, data, samples):

@@ -131,6 +131,8 @@ def test_tokens_are_kept_by_content(data, tokenizer, monkeypatch):
 def test_settings_that_cannot_be(data, tokenizer):
     with pytest.raises(UserError, match="seq_len=2 must be at least 4"):
         make(data, tokenizer, seq_len=2)
+    with pytest.raises(UserError, match="config.task.turns='first': have all, last"):
+        make(data, tokenizer, turns="first")
     with pytest.raises(UserError, match="held_out=1 must be above 0 and below 1"):
         make({**data, "held_out": 1}, tokenizer)
     with pytest.raises(UserError, match="config.data.train is not set"):
