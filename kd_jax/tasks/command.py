@@ -107,9 +107,10 @@ def build(
     if data is None and task.own_data is None and task.of_examples:
         raise UserError(f"--task={name} needs --data, a local file or folder")
     given = None if data is None else {"test": data}
-    made = task(task.evaluated | config, given, tokenizer)
+    config = task.evaluated | {key: value for key, value in config.items() if value is not None}
+    made = task(config, given, tokenizer)
     if given and made.labels_in_data:  # the classes are those that occur
-        return task(task.evaluated | config, given | {"train": data}, tokenizer)
+        return task(config, given | {"train": data}, tokenizer)
     return made
 
 
