@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -143,14 +144,18 @@ def join(
     types: Sequence[Sequence[int]] | None,
     labels_NP: np.ndarray,
     pad: int,
-) -> Encoded:
-    """Joins lists of token ids and, where there are any, token types."""
-    return Encoded(
+    kind: type[Encoded] = Encoded,
+    **more: Any,
+) -> Any:
+    """Joins lists of token ids and, where there are any, token types to rows of a `kind`, which has
+    `more` fields."""
+    return kind(
         tokens_F=_flat(tokens),
         types_F=None if types is None else _flat(types),
         lengths_N=np.array([len(row) for row in tokens], np.int64),
         labels_NP=labels_NP,
         pad_id=pad,
+        **more,
     )
 
 

@@ -141,12 +141,12 @@ def _unique(questions: Questions) -> Questions:
     return questions
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """N rows and where each of them comes from. Row i's tokens [first, first + count) are the
-    context's; offsets_F2 has the characters [begin, end) that a token of a row stands for."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows(Encoded):
+    """Rows of questions, and where each of them comes from. Row i's tokens [first, first + count)
+    are the context's; offsets_F2 has the characters [begin, end) that a token of a row stands for.
+    """
 
-    rows: Encoded
     question_N: np.ndarray  # index of the question
     first_N: np.ndarray
     count_N: np.ndarray
@@ -154,7 +154,7 @@ class Windows:
 
     def offsets(self, row: int) -> np.ndarray:
         """Returns the characters, (count, 2), of the context's tokens of a row."""
-        start = self.rows.starts_N[row] + self.first_N[row]
+        start = self.starts_N[row] + self.first_N[row]
         return self.offsets_F2[start : start + self.count_N[row]]
 
 
@@ -213,12 +213,22 @@ def windows(
             places.append((start + index, first, count))
             labels.append(_label(offsets_T2[first : first + count], first, answers))
     question_N, first_N, count_N = np.array(places).T
-    rows = join(tokens, types or None, np.array(labels, np.int32), pad_id(tokenizer))
     _, first_Q, windows_Q = np.unique(question_N, return_index=True, return_counts=True)
     context_Q = np.bincount(question_N, count_N) - doc_stride * (windows_Q - 1)
-    whole_Q = context_Q + rows.lengths_N[first_Q] - count_N[first_Q]
-    rows = dataclasses.replace(rows, cut=cut, longest=int(whole_Q.max()))
-    return Windows(rows, question_N, first_N, count_N, np.concatenate(offsets))
+    around_Q = np.array([len(tokens[row]) for row in first_Q]) - count_N[first_Q]
+    return join(
+        tokens,
+        types or None,
+        np.array(labels, np.int32),
+        pad_id(tokenizer),
+        Windows,
+        cut=cut,
+        longest=int((context_Q + around_Q).max()),
+        question_N=question_N,
+        first_N=first_N,
+        count_N=count_N,
+        offsets_F2=np.concatenate(offsets),
+    )
 
 
 def _cut(tokenizer, texts, most):

@@ -68,7 +68,6 @@ class Squad(ExampleTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
-        self._windows: dict[str, Windows] = {}
 
     @classmethod
     def smoke(cls, task, data, samples):
@@ -76,11 +75,6 @@ class Squad(ExampleTask):
         version = "v1.1" if "v1" in train or "1.1" in train else "v2.0"
         names = (samples / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
         return dict(seq_len=48, doc_stride=16, max_question_length=16), local(*names)
-
-    def with_tokenizer(self, tokenizer):
-        other = super().with_tokenizer(tokenizer)
-        other._windows = {}
-        return other
 
     def tunes(self, split):
         return self.threshold is None and split != "validation" and self._may_decline(split)
@@ -134,7 +128,7 @@ class Squad(ExampleTask):
 
     def _encode(self, split):
         config = self.config
-        self._windows[split] = windows(
+        return windows(
             self.tokenizer,
             self.examples(split).questions,
             self.seq_len,
@@ -142,7 +136,6 @@ class Squad(ExampleTask):
             config["max_question_length"],
             self.examples(split).place,
         )
-        return self._windows[split].rows
 
     def score(self, split, outputs):
         """Computes the loss (cross-entropy of start and end, nats, mean over windows), f1 and
@@ -225,7 +218,7 @@ class Squad(ExampleTask):
         texts, scores = [""] * len(questions), [-math.inf] * len(questions)
         nulls = [math.inf] * len(questions)
         limits = self.config["n_best"], self.config["max_answer_length"]
-        for index, null, found in spans(self._windows[split], outputs, *limits):
+        for index, null, found in spans(rows, outputs, *limits):
             score, begin, end = found[0] if found else (-math.inf, 0, 0)
             if score > scores[index]:
                 texts[index], scores[index] = questions[index].context[begin:end], score
