@@ -2,14 +2,14 @@
 tokenizer's own chat template.
 
 A message is a dict with `role` (system, user, assistant or tool) and `content`, a text, which may
-be missing beside `tool_calls`. What a template needs beside these (names, thoughts) is kept. The
+be missing next to `tool_calls`. What else a template needs (names, thoughts) is kept. The
 column `tools`, where there is one, has the JSON schemas of the functions that may be called: a list
 of them, or its JSON text.
 
-What an assistant writes is learnt: what the template shows of its message behind the prompt for an
+What an assistant writes is learned: what the template shows of its message behind the prompt for an
 answer (thoughts, content, tool calls), and the special token that ends its turn. The template's
 other words, the tools and all other messages are not. The tokens are those that a chat program
-makes: the template's special tokens become themselves, and text is tokenised between them, begun
+makes: the template's special tokens become themselves, and text is tokenized between them, begun
 anew where an assistant begins to write. A special token's name inside a content stays text, so that
 nobody ends a turn from within.
 """
@@ -39,11 +39,11 @@ Tools = list[dict[str, Any]]
 
 _PRIVATE = 0xF0000  # characters of Unicode's private use, which stand for messages
 _MARK = chr(_PRIVATE)
-# What an assistant may write beside its content.
+# What an assistant may write besides its content.
 _WRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _UNLIKE = (
     "the chat template begins or ends thoughts and tool calls unlike other answers, so that what "
-    "of them is to be learnt cannot be told: take another template, or leave them out"
+    "of them is to be learned cannot be told: take another template, or leave them out"
 )
 
 
@@ -114,15 +114,15 @@ class Piece:
 
     text: str
     special: bool  # one special token of the template, not text
-    learnt: bool
+    learned: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A conversation's tokens, and which of them are learnt."""
+    """A conversation's tokens, and which of them are learned."""
 
     ids_N: np.ndarray  # int32
-    learnt_N: np.ndarray  # bool
+    learned_N: np.ndarray  # bool
 
 
 class Template:
@@ -158,11 +158,11 @@ class Template:
         """
         shown, words = self._shown(messages, tools)
         speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        learnt = {i: messages[i] for i in (speaks if self.turns == "all" else speaks[-1:])}
+        learned = {i: messages[i] for i in (speaks if self.turns == "all" else speaks[-1:])}
         found = []
         for i, between in enumerate(words):
-            found += self._between(between, learnt.get(i - 1), learnt.get(i))
-            found += [Piece(content, False, i in learnt) for content in shown[i : i + 1]]
+            found += self._between(between, learned.get(i - 1), learned.get(i))
+            found += [Piece(content, False, i in learned) for content in shown[i : i + 1]]
         return _joined(found)
 
     def encode(
@@ -186,8 +186,10 @@ class Template:
                 [self._ids[piece.text]] if piece.special else next(encoded).ids for piece in each
             ]
             lengths = [len(part) for part in ids]
-            learnt = np.repeat([piece.learnt for piece in each], lengths)
-            found.append(Tokens(np.concatenate([np.array(part, np.int32) for part in ids]), learnt))
+            learned = np.repeat([piece.learned for piece in each], lengths)
+            found.append(
+                Tokens(np.concatenate([np.array(part, np.int32) for part in ids]), learned)
+            )
         return found
 
     def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
@@ -195,7 +197,7 @@ class Template:
         ends = 0 if after is None else self._ends(words, after)
         begins = len(words) if before is None else self._begins(words, ends, before)
         parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
-        return [piece for text, learnt in parts for piece in self._split(text, learnt)]
+        return [piece for text, learned in parts for piece in self._split(text, learned)]
 
     def _begins(self, words: str, ends: int, message: Message) -> int:
         """Finds where, in the words before a message from `ends` on, the assistant begins to
@@ -218,13 +220,13 @@ class Template:
             raise UserError(_UNLIKE)
         return words.index(end) + len(end)
 
-    def _split(self, words: str, learnt: bool) -> Iterator[Piece]:
+    def _split(self, words: str, learned: bool) -> Iterator[Piece]:
         at = 0
         for match in self._special.finditer(words):
-            yield Piece(words[at : match.start()], False, learnt)
-            yield Piece(match[0], True, learnt)
+            yield Piece(words[at : match.start()], False, learned)
+            yield Piece(match[0], True, learned)
             at = match.end()
-        yield Piece(words[at:], False, learnt)
+        yield Piece(words[at:], False, learned)
 
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
@@ -361,8 +363,8 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None
-        if last and not (last.special or piece.special) and last.learnt == piece.learnt:
-            found[-1] = Piece(last.text + piece.text, False, piece.learnt)
+        if last and not (last.special or piece.special) and last.learned == piece.learned:
+            found[-1] = Piece(last.text + piece.text, False, piece.learned)
         elif piece.text:
             found.append(piece)
     return found

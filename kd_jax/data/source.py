@@ -180,7 +180,7 @@ def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> A
 
 def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
     """Raises UserError where a data set has no such column, or its values are no text; `columns`
-    says of each whether they are."""
+    tells of each whether they are."""
     if not columns.get(column):
         what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
         have = ", ".join(each for each, text in columns.items() if text)

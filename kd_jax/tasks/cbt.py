@@ -3,7 +3,7 @@ the sentence after twenty others.
 
 The context is the twenty sentences with spaces between them, as they stand in the data. The whole
 query line is scored with each of the words put in for XXXXX; the likeliest line wins, and nothing
-is normalised. The context is cut on the left where it does not fit, the query never: a question
+is normalized. The context is cut on the left where it does not fit, the query never: a question
 with a longer line than the model reads is left out, and counted.
 
 config.task:

@@ -1,13 +1,13 @@
-"""Chats: language modelling on conversations, of which the assistant's words alone are learnt,
+"""Chats: language modelling on conversations, of which the assistant's words alone are learned,
 tool calls and thoughts included (data/chats.py).
 
 A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
 and attention of its own; without packing it holds one. Labels are shifted here: the label of a
-token is the one after it, weight 1 where the assistant wrote that. What follows the last learnt
-token is left out. A conversation that is longer than a row loses its end; one without any learnt
+token is the one after it, weight 1 where the assistant wrote that. What follows the last learned
+token is left out. A conversation that is longer than a row loses its end; one without any learned
 token within a row is dropped. Both are counted in the run's manifest.
 
-config.task: name, seq_len, turns (all | last: which of the assistant's messages are learnt),
+config.task: name, seq_len, turns (all | last: which of the assistant's messages are learned),
 column (of the messages), packed. config.data: as for other texts (tasks/language.py), its sources
 with a column of messages; a share `held_out` is of conversations.
 """
@@ -38,7 +38,7 @@ DEFAULTS = dict(
     column="messages",
     packed=True,
 )
-_VERSION = 2  # of what is cached: raise it when tokenising changes
+_VERSION = 2  # of what is cached: raise it when tokenizing changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Chat(Text):
 
         def write(path):
             rows = self._template.encode(messages, found.place, tools)
-            Marked.of([each.ids_N for each in rows], [e.learnt_N for e in rows]).save(path)
+            Marked.of([each.ids_N for each in rows], [e.learned_N for e in rows]).save(path)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
@@ -123,14 +123,14 @@ class Rows:
     def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
         self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
         chosen = part.chosen_N
-        lengths = []  # of what a model reads: up to the token before the last learnt one
-        learnt = cut = 0
+        lengths = []  # of what a model reads: up to the token before the last learned one
+        learned = cut = 0
         for number in chosen:
-            _, learnt_N = part.tokens[number]
-            ends = np.flatnonzero(learnt_N[1 : seq_len + 1])
+            _, learned_N = part.tokens[number]
+            ends = np.flatnonzero(learned_N[1 : seq_len + 1])
             lengths.append(ends[-1] + 1 if len(ends) else 0)
-            learnt += len(ends)
-            cut += bool(learnt_N[seq_len + 1 :].any())
+            learned += len(ends)
+            cut += bool(learned_N[seq_len + 1 :].any())
         lengths = np.array(lengths)
         self.lengths = dict(zip(chosen.tolist(), lengths.tolist(), strict=True))
         kept = chosen[lengths > 0]
@@ -147,7 +147,7 @@ class Rows:
             dropped=int((lengths == 0).sum()),
             rows=len(self.rows),
             tokens=int(lengths.sum()),
-            learnt=learnt,
+            learnt=learned,
             longest=int(part.tokens.lengths_N[chosen].max()),
         )
 
@@ -160,8 +160,8 @@ class Rows:
         return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 
     def _piece(self, segment: int, conversation: int) -> tuple:
-        (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]
-        return ids_N[:length], ids_N[1 : length + 1], learnt_N[1 : length + 1], segment
+        (ids_N, learned_N), length = self.tokens[conversation], self.lengths[conversation]
+        return ids_N[:length], ids_N[1 : length + 1], learned_N[1 : length + 1], segment
 
 
 make = Chat

@@ -14,7 +14,7 @@ config.task:
     documents  joined: everything is one text. Text files (.txt, .raw) stay as they are; other
                documents (rows of tables, several files) have a blank line between them. A
                tokenizer that begins texts with a token of its own does so once
-               alone: each document (data/source.py) is a text of its own that begins with the
+               alone: each document (data/source.py) is a separate text that begins with the
                tokenizer's beginning-of-text token, or else end-of-text token, so that its first
                word is scored too
 

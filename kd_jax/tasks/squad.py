@@ -4,7 +4,7 @@ context that answers a question. A split is of v2.0 where its file has `is_impos
 config.task:
     name                 "squad"
     seq_len              tokens of a window: question and a part of its context
-    doc_stride           tokens that two neighbouring windows share
+    doc_stride           tokens that two neighboring windows share
     max_question_length  tokens of a question that are kept
     max_answer_length    tokens of the longest answer that is considered
     n_best               starts and ends of a window that are considered
@@ -60,7 +60,7 @@ class Squad(ExampleTask):
 
     head = "span"
     labels = ()
-    metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
+    metrics = ("f1", "exact_match")  # v2.0 splits also have HasAns_ and NoAns_ figures
     primary = "f1"
     defaults = DEFAULTS
     evaluated = dict(null_threshold=0.0)  # which else is tuned on the validation split
