@@ -189,6 +189,12 @@ def ranges(keys: Table) -> dict[str, Any]:
     return {key: default for key, (default, _) in keys.items()}
 
 
+def names() -> list[str]:
+    """Lists all keys, with dots: optim, optim.learning_rate."""
+    of_sections = [f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys]
+    return [*RUN, *MORE, *SECTIONS, *of_sections]
+
+
 def _section(own: Table, /, **changes: Any) -> ConfigDict:
     """The keys of a table with their defaults, of which `changes` are others."""
     found = settings(None, ranges(own), "") | changes

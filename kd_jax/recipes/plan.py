@@ -26,6 +26,7 @@ from kd_jax.metrics import flops
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
 from kd_jax.plans import compiled, topology
+from kd_jax.report.table import Table
 from kd_jax.run import cost, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.train import sharding, state, step
@@ -143,7 +144,7 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
     that were counted once since their trips depend on data; compile_seconds.
     """
     *arguments, static = abstract_step(run)
-    lowered = step.train_step.lower(*arguments, plan=static)
+    lowered = step.train_step.lower(*arguments, program=static)
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=chips.compiler_options)
@@ -186,6 +187,53 @@ def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception
         f"{reason[0].partition(' HLO module')[0]} Lower batch_size, raise accumulate, set "
         f"remat=True, or split parameters with mesh.fsdp"
     )
+
+
+def table(found: Plan) -> Table:
+    """The plan for people."""
+    rows = [
+        ["teacher", f"{found['params_teacher']:,} parameters"],
+        [found["stage"], f"{found['params_student']:,} parameters"],
+        ["reduction", f"{found['reduction_percent']:.2f}%"],
+        ["batch", f"{found['rows']} x {found['tokens']} tokens, {found['positions']} to the head"],
+        ["FLOPs needed a step", f"{found['flops_needed']:.4g}"],
+    ]
+    if "topology" in found:
+        used, memory = found["memory_bytes_per_device"], found["memory_parts"]
+        parts = [f"{name} {size / 1e9:.2f}" for name, size in memory.items()]
+        ratio = found["flops_compiled"] / found["flops_needed"]
+        share = used / found["memory_bytes_of_chip"]
+        verdict = "fits" if share <= 1 else "does not fit"
+        rows += [
+            ["FLOPs compiled", f"{found['flops_compiled']:.4g}, {ratio:.3f} of those needed"],
+            ["memory a chip", f"{used / 1e9:.2f} GB ({', '.join(parts)}), {share:.0%}: {verdict}"],
+        ]
+        for kind, size in found["collective_bytes"].items():
+            share = size / found["gradient_bytes"]
+            rows.append([kind, f"{size / 1e9:.3f} GB a chip, {share:.3f} of the gradients'"])
+        if found["unbounded_loops"]:
+            rows.append(["loops counted once", ", ".join(found["unbounded_loops"])])
+        rows.append(["compiled in", f"{found['compile_seconds']} s"])
+    return Table(found.get("topology", "one step"), ["", f"stage {found['stage']}"], rows)
+
+
+def phases(found: Plan) -> Table | None:
+    """Where blocks are replaced on the way, the model after each swap."""
+    if "phases" not in found:
+        return None
+    rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]
+    for row in found["phases"]:
+        first, last = row["steps"]
+        rows.append(
+            [
+                str(row["phase"]),
+                f"{first:,} to {last:,}",
+                "by importance" if row["blocks"] is None else ", ".join(map(str, row["blocks"])),
+                f"{row['parameters']:,}",
+                f"{row['reduction_percent']:.2f}%",
+            ]
+        )
+    return Table("phases", ["phase", "steps", "blocks replaced", "parameters", "reduction"], rows)
 
 
 if __name__ == "__main__":
