@@ -47,7 +47,7 @@ def parser() -> flags.Parser:
     )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument(
-        "--stage", help="of the run: the one that it is about (default), or another"
+        "--stage", help="of the run; by default the one that it is about, such as student"
     )
     parser.add_argument("--task", help="see above; that of the run")
     parser.add_argument("--data", metavar="PATH", help="a local file or folder, not the hub")

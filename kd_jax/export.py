@@ -22,7 +22,9 @@ def parser() -> flags.Parser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
-    parser.add_argument("--stage", help="of the run: teacher, baseline, student (default)")
+    parser.add_argument(
+        "--stage", help="of the run; by default the one that it is about, such as student"
+    )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
     return parser
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{flags[0]} does not go with {flags[1]}; leave it out")
         cli.start_jax()
         if args.workdir:
-            done = export.export_stage(args.workdir, args.stage or "student", args.out)
+            done = export.export_stage(args.workdir, args.stage, args.out)
         else:
             done = export.export_checkpoint(args.model, args.revision, args.out)
     print(f"wrote {done['path']}")

@@ -136,7 +136,7 @@ def test_a_run(calls, run, tmp_path, capsys):
     evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=x.txt", "--seq_len=64"])
     options = Options
     assert calls == [
-        (folder, "student", "mlm", None, "validation", options()),
+        (folder, None, "mlm", None, "validation", options()),
         (folder, "teacher", None, "x.txt", None, options(seq_len=64)),
     ]
     assert json.loads(file.read_text()) == FOUND
@@ -155,7 +155,7 @@ def test_a_fine_tuning_run(calls, run):
     evaluate.main([f"--workdir={folder}", "--split=validation"])
     evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=dev.json", "--task=squad"])
     assert calls == [
-        (folder, "student", None, None, "validation", Options()),
+        (folder, None, None, None, "validation", Options()),
         (folder, "teacher", "squad", "dev.json", None, Options()),
     ]
 

@@ -350,7 +350,10 @@ def one_line(command, *arguments, **environment) -> str:
             ["--config.learning_rate=1"],
             "config: no key 'learning_rate' (did you mean --config.optim.learning_rate?); config",
         ),
-        (["--config.objective.kl.temp=1"], "config.objective.kl has temperature, weight"),
+        (
+            ["--config.objective.kl.temp=1"],
+            "objective.kl: unknown temp; have weight, term, positions, temperature",
+        ),
         (
             ["--config.objective.hiden.weight=1"],
             "unknown objectives plug-in 'hiden' (did you mean 'hidden'",
@@ -408,7 +411,10 @@ def test_a_config_file_that_is_not_there(command):
     [
         ("def get_config(:\n", "mistake.py:1: invalid syntax"),
         ("\nfrom kd_jax import confg\n", "mistake.py:2: ImportError: cannot import name 'confg'"),
-        ("def get_config():\n    return wrong\n", "mistake.py:2: NameError: name 'wrong' is not defined"),
+        (
+            "def get_config():\n    return wrong\n",
+            "mistake.py:2: NameError: name 'wrong' is not defined",
+        ),
         (
             "from kd_jax import config\n\n\ndef get_config():\n"
             "    c = config.base('pretrain')\n    c.steps = 'ten'\n    return c\n",

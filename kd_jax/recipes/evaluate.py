@@ -234,20 +234,25 @@ def _examples_of_checkpoint(
 
 
 def evaluate_stage(
-    folder: str, stage: str, task: str | None, data: str | None, split: str | None, options: Options
+    folder: str,
+    stage: str | None,
+    task: str | None,
+    data: str | None,
+    split: str | None,
+    options: Options,
 ) -> Evaluated:
     """Evaluates the best checkpoint of a finished run's stage, or a teacher that the run was given;
     see `evaluate_checkpoint`.
 
     Args:
         folder: the run directory.
-        stage: one that the run trained, or a teacher.
+        stage: one that the run trained, or a teacher; None for the one that the run is about.
         task: None, or the run's; or one of LIKELIHOOD.
         data: file, folder or glob; None for the run's own, or the hub's.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
-    if task is not None and by_likelihood(task):
+    if stage and task and by_likelihood(task):
         return evaluate_run(folder, task, data, options, stage)[stage]
     made = runs.read(folder)
     rows = options.batch_size or made.config["eval"]["batch_size"]
@@ -265,6 +270,7 @@ def evaluate_stage(
     elif not of_examples and split is not None and split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     run = build(config, made.workdir)
+    stage = stage or run.principal.name
     trained = [each.name for each in run.stages if each.name in made.stages]
     if stage not in trained and stage not in set(run.teachers) - set(run.trained):
         raise made.no_stage(stage, trained)

@@ -62,8 +62,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, list[str]]:
         found = {"stages": {name: each.report for name, each in every.items()}}
     else:
         if args.workdir:
-            stage = args.stage or "student"
-            each = evaluate_stage(args.workdir, stage, task, data, args.split, options)
+            each = evaluate_stage(args.workdir, args.stage, task, data, args.split, options)
         else:
             each = evaluate_checkpoint(args.model, args.revision, task, data, options)
         every, found = {"": each}, each.report

@@ -50,15 +50,16 @@ def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[st
     return _export_stage(run, stage, params, results, run.folder / "export" / stage.name)
 
 
-def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
-    """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
+def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
+    """Exports the best checkpoint of a stage of a finished run, by default the one that the run is
+    about; see `export_model`."""
     check_place(epath.Path(out))
     made = runs.read(workdir)
     config = ConfigDict(made.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
     run = build(config, made.workdir, devices=jax.local_devices()[:1])
-    chosen = run.stage(stage)
-    if chosen is None:  # what was judged alone has no checkpoint
+    chosen = run.stage(stage) if stage else run.principal
+    if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
     params = restore_best(run, chosen)
     return _export_stage(run, chosen, params, made.results, epath.Path(out))
