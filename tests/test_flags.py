@@ -11,7 +11,7 @@ from kd_jax import flags
 from tests import forked
 
 HEAVY = "jax numpy scipy sklearn optax flax orbax transformers datasets matplotlib optuna".split()
-HEAVY += ["tensorflow_datasets", "pyarrow", "absl", "torch"]
+HEAVY += ["tensorflow_datasets", "pyarrow", "torch"]
 OWN_PARSERS = [verb for verb in command.VERBS if verb not in ("configs", "keys")]
 
 

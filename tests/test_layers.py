@@ -17,7 +17,7 @@ LAYER = {
     **dict.fromkeys("errors types plugins precision ranges schedules storage hub".split(), 0),
     **dict.fromkeys("config experiments keys".split(), 0),
     **dict.fromkeys("models objectives data metrics plans report".split(), 1),
-    **dict.fromkeys("tasks teachers train samples".split(), 2),
+    **dict.fromkeys("tasks teachers train".split(), 2),
     **dict.fromkeys("run smoke".split(), 3),
     "stages": 4,
     **dict.fromkeys("recipes cli flags".split(), 5),

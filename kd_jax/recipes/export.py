@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax import hub, storage
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
-from kd_jax.models.blueprint import Blueprint
+from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check
 from kd_jax.report import card, quantities, runs
@@ -35,7 +35,8 @@ from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
 from kd_jax.tasks import text
-from kd_jax.types import Params
+from kd_jax.teachers.several import average
+from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,35 @@ MARK = "export.json"  # in every folder that this module wrote: what was exporte
 
 def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
     """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
-    return _export_stage(run, stage, params, results, run.folder / "export" / stage.name)
+    out = run.folder / "export" / stage.name
+    return _export(run, stage.name, stage.model, params, results, out)
+
+
+def export_ensemble(
+    run: Run, members: Sequence[Params], weights: Sequence[float], results: dict
+) -> dict[str, Any]:
+    """Exports the members of an ensemble, on the host, to RUN/export/member_N, from 1, and all of
+    them as one model to RUN/export/ensemble. Returns what `export_model` does, of the latter, and
+    "members": the paths of the former."""
+    blueprint, space = run.models["student"], run.config.ensemble.space
+    folder, paths = run.folder / "export", []
+    for number, params in enumerate(members, 1):
+        name = f"member_{number}"
+        paths.append(_export(run, name, "student", params, results, folder / name)["path"])
+
+    def mean(batch: Batch) -> np.ndarray:
+        logits = [export_check.logits_of(blueprint, params, batch) for params in members]
+        return average(logits, list(weights), space, np)
+
+    def write(folder: Path) -> dict[str, float]:
+        hf.save_ensemble(folder, members, weights, space, blueprint.family, blueprint.config)
+        batch = export_check.example_of(blueprint)
+        return export_check.check_in_pytorch(folder, "clm", batch, mean)
+
+    size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
+    about = _about(run, "ensemble", "student", size, hf.ENSEMBLE_FILE.name, results)
+    done = publish(write, run.tokenizers["student"], folder / "ensemble", *about)
+    return done | {"members": paths}
 
 
 def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
@@ -62,7 +91,7 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
     if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
     params = restore_best(run, chosen)
-    return _export_stage(run, chosen, params, made.results, epath.Path(out))
+    return _export(run, chosen.name, chosen.model, params, made.results, epath.Path(out))
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
@@ -235,23 +264,26 @@ def _sibling(out: epath.Path, ending: str) -> Path:
     return absolute.with_name(f".{absolute.name}.{ending}")
 
 
-def _export_stage(
-    run: Run, stage: Stage, params: Params, results: dict, out: epath.Path
+def _export(
+    run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path
 ) -> dict[str, Any]:
-    blueprint = run.models[stage.model]
-    config = workdir.resolved(run.config)
+    """Exports a model of a run under the name of what was trained."""
+    blueprint = run.models[model]
+    about = _about(run, name, model, _size(blueprint, params), _own_code(blueprint), results)
+    return export_model(blueprint, params, run.tokenizers[model], out, *about)
+
+
+def _about(run: Run, name: str, model: str, size: str, code: str, results: dict) -> tuple:
+    """Makes what goes with the weights of a model of a run: the last arguments of `publish`."""
+    blueprint, config = run.models[model], workdir.resolved(run.config)
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
-    size = _size(blueprint, params)
-    code = _own_code(blueprint)
-    tokenizer = run.tokenizers[stage.model]
-    trained_on = provenance.of_run(config, results, tokenizer)
+    trained_on = provenance.of_run(config, results, run.tokenizers[model])
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(
-        card.of_stage, stage.name, run.head, size, results, config, stated, rows, code
+        card.of_stage, name, run.head, size, results, config, stated, rows, code
     )
-    source = {"config_hash": results["config_hash"], "stage": stage.name}
-    origins = blueprint.folder, run.models["teacher"].folder
-    return export_model(blueprint, params, tokenizer, out, page, source, trained_on, *origins)
+    source = {"config_hash": results["config_hash"], "stage": name}
+    return page, source, trained_on, blueprint.folder, run.models["teacher"].folder
 
 
 def _digest(params: Params) -> str:
@@ -269,7 +301,8 @@ def _own_code(blueprint: Blueprint) -> str:
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
-    count = quantities.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
     name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
     layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
-    return f"{name} with {layers} of width {spec.width}, {count} parameters"
+    return (
+        f"{name} with {layers} of width {spec.width}, {quantities.count(count(params))} parameters"
+    )
