@@ -29,6 +29,7 @@ nats a token; beside a teacher also KL(teacher || model) and the share of equal 
 Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending (or window).
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,22 +88,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
-    from kd_jax.recipes import evaluate_flags
+    from kd_jax.recipes import evaluate, named_task
     from kd_jax.report import tables
 
-    with cli.plain_errors(evaluate_flags.renamed(args)):
+    with cli.plain_errors(named_task.renamed(args)):
         cli.check_file("--json", args.json)
         cli.check_folder("--out", args.out)
-        evaluate_flags.check(args)
+        named_task.check(args)
         cli.start_jax()
-        found, written = evaluate_flags.evaluate(args)
+        found, made = _evaluate(args)
         if args.json:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
-    evaluate_flags.table(found).print()
+        written = [
+            path
+            for name, each in made.items()
+            if args.out and each
+            for path in each.write(Path(args.out) / name)
+        ]
+    evaluate.table(found).print()
     if "classes" in found:
         tables.by_class(found["task"], [{"": found}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
+
+
+def _evaluate(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Evaluates what the flags name; returns the figures, and what can be written to folders."""
+    from kd_jax.recipes import evaluate, named_task
+
+    options = named_task.options(args)
+    task, data, run = args.task, args.data, args.workdir
+    if args.predictions:
+        return evaluate.evaluate_predictions(task, data, args.predictions, options), {}
+    if run and not args.stage and task and named_task.by_likelihood(task):
+        every = evaluate.evaluate_run(run, task, data, options)
+        reports = {name: each.report for name, each in every.items()}
+        return {"stages": reports}, {name: each.made for name, each in every.items()}
+    if run:
+        one = evaluate.evaluate_stage(run, args.stage, task, data, args.split, options)
+    else:
+        one = evaluate.evaluate_checkpoint(args.model, args.revision, task, data, options)
+    return one.report, {"": one.made}
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.data.buckets import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.recipes.named_task import Options, by_likelihood, make_task, source_of
 from kd_jax.report import pictures, runs, tables
+from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
@@ -43,34 +44,10 @@ from kd_jax.train.passes import predict
 
 log = logging.getLogger(__name__)
 
-LANGUAGE = ("mlm", "clm", "chat")
-EXAMPLES = ("glue/NAME", "squad", "agnews", "phrasebank/LEVEL", "text")
-LIKELIHOOD = ("perplexity", "cbt", "cbt/CLASS", "hellaswag")
-PARTS = {"glue": "task", "phrasebank": "level", "cbt": "classes"}  # what the name's end sets
-
 ROWS = 32  # of a batch, where neither the user nor a run says otherwise
 ROWS_OF_EXAMPLES = 64  # likewise
 TOKENS = 512  # of a row of text, likewise, unless the model takes fewer
 TEACHER = "teacher"  # of a run: the model that others are compared with
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What may be left (None) to the run, to what is known of the model's training, or else to a
-    default."""
-
-    teacher: str | None = None  # language modelling: folder or hub id; the run's, else none
-    text: str | None = None  # column of the text, or of the messages of chats
-    pair: str | None = None  # task "text": column of a second text
-    label: str | None = None  # task "text": column of the label
-    labels: tuple[str, ...] | None = None  # classes in the order of the logits: config.json's
-    separator: str | None = None  # eos | bos, before every text: clm, and by likelihood
-    seq_len: int | None = None  # tokens of a row; by likelihood: that the model reads at once, else
-    # all that it can, of a text (perplexity) as many as a row of its training had
-    stride: int | None = None  # perplexity: half of seq_len
-    documents: str | None = None  # perplexity: joined | alone: joined
-    batch_size: int | None = None  # rows over all devices
-    precision: str | None = None  # fp32 | bf16: the run's, else fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,65 +84,24 @@ class Evaluated(NamedTuple):
     report: Report
 
 
-def by_likelihood(task: str) -> bool:
-    """Whether a task, as command lines call it, is scored by likelihood."""
-    return task.partition("/")[0] in LIKELIHOOD
-
-
-def task_config(name: str, options: Options) -> dict[str, Any]:
-    """config.task of a task as command lines call it, with those options that it reads."""
-    kind, _, part = name.partition("/")
-    if part and kind not in PARTS or name in ("glue", "phrasebank"):
-        have = LIKELIHOOD if by_likelihood(name) else (*EXAMPLES, *LANGUAGE)
-        raise UserError(f"--task={name}: have {', '.join(have)}")
-    config: dict[str, Any] = {"name": "labelled_text" if kind == "text" else kind}
-    if part:
-        config[PARTS[kind]] = (part,) if kind == "cbt" else part
-    of_examples = any(kind == each.partition("/")[0] for each in EXAMPLES)
-    read = [] if of_examples else ["seq_len"]  # of examples, a row may be shorter than in training
-    read += ["text", "pair", "label", "labels"] if kind == "text" else []
-    read += ["separator"] if kind in LANGUAGE else []
-    read += ["stride", "documents"] if by_likelihood(name) else []
-    config |= {key: getattr(options, key) for key in read}
-    config |= {"column": options.text} if kind == "chat" else {}
-    return {key: value for key, value in config.items() if value is not None}
-
-
-def make_task(
-    name: str,
-    data: str | None,
-    options: Options,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    folder: Path | None = None,
-    **defaults: Any,
-) -> Any:
-    """The task that command lines call `name`, on a local file or folder, or where `data` is None
-    on its own reported split; with a tokenizer it is read as in the training of the model in
-    `folder`, where that says how, and else with `defaults` of config.task.
-
-    Raises UserError for a task that there is not, and settings that it does not have.
-    """
-    config = task_config(name, options)
-    source = None if data is None else _source(config["name"], data, options)
-    if by_likelihood(name):
-        return plugins.load("tasks", config["name"], "scoring").scoring(config, {"test": source})
-    if tokenizer is not None:
-        config = defaults | provenance.task_of(folder, config.pop("name"), config, tokenizer)
-    if name == "squad" and config.get("null_threshold") is None:
-        config["null_threshold"] = 0.0  # no validation split to tune it on
-    given = None if data is None else {"test": source}
-    if config["name"] == "labelled_text" and config.get("labels") is None and given:
-        given["train"] = given["test"]  # the classes are those that occur
-    if data is None and config["name"] in ("labelled_text", "phrasebank"):
-        raise UserError(f"--task={name} needs --data, a local file or folder")
-    return plugins.load("tasks", config["name"], "make").make(config, given, tokenizer)
-
-
-def _source(task: str, data: str, options: Options) -> dict[str, str]:
-    """The file, folder or glob as a source; which column is a setting of chats and of labelled
-    texts themselves."""
-    column = {} if task in ("chat", "labelled_text") or not options.text else {"text": options.text}
-    return {"source": "files", "path": data} | column
+def table(found: dict) -> Table:
+    """The figures for people."""
+    first = next(iter(found.get("stages", {"": found}).values()))
+    about = [first["data"]["name"], first["task"]]
+    if "stride" in first:
+        about += [f"windows of {first['seq_len']} tokens, stride {first['stride']}"]
+        about += [f"documents {first['documents']}"]
+    elif "seq_len" in first:
+        about += [f"rows of {first['seq_len']} tokens"]
+    about += [f"joined by {first['separator']}"] if "separator" in first else []
+    about += [first["precision"]] if "precision" in first else []
+    about += [f"beside {first['teacher']}"] if first.get("teacher") else []
+    if "stages" in found:
+        return tables.scores_of_models(found["stages"], ", ".join(about))
+    name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
+    if by_likelihood(found["task"]):
+        return tables.scores(found, name, ", ".join(about))
+    return of_runs([{name: found}], ", ".join(about))
 
 
 def evaluate_checkpoint(
@@ -185,12 +121,13 @@ def evaluate_checkpoint(
     no tokenizer, or the teacher has another one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
-    if by_likelihood(task):
-        own = subject.of_checkpoint(model, revision, "clm", options.precision)
-        scored = _encoded(bare, own, options, provenance.trained(own.described.folder))
-        return _score(own, scored, bare, task, options)
-    rows = subject.rows(options.batch_size, ROWS_OF_EXAMPLES if bare.of_examples else ROWS)
-    own = subject.of_checkpoint(model, revision, bare.head, options.precision)
+    scored = by_likelihood(task)
+    usual = ROWS if scored or not bare.of_examples else ROWS_OF_EXAMPLES
+    rows = subject.rows(options.batch_size, usual)
+    own = subject.of_checkpoint(model, revision, "clm" if scored else bare.head, options.precision)
+    if scored:
+        trained = provenance.trained(own.described.folder)
+        return _score(own, _encoded(bare, own, options, trained), bare, task, rows)
     evaluate = _examples_of_checkpoint if bare.of_examples else _text_of_checkpoint
     return evaluate(own, task, data, options, rows)
 
@@ -198,11 +135,10 @@ def evaluate_checkpoint(
 def _text_of_checkpoint(
     own: Subject, task: str, data: str | None, options: Options, rows: int
 ) -> Evaluated:
-    teacher, folder = _teacher(options.teacher, own), own.described.folder
-    most = min(each.described.config.max_tokens for each in (own, teacher) if each is not None)
+    teacher = _teacher(options.teacher, own)
+    most = _most_tokens(options.seq_len, *filter(None, (own, teacher)))
+    folder = own.described.folder
     this = make_task(task, data, options, own.tokenizer, folder, seq_len=min(TOKENS, most))
-    if this.seq_len > most:
-        raise UserError(f"--seq_len={this.seq_len}: the models have positions for {most} tokens")
     about = {"task": task, "split": "test", "data": this.prepare()["test"]}
     return _text(own, teacher, this, about, rows)
 
@@ -216,9 +152,7 @@ def _examples_of_checkpoint(
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
     this = make_task(task, data, given, own.tokenizer, described.folder)
-    most = described.config.max_tokens
-    if (options.seq_len or 0) > most:
-        raise UserError(f"--seq_len={options.seq_len}: the model has positions for {most} tokens")
+    most = _most_tokens(options.seq_len, own)
     this.seq_len = options.seq_len or min(this.seq_len, most)
     check_types("model", described, own.tokenizer, this.examples("test").pairs[0])
     order = None
@@ -229,8 +163,17 @@ def _examples_of_checkpoint(
     lengths = lengths_of(found.lengths_N, this.seq_len)
     stream = BucketStream(found.lengths_N, lengths, found.batch, rows)
     logits = predict(own.model(mesh), stream, mesh, family.PARTITION)
-    outputs = [in_order(logits[i], order) for i in range(len(logits))]
-    return _examples(own, this, outputs, task, "test")
+    return _examples(
+        own, this, [in_order(logits[i], order) for i in range(len(logits))], task, "test"
+    )
+
+
+def _most_tokens(seq_len: int | None, *models: Subject) -> int:
+    """Computes how many tokens all models take. Raises UserError where rows are longer."""
+    most = min(each.described.config.max_tokens for each in models)
+    if (seq_len or 0) > most:
+        raise UserError(f"--seq_len={seq_len}: there are positions for {most} tokens only")
+    return most
 
 
 def evaluate_stage(
@@ -266,7 +209,7 @@ def evaluate_stage(
         others = config.data if of_examples else {}  # buckets are those of the training data
         if options.text and name == "chat":
             config.task.column = options.text
-        config.data = {**others, "test": _source(name, data, options)}
+        config.data = {**others, "test": source_of(name, data, options)}
     elif not of_examples and split is not None and split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     run = build(config, made.workdir)
@@ -319,7 +262,7 @@ def evaluate_run(
     for each in have if only is None else [only]:
         own = subject.of_run(run, each)
         scored = scored or _encoded(this, own, options, run.config.task)
-        found[each] = _score(own, scored, this, task, options)
+        found[each] = _score(own, scored, this, task, rows)
         if len(found) > 1:
             beside = found[each].made.beside(found[TEACHER].made)
             found[each].report["beside_teacher"] = beside
@@ -377,14 +320,11 @@ def _manifest(task: Any, split: str) -> dict[str, Any]:
 def _encoded(
     task: ScoringTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
-    """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
+    """Makes the task's rows; texts begin as in training, whose config.task is `trained` ({}:
+    unknown)."""
     tokenizer = text.begun_by(own.tokenizer, options.separator or trained.get("separator"))
-    most = own.described.config.max_tokens
+    most = _most_tokens(task.seq_len, own)
     used = trained.get("seq_len", most)
-    if (task.seq_len or 0) > most:
-        raise UserError(
-            f"config.task.seq_len={task.seq_len}: the model has positions for {most} tokens"
-        )
     if task.seq_len is None and used < most:
         most = used if isinstance(task, Perplexity) else most
         log.info(
@@ -395,10 +335,8 @@ def _encoded(
     return task.encoded(tokenizer, task.seq_len or most)
 
 
-def _score(
-    own: Subject, scored: Scored, task: ScoringTask, name: str, options: Options
-) -> Evaluated:
-    mesh, rows = sharding.make_mesh(), subject.rows(options.batch_size, ROWS)
+def _score(own: Subject, scored: Scored, task: ScoringTask, name: str, rows: int) -> Evaluated:
+    mesh = sharding.make_mesh()
     found = measure.score(own.model(mesh), scored, own.described.policy, rows, mesh)
     about = {"task": name, "data": task.manifest()} | found.figures | {"batch_size": rows}
     return Evaluated(found, own.report(about))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_jax import cli, evaluate
-from kd_jax.recipes.evaluate import Options, task_config
+from kd_jax.recipes.named_task import Options, task_config
 from kd_jax.smoke import samples
 from kd_jax.tasks import text
 from tests import smoke
@@ -210,7 +210,7 @@ def test_mistakes(run, student, tmp_path, capsys):
     assert "--batch_size=12 cannot be divided among 8 devices" in line(
         model, "--task=agnews", data, rows
     )
-    assert "--seq_len=9999: the model has positions for" in line(
+    assert "--seq_len=9999: there are positions for" in line(
         model, "--task=agnews", data, "--seq_len=9999"
     )
     missing = tmp_path / "missing.csv"
