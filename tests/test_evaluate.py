@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import cli, evaluate
+from kd_jax import cli, evaluate, tasks
 from kd_jax.errors import UserError
 from kd_jax.recipes import evaluate as recipe
+from kd_jax.recipes import named_task
 from kd_jax.recipes.evaluate import Evaluated
 from kd_jax.recipes.named_task import Options
 
@@ -246,13 +247,13 @@ def test_predictions(calls):
     [
         (
             "--model=m",
-            "--task is missing; have: glue/NAME, squad, agnews, phrasebank/LEVEL, text, mlm, clm",
+            "--task is missing; have: agnews, chat, clm, glue/TASK, text, mlm, phrasebank/LEVEL",
         ),
-        ("--predictions=p", "--task is missing; have: glue/NAME, squad, "),
+        ("--predictions=p", "--task is missing; have: agnews, chat, "),
         (
             "--model=m --task=sst2",
-            "--task=sst2: no such task (did you mean glue/sst2?); have: glue/NAME, squad, agnews, "
-            "phrasebank/LEVEL, text, mlm, clm, chat, perplexity, cbt, cbt/CLASS, hellaswag",
+            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, chat, clm, "
+            "glue/TASK, text, mlm, phrasebank/LEVEL, squad, cbt, cbt/CLASSES, hellaswag, perplexity",
         ),
         ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
         ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),
@@ -303,6 +304,23 @@ def test_flags_that_do_not_go_together(flags, message, calls, run, monkeypatch, 
         evaluate.main(flags.split())
     assert exit.value.code == 1 and calls == []
     assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_task_of_ones_own_needs_no_list(tmp_path, monkeypatch):
+    (tmp_path / "weather.py").write_text("""
+import types
+DEFAULTS = dict(name="weather", seq_len=8, stride=1, place="here")
+NAMED = "place", ("here", "there")
+make = types.SimpleNamespace(of_examples=True)
+""")
+    with pytest.raises(UserError, match="--task=weather/there: no such task"):
+        named_task.check_name("weather/there")
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    named_task.check_name("weather/there")
+    config = named_task.task_config("weather/there", Options(stride=2, seq_len=4))
+    assert config == {"name": "weather", "place": "there", "stride": 2}
+    with pytest.raises(UserError, match="--documents does not go with task weather/here"):
+        named_task.task_config("weather/here", Options(documents="alone"))
 
 
 def test_a_mistake_is_one_line(run, monkeypatch, capsys):

@@ -111,7 +111,7 @@ def evaluate_checkpoint(
 
     Args:
         model: folder, or hub id of `revision`.
-        task: one of LANGUAGE, EXAMPLES, LIKELIHOOD, or another module of kd_jax.tasks.
+        task: its name, see kd_jax/recipes/named_task.py.
         data: file, folder or glob; None for the task's reported split on the hub.
         options: defaults are no teacher, rows of text as in the model's training where its folder
             says how (run/provenance.py), else of the task's own length or 512 tokens (or as many
@@ -190,7 +190,7 @@ def evaluate_stage(
     Args:
         folder: the run directory.
         stage: one that the run trained, or a teacher; None for the one that the run is about.
-        task: None, or the run's; or one of LIKELIHOOD.
+        task: None, or the run's; or one that is scored by likelihood.
         data: file, folder or glob; None for the run's own, or the hub's.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.

@@ -35,6 +35,7 @@ SENTENCES = 20  # before the query
 BLANK = "XXXXX"  # stands in the query for the word
 
 DEFAULTS = dict(name="cbt", classes=CLASSES, seq_len=POSITIONS)
+NAMED = "classes", CLASSES  # the setting of cbt/NAME
 HUB = dict(source="hub", path="cam-cst/cbt", split="test")
 _TABLES = (".parquet", ".jsonl", ".json")
 

@@ -78,6 +78,7 @@ TASKS = {
     "rte": _Task(_PAIR, ("entailment", "not_entailment"), named=True),
     "wnli": _Task(_PAIR, ("not_entailment", "entailment")),
 }
+NAMED = "task", tuple(TASKS)  # the setting of glue/NAME
 
 
 class Glue(ClassificationTask):

@@ -29,6 +29,7 @@ DATA = splits.DATA | dict(
     test_seed=Whole(least=0, most=2**32 - 1, default=0),
 )
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
+NAMED = "level", LEVELS  # the setting of phrasebank/NAME
 
 
 class PhraseBank(ClassificationTask):

@@ -92,7 +92,7 @@ def test_mistakes(run, student, words, tmp_path):
     with pytest.raises(UserError, match="not finished"):
         (tmp_path / "config.json").write_text("{}")
         evaluate_stage(str(tmp_path), "student", None, None, None, NONE)
-    with pytest.raises(UserError, match="unknown tasks plug-in 'mlmm' .did you mean 'mlm'"):
+    with pytest.raises(UserError, match="--task=mlmm: no such task .did you mean mlm"):
         evaluate_checkpoint(student, None, "mlmm", words, NONE)
     with pytest.raises(UserError, match="bert has no head 'clm'; have: "):
         evaluate_checkpoint(student, None, "clm", words, NONE)
