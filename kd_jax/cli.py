@@ -1,4 +1,4 @@
-"""What commands share once their flags are parsed: checks, one-line errors, JAX start-up."""
+"""Checks paths, puts errors on one line and starts JAX, for all commands with parsed flags."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def check_file(flag: str, path: str | None) -> None:
-    """Raises UserError where a file that is written in the end could not be."""
+    """Raises UserError where a file could not be written."""
     if not path or "://" in path:
         return
     folder = Path(path).absolute().parent
@@ -47,7 +47,7 @@ def check_file(flag: str, path: str | None) -> None:
 
 
 def check_folder(flag: str, path: str | None) -> None:
-    """Raises UserError where a folder that is made in the end could not be."""
+    """Raises UserError where a folder could not be made, or written to."""
     if not path or "://" in path:
         return
     whole = Path(path).absolute()
@@ -60,7 +60,7 @@ def check_folder(flag: str, path: str | None) -> None:
 
 @contextlib.contextmanager
 def plain_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
-    """What the user can put right ends the program with one line and status 1.
+    """Ends the program with one line and status 1 at what the user can put right.
 
     `names`: what recipes call a setting, as a regex, and what the command line calls it.
     """
@@ -109,7 +109,7 @@ def _but_late_files(hook: Callable) -> Callable:
 
 
 class _Log(logging.StreamHandler):
-    """Prints to what stderr is when a line comes: above the bar while there is one."""
+    """Prints lines to the stderr of the moment: above the progress bar while there is one."""
 
     stream = property(lambda self: sys.stderr, lambda self, _: None)
 
@@ -121,7 +121,7 @@ class _Log(logging.StreamHandler):
 
 
 def start_jax() -> None:
-    """Log, platform and compilation cache; before anything touches a device."""
+    """Sets up log, platform and compilation cache; call it before anything touches a device."""
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a table has
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""Keys of a config on the command line: sets them by --config.KEY=VALUE, prints them all.
+"""Sets keys of a config by --config.KEY=VALUE, and prints all keys.
 
 kd-jax keys                # every section
 kd-jax keys optim          # one of them
@@ -81,7 +81,7 @@ def _legal(section: Any, path: Sequence[str], key: str) -> bool:
 
 
 def _read(section: ConfigDict, name: str, key: str, text: str) -> Any:
-    """Reads a value as one of the type that the key has, if it is there and has one."""
+    """Reads a value; where the key is there, as one of its type."""
     kind = section.get_type(name) if name in section else object
     if issubclass(kind, ConfigDict):
         raise UserError(f"--config.{key}={text}: a section; set its keys, one by one")
@@ -119,7 +119,7 @@ def like(key: str, names: Iterable[str]) -> list[str]:
 
 
 def _unknown(found: ConfigDict, key: str) -> str:
-    """Says that a config has no such key, which may be meant, and which its section has."""
+    """Says that a config lacks a key, which may be meant, and which keys its section has."""
     there = list(_dotted(found.to_dict()))
     close = [f"--config.{each}" for each in like(key, there)]
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""

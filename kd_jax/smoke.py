@@ -35,7 +35,7 @@ TINY = {
 
 
 def smoke_finetuning(c: ConfigDict) -> ConfigDict:
-    """The same program on tiny models and made-up data, in seconds."""
+    """Shrinks a config of fine-tuning: tiny models and made-up data, for seconds."""
 
     def tiny(section: ConfigDict, own: bool) -> None:
         kind = section.architecture.get("model_type") or next(
@@ -85,7 +85,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
 
 
 def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
-    """The config itself, or with `:smoke` the same program on generated models and text, tiny.
+    """Returns the config itself, or for "smoke" shrinks it: tiny models and generated text.
 
     `family` is the teacher's; the student's too, unless its architecture names another.
     """
@@ -171,7 +171,7 @@ def _write(root: Path, rng: np.random.Generator) -> None:
 
 
 def _sentence(rng: np.random.Generator, kind: str) -> str:
-    """Three to nine words, one or two of them of the kind."""
+    """Makes three to nine words, one or two of them of the kind."""
     words = list(rng.choice(_WORDS["plain"], rng.integers(2, 8)))
     for word in rng.choice(_WORDS[kind], rng.integers(1, 3)):
         words.insert(int(rng.integers(len(words) + 1)), word)
@@ -186,7 +186,7 @@ _TEMPLATE = (
 
 
 def _chats(root: Path, rng: np.random.Generator) -> None:
-    """Conversations of two to four messages, and a byte-level tokenizer with a chat template."""
+    """Writes conversations of two to four messages, and a byte-level tokenizer for chats."""
     root.mkdir(parents=True)
     lines = []
     for _ in range(200):

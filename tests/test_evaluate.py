@@ -253,7 +253,7 @@ def test_predictions(calls):
         (
             "--model=m --task=sst2",
             "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, chat, clm, "
-            "glue/TASK, text, mlm, phrasebank/LEVEL, squad, cbt, cbt/CLASSES, hellaswag, perplexity",
+            "glue/TASK, text, mlm, phrasebank/LEVEL, squad, cbt, cbt/CLASSES, hellaswag, perplex",
         ),
         ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
         ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),

@@ -1,6 +1,6 @@
 """Writes models as Hugging Face checkpoints, and checks that what was written is the model.
 
-A checkpoint is written beside its place, loaded again, compared, and only then renamed: it is there
+A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is there
 whole and checked, or not at all, and an export that was killed is simply done again.
 """
 
@@ -95,7 +95,7 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
-    """Exports an HF checkpoint, as kd_jax reads it; see `export_model`."""
+    """Exports an HF checkpoint as kd_jax reads it; see `export_model`."""
     check_place(epath.Path(out))
     source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
@@ -164,14 +164,14 @@ def publish(
     trained_on: provenance.Provenance | None,
     *origins: Path | None,
 ) -> dict[str, Any]:
-    """Puts a checkpoint to `out`, whole and checked or not at all; see `export_model`.
+    """Writes a checkpoint to `out`, whole and checked or not at all; see `export_model`.
 
     `write` makes the files of the model in an empty folder, and gives the largest difference of a
     logit by loader.
     """
     out = epath.Path(out)
     check_place(out, source)
-    with _folder_beside(out) as folder:
+    with _folder_next_to(out) as folder:
         _keep_generation(folder, origins)
         differences = write(folder)
         reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
@@ -185,7 +185,7 @@ def publish(
 
 
 def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
-    """Copies how a checkpoint wants to write (temperature, tokens that end a text)."""
+    """Copies the settings by which a checkpoint generates (temperature, tokens that end a text)."""
     for origin in origins:
         if origin is not None and (origin / GENERATION).exists():
             shutil.copyfile(origin / GENERATION, folder / GENERATION)
@@ -193,8 +193,8 @@ def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Writes the tokenizer beside its model, and checks that it reads as before there; returns the
-    class of transformers that does."""
+    """Writes the tokenizer into its model's folder, and checks that it reads as before there;
+    returns the class of transformers that does."""
     text.save_tokenizer(tokenizer, folder)
     again = text.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
@@ -228,8 +228,8 @@ def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _folder_beside(out: epath.Path) -> Iterator[Path]:
-    """An empty local folder beside `out`; removed at the end if it is still there."""
+def _folder_next_to(out: epath.Path) -> Iterator[Path]:
+    """Makes an empty local folder next to `out`; removes it at the end if it is still there."""
     if "://" in os.fspath(out):
         folder = Path(tempfile.mkdtemp())
     else:
@@ -287,7 +287,7 @@ def _about(run: Run, name: str, model: str, size: str, code: str, results: dict)
 
 
 def _digest(params: Params) -> str:
-    """Twelve hex digits of the weights."""
+    """Computes a digest of the weights, of twelve hex digits."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
@@ -295,7 +295,7 @@ def _digest(params: Params) -> str:
 
 
 def _own_code(blueprint: Blueprint) -> str:
-    """Our modelling file's name where HF has no class for it."""
+    """Names the modelling file that goes with a model for which HF has no class; "" for others."""
     unequal = getattr(family.equal(blueprint.family, blueprint.config), "blocks", ())
     return family.MODELING_FILE.name if unequal else ""
 

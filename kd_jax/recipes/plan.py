@@ -1,4 +1,4 @@
-"""What a run will take, before there are weights, data or accelerators.
+"""Forecasts what a run takes, before there are weights, data or accelerators.
 
 Everything is built abstractly, from the config alone: parameters and the FLOPs that the mathematics
 needs, and for a topology the student's real train step, compiled for chips that are not here. That
@@ -37,7 +37,7 @@ _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends wit
 
 
 def plan(config: ConfigDict, name: str = "") -> Plan:
-    """The plan of `config`, with the compiled step where `name` is a topology.
+    """Makes the plan of a config, with the compiled step where `name` is a topology.
 
     Raises UserError for what is wrong with the config or the topology, and where the step does
     not fit into the memory of a chip.
@@ -75,9 +75,8 @@ def _child(name: str) -> None:
 
 
 def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Program]:
-    """What the `train_step` of the planned stage is called with, in the end: shapes, types and
-    shardings."""
-    last, static = run.principal, run.principal.program
+    """Makes the arguments of the planned stage's last `train_step`: shapes, types and shardings."""
+    last, program = run.principal, run.principal.program
     teacher = run.models["teacher"].abstract()
     # Do the teacher's layers fit the student?
     if last.model == "student" and run.config.student.init == "teacher" and not last.after:
@@ -91,12 +90,12 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
     born = stage.abstract_state(run, last)
     frozen = jax.eval_shape(lambda x: blueprint.stored(x, run.policy), teacher.params)
     shapes = run.tasks[last.model].shapes(last.batch_size)
-    beside, batch = last.beside(Model(frozen, teacher.graphdef), shapes)
-    specs = sharding.param_specs(static.table, beside.params, run.mesh)
-    beside = beside.replace(params=placed(beside.params, specs))
+    others, batch = last.beside(Model(frozen, teacher.graphdef), shapes)
+    specs = sharding.param_specs(program.table, others.params, run.mesh)
+    others = others.replace(params=placed(others.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
     inputs = dataclasses.replace(last.schedules, seed=0, replacement=None).at(0)
-    return born, batch, beside, inputs, static
+    return born, batch, others, inputs, program
 
 
 def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -104,7 +103,7 @@ def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Sh
 
 
 def needed(run: Run) -> Plan:
-    """Sizes, and the FLOPs that one step on the global batch needs.
+    """Computes sizes, and the FLOPs that one step on the global batch needs.
 
     stage: what is planned; params_teacher, params_student: of what it trains, in the end;
     reduction_percent; rows and tokens of a batch and positions of a row that reach the head;
@@ -137,14 +136,14 @@ def needed(run: Run) -> Plan:
 
 
 def compiled_step(run: Run, chips: topology.Topology) -> Plan:
-    """The step as compiled for `chips`.
+    """Compiles the step for `chips`.
 
     flops_compiled, of all chips together; memory_bytes_per_device and its parts; collectives of
     one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
     that were counted once since their trips depend on data; compile_seconds.
     """
-    *arguments, static = abstract_step(run)
-    lowered = step.train_step.lower(*arguments, program=static)
+    *arguments, last = abstract_step(run)
+    lowered = step.train_step.lower(*arguments, program=last)
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=chips.compiler_options)
@@ -178,7 +177,7 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
 
 
 def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception:
-    """A UserError where memory is what the compiler ran out of; anything else as it is."""
+    """Makes a UserError where the compiler ran out of memory; returns other errors as they are."""
     reason = re.search(r"Ran out of memory[^\n]*", str(error))
     if reason is None:
         return error
@@ -190,7 +189,7 @@ def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception
 
 
 def table(found: Plan) -> Table:
-    """The plan for people."""
+    """Makes a table of the plan."""
     rows = [
         ["teacher", f"{found['params_teacher']:,} parameters"],
         [found["stage"], f"{found['params_student']:,} parameters"],
@@ -218,7 +217,7 @@ def table(found: Plan) -> Table:
 
 
 def phases(found: Plan) -> Table | None:
-    """Where blocks are replaced on the way, the model after each swap."""
+    """Makes a table of the model after each swap, where blocks are replaced on the way."""
     if "phases" not in found:
         return None
     rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]
