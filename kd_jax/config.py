@@ -228,7 +228,7 @@ def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
 
 
 def sweep(*keys: tuple) -> ConfigDict:
-    """Makes a section of trials over `keys`, pairs of a dotted key and its values (recipes/sweep.py)."""
+    """Makes a section of trials over `keys`: pairs of a dotted key and its values."""
     return _section(SECTIONS["sweep"], keys=keys)
 
 

@@ -1,7 +1,7 @@
 """Writes models as Hugging Face checkpoints, and checks that what was written is the model.
 
-A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is there
-whole and checked, or not at all, and an export that was killed is simply done again.
+A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is
+there whole and checked, or not at all, and an export that was killed is simply done again.
 """
 
 from __future__ import annotations
