@@ -30,17 +30,18 @@ from ml_collections import ConfigDict
 from timing import run
 
 from kd_jax.cli import start_jax
+from kd_jax.data import tokenizers
 from kd_jax.models import family
 from kd_jax.models.blueprint import stored
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run.teaching import attach
-from kd_jax.tasks import glue, text
+from kd_jax.tasks import glue
 from kd_jax.teachers.several import Stored
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
-from kd_jax.train.passes import predict
-from kd_jax.train.step import Program, predict_step, train_step
+from kd_jax.train.passes import predict, predict_step
+from kd_jax.train.step import Program, train_step
 from kd_jax.types import Model
 
 OPTIMIZER = ConfigDict(
@@ -68,7 +69,7 @@ def make_task(args: argparse.Namespace) -> glue.Glue:
         "validation": {"source": "files", "path": str(args.data / "dev.tsv")},
         "test": {"source": "files", "path": str(args.folder / "eval.tsv")},
     }
-    tokenizer = text.load_tokenizer(args.folder / "teacher")
+    tokenizer = tokenizers.load_tokenizer(args.folder / "teacher")
     return glue.make({"name": "glue", "task": "sst2", "seq_len": SEQ_LEN}, files, tokenizer)
 
 
@@ -89,9 +90,11 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
     if distill:
         terms = {"ce": {"weight": CE_WEIGHT}}
         terms["kl"] = {"weight": KL_WEIGHT, "temperature": TEMPERATURE}
-    objective, knobs = combine.build(terms, 1, policy, policy if distill else None, accuracy=True)
+    objective, *schedules = build_objective(
+        terms, 1, policy, policy if distill else None, accuracy=True
+    )
     program = Program(objective, mesh, family.PARTITION)
-    schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
+    schedules = Schedules(lambda step: LEARNING_RATE, *schedules, seed=0)
     student = load(args.folder / ("student" if distill else "teacher"), "classification", policy)
     trained = state.create(
         lambda params: {"student": params, "objective": {}},

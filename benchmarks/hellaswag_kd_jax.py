@@ -5,11 +5,11 @@ import jax
 from hellaswag_pass import arguments, time_passes
 
 from kd_jax.cli import start_jax
+from kd_jax.data import tokenizers
 from kd_jax.models import family, hf
 from kd_jax.precision import policy_for
 from kd_jax.recipes import evaluate
 from kd_jax.run import measure
-from kd_jax.tasks import text
 from kd_jax.train import sharding
 from kd_jax.types import Model
 
@@ -25,7 +25,7 @@ def main() -> None:
     graphdef = family.abstract(kind, config, "clm", policy).graphdef
     model, mesh = Model(hf.load(args.model, kind, config, "clm"), graphdef), sharding.make_mesh()
     task = evaluate.make_task("hellaswag", str(args.data), evaluate.Options())
-    scored = task.encoded(text.load_tokenizer(args.model), config.max_tokens)
+    scored = task.encoded(tokenizers.load_tokenizer(args.model), config.max_tokens)
 
     def one_pass():
         return measure.score(model, scored, policy, batch_size, mesh).log_likelihoods_N

@@ -15,7 +15,7 @@ from timing import arguments, case_of, resident, run
 from kd_jax.cli import start_jax
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import stored
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
@@ -69,9 +69,9 @@ def main() -> None:
     policy = policy_for(args.precision, jax.default_backend())
     mesh = sharding.make_mesh(devices=jax.devices()[:1])  # one, as PyTorch
     terms = {"ce": {"weight": 1.0}, "kl": {"weight": 1.0, "temperature": TEMPERATURE}}
-    objective, knobs = combine.build(terms, 1, policy, policy)
+    objective, *schedules = build_objective(terms, 1, policy, policy)
     program = Program(objective, mesh, family.PARTITION)
-    schedules = Schedules(lambda step: LEARNING_RATE, knobs.weights, knobs.temperatures, seed=0)
+    schedules = Schedules(lambda step: LEARNING_RATE, *schedules, seed=0)
 
     teacher = load(args.models / "teacher", head, policy)
     teacher = teacher.replace(params=jax.tree.map(jax.device_put, stored(teacher.params, policy)))

@@ -27,7 +27,7 @@ from kd_jax.run import workdir
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEPT = ("config", "config_hash", "commit", "seed", "machine", "versions", "split", "stages")
-KEPT += ("task", "primary", "rounds", "trend", "weights")
+KEPT += ("task", "primary", "roles", "rounds", "trend", "weights")
 Row = dict[str, Any]  # of a benchmark, as its --json has it
 
 
@@ -107,7 +107,7 @@ def _finetuning(rows: list[Row]) -> str:
 
 
 def _hellaswag(rows: list[Row]) -> str:
-    header = ["system", "s/pass", "endings/s", "peak GB", "times the best PyTorch row", "apart"]
+    header = ["system", "s/pass", "endings/s", "peak GB", "times the best PyTorch row", "Δ log p"]
     found = [
         [
             *(row["system"], f"{row['pass_s']:.2f}", f"{row['endings_per_s']:,.0f}"),
@@ -195,10 +195,9 @@ def render(name: str) -> str:
     entry = _entry(name)
     if "rows" in entry:
         return _of_benchmark(entry)
-    first, stages = entry["runs"][0], [run["stages"] for run in entry["runs"]]
-    title = f"{first['config']}, {first['split']} split"
-    page = table.of_runs(stages, title, first.get("primary", "loss")).markdown()
-    classes = tables.by_class(name, stages)
+    first = entry["runs"][0]
+    page = table.of_runs(entry["runs"], f"{first['config']}, {first['split']} split").markdown()
+    classes = tables.by_class(name, entry["runs"])
     if classes is not None:
         page += f"\n{classes.markdown()}"
     rounds = tables.by_round(name, entry["runs"])
@@ -235,12 +234,12 @@ def summary(*names: str) -> str:
         entry = _entry(name)
         stages, primary = [run["stages"] for run in entry["runs"]], entry["runs"][0]["primary"]
         figure = quantities.the_primary(quantities.quality(stages), primary)
-        found = {n: [run[n] for run in stages] for n in ("teacher", "baseline", "student")}
-        paired = table.paired(figure, stages)
-        middle = {stage: table.average(figure, each) for stage, each in found.items()}
+        names = ("teacher", "baseline", "student")
+        paired = table.paired(figure, entry["runs"])
+        middle = {n: quantities.average(figure, quantities.of(n, stages)) for n in names}
         speed = [run["student"]["throughput"] / run["teacher"]["throughput"] for run in stages]
         row = [name.removeprefix("small_"), figure.title]
-        row += [table.mean(figure, each) for each in found.values()]
+        row += [quantities.mean(figure, quantities.of(n, stages)) for n in names]
         row += [paired.show(), f"{paired.mean / paired.error:.1f}"]
         row += [f"{100 * middle['student'] / middle['teacher']:.1f}%"]
         rows.append([*row, f"{statistics.median(speed):.2f} x"])

@@ -13,11 +13,11 @@ from pathlib import Path
 import rich.progress
 
 from kd_jax.cli import start_jax
+from kd_jax.data import tokenizers
 from kd_jax.data.continuations import beginning
 from kd_jax.models import family, hf
 from kd_jax.models.generate import generate
 from kd_jax.precision import policy_for
-from kd_jax.tasks import text
 from kd_jax.types import Model
 
 ROWS = 64
@@ -35,7 +35,7 @@ def main() -> None:
     kind, config = family.read(hf.read_config(options.model))
     graphdef = family.abstract(kind, config, "clm", policy_for("fp32", "cpu")).graphdef
     model = Model(hf.load(options.model, kind, config, "clm"), graphdef)
-    tokenizer = text.load_tokenizer(options.model)
+    tokenizer = tokenizers.load_tokenizer(options.model)
     start, end = beginning(tokenizer), tokenizer.eos_token_id
     options.out.parent.mkdir(parents=True, exist_ok=True)
     tokens = 0

@@ -169,8 +169,9 @@ STAGE: Table = dict(
 )
 OF_RUN = ("epochs", "steps", "batch_size", "optim")  # of the config, which a stage may change
 
-# Stages that are known by their names, in the order in which a run goes through them; others come
-# after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
+# Stages that are known by their names, in the order in which a run goes through them as far as they
+# do not need each other: a ConfigDict sorts its keys, so that config.stages has no order. Others
+# come after them, and say their kind. Further teachers (`teachers`) are stages like `teacher`.
 STAGES: dict[str, dict[str, Any]] = dict(
     teacher=dict(model="teacher", objective=""),
     assistant=dict(model="assistant"),
@@ -182,6 +183,9 @@ STAGES: dict[str, dict[str, Any]] = dict(
     student=dict(after="intermediate"),
     round=dict(kind="round"),
 )
+
+# The stages that reports compare, where the results of a run do not name them.
+ROLES = dict(teacher="teacher", baseline="baseline", student="student")
 
 
 def ranges(keys: Table) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: main prints it as one line and exits with status 1.
+    """Reports what the user can put right: main prints it as one line and exits with status 1.
 
     The message names the file, row, key or id, and says what to change.
     """
 
 
 class Diverged(UserError):
-    """Training whose loss or gradient is no finite number any more."""
+    """Ends a training whose loss or gradient is no longer finite."""
 
 
 def line(error: BaseException) -> str:

@@ -2,14 +2,14 @@
 
     python -m kd_jax.evaluate --workdir=runs/small_finetune-62cedf5b --out=figures/
     python -m kd_jax.evaluate --model=RUN/export/student --task=glue/sst2 --data=SST-2/dev.tsv
-    python -m kd_jax.evaluate --model=HUB_ID --task=squad --json=figures.json
+    python -m kd_jax.evaluate --model=HUB_ID --task=squad --data=dev-v1.1.json
     python -m kd_jax.evaluate --predictions=other.tsv --task=agnews --data=ag_news/test.csv
     python -m kd_jax.evaluate --model=distilgpt2 --teacher=gpt2 --task=clm --data=texts/
     python -m kd_jax.evaluate --model=gpt2 --task=hellaswag --out=likelihoods/
     python -m kd_jax.evaluate --model=gpt2 --task=cbt/NE --data=CBTest/data
     python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
-Tasks: glue/NAME, squad, agnews, phrasebank/LEVEL (all sentences of the level), text (own files:
+Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), text (own files:
 --text, --pair, --label name the columns); and mlm, clm and chat, held-out text. Causal models are
 also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
@@ -30,6 +30,7 @@ Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
-    from kd_jax.recipes import evaluate, named_task
+    from kd_jax.recipes import evaluate, evaluate_flags
     from kd_jax.report import tables
 
-    with cli.plain_errors(named_task.renamed(args)):
+    with cli.plain_errors(evaluate_flags.renamed(args)):
         cli.check_file("--json", args.json)
         cli.check_folder("--out", args.out)
-        named_task.check(args)
+        evaluate_flags.check(args)
         cli.start_jax()
         found, made = _evaluate(args)
         if args.json:
@@ -107,20 +108,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     evaluate.table(found).print()
     if "classes" in found:
-        tables.by_class(found["task"], [{"": found}]).print()
+        tables.by_class(found["task"], [{"stages": {"": found}}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[dict, dict]:
     """Evaluates what the flags name; returns the figures, and what can be written to folders."""
-    from kd_jax.recipes import evaluate, named_task
+    from kd_jax.recipes import evaluate
+    from kd_jax.tasks import command
 
-    options = named_task.options(args)
+    names = [each.name for each in dataclasses.fields(evaluate.Options)]
+    options = evaluate.Options(**{name: getattr(args, name) for name in names})
     task, data, run = args.task, args.data, args.workdir
     if args.predictions:
         return evaluate.evaluate_predictions(task, data, args.predictions, options), {}
-    if run and not args.stage and task and named_task.by_likelihood(task):
+    if run and not args.stage and task and command.find(task).by_likelihood:
         every = evaluate.evaluate_run(run, task, data, options)
         reports = {name: each.report for name, each in every.items()}
         return {"stages": reports}, {name: each.made for name, each in every.items()}

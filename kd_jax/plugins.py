@@ -9,7 +9,7 @@ from kd_jax.errors import UserError
 
 
 def names(kind: str, attribute: str) -> list[str]:
-    """Modules of kd_jax.<kind> that define `attribute`, the mark of a plug-in of that kind."""
+    """Lists modules of kd_jax.<kind> that define `attribute`, the mark of such a plug-in."""
     package = importlib.import_module(f"kd_jax.{kind}")
     found = []
     for module in pkgutil.iter_modules(package.__path__):

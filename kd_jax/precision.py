@@ -19,7 +19,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def exact(operand: Any) -> jax.lax.Precision | None:
-    """The precision at which a product of `operand`s loses nothing of them.
+    """Finds the precision at which a product of `operand`s loses nothing of them.
 
     Left alone, GPUs round float32 to TF32 and TPUs to bfloat16. Of bfloat16 there is nothing to
     round: one pass is exact, and fast.
@@ -29,7 +29,7 @@ def exact(operand: Any) -> jax.lax.Precision | None:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Types of one model: parameters are float32, losses are float32, whatever stands here."""
+    """Sets the types of one model; parameters and losses are float32, whatever stands here."""
 
     operand: str = "float32"  # what matrix products multiply
     activation: str = "float32"  # what flows between layers
@@ -37,12 +37,12 @@ class Policy:
 
     @property
     def on_cpu_in_bf16(self) -> bool:
-        """Whether bfloat16 products come out in float32, as they do on CPU only."""
+        """Tells whether bfloat16 products come out in float32, as they do on CPU only."""
         return self.operand == "bfloat16" and self.activation == "float32"
 
 
 def policy_for(precision: str, platform: str) -> Policy:
-    """The policy of `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
+    """Makes the policy of `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
 
     bf16 on CPU keeps activations in float32: bf16 x bf16 -> float32 products run at twice the
     float32 rate there, while everything elementwise is slower in bfloat16.
@@ -81,8 +81,8 @@ def _specs(spec: str) -> tuple[str, str, str]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(spec: str, a, b, policy: Policy):
-    """`jnp.einsum` of two arrays in the policy's types; every index of an operand must occur in
-    the other operand or in the result (no sums over an index of one operand alone)."""
+    """Computes `jnp.einsum` of two arrays in the policy's types; every index of an operand must
+    occur in the other operand or in the result (no sums over an index of one operand alone)."""
     spec_a, spec_b, out = _specs(spec)
     return _product(spec_a, a, spec_b, b, out, policy, policy.activation)
 
@@ -105,7 +105,7 @@ einsum.defvjp(_einsum_fwd, _einsum_bwd)
 
 
 def rows_product(a_NA, b_NB, policy: Policy):
-    """a^T b in float32, (A, B): the gradient of a matrix, summed over the N rows.
+    """Computes a^T b in float32, (A, B): the gradient of a matrix, summed over the N rows.
 
     XLA's CPU backend multiplies in bfloat16 only where the sum runs along a's last axis; else it
     goes back to float32, at a third of the speed. It would also undo a plain transposition, but

@@ -23,8 +23,8 @@ def _cosine(a: float, b: float, fraction: float) -> float:
 
 
 def value_schedule(value: Any, steps: int, key: str, within: Real) -> Schedule:
-    """A number, or {kind: linear | cosine, start, end, steps (default: the whole run)}; all of its
-    values lie `within`.
+    """Makes a schedule of a number, or of {kind: linear | cosine, start, end, steps (default: the
+    whole run)}; all of its values lie `within`.
 
     Raises UserError naming `key`.
     """
@@ -54,7 +54,7 @@ def _with_warmup(peak: float, warmup: int, decay: Schedule) -> Schedule:
 
 
 def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor) -> Schedule:
-    """PyTorch's OneCycleLR with cosine annealing (Smith and Topin, arXiv:1708.07120)."""
+    """Makes PyTorch's OneCycleLR with cosine annealing (Smith and Topin, arXiv:1708.07120)."""
     first, last = float(pct_start) * steps - 1, steps - 1
     low, final = peak / div_factor, peak / div_factor / final_div_factor
 
@@ -67,7 +67,7 @@ def _one_cycle(peak, steps, pct_start, div_factor, final_div_factor) -> Schedule
 
 
 def learning_rate(config: Any, steps: int) -> Schedule:
-    """The schedule of `optim.learning_rate` (the peak) that `optim.schedule` names.
+    """Makes the schedule of `optim.learning_rate` (the peak) that `optim.schedule` names.
 
     kind: constant | linear | cosine | one_cycle. `warmup` is a number of steps, or a fraction of
     the run below 1, for the first three; `final` is the last value over the peak; one_cycle

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kd_jax import plugins
 from kd_jax.data import cache
 
 _BERT = dict(
@@ -57,23 +58,10 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
     if "assistant" in c.stages:
         tiny(c.assistant, own=True)
     tiny(c.student, own=True)
-    root = samples()
-    task = c.task.name
-    names = {"stsb": "STS-B", "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC"}
-    folders = {"agnews": "ag_news", "phrasebank": "financial_phrasebank"}
-    if task == "squad":
-        version = "v1.1" if "v1" in str(c.data.train) or "1.1" in str(c.data.train) else "v2.0"
-        train, test = (root / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
-        c.task.update(seq_len=48, doc_stride=16, max_question_length=16)
-    else:
-        train = test = root / (names.get(c.task.get("task")) or folders.get(task, "SST-2"))
-        if task == "labelled_text":
-            train, test = train / "train.tsv", test / "dev.tsv"
-            c.task.text = "sentence"
-        c.task.seq_len = 16  # two lengths to compile for
-    c.data = ConfigDict(dict(train=dict(source="files", path=str(train)), held_out=0.2))
-    if task != "phrasebank":
-        c.data.test = ConfigDict(dict(source="files", path=str(test)))
+    task = plugins.load("tasks", c.task.name, "make").make
+    changes, data = task.smoke(c.task, c.data, samples())
+    c.task.update(changes)
+    c.data = ConfigDict(data | dict(held_out=0.2))
     c.tokenizer = ConfigDict(dict(path="", train="wordpiece", vocab_size=256))
     c.batch_size, c.accumulate, c.epochs, c.steps = 16, 1, 1.0, 4
     c.optim.learning_rate = 1e-2  # something to see after four steps
@@ -113,16 +101,17 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
-    if c.task.name == "chat":
-        chats = samples() / "chats"
-        c.tokenizer = ConfigDict(dict(path=str(chats / "tokenizer"), train="", vocab_size=512))
-        c.data = ConfigDict(dict(train=dict(path=str(chats / "train.jsonl")), held_out=0.1))
+    task = plugins.load("tasks", c.task.name, "make").make
+    changes, data = task.smoke(c.task, c.data, samples())
+    c.task.update(changes)
+    c.data = ConfigDict(data)
+    if task.of_chats:
+        tokenizer = samples() / "chats" / "tokenizer"
+        c.tokenizer = ConfigDict(dict(path=str(tokenizer), train="", vocab_size=512))
         c.teacher.architecture.update(vocab_size=512, max_position_embeddings=128)
     else:
-        kind = "bpe" if c.task.name == "clm" else "wordpiece"
+        kind = "bpe" if task.head == "clm" else "wordpiece"
         c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
-        c.data = ConfigDict(dict(train=dict(source="python", path="reference"), held_out=0.02))
-    c.task.seq_len = 128 if c.task.name == "chat" else 32
     c.batch_size, c.accumulate, c.steps = 16, 1, 4
     c.stages = ConfigDict({name: {} for name in c.stages})
     c.eval = ConfigDict(dict(every=2, batch_size=64))

@@ -5,7 +5,7 @@ Shape letters, used as suffixes of array names (`logits_BTV`):
     B batch rows      T tokens of a row       D model width      V vocabulary
     H heads           K width of a head       F feed-forward     L layers
     P masked slots    N rows of a flat array  C rows of a chunk, or classes
-    G heads of keys and values, which neighbours among H share
+    G heads of keys and values, which neighbors among H share
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Params = dict[str, Any]  # nested dicts of arrays
 
 
 class Encoding(struct.PyTreeNode):
-    """The rows of a batch as another tokenizer writes them; its own T."""
+    """Holds the rows of a batch as another tokenizer writes them, with a T of that tokenizer."""
 
     tokens_BT: Array  # int32
     mask_BT: Array  # float32
@@ -30,8 +30,8 @@ class Encoding(struct.PyTreeNode):
 
 
 class Signal(struct.PyTreeNode):
-    """Logits of a batch's tokens that were computed before: all V, or the K largest of each token
-    by their ids, and the one that all others share."""
+    """Holds logits of a batch's tokens that were computed before: all V, or the K largest of each
+    token by their ids, and the one that all others share."""
 
     values_BTK: Array  # float32; K = V without ids
     ids_BTK: Array | None = None  # int32
@@ -39,11 +39,11 @@ class Signal(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """Rows for one step. Labels are already shifted: `labels` belong to the logits they sit at.
+    """Holds the rows of one step. Labels are already shifted: `labels` belong to the logits there.
 
     With `positions_BP`, labels and weights are (B, P) and belong to those tokens of the row
     (masked language modelling); without it a language model's are (B, T), one for every token.
-    Heads that answer once a row have as many labels a row as answers: (B, 1) classes (float32
+    Heads that predict once a row have as many labels a row as outputs: (B, 1) classes (float32
     numbers for a regression), (B, 2) first and last token of a span.
 
     With `segments_BT`, which decoders alone read, a row holds several continuations of one
@@ -64,7 +64,7 @@ class Batch(struct.PyTreeNode):
     signals: dict[str, Signal] | None = None  # by whose they are
 
     def dense(self) -> Batch:
-        """The same supervision with one label and weight for every token, (B, T)."""
+        """Gives the same supervision with one label and weight for every token, (B, T)."""
         if self.positions_BP is None:
             return self
         rows_B1 = jnp.arange(self.tokens_BT.shape[0])[:, None]
@@ -80,15 +80,15 @@ class Batch(struct.PyTreeNode):
 
 
 class Heads(struct.PyTreeNode):
-    """What one layer's attention compares; scores are q k, the scale is in q. G divides H: that
-    many neighbours of q share a key and value head."""
+    """Holds queries, keys and values of one layer; scores are q k, the scale is in q. G divides H:
+    H / G neighbors of q share a key and value head."""
 
     q_BTHK: Array
     k_BTGK: Array
     v_BTGK: Array
 
     def spread(self) -> Heads:
-        """Keys and values for every head of q, (B, T, H, K)."""
+        """Repeats keys and values for every head of q, (B, T, H, K)."""
         shared = self.q_BTHK.shape[2] // self.k_BTGK.shape[2]
         if shared == 1:
             return self
@@ -96,7 +96,7 @@ class Heads(struct.PyTreeNode):
 
 
 class ModelOutput(struct.PyTreeNode):
-    """What a model returns. Logits are features times an unembedding, made only when asked for;
+    """Holds what a model returns. Logits are features times an unembedding, made when asked for;
     where a head has few classes, `unembed_VD` is None and the features are the logits."""
 
     features: Array  # (B, P, D) at the batch's positions, or (B, T, D) where it has none
@@ -107,7 +107,7 @@ class ModelOutput(struct.PyTreeNode):
 
     @property
     def logits(self) -> Array:
-        """float32 logits, whole: (..., V). Losses must not use this (objectives/vocab.py does)."""
+        """Computes float32 logits, whole, (..., V). Losses must not (objectives/vocab.py does)."""
         if self.unembed_VD is None:
             return self.features.astype(jnp.float32)
         logits = jnp.einsum(
@@ -124,7 +124,7 @@ class ModelOutput(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """All that an objective may know of a model."""
+    """Describes a model as far as an objective may know it."""
 
     width: int
     num_layers: int
@@ -133,7 +133,7 @@ class ModelSpec:
 
 
 class Ratio(struct.PyTreeNode):
-    """A weighted sum and its weight; ratios add, and are divided once, when they are read."""
+    """Holds a weighted sum and its weight; ratios add, and are divided once, when they are read."""
 
     total: Array
     weight: Array
@@ -142,12 +142,12 @@ class Ratio(struct.PyTreeNode):
         return Ratio(self.total + other.total, self.weight + other.weight)
 
     def value(self) -> Array:
-        """total / weight, and 0 where nothing was counted."""
+        """Computes total / weight, and 0 where nothing was counted."""
         return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
 
 
 class Model(struct.PyTreeNode):
-    """A module split once into its structure (static) and its parameters (a plain dict)."""
+    """Holds a module as its structure (static) and its parameters (a plain dict)."""
 
     params: Params
     graphdef: nnx.GraphDef = struct.field(pytree_node=False)

@@ -52,7 +52,7 @@ def run(name: str) -> Smoke:
             return run(f"{file}:smoke")
         config = importlib.import_module(f"configs.{file}").get_config(variant)
     folder = Path(_SESSION.name, name.replace(":", "-"))
-    with private_caches(), guards(), Reads(config) as reads, compilations() as compiled:
+    with private_caches(), Reads(config) as reads, compilations() as compiled, guards():
         recipe = plugins.load("recipes", config.recipe, "run")
         with workdir.enter(config, name.partition(":")[0], str(folder)) as place:
             results = recipe.run(config, place)
@@ -110,7 +110,7 @@ def compilations():
         if event == "/jax/core/compile/backend_compile_duration":
             found[details["fun_name"]] += 1
 
-    for program in (step.train_step, step.eval_step):
+    for program in (step.train_step, passes.eval_step):
         program.clear_cache()
     jax.monitoring.register_event_duration_secs_listener(note)
     try:

@@ -3,12 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_jax import cli, evaluate, tasks
+from kd_jax import cli, evaluate
 from kd_jax.errors import UserError
 from kd_jax.recipes import evaluate as recipe
-from kd_jax.recipes import named_task
-from kd_jax.recipes.evaluate import Evaluated
-from kd_jax.recipes.named_task import Options
+from kd_jax.recipes.evaluate import Evaluated, Options
 
 FOUND = {
     "model": "runs/example",
@@ -86,7 +84,7 @@ WINDOWS = {"seq_len": 64, "stride": 32, "documents": "joined", "loss": 1.5}
 def test_table_of_scores():
     table = recipe.table(SWAG)
     assert table.title == "val.jsonl, hellaswag, fp32" and table.header[1] == "gpt2"
-    assert table.rows[0][:2] == ["acc", "0.2700 ± 0.0140"]
+    assert table.rows[0][:2] == ["acc", "0.2700 ± 0.0140 (0.2400 to 0.3000)"]
     stated = {key: SWAG[key] for key in ("model", "data", "precision")}
     table = recipe.table(stated | WINDOWS | {"task": "perplexity"})
     title = "val.jsonl, perplexity, windows of 64 tokens, stride 32, documents joined, fp32"
@@ -247,13 +245,13 @@ def test_predictions(calls):
     [
         (
             "--model=m",
-            "--task is missing; have: agnews, chat, clm, glue/TASK, text, mlm, phrasebank/LEVEL",
+            "--task is missing; have: agnews, glue/TASK, text, phrasebank/LEVEL, squad, chat, ",
         ),
-        ("--predictions=p", "--task is missing; have: agnews, chat, "),
+        ("--predictions=p", "--task is missing; have: agnews, glue/TASK, "),
         (
             "--model=m --task=sst2",
-            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, chat, clm, "
-            "glue/TASK, text, mlm, phrasebank/LEVEL, squad, cbt, cbt/CLASSES, hellaswag, perplex",
+            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, glue/TASK, text, "
+            "phrasebank/LEVEL, squad, chat, clm, mlm, cbt, cbt/CLASSES, hellaswag, perplexity",
         ),
         ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
         ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),
@@ -304,23 +302,6 @@ def test_flags_that_do_not_go_together(flags, message, calls, run, monkeypatch, 
         evaluate.main(flags.split())
     assert exit.value.code == 1 and calls == []
     assert capsys.readouterr().err.startswith(f"error: {message}")
-
-
-def test_a_task_of_ones_own_needs_no_list(tmp_path, monkeypatch):
-    (tmp_path / "weather.py").write_text("""
-import types
-DEFAULTS = dict(name="weather", seq_len=8, stride=1, place="here")
-NAMED = "place", ("here", "there")
-make = types.SimpleNamespace(of_examples=True)
-""")
-    with pytest.raises(UserError, match="--task=weather/there: no such task"):
-        named_task.check_name("weather/there")
-    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
-    named_task.check_name("weather/there")
-    config = named_task.task_config("weather/there", Options(stride=2, seq_len=4))
-    assert config == {"name": "weather", "place": "there", "stride": 2}
-    with pytest.raises(UserError, match="--documents does not go with task weather/here"):
-        named_task.task_config("weather/here", Options(documents="alone"))
 
 
 def test_a_mistake_is_one_line(run, monkeypatch, capsys):

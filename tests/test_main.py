@@ -15,13 +15,13 @@ import safetensors.numpy
 from etils import epath
 
 from kd_jax import cli
+from kd_jax.data import tokenizers as tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import distil
 from kd_jax.run import workdir
 from kd_jax.run.run import build
-from kd_jax.tasks import text as tokenizers
 from tests import forked, tiny_config
 
 SIZES = dict(

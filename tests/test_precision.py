@@ -10,7 +10,7 @@ import pytest
 from kd_jax.errors import UserError
 from kd_jax.metrics import likelihood
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, einsum, policy_for, rows_product
 from kd_jax.train import sharding, step
 from tests.models import tiny
@@ -111,16 +111,16 @@ def test_fp32_is_float32_on_every_platform(head, platform):
     student = tiny.model(name, head, policy=policy, **tiny_step.STUDENT[head])
     settings = {name: {"weight": 1.0} for name in ("ce", "kl", "hidden")}
     settings["attention"] = {"weight": 1.0, "heads": "mean", "causal": head == "clm"}
-    objective, knobs = combine.build(settings, 10, policy, policy)
+    objective, *schedules = build_objective(settings, 10, policy, policy)
     specs = (dataclasses.replace(spec, causal=head == "clm") for spec in tiny_step.SPECS)
-    params = {"student": student.params, "objective": objective.init(jax.random.key(0), *specs)}
+    state = tiny_step.state(student, objective.init(jax.random.key(0), *specs))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     program = step.Program(objective, mesh, family.PARTITION)
-    rows, inputs = tiny_step.batch(head), tiny_step.inputs(knobs)
+    rows, inputs = tiny_step.batch(head), tiny_step.inputs(schedules)
     for rates in ("with dropout", "without"):
         program = dataclasses.replace(program, dropout=rates == "with dropout")
-        jitted = jax.jit(functools.partial(step.gradient, program=program), static_argnums=1)
-        traced = jitted.trace(params, student.graphdef, rows, teacher, inputs)
+        jitted = jax.jit(functools.partial(step.gradient, program=program))
+        traced = jitted.trace(state, rows, teacher, inputs)
         only_highest(traced.lower(lowering_platforms=(platform,)))
     if head == "clm":
         score = functools.partial(likelihood.of_segments, segments=1, operand=policy.operand)

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from kd_jax.data import cache
-from kd_jax.data.documents import Documents
+from kd_jax.data.source import Documents
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
-from kd_jax.data.table import Table
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -9,15 +9,15 @@ stretch's first (`Batch.segments_BT`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import ragged
-from kd_jax.data.buckets import BucketStream, lengths_of
-from kd_jax.data.splits import QuestionSet
+from kd_jax.data import encoded
+from kd_jax.data.loader import BucketStream, lengths_of
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
@@ -123,7 +123,7 @@ class Rows:
         """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
         ones; segments where any row has more than one."""
         rows = (self._pieces(self._rows[r]) for r in ids_B)
-        return ragged.batch(ids_B, rows, length, self.branches > 1)
+        return encoded.batch(ids_B, rows, length, self.branches > 1)
 
     def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
         """The context but its last token, then every stretch after that."""
@@ -153,13 +153,6 @@ class Question(NamedTuple):
     group: str = ""  # questions of one kind, whose figures are given apart
 
 
-@dataclasses.dataclass(frozen=True)
-class Questions(QuestionSet):
-    """The questions of one split."""
-
-    place: Callable[[int], str] = str  # where a question stands, for messages: "val.jsonl, row 7"
-
-
 def questions(
     name: str, found: Iterable[tuple[str, Question]], commit: str | None = None
 ) -> Questions:
@@ -179,7 +172,7 @@ def questions(
         kept.append(question)
     if not kept:
         raise UserError(f"{name} holds no questions")
-    return Questions(name, kept, commit, places.__getitem__)
+    return Questions(name, kept, places.__getitem__, commit)
 
 
 def together(parts: list[Questions]) -> Questions:
@@ -189,7 +182,7 @@ def together(parts: list[Questions]) -> Questions:
     places = [part.place(row) for part in parts for row in range(len(part))]
     everything = [question for part in parts for question in part.questions]
     name = ", ".join(part.name for part in parts)
-    return Questions(name, everything, parts[0].commit, places.__getitem__)
+    return Questions(name, everything, places.__getitem__, parts[0].commit)
 
 
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:

@@ -1,25 +1,27 @@
-"""Tokenised rows of one split, kept ragged, and the padded batches that are cut from them."""
+"""Tokenized rows of one split, kept ragged, and the padded batches that are cut from them."""
 
+import bisect
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.types import Batch, Encoding
 
+_LONGEST = 16  # examples that may be the longest one, by their characters
+
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
-    """N rows: row i is tokens_F[starts_N[i] : starts_N[i] + lengths_N[i]] of the flat arrays."""
+class Flat:
+    """N rows of any lengths: row i is tokens_F[starts_N[i] : starts_N[i] + lengths_N[i]], and
+    likewise in every other flat array."""
 
     tokens_F: np.ndarray  # int32, all rows one after another
-    types_F: np.ndarray | None  # int32 token types; None where the tokenizer has none
     lengths_N: np.ndarray  # int64
-    labels_NP: np.ndarray  # int32 classes or positions; float32 for a regression
-    pad_id: int
 
     def __len__(self) -> int:
         return len(self.lengths_N)
@@ -27,6 +29,48 @@ class Encoded:
     @functools.cached_property
     def starts_N(self) -> np.ndarray:
         return np.cumsum(self.lengths_N) - self.lengths_N
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(Flat):
+    """Rows in which each token is marked or not."""
+
+    marks_F: np.ndarray  # bool
+
+    @classmethod
+    def of(cls, tokens: Sequence[np.ndarray], marks: Sequence[np.ndarray]) -> "Marked":
+        """Joins lists of tokens and of their marks, at least one row."""
+        lengths_N = np.array([len(row) for row in tokens], np.int64)
+        return cls(_flat(tokens), lengths_N, np.concatenate(marks))
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, marks) of one row."""
+        here = slice(self.starts_N[row], self.starts_N[row] + self.lengths_N[row])
+        return self.tokens_F[here], self.marks_F[here]
+
+    def save(self, folder: Path) -> None:
+        """Writes every array as a .npy file."""
+        np.save(folder / "tokens.npy", self.tokens_F)
+        np.save(folder / "marks.npy", np.packbits(self.marks_F))
+        np.save(folder / "lengths.npy", self.lengths_N)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Marked":
+        """Reads what `save` wrote."""
+        tokens_F = np.load(folder / "tokens.npy")
+        marks_F = np.unpackbits(np.load(folder / "marks.npy"), count=len(tokens_F)).astype(bool)
+        return cls(tokens_F, np.load(folder / "lengths.npy"), marks_F)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded(Flat):
+    """Tokenized examples: rows with labels, and token types where the tokenizer gives any."""
+
+    types_F: np.ndarray | None  # int32 token types
+    labels_NP: np.ndarray  # int32 classes or positions; float32 for a regression
+    pad_id: int
+    cut: int = 0  # examples that are longer than a row, and lost tokens
+    longest: int = 0  # tokens of the longest example before it was cut
 
     @functools.cached_property
     def digests(self) -> np.ndarray:
@@ -78,16 +122,20 @@ def encode(
     labels_NP: np.ndarray,
     seq_len: int,
 ) -> Encoded:
-    """Tokenises texts, or pairs of texts, with the tokenizer's special tokens. Rows longer than
+    """Tokenizes texts, or pairs of texts, with the tokenizer's special tokens. Rows longer than
     `seq_len` lose tokens at the end, pairs at the end of their longer text."""
-    rows = tokenizer(
-        list(first),
-        None if second is None else list(second),
-        truncation="longest_first",
-        max_length=seq_len,
-        return_attention_mask=False,
+    texts = [list(first)] if second is None else [list(first), list(second)]
+    found = tokenizer(
+        *texts, truncation="longest_first", max_length=seq_len, return_attention_mask=False
     )
-    return join(rows["input_ids"], rows.get("token_type_ids"), labels_NP, pad_id(tokenizer))
+    rows = join(found["input_ids"], found.get("token_type_ids"), labels_NP, pad_id(tokenizer))
+    cut = [row for row, each in enumerate(found.encodings) if each.overflowing]
+    longest = int(rows.lengths_N.max(initial=0))
+    if cut:  # whose tokens are not counted: the longest of all has most characters, or nearly
+        cut.sort(key=lambda row: -sum(len(each[row]) for each in texts))
+        whole = tokenizer(*([each[row] for row in cut[:_LONGEST]] for each in texts), verbose=False)
+        longest = max(map(len, whole["input_ids"]))
+    return dataclasses.replace(rows, cut=len(cut), longest=longest)
 
 
 def join(
@@ -113,3 +161,60 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _flat(rows) -> np.ndarray:
     return np.concatenate([np.asarray(row, np.int32) for row in rows] or [np.zeros(0, np.int32)])
+
+
+def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Numbers of the items of each bin of `room`, every item in one of them.
+
+    Best fit decreasing (Johnson 1974): the longest item first, into the fullest bin that takes it;
+    never more than 11/9 of the bins of the best packing, and four more. A function of the lengths
+    alone. Raises ValueError for an item longer than `room`.
+    """
+    bins: list[list[int]] = []
+    of_room: list[list[int]] = [[] for _ in range(room + 1)]  # bins by the room that is left
+    rooms: list[int] = []  # those that some bin has, ascending
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        length = lengths[item]
+        if length > room:
+            raise ValueError(f"item {item} of length {length} does not fit into {room}")
+        at = bisect.bisect_left(rooms, length)
+        if at == len(rooms):
+            number, left = len(bins), room
+            bins.append([])
+        else:
+            left = rooms[at]
+            number = of_room[left].pop()
+            if not of_room[left]:
+                del rooms[at]
+        bins[number].append(item)
+        left -= length
+        if not of_room[left]:
+            bisect.insort(rooms, left)
+        of_room[left].append(number)
+    return bins
+
+
+def batch(ids_B: np.ndarray, rows: Iterable[Iterable[tuple]], length: int, several: bool) -> Batch:
+    """A batch of rows padded to `length`, labels and weights (B, T), with segments if `several`.
+
+    A row's pieces, (tokens (N,), labels, weights, number of its segment), stand one behind another.
+    """
+    shape = len(ids_B), length
+    tokens_BT, labels_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))
+    mask_BT, weights_BT = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for row, pieces in enumerate(rows):
+        start = 0
+        for tokens_N, labels_N, weights_N, segment in pieces:
+            stop = start + len(tokens_N)
+            here, start = (row, slice(start, stop)), stop
+            tokens_BT[here], labels_BT[here], weights_BT[here] = tokens_N, labels_N, weights_N
+            segments_BT[here] = segment
+        mask_BT[row, :start] = 1.0
+    return Batch(
+        ids_B=np.asarray(ids_B, np.int32),
+        tokens_BT=tokens_BT,
+        mask_BT=mask_BT,
+        labels=labels_BT,
+        weights=weights_BT,
+        segments_BT=segments_BT if several else None,
+    )

@@ -6,16 +6,16 @@ as in GLUE's files, unless the source names its `delimiter`.
 
 import csv
 import glob
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.data.documents import Documents, from_lines, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, from_lines, from_rows
 from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,56 +37,65 @@ def documents(spec: dict, where: str) -> Documents:
     Raises UserError when nothing matches, for a file of another kind, for an empty file, for bytes
     that are not UTF-8 and for a row without the column `spec["text"]`, naming file and line.
     """
-    paths = [spec["path"]] if isinstance(spec["path"], (str, Path)) else list(spec["path"])
-    files = [file for path in paths for file in _find(str(path), where, _READERS)]
+    name, files = _find(spec, where, (*_TEXT, *_OF_DOCUMENTS))
+
+    def texts(file: Path) -> Iterator[str]:
+        if file.suffix in _TEXT:
+            return _paragraphs(file)
+        records = _RECORDS[file.suffix](file, spec)
+        return from_rows(_field(row, spec["text"], place) for place, row in records)
 
     def read() -> Iterator[str]:
         for file in files:
-            count = 0
-            for text in _READERS[file.suffix](file, spec):
-                count += 1
-                yield text
-            if not count:
+            found = texts(file)
+            first = next(found, None)
+            if first is None:
                 raise UserError(f"{file} holds no text: remove it from config.{where}.path")
+            yield first
+            yield from found
 
-    return Documents(", ".join(map(str, paths)), read)
+    return Documents(name, read)
 
 
 def rows(spec: dict, where: str) -> Table:
     """All columns of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
     `spec["path"]`. Raises UserError like `documents`, and where rows differ in their columns."""
-    paths = [spec["path"]] if isinstance(spec["path"], (str, Path)) else list(spec["path"])
-    files = [file for path in paths for file in _find(str(path), where, _RECORDS)]
+    name, files = _find(spec, where, _RECORDS)
     records = (record for file in files for record in _RECORDS[file.suffix](file, spec))
-    return Table.of_records(", ".join(map(str, paths)), records)
+    return Table.of_records(name, records)
 
 
-def _find(path: str, where: str, readers: Mapping) -> list[Path]:
-    expanded = os.path.expanduser(path)
-    kinds = ", ".join(readers)
+def _find(spec: dict, where: str, kinds: Collection[str]) -> tuple[str, list[Path]]:
+    """(the paths of a source, as one name; the files there, of these kinds)."""
+    paths = [spec["path"]] if isinstance(spec["path"], str | Path) else list(spec["path"])
+    return ", ".join(map(str, paths)), [f for path in paths for f in find(path, where, kinds)]
+
+
+def find(path: str | Path, where: str, kinds: Collection[str]) -> list[Path]:
+    """Finds the files of a path (file, glob, or folder, searched to the bottom), sorted.
+
+    Raises UserError where there is none, where a file's suffix is not among `kinds` (of a folder
+    others are left out), and where one is empty; it names config.<where>.path.
+    """
+    place, expanded = f"config.{where}.path={str(path)!r}", os.path.expanduser(path)
+    have = ", ".join(kinds)
     if os.path.isdir(expanded):
-        files = [file for file in visible(Path(expanded)) if file.suffix in readers]
-        if not files:
-            raise UserError(
-                f"config.{where}.path={path!r}: no file of this folder is {kinds} (hidden ones are "
-                f"not read)"
-            )
-    elif os.path.isfile(expanded):
-        files = [Path(expanded)]
+        found = [file for file in visible(Path(expanded)) if file.suffix in kinds]
+        if not found:
+            raise UserError(f"{place}: no file of this folder is {have} (hidden ones are not read)")
     else:
-        files = [Path(match) for match in glob.glob(expanded, recursive=True)]
-        files = [file for file in files if file.is_file()]
-        if not files:
+        matches = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
+        found = [Path(match) for match in matches if os.path.isfile(match)]
+        if not found:
             folder = os.path.abspath(os.path.dirname(expanded))
-            raise UserError(f"config.{where}.path={path!r}: no such file, looking in {folder}")
-    for file in files:
-        if file.suffix not in readers:
-            raise UserError(
-                f"{file}: cannot read {file.suffix or 'files without a suffix'}; have: {kinds}"
-            )
+            raise UserError(f"{place}: no such file, looking in {folder}")
+    for file in found:
+        if file.suffix not in kinds:
+            kind = file.suffix or "files without a suffix"
+            raise UserError(f"{file}: cannot read {kind}; have: {have}")
         if file.stat().st_size == 0:
             raise UserError(f"{file} is empty: remove it from config.{where}.path")
-    return sorted(files)
+    return sorted(found)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -137,6 +146,11 @@ def _check_beginning(file: Path, line: bytes) -> None:
         )
 
 
+def read_json(file: Path) -> Any:
+    """The value of a JSON file, as `parse` reads it."""
+    return parse("".join(lines(file)), str(file))
+
+
 def parse(text: str, place: str) -> Any:
     """The value of a JSON text, which stands at `place`. UserError for what is no JSON, for an
     object that has a key twice, and for half of a character, which no tokenizer reads."""
@@ -172,63 +186,81 @@ def check_header(names: Sequence[str], place: str) -> None:
         raise UserError(f"{place}: two columns are called {twice!r}; rename or remove one")
 
 
-def _text(file: Path, spec: dict) -> Iterator[str]:
-    # Blank lines at the ends of a file do not make it one with blank lines between documents.
-    seen_text = blank_after = blank_between = False
-    for line in lines(file):
-        if not line.strip():
-            blank_after = seen_text
-        elif blank_after:
-            blank_between = True
-            break
-        else:
-            seen_text = True
-    return from_lines(lines(file), blank_between)
+def _paragraphs(file: Path) -> Iterator[str]:
+    """Documents of a text file. Blank lines at its ends do not make it one with blank lines between
+    documents."""
+    groups = itertools.groupby(lines(file), key=lambda line: bool(line.strip()))
+    texts = itertools.islice((has_text for has_text, _ in groups if has_text), 2)
+    return from_lines(lines(file), blank_lines=sum(texts) == 2)
+
+
+def _objects(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, dict]]:
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{place} is not a JSON object")
+        yield place, row
 
 
 def _jsonl(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(lines(file), 1):
-        if not line.strip():
-            continue
-        row = parse(line, f"{file}, line {number}")
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number} is not a JSON object")
-        yield f"{file}, line {number}", row
+    numbered = ((f"{file}, line {number}", line) for number, line in enumerate(lines(file), 1))
+    return _objects((place, parse(line, place)) for place, line in numbered if line.strip())
 
 
 def _json(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
-    rows = parse("".join(lines(file)), str(file))
+    rows = read_json(file)
     if not isinstance(rows, list):
         raise UserError(f"{file} must hold a list of objects")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, row {number} is not a JSON object")
-        yield f"{file}, row {number}", row
+    return _objects((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _table(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
-    """The rows of a .csv or .tsv, numbered from the header, which is row 1."""
-    delimiter = _delimiter(spec)
+    given = spec.get("delimiter")
+    given = "\t" if given == "\\t" else given  # as command lines write it
+    if given is not None and (not isinstance(given, str) or len(given) != 1 or given in '"\r\n'):
+        raise UserError(f"delimiter={given!r} must be one character, such as ';' or '\\t'")
+    return records(file, given, foreign=True)
+
+
+def records(
+    file: Path,
+    delimiter: str | None = None,
+    header: Sequence[str] = (),
+    incomplete: list[str] | None = None,
+    foreign: bool = False,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of every row of a .csv or .tsv, in which rows are numbered from 1.
+
+    Args:
+        delimiter: between fields, which may be quoted; None: a comma in a .csv, or a tab, without
+            quoting, in any other file.
+        header: names of the columns, where the file does not begin with them.
+        incomplete: takes the places of rows with another number of fields, which else are errors.
+        foreign: nobody knows how the file was written: warns and errors say what it may need.
+    """
     quoted = delimiter is not None or file.suffix == ".csv"
     number, blank = 0, []
     try:
-        rows = _quoted(file, delimiter or ",") if quoted else _split(file)
-        header, number = next(rows, []), 1
-        check_header(header, f"{file}, row 1")
-        if delimiter is None:
-            _check_delimiter(header, file)
-        for number, row in enumerate(rows, 2):
+        rows = enumerate(_quoted(file, delimiter or ",") if quoted else _split(file, foreign), 1)
+        if not header:
+            number, header = next(rows, (1, []))
+            check_header(header, f"{file}, row 1")
+            if foreign and delimiter is None:
+                _check_delimiter(header, file)
+        for number, row in rows:
             if not row:  # a blank line, or in a table of one column perhaps an empty cell
                 blank += [number] if len(header) == 1 else []
-                continue
-            if len(row) != len(header):
-                hint = "" if quoted else _if_quoted(row)
+            elif len(row) == len(header):
+                yield from ((f"{file}, row {empty}", {header[0]: ""}) for empty in blank)
+                blank = []
+                yield f"{file}, row {number}", dict(zip(header, row, strict=True))
+            elif incomplete is not None:
+                incomplete.append(f"{file}, row {number}")
+            else:
+                hint = "" if quoted or not foreign else _if_quoted(row)
                 raise UserError(
-                    f"{file}, row {number}: {len(row)} fields, the header {len(header)}{hint}"
+                    f"{file}, row {number}: {len(row)} fields instead of {len(header)} "
+                    f"({', '.join(header)}){hint}"
                 )
-            yield from ((f"{file}, row {empty}", {header[0]: ""}) for empty in blank)
-            blank = []
-            yield f"{file}, row {number}", dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{file}, row {number + 1}: {error}") from None
 
@@ -238,13 +270,12 @@ def _quoted(file: Path, delimiter: str) -> Iterator[list[str]]:
     yield from csv.reader(lines(file), delimiter=delimiter, strict=True)
 
 
-def _split(file: Path) -> Iterator[list[str]]:
-    told = False
+def _split(file: Path, warn: bool) -> Iterator[list[str]]:
     for number, line in enumerate(lines(file), 1):
         text = line.rstrip("\r\n")
         row = text.split("\t") if text else []
-        if '""' in text and not told and (hint := _if_quoted(row)):
-            told = True
+        if warn and '""' in text and (hint := _if_quoted(row)):
+            warn = False
             log.warning("%s, row %d: the quotes are read as they stand%s", file, number, hint)
         yield row
 
@@ -257,14 +288,6 @@ def _if_quoted(row: list[str]) -> str:
         if field.startswith('"') and '"' not in inside.replace('""', ""):
             return "; if fields with quotes or line ends in them were quoted, set delimiter='\\t'"
     return ""
-
-
-def _delimiter(spec: dict) -> str | None:
-    given = spec.get("delimiter")
-    given = "\t" if given == "\\t" else given  # as command lines write it
-    if given is not None and (not isinstance(given, str) or len(given) != 1 or given in '"\r\n'):
-        raise UserError(f"delimiter={given!r} must be one character, such as ';' or '\\t'")
-    return given
 
 
 def _check_delimiter(header: list[str], file: Path) -> None:
@@ -289,11 +312,9 @@ def _parquet(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
             if column is not None:
                 _field(dict.fromkeys(names), column, str(file))
                 names = [column]
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=names):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}, row {number}", row
+            batches = table.iter_batches(batch_size=1024, columns=names)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no parquet file, or a damaged one: {error}") from None
 
@@ -307,15 +328,13 @@ def _field(row: dict, column: str, place: str) -> str:
     return text
 
 
-def _texts(records):
-    return lambda file, spec: from_rows(
-        _field(row, spec["text"], place) for place, row in records(file, spec)
-    )
-
-
 # (place, row) of every row of a file; a column that is named is the only one that is needed.
-_RECORDS = {".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
-_READERS = {".txt": _text, ".raw": _text} | {
-    suffix: _texts(records) for suffix, records in _RECORDS.items()
+_RECORDS = {
+    ".jsonl": _jsonl,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+    ".json": _json,
 }
-_RECORDS[".json"] = _json
+_TEXT = (".txt", ".raw")
+_OF_DOCUMENTS = tuple(kind for kind in _RECORDS if kind != ".json")  # which is read whole

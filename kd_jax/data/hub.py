@@ -8,8 +8,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from kd_jax import hub
-from kd_jax.data.documents import Documents, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, check_text, from_rows
 from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
@@ -23,16 +22,9 @@ def documents(spec: dict, where: str) -> Documents:
     configuration, split or column, and for a repository that needs a script.
     """
     table, name, commit = _load(spec, where)
-    path, column = spec["path"], spec["text"]
-    if column not in table.column_names:
-        have = ", ".join(table.column_names)
-        raise UserError(
-            f"dataset {path!r} has no column {column!r}; set config.{where}.text to one of: {have}"
-        )
-    if table.features[column].dtype not in ("string", "large_string"):
-        raise UserError(
-            f"column {column!r} of dataset {path!r} holds {table.features[column]}, not text"
-        )
+    column, texts = spec["text"], ("string", "large_string")
+    columns = {each: feature.dtype in texts for each, feature in table.features.items()}
+    check_text(f"dataset {spec['path']!r}", columns, column, where)
 
     def read() -> Iterator[str]:
         batches = table.select_columns(column).iter(batch_size=1024)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.data.documents import Documents
+from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
 
 _LEFT_OUT = {"__pycache__", "dist-packages", "encodings", "idlelib", "lib2to3", "pydoc_data"}

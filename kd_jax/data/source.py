@@ -1,4 +1,4 @@
-"""Where text comes from: `read` turns a part of the config into documents.
+"""Where text comes from: `read` turns a section of the config into documents, `table` into columns.
 
 A source is a dict with these keys (all but `source` and `path` may be left out):
 
@@ -15,40 +15,212 @@ A source is a dict with these keys (all but `source` and `path` may be left out)
     revision  hub: branch, tag or commit
 
 A module is a source when it defines `documents(spec, where) -> Documents`; with
-`rows(spec, where) -> Table` it gives tables too (data/table.py).
+`rows(spec, where) -> Table` it gives tables too.
+
+What a document is: a row of a table (hub, tfds, .jsonl, .csv, .tsv, .parquet); in a text file,
+what stands between blank lines, or each line where a file has no blank lines. WikiText is the
+exception, in files and on the hub, where its rows are lines: when the first line that is not
+blank is a heading of the first level (" = Title = "), a document is an article, from one such
+heading to the next.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kd_jax import plugins
-from kd_jax.data.documents import Documents
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
 
 DEFAULTS = dict(
     source="files", path=None, name=None, split=None, text="text", delimiter=None, revision=None
 )
+OF_TABLES = {key: value for key, value in DEFAULTS.items() if key != "text"}
+
+_HEADING = re.compile(r"= [^=]+ =")
+
+
+class Identity(NamedTuple):
+    """What tells one text from another: a hash of all documents, and how many there are."""
+
+    digest: str
+    count: int
+
+
+class Documents:
+    """Documents of one source, read anew by every iteration, in a fixed order."""
+
+    def __init__(
+        self, name: str, read: Callable[[], Iterator[str]], commit: str | None = None
+    ) -> None:
+        self.name = name  # for messages and the run's manifest
+        self.commit = commit  # of a hub repository
+        self._read = read
+
+    def __iter__(self) -> Iterator[str]:
+        return self._read()
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """Reads everything once."""
+        digest, count = hashlib.blake2b(digest_size=16), 0
+        for document in self:
+            count += 1
+            text = document.encode()
+            digest.update(len(text).to_bytes(8, "little"))
+            digest.update(text)
+        return Identity(digest.hexdigest(), count)
+
+    @property
+    def digest(self) -> str:
+        return self.identity.digest
+
+    def part(self, chosen: np.ndarray, name: str) -> "Documents":
+        """The documents where the bool array `chosen` is True."""
+        part = Documents(name, lambda: itertools.compress(self, chosen), self.commit)
+        digest = hashlib.blake2b(np.packbits(chosen).tobytes(), digest_size=16)
+        digest.update(self.identity.digest.encode())
+        part.identity = Identity(digest.hexdigest(), int(chosen.sum()))  # no need to read again
+        return part
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A split's columns, equally long."""
+
+    name: str  # for messages and the run's manifest
+    columns: dict[str, list]
+    place: Callable[[int], str]  # where row i stands, for messages: "train.csv, row 7"
+    commit: str | None = None  # of a hub repository
+
+    @classmethod
+    def of_records(cls, name: str, records: Iterable[tuple[str, dict]]) -> "Table":
+        """From (place, row) pairs. Raises UserError where there are none, and where a row has
+        other columns than the first one."""
+        places, columns = [], {}
+        for place, row in records:
+            columns = columns if places else {column: [] for column in row}
+            if row.keys() != columns.keys():
+                raise UserError(
+                    f"{place} has the columns {', '.join(row)}; before it they were: "
+                    f"{', '.join(columns)}"
+                )
+            places.append(place)
+            for column, value in row.items():
+                columns[column].append(value)
+        if not places:
+            raise UserError(f"{name} holds no rows")
+        return cls(name, columns, places.__getitem__)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def column(self, name: str, key: str) -> list:
+        """A column's values. UserError lists the columns there are; `key` says what to set."""
+        if name not in self.columns:
+            raise UserError(
+                f"{self.name} has no column {name!r}; set {key} to one of: "
+                f"{', '.join(self.columns)}"
+            )
+        return self.columns[name]
+
+    def texts(self, name: str, key: str) -> list[str]:
+        """A column of text. UserError names the first row that holds none."""
+        values = self.column(name, key)
+        for row, value in enumerate(values):
+            if not isinstance(value, str):
+                raise UserError(f"{self.place(row)}: {name!r} holds {value!r}, not text")
+        return values
+
+    def lists(self, name: str, key: str) -> list[list[str]]:
+        """A column of lists of text. UserError names the first row that holds none."""
+        values = self.column(name, key)
+        for row, texts in enumerate(values):
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{self.place(row)}: {name} is {texts!r}, not a list of texts")
+        return values
 
 
 def read(config: Mapping, where: str) -> Documents:
-    """Documents of `config`, which stands at config.<where>, such as "data.train".
+    """Opens the documents of `config`, which stands at config.<where>, such as "data.train".
 
-    Opens the source and reads its first document, so that most mistakes show at once. Raises
-    UserError for whatever is wrong with the config or the source.
+    Reads the first document, so that most mistakes show at once. Raises UserError for whatever is
+    wrong with the config or the source.
     """
-    documents, spec = open_source(config, DEFAULTS, where, "documents")
-    found = documents(spec, where)
+    found = _open(config, where, DEFAULTS, "documents")
     if next(iter(found), None) is None:
         raise UserError(f"{found.name} (config.{where}) holds no text")
     return found
 
 
-def open_source(config: Mapping, defaults: dict, where: str, kind: str) -> tuple[Callable, dict]:
-    """(the source's function `kind`, the complete settings that it takes)."""
+def table(config: Mapping, where: str) -> Table:
+    """Reads the table of `config`, which stands at config.<where>. Raises UserError as `read`."""
+    found = _open(config, where, OF_TABLES, "rows")
+    if not len(found):
+        raise UserError(f"{found.name} (config.{where}) holds no rows")
+    return found
+
+
+def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> Any:
+    """What the source's function `kind` gives."""
     spec = settings(config, defaults, where)
-    if spec["split"] is None:
-        spec["split"] = where.rsplit(".", 1)[-1]
+    spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
     if spec["path"] is None and spec["source"] != "python":
         raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    return getattr(module, kind), spec
+    return getattr(module, kind)(spec, where)
+
+
+def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
+    """Raises UserError where a data set has no such column, or its values are no text; `columns`
+    says of each whether they are."""
+    if not columns.get(column):
+        what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
+        have = ", ".join(each for each, text in columns.items() if text)
+        raise UserError(f"{name} has {what}; set config.{where}.text to one of: {have}")
+
+
+def blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control characters, zero-width ones."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
+def from_rows(rows: Iterable[str]) -> Iterator[str]:
+    """Every row that is not blank, or WikiText's articles."""
+    rows = (row for row in rows if row.strip())
+    first = next(rows, "")
+    if _HEADING.fullmatch(first.strip()):
+        yield from _articles(first, rows)
+    elif first:
+        yield first
+        yield from rows
+
+
+def from_lines(lines: Iterable[str], blank_lines: bool) -> Iterator[str]:
+    """Documents of a text file; `blank_lines` tells whether it has lines between its first and
+    its last text that are blank."""
+    lines = itertools.dropwhile(lambda line: not line.strip(), lines)
+    first = next(lines, "")
+    lines = itertools.chain([first], lines)
+    if not blank_lines or _HEADING.fullmatch(first.strip()):
+        yield from from_rows(line.rstrip() for line in lines)
+        return
+    for has_text, group in itertools.groupby(lines, key=lambda line: bool(line.strip())):
+        if has_text:
+            yield "\n".join(line.rstrip() for line in group)
+
+
+def _articles(first: str, lines: Iterable[str]) -> Iterator[str]:
+    article = [first.strip()]
+    for line in map(str.strip, lines):
+        if _HEADING.fullmatch(line):
+            yield "\n".join(article)
+            article = []
+        article.append(line)
+    yield "\n".join(article)

@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 
+from kd_jax.data import source
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real
+from kd_jax.ranges import Real, settings
 
 SPLITS = ("train", "validation", "test")
 DATA = dict(train=None, validation=None, test=None, held_out=Real(above=0, below=1, default=0.1))
@@ -29,8 +30,8 @@ DATA = dict(train=None, validation=None, test=None, held_out=Real(above=0, below
 HELD_OUT_SEED = 20181011
 
 
-class Part(Protocol):
-    """What a source holds, or a part of it, before any tokenizer."""
+class Section(Protocol):
+    """What a source holds, or some of it, before any tokenizer."""
 
     name: str
     commit: str | None  # of a hub repository
@@ -39,16 +40,17 @@ class Part(Protocol):
     def digest(self) -> str:
         """A hash of all texts and labels."""
 
-    def part(self, chosen_N: np.ndarray, name: str) -> "Part":
+    def part(self, chosen_N: np.ndarray, name: str) -> "Section":
         """Those where the bool array is True."""
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionSet:
-    """Holds all questions of a data source; each is a named tuple of JSON values."""
+class Questions:
+    """Questions of a data source; each is a named tuple of JSON values."""
 
     name: str  # for messages and the run's manifest
     questions: list[Any]
+    place: Callable[[int], str] = str  # where a question stands, for messages: "val.json, row 7"
     commit: str | None = None  # of a hub repository
 
     def __len__(self) -> int:
@@ -62,10 +64,19 @@ class QuestionSet:
             digest.update(json.dumps(question).encode())
         return digest.hexdigest()
 
+    def part(self, chosen_N: np.ndarray, name: str) -> Self:
+        """Those where the bool array is True."""
+        rows = np.flatnonzero(chosen_N).tolist()
+        chosen = [self.questions[row] for row in rows]
+        place = self.place
+        return dataclasses.replace(
+            self, name=name, questions=chosen, place=lambda row: place(rows[row])
+        )
 
-def about(part: Part) -> dict[str, Any]:
-    """What names a part in a run's manifest."""
-    return dict(name=part.name, commit=part.commit, digest=part.digest)
+
+def about(section: Section) -> dict[str, Any]:
+    """Describes a section in a run's manifest."""
+    return dict(name=section.name, commit=section.commit, digest=section.digest)
 
 
 class Splits:
@@ -77,11 +88,16 @@ class Splits:
     def __init__(self, data: Mapping[str, Any]) -> None:
         """`data` are complete settings."""
         self.data = data
-        self._parts: dict[str, Any] = {}
+        self._sections: dict[str, Any] = {}
 
     def _read(self, key: str) -> Any:
-        """All that the source config.data.<key> holds, which is not None: a `Part`."""
+        """All that the source config.data.<key> holds, which is not None: a `Section`."""
         raise NotImplementedError
+
+    def _spec(self, key: str, **more: Any) -> tuple[str, dict[str, Any]]:
+        """(where the source of a split stands in the config, its complete settings as a table)."""
+        where = f"data.{key}"
+        return where, settings(self.data[key], source.OF_TABLES | more, where)
 
     def _held_out(self, whole: Any) -> np.ndarray:
         """bool (N,): what of train is held out for validation."""
@@ -94,12 +110,12 @@ class Splits:
         return tuple(s for s in SPLITS if s in given or (s == "validation" and "train" in given))
 
     def examples(self, split: str) -> Any:
-        """The `Part` that is "train", "validation" or "test"."""
+        """The `Section` that is "train", "validation" or "test"."""
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; have: {', '.join(SPLITS)}")
         if self.data["validation"] is not None or split == "test":
             return self._whole(split)
-        if split not in self._parts:
+        if split not in self._sections:
             whole, share = self._whole("train"), self.data["held_out"]
             held_N = self._held_out(whole)
             if not held_N.any() or held_N.all():
@@ -109,16 +125,16 @@ class Splits:
                 )
             rest = whole.part(~held_N, f"{whole.name} without {share:.0%} held out")
             held = whole.part(held_N, f"{share:.0%} of {whole.name}")
-            self._parts |= {"train": rest, "validation": held}
-        return self._parts[split]
+            self._sections |= {"train": rest, "validation": held}
+        return self._sections[split]
 
     def _whole(self, key: str) -> Any:
         name = f"all of {key}"
-        if name not in self._parts:
+        if name not in self._sections:
             if self.data[key] is None and key not in self.splits:
                 raise UserError(f"config.data.{key} is not set: give it a source, such as a file")
-            self._parts[name] = self._read(key)
-        return self._parts[name]
+            self._sections[name] = self._read(key)
+        return self._sections[name]
 
 
 def random_share(count: int, share: float, seed: int) -> np.ndarray:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from kd_jax.data import files
+from kd_jax.data import files, splits
 from kd_jax.data.encoded import Encoded, join, pad_id
-from kd_jax.data.splits import QuestionSet
-from kd_jax.data.table import Table, blank
+from kd_jax.data.source import Table, blank
 from kd_jax.errors import UserError
 
 _AT_ONCE = 512  # questions tokenised in one call, which bounds its lists of offsets
@@ -33,7 +32,7 @@ class Question(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions(QuestionSet):
+class Questions(splits.Questions):
     """The questions of one split."""
 
     unanswerable: bool = False  # v2.0: some questions may have no answer
@@ -43,28 +42,18 @@ class Questions(QuestionSet):
         """Texts of the answers by question id."""
         return {q.id: [answer.text for answer in q.answers] for q in self.questions}
 
-    def place(self, row: int) -> str:
-        """Where a question stands, for messages."""
-        return f"{self.name}, question {self.questions[row].id!r}"
-
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(question, context) of each."""
         return [(question.question, question.context) for question in self.questions]
-
-    def part(self, chosen_N: Sequence[bool] | np.ndarray, name: str) -> "Questions":
-        rows = np.flatnonzero(chosen_N).tolist()
-        chosen = [self.questions[row] for row in rows]
-        return dataclasses.replace(self, name=name, questions=chosen)
 
 
 def read(path: Path) -> Questions:
     """A .json of v1.1 or v2.0. UserError names file and question for whatever is wrong with it."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    content = files.parse("".join(files.lines(path)), str(path))
-    found, unanswerable = [], False
-    for place, title, context, entry in entries(content, path):
+    found, places, unanswerable = [], [], False
+    for place, title, context, entry in entries(files.read_json(path), path):
         key, question = field(entry, "id", place), field(entry, "question", place)
         answers = [
             (field(answer, "answer_start", place), field(answer, "text", place))
@@ -77,7 +66,8 @@ def read(path: Path) -> Questions:
                 f"{entry.get('is_impossible', False)}"
             )
         found.append(_checked(key, title, context, question, answers, place))
-    return _unique(Questions(str(path), found, unanswerable=unanswerable), lambda row: str(path))
+        places.append(place)
+    return _unique(Questions(str(path), found, places.__getitem__, unanswerable=unanswerable))
 
 
 def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
@@ -110,7 +100,7 @@ def of_table(table: Table) -> Questions:
         pairs = list(zip(starts, texts, strict=True))
         found.append(_checked(key, title, context, question, pairs, place))
     unanswerable = any(not question.answers for question in found)
-    return _unique(Questions(table.name, found, table.commit, unanswerable), table.place)
+    return _unique(Questions(table.name, found, table.place, table.commit, unanswerable))
 
 
 def field(mapping: Any, key: str, place: str, kind: type = object) -> Any:
@@ -136,13 +126,14 @@ def _checked(key, title, context, question, answers, place) -> Question:
     return Question(key, title, context, question, tuple(Answer(*answer) for answer in answers))
 
 
-def _unique(questions: Questions, place: Callable[[int], str]) -> Questions:
+def _unique(questions: Questions) -> Questions:
     if not len(questions):
         raise UserError(f"{questions.name} holds no questions")
     seen: set[str] = set()
     for row, question in enumerate(questions.questions):
         if question.id in seen:
-            raise UserError(f"{place(row)}: the question id {question.id!r} is there twice")
+            place = questions.place(row)
+            raise UserError(f"{place}: the question id {question.id!r} is there twice")
         seen.add(question.id)
     return questions
 
@@ -188,10 +179,13 @@ def windows(
             f"doc_stride + {special} special tokens + 1"
         )
     tokens, types, offsets, places, labels = [], [], [], [], []
+    cut = 0  # questions
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
+        asked = _cut(tokenizer, [question.question.strip() for question in part], max_question)
+        cut += sum(text != q.question.strip() for text, q in zip(asked, part, strict=True))
         found = tokenizer(
-            _cut(tokenizer, [question.question.strip() for question in part], max_question),
+            asked,
             [question.context for question in part],
             truncation="only_second",
             max_length=seq_len,
@@ -217,6 +211,10 @@ def windows(
             labels.append(_label(offsets_T2[first : first + count], first, answers))
     question_N, first_N, count_N = np.array(places).T
     rows = join(tokens, types or None, np.array(labels, np.int32), pad_id(tokenizer))
+    _, first_Q, windows_Q = np.unique(question_N, return_index=True, return_counts=True)
+    context_Q = np.bincount(question_N, count_N) - doc_stride * (windows_Q - 1)
+    whole_Q = context_Q + rows.lengths_N[first_Q] - count_N[first_Q]
+    rows = dataclasses.replace(rows, cut=cut, longest=int(whole_Q.max()))
     return Windows(rows, question_N, first_N, count_N, np.concatenate(offsets))
 
 

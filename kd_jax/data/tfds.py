@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.documents import Documents, from_rows
-from kd_jax.data.table import Table
+from kd_jax.data.source import Documents, Table, check_text, from_rows
 from kd_jax.errors import UserError
 
 
@@ -21,26 +20,26 @@ def documents(spec: dict, where: str) -> Documents:
     import tensorflow_datasets as tfds
 
     table, features = _load(spec, where)
-    path, split, feature = spec["path"], spec["split"], spec["text"]
-    if feature not in features or not isinstance(features[feature], tfds.features.Text):
-        texts = [name for name in features if isinstance(features[name], tfds.features.Text)]
-        raise UserError(
-            f"tfds dataset {path!r} has no text in {feature!r}; set config.{where}.text to one of: "
-            f"{', '.join(texts)}"
-        )
+    name, column = _name(spec), spec["text"]
+    columns = {each: isinstance(features[each], tfds.features.Text) for each in features}
+    check_text(name, columns, column, where)
 
     def read() -> Iterator[str]:
-        return from_rows(table[row][feature].decode() for row in range(len(table)))
+        return from_rows(table[row][column].decode() for row in range(len(table)))
 
-    return Documents(f"tfds {path}:{split}", read)
+    return Documents(name, read)
 
 
 def rows(spec: dict, where: str) -> Table:
     """All features of the split, classes as their numbers. Raises UserError like `documents`."""
     table, _ = _load(spec, where)
-    name = f"tfds {spec['path']}:{spec['split']}"
+    name = _name(spec)
     records = ((f"{name}, row {row}", _plain(table[row])) for row in range(len(table)))
     return Table.of_records(name, records)
+
+
+def _name(spec: dict) -> str:
+    return f"tfds {spec['path']}:{spec['split']}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,5 @@
 """Figures of classifiers and regressions: accuracy, F1, correlations, the same class by class, and
-how near a student's answers are to its teacher's.
+how near a student's predictions are to its teacher's.
 
 `macro_f1` is the plain mean of the classes' F1. A class without predictions or examples has the
 precision, recall or F1 0, and a correlation with something constant is 0.
@@ -22,7 +22,20 @@ def figures(
 ) -> dict[str, float]:
     """Computes the figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
     matthews_correlation."""
-    return {name: float(_FIGURES[name](predictions_N, labels_N, num_classes)) for name in names}
+    from sklearn import metrics  # takes a second to import
+
+    def f1(classes: Sequence[int]) -> float:
+        return metrics.f1_score(
+            labels_N, predictions_N, labels=classes, average="macro", zero_division=0.0
+        )
+
+    computed = {
+        "accuracy": lambda: np.mean(predictions_N == labels_N),
+        "f1": lambda: f1([1]),
+        "macro_f1": lambda: f1(range(num_classes)),
+        "matthews_correlation": lambda: metrics.matthews_corrcoef(labels_N, predictions_N),
+    }
+    return {name: float(computed[name]()) for name in names}
 
 
 def by_class(predictions_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict:
@@ -58,13 +71,13 @@ def regression(predictions_N: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
     return found
 
 
-def beside_teacher(
+def compare_with_teacher(
     student: Sequence[np.ndarray], teacher: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Measures {"kl", "agreement"}: KL(teacher || student) at temperature 1, nats an answer, and
-    the share of answers where both have the same first choice.
+    """Measures {"kl", "agreement"}: KL(teacher || student) at temperature 1, nats a prediction, and
+    the share of predictions where both have the same first choice.
 
-    Each row's logits are (C,), or (P, C) for P answers, which count alike.
+    Each row's logits are (C,), or (P, C) for P predictions, which count alike.
     """
     if student[0].ndim == 1:  # all of them at once
         student, teacher = [np.stack(student)], [np.stack(teacher)]
@@ -76,25 +89,3 @@ def beside_teacher(
         agreed += float(np.sum(log_p.argmax(-1) == log_q.argmax(-1)))
         count += len(log_p)
     return {"kl": divergence / count, "agreement": agreed / count}
-
-
-def _f1(predictions_N, labels_N, classes):
-    from sklearn.metrics import f1_score  # takes a second to import
-
-    return f1_score(labels_N, predictions_N, labels=classes, average="macro", zero_division=0.0)
-
-
-def _matthews(predictions_N, labels_N):
-    from sklearn.metrics import matthews_corrcoef
-
-    if np.ptp(predictions_N) == 0 or np.ptp(labels_N) == 0:
-        return 0.0
-    return matthews_corrcoef(labels_N, predictions_N)
-
-
-_FIGURES = {
-    "accuracy": lambda predictions_N, labels_N, C: np.mean(predictions_N == labels_N),
-    "f1": lambda predictions_N, labels_N, C: _f1(predictions_N, labels_N, [1]),
-    "macro_f1": lambda predictions_N, labels_N, C: _f1(predictions_N, labels_N, range(C)),
-    "matthews_correlation": lambda predictions_N, labels_N, C: _matthews(predictions_N, labels_N),
-}

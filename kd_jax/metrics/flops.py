@@ -18,7 +18,7 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
     """Counts the FLOPs of one forward pass.
 
     Args:
-        params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head of its own.
+        params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head.
         rows: of the batch.
         tokens: of a row.
         positions: tokens of a row that reach a language model's head. A classifier's sees one, a
@@ -46,15 +46,15 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
 
 def train_step(
     student: Params,
-    answering: Sequence[Params],
+    teachers: Sequence[Params],
     objective: Params,
     rows: int,
     tokens: int,
     positions: int,
     vocabulary: bool = True,
 ) -> int:
-    """Counts the FLOPs of one step: a forward pass of each model that answers beside the student,
-    and three times the student's and that of the objective's own kernels, which see every token."""
+    """Counts the FLOPs of one step: a forward pass of each of the `teachers`, and three times the
+    student's and that of the objective's kernels, which see every token."""
     own = 2 * rows * tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(objective))
     total = 3 * (forward(student, rows, tokens, positions, vocabulary) + own)
-    return total + sum(forward(each, rows, tokens, positions, vocabulary) for each in answering)
+    return total + sum(forward(each, rows, tokens, positions, vocabulary) for each in teachers)

@@ -69,7 +69,7 @@ def figures(
 def best_spans(
     start_T: np.ndarray, end_T: np.ndarray, n_best: int, max_length: int
 ) -> list[tuple[float, int, int]]:
-    """Finds at most `n_best` (score, first, last token), the best first; empty where there is none.
+    """Finds at most `n_best` (score, first, last token), the best first; perhaps none.
 
     The score is the sum of start and end logit. Candidates are the `n_best` starts with the
     `n_best` ends, first <= last, at most `max_length` tokens; ties go to the better start, then to

@@ -6,7 +6,9 @@ The keys of such a section (`config.teacher`, `config.student`): kd_jax/config.p
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,14 @@ from flax import nnx
 
 from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf, presets
+from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
-# Sizes may be given by BERT's names for every family; these are the others' own.
-_NAMES = {
-    "hidden_size": ("n_embd", "dim"),
-    "num_hidden_layers": ("n_layer", "n_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
-    "intermediate_size": ("n_inner", "hidden_dim"),
-    "max_position_embeddings": ("n_positions",),
-}
+# The config.json of well-known hub ids, so that planning needs no network. Sizes are those of the
+# published checkpoints. Among them are the small BERTs of Turc et al. (2019, arXiv:1908.08962), and
+# stories260K of karpathy/tinyllamas, which is no HF checkpoint.
+PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +36,15 @@ class Blueprint:
     name: str  # as the config calls it
     family: family.Family
     config: Any
-    hf_json: dict
     head: str
     policy: Policy
     folder: Path | None = None  # of a checkpoint
     commit: str | None = None
+
+    @property
+    def hf_json(self) -> dict:
+        """The config.json that describes it."""
+        return json.loads(self.config.hf_json)
 
     @property
     def spec(self) -> ModelSpec:
@@ -64,6 +66,10 @@ class Blueprint:
             return self.abstract().graphdef
         policy = dataclasses.replace(self.policy, attention="xla")
         return family.abstract(self.family, self.config, self.head, policy).graphdef
+
+    def changed(self, name: str, config: Any) -> Blueprint:
+        """Describes a model of this family that no checkpoint holds, of another config."""
+        return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
 
     def load(self, key: Array) -> Params:
         """The checkpoint's parameters, float32 numpy; a missing head is drawn from `key`."""
@@ -104,7 +110,7 @@ def describe(
     folder = commit = None
     if section.model:
         if offline and not Path(section.model).is_dir():
-            base = presets.find(section.model)
+            base = preset(section.model)
         else:
             named = key if key.startswith("--") else f"{key}.model"
             source = hub.resolve(section.model, section.revision or None, named)
@@ -115,13 +121,12 @@ def describe(
         raise UserError(f"{key}: set {key}.model, or {key}.architecture.model_type and its sizes")
     if vocab_size is not None:
         changes.setdefault("vocab_size", vocab_size)
-    hf_json = _merged(base or {}, changes)
     where = f"config.json of {section.model}" if section.model else "config.json of the teacher"
     if changes:  # the numbers that the user chose, over those of a whole checkpoint
         own = ", ".join(f"{name}={value!r}" for name, value in changes.items())
         where = f"{key}.architecture ({own})" + (f" over the {where}" if base else "")
-    kind, config = family.read(hf_json, where)
-    known = {*kind.to_hf(config), *_NAMES, "model_type"}
+    kind, config = family.read(base or {}, where, changes)
+    known = {*family.to_hf(kind, config), *family.SIZES, "model_type"}
     unknown = sorted(set(changes) - known)
     if unknown:
         have = ", ".join(sorted(known))
@@ -134,13 +139,24 @@ def describe(
         config = dataclasses.replace(config, labels=labels)
     config = dataclasses.replace(config, policy=policy, remat=remat)
     name = section.model or f"{kind.name} of {key}.architecture"
-    return Blueprint(name, kind, config, hf_json, head, policy, folder, commit)
+    return Blueprint(name, kind, config, head, policy, folder, commit)
 
 
-def _merged(base: dict, changes: dict) -> dict:
-    """`changes` over `base`, under the names that the base uses."""
-    own = {name: next((n for n in _NAMES.get(name, ()) if n in base), name) for name in changes}
-    return base | {own[name]: value for name, value in changes.items()}
+def preset(model: str) -> dict:
+    """Returns the config.json of a well-known hub id, with or without its organization ("gpt2").
+
+    It has the keys that fix an architecture; weights still come from the hub. Raises UserError
+    with the nearest ids where there is no preset.
+    """
+    short = {name.rpartition("/")[2]: name for name in PRESETS}
+    name = model if model in PRESETS else short.get(model)
+    if name is None:
+        close = difflib.get_close_matches(model, [*PRESETS, *short], n=3, cutoff=0.0)
+        raise UserError(
+            f"no built-in shape for {model!r}; give a local folder with its config.json, or one of "
+            f"{len(PRESETS)} known ids, nearest: {', '.join(close)}"
+        )
+    return dict(PRESETS[name])
 
 
 def stored(params: Params, policy: Policy) -> Params:

@@ -17,9 +17,9 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models import importance
-from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.family import Family
 from kd_jax.models.heads import HEADS
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, Params

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from kd_jax.models.attention import Attention, Past, Scope
-from kd_jax.models.decoder_config import DecoderConfig
 from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import (
     Embedding,
@@ -18,6 +17,7 @@ from kd_jax.models.layers import (
     check_length,
     run_blocks,
 )
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.types import Array, Batch, Heads, Model, ModelOutput
 

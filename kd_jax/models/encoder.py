@@ -1,7 +1,5 @@
 """The encoder of BERT, DistilBERT and RoBERTa: blocks that normalise after each residual sum."""
 
-import dataclasses
-
 import jax.numpy as jnp
 from flax import nnx
 
@@ -16,56 +14,8 @@ from kd_jax.models.layers import (
     key_mask,
     run_blocks,
 )
-from kd_jax.precision import Policy
+from kd_jax.models.model_config import EncoderConfig
 from kd_jax.types import Array, Batch, Heads
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes and settings of an encoder. `hf_json`: the config.json it was read from, all keys."""
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    ffn_width: int
-    max_positions: int  # rows of the position table
-    num_types: int  # token types; 0 means that the family has none
-    activation: str
-    head_activation: str
-    norm_eps: float
-    embedding_dropout: float
-    attention_dropout: float  # of the attention weights
-    attention_out_dropout: float
-    mlp_dropout: float
-    initializer_range: float
-    tie_embeddings: bool
-    pad_id: int | None
-    labels: tuple[str, ...]  # class names in their order; one alone is a regression
-    classifier_dropout: float | None  # before the classifier; None: as mlp_dropout
-    pooler: str | None = "tanh"  # activation of the classifier's first layer; None: no such layer
-    drop_before_pooler: bool = False  # RoBERTa
-    span_dropout: float = 0.0  # DistilBERT: before the span head
-    skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
-    sinusoidal: bool = False  # DistilBERT: how random positions start
-    hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
-    policy: Policy = Policy()
-    remat: bool = False  # compute each block again in the backward pass
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the token embeddings."""
-        return self.width
-
-    @property
-    def classifier_rate(self) -> float:
-        """Dropout before the classifier."""
-        return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest row that has positions."""
-        return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
 
 
 class Block(nnx.Module):

@@ -1,15 +1,18 @@
-"""What a family file defines, and how models are made from it.
+"""Model families: from HF's config.json and tensors to our configs and parameters, and back.
 
-A family is one file of kd_jax/models named after HF's `model_type`, with a `FAMILY`: how to read
-and write its config.json, which backbone it runs on, and the table of its tensors' names.
+A family is one file of kd_jax/models named after HF's `model_type`, with a `FAMILY`: two tables,
+of config.json's keys and of the tensors' names, each of which works both ways, and the few things
+that no table says.
 """
 
 import dataclasses
 import functools
 import json
+import typing
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +23,19 @@ from jax.sharding import PartitionSpec
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import shapes
-from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.config_json import (
+    NOT_NEGATIVE,
+    RATE,
+    SIZE,
+    Fields,
+    label_keys,
+    read_labels,
+    renamed,
+)
 from kd_jax.models.heads import HeadedModel
-from kd_jax.models.labels import label_keys
 from kd_jax.models.layers import activation
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.precision import Policy
-from kd_jax.ranges import Real, Whole
 from kd_jax.types import Array, Model, ModelSpec, Params
 
 # How parameters are split over the mesh axis `fsdp`, first match wins. Embeddings are split on
@@ -62,10 +71,15 @@ _NOT_KEPT = (
     "blocks",
 )
 
-
-SIZE = Whole(least=1)
-RATE = Real(least=0, below=1)  # of dropout
-NOT_NEGATIVE = Real(least=0)
+# BERT's names of sizes, which `architecture` may have in every family.
+SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_width",
+    "max_position_embeddings": "max_positions",
+}
+_KINDS = {int: SIZE, float: NOT_NEGATIVE}  # of a config's fields
 
 
 class Rule(NamedTuple):
@@ -74,7 +88,7 @@ class Rule(NamedTuple):
     `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
     "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
     tensor is another name of parameters that have one already: some files hold it, none need to.
-    A tensor of a head is `base` where HF has it in the base model (BERT's pooler).
+    A `base` tensor is one of HF's base model.
     Two rules may name one parameter without that: the first that a file has is read, both are
     written.
     """
@@ -86,106 +100,71 @@ class Rule(NamedTuple):
     base: bool = False
 
 
-def linear(hf: str, *ours: str, bias: bool = True) -> list[Rule]:
-    """Lists the tensors of a torch Linear: weight (out, in) and, mostly, a bias."""
-    rules = [Rule(f"{hf}.weight", tuple(f"{path}/kernel" for path in ours), transpose=True)]
-    return rules + ([Rule(f"{hf}.bias", tuple(f"{path}/bias" for path in ours))] if bias else [])
+def classes(stem: str, *heads: str) -> dict[str, str]:
+    """Names HF's classes of a family with these heads, and that of its base model."""
+    suffix = {
+        "mlm": "ForMaskedLM",
+        "clm": "ForCausalLM",
+        "classification": "ForSequenceClassification",
+        "span": "ForQuestionAnswering",
+        "none": "Model",
+    }
+    return {head: stem + suffix[head] for head in (*heads, "none")}
 
 
-def conv1d(hf: str, *ours: str) -> list[Rule]:
-    """Lists the tensors of GPT-2's Conv1D: weight (in, out) and bias."""
-    return [rule._replace(transpose=False) for rule in linear(hf, *ours)]
-
-
-def norm(hf: str, ours: str, bias: bool = True) -> list[Rule]:
-    """Lists the tensors of a layer norm: weight and bias; an RMS norm has no bias."""
-    rules = [Rule(f"{hf}.weight", (f"{ours}/scale",))]
-    return rules + ([Rule(f"{hf}.bias", (f"{ours}/bias",))] if bias else [])
-
-
-def embedding(hf: str, ours: str) -> list[Rule]:
-    """Lists the tensor of an embedding table."""
-    return [Rule(f"{hf}.weight", (f"{ours}/embedding",))]
-
-
-def block_rules(
-    shape: BlockShape, hf: str, ours: str, own: Callable[[str, str], list[Rule]]
-) -> list[Rule]:
-    """Lists the tensors of a decoder's block: `own(hf, ours)` are those of a block of the family's
-    own kind; a bottleneck, which HF does not have, has one at `hf`.inner between two torch
-    Linears."""
-    if shape.kind != "bottleneck":
-        return own(hf, ours)
-    inner = own(f"{hf}.inner", f"{ours}/inner")
-    return [*linear(f"{hf}.down", f"{ours}/down"), *inner, *linear(f"{hf}.up", f"{ours}/up")]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """One HF model_type."""
+    """One HF model_type.
+
+    `keys` maps a key of config.json to (the fields of our config that it sets, HF's default), or to
+    (fields, default, the `kind` of `Fields.get`) where the field's type does not tell it.
+
+    `base` and `head` map modules of HF's base model and of its heads to ours, several of which HF
+    may keep in one ("attention/q,k,v"); "#" stands for a number. All parameters of the module are
+    meant; a row for one tensor alone has its whole name ("head/bias").
+    """
 
     name: str  # HF's model_type
     prefix: str  # of the base model's tensors in a checkpoint with a head
     architectures: dict[str, str]  # head -> HF class; its keys are the heads there are
-    backbone: Callable[[Any], nnx.Module]  # config -> module
-    from_hf: Callable[["Fields"], Any]  # config.json -> config
-    to_hf: Callable[[Any], dict]  # config -> the keys of config.json that from_hf reads
-    rules: Callable[[Any, str], list[Rule]]  # (config, head) -> every tensor
+    backbone: type[nnx.Module]  # made from a config, of the type that its constructor names
+    keys: dict[str, tuple]
+    base: dict[str, str]
+    head: dict[str, str]
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)  # of keys -> HF's own name
+    only: dict[str, tuple] = dataclasses.field(default_factory=dict)  # key -> values supported
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields that no key sets
+    # What no table says. Reads more fields, given those of `keys`; writes the keys that it read:
+    read: Callable[[Fields, dict], dict] = lambda fields, values: {}
+    write: Callable[[Any], dict] = lambda config: {}
+    rules: Callable[[Any, str], list[Rule]] = lambda config, head: []  # (config, head) -> tensors
+    conv1d: str = "(?!)"  # regex of the modules of `base` whose kernels are (in, out) in HF too
     ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
-    # (path, drawn value, config) -> value: HF's initialisation besides N(0, initializer_range)
+    # (path, drawn value, config) -> value: HF's initialization besides N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
 
-
-class Fields:
-    """A config.json being read: typed values, HF's defaults, refusals that name the key."""
-
-    def __init__(self, hf_json: dict, where: str = "config.json"):
-        self.json = hf_json
-        self.where = where  # for messages
-
-    def part(self, key: str | None) -> "Fields":
-        """Opens the object at `key`; an empty one where it is missing, null or no key is given."""
-        found = self.get(key, dict | None, None) if key else None
-        return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
-
-    def rename(self, **names: str) -> None:
-        """Renames keys, old=new, as HF does; raises UserError where both are there and differ."""
-        for key, own in names.items():
-            if key in self.json and self.json.get(own, self.json[key]) != self.json[key]:
-                raise UserError(f"config.json: {key} and {own} are one, and differ; keep {own}")
-        self.json = {names.get(key, key): value for key, value in self.json.items()}
-
-    def get(self, key: str, kind: Any, default: Any) -> Any:
-        """Reads the value of `key`, which must be a `kind`: a type, a union of types, or the range
-        that it lies in; null where that is the default."""
-        value = self.json.get(key, default)
-        if kind in (float, float | None):
-            kind = Real()
-        if isinstance(kind, Real):
-            kind = dataclasses.replace(kind, default=default)
-            value = kind.check(value, f"{self.where}: {key}")
-            return value if value is None or isinstance(kind, Whole) else float(value)
-        if isinstance(value, kind) and (kind in (bool, bool | None) or not isinstance(value, bool)):
-            return value
-        name = getattr(kind, "__name__", str(kind))
-        raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")
-
-    def only(self, key: str, *supported: Any) -> None:
-        """Refuses a key that changes the model in a way that kd_jax does not have.
-
-        The first of `supported` is the default of a missing key.
-        """
-        value = self.json.get(key, supported[0])
-        if value not in supported:
-            have = ", ".join(map(repr, supported))
-            raise UserError(f"{self.where}: {key}={value!r} is not supported; have: {have}")
+    @property
+    def config(self) -> type:
+        """The type of the backbone's config."""
+        return typing.get_type_hints(self.backbone.__init__)["config"]
 
 
-def read(hf_json: dict, where: str = "config.json") -> tuple[Family, Any]:
-    """Reads a config.json, which messages call `where`: (family, config). Raises UserError on an
-    unknown model_type or value."""
+def to_hf(family: Family, config: Any) -> dict:
+    """Writes the keys of config.json that the family reads."""
+    keys = {key: getattr(config, row[0].split()[0]) for key, row in family.keys.items()}
+    return keys | family.write(config)
+
+
+def read(
+    hf_json: dict, where: str = "config.json", changes: Mapping = MappingProxyType({})
+) -> tuple[Family, Any]:
+    """Reads a config.json: (family, config).
+
+    `changes` go over its keys, and may have BERT's names of `SIZES` in every family. Messages call
+    the file `where`. Raises UserError on an unknown model_type or value.
+    """
     try:
-        return _read(hf_json)
+        return _read(hf_json, changes)
     except UserError as error:
         reason = str(error)
         own = "config.json" in reason
@@ -194,19 +173,22 @@ def read(hf_json: dict, where: str = "config.json") -> tuple[Family, Any]:
         ) from None
 
 
-def _read(hf_json: dict) -> tuple[Family, Any]:
-    unequal = hf_json.get("model_type") == UNEQUAL
+def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
+    both = {**hf_json, **changes}
+    unequal = both.get("model_type") == UNEQUAL
     key = "base_model_type" if unequal else "model_type"
-    name, have = hf_json.get(key), plugins.names("models", "FAMILY")
+    name, have = both.get(key), plugins.names("models", "FAMILY")
     if name not in have:
         raise UserError(f"config.json: unknown {key} {name!r}; have: {', '.join(have)}")
     family = plugins.load("models", name, "FAMILY").FAMILY
-    fields = Fields(hf_json)
-    fields.only("quantization_config", None)
-    fields.only("pruned_heads", None, {})
-    config = family.from_hf(fields)
-    if unequal and not isinstance(config, DecoderConfig):
-        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
+    sizes = {
+        size: key
+        for key, row in family.keys.items()
+        for size in SIZES
+        if SIZES[size] in row[0].split()
+    }
+    fields = Fields(renamed(hf_json, family.aliases) | renamed(changes, sizes))
+    config = _config(family, fields)
     activation(config.activation)
     if config.width % config.num_heads:
         raise UserError(
@@ -215,9 +197,27 @@ def _read(hf_json: dict) -> tuple[Family, Any]:
         )
     if isinstance(config, DecoderConfig):
         config.check_own()
+    elif unequal:
+        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     if unequal:
-        config = dataclasses.replace(config, blocks=shapes.read(hf_json.get("blocks")))
+        config = dataclasses.replace(config, blocks=shapes.read(both.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
+
+
+def _config(family: Family, fields: Fields) -> Any:
+    """Makes the config of a family's model."""
+    supported = {"quantization_config": (None,), "pruned_heads": (None, {})} | family.only
+    for key, values in supported.items():
+        fields.only(key, *values)
+    values, hints = dict(family.fixed), typing.get_type_hints(family.config)
+    for key, (names, default, *given) in family.keys.items():
+        own = names.split()
+        usual = RATE if own[0].endswith("dropout") else _KINDS.get(hints[own[0]], hints[own[0]])
+        value = fields.get(key, *given or [usual], default)
+        values |= dict.fromkeys(own, value)
+    if "labels" in hints:
+        values["labels"] = read_labels(fields)
+    return family.config(**values | family.read(fields, values))
 
 
 def write(family: Family, config: Any, head: str) -> dict:
@@ -230,7 +230,7 @@ def write(family: Family, config: Any, head: str) -> dict:
         kept.pop(key, None)
     if head in ("classification", "span"):
         kept = label_keys(kept, config.labels if head == "classification" else None)
-    kept |= family.to_hf(config)
+    kept |= to_hf(family, config)
     kept |= {
         "architectures": [family.architectures[head]],
         "model_type": family.name,
@@ -294,7 +294,8 @@ def build(family: Family, config: Any, head: str, policy: Policy, key: Array) ->
 
 
 def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
-    """Draws parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1.
+    """Draws parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1; the
+    embedding of the padding token is 0.
 
     A parameter's value depends on `key` and its path alone, not on what else the model has.
     """
@@ -315,6 +316,8 @@ def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, hashes)
         normal = jax.vmap(functools.partial(jax.random.normal, shape=shape))(keys)
         for path, value in zip(group, config.initializer_range * normal, strict=True):
+            if path == "backbone/tokens/embedding" and config.pad_id is not None:
+                value = value.at[config.pad_id].set(0.0)
             values[path] = family.adjust(path, value, config)
     return unflatten(values, shapes)
 

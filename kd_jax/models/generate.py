@@ -17,6 +17,7 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.heads import CausalLM, HeadedModel
+from kd_jax.ranges import Real, Whole
 from kd_jax.types import Array, Model, ModelOutput
 
 SMALLEST_BUCKET = 16
@@ -78,11 +79,9 @@ def _bucket(length: int) -> int:
 
 
 def _check(prompts, max_new_tokens, temperature, top_p, config) -> None:
-    if max_new_tokens < 1 or not temperature >= 0.0 or not 0.0 < top_p <= 1.0:
-        raise UserError(
-            f"generate: max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: "
-            f"want at least 1, at least 0, and above 0 up to 1"
-        )
+    Whole(least=1).check(max_new_tokens, "generate: max_new_tokens")
+    Real(least=0).check(temperature, "generate: temperature")
+    Real(above=0, most=1).check(top_p, "generate: top_p")
     for i, prompt in enumerate(prompts):
         if not len(prompt) or min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise UserError(

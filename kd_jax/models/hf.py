@@ -15,8 +15,8 @@ import safetensors.numpy
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
+from kd_jax.models.config_json import Fields, order_in_file, read_labels
 from kd_jax.models.family import Family, Rule
-from kd_jax.models.labels import order_in_file, read_labels
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Params
 
@@ -61,7 +61,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     shapes = families.abstract(family, config, head, Policy()).params
     read = _read(Path(folder), family)
     tensors = {_plain(name, family): value for name, value in read.items()}
-    rules = family.rules(config, head)
+    rules = rules_of(family, config, head)
     flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
     flat: dict[str, np.ndarray] = {}
     for rule in rules:
@@ -70,7 +70,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
             _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
 
     if "head/classifier/kernel" in flat:
-        in_file = read_labels(families.Fields(json.loads(config.hf_json)))
+        in_file = read_labels(Fields(json.loads(config.hf_json)))
         order = order_in_file(config.labels, in_file)
         for path in ("head/classifier/kernel", "head/classifier/bias"):
             flat[path] = flat[path][..., order]
@@ -84,8 +84,8 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
         flat |= drawn
         of_head = []
     if not of_head:  # other heads' tensors are left over only where this one's are there
-        others = (family.rules(config, other) for other in family.architectures)
-        known |= {rule.hf for rules_of_other in others for rule in rules_of_other}
+        for other in family.architectures:
+            known |= {rule.hf for rule in rules_of(family, config, other)}
     extra = [name for name in sorted(tensors.keys() - known) if not _ignored(name, family)]
     missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
     if missing or extra:
@@ -150,18 +150,14 @@ def _to_hf(
     config = families.equal(family, config)
     flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
-    tensors, written = {}, set()
-    for rule in family.rules(config, head):
+    tensors = {}
+    for rule in rules_of(family, config, head):
         if rule.tied:
             continue
         tensor = np.concatenate([flat[path] for path in rule.ours], axis=-1)
-        in_base = rule.base or rule.ours[0].startswith("backbone/")
-        name = prefix + rule.hf if in_base else rule.hf
+        name = prefix + rule.hf if rule.base else rule.hf
         # safetensors writes the buffer as it lies, whatever the strides say
         tensors[name] = np.ascontiguousarray(tensor.T if rule.transpose else tensor)
-        written.update(rule.ours)
-    if written != flat.keys():
-        raise ValueError(f"{family.name} has no rule for {sorted(flat.keys() - written)}")
     return tensors, families.write(family, config, head)
 
 
@@ -174,6 +170,64 @@ def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict, code: Path)
     weights = folder / "model.safetensors"
     safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors gives it to its owner alone
+
+
+def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
+    """Lists every tensor of a model in HF's files, and the parameters that it holds."""
+    tables = [(family.base, True), (family.head, False)]
+    places = {
+        module: (hf, place, base)
+        for table, base in tables
+        for hf, ours in table.items()
+        for place, module in enumerate(_modules(ours))
+    }
+    blocks = next(hf for hf, ours in family.base.items() if "blocks/#" in ours).partition("#")[0]
+    for name in ("down", "up"):  # of a bottleneck, which HF does not have
+        places.setdefault(f"backbone/blocks/#/{name}", (f"{blocks}#.{name}", 0, True))
+    paths = families.flatten(families.abstract(family, config, head, Policy()).params)
+    held: dict[Rule, dict[int, str]] = {}
+    for path in sorted(paths, key=lambda path: path.endswith("bias")):  # weights go first
+        if found := _named(path, places, family.conv1d):
+            rule, place = found
+            held.setdefault(rule, {})[place] = path
+    every = list(family.rules(config, head))
+    every += [
+        rule._replace(ours=tuple(ours[i] for i in sorted(ours))) for rule, ours in held.items()
+    ]
+    if head in ("mlm", "clm") and config.tie_embeddings:
+        unembed, *_ = places["head/unembed"]
+        every.append(Rule(unembed, ("backbone/tokens/embedding",), tied=True))
+    unnamed = paths.keys() - {path for rule in every for path in rule.ours}
+    if unnamed:
+        raise ValueError(f"{family.name} names no HF tensor for {sorted(unnamed)}")
+    return sorted(every, key=lambda rule: rule.tied)
+
+
+def _modules(ours: str) -> list[str]:
+    """Lists the modules that a row of a family's table names."""
+    folder, slash, names = ours.rpartition("/")
+    return [folder + slash + name for name in names.split(",")]
+
+
+def _named(path: str, places: dict, conv1d: str) -> tuple[Rule, int] | None:
+    """Finds the HF tensor of a parameter, and which of those that the tensor holds it is."""
+    inside = re.match(r"backbone/blocks/\d+/inner/", path)  # the block inside a bottleneck
+    own = path.replace("/inner/", "/", 1) if inside else path
+    numbers = re.findall(r"\d+", own)
+    own = re.sub(r"\d+", "#", own)
+    module, _, leaf = own.rpartition("/")
+    if own in places:
+        hf, place, base = places[own]
+    elif module in places:
+        hf, place, base = places[module]
+        hf += ".bias" if leaf == "bias" else ".weight"
+    else:
+        return None
+    transpose = leaf == "kernel" and not re.search(conv1d, hf)
+    hf = hf.replace("#", "#.inner", 1) if inside else hf
+    for number in numbers:
+        hf = hf.replace("#", number, 1)
+    return Rule(hf, (), transpose, base=base), place
 
 
 def _plain(name: str, family: Family) -> str:
@@ -251,13 +305,13 @@ def _read_index(path: Path) -> dict[str, str]:
     """The file of each tensor."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no weight_map in it; download it again") from None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise UserError(
-            f"{path}: weight_map should give the file of each tensor by name; download it again"
-        )
-    return found
+        if all(isinstance(file, str) for file in found.values()):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(
+        f"{path}: its weight_map should give the file of each tensor by name; download it again"
+    )
 
 
 def _read_file(path: Path, family: Family) -> dict[str, np.ndarray]:

@@ -3,37 +3,15 @@
 from kd_jax.errors import UserError
 from kd_jax.models import bert
 from kd_jax.models.bottleneck import BottleneckConfig, BottleneckEncoder
-from kd_jax.models.family import SIZE, Family, Fields, Rule, embedding, linear, norm
+from kd_jax.models.config_json import Fields
+from kd_jax.models.family import Family, Rule, classes
 
 
-def _from_hf(fields: Fields) -> BottleneckConfig:
-    defaults = {
-        "hidden_size": 512,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 4,
-        "intermediate_size": 512,
-        "hidden_act": "relu",
-        "hidden_dropout_prob": 0.0,
-    }
-    fields.json = defaults | fields.json
+def _read(fields: Fields, values: dict) -> dict:
     fields.json.pop("true_hidden_size", None)  # follows from the other keys
-    shared = vars(bert.from_hf(fields)) | {
-        "pooler": "tanh" if fields.get("classifier_activation", bool, True) else None
-    }
-    config = BottleneckConfig(
-        **shared,
-        token_width=fields.get("embedding_size", SIZE, 128),
-        trigrams=fields.get("trigram_input", bool, True),
-        bottlenecks=fields.get("use_bottleneck", bool, True),
-        bottleneck_width=fields.get("intra_bottleneck_size", SIZE, 128),
-        bottleneck_values=fields.get("use_bottleneck_attention", bool, False),
-        shared_query_key=fields.get("key_query_shared_bottleneck", bool, True),
-        num_mlps=fields.get("num_feedforward_networks", SIZE, 4),
-        normalization=fields.get("normalization_type", str, "no_norm"),
-    )
     fields.only("normalization_type", "no_norm", "layer_norm")
-    _check(config)
-    return config
+    _check(BottleneckConfig(**values))
+    return {"pooler": "tanh" if fields.get("classifier_activation", bool, True) else None}
 
 
 def _check(config: BottleneckConfig) -> None:
@@ -57,73 +35,55 @@ def _check(config: BottleneckConfig) -> None:
         )
 
 
-def _to_hf(config: BottleneckConfig) -> dict:
-    return bert.to_hf(config) | {
-        "classifier_activation": config.pooler is not None,
-        "embedding_size": config.token_width,
-        "trigram_input": config.trigrams,
-        "use_bottleneck": config.bottlenecks,
-        "intra_bottleneck_size": config.bottleneck_width,
-        "use_bottleneck_attention": config.bottleneck_values,
-        "key_query_shared_bottleneck": config.shared_query_key,
-        "num_feedforward_networks": config.num_mlps,
-        "normalization_type": config.normalization,
-    }
-
-
 def _rules(config: BottleneckConfig, head: str) -> list[Rule]:
-    rules = [
-        *embedding("embeddings.word_embeddings", "backbone/tokens"),
-        *embedding("embeddings.position_embeddings", "backbone/positions"),
-        *embedding("embeddings.token_type_embeddings", "backbone/types"),
-        *linear("embeddings.embedding_transformation", "backbone/widen"),
-        *norm("embeddings.LayerNorm", "backbone/norm"),
-    ]
-    for i in range(config.num_layers):
-        hf, ours = f"encoder.layer.{i}", f"backbone/blocks/{i}"
-        rules += [
-            *linear(f"{hf}.attention.self.query", f"{ours}/attention/q"),
-            *linear(f"{hf}.attention.self.key", f"{ours}/attention/k"),
-            *linear(f"{hf}.attention.self.value", f"{ours}/attention/v"),
-            *_linear_and_norm(f"{hf}.attention.output", ours, "attention/o", "attention_norm"),
-            *linear(f"{hf}.intermediate.dense", f"{ours}/mlp/up"),
-            *_linear_and_norm(f"{hf}.output", ours, "mlp/down", "mlp_norm"),
-        ]
-        for j in range(config.num_mlps - 1):
-            small = f"{ours}/small_mlps/{j}"
-            rules += linear(f"{hf}.ffn.{j}.intermediate.dense", f"{small}/mlp/up")
-            rules += _linear_and_norm(f"{hf}.ffn.{j}.output", small, "mlp/down", "norm")
-        if config.bottlenecks:
-            down = f"{hf}.bottleneck.input"
-            rules += _linear_and_norm(down, ours, "down/linear", "down/norm")
-            rules += _linear_and_norm(f"{hf}.output.bottleneck", ours, "up", "up_norm")
-        if config.bottlenecks and config.shared_query_key:
-            shared = f"{hf}.bottleneck.attention"
-            rules += _linear_and_norm(shared, ours, "query_key/linear", "query_key/norm")
+    """The columns of the unembedding that the token embeddings lack."""
+    rules = bert.second_bias(config, head)
     if head == "mlm" and config.token_width < config.width:
         rest = ("head/rest/embedding",)
         rules.append(Rule("cls.predictions.dense.weight", rest, transpose=True))
-    return rules + bert.head_rules(config, head)
-
-
-def _linear_and_norm(hf: str, ours: str, kernel: str, scale: str) -> list[Rule]:
-    """HF's modules of a dense layer and the norm after it."""
-    return [*linear(f"{hf}.dense", f"{ours}/{kernel}"), *norm(f"{hf}.LayerNorm", f"{ours}/{scale}")]
+    return rules
 
 
 FAMILY = Family(
     name="mobilebert",
     prefix="mobilebert.",
-    architectures={
-        "mlm": "MobileBertForMaskedLM",
-        "classification": "MobileBertForSequenceClassification",
-        "span": "MobileBertForQuestionAnswering",
-        "none": "MobileBertModel",
-    },
+    architectures=classes("MobileBert", "mlm", "classification", "span"),
     backbone=BottleneckEncoder,
-    from_hf=_from_hf,
-    to_hf=_to_hf,
+    keys=bert.KEYS
+    | {
+        "hidden_size": ("width", 512),
+        "num_hidden_layers": ("num_layers", 24),
+        "num_attention_heads": ("num_heads", 4),
+        "intermediate_size": ("ffn_width", 512),
+        "hidden_act": ("activation head_activation", "relu"),
+        "hidden_dropout_prob": ("mlp_dropout embedding_dropout attention_out_dropout", 0.0),
+        "embedding_size": ("token_width", 128),
+        "trigram_input": ("trigrams", True),
+        "use_bottleneck": ("bottlenecks", True),
+        "intra_bottleneck_size": ("bottleneck_width", 128),
+        "use_bottleneck_attention": ("bottleneck_values", False),
+        "key_query_shared_bottleneck": ("shared_query_key", True),
+        "num_feedforward_networks": ("num_mlps", 4),
+        "normalization_type": ("normalization", "no_norm"),
+    },
+    only=bert.ONLY,
+    base=bert.BASE
+    | bert.POOLER
+    | {
+        "embeddings.embedding_transformation": "backbone/widen",
+        "encoder.layer.#.ffn.#.intermediate.dense": "backbone/blocks/#/small_mlps/#/mlp/up",
+        "encoder.layer.#.ffn.#.output.dense": "backbone/blocks/#/small_mlps/#/mlp/down",
+        "encoder.layer.#.ffn.#.output.LayerNorm": "backbone/blocks/#/small_mlps/#/norm",
+        "encoder.layer.#.bottleneck.input.dense": "backbone/blocks/#/down/linear",
+        "encoder.layer.#.bottleneck.input.LayerNorm": "backbone/blocks/#/down/norm",
+        "encoder.layer.#.bottleneck.attention.dense": "backbone/blocks/#/query_key/linear",
+        "encoder.layer.#.bottleneck.attention.LayerNorm": "backbone/blocks/#/query_key/norm",
+        "encoder.layer.#.output.bottleneck.dense": "backbone/blocks/#/up",
+        "encoder.layer.#.output.bottleneck.LayerNorm": "backbone/blocks/#/up_norm",
+    },
+    head=bert.HEAD,
+    read=_read,
+    write=lambda config: {"classifier_activation": config.pooler is not None},
     rules=_rules,
-    ignore=(r"^pooler\.", r"^embeddings\.position_ids$", r"^cls\.seq_relationship\."),
-    adjust=bert.zero_padding_row,
+    ignore=bert.IGNORE,
 )

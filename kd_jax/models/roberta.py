@@ -1,59 +1,45 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692) and DistilRoBERTa: BERT with other positions."""
 
-import dataclasses
+import functools
 
 from kd_jax.errors import UserError
 from kd_jax.models import bert
-from kd_jax.models.encoder import Encoder, EncoderConfig
-from kd_jax.models.family import Family, Fields, Rule, linear, norm
+from kd_jax.models.config_json import Fields
+from kd_jax.models.encoder import Encoder
+from kd_jax.models.family import Family, classes
 
 
-def _from_hf(fields: Fields) -> EncoderConfig:
-    defaults = {"vocab_size": 50265, "pad_token_id": 1}
-    fields.json = defaults | fields.json
-    config = bert.from_hf(fields)
-    if config.pad_id is None:
+def _read(fields: Fields, values: dict) -> dict:
+    if values["pad_id"] is None:
         raise UserError("config.json: roberta counts positions from pad_token_id, which is null")
-    # HF's head has gelu, whatever hidden_act says.
-    return dataclasses.replace(
-        config, head_activation="gelu", skip_padding=True, drop_before_pooler=True
-    )
+    return {"head_activation": "gelu"}  # whatever hidden_act says
 
 
-def _rules(config: EncoderConfig, head: str) -> list[Rule]:
-    rules = bert.backbone_rules(config)
-    if head == "mlm":
-        rules += linear("lm_head.dense", "head/transform")
-        rules += norm("lm_head.layer_norm", "head/norm")
-        rules += bert.vocabulary_rules(config, "lm_head")
-    elif head == "classification":
-        rules += linear("classifier.dense", "head/pooler")
-        rules += linear("classifier.out_proj", "head/classifier")
-    elif head == "span":
-        rules += linear("qa_outputs", "head/span")
-    return rules
-
-
-def _zero_padding_rows(path, value, config):
-    """Padding has a position of its own, and HF starts that row at zero too."""
-    if path == "backbone/positions/embedding":
-        return value.at[config.pad_id].set(0.0)
-    return bert.zero_padding_row(path, value, config)
+def _zero_padding_position(path, value, config):
+    """Padding has a position of its own, and HF starts that row at zero."""
+    return value.at[config.pad_id].set(0.0) if path == "backbone/positions/embedding" else value
 
 
 FAMILY = Family(
     name="roberta",
     prefix="roberta.",
-    architectures={
-        "mlm": "RobertaForMaskedLM",
-        "classification": "RobertaForSequenceClassification",
-        "span": "RobertaForQuestionAnswering",
-        "none": "RobertaModel",
-    },
+    architectures=classes("Roberta", "mlm", "classification", "span"),
     backbone=Encoder,
-    from_hf=_from_hf,
-    to_hf=bert.to_hf,
-    rules=_rules,
-    ignore=(r"^pooler\.", r"^embeddings\.position_ids$"),
-    adjust=_zero_padding_rows,
+    keys=bert.KEYS | {"vocab_size": ("vocab_size", 50265), "pad_token_id": ("pad_id", 1)},
+    only=bert.ONLY,
+    fixed={"skip_padding": True, "drop_before_pooler": True},
+    base=bert.BASE,
+    head={
+        "lm_head.dense": "head/transform",
+        "lm_head.layer_norm": "head/norm",
+        "lm_head.decoder.weight": "head/unembed",
+        "lm_head.bias": "head/bias",
+        "classifier.dense": "head/pooler",
+        "classifier.out_proj": "head/classifier",
+        "qa_outputs": "head/span",
+    },
+    read=_read,
+    rules=functools.partial(bert.second_bias, hf="lm_head"),
+    ignore=bert.IGNORE,
+    adjust=_zero_padding_position,
 )

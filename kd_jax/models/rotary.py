@@ -1,11 +1,13 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), and their stretches to long rows.
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), and how they reach long rows.
 
-A head's first `part` of features is rotated in pairs (i, i + R), R = half of what is rotated: pair
-i of a token at position p by the angle p f_i, f_i = theta^(-i / R). A stretch changes f_i; its
-class is named in config.json by `rope_type`, and its fields are the keys that it reads there.
+A head's first features are rotated in pairs (i, i + R), R = half of what is rotated: pair i of a
+token at position p by the angle p f_i, f_i = theta^(-i / R). For long rows f_i is scaled, by a
+function here that config.json names by `rope_type` and whose keyword arguments are keys there. It
+computes f, (R,) or (B, R) for rows of those lengths (B, 1), and a factor of cosine and sine.
 """
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -13,156 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
+from kd_jax.models.config_json import Fields
 from kd_jax.types import Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Default:
-    """No stretch."""
-
-    def frequencies(self, rotary: "Rotary", R: int, length_B1: Array) -> tuple[Any, float]:
-        """Computes f, (R,) or (B, R), for rows of those lengths; and a factor of cosine and
-        sine."""
-        return rotary.plain(R), 1.0
-
-    def check(self, R: int) -> None:
-        """Raises UserError where so many pairs cannot be stretched."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear(Default):
-    """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
-
-    factor: float
-
-    def frequencies(self, rotary, R, length_B1):
-        return rotary.plain(R) / self.factor, 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Dynamic(Default):
-    """Dynamic NTK: a larger theta for rows longer than max_position_embeddings, up to `factor`
-    times that."""
-
-    factor: float
-
-    def frequencies(self, rotary, R, length_B1):
-        longest = rotary.max_positions
-        seen_B1 = jnp.maximum(length_B1.astype(jnp.float32), longest)
-        growth_B1 = self.factor * seen_B1 / longest - (self.factor - 1.0)
-        theta_B1 = rotary.theta * growth_B1 ** (R / (R - 1.0))
-        return theta_B1 ** (-jnp.arange(R, dtype=jnp.float32) / R)[None], 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Yarn(Default):
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): slow pairs are stretched, fast ones are not, those
-    between `beta_slow` and `beta_fast` turns in the original length in part."""
-
-    original_max_position_embeddings: int
-    factor: float | None  # None: by the two lengths
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool | None = None
-
-    def frequencies(self, rotary, R, length_B1):
-        original = self.original_max_position_embeddings
-        factor = self.factor or rotary.max_positions / original
-
-        def pair(turns: float) -> float:
-            """The pair that turns so often in the original length."""
-            return R * math.log(original / (turns * 2 * math.pi)) / math.log(rotary.theta)
-
-        low, high = pair(self.beta_fast or 32.0), pair(self.beta_slow or 1.0)
-        if self.truncate is not False:
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, 2 * R - 1)
-        high = high if high > low else low + 1e-3
-        stretched = np.clip((np.arange(R) - low) / (high - low), 0.0, 1.0)
-        plain = rotary.plain(R)
-        return plain * (1 - stretched) + plain / factor * stretched, self._size(factor)
-
-    def _size(self, factor: float) -> float:
-        def growth(scale: float) -> float:
-            return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.mscale and self.mscale_all_dim:
-            return growth(self.mscale) / growth(self.mscale_all_dim)
-        return growth(1.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class LongRope(Default):
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a stretch for each pair, another one for rows
-    longer than the original length."""
-
-    original_max_position_embeddings: int
-    short_factor: tuple
-    long_factor: tuple
-    factor: float | None = None  # None: by the two lengths
-    attention_factor: float | None = None
-
-    def frequencies(self, rotary, R, length_B1):
-        original = self.original_max_position_embeddings
-        short, long = (
-            jnp.asarray(rotary.plain(R) / np.array(stretch), jnp.float32)
-            for stretch in (self.short_factor, self.long_factor)
-        )
-        size, factor = self.attention_factor, self.factor or rotary.max_positions / original
-        if size is None:
-            size = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-        return jnp.where(length_B1 > original, long[None], short[None]), size
-
-    def check(self, R):
-        for name in ("short_factor", "long_factor"):
-            found = len(getattr(self, name))
-            if found != R:
-                raise UserError(
-                    f"config.json: {name} has {found} numbers for {R} pairs of rotated features; "
-                    f"longrope fits heads of one width only"
-                )
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3(Default):
-    """Llama 3.1 (Dubey et al. 2024, arXiv:2407.21783): pairs slower than `low_freq_factor` turns in
-    the original length are stretched, those faster than `high_freq_factor` are not."""
-
-    original_max_position_embeddings: int
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-
-    def __post_init__(self):
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise UserError(
-                f"config.json: high_freq_factor is {self.high_freq_factor}, want more than the "
-                f"low_freq_factor, {self.low_freq_factor}"
-            )
-
-    def frequencies(self, rotary, R, length_B1):
-        plain = rotary.plain(R)
-        turns = self.original_max_position_embeddings * plain / (2 * math.pi)
-        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept = np.clip(kept, 0.0, 1.0)
-        return plain * kept + plain / self.factor * (1 - kept), 1.0
-
-
-# By the names that config.json has.
-SCALINGS = {
-    "default": Default,
-    "linear": Linear,
-    "dynamic": Dynamic,
-    "yarn": Yarn,
-    "longrope": LongRope,
-    "llama3": Llama3,
-}
-_ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,42 +25,44 @@ class Rotary:
 
     theta: float
     max_positions: int = dataclasses.field(compare=False)  # the model's
-    part: float = 1.0  # of a head's features
-    scaling: Default = Default()
+    share: float = 1.0  # of a head's features that are rotated
+    kind: str = "default"  # of SCALINGS
+    settings: tuple[tuple[str, Any], ...] = ()  # keyword arguments of that
 
     @property
     def max_tokens(self) -> int:
         """The longest row that the model is made for."""
-        if isinstance(self.scaling, Dynamic):
-            return int(self.max_positions * self.scaling.factor)
-        return self.max_positions
+        reach = dict(self.settings)["factor"] if self.kind == "dynamic" else 1
+        return int(self.max_positions * reach)
 
     def plain(self, R: int) -> np.ndarray:
-        """Computes f_R without a stretch, float64."""
+        """Computes f_R as it is for short rows, float64."""
         return self.theta ** (-np.arange(R) / R)
-
-    def pairs(self, head_width: int) -> int:
-        """Counts the rotated pairs, R, of a head of that width."""
-        return int(head_width * self.part) // 2
 
     def check(self, head_width: int) -> None:
         """Raises UserError where the features of heads of that width make no pairs."""
-        rotated = int(head_width * self.part)
-        least = 4 if isinstance(self.scaling, Dynamic) else 2
+        rotated = int(head_width * self.share)
+        least = 4 if self.kind == "dynamic" else 2
         if rotated % 2 or not least <= rotated <= head_width:
             raise UserError(
                 f"rotary embedding: {rotated} of the {head_width} features of a head would be "
                 f"rotated; want an even number from {least}: take heads of another width"
             )
-        self.scaling.check(rotated // 2)
+        for name, value in self.settings:
+            if isinstance(value, tuple) and len(value) != rotated // 2:
+                raise UserError(
+                    f"config.json: {name} has {len(value)} numbers for {rotated // 2} pairs of "
+                    f"rotated features; {self.kind} fits heads of one width only"
+                )
 
     def angles(self, head_width: int, positions_BT: Array, length_B1: Array) -> tuple[Array, Array]:
         """Computes cosine and sine for heads of that width, (B, T, R), float32.
 
-        Some stretches react to the length of a row: its tokens without padding, so that neither
+        Some scalings react to the length of a row: its tokens without padding, so that neither
         padding nor other rows change it. (In HF it is that of the longest row with its padding.)
         """
-        freq, size = self.scaling.frequencies(self, self.pairs(head_width), length_B1)
+        pairs = int(head_width * self.share) // 2
+        freq, size = SCALINGS[self.kind](self, pairs, length_B1, **dict(self.settings))
         freq = jnp.asarray(freq, jnp.float32)
         freq_BR = freq[None] if freq.ndim == 1 else freq
         angles_BTR = positions_BT.astype(jnp.float32)[:, :, None] * freq_BR[:, None]
@@ -214,17 +70,18 @@ class Rotary:
 
     def to_hf(self) -> dict:
         """Writes the keys of config.json, for transformers 5 (rope_parameters) and 4."""
-        kind = next(name for name, cls in SCALINGS.items() if type(self.scaling) is cls)
-        keys = {"rope_type": kind}
-        for field in dataclasses.fields(self.scaling):
-            value = getattr(self.scaling, field.name)
-            if value is not None or field.default is dataclasses.MISSING:
-                keys[field.name] = list(value) if isinstance(value, tuple) else value
+        keys: dict[str, Any] = {"rope_type": self.kind}
+        required = [
+            name for name, each in _settings(self.kind).items() if each.default is _REQUIRED
+        ]
+        for name, value in self.settings:
+            if value is not None or name in required:
+                keys[name] = list(value) if isinstance(value, tuple) else value
         own = {"rope_theta": self.theta}
-        own |= {"partial_rotary_factor": self.part} if self.part != 1.0 else {}
+        own |= {"partial_rotary_factor": self.share} if self.share != 1.0 else {}
         return {
             "rope_parameters": keys | own,
-            "rope_scaling": keys if kind != "default" else None,
+            "rope_scaling": keys if self.kind != "default" else None,
             **own,
         }
 
@@ -239,67 +96,182 @@ def rotate(x_BTHK: Array, angles: tuple[Array, Array]) -> Array:
     return jnp.concatenate([turned.astype(x_BTHK.dtype), x_BTHK[..., 2 * R :]], axis=-1)
 
 
-def read(fields: Any, max_positions: int, part: float | None = None) -> Rotary:
+def _default(rotary: Rotary, R: int, length_B1: Array):
+    return rotary.plain(R), 1.0
+
+
+def _linear(rotary: Rotary, R: int, length_B1: Array, *, factor: float):
+    """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
+    return rotary.plain(R) / factor, 1.0
+
+
+def _dynamic(rotary: Rotary, R: int, length_B1: Array, *, factor: float):
+    """Dynamic NTK: a larger theta for rows longer than max_position_embeddings, up to `factor`
+    times that."""
+    longest = rotary.max_positions
+    seen_B1 = jnp.maximum(length_B1.astype(jnp.float32), longest)
+    growth_B1 = factor * seen_B1 / longest - (factor - 1.0)
+    theta_B1 = rotary.theta * growth_B1 ** (R / (R - 1.0))
+    return theta_B1 ** (-jnp.arange(R, dtype=jnp.float32) / R)[None], 1.0
+
+
+def _yarn(
+    rotary: Rotary,
+    R: int,
+    length_B1: Array,
+    *,
+    original_max_position_embeddings: int,
+    factor: float | None,  # None: by the two lengths
+    attention_factor: float | None = None,
+    beta_fast: float | None = None,
+    beta_slow: float | None = None,
+    mscale: float | None = None,
+    mscale_all_dim: float | None = None,
+    truncate: bool | None = None,
+):
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): slow pairs are stretched, fast ones are not, those
+    between `beta_slow` and `beta_fast` turns in the original length in part."""
+    original = original_max_position_embeddings
+    factor = factor or rotary.max_positions / original
+
+    def pair(turns: float) -> float:
+        """The pair that turns so often in the original length."""
+        return R * math.log(original / (turns * 2 * math.pi)) / math.log(rotary.theta)
+
+    def growth(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    low, high = pair(beta_fast or 32.0), pair(beta_slow or 1.0)
+    if truncate is not False:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * R - 1)
+    high = high if high > low else low + 1e-3
+    stretched = np.clip((np.arange(R) - low) / (high - low), 0.0, 1.0)
+    freq = rotary.plain(R) * (1 - stretched) + rotary.plain(R) / factor * stretched
+    if attention_factor is None and mscale and mscale_all_dim:
+        attention_factor = growth(mscale) / growth(mscale_all_dim)
+    return freq, growth(1.0) if attention_factor is None else attention_factor
+
+
+def _longrope(
+    rotary: Rotary,
+    R: int,
+    length_B1: Array,
+    *,
+    original_max_position_embeddings: int,
+    short_factor: tuple,
+    long_factor: tuple,
+    factor: float | None = None,  # None: by the two lengths
+    attention_factor: float | None = None,
+):
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a stretch for each pair, another one for rows
+    longer than the original length."""
+    original = original_max_position_embeddings
+    factor = factor or rotary.max_positions / original
+    short, long = (
+        jnp.asarray(rotary.plain(R) / np.array(stretch), jnp.float32)
+        for stretch in (short_factor, long_factor)
+    )
+    if attention_factor is None:
+        grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        attention_factor = grown
+    return jnp.where(length_B1 > original, long[None], short[None]), attention_factor
+
+
+def _llama3(
+    rotary: Rotary,
+    R: int,
+    length_B1: Array,
+    *,
+    original_max_position_embeddings: int,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+):
+    """Llama 3.1 (Dubey et al. 2024, arXiv:2407.21783): pairs slower than `low_freq_factor` turns in
+    the original length are stretched, those faster than `high_freq_factor` are not."""
+    plain = rotary.plain(R)
+    turns = original_max_position_embeddings * plain / (2 * math.pi)
+    kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return plain * kept + plain / factor * (1 - kept), 1.0
+
+
+# By the names that config.json has.
+SCALINGS = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "llama3": _llama3,
+}
+_REQUIRED = inspect.Parameter.empty
+_ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+
+
+def _settings(kind: str) -> dict[str, inspect.Parameter]:
+    """Lists the keys of config.json that a scaling reads."""
+    every = inspect.signature(SCALINGS[kind]).parameters
+    return {name: each for name, each in every.items() if each.kind is each.KEYWORD_ONLY}
+
+
+def read(fields: Fields, max_positions: int, share: float | None = None) -> Rotary:
     """Reads the rotary embedding of a config.json.
 
     Args:
-        fields: `family.Fields` of it.
+        fields: of it.
         max_positions: of the model.
-        part: the default of partial_rotary_factor; None where the family rotates whole heads.
+        share: the default of partial_rotary_factor; None where the family rotates whole heads.
 
-    Raises UserError on a stretch that is unknown or lacks something, and on keys that contradict.
+    Raises UserError on a scaling that is unknown or lacks something, and on keys that contradict.
     """
-    found = {
-        key: _read(fields, fields.part(key), max_positions, part)
-        for key in ("rope_scaling", "rope_parameters")
-        if fields.get(key, dict | None, None)
-    }
-    if not found:
-        return _read(fields, fields.part(None), max_positions, part)
-    if len(set(found.values())) > 1:
+    keys = [
+        key for key in ("rope_scaling", "rope_parameters") if fields.get(key, dict | None, None)
+    ]
+    found = {_read(fields, fields.part(key), max_positions, share) for key in keys or [None]}
+    if len(found) > 1:
         raise UserError("config.json: rope_scaling and rope_parameters differ; keep one of them")
-    return next(iter(found.values()))
+    return found.pop()
 
 
-def _read(fields: Any, own: Any, max_positions: int, part: float | None) -> Rotary:
-    """What the keys `own` say, and `fields` where they do not."""
-    name = own.get("rope_type", str, own.get("type", str, "default"))
-    if name not in SCALINGS:
-        raise UserError(f"{own.where}: rope_type={name!r} is not supported; have: {_have()}")
-    names = {field.name: field for field in dataclasses.fields(SCALINGS[name])}
-    unknown = sorted(own.json.keys() - names.keys() - set(_ELSEWHERE))
+def _read(fields: Fields, own: Fields, max_positions: int, share: float | None) -> Rotary:
+    """Reads what the keys `own` say, and `fields` where they do not."""
+    kind = own.get("rope_type", str, own.get("type", str, "default"))
+    if kind not in SCALINGS:
+        have = ", ".join(SCALINGS)
+        raise UserError(f"{own.where}: rope_type={kind!r} is not supported; have: {have}")
+    known = _settings(kind)
+    unknown = sorted(own.json.keys() - known.keys() - set(_ELSEWHERE))
     if unknown:
         raise UserError(
-            f"{own.where}: rope_type={name!r} knows no {', '.join(unknown)}; "
-            f"have: {', '.join([*names, *_ELSEWHERE])}"
+            f"{own.where}: rope_type={kind!r} knows no {', '.join(unknown)}; "
+            f"have: {', '.join([*known, *_ELSEWHERE])}"
         )
-    values = {key: _value(field, fields, own, max_positions) for key, field in names.items()}
-    if part is None:
+    values = {name: _setting(each, fields, own, max_positions) for name, each in known.items()}
+    settings = tuple(values.items())
+    if share is None:
         for each in (fields, own):
             each.only("partial_rotary_factor", None, 1.0)
-    rotary = Rotary(
-        theta=_agreed(fields, own, "rope_theta", 10_000.0),
-        max_positions=max_positions,
-        part=1.0 if part is None else _agreed(fields, own, "partial_rotary_factor", part),
-        scaling=SCALINGS[name](**values),
-    )
-    numbers = {"rope_theta": rotary.theta, "partial_rotary_factor": rotary.part, **values}
-    for key, value in numbers.items():
-        if isinstance(value, tuple):
-            bad = not all(isinstance(x, int | float) and x > 0 for x in value)
-        else:
-            bad = isinstance(value, int | float) and not isinstance(value, bool) and value <= 0
-        if bad:
+    values["rope_theta"] = theta = _agreed(fields, own, "rope_theta", 10_000.0)
+    if share is not None:
+        share = values["partial_rotary_factor"] = _agreed(
+            fields, own, "partial_rotary_factor", share
+        )
+    for key, value in values.items():
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(isinstance(x, int | float) and (x is False or x > 0) for x in numbers):
             raise UserError(f"{own.where}: {key} is {value}, want numbers above 0")
-    return rotary
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise UserError(
+            f"config.json: high_freq_factor is {values['high_freq_factor']}, want more than the "
+            f"low_freq_factor, {values['low_freq_factor']}"
+        )
+    return Rotary(theta, max_positions, 1.0 if share is None else share, kind, settings)
 
 
-def _have() -> str:
-    return ", ".join(SCALINGS)
-
-
-def _agreed(fields: Any, own: Any, key: str, default: float) -> float:
-    """A number that may stand at either place, or at both if it is the same."""
+def _agreed(fields: Fields, own: Fields, key: str, default: float) -> float:
+    """Reads a number that may stand at either place, or at both if it is the same."""
     outside = fields.get(key, float | None, None)
     inside = own.get(key, float | None, None)
     if inside is not None and outside is not None and inside != outside:
@@ -307,13 +279,13 @@ def _agreed(fields: Any, own: Any, key: str, default: float) -> float:
     return next((x for x in (inside, outside) if x is not None), default)
 
 
-def _value(field: dataclasses.Field, fields: Any, own: Any, max_positions: int) -> Any:
-    """One field of a stretch."""
-    if field.name == "original_max_position_embeddings":  # the model's own key goes first, as in HF
-        inside = own.get(field.name, int, max_positions)
-        return fields.get(field.name, int, inside)
-    if field.default is dataclasses.MISSING and field.name not in own.json:
-        raise UserError(f"{own.where}: {field.name} is missing")
-    if field.type is tuple:
-        return tuple(own.get(field.name, list, []))
-    return own.get(field.name, field.type, None)
+def _setting(each: inspect.Parameter, fields: Fields, own: Fields, max_positions: int) -> Any:
+    """Reads one setting of a scaling."""
+    if each.name == "original_max_position_embeddings":  # the model's own key goes first, as in HF
+        inside = own.get(each.name, int, max_positions)
+        return fields.get(each.name, int, inside)
+    if each.default is _REQUIRED and each.name not in own.json:
+        raise UserError(f"{own.where}: {each.name} is missing")
+    if each.annotation is tuple:
+        return tuple(own.get(each.name, list, []))
+    return own.get(each.name, each.annotation, None)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)

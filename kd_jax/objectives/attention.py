@@ -37,7 +37,7 @@ class Attention(pairwise.Pairwise):
                 f"make them the same, or compare their means with heads='mean'"
             )
 
-    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+    def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
         both = [pairwise.scores(x.q_BTHK, x.k_BTGK) for x in (student, teacher)]
         if self.kind == "kl":
             logs = (self._log_probs(x, visible_B1TS) for x in both)
@@ -60,9 +60,12 @@ def make(
     heads: str = "each",
     causal: bool = False,
 ) -> Attention:
-    """`kind`: scores_mse | kl; `layers`: uniform | last | pairs (student, teacher), from 1;
-    `heads`: each (head i with head i, as many in both) | mean (the means over the heads of each
-    model, of scores or probabilities, whose numbers may differ); `causal`: as the models are."""
+    """Makes the term.
+
+    `kind`: scores_mse | kl; `layers`: uniform | last | pairs (student, teacher), from 1; `heads`:
+    each (head i with head i, as many in both) | mean (the means over the heads of each model, of
+    scores or probabilities, whose numbers may differ); `causal`: as the models are.
+    """
     for name, value, have in (
         ("kind", kind, ("kl", "scores_mse")),
         ("heads", heads, ("each", "mean")),

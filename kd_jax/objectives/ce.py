@@ -15,15 +15,13 @@ class CrossEntropy(Divergence):
     has_temperature = False
 
     def sums(self, rows, temperature):
-        return rows.student.normaliser(1.0)
+        return rows.student.normalizer(1.0)
 
     def value(self, rows, sums, temperature):
-        return rows.student.log_normaliser(1.0, sums) - rows.student_at_label()
+        return rows.student.log_normalizer(1.0, sums) - rows.student_at_label()
 
     def grad(self, rows, sums, temperature):
         return rows.student.probs(1.0, sums) - jnp.where(rows.is_label(), 1.0, 0.0)
 
 
-def make() -> CrossEntropy:
-    """The cross-entropy term; it has no settings of its own."""
-    return CrossEntropy()
+make = CrossEntropy

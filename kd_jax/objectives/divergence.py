@@ -21,7 +21,7 @@ Sums = dict[Hashable, Array]
 
 
 class Softmax:
-    """Logits of one model (C, V), with the shifted exponentials that several terms share."""
+    """Holds one model's logits (C, V), with the shifted exponentials that several terms share."""
 
     def __init__(self, name: str, logits_CV: Array, max_C1: Array, powers: frozenset[int]):
         self.name = name
@@ -33,7 +33,7 @@ class Softmax:
         self._exps: dict[Hashable, Array] = {}
 
     def exp(self, temperature: Temperature) -> Array:
-        """exp((logits - max) / temperature), (C, V), computed once for each temperature."""
+        """Computes exp((logits - max) / temperature), (C, V), once for each temperature."""
         key = key_of(temperature)
         if key not in self._exps:
             root = min((k for k in self._powers if k > 1), default=None)
@@ -43,31 +43,45 @@ class Softmax:
                 self._exps[key] = jnp.exp(self.shifted_CV / temperature)
         return self._exps[key]
 
-    def normaliser(self, temperature: Temperature) -> Sums:
-        """The sum that `probs` and `log_normaliser` need, under a key that all terms share."""
+    def normalizer(self, temperature: Temperature) -> Sums:
+        """Names the sum that `probs` and `log_normalizer` need, by a key that all terms share."""
         return {(self.name, key_of(temperature)): self.exp(temperature)}
 
     def probs(self, temperature: Temperature, sums: Sums) -> Array:
-        """softmax(logits / temperature), (C, V)."""
+        """Computes softmax(logits / temperature), (C, V)."""
         return self.exp(temperature) / sums[self.name, key_of(temperature)]
 
-    def log_normaliser(self, temperature: Temperature, sums: Sums) -> Array:
-        """logsumexp(shifted logits / temperature), (C, 1)."""
+    def log_normalizer(self, temperature: Temperature, sums: Sums) -> Array:
+        """Computes logsumexp(shifted logits / temperature), (C, 1)."""
         return jnp.log(sums[self.name, key_of(temperature)])
 
     def log_probs(self, temperature: Temperature, sums: Sums) -> Array:
-        """log_softmax(logits / temperature), (C, V)."""
-        return self.shifted_CV / temperature - self.log_normaliser(temperature, sums)
+        """Computes log_softmax(logits / temperature), (C, V)."""
+        return self.shifted_CV / temperature - self.log_normalizer(temperature, sums)
+
+    def gap(self, other: Softmax, temperature: Temperature) -> Sums:
+        """Names the sum that `kl` needs besides the normalizers, of exp(s / T) (s - o), s and o
+        the shifted logits of this one and the other."""
+        gap_CV = self.shifted_CV - other.shifted_CV
+        return {("gap", self.name, other.name, key_of(temperature)): self.exp(temperature) * gap_CV}
+
+    def kl(self, other: Softmax, temperature: Temperature, sums: Sums) -> Array:
+        """Computes KL(this || other) of the softened distributions in nats, (C, 1)."""
+        key = key_of(temperature)
+        mean_gap_C1 = sums["gap", self.name, other.name, key] / sums[self.name, key] / temperature
+        return mean_gap_C1 + (
+            other.log_normalizer(temperature, sums) - self.log_normalizer(temperature, sums)
+        )
 
 
 def key_of(temperature: Temperature) -> Hashable:
-    """Equal static temperatures share their exponentials; traced ones go by identity."""
+    """Makes the key of a temperature: equal static ones share exponentials, traced ones do not."""
     return float(temperature) if isinstance(temperature, int | float) else id(temperature)
 
 
 @dataclasses.dataclass
 class Rows:
-    """One chunk: what a divergence may look at."""
+    """Holds one chunk: what a divergence may look at."""
 
     student: Softmax
     teacher: Softmax | None  # over as many ids as the student here
@@ -75,13 +89,13 @@ class Rows:
     whole_teacher: Softmax | None = None  # over all of its own ids
 
     def student_at_label(self) -> Array:
-        """The student's shifted logit of each row's label, (C, 1)."""
+        """Looks up the student's shifted logit of each row's label, (C, 1)."""
         labels_C1 = self.labels_C[:, None]
         logit_C1 = jnp.take_along_axis(self.student.logits_CV, labels_C1, axis=1)
         return logit_C1 - self.student.max_C1
 
     def is_label(self) -> Array:
-        """True at each row's label, (C, V)."""
+        """Marks each row's label, bool (C, V)."""
         ids_CV = jax.lax.broadcasted_iota(jnp.int32, self.student.logits_CV.shape, 1)
         return ids_CV == self.labels_C[:, None]
 
@@ -101,15 +115,15 @@ class Divergence:
     of_probabilities = True
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
-        """Arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""
+        """Lists arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""
         raise NotImplementedError
 
     def value(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
-        """The row's divergence in nats, (C, 1); `sums` holds (C, 1) arrays."""
+        """Computes each row's divergence in nats, (C, 1); `sums` holds (C, 1) arrays."""
         raise NotImplementedError
 
     def grad(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
-        """d value / d student logits, (C, V). By default traced: override where speed matters."""
+        """Computes d value / d student logits, (C, V), by tracing: override where speed matters."""
 
         def total(logits_CV):
             student = Softmax(rows.student.name, logits_CV, rows.student.max_C1, frozenset())
@@ -133,19 +147,12 @@ class Softened(Divergence):
     t_squared: bool = True
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
-        return {**rows.student.normaliser(temperature), **rows.teacher.normaliser(temperature)}
+        return {**rows.student.normalizer(temperature), **rows.teacher.normalizer(temperature)}
 
     def _factor(self, temperature: Temperature) -> Temperature:
-        """Of the value."""
+        """Computes the factor of the value."""
         return temperature**2 if self.t_squared else 1.0
 
     def _slope(self, temperature: Temperature) -> Temperature:
-        """Of the gradient, which has 1 / T from the softened logits."""
+        """Computes the factor of the gradient, which has 1 / T from the softened logits."""
         return temperature if self.t_squared else 1.0 / temperature
-
-
-def gap_sum(name: str, rows: Rows, mass: Softmax, other: Softmax, temperature: Temperature) -> Sums:
-    """Names the sum of e_m (m - o), m and o shifted logits and e_m the exponentials of m / T: with
-    the normalisers it gives KL(mass || other)."""
-    gap_CV = mass.shifted_CV - other.shifted_CV
-    return {(name, rows.student.name, key_of(temperature)): mass.exp(temperature) * gap_CV}

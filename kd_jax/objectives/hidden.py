@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layer_map as maps
 from kd_jax.precision import HIGHEST
-from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+from kd_jax.types import Array, Batch, ModelSpec, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Hidden:
+class Hidden(maps.LayerTerm):
     """Mean over the pairs and over all tokens but padding.
 
     mse: mean_d (P h_s - h_t)^2, in squared hidden units; cosine: 1 - cos(P h_s, h_t). P is a
@@ -28,18 +28,15 @@ class Hidden:
     layers: str | maps.Pairs
     shared_projection: bool
 
-    needs_teacher = True
+    name, first = "hidden", 0
 
-    def _pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        return maps.pairs("hidden", self.layers, student, teacher, first=0)
-
-    def _projection(self, i: int) -> str:
-        return "shared" if self.shared_projection else f"pair_{i}"
+    def _projection(self, number: int) -> str:
+        return "shared" if self.shared_projection else f"pair_{number}"
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Projections {"pair_i" or "shared": {"kernel": (Ds, Dt)}}, Glorot uniform; {} where
+        """Draws projections {"pair_i" or "shared": {"kernel": (Ds, Dt)}}, Glorot uniform; {} where
         widths agree."""
-        pairs = self._pairs(student, teacher)
+        pairs = self.pairs(student, teacher)
         if student.width == teacher.width:
             return {}
         count = 1 if self.shared_projection else len(pairs)
@@ -48,26 +45,15 @@ class Hidden:
         shape = (student.width, teacher.width)
         return {self._projection(i): {"kernel": glorot(keys[i], shape)} for i in range(count)}
 
-    def weights(self, batch: Batch) -> Array:
-        """The tokens that count, (B, T)."""
-        return batch.mask_BT
+    def _projected(self, params: Params, number: int, states: Array) -> Array:
+        ours_BTD = states.astype(jnp.float32)
+        if not params:
+            return ours_BTD
+        kernel = params[self._projection(number)]["kernel"]
+        return jnp.einsum("bts,sd->btd", ours_BTD, kernel, precision=HIGHEST)
 
-    def total(
-        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> Array:
-        """The weighted sum over this batch's tokens, a float32 scalar."""
-        pairs = self._pairs(maps.spec_of(student), maps.spec_of(teacher))
-        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for i, (s, t) in enumerate(pairs):
-            ours_BTD = student.hidden[s].astype(jnp.float32)
-            theirs_BTD = teacher.hidden[t].astype(jnp.float32)
-            if params:
-                kernel = params[self._projection(i)]["kernel"]
-                ours_BTD = jnp.einsum("bts,sd->btd", ours_BTD, kernel, precision=HIGHEST)
-            rows_BT += self._distance(ours_BTD, theirs_BTD)
-        return jnp.sum(rows_BT * batch.mask_BT) / len(pairs)
-
-    def _distance(self, ours_BTD: Array, theirs_BTD: Array) -> Array:
+    def _distance(self, student: Array, teacher: Array, batch: Batch) -> Array:
+        ours_BTD, theirs_BTD = student, teacher.astype(jnp.float32)
         if self.kind == "mse":
             return jnp.mean(jnp.square(ours_BTD - theirs_BTD), axis=-1)
         dot_BT = jnp.sum(ours_BTD * theirs_BTD, axis=-1)
@@ -78,8 +64,8 @@ class Hidden:
 def make(
     kind: str = "mse", layers: str | maps.Pairs = "uniform", shared_projection: bool = False
 ) -> Hidden:
-    """`kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0 being the
-    embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
+    """Makes the term. `kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0
+    being the embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")
     return Hidden(kind, maps.read("hidden", layers), shared_projection)

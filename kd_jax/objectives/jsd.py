@@ -1,4 +1,4 @@
-"""`jsd`: generalised Jensen-Shannon divergence, between forward and reverse KL.
+"""`jsd`: generalized Jensen-Shannon divergence, between forward and reverse KL.
 
 Agarwal et al., "On-Policy Distillation of Language Models" (GKD), arXiv:2306.13649, eq. 1. As
 published it vanishes at both ends of beta, where implementations jump to the two KLs; divided by
@@ -16,12 +16,12 @@ from kd_jax.ranges import Real
 
 
 def _log(ratio, u):
-    """log(ratio), ratio = 1 + u: each of the two is exact where the other is rounded away."""
+    """Computes log(ratio), ratio = 1 + u: each is exact where the other is rounded away."""
     return jnp.where(u < -0.5, jnp.log(ratio), jnp.log1p(u))
 
 
 def _excess(ratio, u):
-    """u - log(1 + u), exact where the two nearly cancel."""
+    """Computes u - log(1 + u), exactly where the two nearly cancel."""
     series = u * u * (0.5 - u * (1.0 / 3.0 - u * (0.25 - u * 0.2)))
     return jnp.where(jnp.abs(u) < 0.03, series, u - _log(ratio, u))
 
@@ -34,7 +34,7 @@ class JensenShannon(Softened):
     scaled: bool = True
 
     def _mixture(self, rows, sums, temperature):
-        """p, q, and the mixture over each of them: (m / p, m / p - 1), (m / q, m / q - 1)."""
+        """Computes p, q, and the mixture over each: (m / p, m / p - 1), (m / q, m / q - 1)."""
         tiny, b = jnp.finfo(jnp.float32).tiny, self.beta
         p_CV = jnp.maximum(rows.student.probs(temperature, sums), tiny)
         q_CV = jnp.maximum(rows.teacher.probs(temperature, sums), tiny)
@@ -62,7 +62,7 @@ class JensenShannon(Softened):
 
 
 def make(beta: float = 0.5, scaled: bool = True, t_squared: bool = True) -> Divergence:
-    """`beta` 0 is forward KL, 1 is reverse KL; `scaled=False` gives the published values."""
+    """Makes the term: `beta` 0 is forward KL, 1 reverse KL; `scaled=False` is as published."""
     Real(least=0, most=1).check(beta, "objective jsd: beta")
     if beta == 0.0:
         return ForwardKL(t_squared)

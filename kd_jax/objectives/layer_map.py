@@ -1,4 +1,4 @@
-"""Layer maps: which of the teacher's layers each of the student's learns from.
+"""Layer maps: which of the teacher's layers each of the student's learns from, and terms by them.
 
 Layers count from 1, so that layer i ends in hidden state i; 0 is the embedding output. A map is
 
@@ -9,9 +9,13 @@ Layers count from 1, so that layer i ends in hidden state i; 0 is the embedding 
 """
 
 import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.types import ModelOutput, ModelSpec
+from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -34,11 +38,6 @@ def read(
     return found
 
 
-def spec_of(output: ModelOutput) -> ModelSpec:
-    """Reads the width and the number of layers from hidden states."""
-    return ModelSpec(output.hidden[0].shape[-1], len(output.hidden) - 1)
-
-
 def pairs(
     objective: str, layers: str | Pairs, student: ModelSpec, teacher: ModelSpec, first: int = 1
 ) -> Pairs:
@@ -57,3 +56,53 @@ def pairs(
                 f"{teacher.num_layers}"
             )
     return layers
+
+
+class LayerTerm:
+    """Base of the terms that compare layers: the mean of `_distance` over the pairs of the layer
+    map, summed over what counts, tokens or rows. Subclasses are frozen dataclasses with the setting
+    `layers`."""
+
+    needs_teacher = True
+    name: str
+    layers: str | Pairs
+    first = 1  # number of the first layer that there is
+
+    def pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
+        """Lists the (student, teacher) layers that are compared; raises UserError where there are
+        no such layers."""
+        return pairs(self.name, self.layers, student, teacher, self.first)
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
+        """Draws the parameters of the term itself, {} for most; raises UserError where the models
+        do not suit."""
+        self.pairs(student, teacher)
+        return {}
+
+    def weights(self, batch: Batch) -> Array:
+        """Tells which tokens count, (B, T), or which rows, (B,)."""
+        return batch.mask_BT
+
+    def total(
+        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> Array:
+        """Computes the weighted sum over this batch, a float32 scalar."""
+        ours, theirs = self._states(student), self._states(teacher)
+        compared = self.pairs(*(ModelSpec(0, len(states) - 1) for states in (ours, theirs)))
+        each = (
+            self._distance(self._projected(params, number, ours[s]), theirs[t], batch)
+            for number, (s, t) in enumerate(compared)
+        )
+        return jnp.sum(sum(each) * self.weights(batch)) / len(compared)
+
+    def _states(self, output: ModelOutput) -> Sequence[Any]:
+        """Finds what is compared, by the number of the layer; 0 is the embedding output."""
+        return output.hidden
+
+    def _projected(self, params: Params, number: int, states: Any) -> Any:
+        """Maps the student's states of pair `number` to the teacher's width."""
+        return states
+
+    def _distance(self, student: Any, teacher: Any, batch: Batch) -> Array:
+        """Computes the distance of one pair of layers for each token or row."""
+        raise NotImplementedError

@@ -50,7 +50,7 @@ class OutsideMass(_Measure):
     def sums(self, rows, temperature):
         probs_CV = rows.whole_teacher.exp(1.0)
         shared = rows.teacher.logits_CV.shape[1]
-        return rows.whole_teacher.normaliser(1.0) | {"outside": probs_CV[:, shared:]}
+        return rows.whole_teacher.normalizer(1.0) | {"outside": probs_CV[:, shared:]}
 
     def value(self, rows, sums, temperature):
         return sums["outside"] / sums[rows.whole_teacher.name, key_of(1.0)]

@@ -4,60 +4,47 @@ Padding is neither a query nor a key, and a causal model's query has no later ke
 the keys that are left, so that neither padding nor the mask changes a value.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.objectives.layer_map import Pairs, pairs
+from kd_jax.objectives.layer_map import LayerTerm
 from kd_jax.precision import HIGHEST
 from kd_jax.types import Array, Batch, Heads, ModelOutput, ModelSpec, Params
 
 _MASKED = -1e9
 
 
-class Pairwise:
-    """A term on what layers' attention compares: the mean of `_distance` over the pairs of the
-    layer map, summed over all tokens but padding. Subclasses have these settings."""
+class Pairwise(LayerTerm):
+    """Base of the terms on what layers' attention compares. Subclasses have these settings."""
 
-    needs_teacher = True
-    name: str
-    layers: str | Pairs
     causal: bool
 
     def _check(self, student: int, teacher: int) -> None:
         """Raises UserError where layers with so many heads do not compare."""
         raise NotImplementedError
 
-    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
-        """The distance of one pair of layers at each query, (B, T)."""
+    def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+        """Computes the distance of one pair of layers at each query, (B, T)."""
         raise NotImplementedError
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where the models' layers, heads or kinds do not suit."""
+        """Returns {}; raises UserError where the models' layers, heads or kinds do not suit."""
         check_causal(self.name, self.causal, student, teacher)
         if student.num_heads and teacher.num_heads:
             self._check(student.num_heads, teacher.num_heads)
-        pairs(self.name, self.layers, student, teacher)
-        return {}
+        return super().init(key, student, teacher)
 
-    def weights(self, batch: Batch) -> Array:
-        """The tokens that count, (B, T)."""
-        return batch.mask_BT
+    def _states(self, output: ModelOutput) -> Sequence[Heads | None]:
+        return None, *output.attention
 
-    def total(
-        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> Array:
-        """The weighted sum over this batch's tokens, a float32 scalar."""
-        visible_B1TS = visible(batch.mask_BT, self.causal)
-        specs = (ModelSpec(0, len(out.attention)) for out in (student, teacher))
-        compared = pairs(self.name, self.layers, *specs)
-        rows_BT = jnp.zeros(batch.mask_BT.shape, jnp.float32)
-        for s, t in compared:
-            # Keys and values that heads share count for each of them.
-            ours, theirs = student.attention[s - 1].spread(), teacher.attention[t - 1].spread()
-            self._check(ours.q_BTHK.shape[2], theirs.q_BTHK.shape[2])
-            rows_BT += self._distance(ours, theirs, visible_B1TS)
-        return jnp.sum(rows_BT) / len(compared)
+    def _distance(self, student: Heads, teacher: Heads, batch: Batch) -> Array:
+        # Keys and values that heads share count for each of them.
+        ours, theirs = student.spread(), teacher.spread()
+        self._check(ours.q_BTHK.shape[2], theirs.q_BTHK.shape[2])
+        return self._compare(ours, theirs, visible(batch.mask_BT, self.causal))
 
 
 def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:

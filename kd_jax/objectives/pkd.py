@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.objectives import layer_map as maps
-from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+from kd_jax.types import Array, Batch, ModelSpec, Params
 
 
 def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
@@ -36,39 +36,34 @@ def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class Patient:
+class Patient(maps.LayerTerm):
     """Mean over rows, layer pairs and units of (h_s / |h_s| - h_t / |h_t|)^2, h the hidden state
     of token 0; at most 4 / D."""
 
     layers: str | maps.Pairs
 
-    needs_teacher = True
+    name = "pkd"
+
+    def pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
+        """Lists the (student, teacher) layers that are compared."""
+        return layer_pairs(self.layers, student, teacher)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """{}; raises UserError where widths differ or there are no such layers."""
+        """Returns {}; raises UserError where widths differ or there are no such layers."""
         if student.width != teacher.width:
             raise UserError(
                 f"objective pkd: the student is {student.width} wide and the teacher "
                 f"{teacher.width}, and states are compared as they are: use objective.hidden, "
                 "which projects"
             )
-        layer_pairs(self.layers, student, teacher)
-        return {}
+        return super().init(key, student, teacher)
 
     def weights(self, batch: Batch) -> Array:
-        """The rows that count, (B,): those that have a first token."""
+        """Tells which rows count, (B,): those that have a first token."""
         return batch.mask_BT[:, 0]
 
-    def total(
-        self, params: Params, student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> Array:
-        """The weighted sum over this batch's rows, a float32 scalar."""
-        pairs = layer_pairs(self.layers, maps.spec_of(student), maps.spec_of(teacher))
-        rows_B = jnp.zeros(batch.mask_BT.shape[0], jnp.float32)
-        for s, t in pairs:
-            gap_BD = _direction(student.hidden[s]) - _direction(teacher.hidden[t])
-            rows_B += jnp.mean(jnp.square(gap_BD), axis=-1)
-        return jnp.sum(rows_B * self.weights(batch)) / len(pairs)
+    def _distance(self, student: Array, teacher: Array, batch: Batch) -> Array:
+        return jnp.mean(jnp.square(_direction(student) - _direction(teacher)), axis=-1)
 
 
 def _direction(hidden_BTD: Array) -> Array:
@@ -77,5 +72,5 @@ def _direction(hidden_BTD: Array) -> Array:
 
 
 def make(layers: str | maps.Pairs = "skip") -> Patient:
-    """`layers`: skip | last (see `layer_pairs`) | pairs (student, teacher), from 1."""
+    """Makes the term. `layers`: skip | last (see `layer_pairs`), or pairs (student, teacher)."""
     return Patient(maps.read("pkd", layers, ("skip", "last")))

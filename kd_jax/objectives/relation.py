@@ -41,7 +41,7 @@ class Relation(pairwise.Pairwise):
                 f"set relation_heads to a number that divides both widths"
             )
 
-    def _distance(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
+    def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
         ours, theirs = self._parts(student, "student"), self._parts(teacher, "teacher")
         rows_BT = jnp.float32(0.0)
         for m, n in self.relations:

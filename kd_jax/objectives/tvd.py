@@ -31,6 +31,4 @@ class TotalVariation(Softened):
         return 0.5 * self._slope(temperature) * p_CV * (sign_CV - mean_C1)
 
 
-def make(t_squared: bool = True) -> TotalVariation:
-    """`t_squared` multiplies by T^2 (the default)."""
-    return TotalVariation(t_squared)
+make = TotalVariation

@@ -1,7 +1,11 @@
-"""What a compiled program costs, on one of its devices: matrix products and collectives.
+"""Reads a compiled program, HLO text (`compiled.as_text()`), and counts what it costs on one of its
+devices: matrix products and collectives.
 
-XLA's own `cost_analysis()` counts the body of a loop once and says nothing of collectives. Here
-each instruction of the program's text counts as often as it runs.
+XLA's own `cost_analysis()` counts the body of a loop once and does not report collectives. Here
+each instruction of the text counts as often as it runs. XLA notes a loop's trip count on some
+platforms only (not on TPU). Elsewhere it follows from the integers that the loop's condition
+compares, so a small interpreter traces integers through the program: through tuples, fusions, calls
+and the arguments of loops.
 """
 
 from __future__ import annotations
@@ -11,11 +15,15 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 
-from kd_jax.plans.hlo import Computation, Frame, Instruction, arrays, main_frame, num_bytes
-
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*-> .*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
     r"|collective-broadcast)(-start)?"
@@ -46,6 +54,7 @@ class Cost:
     unbounded: list[str] = dataclasses.field(default_factory=list)  # loops that were counted once
 
     def add(self, other: Cost, times: int = 1) -> None:
+        """Adds what a part costs that runs so many times."""
         self.flops += times * other.flops
         for collective, count in other.collectives.items():
             self.collectives[collective] += times * count
@@ -72,18 +81,180 @@ def cost(text: str) -> Cost:
     return _cost(main_frame(text), set())
 
 
+def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Reads the arrays in an HLO shape: "(f32[8]{0}, s32[])" -> [("f32", (8,)), ("s32", ())]."""
+    return [
+        (dtype, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
+        for dtype, dims in _ARRAY.findall(shape)
+    ]
+
+
+def num_bytes(shape: str) -> int:
+    """Counts the bytes of all arrays in an HLO shape, without the padding of a layout."""
+    bits = 0
+    for dtype, dims in arrays(shape):
+        width = re.search(r"\d+", dtype)  # bf16, f8e4m3fn, s4; tokens hold nothing
+        bits += math.prod(dims) * (int(width[0]) if width else 8 * (dtype == "pred"))
+    return bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """`name = shape opcode(operands), attributes`; `literal` is the text of the operands, which
+    is all there is to a constant or a parameter's number."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    literal: str
+    attributes: str
+    is_root: bool  # of its computation, whose result it is
+
+    def attribute(self, name: str) -> str:
+        """Reads the value of `name=...` without braces and a name's %; "" if not there."""
+        found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
+        return found[1].strip("{}").replace("%", "") if found else ""
+
+    @property
+    def called(self) -> str:
+        """The computation that a fusion, a call or the start of an asynchronous pair runs."""
+        return self.attribute("to_apply" if self.opcode == "call" else "calls")
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A computation as one instruction runs it.
+
+    `argument(number, element)` is the integer at that element of that parameter (element None:
+    the parameter itself), None where it does not follow from constants.
+    """
+
+    computations: dict[str, Computation]
+    name: str
+    argument: Callable[[int, int | None], int | None] = lambda number, element: None
+
+    @property
+    def instructions(self) -> Computation:
+        return self.computations[self.name]
+
+    @property
+    def root(self) -> Instruction:
+        return next(op for op in self.instructions.values() if op.is_root)
+
+    def shapes(self, op: Instruction) -> list[str]:
+        """Lists the shapes of an instruction's operands."""
+        return [self.instructions[name].shape for name in op.operands]
+
+    def enter(self, op: Instruction) -> Frame:
+        """Enters the computation that `op` calls, with its operands as arguments."""
+        return Frame(self.computations, op.called, lambda n, i: self.value(op.operands[n], i))
+
+    def result(self, element: int | None = None) -> int | None:
+        """Computes the integer that is the computation's result, or an element of it."""
+        return self.value(self.root.name, element)
+
+    def value(self, name: str, element: int | None = None) -> int | None:
+        """Computes the integer `name`, or an element of the tuple `name`, None where it does not
+        follow from constants. A comparison is worth left - right."""
+        op = self.instructions[name]
+        if op.opcode == "parameter":
+            return self.argument(int(op.literal), element)
+        if op.opcode in ("copy", "bitcast", "convert", "reshape", "opt-barrier"):
+            return self.value(op.operands[0], element)
+        if op.called:
+            return self.enter(op).result(element)
+        if op.opcode == "tuple" and element is not None:
+            return self.value(op.operands[element])
+        if element is not None:
+            return None
+        if op.opcode == "get-tuple-element":
+            return self.value(op.operands[0], int(op.attribute("index")))
+        if op.opcode == "constant" and re.fullmatch(r"-?\d+", op.literal):
+            return int(op.literal)
+        if op.opcode in ("add", "subtract", "multiply", "compare"):
+            left, right = (self.value(operand) for operand in op.operands)
+            if left is None or right is None:
+                return None
+            return {"add": left + right, "multiply": left * right}.get(op.opcode, left - right)
+        return None
+
+    def loop(self, op: Instruction) -> tuple[Frame, Frame, int | None]:
+        """Gives body, condition and trips of a `while`; trips are None where data decide."""
+
+        def start(number: int, element: int | None) -> int | None:
+            return self.value(op.operands[0], element)
+
+        first = Frame(self.computations, op.attribute("body"), start)
+
+        def second(number: int, element: int | None) -> int | None:
+            return first.result(element)
+
+        def constant(number: int, element: int | None) -> int | None:
+            value = start(number, element)
+            return value if value == second(number, element) else None
+
+        condition = Frame(self.computations, op.attribute("condition"), start)
+        if known := _TRIPS.search(op.attributes):
+            trips = int(known[1])
+        else:
+            trips = _trips(condition, dataclasses.replace(condition, argument=second))
+        body, condition = (dataclasses.replace(f, argument=constant) for f in (first, condition))
+        return body, condition, trips
+
+
+def main_frame(text: str) -> Frame:
+    """Parses a program and gives its entry."""
+    computations: dict[str, Computation] = {}
+    entry = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            root, name, shape, opcode, rest = found.groups()
+            literal, _, attributes = rest.partition(")")
+            operands = tuple(_NAME.findall(literal))
+            current[name] = Instruction(
+                name, shape, opcode, operands, literal, attributes, bool(root)
+            )
+    return Frame(computations, entry)
+
+
+def _trips(first: Frame, second: Frame) -> int | None:
+    """Computes the trips of a loop from its condition at the first and at the second trip: the
+    integers that it compares come nearer by the same amount in each trip."""
+    distance, next_distance = first.result(), second.result()
+    if distance is None or next_distance is None:
+        return None
+    step = next_distance - distance
+    while first.root.called:
+        first = first.enter(first.root)
+    direction = first.root.attribute("direction")
+    if direction in ("GT", "GE"):
+        distance, step = -distance, -step
+    if direction in ("LE", "GE"):
+        distance -= 1
+    if direction not in ("LT", "LE", "GT", "GE", "NE"):
+        return None
+    if distance == 0 or (distance > 0 and direction != "NE"):
+        return 0
+    if distance * step >= 0:
+        return None  # for ever
+    return math.ceil(-distance / step)
+
+
 def _cost(frame: Frame, chains: set[str]) -> Cost:
     total = Cost()
-    for op in frame.computation.instructions.values():
-        if op.opcode == "dot":
-            total.flops += _dot_flops(frame.computation, op)
-        elif op.opcode == "convolution":
-            total.flops += _convolution_flops(frame.computation, op)
-        elif op.opcode == "custom-call":
-            total.flops += _attention_flops(frame.computation, op)
+    for op in frame.instructions.values():
+        if op.opcode in _FLOPS:
+            total.flops += _FLOPS[op.opcode](frame, op)
         elif kind := _COLLECTIVE.fullmatch(op.opcode):
             if _begins(op, chains):
-                total.collectives[_collective(frame.computation, op, kind[1])] += 1
+                total.collectives[_collective(frame, op, kind[1])] += 1
         elif op.opcode == "while":
             body, condition, trips = frame.loop(op)
             if trips is None:
@@ -100,43 +271,40 @@ def _cost(frame: Frame, chains: set[str]) -> Cost:
     return total
 
 
-def _dot_flops(computation: Computation, op: Instruction) -> int:
-    (_, lhs), *_ = arrays(computation.shapes(op)[0])
+def _dot_flops(frame: Frame, op: Instruction) -> int:
+    (_, lhs), *_ = arrays(frame.shapes(op)[0])
     (_, out), *_ = arrays(op.shape)
     contracted = [int(dim) for dim in op.attribute("lhs_contracting_dims").split(",") if dim]
     return 2 * math.prod(out) * math.prod(lhs[dim] for dim in contracted)
 
 
-def _convolution_flops(computation: Computation, op: Instruction) -> int:
-    """On TPU matrix products are convolutions, a batched one with a dilated window most of whose
-    taps fall into gaps: only taps that meet an element of the input are multiplications."""
+def _convolution_flops(frame: Frame, op: Instruction) -> int:
+    """Counts a convolution: on TPU matrix products are such, a batched one with a dilated window
+    most of whose taps fall into gaps. Only taps that meet an element of the input multiply."""
     labels = re.split("_|->", op.attribute("dim_labels"))  # such as 0b1f_0o1i->01bf
-    shapes = [arrays(shape)[0][1] for shape in (*computation.shapes(op), op.shape)]
+    shapes = [arrays(shape)[0][1] for shape in (*frame.shapes(op), op.shape)]
     lhs, rhs, out = (dict(zip(*pair, strict=True)) for pair in zip(labels, shapes, strict=True))
     window = dict(re.findall(r"(\w+)=(\S+)", op.attribute("window")))
     taps = 1
     for dim in map(str, range(len(out) - 2)):
-        stride, lhs_dilation, rhs_dilation = (
-            int(window[key].split("x")[int(dim)]) if key in window else 1
-            for key in ("stride", "lhs_dilate", "rhs_dilate")
+        stride, lhs_dilation, rhs_dilation, padding = (
+            int(window[key].split("x")[int(dim)].split("_")[0]) if key in window else default
+            for key, default in (("stride", 1), ("lhs_dilate", 1), ("rhs_dilate", 1), ("pad", 0))
         )
-        padding = window["pad"].split("x")[int(dim)].split("_")[0] if "pad" in window else 0
-        taps *= _taps(
-            lhs[dim], rhs[dim], out[dim], stride, int(padding), lhs_dilation, rhs_dilation
-        )
+        taps *= _taps(lhs[dim], rhs[dim], out[dim], stride, padding, lhs_dilation, rhs_dilation)
     return 2 * out["b"] * out["f"] * rhs["i"] * taps
 
 
 @functools.cache
 def _taps(lhs, rhs, out, stride, padding, lhs_dilation, rhs_dilation) -> int:
-    """Pairs of an output and a kernel position along one dimension that meet an input element."""
+    """Counts pairs of an output and a kernel position in one dimension that meet an input."""
     at = np.arange(out)[:, None] * stride + np.arange(rhs) * rhs_dilation - padding
     return int(np.sum((at >= 0) & (at % lhs_dilation == 0) & (at // lhs_dilation < lhs)))
 
 
-def _attention_flops(computation: Computation, op: Instruction) -> int:
-    """cuDNN's fused attention: scores and values forward; backward the scores again and the four
-    gradients. No other custom call of ours multiplies matrices."""
+def _attention_flops(frame: Frame, op: Instruction) -> int:
+    """Counts cuDNN's fused attention: scores and values forward; backward the scores again and the
+    four gradients. No other custom call of ours multiplies matrices."""
     target = op.attribute("custom_call_target")
     if "__cudnn$fmha" not in target:
         return 0
@@ -144,14 +312,21 @@ def _attention_flops(computation: Computation, op: Instruction) -> int:
         r'"intermediate_tensor_shape".*?"dimensions": ?\[(.*?)\]', op.attributes
     )
     batch, heads, queries, keys = map(int, re.findall(r"\d+", scores_BHTS[1]))
-    (_, query), *_ = arrays(computation.shapes(op)[0])
+    (_, query), *_ = arrays(frame.shapes(op)[0])
     products = 5 if "Backward" in target else 2
     return products * 2 * math.prod(query) * keys
 
 
+_FLOPS = {
+    "dot": _dot_flops,
+    "convolution": _convolution_flops,
+    "custom-call": _attention_flops,
+}
+
+
 def _begins(op: Instruction, chains: set[str]) -> bool:
-    """False for the later pieces of a collective that TPU's compiler cut up to hide it behind
-    matrix products: the pieces are whole instructions that share a chain."""
+    """Tells the first piece from the later ones of a collective that TPU's compiler cut up to hide
+    it behind matrix products: the pieces are whole instructions that share a chain."""
     chain = re.search(r'chain_id="(\d+)"', op.attributes)
     if chain and chain[1] in chains:
         return False
@@ -159,8 +334,8 @@ def _begins(op: Instruction, chains: set[str]) -> bool:
     return True
 
 
-def _collective(computation: Computation, op: Instruction, kind: str) -> Collective:
-    side = arrays(", ".join(computation.shapes(op)))
+def _collective(frame: Frame, op: Instruction, kind: str) -> Collective:
+    side = arrays(", ".join(frame.shapes(op)))
     if kind == "all-gather":
         start = len(side) if op.opcode == "all-gather-start" else 0  # operands come before results
         side = arrays(op.shape)[start:]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.report import plots, report, runs, table
+from kd_jax.report import page, plots, report, runs, table
 from kd_jax.report.runs import Run
 from kd_jax.report.table import Table
 
@@ -31,29 +31,28 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
     groups = group([runs.read(workdir) for workdir in workdirs])
     found = [run for members in groups.values() for run in members]
     split = _agree("splits", found, lambda run: str(run.results.get("split"))) + " split"
-    _agree("tasks", found, report.task_of)
-    primary = _agree("primary figures", found, lambda run: run.results.get("primary", "loss"))
+    _agree("tasks", found, lambda run: run.task)
+    _agree("primary figures", found, lambda run: run.results.get("primary", "loss"))
 
-    figures = {label: [run.stages for run in members] for label, members in groups.items()}
-    tables = [
-        table.of_runs(members, f"{label}, {split}", primary) for label, members in figures.items()
-    ]
+    results = {label: [run.results for run in members] for label, members in groups.items()}
+    tables = [table.of_runs(each, f"{label}, {split}") for label, each in results.items()]
     if len(groups) > 1:
-        title = f"{len(groups)} configurations, {split}: mean ± standard deviation over seeds"
-        tables.append(table.of_groups(figures, title, primary))
+        tables.append(table.of_groups(results))
 
     curves = {
-        label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
+        label: [(run.results, runs.curves(run.workdir)) for run in members]
+        for label, members in groups.items()
     }
     folder, command = epath.Path(out), ["python", "-m", "kd_jax.compare", *workdirs, "--out", out]
     made = f"Made on {datetime.date.today().isoformat()} by {shlex.join(command)}"
-    page = report.build(groups, curves, made)
-    pictures = plots.draw(curves, folder)
-    if scatters := report.scatters(figures, primary):
-        pictures.append(plots.save(plots.sheet(scatters), folder / report.TRADE_OFF))
-    (folder / "report.html").write_text(page.html())
-    (folder / "report.md").write_text(page.markdown())
-    return tables, [str(folder / "report.html"), str(folder / "report.md"), *pictures]
+    pictures = plots.curves(curves) | plots.trade_off(curves)
+    text = report.build(groups, pictures, made)
+    subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
+    files = plots.draw(pictures, subject, folder)
+    student = runs.roles(found[0].results).student
+    (folder / "report.html").write_text(page.write(text, pictures, student))
+    (folder / "report.md").write_text(text)
+    return tables, [str(folder / "report.html"), str(folder / "report.md"), *files]
 
 
 def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:

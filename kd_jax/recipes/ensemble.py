@@ -1,9 +1,9 @@
-"""Sequential ensembles: round after round a new student is trained so that its mean with the frozen
+"""Trains a sequential ensemble: round after round a new student, so that its mean with the frozen
 members before it meets the teacher; then it joins them.
 
 "Distilling Large Language Models into Small LM Ensembles" (slm_ensembles, a PyTorch system). Here a
-step costs the same in every round: all rounds read the same rows of text, in another order; what
-the teacher says of them is computed once, and the members' mean once a round (stages/recall.py).
+step costs the same in every round: all rounds read the same rows of text, in another order; the
+teacher's logits of them are computed once, the members' mean once a round (stages/recall.py).
 config.ensemble and config.rounds: see kd_jax/stages/round.py.
 
 A round that is done has results.json in its folder RUN/round_N; nothing else says so.
@@ -11,13 +11,12 @@ A round that is done has results.json in its folder RUN/round_N; nothing else sa
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
 import time
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import storage
@@ -52,9 +51,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     past = past_members(built)
     teacher = given_params(built, "teacher")
     data = built.task.prepare()
-    place.begin(config, built, data)
-    for line in built.shapes():
-        log.info("%s", line)
+    place.begin(built, data)
     wandb_run = workdir.open_wandb(config, folder)
     training = Rounds(built, teacher, wandb_run)
     found, members = [], list(past)
@@ -69,11 +66,11 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         "steps": config.rounds * this.steps,
         "training_flops": training_flops(built, this, len(past)),
     }
-    results = place.about(config) | {
-        "models": {k: {"name": m.name, "commit": m.commit} for k, m in built.models.items()},
-        "data": data,
-        "split": built.split,
-        "stages": _stages(training.of_teacher, found[-1], learned),
+    last = {"student": found[-1]["student"], "ensemble": found[-1]["ensemble"]}
+    last |= {"learned": learned} if learned else {}
+    results = place.about(built, data) | {
+        "roles": {"teacher": "teacher", "student": "ensemble"},
+        "stages": {"teacher": training.of_teacher} | last,
         "weights": weights,
         "rounds": found,
         "trend": _trend(found),
@@ -90,51 +87,37 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     return results
 
 
-def _stages(
-    teacher: dict[str, Any], last: dict[str, Any], learned: dict[str, Any] | None
-) -> dict[str, dict[str, Any]]:
-    """Teacher, the last student alone, and the ensemble, as other recipes report their stages."""
-    found = {"teacher": teacher, "student": last["student"], "ensemble": last["ensemble"]}
-    return found | ({"learned": learned} if learned else {})
-
-
 def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of the ensemble's loss and KL over its size; {} for fewer than three rounds."""
+    """Fits the ensemble's loss and KL over its size; {} for fewer than three rounds."""
     sizes = [each["members"] for each in found]
     made = {
         name: pictures.trend(sizes, [each["ensemble"][name] for each in found])
         for name in ("loss", "kl")
     }
-    return {name: dataclasses.asdict(each) for name, each in made.items() if each is not None}
+    return {name: each for name, each in made.items() if each}
 
 
 def past_members(this: Run) -> list[Params]:
-    """The members of config.ensemble.past_run_dirs, in the order in which they were trained.
+    """Reads the members of config.ensemble.past_run_dirs, in the order in which they were trained.
 
     Raises UserError naming the run, or the round of it, that cannot be taken.
     """
-    found = []
+    found, where = [], "config.ensemble.past_run_dirs"
+    like = abstract_state(this, this.principal)
     for folder in this.config.ensemble.past_run_dirs:
         run = runs.read(folder)
         if "rounds" not in run.results:
-            raise UserError(f"config.ensemble.past_run_dirs: {folder} is no run of an ensemble")
+            raise UserError(f"{where}: {folder} is no run of an ensemble")
         theirs = run.results["models"]["student"]["name"]
         for number in range(1, len(run.results["rounds"]) + 1):
-            found.append(_member(this, run.workdir / f"round_{number}", theirs))
+            round_ = run.workdir / f"round_{number}"
+            with contextlib.closing(Checkpoints(round_ / "checkpoints", keep=None)) as checkpoints:
+                if checkpoints.best is None:
+                    raise UserError(f"{where}: {round_} has no checkpoint")
+                if not checkpoints.fits(checkpoints.best, like):
+                    raise UserError(
+                        f"{where}: {round_} holds a {theirs}, which does not fit the student of "
+                        f"this run; members have one architecture"
+                    )
+                found.append(checkpoints.restore(checkpoints.best, like).params["student"])
     return found
-
-
-def _member(this: Run, folder: epath.Path, theirs: str) -> Params:
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    if checkpoints.best is None:
-        raise UserError(f"config.ensemble.past_run_dirs: {folder} has no checkpoint")
-    like = abstract_state(this, this.principal)
-    try:
-        if not checkpoints.fits(checkpoints.best, like):
-            raise UserError(
-                f"config.ensemble.past_run_dirs: {folder} holds a {theirs}, which does not fit "
-                f"the student of this run; members have one architecture"
-            )
-        return checkpoints.restore(checkpoints.best, like).params["student"]
-    finally:
-        checkpoints.close()

@@ -5,7 +5,7 @@ was given (run/subject.py), or a file of predictions that any system may have wr
     report["acc"], made.write("out/")
 
 Tasks are of three kinds. Language modelling (mlm, clm, chat) gives loss, perplexity and accuracy on
-held-out text, with a teacher also the divergence from it and how often both choose the same token.
+held-out text, and beside a teacher the divergence from it and how often both choose the same token.
 Examples (classification, regression, answers) give the task's figures of logits. Likelihood gives
 the perplexity of a text, and multiple choice. Steps, masks and sums are those of training, so that
 a run's stage on the run's own split gives what its results.json says.
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data import tokenizers
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.recipes.named_task import Options, by_likelihood, make_task, source_of
 from kd_jax.report import pictures, runs, tables
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
@@ -35,9 +36,8 @@ from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
-from kd_jax.tasks import text
-from kd_jax.tasks.perplexity import Perplexity
-from kd_jax.tasks.scoring import Scored, ScoringTask
+from kd_jax.tasks import command
+from kd_jax.tasks.likelihood import LikelihoodTask, Scored
 from kd_jax.teachers.several import in_order
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
@@ -51,34 +51,52 @@ TEACHER = "teacher"  # of a run: the model that others are compared with
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be left (None) to the run, to what is known of the model's training, or else to a
+    default."""
+
+    teacher: str | None = None  # language modelling: folder or hub id; the run's, else none
+    text: str | None = None  # column of the text, or of the messages of chats
+    pair: str | None = None  # task "text": column of a second text
+    label: str | None = None  # task "text": column of the label
+    labels: tuple[str, ...] | None = None  # classes in the order of the logits: config.json's
+    separator: str | None = None  # eos | bos, before every text: clm, and by likelihood
+    seq_len: int | None = None  # tokens of a row; by likelihood: that the model reads at once, else
+    # all that it can, of a text (perplexity) as many as a row of its training had
+    stride: int | None = None  # perplexity: half of seq_len
+    documents: str | None = None  # perplexity: joined | alone: joined
+    batch_size: int | None = None  # rows over all devices
+    precision: str | None = None  # fp32 | bf16: the run's, else fp32
+
+
+@dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A model's logits of each row of a split, in a task on examples."""
+    """What a model answers in a task on examples: logits of each row of a split."""
 
     task: Any
     outputs: list[np.ndarray]
     report: Report
 
     def write(self, out: str | Path) -> list[str]:
-        """Writes predictions in the task's submission format, figures by class and the confusion
-        matrix; returns the paths."""
+        """Writes predictions in the task's submission format, figures by class, the confusion
+        matrix; their paths."""
         folder = epath.Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"predictions.{'json' if self.task.head == 'span' else 'tsv'}"]
         self.task.write_submission(self.report["split"], self.outputs, str(written[0]))
         if "classes" in self.report:
             written += [folder / "classes.md", folder / "confusion.png"]
-            written[1].write_text(
-                tables.by_class(self.report["task"], [{"": self.report}]).markdown()
-            )
+            shown = tables.by_class(self.report["task"], [{"stages": {"": self.report}}])
+            written[1].write_text(shown.markdown())
             names, counts = list(self.report["classes"]), self.report["confusion"]
             pictures.confusion_matrix(names, counts, written[2], title=self.report["task"])
         return [str(Path(path)) for path in written]
 
 
 class Evaluated(NamedTuple):
-    """Predictions or scores, where there are any to write to a folder; and the report {"model",
-    "commit", "task", "split", "data", the task's figures and settings, "parameters", "size_mb",
-    "precision", "machine", "seconds"}."""
+    """What was made, where it can be written to a folder; and {"model", "commit", "task", "split",
+    "data", the task's figures and settings, "parameters", "size_mb", "precision", "machine",
+    "seconds"}."""
 
     made: measure.Scores | Predictions | None
     report: Report
@@ -97,11 +115,32 @@ def table(found: dict) -> Table:
     about += [first["precision"]] if "precision" in first else []
     about += [f"beside {first['teacher']}"] if first.get("teacher") else []
     if "stages" in found:
-        return tables.scores_of_models(found["stages"], ", ".join(about))
+        return tables.scores(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    if by_likelihood(found["task"]):
-        return tables.scores(found, name, ", ".join(about))
-    return of_runs([{name: found}], ", ".join(about))
+    if command.find(found["task"]).by_likelihood:
+        return tables.scores({name: found}, ", ".join(about))
+    return of_runs([{"stages": {name: found}}], ", ".join(about))
+
+
+def make_task(
+    name: str,
+    data: str | None,
+    options: Options,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    folder: Path | None = None,
+    **defaults: Any,
+) -> Any:
+    """The task that command lines call `name`, on a local file or folder, or where `data` is None
+    on its own reported split; with a tokenizer it is read as in the training of the model in
+    `folder`, where that says how, and else with `defaults` of config.task.
+
+    Raises UserError for a task that there is not, and settings that it does not have.
+    """
+    kind, config = command.find(name), command.config(name, dataclasses.asdict(options))
+    if tokenizer is not None:
+        config = defaults | provenance.task_of(folder, config.pop("name"), config, tokenizer)
+    source = None if data is None else command.source(kind, data, options.text)
+    return command.build(name, config, source, tokenizer)
 
 
 def evaluate_checkpoint(
@@ -111,7 +150,7 @@ def evaluate_checkpoint(
 
     Args:
         model: folder, or hub id of `revision`.
-        task: its name, see kd_jax/recipes/named_task.py.
+        task: as command lines call it (tasks/command.py).
         data: file, folder or glob; None for the task's reported split on the hub.
         options: defaults are no teacher, rows of text as in the model's training where its folder
             says how (run/provenance.py), else of the task's own length or 512 tokens (or as many
@@ -121,7 +160,7 @@ def evaluate_checkpoint(
     no tokenizer, or the teacher has another one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
-    scored = by_likelihood(task)
+    scored = bare.by_likelihood
     usual = ROWS if scored or not bare.of_examples else ROWS_OF_EXAMPLES
     rows = subject.rows(options.batch_size, usual)
     own = subject.of_checkpoint(model, revision, "clm" if scored else bare.head, options.precision)
@@ -139,6 +178,7 @@ def _text_of_checkpoint(
     most = _most_tokens(options.seq_len, *filter(None, (own, teacher)))
     folder = own.described.folder
     this = make_task(task, data, options, own.tokenizer, folder, seq_len=min(TOKENS, most))
+    _most_tokens(this.seq_len, *filter(None, (own, teacher)))
     about = {"task": task, "split": "test", "data": this.prepare()["test"]}
     return _text(own, teacher, this, about, rows)
 
@@ -148,7 +188,8 @@ def _examples_of_checkpoint(
 ) -> Evaluated:
     described, mesh = own.described, sharding.make_mesh()
     labels = None
-    if task == "text" and not provenance.trained(described.folder).get("labels"):
+    trained = provenance.trained(described.folder)
+    if command.reads(command.find(task), "labels") and not trained.get("labels"):
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
     this = make_task(task, data, given, own.tokenizer, described.folder)
@@ -163,9 +204,8 @@ def _examples_of_checkpoint(
     lengths = lengths_of(found.lengths_N, this.seq_len)
     stream = BucketStream(found.lengths_N, lengths, found.batch, rows)
     logits = predict(own.model(mesh), stream, mesh, family.PARTITION)
-    return _examples(
-        own, this, [in_order(logits[i], order) for i in range(len(logits))], task, "test"
-    )
+    outputs = [in_order(logits[i], order) for i in range(len(logits))]
+    return _examples(own, this, outputs, task, "test")
 
 
 def _most_tokens(seq_len: int | None, *models: Subject) -> int:
@@ -195,7 +235,7 @@ def evaluate_stage(
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
-    if stage and task and by_likelihood(task):
+    if stage and task and command.find(task).by_likelihood:
         return evaluate_run(folder, task, data, options, stage)[stage]
     made = runs.read(folder)
     rows = options.batch_size or made.config["eval"]["batch_size"]
@@ -204,12 +244,13 @@ def evaluate_stage(
     name, manifest = config.task.name, made.results["data"]
     if task not in (None, name):
         raise UserError(f"{folder} is a run of task {name!r}, not {task!r}")
-    of_examples = plugins.load("tasks", name, "make").make.of_examples
+    kind = plugins.load("tasks", name, "make").make
+    of_examples = kind.of_examples
     if data:
         others = config.data if of_examples else {}  # buckets are those of the training data
-        if options.text and name == "chat":
+        if options.text and kind.of_chats:
             config.task.column = options.text
-        config.data = {**others, "test": source_of(name, data, options)}
+        config.data = {**others, "test": command.source(kind, data, options.text)}
     elif not of_examples and split is not None and split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     run = build(config, made.workdir)
@@ -240,11 +281,9 @@ def evaluate_stage(
 def evaluate_run(
     folder: str, task: str, data: str | None, options: Options, only: str | None = None
 ) -> dict[str, Evaluated]:
-    """Scores the models of a finished run by likelihood, or `only` one of them.
-
-    Returns them by name, the teacher first; the report of every other one has "beside_teacher",
-    what is left of the teacher's figures (`Scores.beside`).
-    """
+    """Scores the models of a finished run by likelihood, by name: the teacher first, and every
+    stage beside it, whose report has also what `Scores.beside` says, as "beside_teacher"; or `only`
+    one of them."""
     this, made = make_task(task, data, options), runs.read(folder)
     name = made.config["task"]["name"]
     if plugins.load("tasks", name, "make").make.head != "clm":
@@ -272,8 +311,7 @@ def evaluate_run(
 
 
 def evaluate_predictions(task: str, data: str | None, file: str, options: Options) -> Report:
-    """Scores a file of predictions in the task's format; returns {"predictions", "task", "data",
-    figures}."""
+    """A file of predictions in the task's format: {"predictions", "task", "data", figures}."""
     this = make_task(task, data, options)
     found = this.score_predictions("test", this.read_predictions("test", file))
     about = {"predictions": file, "task": task, "split": "test", "data": _manifest(this, "test")}
@@ -281,7 +319,7 @@ def evaluate_predictions(task: str, data: str | None, file: str, options: Option
 
 
 def _teacher(model: str | None, own: Subject) -> Subject | None:
-    """Describes the checkpoint of --teacher, if it is given."""
+    """The checkpoint of --teacher, if there is one."""
     if model is None:
         return None
     precision = own.stated["precision"]
@@ -315,21 +353,20 @@ def _examples(own: Subject, task: Any, outputs: list, name: str, split: str) -> 
 
 
 def _manifest(task: Any, split: str) -> dict[str, Any]:
-    """Names the examples that figures are of."""
+    """Which examples figures are of."""
     found = task.examples(split)
     return {"name": found.name, "digest": found.digest, "examples": len(found)}
 
 
 def _encoded(
-    task: ScoringTask, own: Subject, options: Options, trained: Mapping[str, Any]
+    task: LikelihoodTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
-    """Makes the task's rows; texts begin as in training, whose config.task is `trained` ({}:
-    unknown)."""
-    tokenizer = text.begun_by(own.tokenizer, options.separator or trained.get("separator"))
+    """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
+    tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
     most = _most_tokens(task.seq_len, own)
     used = trained.get("seq_len", most)
     if task.seq_len is None and used < most:
-        most = used if isinstance(task, Perplexity) else most
+        most = used if task.as_trained else most
         log.info(
             "the model was trained on rows of %d tokens and reads up to %d at once here; --seq_len "
             "takes another number",
@@ -338,7 +375,7 @@ def _encoded(
     return task.encoded(tokenizer, task.seq_len or most)
 
 
-def _score(own: Subject, scored: Scored, task: ScoringTask, name: str, rows: int) -> Evaluated:
+def _score(own: Subject, scored: Scored, task: LikelihoodTask, name: str, rows: int) -> Evaluated:
     mesh = sharding.make_mesh()
     found = measure.score(own.model(mesh), scored, own.described.policy, rows, mesh)
     about = {"task": name, "data": task.manifest()} | found.figures | {"batch_size": rows}

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import hub, storage
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint, count
@@ -34,7 +35,6 @@ from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
-from kd_jax.tasks import text
 from kd_jax.teachers.several import average
 from kd_jax.types import Batch, Params
 
@@ -49,7 +49,7 @@ MARK = "export.json"  # in every folder that this module wrote: what was exporte
 def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
     """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
     out = run.folder / "export" / stage.name
-    return _export(run, stage.name, stage.model, params, results, out)
+    return _export(run, stage.name, stage.model, params, results, out, stage.made)
 
 
 def export_ensemble(
@@ -91,7 +91,8 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
     if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
     params = restore_best(run, chosen)
-    return _export(run, chosen.name, chosen.model, params, made.results, epath.Path(out))
+    about = chosen.name, chosen.model, params, made.results, epath.Path(out), chosen.made
+    return _export(run, *about)
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
@@ -105,8 +106,9 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.load(source.path, kind, config, head)
-    blueprint = Blueprint(model, kind, config, hf_json, head, Policy(), source.path, source.commit)
-    tokenizer = text.load_tokenizer(source.path) if text.has_tokenizer(source.path) else None
+    blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
+    has_tokenizer = tokenizers.has_tokenizer(source.path)
+    tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
     stated = card.inherited(source.path)
     size, code = _size(blueprint, params), _own_code(blueprint)
     page = functools.partial(card.of_model, head, size, model, source.commit, stated, code)
@@ -195,11 +197,11 @@ def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """Writes the tokenizer into its model's folder, and checks that it reads as before there;
     returns the class of transformers that does."""
-    text.save_tokenizer(tokenizer, folder)
-    again = text.load_tokenizer(folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
+    again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
         raise RuntimeError(f"{folder}: loaded again, the tokenizer reads {SAMPLE!r} otherwise")
-    reader = text.reader_of(folder)
+    reader = tokenizers.reader_of(folder)
     if reader != "AutoTokenizer":
         log.warning(
             "%s: AutoTokenizer reads texts otherwise beside this model; load it with %s, as kd_jax "
@@ -265,22 +267,25 @@ def _sibling(out: epath.Path, ending: str) -> Path:
 
 
 def _export(
-    run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path
+    run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path, made: str = ""
 ) -> dict[str, Any]:
-    """Exports a model of a run under the name of what was trained."""
+    """Exports a model of a run under the name of what was trained; `made`: see `Stage.made`."""
     blueprint = run.models[model]
-    about = _about(run, name, model, _size(blueprint, params), _own_code(blueprint), results)
+    size, code = _size(blueprint, params), _own_code(blueprint)
+    about = _about(run, name, model, size, code, results, made)
     return export_model(blueprint, params, run.tokenizers[model], out, *about)
 
 
-def _about(run: Run, name: str, model: str, size: str, code: str, results: dict) -> tuple:
+def _about(
+    run: Run, name: str, model: str, size: str, code: str, results: dict, made: str = ""
+) -> tuple:
     """Makes what goes with the weights of a model of a run: the last arguments of `publish`."""
     blueprint, config = run.models[model], workdir.resolved(run.config)
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     trained_on = provenance.of_run(config, results, run.tokenizers[model])
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(
-        card.of_stage, name, run.head, size, results, config, stated, rows, code
+        card.of_stage, name, run.head, size, results, config, stated, rows, made, code
     )
     source = {"config_hash": results["config_hash"], "stage": name}
     return page, source, trained_on, blueprint.folder, run.models["teacher"].folder

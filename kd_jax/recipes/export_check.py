@@ -31,7 +31,7 @@ def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float
     """
     batch, want = example_of(blueprint), functools.partial(logits_of, blueprint, params)
     kind, config = family.read(hf.read_config(folder))
-    again = Blueprint("", kind, config, {}, blueprint.head, Policy())
+    again = Blueprint("", kind, config, blueprint.head, Policy())
     found = logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)
     real = _real(blueprint.head, batch)
     ours = _difference(folder, "kd_jax", found[real], want(batch)[real])
@@ -123,7 +123,7 @@ def load_in_pytorch(folder: Path, head: str) -> Any:
 
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    loader = getattr(transformers, card.AUTO_CLASSES[head])
+    loader = getattr(transformers, card.HEADS[head].auto)
     ours = "auto_map" in hf.read_config(folder)  # a class that this package put there
     model, info = loader.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours

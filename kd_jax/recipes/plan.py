@@ -23,14 +23,12 @@ from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
-from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
 from kd_jax.plans import compiled, topology
 from kd_jax.report.table import Table
 from kd_jax.run import cost, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.train import sharding, state, step
-from kd_jax.types import Model
 
 Plan = dict[str, Any]  # keys: see `needed` and `compiled_step`
 _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends with is 1 or 2
@@ -88,9 +86,7 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
         return jax.tree.map(_placed, shapes, places)
 
     born = stage.abstract_state(run, last)
-    frozen = jax.eval_shape(lambda x: blueprint.stored(x, run.policy), teacher.params)
-    shapes = run.tasks[last.model].shapes(last.batch_size)
-    others, batch = last.beside(Model(frozen, teacher.graphdef), shapes)
+    others, batch, _ = last.step_inputs(run, last)
     specs = sharding.param_specs(program.table, others.params, run.mesh)
     others = others.replace(params=placed(others.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
@@ -125,7 +121,7 @@ def needed(run: Run) -> Plan:
         "positions": positions,
         "flops_needed": flops.train_step(
             student,
-            cost.answering(run, run.principal),
+            run.principal.step_inputs(run, run.principal).computing,
             born.params["objective"],
             *(rows, tokens, positions),
         ),

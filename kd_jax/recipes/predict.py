@@ -19,9 +19,9 @@ import numpy as np
 from scipy import special
 
 from kd_jax import hub
-from kd_jax.data import encoded, outputs
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data import encoded
 from kd_jax.data.encoded import Encoded
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
@@ -29,9 +29,9 @@ from kd_jax.ranges import settings
 from kd_jax.run import subject
 from kd_jax.run.models import check_types
 from kd_jax.run.subject import Subject
-from kd_jax.tasks import inputs, squad
+from kd_jax.tasks import prediction, squad
 from kd_jax.tasks.classification import Texts
-from kd_jax.tasks.inputs import Input
+from kd_jax.tasks.prediction import Input
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
@@ -66,8 +66,8 @@ def predict_file(
 
     Args:
         model: folder of a classifier, regression or answer extractor, or hub id of `revision`.
-        source: a file as tasks/inputs.py reads it.
-        target: a file as data/outputs.py writes it. Each row has `index`, the number of the
+        source: a file as tasks/prediction.py reads it.
+        target: a file as `prediction.writing` writes it. Each row has `index`, the number of the
             text or question from 0 (a header does not count), `id` where the input has one, and
             what `labels_of` or `answers_of` gives; None for each of these where there is no text.
 
@@ -76,7 +76,7 @@ def predict_file(
     """
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
-    outputs.check(written, read)
+    prediction.check_output(written, read)
     mesh = sharding.make_mesh()
     batch_size = subject.rows(options.batch_size, ROWS)
     own = checkpoint(model, revision, options.precision)
@@ -87,7 +87,7 @@ def predict_file(
     check_types("model", described, own.tokenizer, found.first)
     student = own.model(mesh, frozen=True)
     bar, buckets = ProgressBar("predict", 0, len(found)), ()
-    with contextlib.closing(bar), outputs.writing(written) as write:
+    with contextlib.closing(bar), prediction.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
             made = _encode(own.tokenizer, seq_len, found, part)
@@ -185,10 +185,10 @@ def _read(path: Path, head: str, options: Options) -> Input:
     if head == "span":
         if options.text or options.pair:
             raise UserError("--text and --pair do not go with a model that answers questions")
-        return inputs.questions(path, options.delimiter, options.keep_empty)
+        return prediction.questions(path, options.delimiter, options.keep_empty)
     if options.null_threshold is not None:
         raise UserError("--null_threshold goes with a model that answers questions; leave it out")
-    return inputs.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
+    return prediction.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
 
 
 def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded | Windows:

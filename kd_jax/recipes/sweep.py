@@ -27,7 +27,7 @@ from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
 from kd_jax.ranges import Real, settings
 from kd_jax.recipes import distil
-from kd_jax.report import pictures, table
+from kd_jax.report import pictures, quantities, table
 from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.answers import Answers, given_teachers
@@ -59,7 +59,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         raise UserError("config.sweep.keys: give pairs of a dotted key and its values") from None
     plan = _plan(sweep, config.seed)
     with_keys(config, dict.fromkeys(sweep["keys"]))  # finds unknown ones before the long work
-    with watch.part("start-up"):
+    with watch.section("start-up"):
         built = build(config, folder)
         tried = _stage(built, sweep["stage"]).name
         distil.check(built)
@@ -67,17 +67,17 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         _check_values(built, sweep["keys"])
         given = given_teachers(built)
     rank = functools.partial(_value, larger=built.task.larger)
-    place.begin(config, built, data)
+    place.begin(built, data)
     answers, found = Answers(built, given), []
     for name in [each.name for each in built.stages]:
-        this = distil.ready(built, name, given)
+        this = built.ready(name, given)
         if name == tried:
             break
-        with watch.part(name):
+        with watch.section(name):
             distil.run_stage(built, this, given, answers, built.split)
-    with watch.part("teachers' answers"):
+    with watch.section("teachers' logits"):
         ask_teachers(built, this, answers)
-    with watch.part("trials"):
+    with watch.section("trials"):
         for number, trial in enumerate(plan(found, rank)):
             found.append(_run_trial(built, tried, trial, given, answers, number))
             together(f"trial {number}")  # nobody reads its checkpoints any more
@@ -85,13 +85,11 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     best = max(found, key=rank)
     if not best["figures"]:
         raise UserError(f"all {len(found)} trials diverged; lower optim.learning_rate")
-    with watch.part("best on the reported split"):
+    with watch.section("best on the reported split"):
         figures_of_best = _report(built, tried, best, answers, given)
-    results = place.about(config) | {
+    results = place.about(built, data) | {
         "stages": {tried: figures_of_best},
-        "split": built.split,
         "primary": built.task.primary,
-        "data": data,
         "trials": found,
         "best": best,
         **watch.report(),
@@ -138,7 +136,7 @@ def _run_trial(
         place.mkdir(parents=True, exist_ok=True)
         storage.write_json(place / "config.json", workdir.resolved(config))
     own, answers = _of_trial(run, trial, answers, given, place)
-    this = distil.ready(own, name, dict(given))
+    this = own.ready(name, dict(given))
     try:
         found = distil.run_stage(own, this, dict(given), answers, "validation")[name]
     except Diverged as error:
@@ -284,6 +282,7 @@ def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
             *(list(map(str, rows)), list(map(str, columns)), values, folder / "heat_map.png"),
             title=f"{results['config']}: {primary} on held-out training data",
             labels=(keys[0], keys[1], primary),
+            better=quantities.of_keys([primary])[0].better,
         )
         print(f"heat map: {path}", flush=True)
 

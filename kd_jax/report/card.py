@@ -1,49 +1,61 @@
 """Model cards: the README.md of an exported checkpoint, with the metadata that the HF hub reads."""
 
+import importlib.resources
 import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
+import jinja2
 
 from kd_jax.report import quantities, table
-from kd_jax.report.runs import ordered
+from kd_jax.report.runs import roles
 
-AUTO_CLASSES = {
-    "mlm": "AutoModelForMaskedLM",
-    "clm": "AutoModelForCausalLM",
-    "classification": "AutoModelForSequenceClassification",
-    "span": "AutoModelForQuestionAnswering",
-    "none": "AutoModel",
-}
-_PIPELINES = {
-    "mlm": "fill-mask",
-    "clm": "text-generation",
-    "classification": "text-classification",
-    "span": "question-answering",
-    "none": "feature-extraction",
-}
 _METRICS = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # as the hub says
 
-# What a card shows of a model's use: (texts, the last lines).
-_TEXT = '"This is a text"'
-_USES = {
-    "clm": (_TEXT, "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=16)[0]))"),
-    "mlm": (
-        'f"This is a {tokenizer.mask_token}"',
+
+class Head(NamedTuple):
+    """How a model with a head is used."""
+
+    auto: str  # transformers' class
+    pipeline: str  # the hub's name of its task
+    last: str  # the last lines of a program that uses it
+    texts: str = '"This is a text"'
+    types: str = ", return_token_type_ids=False"
+
+
+HEADS = {
+    "mlm": Head(
+        "AutoModelForMaskedLM",
+        "fill-mask",
         "best = model(**inputs).logits.argmax(-1)  # of every place\n"
         "print(tokenizer.decode(best[0]))",
+        'f"This is a {tokenizer.mask_token}"',
     ),
-    "classification": (_TEXT, "print(model(**inputs).logits, model.config.id2label)"),
-    "span": (
-        '"What is this?", "This is a text"',
+    "clm": Head(
+        "AutoModelForCausalLM",
+        "text-generation",
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=16)[0]))",
+    ),
+    "classification": Head(
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        "print(model(**inputs).logits, model.config.id2label)",
+    ),
+    "span": Head(
+        "AutoModelForQuestionAnswering",
+        "question-answering",
         "output = model(**inputs)  # scores of each token as the answer's first and last one\n"
         "print(output.start_logits, output.end_logits)",
+        '"What is this?", "This is a text"',
+        "",
     ),
-    "none": (_TEXT, "print(model(**inputs).last_hidden_state.shape)"),
+    "none": Head(
+        "AutoModel", "feature-extraction", "print(model(**inputs).last_hidden_state.shape)"
+    ),
 }
 
 
@@ -67,8 +79,8 @@ def public_name(model: str) -> str:
 
 
 def _public(value: Any) -> Any:
-    """A config's value as others may read it: of paths on this machine, or of its stores, only
-    their last parts."""
+    """Makes of a config's value what others may read: of paths on this machine, or of its stores,
+    only their last parts."""
     if isinstance(value, Mapping):
         return {key: _public(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -96,15 +108,18 @@ def of_model(
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
         stated: `inherited` from it.
-        code: name of kd_jax's modelling file beside the weights, where there is one.
-        reader: transformers' class for the tokenizer beside the weights, where there is one.
+        code: name of kd_jax's modelling file next to the weights, or "".
+        reader: transformers' class for the tokenizer next to the weights, or None.
     """
     made_from = _model({"name": base, "commit": commit})
-    summary = f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.\n"
-    names = [base] if is_hub_id(base) else []
-    title = f"# {public_name(base).rsplit('/', 1)[-1]}\n"
-    front = _front(head, names, stated, [], [], {})
-    return "\n".join([front, title, summary, _use(head, code, reader)])
+    return _write(
+        head,
+        metadata={"base_model": [base] if is_hub_id(base) else []} | stated,
+        title=public_name(base).rsplit("/", 1)[-1],
+        about=f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.",
+        code=code,
+        reader=reader,
+    )
 
 
 def of_stage(
@@ -115,6 +130,7 @@ def of_stage(
     config: Mapping,
     stated: Mapping,
     rows: str,
+    made: str = "",
     code: str = "",
     reader: str | None = "AutoTokenizer",
 ) -> str:
@@ -128,60 +144,68 @@ def of_stage(
         config: config.json.
         stated: `inherited` from the models the run started from.
         rows: how text became rows, in words.
+        made: how the model was made before it was trained, where it was made of another one.
         code, reader: see `of_model`.
     """
     base = {
         key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
-        for key in ("teacher", "student")
+        for key in ("teacher", "student")  # sections of the config
         if config[key]["model"] and key in results["models"]
     }
     teacher = _model(base["teacher"]) if "teacher" in base else "a model trained in the same run"
     train, text = config["data"]["train"], results["data"]["train"]["name"]
     if train.get("source", "files") == "files":
         text = _named(text)
-    made = {
-        "teacher": f"trained with kd_jax on {text}: the teacher of a distillation run",
-        "baseline": f"trained with kd_jax on {text}, on the labels alone: the baseline of a "
-        f"distillation run",
-        "prune": f"pruned with kd_jax, by heads and FFN columns of the smallest L1 norm, and then "
-        f"trained on {text}. The original is {teacher}",
-        "substitute": f"made of another model with kd_jax, by compact blocks that replaced its own "
-        f"while it trained on {text}. The original is {teacher}",
-    }.get(stage, f"distilled with kd_jax on {text}. The teacher is {teacher}")
-    stages = {name: results["stages"][name] for name in ordered(results["stages"])}
-    figures = table.of_runs([stages]).markdown()
-    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
-    training = (
-        f"Configuration {results['config']} ({results['config_hash']}), seed {results['seed']}, "
-        f"kd_jax commit {results['commit'] or 'unknown'}; {versions}. Text became rows as "
-        f"`kd_jax.json` says: {rows}."
-    )
-    tags = [] if stage in ("teacher", "baseline") else ["knowledge-distillation"]
+    who, trained = roles(results), f"trained with kd_jax on {text}"
+    if made:
+        how = f"{made} {text}. The original is {teacher}"
+    elif stage == who.teacher:
+        how = f"{trained}: the teacher of a distillation run"
+    elif stage == who.baseline:
+        how = f"{trained}, on the labels alone: the baseline of a distillation run"
+    else:
+        how = f"distilled with kd_jax on {text}. The teacher is {teacher}"
+    tags = [] if stage in (who.teacher, who.baseline) else ["knowledge-distillation"]
     datasets = [train["path"]] if train.get("source") == "hub" else []
     datasets = [name for name in datasets if is_hub_id(name)]
     names = list(dict.fromkeys(m["name"] for m in base.values() if is_hub_id(m["name"])))
-    return "\n".join(
-        [
-            _front(head, names, stated, tags, datasets, _measured(stage, head, results, datasets)),
-            f"# {results['config']}: {stage}\n",
-            f"{size}, {made}.\n",
-            f"## Figures\n\nOn the {results['split']} split, as the run measured them.\n",
-            figures,
-            _use(head, code, reader),
-            f"## Training\n\n{training}\n",
-            "<details><summary>config.json</summary>\n",
-            f"```json\n{json.dumps(_public(config), indent=2)}\n```\n\n</details>\n",
-        ]
+    return _write(
+        head,
+        metadata={"base_model": names, "datasets": datasets, "tags": tags}
+        | stated
+        | _measured(stage, head, results, datasets),
+        title=f"{results['config']}: {stage}",
+        about=f"{size}, {how}.",
+        code=code,
+        reader=reader,
+        results=results,
+        figures=table.of_runs([results]).markdown().rstrip(),
+        rows=rows,
+        config=json.dumps(_public(config), indent=2),
     )
 
 
+def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> str:
+    """Fills card.md. A licence stands there only where a base model's card states one."""
+    tags = [*metadata.get("tags", ()), "kd_jax"]
+    known = {key: value or None for key, value in metadata.items()} | {"tags": tags}
+    data = huggingface_hub.ModelCardData(
+        library_name="transformers", pipeline_tag=HEADS[head].pipeline, **known
+    )
+    text = importlib.resources.files(__package__).joinpath("card.md").read_text()
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(text).render(front=data.to_yaml(), head=HEADS[head], **values)
+
+
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:
-    """The figures of quality of a stage, for a card's model-index."""
+    """Gathers the figures of quality of a stage, for a card's model-index."""
     figures, data = results["stages"].get(stage, {}), results["data"]
     name = _named(data.get(results["split"], data["train"])["name"])
     found = [
         huggingface_hub.EvalResult(
-            task_type=_PIPELINES[head],
+            task_type=HEADS[head].pipeline,
             dataset_type=datasets[0] if datasets else name,
             dataset_name=name,
             dataset_split=results["split"],
@@ -196,25 +220,8 @@ def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> d
 
 
 def _named(files: str) -> str:
-    """Names of files, without the folders they lie in."""
+    """Names files without the folders they lie in."""
     return re.sub(r"[^\s,]*/", "", files) if not is_hub_id(files) else files
-
-
-def _front(
-    head: str, base_models: list[str], stated: Mapping, tags, datasets, measured: Mapping
-) -> str:
-    """YAML front matter; with a licence only where a base model's card states one."""
-    data = huggingface_hub.ModelCardData(
-        base_model=base_models or None,
-        datasets=datasets or None,
-        language=stated.get("language"),
-        library_name="transformers",
-        license=stated.get("license"),
-        pipeline_tag=_PIPELINES[head],
-        tags=[*tags, "kd_jax"],
-        **measured,
-    )
-    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -222,39 +229,3 @@ def _model(model: Mapping[str, Any]) -> str:
     if not is_hub_id(model["name"]):
         return f"the local checkpoint {public_name(model['name'])}"
     return f"{model['name']}{commit}"
-
-
-def _use(head: str, code: str, reader: str | None) -> str:
-    """How to load and call it: a program that runs in the export's folder."""
-    auto, trust, notes = AUTO_CLASSES[head], "", ""
-    texts, last = _USES[head]
-    if code:
-        trust = ", trust_remote_code=True"
-        notes = f"Hugging Face has no class for it: `{code}`, which lies here, is the model.\n\n"
-    loaded = f"model = {auto}.from_pretrained(source{trust})"
-    if reader is None:
-        names, lines = auto, [loaded]
-    else:
-        names = ", ".join(sorted((auto, reader)))
-        types = "" if head == "span" else ", return_token_type_ids=False"
-        lines = [
-            f"tokenizer = {reader}.from_pretrained(source)",
-            loaded,
-            f'inputs = tokenizer({texts}, return_tensors="pt"{types})',
-            last,
-        ]
-    if reader not in (None, "AutoTokenizer"):
-        notes += (
-            "The tokenizer is not of the class that belongs to this kind of model: AutoTokenizer "
-            "of transformers 5 would read other tokens.\n\n"
-        )
-    program = "\n".join(lines)
-    return f"""## Use
-
-{notes}```python
-from transformers import {names}
-
-source = "."  # this folder, or its id on the hub
-{program}
-```
-"""

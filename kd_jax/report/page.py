@@ -1,183 +1,86 @@
-"""Reports as Markdown and as one HTML page that needs nothing else: no script, no font, no file
-beside it. A report consists of sections of sentences, tables and pictures."""
+"""Writes a report in Markdown as one HTML page that needs nothing else: no script, no font, no file
+next to it."""
 
-import base64
-import dataclasses
+import html
 import importlib.resources
-import io
-import re
-from itertools import chain
+from collections.abc import Mapping, Sequence
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from kd_jax.report import plots
-from kd_jax.report.pictures import Point, Scatter
-from kd_jax.report.table import Table
+from kd_jax.report.tables import CONFUSION
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A paragraph that answers a question of the reader, with the answer in a few words first."""
+def write(text: str, pictures: Mapping[str, Sequence[plots.Panel]], student: str) -> str:
+    """Writes Markdown as a page with links to its sections.
 
-    verdict: str  # better | worse | open: how it is marked
-    lead: str
-    text: str
+    Args:
+        text: as `report.build` writes it.
+        pictures: the panels of the pictures that the text shows, by their file names. The page has
+            an image of each panel.
+        student: the heading of the column that stays in sight on a narrow screen.
+    """
+    reader = MarkdownIt("commonmark").enable("table")
 
+    def framed(_, tokens: Sequence[Token], i: int, *__) -> str:
+        """Begins a table in a frame that scrolls, since a page must not scroll sideways."""
+        title = html.escape(_text(tokens[i - 2]))
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>\n'
 
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """Counts [true][predicted] of a classifier."""
+    def images(_, tokens: Sequence[Token], i: int, *__) -> str:
+        drawn = plots.images(pictures[tokens[i].attrs["src"]])
+        return "\n".join(f'<img src="{uri}" alt="{html.escape(said)}">' for uri, said in drawn)
 
-    title: str
-    names: list[str]
-    counts: list[list[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrices:
-    """Confusion matrices side by side."""
-
-    matrices: list[Matrix]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Panels beside each other that share a legend."""
-
-    title: str
-    panels: list[plots.Panel] | list[Scatter]
-    file: str  # a PNG of them, which Markdown shows; beside the page
-
-    @property
-    def legend(self) -> list[plots.Line] | list[Point]:
-        """The entries of the legend, each once."""
-        keys = chain(*(panel.keys() for panel in self.panels))
-        return list({key.label: key for key in keys}.values())
+    reader.add_render_rule("table_open", framed)
+    reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    reader.add_render_rule("image", images)
+    # A figure breaks before its ±, if at all.
+    tokens, titles = reader.parse(text.replace("± ", "±\u00a0")), []
+    for i, token in enumerate(tokens):
+        if token.type == "heading_open":
+            titles.append(_text(tokens[i + 1]))
+            token.attrSet("id", titles[-1].lower().replace(" ", "-"))
+    _mark_tables(tokens, student)
+    frame = importlib.resources.files(__package__).joinpath("page.html").read_text()
+    body = reader.renderer.render(tokens, reader.options, {})
+    return jinja2.Template(frame, autoescape=True).render(titles=titles, body=body)
 
 
-@dataclasses.dataclass(frozen=True)
-class Details:
-    """A table that is there for those who open it."""
-
-    table: Table
+def _text(inline: Token) -> str:
+    return "".join(child.content for child in inline.children or ())
 
 
-Block = str | Details | Finding | Table | Matrices | Pictures
+def _mark_tables(tokens: Sequence[Token], student: str) -> None:
+    """Makes headings of the first cells of rows, marks the student's columns, and shades the counts
+    of confusion matrices by their share of the row."""
+    header, row = [], []
+    for i, token in enumerate(tokens):
+        if token.type == "tr_open":
+            row = []
+        elif token.type in ("th_open", "td_open"):
+            row.append((token, _text(tokens[i + 1]), tokens[i + 2]))
+        elif token.type == "thead_close":
+            header = [text for _, text, _ in row]
+        elif token.type == "tr_close":
+            _mark_row(
+                row, header if row[0][0].tag == "td" else [text for _, text, _ in row], student
+            )
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it."""
-
-    title: str
-    blocks: list[Block]
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A title, a line under it, and sections; those without blocks are left out."""
-
-    title: str
-    subtitle: str
-    sections: list[Section]
-
-    def markdown(self) -> str:
-        """Writes the document as Markdown."""
-        parts = [f"# {self.title}", self.subtitle]
-        for section in self.sections:
-            if section.blocks:
-                parts += [f"## {section.title}", *map(_markdown, section.blocks)]
-        return "\n\n".join(part.strip() for part in parts) + "\n"
-
-    def html(self) -> str:
-        """Writes the document as HTML."""
-        template = importlib.resources.files(__package__).joinpath("page.html").read_text()
-        frame = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        return frame.from_string(template).render(
-            report=self, theme=_THEME, themed=_themed, draw=draw
-        )
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case str():
-            return block
-        case Finding(_, lead, text):
-            return f"**{lead}** {text}"
-        case Table():
-            return block.markdown()
-        case Details(table):
-            bare = dataclasses.replace(table, title="").markdown()
-            return f"<details><summary>{table.title}</summary>\n\n{bare}\n</details>"
-        case Matrices(matrices):
-            return "\n".join(map(_matrix, matrices))
-        case Pictures(title, _, file):
-            return f"![{title}]({file})"
-
-
-def _matrix(matrix: Matrix) -> str:
-    """A row for each true class, a column for each predicted one."""
-    counts = zip(matrix.names, matrix.counts, strict=True)
-    rows = [[name, *(f"{count:,}" for count in row)] for name, row in counts]
-    return Table(matrix.title, ["true \\ predicted", *matrix.names], rows).markdown()
-
-
-_INK, _EDGE, _GRID = "#222222", "#999999", "#e6e6e6"
-# What each colour of a drawing becomes on a dark screen; those left out are good on both.
-_DARK = {
-    _INK: "#d9dee3",
-    _EDGE: "#6b737b",
-    _GRID: "#31373d",
-    "#000000": "#f0f0f0",
-    "#0072b2": "#4aa9e6",
-    "#009e73": "#2fc79b",
-    "#666666": "#a4abb2",
-    "#d55e00": "#ff8a3d",
-}
-_STYLE = plots.STYLE | {
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _EDGE),
-    **dict.fromkeys(
-        ("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), _INK
-    ),
-    "grid.color": _GRID,
-    "svg.fonttype": "none",
-}
-
-
-def _name(colour: str) -> str:
-    return f"--c{colour.lower()[1:]}"
-
-
-def _themed(colour: str) -> str:
-    """A colour as CSS: a variable where it depends on the screen."""
-    return f"var({_name(colour)})" if colour.lower() in _DARK else colour
-
-
-_light, _dark = (
-    ":root{" + "".join(f"{_name(c)}:{dark if i else c};" for c, dark in _DARK.items()) + "}"
-    for i in range(2)
-)
-_THEME = f"{_light}@media screen and (prefers-color-scheme:dark){{{_dark}}}"
-
-
-def draw(panel: plots.Panel | Scatter) -> str:
-    """Draws the panel, without its title, as the data URI of an SVG image that follows the reader's
-    light or dark screen, in text that can be selected."""
-    # A salt of its own: elements of two pictures must not share ids.
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": panel.title}):
-        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
-        axes = figure.subplots()
-        for each in (figure, axes):
-            each.patch.set_visible(False)
-        panel.draw(axes)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    svg = file.getvalue().decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub("|".join(_DARK), lambda match: _themed(match[0]), svg)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = svg.replace("<defs>", f"<style>{_THEME}</style><defs>", 1)
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+def _mark_row(row: Sequence[tuple[Token, str, Token]], header: Sequence[str], student: str) -> None:
+    for (cell, *_), name in zip(row, header, strict=True):
+        if name == student:
+            cell.attrSet("class", "student")
+    first, _, last = row[0]
+    if first.tag == "th":
+        for cell, *_ in row:
+            cell.attrSet("scope", "col")
+    else:
+        first.tag = last.tag = "th"
+        first.attrSet("scope", "row")
+        if header[0] == CONFUSION:
+            counts = [int(text.replace(",", "")) for _, text, _ in row[1:]]
+            for (cell, *_), count in zip(row[1:], counts, strict=True):
+                cell.attrSet("style", f"--s:{count / (sum(counts) or 1):.3f}")

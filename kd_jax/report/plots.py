@@ -1,14 +1,19 @@
-"""Training and validation curves, of the stages of one run or of several runs over each other.
+"""Panels of curves and points: training and validation of the stages of one run or of several runs
+over each other, and quality against cost.
 
-`draw` takes groups: runs that differ only in their seed, under one label. A line is the mean over
-the group, the band around it one standard deviation. With one group the colours tell the stages
-apart, with several the colours tell the groups and the dashes the stages.
+Groups are runs that differ only in their seed, under one label. A line is the mean over the group,
+the band around it one standard deviation. With one group the colours tell the stages apart, with
+several the colours tell the groups, and dashes and markers the stages.
 """
 
+import base64
 import dataclasses
+import io
 import math
+import re
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,16 +22,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from kd_jax.report.runs import Columns, Curves, distillation_ratio, ordered
+from kd_jax.report import quantities, table
+from kd_jax.report.runs import Columns, Curves, Results, Roles, distillation_ratio, ordered, roles
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
-STAGE_COLOURS = {"teacher": "#666666", "baseline": "#E69F00", "student": "#0072B2"}
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-DASHES = {"teacher": ":", "baseline": "--", "student": "-"}
+TEACHER, BASELINE, STUDENT = "#666666", COLOURS[1], COLOURS[0]
+# Colour, dash and marker of a role; other stages have the colours after the first two.
+LOOKS = {
+    "teacher": (TEACHER, ":", "s"),
+    "baseline": (BASELINE, "--", "D"),
+    "student": (STUDENT, "-", "o"),
+}
 
-NATS = "nats / {unit}"  # token or example, see `_unit`
-SHARE = "share of {unit}s"
-# Titles and units of the columns that have their own; any other column is a term of the loss.
+NATS = "nats / {row}"  # a row is a token or an example
+# Titles and units of the columns of training that have their own; any other is a term's name.
 TITLES = {
     "loss": ("total loss (weighted sum of terms)", ""),
     "kl_t1": ("KL(teacher ‖ student) at T = 1", NATS),
@@ -40,20 +50,13 @@ TITLES = {
     "reverse_kl": ("KL(student ‖ teacher), softened", NATS),
     "jsd": ("Jensen-Shannon divergence", NATS),
 }
-VALIDATION_TITLES = {
-    "loss": ("loss on the labels", NATS),
-    "perplexity": ("perplexity", ""),
-    "accuracy": ("accuracy", SHARE),
-    "f1": ("F1", ""),
-    "macro_f1": ("macro F1", ""),
-    "matthews_correlation": ("Matthews correlation", ""),
-    "pearson": ("Pearson correlation", ""),
-    "spearman": ("Spearman correlation", ""),
-    "exact_match": ("exact match", "percent"),
-    "kl": ("KL(teacher ‖ student) at T = 1", NATS),
-    "agreement": ("top-1 agreement with the teacher", SHARE),
+KINDS = ("training", "validation")
+FILES = {
+    "training.png": "Training",
+    "validation.png": "Validation",
+    "trade_off.png": "Quality against cost",
 }
-KINDS = {"training": ("Training", TITLES), "validation": ("Validation", VALIDATION_TITLES)}
+COSTS = ("size_mb", "latency_ms", "flops_per_sample")  # that quality is set against
 # The columns that follow the terms.
 LAST = ("ratio", "kl_t1", "teacher_outside", "grad_norm", "learning_rate")
 SMOOTH = 50  # a noisy curve is averaged over 1 / SMOOTH of its length
@@ -73,27 +76,33 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One stage of one group: a curve for every run."""
+    """One stage of one group: a curve for every run; with a marker, a point for every run."""
 
     label: str
     colour: str
     dash: str
     runs: list[tuple[np.ndarray, np.ndarray]]  # (steps, values)
+    marker: str = ""
+
+    def end(self) -> tuple[float, float]:
+        """Where it ends, as a mean over the runs."""
+        return tuple(float(np.mean([run[i][-1] for run in self.runs])) for i in range(2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One column of the csv files: what one pair of axes shows."""
+    """What one pair of axes shows: a column of the csv files, or a figure over a cost."""
 
     title: str
     unit: str
     lines: list[Line]
-    noisy: bool  # smoothed, the values themselves behind
+    noisy: bool = False  # smoothed, the values themselves behind
     linear: bool = False  # never on a logarithmic scale
     over: str = "steps"
 
@@ -102,57 +111,42 @@ class Panel:
         handles = {}
         for i, line in enumerate(self.lines):
             over = sum(_same(line, other) for other in self.lines[i + 1 :])
-            handles[line.label] = _plot(axes, line, self.noisy, over)
+            draw = _point if line.marker else _curve
+            handles[line.label] = draw(axes, line, self.noisy, over)
         _finish(axes, self)
         return handles
 
-    def keys(self) -> list[Line]:
-        """Lists what a legend explains."""
-        return self.lines
-
     def describe(self) -> str:
         """Says what somebody who does not see it should know."""
-        ends = (np.mean([values[-1] for _, values in line.runs]) for line in self.lines)
-        last = (f"{line.label} {end:.4g}" for line, end in zip(self.lines, ends, strict=True))
-        unit = f", {self.unit}" if self.unit else ""
+        lines, unit = self.lines, f", {self.unit}" if self.unit else ""
+        ends = [(line, *line.end()) for line in lines]
+        last = [f"{n.label} {y:.4g}" + (f" at {x:.4g}" if n.marker else "") for n, x, y in ends]
         same = [
             f"; {one.label} and {other.label} are the same"
-            for i, one in enumerate(self.lines)
-            for other in self.lines[i + 1 :]
+            for i, one in enumerate(lines)
+            for other in lines[i + 1 :]
             if _same(one, other)
         ]
         said = f"{self.title}{unit}, over the {self.over}; last values: {', '.join(last)}"
         return said + "".join(same)
 
 
-class Drawn(Protocol):
-    """What stands on a sheet: curves, or points."""
-
-    title: str
-
-    def draw(self, axes: Axes) -> dict[str, Any]: ...
+# For each label, results and curves (`runs.curves`, by stage) of its runs.
+Groups = Mapping[str, Sequence[tuple[Results, Mapping[str, Curves]]]]
+Pictures = Mapping[str, Sequence[Panel]]  # the panels of each of FILES that has any
 
 
-Groups = Mapping[str, Sequence[Mapping[str, Curves]]]  # curves by stage of the runs of each group
+def curves(groups: Groups) -> Pictures:
+    """Makes the pictures of training and validation; none without values to draw."""
+    found = {f"{kind}.png": [*panels(groups, kind).values()] for kind in KINDS}
+    return {file: panels for file, panels in found.items() if panels}
 
 
-def draw(groups: Groups, out: epath.PathLike) -> list[str]:
-    """Writes out/training.png and out/validation.png, where there is something to draw.
-
-    Args:
-      groups: for each label, the curves of its runs (`runs.curves`), by stage.
-      out: the folder, made if missing.
-
-    Returns:
-      The paths of the files written.
-    """
-    out = epath.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    subject = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations"
+def draw(pictures: Pictures, subject: str, out: epath.PathLike) -> list[str]:
+    """Writes pictures into the folder `out`, made if missing; returns their paths."""
     return [
-        save(sheet(list(found.values()), f"{title}: {subject}"), out / f"{kind}.png")
-        for kind, (title, _) in KINDS.items()
-        if (found := panels(groups, kind))
+        save(sheet(panels, f"{FILES[file]}: {subject}"), epath.Path(out) / file)
+        for file, panels in pictures.items()
     ]
 
 
@@ -165,8 +159,8 @@ def save(figure: Figure, path: epath.PathLike) -> str:
     return str(path)
 
 
-def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
-    """Draws panels beside each other, three in a row, over one legend."""
+def sheet(found: Sequence[Panel], title: str = "") -> Figure:
+    """Draws panels next to each other, three in a row, over one legend."""
     with matplotlib.rc_context(STYLE):
         wide, high = min(len(found), 3), math.ceil(len(found) / 3)
         figure = Figure(layout="constrained")
@@ -175,8 +169,7 @@ def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
         grid = figure.subplots(high, wide, squeeze=False)
         handles: dict[str, Any] = {}
         for axes, panel in zip(grid.flat, found, strict=False):
-            for label, handle in panel.draw(axes).items():
-                handles.setdefault(label, handle)
+            handles |= panel.draw(axes)
             axes.set_title(panel.title)
         for axes in grid.flat[len(found) :]:
             axes.set_visible(False)
@@ -188,74 +181,124 @@ def sheet(found: Sequence[Drawn], title: str = "") -> Figure:
         return figure
 
 
+def images(found: Sequence[Panel]) -> list[tuple[str, str]]:
+    """Draws each panel and their legend as an SVG image without a background, in text that can be
+    selected: (data URI, description) of each."""
+    drawn = []
+    with matplotlib.rc_context(STYLE):
+        handles: dict[str, Any] = {}
+        for panel in found:
+            figure = Figure(figsize=(4.2, 3.0), layout="constrained")
+            axes = figure.subplots()
+            handles |= panel.draw(axes)
+            axes.set_title(panel.title)
+            drawn.append((_svg(figure, panel.title), panel.describe()))
+        legend = Figure(figsize=(4.2, 0.2 + 0.2 * len(handles)))
+        legend.legend(handles.values(), handles.keys(), loc="upper left")
+        drawn.append((_svg(legend, "legend"), f"legend: {', '.join(handles)}"))
+    return drawn
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """Writes a figure as a data URI, coordinates to a hundredth."""
+    file = io.BytesIO()
+    # Elements of two pictures must not share ids.
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", metadata=metadata, transparent=True)
+    text = file.getvalue().decode()
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
 def panels(groups: Groups, kind: str) -> dict[str, Panel]:
     """Makes a panel for every column with values: loss first, then the terms, then LAST.
 
     Args:
-      groups: see `draw`.
-      kind: training | validation.
+        groups: see `curves`.
+        kind: training | validation.
     """
-    columns: dict[str, None] = {}
-    for curves in (curves for runs in groups.values() for curves in runs):
-        for stage in curves.values():
-            columns.update(dict.fromkeys(_columns(stage, kind)))
-    names = [name for name in columns if name not in ("step", *LAST)]
-    names = [name for name in names if not name.endswith("_weighted")]
+    stages = [stage for runs in groups.values() for _, curves in runs for stage in curves.values()]
+    columns = dict.fromkeys(name for stage in stages for name in _columns(stage, kind))
+    names = [n for n in columns if n not in ("step", *LAST) and not n.endswith("_weighted")]
     names += [name for name in LAST if name in columns]
-    unit, found = _unit(groups), {}
+    held_out = {name: 0 for stage in stages for name in stage.validation} or {"perplexity": 0}
+    row, found = "token" if "perplexity" in held_out else "example", {}
+    figures = {f.key: f for f in quantities.of_keys(held_out)} if kind == "validation" else {}
     for name in names:
-        if lines := _lines(groups, kind, name):
-            title, of = KINDS[kind][1].get(name, (name.replace("_", " "), ""))
-            schedule = name == "learning_rate"
-            noisy = kind == "training" and not schedule
-            found[name] = Panel(title, of.format(unit=unit), lines, noisy, schedule or of == SHARE)
+        if not (lines := _lines(groups, kind, name)):
+            continue
+        title, unit = TITLES.get(name, (name.replace("_", " "), ""))
+        linear, noisy = name == "learning_rate", kind == "training" and name != "learning_rate"
+        if figure := figures.get(name):
+            title, unit, linear = figure.name, figure.unit, figure.better > 0
+        found[name] = Panel(title, unit.format(row=row), lines, noisy, linear)
     return found
 
 
-def _unit(groups: Groups) -> str:
-    """What a loss is averaged over: tokens where there is a perplexity, otherwise examples."""
-    stages = [stage for runs in groups.values() for curves in runs for stage in curves.values()]
-    classes = any(stage.validation and "perplexity" not in stage.validation for stage in stages)
-    return "example" if classes else "token"
-
-
 def _columns(curves: Curves, kind: str) -> Columns:
-    """The columns of a stage; those of training with the ratio of teacher to labels."""
+    """Gives the columns of a stage; those of training with the ratio of teacher to labels."""
     found = getattr(curves, kind)
     ratio = None if kind == "validation" else distillation_ratio(found)
     return found if ratio is None else found | {"ratio": ratio}
 
 
-def _lines(groups, kind: str, name: str) -> list[Line]:
+def _lines(groups: Groups, kind: str, name: str) -> list[Line]:
     lines = []
     for i, (group, runs) in enumerate(groups.items()):
-        stages = ordered({stage for curves in runs for stage in curves})
-        for j, stage in enumerate(stages):
-            found = [_values(_columns(c[stage], kind), name) for c in runs if stage in c]
+        for j, stage in enumerate(ordered({stage for _, curves in runs for stage in curves})):
+            found = [_values(_columns(c[stage], kind), name) for _, c in runs if stage in c]
             found = [(steps, values) for steps, values in found if len(steps)]
-            if not found:
-                continue
-            lines.append(dataclasses.replace(look(group, i, stage, j, len(groups)), runs=found))
+            if found:
+                look = _look(group, i, stage, j, len(groups), roles(runs[0][0]))
+                lines.append(dataclasses.replace(look, runs=found, marker=""))
     return lines
 
 
-def look(group: str, i: int, stage: str, j: int, groups: int) -> Line:
-    """Chooses label, colour and dash of the j-th stage of the i-th of several groups."""
-    own_colour = STAGE_COLOURS.get(stage, COLOURS[(j + 2) % len(COLOURS)])
-    return Line(
-        label=stage if groups == 1 else f"{group} · {stage}",
-        colour=own_colour if groups == 1 else COLOURS[i % len(COLOURS)],
-        dash="-" if groups == 1 else DASHES.get(stage, "-."),
-        runs=[],
-    )
+def _look(group: str, i: int, stage: str, j: int, groups: int, who: Roles) -> Line:
+    """Chooses label, colour, dash and marker of the j-th stage of the i-th of several groups."""
+    other = COLOURS[(j + 2) % len(COLOURS)], "-.", "^"
+    by_name = {getattr(who, role): look for role, look in LOOKS.items()}
+    colour, dash, marker = by_name.get(stage, other)
+    if groups == 1:
+        return Line(stage, colour, "-", [], marker)
+    return Line(f"{group} · {stage}", COLOURS[i % len(COLOURS)], dash, [], marker)
 
 
 def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the rows that have a finite value."""
+    """Gives steps and values of the rows that have a finite value."""
     if name not in columns:
         return np.empty(0), np.empty(0)
     good = np.isfinite(columns[name])
     return columns["step"][good], columns[name][good]
+
+
+def trade_off(groups: Groups) -> Pictures:
+    """Sets the primary figure against every one of COSTS in which the models differ."""
+    everything = [results for runs in groups.values() for results, _ in runs]
+    quality = table.primary_of(everything)
+    good, found = "higher" if quality.better > 0 else "lower", []
+    for cost in (figure for key in COSTS for figure in quantities.COST if figure.key == key):
+        lines = _points(groups, cost, quality)
+        if len({line.end()[0] for line in lines}) > 1:
+            title, unit = f"Quality against {cost.title}", f"{quality.title}, {good} is better"
+            found.append(Panel(title, unit, lines, linear=True, over=cost.title))
+    return {"trade_off.png": found} if found else {}
+
+
+def _points(groups: Groups, cost: quantities.Figure, quality: quantities.Figure) -> list[Line]:
+    lines = []
+    for i, (group, members) in enumerate(groups.items()):
+        runs = [results["stages"] for results, _ in members]
+        for j, stage in enumerate(quantities.stages_of(runs)):
+            xs, ys = (
+                [each.get(f.key) for each in quantities.of(stage, runs)] for f in (cost, quality)
+            )
+            if None not in xs + ys:
+                look = _look(group, i, stage, j, len(groups), roles(members[0][0]))
+                points = [(np.array([x]), np.array([y])) for x, y in zip(xs, ys, strict=True)]
+                lines.append(dataclasses.replace(look, runs=points))
+    return lines
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -270,14 +313,23 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _same(one: Line, other: Line) -> bool:
-    """Whether the later of two lines would hide the other."""
+    """Tells whether the later of two lines would hide the other."""
     return len(one.runs) == len(other.runs) and all(
         np.array_equal(a[0], b[0]) and np.allclose(a[1], b[1], rtol=_HIDES, atol=0.0)
         for a, b in zip(one.runs, other.runs, strict=True)
     )
 
 
-def _plot(axes: Axes, line: Line, noisy: bool, over: int):
+def _point(axes: Axes, line: Line, noisy: bool, over: int):
+    """Draws the mean of the runs' points, so large that it is seen beneath `over` others at the
+    same place, and their spread; returns the handle for the legend."""
+    values = [float(values[-1]) for _, values in line.runs]
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    style = {"color": line.colour, "marker": line.marker, "markersize": 7 + 5 * over}
+    return axes.errorbar(*line.end(), spread or None, capsize=3, linestyle="none", **style)
+
+
+def _curve(axes: Axes, line: Line, noisy: bool, over: int):
     """Draws the mean curve, so wide that it is seen beneath `over` others of the same values, and
     what is around it; returns the handle for the legend."""
     style = {"color": line.colour, "linestyle": line.dash}
@@ -299,7 +351,7 @@ def _plot(axes: Axes, line: Line, noisy: bool, over: int):
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS of the points, evenly; the first and the last stay."""
+    """Takes at most POINTS of the points, evenly; the first and the last stay."""
     if len(steps) <= POINTS:
         return steps, values
     kept = np.linspace(0, len(steps) - 1, POINTS).round().astype(int)
@@ -307,11 +359,14 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _finish(axes: Axes, panel: Panel) -> None:
-    """Units and scales: logarithmic where values span more than a factor of 4."""
+    """Sets units and scales: logarithmic where values span more than a factor of 4."""
     axes.set_xlabel(panel.over)
     axes.set_ylabel(panel.unit)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if any(line.marker for line in panel.lines):
+        axes.margins(0.12)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     values = np.concatenate([values for line in panel.lines for _, values in line.runs])
     if not panel.linear and values.min() > 0 and values.max() > 4 * values.min():
         axes.set_yscale("log")

@@ -1,5 +1,5 @@
-"""The figures that stages of a run have: how they are called, shown, and which way is better; and
-what may be said of the difference between two models.
+"""The figures of a stage: how they are called and shown, which way is better, their means over
+seeds, and what may be said of the difference between two models.
 
 A difference is paired by seed: what a seed does to both (the order of batches, the first values)
 drops out of it. Its error is the standard error of the mean over the seeds; the interval is
@@ -27,9 +27,15 @@ class Figure:
     """How one figure of a stage's results is shown."""
 
     key: str
-    title: str
+    name: str
+    unit: str  # "" for none
     show: Callable[[float], str]
     better: int = 0  # +1 if bigger is better, -1 if smaller is, 0 where neither is
+
+    @property
+    def title(self) -> str:
+        """The name with the unit, as tables have it."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def signed(self, difference: float) -> str:
         """Shows a difference with its sign."""
@@ -45,64 +51,74 @@ def _megabytes(number: float) -> str:
     return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
-def _operations(number: float) -> str:
+def _flops(number: float) -> str:
     giga = number / 1e9
     return f"{giga:.3f} G" if giga >= 0.1 else f"{1e3 * giga:.3g} M"
 
 
-def _of_training(number: float) -> str:
+def _training_flops(number: float) -> str:
     tera = number / 1e12
-    return f"{tera:,.1f} T" if tera >= 1 else _operations(number)
+    return f"{tera:,.1f} T" if tera >= 1 else _flops(number)
 
 
 _SHARE, _PERCENT, _THOUSANDS = "{:.4f}".format, "{:.2f}".format, "{:,.0f}".format
+_NATS = "nats/{row}"  # a row is a token or an example
 
+QUALITY = (
+    Figure("loss", "loss", _NATS, _SHARE, -1),
+    Figure("perplexity", "perplexity", "", "{:.3f}".format, -1),
+    Figure("accuracy", "accuracy", "", _SHARE, 1),
+    Figure("f1", "F1", "", _SHARE, 1),
+    Figure("macro_f1", "macro F1", "", _SHARE, 1),
+    Figure("matthews_correlation", "Matthews correlation", "", _SHARE, 1),
+    Figure("pearson", "Pearson correlation", "", _SHARE, 1),
+    Figure("spearman", "Spearman correlation", "", _SHARE, 1),
+    Figure("exact_match", "exact match", "", _PERCENT, 1),
+    Figure("HasAns_exact_match", "exact match, answerable", "", _PERCENT, 1),
+    Figure("HasAns_f1", "F1, answerable", "", _PERCENT, 1),
+    Figure("NoAns_exact_match", "exact match, unanswerable", "", _PERCENT, 1),
+    Figure("NoAns_f1", "F1, unanswerable", "", _PERCENT, 1),
+    Figure("kl", "KL to teacher", _NATS, _SHARE, -1),
+    Figure("agreement", "top-1 agreement", "", _SHARE, 1),
+)
 COST = (
-    Figure("parameters", "parameters", count, -1),
-    Figure("reduction_percent", "reduction of parameters (%)", _PERCENT),
-    Figure("size_mb", "size (MB)", _megabytes, -1),
-    Figure("flops_per_sample", "operations a sample", _operations, -1),
-    Figure("latency_ms", "latency, batch 1 (ms)", _PERCENT, -1),
-    Figure("latency_ms_p90", "latency, 90th percentile (ms)", _PERCENT, -1),
-    Figure("throughput", "samples/s, batch 32", _THOUSANDS, 1),
-    Figure("tokens_per_second", "tokens/s", _THOUSANDS),
-    Figure("steps", "steps", _THOUSANDS),
-    Figure("fit_steps", "steps of regression", _THOUSANDS),
-    Figure("training_flops", "operations of training", _of_training),
-    Figure("best_step", "best step", _THOUSANDS),
+    Figure("parameters", "parameters", "", count, -1),
+    Figure("reduction_percent", "reduction of parameters", "%", _PERCENT),
+    Figure("size_mb", "size", "MB", _megabytes, -1),
+    Figure("flops_per_sample", "FLOPs of a sample", "", _flops, -1),
+    Figure("latency_ms", "latency, batch 1", "ms", _PERCENT, -1),
+    Figure("latency_ms_p90", "latency, 90th percentile", "ms", _PERCENT, -1),
+    Figure("throughput", "samples/s, batch 32", "", _THOUSANDS, 1),
+    Figure("tokens_per_second", "tokens/s", "", _THOUSANDS),
+    Figure("steps", "steps", "", _THOUSANDS),
+    Figure("fit_steps", "steps of regression", "", _THOUSANDS),
+    Figure("training_flops", "FLOPs of training", "", _training_flops),
+    Figure("best_step", "best step", "", _THOUSANDS),
 )
 
 
 def quality(runs: Iterable[Stages]) -> list[Figure]:
-    """Lists the figures of quality that these runs have, in their units.
+    """Lists the figures of quality that these runs have, in their units."""
+    stages = [stage for run in runs for stage in run.values()]
+    return of_keys(key for stage in stages for key in stage if stage[key] is not None)
+
+
+def of_keys(keys: Iterable[str]) -> list[Figure]:
+    """Lists the figures of quality with these keys, in their units.
 
     Losses of language models (which have a perplexity) are in nats a token, others in nats an
-    example, but for regressions (which have a correlation). SQuAD's figures are percent.
+    example, but for regressions (which have a correlation). SQuAD's F1 is in percent.
     """
-    keys = {
-        key for run in runs for stage in run.values() for key in stage if stage[key] is not None
-    }
-    unit = "nats/token" if "perplexity" in keys else "nats/example"
-    regression = not keys.isdisjoint(("pearson", "spearman"))
-    scale = _PERCENT if "exact_match" in keys else _SHARE
-    figures = (
-        Figure("loss", "mean squared error" if regression else f"loss ({unit})", _SHARE, -1),
-        Figure("perplexity", "perplexity", "{:.3f}".format, -1),
-        Figure("accuracy", "accuracy", _SHARE, 1),
-        Figure("f1", "F1", scale, 1),
-        Figure("macro_f1", "macro F1", scale, 1),
-        Figure("matthews_correlation", "Matthews correlation", _SHARE, 1),
-        Figure("pearson", "Pearson correlation", _SHARE, 1),
-        Figure("spearman", "Spearman correlation", _SHARE, 1),
-        Figure("exact_match", "exact match", scale, 1),
-        Figure("HasAns_exact_match", "exact match, answerable", scale, 1),
-        Figure("HasAns_f1", "F1, answerable", scale, 1),
-        Figure("NoAns_exact_match", "exact match, unanswerable", scale, 1),
-        Figure("NoAns_f1", "F1, unanswerable", scale, 1),
-        Figure("kl", f"KL to teacher ({unit})", _SHARE, -1),
-        Figure("agreement", "top-1 agreement", _SHARE, 1),
-    )
-    return [figure for figure in figures if figure.key in keys]
+    keys, found = set(keys), []
+    row = "token" if "perplexity" in keys else "example"
+    for figure in (figure for figure in QUALITY if figure.key in keys):
+        changes = {"unit": figure.unit.format(row=row)}
+        if figure.key == "loss" and not keys.isdisjoint(("pearson", "spearman")):
+            changes = {"name": "mean squared error", "unit": ""}
+        if figure.key == "f1" and "exact_match" in keys:
+            changes["show"] = _PERCENT
+        found.append(dataclasses.replace(figure, **changes))
+    return found
 
 
 def cost(runs: Iterable[Stages]) -> list[Figure]:
@@ -118,6 +134,61 @@ def the_primary(figures: Iterable[Figure], key: str) -> Figure:
         have = ", ".join(found) or "none"
         raise UserError(f"results.json: primary={key!r}, but no stage has that figure: have {have}")
     return found[key]
+
+
+def stages_of(runs: Iterable[Stages]) -> list[str]:
+    """Lists the stages that any of the runs has."""
+    return list(dict.fromkeys(stage for run in runs for stage in run))
+
+
+def of(stage: str, runs: Iterable[Stages]) -> list[Figures]:
+    """Gathers the figures of a stage from the runs that have it."""
+    return [run[stage] for run in runs if stage in run]
+
+
+def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
+    """Takes the mean; None where a stage lacks the figure, or has one that is not finite."""
+    values = [stage.get(figure.key) for stage in stages]
+    if not values or None in values or not all(map(math.isfinite, values)):
+        return None
+    return statistics.fmean(values)
+
+
+def mean(figure: Figure, stages: Sequence[Figures]) -> str:
+    """Shows the mean, with ± standard deviation where the values differ."""
+    if (middle := average(figure, stages)) is None:
+        return MISSING
+    text, values = figure.show(middle), [stage[figure.key] for stage in stages]
+    if min(values) != max(values):
+        text += f" ± {figure.show(statistics.stdev(values))}"
+    return text
+
+
+def best(figure: Figure, values: Sequence[float | None], margin: float) -> list[int]:
+    """Finds where the best value stands; nowhere without a choice, or if it is not better by the
+    share `margin`."""
+    known = sorted({figure.better * value for value in values if value is not None})
+    if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
+        return []
+    return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
+
+
+def shown_best(
+    figure: Figure, names: Sequence[str], runs: Iterable[Stages], teacher: str = ""
+) -> list[int]:
+    """Finds the stage that is better than each other one by more than chance (`Paired`), the
+    teacher left out; its place among `names`, or nothing if that is not shown of any."""
+    runs, rivals = list(runs), [name for name in names if name != teacher]
+
+    def beats(one: str, other: str) -> bool:
+        found = compare_stages(figure, one, other, runs)
+        return found is not None and found.verdict == "better"
+
+    return [
+        names.index(one)
+        for one in rivals
+        if len(rivals) > 1 and all(beats(one, other) for other in rivals if other != one)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,3 +248,9 @@ def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paire
         return None
     differences = [one - other for one, other in values]
     return Paired(figure, differences) if all(map(math.isfinite, differences)) else None
+
+
+def compare_stages(figure: Figure, one: str, other: str, runs: Iterable[Stages]) -> Paired | None:
+    """Compares two stages in the runs that have both; None where one lacks the figure."""
+    both = [run for run in runs if {one, other} <= {*run}]
+    return compare(figure, of(one, both), of(other, both))

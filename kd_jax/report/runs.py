@@ -13,13 +13,20 @@ from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import UserError
 
-# In the order of reading; others follow by name.
-STAGES = ("teacher", "assistant", "baseline", "intermediate", "substitute", "one_shot", "prune")
-STAGES += ("theseus", "student", "ensemble")
 LABEL_TERMS = ("ce", "mse")  # the terms of a loss that read the labels; others read the teacher
 MOST_DIFFERENCES = 3  # in a label
 
+Results = Mapping[str, Any]  # results.json: "seed", "stages", "split", "roles", "primary" ...
 Columns = dict[str, np.ndarray]  # name -> float64 values, NaN where a row has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """The names of the stages of a run that reports compare; "" for none."""
+
+    teacher: str = ""  # what others are measured against: what they imitate, or were made of
+    baseline: str = ""  # what the student is compared with: the same model, on the labels alone
+    student: str = ""  # what the run is about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +65,14 @@ class Run:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Figures by stage, in the order of reading."""
-        return {name: self.results["stages"][name] for name in ordered(self.results["stages"])}
+        """Figures by stage."""
+        return self.results["stages"]
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        stated = self.results.get("task") or self.config.get("task") or {}
+        return stated if isinstance(stated, str) else str(stated.get("name", "unknown task"))
 
     def no_stage(self, stage: str, have: Sequence[str]) -> UserError:
         """Makes the error for a stage that the run did not train; it did those of `have`."""
@@ -71,9 +84,14 @@ class Run:
         )
 
 
+def roles(results: Results) -> Roles:
+    """Reads who is who; runs that did not note it have the usual names."""
+    return Roles(**results.get("roles", defaults.ROLES))
+
+
 def ordered(stages: Iterable[str]) -> list[str]:
-    """Sorts stages as people read them: teacher, baseline, student, then the others by name."""
-    rank = {name: i for i, name in enumerate(STAGES)}
+    """Sorts stages as runs go through them: teacher, baseline, student, then others by name."""
+    rank = {name: i for i, name in enumerate(defaults.STAGES)}
     return sorted(stages, key=lambda name: (rank.get(name, len(rank)), name))
 
 
@@ -97,6 +115,7 @@ def read(workdir: str) -> Run:
     missing = [key for key in ("config", "seed", "stages") if key not in results]
     if missing:
         raise UserError(f"{folder / 'results.json'}: no {', '.join(missing)} in it; run it again")
+    results["stages"] = {name: results["stages"][name] for name in ordered(results["stages"])}
     return Run(folder, defaults.complete(config), results)
 
 
@@ -115,7 +134,7 @@ def curves(workdir: str) -> dict[str, Curves]:
 
 
 def read_columns(path: epath.Path) -> Columns:
-    """Reads the columns of a csv file, {} where there is none or it has no rows.
+    """Reads the columns of a csv file, {} for a file that is missing or has no rows.
 
     Raises UserError naming the line and column of a value that is no number.
     """
@@ -143,15 +162,14 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _progress(folder: epath.Path) -> str:
-    """How far an unfinished run has come, and how to go on."""
+    """Tells how far an unfinished run has come, and how to go on."""
     done = {path.parent.name for path in folder.glob("*/results.json")}
     begun = {path.parent.name for path in folder.glob("*/metrics.csv")} - done
-    parts = [f"finished stages: {', '.join(ordered(done)) or 'none'}"]
-    if begun:
-        parts.append(f"begun: {', '.join(ordered(begun))}")
+    text = f"finished stages: {', '.join(ordered(done)) or 'none'}"
+    text += f"; begun: {', '.join(ordered(begun))}" if begun else ""
     command = folder / "command.txt"
     again = f": {command.read_text().strip()}" if command.exists() else ""
-    return "; ".join(parts) + f"; run its command again to continue{again}"
+    return f"{text}; run its command again to continue{again}"
 
 
 def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, float]]:
@@ -185,11 +203,11 @@ def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, floa
 def distillation_ratio(values: Mapping[str, Any]) -> Any:
     """Divides the sum of the weighted terms that read the teacher by that of those that read the
     labels; None where there are not both. `values`: of a step, or columns."""
-    weighted = {
-        k.removesuffix("_weighted"): v for k, v in values.items() if k.endswith("_weighted")
-    }
-    labels = [value for name, value in weighted.items() if name in LABEL_TERMS]
-    teacher = [value for name, value in weighted.items() if name not in LABEL_TERMS]
+    sums = [[], []]
+    for key, value in values.items():
+        if key.endswith("_weighted"):
+            sums[key.removesuffix("_weighted") in LABEL_TERMS].append(value)
+    teacher, labels = sums
     if not labels or not teacher:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -213,7 +231,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _walk(found: Mapping[int, Any], path: str) -> Iterator[tuple[int, str, Any]]:
-    """(configuration, key, value) of every difference between those that are given."""
+    """Yields (configuration, key, value) of every difference between those that are given."""
     values = list(found.values())
     if all(value == values[0] for value in values):
         return

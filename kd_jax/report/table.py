@@ -1,15 +1,15 @@
 """Tables of figures, printed with rich or written as Markdown.
 
 `of_runs` shows one configuration: a row for each figure, a column for each stage, and the
-difference student - baseline, paired by seed. `of_groups` puts configurations under each other.
+difference student - baseline, paired by seed. `of_groups` puts configurations under each other by
+their primary figure.
 Several seeds are shown as mean ± sample standard deviation, their differences as mean ± standard
-error. The primary figure is the one by which a run selects and is judged: the loss of a language
-model, a task's own metric otherwise.
+error. The primary figure is the one by which a run selects checkpoints and is compared: the loss of
+a language model, a task's own metric otherwise.
 """
 
 import dataclasses
-import math
-import statistics
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import rich.console
@@ -18,10 +18,11 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from kd_jax.report import quantities
-from kd_jax.report.quantities import MISSING, Figure, Figures, Stages, cost, quality, the_primary
+from kd_jax.report.quantities import MISSING, Figure, Stages, mean, of, stages_of
+from kd_jax.report.runs import Results, roles
 
-_LABEL = 20  # characters of a label that must fit beside the figures; a longer one is wrapped
-REFERENCE = "teacher"  # the stage that others are measured against; never printed as the best
+SPREAD = ("95% interval", "better in")  # headings of what is known of a difference
+_LABEL = 20  # characters of a label that must fit next to the figures; a longer one is wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Table:
     rows: list[list[str]]
     labels: int = 1
     best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the cells to stand out
-    spans: tuple[tuple[str, int], ...] = ()  # headings over the columns after the labels
 
     def print(self) -> None:
         """Prints it, in parts where the screen is narrower; whole where that is no terminal."""
@@ -46,7 +46,7 @@ class Table:
             table = rich.table.Table()
             for j in columns:
                 justify, width = "left" if j < self.labels else "right", widths.get(j)
-                name = Text(self._names()[j])
+                name = Text(self.header[j])
                 table.add_column(name, justify=justify, overflow="fold", width=width)
             for row in self.rows:
                 if any(row[j] for j in columns[self.labels :] or columns):
@@ -54,49 +54,43 @@ class Table:
             console.print(table)
 
     def _parts(self, width: int) -> Iterator[tuple[list[int], dict[int, int]]]:
-        """Columns that fit beside each other, each time after the labels, and the widths of those
-        that must not be wrapped: a figure is never broken, a heading between its words."""
-        cells = [[cell_len(cell) for cell in column] for column in zip(*self.rows, strict=True)]
-        names, labels = self._names(), [*range(self.labels)]
-        if sum(max(cell_len(n), *c) + 3 for n, c in zip(names, cells, strict=True)) < width:
+        """Gives the columns that fit next to each other, each time after the labels, and the widths
+        of those that must not be wrapped: a figure is never broken, a heading between its words."""
+        cells = [max([0, *map(cell_len, column)]) for column in zip(*self.rows, strict=True)]
+        names, labels = self.header, [*range(self.labels)]
+        if sum(max(cell_len(n), c) + 3 for n, c in zip(names, cells, strict=True)) < width:
             yield [*range(len(names))], {}
             return
-        words = [max(map(cell_len, [*name.split(), ""])) for name in names]
-        needed = {j: max(words[j], *cells[j]) for j in range(self.labels, len(names))}
-        room = width - 1 - sum(min(max(words[j], *cells[j]), _LABEL) + 3 for j in labels)
+        needed = [
+            max([cell, *map(cell_len, name.split())])
+            for name, cell in zip(names, cells, strict=True)
+        ]
+        whole = dict(enumerate(needed[self.labels :], self.labels))
+        room = width - 1 - sum(min(needed[j], _LABEL) + 3 for j in labels)
         part: list[int] = []
-        for j in needed:
-            if part and sum(needed[i] + 3 for i in [*part, j]) > room:
-                yield labels + part, needed
+        for j in whole:
+            if part and sum(whole[i] + 3 for i in [*part, j]) > room:
+                yield labels + part, whole
                 part = []
             part.append(j)
-        yield labels + part, needed
+        yield labels + part, whole
 
     def markdown(self) -> str:
         """Writes the title and a Markdown table, ending in a newline."""
         rule = ["---" if i < self.labels else "---:" for i in range(len(self.header))]
-        marked = [
-            [self._marked(i, j, _escaped(cell)) for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
+        cells = [
+            [f"**{escaped(cell)}**" if (i, j) in self.best else escaped(cell) for j, cell in row]
+            for i, row in enumerate(map(enumerate, self.rows))
         ]
-        lines = [[*map(_escaped, self._names())], rule, *marked]
-        title = f"**{self.title}**\n\n" if self.title else ""
+        lines = [[*map(escaped, self.header)], rule, *cells]
+        title = f"**{escaped(self.title)}**\n\n" if self.title else ""
         return title + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
-    def _names(self) -> list[str]:
-        """The header, with what stands over a column before its name."""
-        over = [""] * self.labels + [name for name, width in self.spans for _ in range(width)]
-        if not self.spans:
-            return self.header
-        return [f"{a} {b}".strip() for a, b in zip(over, self.header, strict=True)]
 
-    def _marked(self, row: int, column: int, cell: str) -> str:
-        return f"**{cell}**" if (row, column) in self.best else cell
-
-
-def _escaped(cell: str) -> str:
-    """A cell as Markdown: in one line, its bars no ends of it."""
-    return " ".join(cell.split("\n")).replace("|", "\\|")
+def escaped(text: str) -> str:
+    """Writes a text as Markdown, in one line: nothing in it is markup, or the end of a cell."""
+    text = " ".join(text.split("\n"))
+    return re.sub(r"[|<>&*`~[\]]|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def by_stage(
@@ -110,8 +104,8 @@ def by_stage(
     """Shows a row for each figure, a column for each stage, and columns under `header`.
 
     Args:
-      more: a figure's cells under `header`.
-      best: places, among `stages_of(runs)`, of the stages that stand out in a figure.
+        more: a figure's cells under `header`.
+        best: places, among `stages_of(runs)`, of the stages that stand out in a figure.
     """
     names, rows, marked = stages_of(runs), [], set()
     for figure in figures:
@@ -122,115 +116,69 @@ def by_stage(
     return Table(title, ["", *names, *header], rows, best=frozenset(marked))
 
 
-def of_runs(runs: Sequence[Stages], title: str = "", primary: str = "loss") -> Table:
+def of_runs(results: Sequence[Results], title: str = "") -> Table:
     """Shows the stages of one configuration, over its seeds; what a stage lacks (or None) is "-".
-
-    `primary` is the key of the figure whose wins the title counts.
-    """
-    both, good = _with_both(runs), quality(runs)
+    The title counts the seeds in which the student's primary figure is better than the
+    baseline's."""
+    runs, who = [each["stages"] for each in results], roles(results[0])
+    both, good = [run for run in runs if {who.student, who.baseline} <= {*run}], quality_of(results)
     if len(runs) > 1:
         title += f", {len(runs)} seeds: mean ± standard deviation"
     if len(both) > 1:
-        judged = the_primary(good, primary)
-        direction = "higher" if judged.better > 0 else "lower"
+        primary = primary_of(results)
+        direction = "higher" if primary.better > 0 else "lower"
         title += ", differences ± standard error"
-        if (won := paired(judged, both)) is not None:
-            title += f"; student's {primary} {direction} in {won.wins} of {len(both)}"
-    header = ["student - baseline"] if both else []
+        if (won := quantities.compare_stages(primary, who.student, who.baseline, both)) is not None:
+            title += f"; {who.student}'s {primary.key} {direction} in {won.wins} of {len(both)}"
+    header = [f"{who.student} - {who.baseline}"] if both else []
 
     def difference(figure: Figure) -> list[str]:
-        return [_difference(figure, both) if figure in good else ""] if both else []
+        return [differences(figure, results)[0] if figure in good else ""] if both else []
 
-    return by_stage(title, runs, good + cost(runs), header, difference)
-
-
-def of_groups(
-    groups: Mapping[str, Sequence[Stages]], title: str = "", primary: str = "loss"
-) -> Table:
-    """Shows a row for each stage of each configuration, with the difference of a student."""
-    everything = [run for runs in groups.values() for run in runs]
-    figures = quality(everything)
-    judged = the_primary(figures, primary) if _with_both(everything) else None
-    rows = []
-    for label, runs in groups.items():
-        for stage in stages_of(runs):
-            found = of(stage, runs)
-            row = [label, stage, str(len(found)), *(mean(figure, found) for figure in figures)]
-            both = _with_both(runs) if stage == "student" else []
-            if judged:
-                row.append(_difference(judged, both) if both else "")
-            rows.append(row)
-    header = ["run", "stage", "seeds", *(figure.title for figure in figures)]
-    header += [f"{primary} - baseline's"] if judged else []
-    return Table(title, header, rows, labels=2)
+    return by_stage(title, runs, good + quantities.cost(runs), header, difference)
 
 
-def stages_of(runs: Iterable[Stages]) -> list[str]:
-    """Lists the stages that any of the runs has."""
-    return list(dict.fromkeys(stage for run in runs for stage in run))
+def of_groups(groups: Mapping[str, Sequence[Results]]) -> Table:
+    """Shows the primary figure of configurations, a row each: of teacher, baseline and student, and
+    the paired difference. The best student stands out, if it is shown to be better than all others
+    at the same seeds."""
+    everything = [run for results in groups.values() for run in results]
+    figure, who = primary_of(everything), dataclasses.astuple(roles(everything[0]))
+    names = [name for name in who if any(name in run["stages"] for run in everything)]
+    rows, students = [], {}
+    for label, results in groups.items():
+        means = [mean(figure, of(name, [run["stages"] for run in results])) for name in names]
+        rows.append([label, str(len(results)), *means, *differences(figure, results)])
+        for run in results:
+            if (student := roles(run).student) in run["stages"]:
+                students.setdefault(run["seed"], {})[label] = run["stages"][student]
+    best = quantities.shown_best(figure, [*groups], students.values())
+    header = ["configuration", "seeds", *names, "student − baseline", *SPREAD]
+    title = f"{figure.title} of all configurations" + "; bold: the best student" * bool(best)
+    return Table(title, header, rows, best=frozenset((row, 1 + len(names)) for row in best))
 
 
-def of(stage: str, runs: Iterable[Stages]) -> list[Figures]:
-    """Gathers the figures of a stage from the runs that have it."""
-    return [run[stage] for run in runs if stage in run]
+def primary_of(results: Sequence[Results]) -> Figure:
+    """Finds the primary figure of these runs; raises UserError where no stage has it."""
+    return quantities.the_primary(quality_of(results), results[0].get("primary", "loss"))
 
 
-def mean(figure: Figure, stages: Sequence[Figures]) -> str:
-    """Shows the mean, with ± standard deviation where the values differ."""
-    if (middle := average(figure, stages)) is None:
-        return MISSING
-    text, values = figure.show(middle), [stage[figure.key] for stage in stages]
-    if min(values) != max(values):
-        text += f" ± {figure.show(statistics.stdev(values))}"
-    return text
+def quality_of(results: Iterable[Results]) -> list[Figure]:
+    """Lists the figures of quality that these runs have."""
+    return quantities.quality(run["stages"] for run in results)
 
 
-def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
-    """Takes the mean; None where a stage lacks the figure, or has one that is not finite."""
-    values = [stage.get(figure.key) for stage in stages]
-    if not values or None in values or not all(map(math.isfinite, values)):
-        return None
-    return statistics.fmean(values)
-
-
-def best(figure: Figure, values: Sequence[float | None], margin: float = 0.0) -> list[int]:
-    """Finds where the best value stands; nowhere without a choice, or if it is not so clear."""
-    known = sorted({figure.better * value for value in values if value is not None})
-    if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
-        return []
-    return [i for i, v in enumerate(values) if v is not None and figure.better * v == known[-1]]
-
-
-def shown_best(figure: Figure, names: Sequence[str], runs: Iterable[Stages]) -> list[int]:
-    """Finds the stage that is better than each other one by more than chance (`quantities.Paired`),
-    the teacher left out; its place, or nothing if that is not shown of any."""
-    runs = list(runs)
-    rivals = [name for name in names if name != REFERENCE]
-
-    def beats(one: str, other: str) -> bool:
-        both = [run for run in runs if {one, other} <= {*run}]
-        found = quantities.compare(figure, [run[one] for run in both], [run[other] for run in both])
-        return found is not None and found.verdict == "better"
-
-    return [
-        names.index(one)
-        for one in rivals
-        if len(rivals) > 1 and all(beats(one, other) for other in rivals if other != one)
-    ]
-
-
-def _with_both(runs: Iterable[Stages]) -> list[Stages]:
-    return [run for run in runs if {"student", "baseline"} <= {*run}]
-
-
-def paired(figure: Figure, runs: Sequence[Stages]) -> quantities.Paired | None:
+def paired(figure: Figure, results: Sequence[Results]) -> quantities.Paired | None:
     """Compares student and baseline in the runs that have both; None where one lacks the figure."""
-    both = _with_both(runs)
-    return quantities.compare(
-        figure, [run["student"] for run in both], [run["baseline"] for run in both]
-    )
+    who = roles(results[0])
+    stages = [run["stages"] for run in results]
+    return quantities.compare_stages(figure, who.student, who.baseline, stages)
 
 
-def _difference(figure: Figure, runs: Sequence[Stages]) -> str:
-    found = paired(figure, runs)
-    return MISSING if found is None else found.show()
+def differences(figure: Figure, results: Sequence[Results]) -> list[str]:
+    """Shows the paired difference student - baseline, its interval, and in how many seeds the
+    student is better."""
+    found = paired(figure, results)
+    if found is None:
+        return [MISSING] * 3
+    return [found.show(), found.show_interval(), f"{found.wins} of {len(found.differences)}"]

@@ -7,28 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax import storage
-from kd_jax.report import quantities, table
-from kd_jax.report.quantities import Figure, Figures, Stages, count
+from kd_jax.report import quantities
+from kd_jax.report.quantities import Figure, Figures, Stages, average, compare, count, mean, of
+from kd_jax.report.runs import Results, roles
 from kd_jax.report.table import Table
 
-Results = Mapping[str, Any]  # of a run: "seed", "stages", "rounds", "trend", "scores"
-
-_LOSS = Figure("loss", "loss", "{:.4f}".format, -1)
-_KL = Figure("kl", "KL to teacher", "{:.4f}".format, -1)
-_AGREEMENT = Figure("agreement", "top-1 agreement", "{:.4f}".format, 1)
-_MEMBERS = {  # heading -> what results call it, what is shown of it
-    "all members": ("ensemble", (_LOSS, _KL, _AGREEMENT)),
-    "last member alone": ("student", (_LOSS, _KL)),
-}
+_ROUNDS = [figure for figure in quantities.QUALITY if figure.key in ("loss", "kl", "agreement")]
+_KL = _ROUNDS[1]
+_MEMBERS = (  # what results call them, what tables do, and how many of the figures are shown
+    ("ensemble", "all members", 3),
+    ("student", "last member alone", 2),
+)
+CONFUSION = "true \\ predicted"  # the corner of a confusion matrix
+MOST_CLASSES = 30  # a larger confusion matrix shows nothing
 SCORED = ("perplexity", "hellaswag")
-METHODS = {
-    "teacher": "original",
-    "substitute": "substitution",
-    "prune": "L1 pruning, fine-tuned",
-    "student": "distillation",
-}
-_PERPLEXITY = Figure("perplexity", "perplexity", "{:.3f}".format, -1)
-_APART = Figure("apart", "likelihoods apart (nats)", "{:.3f}".format, -1)
+_PERPLEXITY = Figure("perplexity", "perplexity", "", "{:.3f}".format, -1)
+_APART = Figure("apart", "absolute Δ log-likelihood", "nats", "{:.3f}".format, -1)
 _LEFT_OUT = ("model", "stage", "commit", "machine", "seconds", "batch_size")
 _ACCURACIES = (("acc", "acc"), ("acc_norm", "acc_norm, by character"))
 _SCORES = (  # key, title, how it is shown; what a report lacks (or None) is left out
@@ -46,7 +40,7 @@ _SCORES = (  # key, title, how it is shown; what a report lacks (or None) is lef
     ("parameters", "parameters", count),
     ("size_mb", "size (MB)", "{:.1f}".format),
 )
-_KEPT = (  # of the teacher's answers
+_KEPT = (  # of what the teacher knows
     ("mean_difference", "mean |difference| of log-likelihoods", "{:.4f}"),
     ("largest_difference", "largest one", "{:.3f}"),
     ("acc_retention", "acc, of the teacher's", "{:.1%}"),
@@ -54,9 +48,9 @@ _KEPT = (  # of the teacher's answers
 )
 
 
-def by_class(label: str, runs: Sequence[Stages]) -> Table | None:
+def by_class(label: str, results: Sequence[Results]) -> Table | None:
     """Shows precision, recall and F1 of each class, a column for each stage; None without any."""
-    found = _with_classes(runs)
+    runs, found = [run["stages"] for run in results], _with_classes(results)
     if not found:
         return None
     names, first = list(found), next(iter(found.values()))[0]["classes"]
@@ -68,37 +62,42 @@ def by_class(label: str, runs: Sequence[Stages]) -> Table | None:
             for run in runs
         ]
         for key in ("precision", "recall", "f1"):
-            figure = Figure(key, key, "{:.4f}".format, 1)
-            shown = table.shown_best(figure, names, of_class)
+            figure = Figure(key, key, "", "{:.4f}".format, 1)
+            shown = quantities.shown_best(figure, names, of_class, roles(results[0]).teacher)
             best |= {(len(rows), len(row) + j) for j in shown}
-            row += [figure.show(table.average(figure, table.of(s, of_class))) for s in names]
+            row += [figure.show(average(figure, of(stage, of_class))) for stage in names]
         rows.append(row)
-    spans = (("", 1), *((kind, len(names)) for kind in ("precision", "recall", "F1")))
     seeds = f", means over {len(runs)} seeds" if len(runs) > 1 else ""
-    header = ["class", "examples", *names * 3]
-    return Table(f"{label}: classes{seeds}", header, rows, 1, frozenset(best), spans)
+    header = ["class", "examples"]
+    header += [f"{key} {name}".strip() for key in ("precision", "recall", "F1") for name in names]
+    return Table(f"{label}: classes{seeds}", header, rows, best=frozenset(best))
 
 
-def confusions(runs: Sequence[Stages]) -> dict[str, tuple[list[str], list[list[int]]]]:
-    """Adds up the confusion matrix of every stage over the seeds: title -> (classes, counts)."""
-    matrices = {}
-    for stage, found in _with_classes(runs).items():
+def confusions(results: Sequence[Results]) -> list[Table | str]:
+    """Adds up the confusion matrix of every stage over the seeds: a row for each true class, a
+    column for each predicted one. Of too many classes there is a sentence instead."""
+    tables = []
+    for stage, found in _with_classes(results).items():
         each = [figures["confusion"] for figures in found if figures.get("confusion")]
+        if (classes := len(found[0]["classes"])) > MOST_CLASSES:
+            return [f"{classes} classes are too many for a confusion matrix."]
         if each:
             seeds = f", {len(each)} seeds added up" if len(each) > 1 else ""
-            counts = [
-                [sum(cells) for cells in zip(*rows, strict=True)]
-                for rows in zip(*each, strict=True)
+            rows = [
+                [name, *(f"{sum(cells):,}" for cells in zip(*rows, strict=True))]
+                for name, *rows in zip(found[0]["classes"], *each, strict=True)
             ]
-            matrices[f"Confusion matrix: {stage}{seeds}"] = list(found[0]["classes"]), counts
-    return matrices
+            header = [CONFUSION, *found[0]["classes"]]
+            tables.append(Table(f"Confusion matrix: {stage}{seeds}", header, rows))
+    return tables
 
 
-def _with_classes(runs: Sequence[Stages]) -> dict[str, list[Figures]]:
+def _with_classes(results: Sequence[Results]) -> dict[str, list[Figures]]:
     """Finds the stages that were evaluated class by class, over the seeds."""
+    runs = [run["stages"] for run in results]
     found = {
-        stage: [figures for figures in table.of(stage, runs) if figures.get("classes")]
-        for stage in table.stages_of(runs)
+        stage: [figures for figures in of(stage, runs) if figures.get("classes")]
+        for stage in quantities.stages_of(runs)
     }
     return {stage: figures for stage, figures in found.items() if figures}
 
@@ -108,52 +107,53 @@ def by_round(label: str, runs: Sequence[Results]) -> Table | None:
     None where the runs have no rounds."""
     if not runs or not all(run.get("rounds") for run in runs):
         return None
+    shown = [(who, whose, fig) for who, whose, n in _MEMBERS for fig in _ROUNDS[:n]]
     rows = []
     for each in zip(*(run["rounds"] for run in runs), strict=True):
         sizes = each[0]["members"], each[0]["ensemble"]["parameters"]
         row = [str(each[0]["round"]), str(sizes[0]), count(sizes[1])]
-        for who, figures in _MEMBERS.values():
-            row += [table.mean(figure, table.of(who, each)) for figure in figures]
-        rows.append(row)
-    titles = [figure.title for _, figures in _MEMBERS.values() for figure in figures]
-    spans = (("", 2), *((whose, len(figures)) for whose, (_, figures) in _MEMBERS.items()))
+        rows.append(row + [mean(figure, of(who, each)) for who, _, figure in shown])
     seeds = f", {len(runs)} seeds: mean ± standard deviation" if len(runs) > 1 else ""
-    header = ["round", "members", "parameters", *titles]
-    return Table(f"{label}: rounds{seeds}", header, rows, spans=spans)
+    header = ["round", "members", "parameters"]
+    header += [f"{whose} {figure.name}" for _, whose, figure in shown]
+    return Table(f"{label}: rounds{seeds}", header, rows)
 
 
-def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table:
+def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table | None:
     """Shows the ends of several configurations, a row each: means over the seeds ± standard
-    deviation, and KL less that of the first one, paired by seed, ± standard error."""
-    first = {run["seed"]: run for run in next(iter(groups.values()))}
+    deviation, and KL less that of the first one, paired by seed, ± standard error. None where a
+    run has no rounds."""
+    if not all(run.get("rounds") for runs in groups.values() for run in runs):
+        return None
+    first = {run["seed"]: run["stages"]["ensemble"] for run in next(iter(groups.values()))}
     rows = []
     for label, runs in groups.items():
-        whole = [run["stages"]["ensemble"] for run in runs]
-        both = [run for run in runs if run["seed"] in first] if rows else []
-        others = [first[run["seed"]]["stages"]["ensemble"] for run in both]
-        change = quantities.compare(_KL, [run["stages"]["ensemble"] for run in both], others)
+        by_seed = {run["seed"]: run["stages"]["ensemble"] for run in runs}
+        common = [seed for seed in by_seed if seed in first] if rows else []
+        change = compare(_KL, [by_seed[seed] for seed in common], [first[s] for s in common])
+        whole = [*by_seed.values()]
         rows.append(
             [
                 *(label, str(runs[0]["rounds"][-1]["members"]), f"{whole[0]['parameters']:,}"),
                 *(f"{whole[0]['steps']:,}", f"{whole[0]['training_flops'] / 1e12:.2f}"),
-                *(table.mean(figure, whole) for figure in (_LOSS, _KL, _AGREEMENT)),
+                *(mean(figure, whole) for figure in _ROUNDS),
                 change.show() if change else "",
             ]
         )
-    header = ["", "members", "parameters", "steps", "operations (T)"]
-    header += [figure.title for figure in (_LOSS, _KL, _AGREEMENT)]
-    return Table("", [*header, "KL, less the first row's"], rows)
+    header = ["", "members", "parameters", "steps", "FLOPs of training (T)"]
+    header += [figure.name for figure in _ROUNDS]
+    return Table("", [*header, "KL − the first row's"], rows)
 
 
 def rounds_in_words(runs: Sequence[Results]) -> str:
     """Says how far KL has come from the first to the last round, paired by seed, and what the fit
-    over sizes is; "" for a single round."""
-    last = len(runs[0]["rounds"])
+    over sizes is; "" for a single round, or none."""
+    last = len(runs[0].get("rounds", ()))
     if last < 2:
         return ""
     before, after = ([run["rounds"][i]["ensemble"] for run in runs] for i in (0, last - 1))
-    change = quantities.compare(_KL, after, before)
-    text = f"KL to the teacher, round {last} less round 1: {change.show()} nats a token."
+    change = compare(_KL, after, before)
+    text = f"KL to the teacher, round {last} − round 1: {change.show()} nats a token."
     if all(run.get("trend") for run in runs):
         for name, title in (("kl", "KL"), ("loss", "Loss")):
             fits = [run["trend"][name] for run in runs]
@@ -189,12 +189,11 @@ def read_scores(workdir: Path) -> dict[str, dict[str, Figures]]:
 def by_seed(*groups: Sequence[Results]) -> list[dict[str, Figures]]:
     """Gathers the scores of each seed: stage -> figures. A stage of a later group replaces an
     earlier one's; "apart" is the mean |difference| of an ending's log-likelihood from the
-    original's."""
+    teacher's."""
     found: dict[int, dict[str, Figures]] = {}
     for run in (run for group in groups for run in group):
         for stage, score in run["scores"]["perplexity"].items():
-            choices = run["scores"]["hellaswag"][stage]
-            effort = run["stages"].get(stage, {})
+            choices, effort = run["scores"]["hellaswag"][stage], run["stages"].get(stage, {})
             found.setdefault(run["seed"], {})[stage] = {
                 "steps": effort.get("steps"),
                 "training_flops": effort.get("training_flops"),
@@ -212,57 +211,44 @@ def methods(title: str, seeds: Sequence[Stages]) -> Table:
     interval of an accuracy is that of one run (the mean of Wilson's bounds): all seeds answer the
     same questions."""
     rows = []
-    for stage in (stage for stage in METHODS if stage in seeds[0]):
-        each = [run[stage] for run in seeds]
+    for stage in seeds[0]:
+        each = of(stage, seeds)
         first, trained = each[0], each[0]["training_flops"]
         shares = [(one["acc"], *one["acc_interval"]) for one in each]
         accuracy, low, high = map(statistics.fmean, zip(*shares, strict=True))
         rows.append(
             [
-                *(METHODS[stage], f"{first['parameters']:,}"),
+                *(stage, f"{first['parameters']:,}"),
                 f"{first['steps']:,}" if first["steps"] else "",
                 f"{trained / 1e12:,.2f}" if trained else "",
-                table.mean(_PERPLEXITY, each),
-                "" if stage == "teacher" else table.mean(_APART, each),
+                mean(_PERPLEXITY, each),
+                "" if first["apart"] is None else mean(_APART, each),
                 f"{accuracy:.3f} ({low:.3f} to {high:.3f})",
             ]
         )
-    header = ["model", "parameters", "steps", "operations of training (T)"]
+    header = ["model", "parameters", "steps", "FLOPs of training (T)"]
     return Table(title, [*header, _PERPLEXITY.title, _APART.title, "HellaSwag (95%)"], rows)
 
 
 def methods_in_words(seeds: Sequence[Stages]) -> str:
-    """Says how substitution differs from the others, paired by seed: mean and standard error."""
+    """Says how the first way to a small model differs from the others, paired by seed: mean and
+    standard error."""
     said = []
-    for stage in ("prune", "student"):
-        if {stage, "substitute"} <= seeds[0].keys():
-            ours, others = (table.of(name, seeds) for name in ("substitute", stage))
-            shown = (
-                f"{figure.title} {quantities.compare(figure, ours, others).show()}"
-                for figure in (_PERPLEXITY, _APART)
-            )
-            said.append(f"Substitution less {METHODS[stage]}: {', '.join(shown)}.")
+    ours, *others = [stage for stage in seeds[0] if seeds[0][stage]["apart"] is not None] or [""]
+    for other in others:
+        shown = [
+            f"{figure.title} {change.show()}"
+            for figure in (_PERPLEXITY, _APART)
+            if (change := quantities.compare_stages(figure, ours, other, seeds))
+        ]
+        said.append(f"{ours} − {other}: {', '.join(shown)}.")
     return " ".join(said)
 
 
-def scores(found: Mapping[str, Any], name: str, title: str) -> Table:
-    """Shows one model's figures in one task scored by likelihood. Accuracies have their standard
-    error behind them, and Wilson's interval at 95% beside them."""
-    rows = _shares(found, "")
-    for group, figures in found.get("groups", {}).items():
-        rows += _shares(figures, f"{group}: ")
-    for key, heading, show in _SCORES:
-        if found.get(key) is not None:
-            rows.append([heading, show(found[key]), ""])
-    if any(row[2] for row in rows):
-        return Table(title, ["", name, "95% interval"], rows)
-    return Table(title, ["", name], [row[:2] for row in rows])
-
-
-def scores_of_models(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Shows several models' figures in one task, a column each, and what is left of the teacher's
-    answers (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above
-    chance."""
+def scores(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Shows models' figures in one task scored by likelihood, a column each: accuracies with their
+    standard error and Wilson's interval at 95%, and how near a model is to the teacher
+    (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above chance."""
     columns = {name: _column(report) for name, report in found.items()}
     headings = dict.fromkeys(heading for column in columns.values() for heading in column)
     rows = [[each, *(column.get(each, "-") for column in columns.values())] for each in headings]
@@ -270,7 +256,17 @@ def scores_of_models(found: Mapping[str, Mapping[str, Any]], title: str) -> Tabl
 
 
 def _column(report: Mapping[str, Any]) -> dict[str, str]:
-    column = {row[0]: row[1] for row in scores(report, "", "").rows}
+    column = {}
+    for before, group in {"": report, **report.get("groups", {})}.items():
+        for key, heading in _ACCURACIES:
+            if key in group:
+                low, high = group[f"{key}_interval"]
+                value = f"{group[key]:.4f} ± {group[f'{key}_error']:.4f}"
+                place = f"{before}: {heading}" if before else heading
+                column[place] = f"{value} ({low:.4f} to {high:.4f})"
+    for key, heading, show in _SCORES:
+        if report.get(key) is not None:
+            column[heading] = show(report[key])
     kept = report.get("beside_teacher", {})
     for key, heading, form in _KEPT:
         if kept.get(key) is not None:
@@ -278,13 +274,3 @@ def _column(report: Mapping[str, Any]) -> dict[str, str]:
             if f"{key}_error" in kept:
                 column[heading] += f" ± {form.format(kept[f'{key}_error'])}"
     return column
-
-
-def _shares(found: Mapping[str, Any], before: str) -> list[list[str]]:
-    rows = []
-    for key, heading in _ACCURACIES:
-        if key in found:
-            low, high = found[f"{key}_interval"]
-            value = f"{found[key]:.4f} ± {found[f'{key}_error']:.4f}"
-            rows.append([before + heading, value, f"{low:.4f} to {high:.4f}"])
-    return rows

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax.data import cache
-from kd_jax.data.buckets import BucketStream
+from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, family
 from kd_jax.run.run import Run
@@ -117,7 +117,7 @@ class Answers:
         if settings is None or not settings.max_gb:
             return None
         root = cache.folder(settings.folder) / "teacher_logits"
-        shape = json.dumps(model.family.to_hf(model.config), sort_keys=True)
+        shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
         about = (model.family.name, shape, model.policy, self._run.head)
         params = sharding.to_host(self._given[name])
         return Store(root, identity(params, about), settings.max_gb)

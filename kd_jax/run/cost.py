@@ -1,4 +1,4 @@
-"""What models cost to run, and what their training took.
+"""Measures what models cost to run, and counts what their training took.
 
 All models of a run are timed in one sitting, on one device.
 """
@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.data.buckets import BucketStream
+from kd_jax.data.loader import BucketStream
 from kd_jax.metrics import cost, flops
 from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
-from kd_jax.objectives import sources
+from kd_jax.objectives.logits import in_chunks
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Stage
+from kd_jax.run.stage import Parameters, Stage
 from kd_jax.teachers import ensemble
 from kd_jax.train import sharding
-from kd_jax.train.step import predict_step
+from kd_jax.train.passes import predict_step
 from kd_jax.types import Array, Batch, Model, Params
 
 ROWS = 32  # of a batch
@@ -54,7 +54,8 @@ def measure(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict
 
 
 def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int]:
-    """(one, many, samples): a call runs the next single row, or batches of that many samples."""
+    """Returns (one, many, samples): a call runs the next single row, or batches of that many
+    samples."""
     device = jax.local_devices()[0]  # parameters may lie on all
     mesh = sharding.make_mesh(1, [device])
     model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
@@ -110,32 +111,26 @@ def _first_choices(
     size = len(jax.tree.leaves(members)[0])
     weights_E = jnp.full(size, 1.0 / size)
     found = ensemble.members(members, graphdef, weights_E, batch, space)
-    rows = sources.in_chunks(found.rows, min(CHUNK, len(found.rows)))
+    rows = in_chunks(found.rows, min(CHUNK, len(found.rows)))
     return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
 
 
 def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
-    """Rows and tokens of a batch, and positions of a row that reach the head."""
+    """Counts rows and tokens of a batch, and positions of a row that reach the head."""
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     positions = jax.eval_shape(stage.program.objective.dense_labels, batch).labels.shape[1]
     return *batch.tokens_BT.shape, positions
 
 
-def answering(run: Run, stage: Stage) -> list[Params]:
-    """Abstract parameters of the models that answer in every step of a stage."""
-    if stage.answering is not None:
-        return stage.answering()
-    return [run.models["teacher"].abstract().params] if stage.learns else []
-
-
-def of_training(run: Run, stage: Stage, given: Given) -> dict[str, int]:
+def of_training(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
     """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
     passes included. Where blocks are drawn at random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
-    for phase in stage.phases(run, given):
+    computing = stage.step_inputs(run, stage).computing
+    for phase in stage.phases(run, parameters):
         params = phase.abstract().params
-        models = params["student"], answering(run, stage), params["objective"]
+        models = params["student"], computing, params["objective"]
         total += (phase.end - phase.start) * flops.train_step(*models, *shape)
-    more = dict(stage.effort())
+    more = dict(stage.more_training)
     total += more.pop("training_flops", 0)
     return {"steps": stage.steps, "training_flops": total} | more

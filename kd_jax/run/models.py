@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +15,72 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from kd_jax import hub
-from kd_jax.data import source
+from kd_jax.data import source, tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.run import workdir
-from kd_jax.tasks import text
-from kd_jax.tasks.language import Task
+from kd_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 
-def describe(
+def read(
     config: ConfigDict,
+    folder: epath.Path | None,
     task: Task,
     policy: Policy,
-    trained: Sequence[str],
-    vocab_size: int | None,
-    offline: bool,
-) -> dict[str, Blueprint]:
-    """Describes the models that the config has sections of, the teachers first.
+    trained: Collection[str],
+) -> tuple[dict[str, Blueprint], dict[str, Any]]:
+    """Describes the models that the config has sections of, the teachers first, and reads their
+    tokenizers.
 
     Args:
         config: the run's.
+        folder: the run directory; None: well-known hub ids are described from the built-in table,
+            no data is read, and there are no tokenizers.
         task: without a tokenizer; a model that is trained has its classes.
         policy: types to compute in.
         trained: the names of the models that stages train.
-        vocab_size: of the run's own tokenizer, where it trains one.
-        offline: describe well-known hub ids from the built-in table, read no data.
     """
-    teachers = names_of_teachers(config)
-    found: dict[str, Blueprint] = {}
+    own = config.tokenizer
+    described = functools.partial(_describe, config, folder is None, task, policy, trained)
+    found = described(own.vocab_size if own.train else None)
+    if folder is None:
+        return found, {}
+    if own.train:
+        tokenizer = _trained_tokenizer(config, task, folder)
+        found = described(len(tokenizer))
+        tokenizers = dict.fromkeys(found, tokenizer)
+    else:
+        tokenizers = _tokenizers(config, found, task.of_examples)
+    if task.of_examples:
+        for name, model in found.items():
+            check_vocabulary(name, model, tokenizers[name])
+    else:
+        check_shared(tokenizers["teacher"], found)
+    return found, tokenizers
+
+
+def _describe(
+    config: ConfigDict,
+    offline: bool,
+    task: Task,
+    policy: Policy,
+    trained: Collection[str],
+    vocab_size: int | None,
+) -> dict[str, Blueprint]:
+    teachers, found = names_of_teachers(config), {}
     others = [name for name in ("assistant", "student") if name in trained]
     for name in dict.fromkeys([*teachers, *others]):
         section = section_of(config, name)
-        # A teacher that is taken as it is has classes of its own, in its own order.
+        if name in teachers and name in trained and section.get("labels"):
+            raise UserError(
+                f"config.{key_of(config, name)}.labels: a stage trains {name}, on the task's own "
+                f"classes; leave them out"
+            )
+        # A teacher that is not trained here keeps its classes, in its order.
         given = section.model and name in teachers and name not in trained and not offline
         unknown = offline and task.labels_in_data
         found[name] = blueprint.describe(
@@ -67,22 +98,22 @@ def describe(
 
 
 def names_of_teachers(config: ConfigDict) -> tuple[str, ...]:
-    """The teachers of a run, `teacher` first."""
+    """Names the teachers of a run, `teacher` first."""
     return ("teacher", *config.get("teachers", {}))
 
 
 def key_of(config: ConfigDict, name: str) -> str:
-    """Where the config describes a model."""
+    """Returns the key of the section of the config that describes a model."""
     return f"teachers.{name}" if name in config.get("teachers", {}) else name
 
 
 def section_of(config: ConfigDict, name: str) -> ConfigDict:
-    """The section of the config that describes a model."""
+    """Finds the section of the config that describes a model."""
     return config.teachers[name] if name in config.get("teachers", {}) else config[name]
 
 
-def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
-    """The run's own tokenizer, trained on its training text where it is not there yet."""
+def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
+    """Reads the run's own tokenizer, after training it on its training text if need be."""
     given, path = config.tokenizer, folder / "tokenizer"
     if "://" in os.fspath(path):
         raise UserError(
@@ -91,13 +122,13 @@ def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any
         )
     if jax.process_index() == 0 and not path.exists():
         temporary = path.with_name("tokenizer.tmp")
-        text.train_tokenizer(given.train, _texts(config, task)(), given.vocab_size, temporary)
+        tokenizers.train_tokenizer(given.train, _texts(config, task), given.vocab_size, temporary)
         (temporary / workdir.TRAINED_HERE).touch()
         temporary.rename(path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     try:
-        return text.load_tokenizer(path)
+        return tokenizers.load_tokenizer(path)
     except Exception as error:  # whatever a damaged file leads to
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -105,27 +136,32 @@ def trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any
         ) from error
 
 
-def _texts(config: ConfigDict, task: Task) -> Callable[[], Iterable[str]]:
+def _texts(config: ConfigDict, task: Task) -> Iterable[str]:
     if task.of_examples:
-        return lambda: task.texts("train")
-    return lambda: source.read(config.data.train, "data.train")
+        return task.texts("train")
+    return source.read(config.data.train, "data.train")
 
 
-def shared_tokenizer(config: ConfigDict, models: Mapping[str, Blueprint]) -> Any:
-    """The tokenizer that all models read with: of a folder or hub id, or the teacher's."""
-    if named := _named(config):
-        return named
-    if models["teacher"].folder is None:
-        raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
-    return text.load_tokenizer(models["teacher"].folder)
-
-
-def own_tokenizers(config: ConfigDict, models: Mapping[str, Blueprint]) -> dict[str, Any]:
-    """Each model's tokenizer: its checkpoint's own, the config's, or the teacher's."""
-    named, found = _named(config), {}
+def _tokenizers(
+    config: ConfigDict, models: Mapping[str, Blueprint], each_its_own: bool
+) -> dict[str, Any]:
+    """Reads each model's tokenizer: the one of config.tokenizer.path, or the teacher's; where each
+    has its own, rather that of its checkpoint."""
+    named, path = None, config.tokenizer.path
+    if path:
+        where = Path(path).expanduser()
+        named = tokenizers.load_tokenizer(
+            where if where.is_dir() else hub.resolve(path, None, "tokenizer.path").path
+        )
+    if not each_its_own:
+        folder = models["teacher"].folder
+        if named is None and folder is None:
+            raise UserError("set tokenizer.path, tokenizer.train, or teacher.model")
+        return dict.fromkeys(models, named or tokenizers.load_tokenizer(folder))
+    found: dict[str, Any] = {}
     for name, model in models.items():
-        own = model.folder is not None and text.has_tokenizer(model.folder)
-        found[name] = text.load_tokenizer(model.folder) if own else named
+        has_own = model.folder is not None and tokenizers.has_tokenizer(model.folder)
+        found[name] = tokenizers.load_tokenizer(model.folder) if has_own else named
         if found[name] is None and name not in names_of_teachers(config):
             found[name] = found["teacher"]
         if found[name] is None:
@@ -133,31 +169,15 @@ def own_tokenizers(config: ConfigDict, models: Mapping[str, Blueprint]) -> dict[
     return found
 
 
-def _named(config: ConfigDict) -> Any:
-    """The tokenizer of config.tokenizer.path, None where there is none."""
-    if not config.tokenizer.path:
-        return None
-    where = Path(config.tokenizer.path).expanduser()
-    if not where.is_dir():
-        where = hub.resolve(config.tokenizer.path, None, "tokenizer.path").path
-    return text.load_tokenizer(where)
-
-
 def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
     """Raises UserError where the models cannot read with one tokenizer: their vocabularies may
     differ in padding rows only."""
-    size = max(tokenizer.get_vocab().values()) + 1
     for key, model in models.items():
-        if model.config.vocab_size < size:
-            raise UserError(
-                f"{key} {model.name} has a vocabulary of {model.config.vocab_size}, the "
-                f"tokenizer has ids up to {size - 1}: teacher and student must share the "
-                f"tokenizer; set tokenizer.path to that of {model.name}, or choose another"
-            )
+        check_vocabulary(key, model, tokenizer, shared=True)
     for key, model in models.items():
-        if model.folder is None or not text.has_tokenizer(model.folder):
+        if model.folder is None or not tokenizers.has_tokenizer(model.folder):
             continue
-        theirs = text.load_tokenizer(model.folder)
+        theirs = tokenizers.load_tokenizer(model.folder)
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"{key} {model.name} was trained with another tokenizer than the run's: the "
@@ -168,19 +188,26 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
 
 def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
     """Warns where a model's own tokenizer cuts texts otherwise than the one it is to read with."""
-    if not text.same_rules(theirs, tokenizer):
+    if not tokenizers.same_rules(theirs, tokenizer):
         log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 
-def check_vocabulary(name: str, model: Blueprint, tokenizer: Any) -> None:
-    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with."""
-    size = max(tokenizer.get_vocab().values()) + 1
-    if model.config.vocab_size < size:
+def check_vocabulary(name: str, model: Blueprint, tokenizer: Any, shared: bool = False) -> None:
+    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with, its
+    own or the one that all models share."""
+    size, own = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
+    if own >= size:
+        return
+    about = f"{name} {model.name} has a vocabulary of {own}, "
+    if shared:
         raise UserError(
-            f"{name} {model.name} has a vocabulary of {model.config.vocab_size}, its tokenizer "
-            f"has ids up to {size - 1}: they do not belong together; check the tokenizer files "
-            f"in its folder, or tokenizer.path"
+            f"{about}the tokenizer has ids up to {size - 1}: teacher and student must share the "
+            f"tokenizer; set tokenizer.path to that of {model.name}, or choose another"
         )
+    raise UserError(
+        f"{about}its tokenizer has ids up to {size - 1}: they do not belong together; check the "
+        f"tokenizer files in its folder, or tokenizer.path"
+    )
 
 
 def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:
@@ -203,7 +230,7 @@ def class_order(
     task: Sequence[str],
     where: str,
 ) -> tuple[int, ...] | None:
-    """Where each of the task's classes stands among a model's; None where they agree.
+    """Finds where each of the task's classes stands among a model's; None where they agree.
 
     Args:
         model: its name, for messages.

@@ -1,4 +1,4 @@
-"""What a run is of: its data, models and tokenizers, each with a digest or a commit.
+"""Records the data, models and tokenizers that a run is made of, by digest or commit.
 
 Data and tokenizers are known by what was read of them, models in local folders by their files; a
 file whose size and time are the same is not read again. For the files that the config names as data
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from kd_jax.run.run import Run
 
 
-def of(config: ConfigDict, run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
-    """What a run that is about to begin or to go on is of; `known`: what it was begun with."""
+def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
+    """Describes what a run that is about to begin or to go on is made of; `known`: what it was made
+    of when it began."""
     files = known.get("models", {})
     return {
         "data": data,
-        "files": {path: _stamp(Path(path)) for path in sorted(_named(config.data))},
+        "files": {path: _stamp(Path(path)) for path in sorted(_named(run.config.data))},
         "models": {
             name: _model(model, files.get(name, {}).get("files", {}))
             for name, model in run.models.items()
@@ -41,7 +42,8 @@ def of(config: ConfigDict, run: Run, data: Mapping[str, Mapping], known: Mapping
 
 
 def changed(folder: epath.Path, began: Mapping, now: Mapping) -> list[str]:
-    """The data, models and tokenizers of the run in `folder` that are not what it began with."""
+    """Names the data, models and tokenizers of the run in `folder` that are not what it began
+    with."""
     changed = []
     for split, then in began.get("data", {}).items():
         if now["data"].get(split, {}).get("digest") != then.get("digest"):
@@ -57,7 +59,7 @@ def changed(folder: epath.Path, began: Mapping, now: Mapping) -> list[str]:
 
 
 def changed_since(folder: epath.Path) -> list[str]:
-    """The files that a run which is over was made of, and which are not as they were."""
+    """Lists the files that a finished run was made of and that are not as they were."""
     path = folder / "manifest.json"
     try:
         began = storage.read_json(path).get("of", {}) if path.exists() else {}
@@ -115,7 +117,7 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def _named(section: Any) -> Iterator[str]:
-    """The local files that a section of the config names, alone, by folder or by glob."""
+    """Lists the local files that a section of the config names, alone, by folder or by glob."""
     for key, value in section.items():
         if isinstance(value, Mapping | ConfigDict):
             yield from _named(value)

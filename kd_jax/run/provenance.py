@@ -1,4 +1,4 @@
-"""What a model was trained on, and how text became its rows: kd_jax.json beside its config.json.
+"""Keeps what a model was trained on, and how text became its rows: kd_jax.json in its folder.
 
     task      config.task of the run with every default: name, seq_len, separator, columns, ...
     template  digest of the chat template, where the rows were chats
@@ -19,9 +19,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins, storage
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
-from kd_jax.tasks import text
+from kd_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def of_run(config: Mapping, results: Mapping, tokenizer: PreTrainedTokenizerBase
         return {**about, "name": file_names(about["name"]) if local else about["name"]}
 
     found = {"task": task, "data": {k: public(k, v) for k, v in results["data"].items()}}
-    return found | ({"template": _digest(tokenizer)} if task["name"] == "chat" else {})
+    of_chats = _class_of(task).of_chats
+    return found | ({"template": _digest(tokenizer)} if of_chats else {})
 
 
 def file_names(paths: str) -> str:
@@ -49,7 +51,7 @@ def file_names(paths: str) -> str:
 
 
 def read(folder: Path | None) -> Provenance | None:
-    """Reads what an export says of its training; None where it says nothing.
+    """Reads the kd_jax.json of a model's folder; None where there is none.
 
     Raises UserError where the file is damaged, or of a task or settings that kd_jax has not.
     """
@@ -70,8 +72,8 @@ def read(folder: Path | None) -> Provenance | None:
 def task_of(
     folder: Path | None, name: str, given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Settles config.task of an evaluation of the model in `folder`: what is `given` (and not
-    None), else what it was trained with, if on that task. Logs which."""
+    """Chooses config.task of an evaluation of the model in `folder`: keys that are `given` (and not
+    None), else those it was trained with, if on that task. Logs which."""
     found = read(folder) or {}
     own = found["task"] if found and found["task"]["name"] == name else {}
     given = {key: value for key, value in given.items() if value is not None}
@@ -79,8 +81,8 @@ def task_of(
         log.info("text becomes rows as in the model's training: %s", sentence(own | given))
     if "template" in found and own and found["template"] != _digest(tokenizer):
         log.warning("the tokenizer's chat template is not the one of the model's training")
-    if name == "clm" and "separator" not in own | given:
-        given["separator"] = text.own_separator(tokenizer)
+    if "separator" in _class_of({"name": name}).defaults and "separator" not in own | given:
+        given["separator"] = tokenizers.own_separator(tokenizer)
         begins = given["separator"] == "bos"
         why = "with which the tokenizer begins texts" if begins else "which ends texts"
         log.info(
@@ -102,7 +104,11 @@ def sentence(task: Mapping[str, Any]) -> str:
 
 
 def _complete(task: Mapping[str, Any]) -> dict[str, Any]:
-    return settings(task, plugins.load("tasks", str(task.get("name")), "make").DEFAULTS, "task")
+    return settings(task, _class_of(task).defaults, "task")
+
+
+def _class_of(task: Mapping[str, Any]) -> type[Task]:
+    return plugins.load("tasks", str(task.get("name")), "make").make
 
 
 def _digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,4 +1,4 @@
-"""What a run keeps of its figures, and the time that it takes."""
+"""Keeps and shows the figures of a run, and the time that it takes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 
 from kd_jax import storage
+from kd_jax.models.blueprint import count
 from kd_jax.report import runs, table
 from kd_jax.run import origins
+from kd_jax.types import Params
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
 
 log = logging.getLogger(__name__)
 
 
 def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The figures in `path`; where it is not there, those that `measure` gives, which the first
-    process writes. What is not finite is None, and said."""
+    """Reads the figures in `path`; if it is not there, measures them, and the first process writes
+    it. A figure that is not finite is None, with a warning."""
     if path.exists():
         return storage.read_json(path)
     measured = measure()
@@ -36,7 +42,7 @@ def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, A
 
 
 def finished(folder: epath.Path) -> dict[str, Any] | None:
-    """The results of a run that is over, shown again; None for any other."""
+    """Reads the results of a finished run and shows them again; None for any other."""
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -47,16 +53,43 @@ def finished(folder: epath.Path) -> dict[str, Any] | None:
     return results
 
 
+def roles(run: Run) -> dict[str, str]:
+    """Names the stages that reports compare (kd_jax/report/runs.py): the student, which the run is
+    about, its baseline, which trains the same model on the labels, and their teacher."""
+    last, same = run.principal, [each for each in run.stages if each.model == run.principal.model]
+    labels_only = [each.name for each in same if not each.learns and not each.made]
+    baseline = next((name for name in labels_only if name not in run.teachers), "")
+    student = last.name if last.name not in (baseline, *run.teachers) else ""
+    return {"teacher": run.teachers[0], "baseline": baseline, "student": student}
+
+
 def show(folder: epath.Path, results: dict) -> None:
     """Prints a finished run's table, in the first process."""
     if jax.process_index() == 0:
         title = f"{results['config']}, {results['split']} split"
-        table.of_runs([results["stages"]], title, results.get("primary", "loss")).print()
+        table.of_runs([results], title).print()
         print(f"exported: {results['export']['path']}\ncurves: {folder / 'plots'}", flush=True)
 
 
+def write_overview(stage: str, params: Params, path: epath.Path) -> None:
+    """Writes a table of all parameters to `path`, and their number to the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
+    log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
+
+
+def write_epochs(folder: epath.Path, stage: str) -> None:
+    """Writes epochs.json of a stage in the run directory `folder`: its curves, a row for each
+    evaluation. In the first process."""
+    if jax.process_index() == 0:
+        curves = runs.curves(folder)[stage]
+        rows = runs.by_evaluation(curves.training, curves.validation)
+        storage.write_json(folder / stage / "epochs.json", rows)
+
+
 def speed(folder: epath.Path) -> dict[str, float | None]:
-    """Median tokens and rows a second, and the share of time spent waiting for batches."""
+    """Computes the median of tokens and rows a second, and the share of time that was spent waiting
+    for batches."""
     found = runs.read_columns(folder / "timing.csv")
     if not found:
         return {"tokens_per_second": None}
@@ -74,37 +107,6 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-class Stopwatch:
-    """Seconds by part; compilation, which happens inside of parts, is taken out of them."""
-
-    def __init__(self):
-        self._began = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-        self._compiling = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Counts what happens meanwhile as `name`; parts do not nest."""
-        began, compiled = time.perf_counter(), self._compiling
-        yield
-        spent = time.perf_counter() - began - (self._compiling - compiled)
-        self._seconds[name] = self._seconds.get(name, 0.0) + spent
-
-    def report(self) -> dict:
-        """For results.json: seconds since the watch was made, and of each part of them, of which
-        "compiling" is one."""
-        parts = self._seconds | {"compiling": self._compiling}
-        return {
-            "seconds": round(time.perf_counter() - self._began, 1),
-            "seconds_by_part": {name: round(value, 2) for name, value in parts.items()},
-        }
-
-    def _note(self, event: str, seconds: float, **details: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self._compiling += seconds
-
-
 class Compiling:
     """Seconds that programs took to compile while it is open (a context manager)."""
 
@@ -120,3 +122,30 @@ class Compiling:
     def _listen(self, event: str, seconds: float, **_) -> None:
         if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA
             self.seconds += seconds
+
+
+class Stopwatch:
+    """Seconds by section; compilation, which happens inside of sections, is taken out of them."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._compiling = Compiling()
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """Counts what happens meanwhile as `name`; sections do not nest."""
+        began, compiled = time.perf_counter(), self._compiling.seconds
+        with self._compiling:
+            yield
+        spent = time.perf_counter() - began - (self._compiling.seconds - compiled)
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def report(self) -> dict:
+        """Returns for results.json the seconds since the watch was made, and of each section of
+        them, of which "compiling" is one."""
+        sections = self._seconds | {"compiling": self._compiling.seconds}
+        return {
+            "seconds": round(time.perf_counter() - self._began, 1),
+            "seconds_by_part": {name: round(value, 2) for name, value in sections.items()},
+        }

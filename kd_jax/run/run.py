@@ -1,7 +1,7 @@
 """A run: its mesh, types, models, tokenizers, tasks and stages, built top-down and each once.
 
 Building finds the mistakes that can be found before any long work. What differs between language
-modelling and fine-tuning comes from the task (tasks/language.py), what differs between stages from
+modelling and fine-tuning comes from the task (tasks/task.py), what differs between stages from
 their kinds (kd_jax/stages).
 """
 
@@ -22,8 +22,8 @@ from kd_jax.errors import UserError
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run import models
-from kd_jax.run.stage import Settings, Stage, kind_of, read
-from kd_jax.tasks.language import Task
+from kd_jax.run.stage import Parameters, Settings, Stage, kind_of, read
+from kd_jax.tasks.task import Task
 from kd_jax.train import sharding
 
 NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
@@ -31,7 +31,7 @@ NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
 
 @dataclasses.dataclass
 class Run:
-    """What the stages of a run share."""
+    """Everything that the stages of a run share."""
 
     config: ConfigDict
     folder: epath.Path | None  # None: all is abstract, without data, weights or network
@@ -44,7 +44,8 @@ class Run:
     tasks: dict[str, Task]  # by model, whose tokenizer each has; for language models all are one
     settings: list[Settings]  # of the stages
     stages: list[Stage] = dataclasses.field(default_factory=list)
-    shared: dict[str, Any] = dataclasses.field(default_factory=dict)  # what kinds of stages share
+    # What kinds of stages found out about the run's models, for all stages of theirs.
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def principal(self) -> Stage:
@@ -54,7 +55,7 @@ class Run:
     @property
     def task(self) -> Task:
         """The task of the last stage's model."""
-        return self.tasks.get(self.settings[-1].trains, self.tasks["teacher"])
+        return self.tasks.get(self.settings[-1].model, self.tasks["teacher"])
 
     @property
     def split(self) -> str:
@@ -67,20 +68,9 @@ class Run:
         return self.config.get("vocab_chunk", 0)
 
     @property
-    def labels_only(self) -> dict[str, Any]:
-        """The objective without a teacher."""
-        return {"mse" if self.task.regression else "ce": {"weight": 1.0}}
-
-    @property
     def trained(self) -> set[str]:
-        """The models that stages train."""
-        return {settings.trains for settings in self.settings}
-
-    @property
-    def resumed(self) -> str:
-        """The name of the stage that config.resume is for: the last that distils the student."""
-        own = [each for each in self.settings if each.model == "student" and each.objective]
-        return own[-1].name if own else ""
+        """The names of the models that stages train."""
+        return {each.model for each in self.settings}
 
     @property
     def processes(self) -> dict[str, int]:
@@ -88,15 +78,22 @@ class Run:
         return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def stage(self, name: str) -> Stage | None:
-        """The stage of that name, None where there is none."""
+        """Finds the stage of that name; None for none."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
+    def ready(self, name: str, parameters: Parameters) -> Stage:
+        """Finds the stage of that name, after measuring what its model depends on."""
+        if measure := self.stage(name).measure_first:
+            measure(parameters)
+            self.make_stages()
+        return self.stage(name)
+
     def section(self, model: str) -> ConfigDict:
-        """The section of the config that describes a model."""
+        """Finds the section of the config that describes a model."""
         return models.section_of(self.config, model)
 
     def order(self, model: str) -> tuple[int, ...] | None:
-        """Where each of the task's classes stands among a model's; None where they agree."""
+        """Finds where each of the task's classes stands among a model's; None where they agree."""
         described, task = self.models[model], self.tasks[model]
         if self.folder is None or not task.labels or task.regression:
             return None
@@ -106,7 +103,7 @@ class Run:
         return models.class_order(described.name, stated, own, task.labels, where)
 
     def weights(self, teachers: Sequence[str]) -> list[float]:
-        """The shares of teachers in their average; they sum to 1."""
+        """Reads the shares of teachers in their average; they sum to 1."""
         if len(teachers) == 1 and teachers[0] not in self.teachers:
             return [1.0]
         weights = [float(self.section(name).get("weight", 1.0)) for name in teachers]
@@ -132,7 +129,8 @@ class Run:
         ]
 
     def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
-        """The same models and data under a config that differs in numbers of the training only."""
+        """Makes a run of the same models and data under a config that differs in numbers of the
+        training only."""
         defaults.check(config)
         settings = read(config, self.teachers)
         other = dataclasses.replace(
@@ -142,24 +140,8 @@ class Run:
         other.make_stages()
         return other
 
-    def describe_machine(self) -> str:
-        """Devices, types and attention, as a line."""
-        kind = f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}"
-        attention = self.policy.attention
-        attention += "" if attention == "explicit" else ", explicit where it has dropout"
-        return f"{kind}, {self.config.precision}, attention: {attention}"
-
-    def shapes(self) -> list[str]:
-        """The programs of the run and the shapes they are compiled for, as lines."""
-        lines = [self.describe_machine()]
-        for stage in self.stages:
-            batch = self.tasks[stage.model].shapes(stage.batch_size)
-            lines.append(f"train_step {stage.name}: {_shape(batch)}, x{self.config.accumulate}")
-        lines.append(f"eval_step: {_shape(self.task.shapes(self.config.eval.batch_size))}")
-        return lines
-
     def _timed(self, settings: Settings) -> Settings:
-        """The settings with the number of steps, where these are epochs."""
+        """Turns epochs into steps in the settings of a stage."""
         if settings.steps > 0:
             return settings
         if "epochs" not in self.config:
@@ -168,7 +150,7 @@ class Run:
             raise UserError(f"stage {settings.name}: set config.epochs, or config.steps")
         if self.folder is None:
             return dataclasses.replace(settings, steps=NOMINAL_STEPS)
-        task = self.tasks[settings.trains if settings.model else "teacher"]
+        task = self.tasks.get(settings.model, self.tasks["teacher"])
         stream = task.train(settings.batch_size, self.config.seed)
         steps = max(1, round(settings.epochs * stream.steps_per_epoch))
         return dataclasses.replace(settings, steps=steps)
@@ -203,8 +185,13 @@ def build(
     policy = policy_for(config.precision, platform or jax.default_backend())
     make_task = plugins.load("tasks", config.task.name, "make").make
     task = make_task(config.task, config.data, None)
-    _check_teachers(config, teachers, settings, task)
-    described, tokenizers = _models(config, folder, task, policy, settings)
+    if task.regression and len(teachers) > 1 and config.average == "probabilities":
+        raise UserError("config.average='probabilities': a regression has none; take logits")
+    trained = {each.model for each in settings}
+    # A run that makes a model of the teacher may have no student.
+    if not any(each.makes_model for each in settings):
+        trained.add("student")
+    described, tokenizers = models.read(config, folder, task, policy, trained)
     tasks = dict.fromkeys(described, task)
     if task.of_examples:
         tasks = {name: task.with_tokenizer(own) for name, own in tokenizers.items()} or tasks
@@ -224,55 +211,6 @@ def build(
     return run
 
 
-def _models(
-    config: ConfigDict,
-    folder: epath.Path | None,
-    task: Task,
-    policy: Policy,
-    settings: Sequence[Settings],
-) -> tuple[dict[str, Blueprint], dict[str, Any]]:
-    """The models that the config describes, and their tokenizers."""
-    trained, own = {each.trains for each in settings}, bool(config.tokenizer.train)
-    # A run that makes a model of the teacher may have no student.
-    if all(each.model for each in settings):
-        trained.add("student")
-
-    def describe(size: int | None) -> dict[str, Blueprint]:
-        return models.describe(config, task, policy, trained, size, folder is None)
-
-    found = describe(config.tokenizer.vocab_size if own else None)
-    if folder is None:
-        return found, {}
-    if own:
-        tokenizer = models.trained_tokenizer(config, task, folder)
-        found = describe(len(tokenizer))
-        tokenizers = dict.fromkeys(found, tokenizer)
-    elif task.of_examples:
-        tokenizers = models.own_tokenizers(config, found)
-    else:
-        tokenizers = dict.fromkeys(found, models.shared_tokenizer(config, found))
-    if task.of_examples:
-        for name, model in found.items():
-            models.check_vocabulary(name, model, tokenizers[name])
-    else:
-        models.check_shared(tokenizers["teacher"], found)
-    return found, tokenizers
-
-
-def _check_teachers(
-    config: ConfigDict, teachers: Sequence[str], settings: Sequence[Settings], task: Task
-) -> None:
-    trained = {each.trains for each in settings}
-    if task.regression and len(teachers) > 1 and config.average == "probabilities":
-        raise UserError("config.average='probabilities': a regression has none; take logits")
-    for name in teachers:
-        if models.section_of(config, name).get("labels") and name in trained:
-            raise UserError(
-                f"config.{models.key_of(config, name)}.labels: a stage trains {name}, on the "
-                f"task's own classes; leave them out"
-            )
-
-
 def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
     parts = mesh.size * accumulate
     if rows <= 0 or rows % parts:
@@ -280,8 +218,3 @@ def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
             f"{what}: {rows} rows cannot be divided among {mesh.size} devices x "
             f"{accumulate} micro-batches; make it a multiple of {parts}"
         )
-
-
-def _shape(batch) -> str:
-    supervised = "x".join(map(str, batch.labels.shape))
-    return f"tokens {'x'.join(map(str, batch.tokens_BT.shape))}, labels {supervised}"

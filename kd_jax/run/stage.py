@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-from clu import parameter_overview
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
@@ -23,8 +21,8 @@ from kd_jax import config as defaults
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
-from kd_jax.models.blueprint import Blueprint, count
-from kd_jax.objectives import combine
+from kd_jax.models.blueprint import Blueprint, stored
+from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, state, step
@@ -35,35 +33,30 @@ from kd_jax.types import Array, Batch, Model, Params
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
 
-log = logging.getLogger(__name__)
-
-Given = Mapping[str, Params]  # parameters, perhaps abstract, of the models that are there, by name
+Parameters = dict[str, Params]  # by model of the run, of those that are there; perhaps abstract
 Groups = Sequence[tuple[str, optim.Group]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """config.stages.NAME with all defaults: those of the name (kd_jax/config.py), the run's own."""
 
     name: str
     kind: str
-    model: str  # the section of the config that it trains; "" where the kind makes a model
+    model: str  # the run's model that it trains
+    makes_model: bool  # of the teacher; otherwise a section of the config describes it
     objective: str  # the key of the config with its terms; "": the labels alone
-    after: str  # the stage that it goes on from, where config.stages has it
+    after: str  # the stage whose last parameters it goes on from; "": none
     select: bool  # its best checkpoint by held-out figures, or the last one
     steps: int
+    epochs: float  # how many, where there are no steps
     batch_size: int
     optim: ConfigDict
-    epochs: float = 0.0  # how many, where there are no steps
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the kind's SETTINGS
-
-    @property
-    def trains(self) -> str:
-        """The name of the model that it trains."""
-        return self.model or self.name
+    own: Mapping[str, Any]  # the kind's SETTINGS
 
 
-class Phase(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Phase:
     """The steps (start, end] of a stage, in which the model keeps its shape.
 
     The phases of a stage share one directory: a checkpoint's step tells its phase. A phase ends
@@ -73,107 +66,103 @@ class Phase(Protocol):
 
     start: int
     end: int
-
-    def check(self) -> None:
-        """Finds, without any array, what `enter` would fail of."""
-
-    def abstract(self) -> TrainState:
-        """Describes the shapes of its state."""
-
-    def enter(self, before: TrainState | None) -> TrainState:
-        """Makes its first state; `before` is the last one of the phase before, None for none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Final:
-    """The last phase of a stage, or its only one: the model has the shape that it ends with."""
-
-    run: Run
-    stage: Stage
+    abstract: Callable[[], TrainState]  # describes the shapes of its state
+    # Makes its first state of the last one of the phase before, None for none.
     enter: Callable[[TrainState | None], TrainState]
-    start: int = 0
-    try_out: Callable[[], Any] | None = None  # of `check`, where the shapes do not tell all
-
-    @property
-    def end(self) -> int:
-        return self.stage.steps
-
-    def check(self) -> None:
-        (self.try_out or self.abstract)()
-
-    def abstract(self) -> TrainState:
-        return abstract_state(self.run, self.stage)
+    check: Callable[[], Any]  # finds, without any array, what `enter` would fail of
 
 
-def whole(run: Run, stage: Stage, given: Given) -> Sequence[Phase]:
+class StepInputs(NamedTuple):
+    """Describes what a step of a stage is called with besides its state, as shapes."""
+
+    teacher: step.Teacher
+    batch: Batch
+    computing: list[Params]  # of the models that compute in the step, without the student
+
+
+def with_teacher(run: Run, stage: Stage) -> StepInputs:
+    """Describes a step with the run's teacher in it."""
+    teacher = run.models["teacher"].abstract()
+    kept = jax.eval_shape(lambda params: stored(params, run.policy), teacher.params)
+    batch = run.tasks[stage.model].shapes(stage.batch_size)
+    return StepInputs(teacher.replace(params=kept), batch, [kept] if stage.learns else [])
+
+
+def last_phase(
+    run: Run, stage: Stage, enter: Callable, start: int = 0, check: Callable | None = None
+) -> Phase:
+    """Makes the last phase of a stage, or its only one; see `Phase` for `enter` and `check`."""
+    shapes = functools.partial(abstract_state, run, stage)
+    return Phase(start, stage.steps, shapes, enter, check or shapes)
+
+
+def whole(run: Run, stage: Stage, parameters: Parameters) -> list[Phase]:
     """Trains a stage in one phase, from what `initial_params` says."""
-    create = functools.partial(create_state, run, stage, given)
-    return [Final(run, stage, lambda _: create(), try_out=lambda: create(abstract=True))]
+    create = functools.partial(create_state, run, stage, parameters)
+    return [last_phase(run, stage, lambda _: create(), check=lambda: create(abstract=True))]
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """What a stage trains, on what, and how. The functions have defaults that most kinds share."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Settings):
+    """A stage, ready to be trained: its settings, and what its kind makes of them."""
 
-    name: str
-    model: str  # the name of the run's model that it trains
     teachers: tuple[str, ...]  # models that it learns from; hidden states are those of the first
     learns: bool  # from its teachers; otherwise from labels alone, and is compared with them
-    steps: int
-    epochs: float
-    batch_size: int
-    optim: ConfigDict
     program: step.Program  # the static part of its step, with its objective
     schedules: loop.Schedules
-    after: str = ""  # the stage whose parameters it goes on with
-    select: bool = True
-    resume: str = ""  # RUN/STAGE whose last checkpoint it goes on from
+    resume: str  # RUN/STAGE whose last checkpoint it goes on from; "": none
     recipe: str = "distil"  # that trains it
     principal: bool = False  # what the run is about, although other stages come later
+    made: str = ""  # how its model is made of the teacher, up to the text, for its model card
     groups: Groups = ()  # parameters of its last state that have Adam counts of their own
-    phases_of: Callable[[Run, Stage, Given], Sequence[Phase]] = whole
-    # Models worth figures that it starts from, by name.
-    starts: Callable[[Given], Mapping[str, Params]] = lambda given: {}
-    # Measures what its model depends on; the run's stages are made anew after it.
-    prepare: Callable[[Given], None] | None = None
-    # What answers in a step, and the batch as it is given, both abstract, from the teacher.
-    beside: Callable[[Model, Batch], tuple[Any, Batch]] = lambda teacher, batch: (teacher, batch)
-    # Abstract parameters of the models that answer in every step; None: those of `teacher`.
-    answering: Callable[[], list[Params]] | None = None
-    # Steps and FLOPs that its training takes besides the stage's steps.
-    effort: Callable[[], Mapping[str, int]] = lambda: {}
+    phases_of: Callable[[Run, Stage, Parameters], Sequence[Phase]] = whole
+    step_inputs: Callable[[Run, Stage], StepInputs] = with_teacher
+    # Finds out what its model depends on, before it begins; the run's stages are made anew then.
+    measure_first: Callable[[Parameters], None] | None = None
+    reports_start: str = ""  # the name by which the model that it starts from is reported as well
+    # Steps and FLOPs of training besides its steps.
+    more_training: Mapping[str, int] = dataclasses.field(default_factory=dict)
     swaps: Sequence[Mapping[str, Any]] = ()  # what happens to its model on the way, for people
 
-    def phases(self, run: Run, given: Given) -> Sequence[Phase]:
-        """The phases of its training."""
-        return self.phases_of(run, self, given)
+    def phases(self, run: Run, parameters: Parameters) -> Sequence[Phase]:
+        """Lists the phases of its training."""
+        return self.phases_of(run, self, parameters)
 
 
 def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
-    """Reads `config.stages`: first the stages whose names kd_jax/config.py knows, in its order,
-    then the others. Raises UserError on unknown names, kinds and keys."""
+    """Reads `config.stages`, in the order in which they can run: teachers first, then an assistant,
+    a stage after the one that it goes on from; otherwise as in kd_jax/config.py, others last.
+
+    Raises UserError on unknown names, kinds and keys.
+    """
     known = dict.fromkeys(teachers, {}) | defaults.STAGES
     known |= {name: {"model": name, "objective": ""} for name in teachers}
     have = {name: section for name, section in known.items() if _possible(config, section)}
     given = list(config.stages)
     if not given or [n for n in given if n not in have and "kind" not in config.stages[n]]:
         raise UserError(f"config.stages={given}: have {', '.join(have)}; of others give the kind")
-    return [
-        _settings(config, name, known.get(name, {}))
-        for name in [*(n for n in known if n in given), *(n for n in given if n not in known)]
-    ]
+    names = [*(n for n in known if n in given), *(n for n in given if n not in known)]
+    left = [_settings(config, name, known.get(name, {})) for name in names]
+    left.sort(key=lambda each: (each.model not in teachers, each.model != "assistant"))
+    found = []
+    while left:
+        waiting = [each.name for each in left]
+        able = [i for i, each in enumerate(left) if each.after not in waiting]
+        if not able:
+            raise UserError(f"config.stages: {', '.join(waiting)} go on from each other; see after")
+        found.append(left.pop(able[0]))
+    return found
 
 
 def _possible(config: ConfigDict, section: Mapping[str, Any]) -> bool:
-    """Whether the config has the sections that a stage reads."""
+    """Tells whether the config has the sections that a stage reads."""
     own = defaults.ranges(defaults.STAGE) | section
-    named = [own["model"], own["objective"]]
-    named.append(getattr(kind_of(own["kind"]), "SECTION", ""))
+    named = own["model"], own["objective"], getattr(kind_of(own["kind"]), "SECTION", "")
     return all(not name or name in config or name in config.get("teachers", {}) for name in named)
 
 
 def kind_of(name: str) -> Any:
-    """The module of a kind of stage."""
+    """Loads the module of a kind of stage."""
     return plugins.load("stages", name, "make")
 
 
@@ -195,16 +184,19 @@ def _settings(config: ConfigDict, name: str, of_name: Mapping[str, Any]) -> Sett
         raise UserError(f"config.{where}.model={section!r}: the config has no section {section!r}")
     if whole["objective"] and whole["objective"] not in config:
         raise UserError(f"config.{where}.objective={whole['objective']!r}: not in the config")
-    return Settings(name, **whole)
+    whole["after"] = whole["after"] if whole["after"] in config.stages else ""
+    usual = {"name": name, "epochs": 0.0, "makes_model": not section}
+    return Settings(**(usual | whole | {"model": section or name}))
 
 
 def make(run: Run, settings: Settings, **fields: Any) -> Stage:
     """Makes a stage of these settings, whose objective is built here; `fields` are those of `Stage`
-    in which its kind differs, and `replacement`, what it draws at every step besides dropout."""
+    in which its kind differs, `table`, where its parameters lie, and `replacement`, what it draws
+    at every step besides dropout."""
     learns = fields.setdefault("learns", bool(settings.objective))
-    terms = run.config[settings.objective] if learns else run.labels_only
-    objective, knobs = combine.build(
-        terms,
+    labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
+    objective, coefficients, temperatures = build_objective(
+        run.config[settings.objective] if learns else labels_only,
         settings.steps,
         run.policy,
         run.policy if learns else None,
@@ -213,50 +205,35 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
         accuracy=run.task.of_examples,
     )
     table = fields.pop("table", family.PARTITION)
-    program = step.Program(objective, run.mesh, table, run.config.accumulate)
-    schedules = loop.Schedules(
-        learning_rate(settings.optim, settings.steps),
-        knobs.weights,
-        knobs.temperatures,
-        run.config.seed,
-        fields.pop("replacement", None),
-    )
+    rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
+    drawn = fields.pop("replacement", None)
+    # config.resume is for the last stage that distils the student.
+    students = [each.name for each in run.settings if each.model == "student" and each.objective]
     usual = dict(
-        model=settings.trains,
         teachers=run.teachers,
-        after=settings.after if any(s.name == settings.after for s in run.settings) else "",
-        select=settings.select,
-        resume=run.config.resume if settings.name == run.resumed else "",
+        program=step.Program(objective, run.mesh, table, run.config.accumulate),
+        schedules=loop.Schedules(rate, coefficients, temperatures, seed, drawn),
+        resume=run.config.resume if settings.name in students[-1:] else "",
     )
-    return Stage(
-        name=settings.name,
-        steps=settings.steps,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        optim=settings.optim,
-        program=program,
-        schedules=schedules,
-        **(usual | fields),
-    )
+    return Stage(**(vars(settings) | usual | fields))
 
 
-def initial_params(run: Run, stage: Stage, given: Given, key: Array):
-    """(init, inputs) of `state.create` for the model of a stage, by its section's `init`."""
+def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
+    """Returns (init, inputs) of a stage's first parameters, by its section's `init`."""
     model, section = run.models[stage.model], run.section(stage.model)
     if stage.after:
-        return (lambda params: params), given[stage.model]
+        return (lambda params: params), parameters[stage.model]
     init = section.init or ("model" if model.folder else "scratch")
     if init == "teacher":
         source = run.models["teacher"]
-        layers = section.layers
 
         def from_teacher(inputs):
             params, key = inputs
             whole = source.abstract().replace(params=params)
             fresh = model.abstract().replace(params=model.draw(key))
-            return surgery.from_teacher(fresh, whole, layers).params
+            return surgery.from_teacher(fresh, whole, section.layers).params
 
-        return from_teacher, (given["teacher"], key)
+        return from_teacher, (parameters["teacher"], key)
     if init == "model":
         if model.folder is None:
             raise UserError(
@@ -266,53 +243,50 @@ def initial_params(run: Run, stage: Stage, given: Given, key: Array):
     return model.draw, key
 
 
-def create_state(run: Run, stage: Stage, given: Given, abstract: bool = False) -> TrainState:
-    """The stage's state before its first step; or its shapes, after all checks."""
-    key = jax.random.key(run.config.seed)
-    init, inputs = initial_params(run, stage, given, jax.random.fold_in(key, 0))
+def create_state(
+    run: Run, stage: Stage, parameters: Parameters, abstract: bool = False
+) -> TrainState:
+    """Makes the stage's state before its first step; or its shapes, after all checks."""
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
+    init, inputs = initial_params(run, stage, parameters, key)
     if abstract:
         inputs = jax.eval_shape(lambda x: x, inputs)
-    return state_of(run, stage, run.models[stage.model], stage.groups, init, inputs)
+    return first_state(run, stage, inputs, init)
 
 
-def born(run: Run, stage: Stage, model: Blueprint, groups: Groups, params: Params) -> TrainState:
-    """A state at step 0 of a model with these parameters; abstract where they are."""
-    return state_of(run, stage, model, groups, lambda params: params, params)
-
-
-def state_of(
+def first_state(
     run: Run,
     stage: Stage,
-    model: Blueprint,
-    groups: Groups,
-    init: Callable[[Any], Params],
     inputs: Any,
+    init: Callable[[Any], Params] = lambda params: params,
+    *,
+    model: Blueprint | None = None,
+    groups: Groups | None = None,
     graphdef: nnx.GraphDef | None = None,
 ) -> TrainState:
-    """A state at step 0, of the parameters that `init` makes of `inputs`; abstract where they are.
-
-    `graphdef`: where the parameters are of another structure than the model alone.
-    """
+    """Makes a state at step 0, of the parameters that `init` makes of `inputs`; abstract where they
+    are. `model`, `groups` and `graphdef`: where they are not those that the stage ends with."""
+    model = model or run.models[stage.model]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
     objective, teacher = stage.program.objective, run.models[stage.teachers[0]]
 
     def both(inputs):
-        own = objective.init(key, model.spec, teacher.spec)
-        return {"student": init(inputs), "objective": own}
+        terms = objective.init(key, model.spec, teacher.spec)
+        return {"student": init(inputs), "objective": terms}
 
+    groups = stage.groups if groups is None else groups
     make_optimizer = functools.partial(optim.make_optimizer, stage.optim, groups=groups)
     graphdef = graphdef or model.abstract().graphdef
     return state.create(both, inputs, graphdef, make_optimizer, stage.program.table, run.mesh)
 
 
 def abstract_state(run: Run, stage: Stage) -> TrainState:
-    """The shapes of a stage's last state, wherever its parameters come from."""
-    model = run.models[stage.model]
-    return born(run, stage, model, stage.groups, model.abstract().params)
+    """Describes the shapes of a stage's last state, wherever its parameters come from."""
+    return first_state(run, stage, run.models[stage.model].abstract().params)
 
 
 def restore_best(run: Run, stage: Stage) -> Params:
-    """The parameters of a stage's best checkpoint."""
+    """Reads the parameters of a stage's best checkpoint."""
     checkpoints = Checkpoints(run.folder / stage.name / "checkpoints", keep=None)
     if checkpoints.best is None:
         raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
@@ -322,15 +296,14 @@ def restore_best(run: Run, stage: Stage) -> Params:
 
 
 def train(
+    run: Run,
+    stage: Stage,
     phases: Sequence[Phase],
     *,
-    stage: Stage,
     stream: Any,
     teacher: step.Teacher | None,
     validate: Callable[[Model], dict[str, float]] | None,
     selection: loop.Selection,
-    intervals: loop.Intervals,
-    keep: int,
     directory: epath.Path,
     wandb_run: Any = None,
 ) -> loop.Fit:
@@ -339,7 +312,12 @@ def train(
     Only checkpoints of the last phase are candidates for the best, by `selection`. The other
     arguments are those of `loop.fit`.
     """
-    with contextlib.closing(Checkpoints(directory / "checkpoints", keep)) as checkpoints:
+    config = run.config
+    # Where config.eval.every is 0, once an epoch.
+    every = config.eval.every or max(1, round(stage.steps / max(1.0, stage.epochs)))
+    with contextlib.closing(
+        Checkpoints(directory / "checkpoints", config.checkpoint.keep)
+    ) as checkpoints:
         latest = checkpoints.latest or 0
     state = None
     for number, phase in enumerate(phases, 1):
@@ -356,8 +334,10 @@ def train(
             schedules=stage.schedules,
             steps=phase.end,
             validate=validate,
-            intervals=intervals,
-            keep=keep,
+            intervals=loop.Intervals(
+                every, config.checkpoint.get("every", every), config.log.every
+            ),
+            keep=config.checkpoint.keep,
             directory=directory,
             selection=selection if last else None,
             resume=stage.resume,
@@ -366,10 +346,3 @@ def train(
         )
         state = fitted.state
     return fitted
-
-
-def write_overview(stage: str, params: Params, path: epath.Path) -> None:
-    """A table of all parameters to `path`, their number to the log."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
-    log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)

@@ -1,4 +1,4 @@
-"""A model that is evaluated: a checkpoint, or what a stage of a finished run trained."""
+"""Loads a model to evaluate: a checkpoint, or the model that a stage of a finished run trained."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint, count, size_mb
@@ -21,7 +22,6 @@ from kd_jax.run.answers import given_params, laid_out
 from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
-from kd_jax.tasks import text
 from kd_jax.types import Model, Params
 
 Report = dict[str, Any]
@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model, its parameters and tokenizer, and what a report says of it."""
+    """A model to evaluate, with its parameters, its tokenizer and the head of its report."""
 
     described: Blueprint
     load: Callable[[], Params]
@@ -65,20 +65,20 @@ class Subject:
 def of_checkpoint(
     model: str, revision: str | None, head: str, precision: str | None, flag: str = "--model"
 ) -> Subject:
-    """The HF checkpoint of a folder or hub id, with its own tokenizer, in fp32 by default; `flag`
-    names it, for messages."""
+    """Describes the HF checkpoint of a folder or hub id, with its own tokenizer, in fp32 by
+    default; `flag` names it, for messages."""
     began, precision = time.perf_counter(), precision or "fp32"
     policy = policy_for(precision, jax.default_backend())
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
     described = blueprint.describe(section, flag, head, policy)
-    tokenizer = text.load_tokenizer(described.folder)
+    tokenizer = tokenizers.load_tokenizer(described.folder)
     check_vocabulary(flag.lstrip("-"), described, tokenizer)
     stated = {"model": described.name, "commit": described.commit, "precision": precision}
     return Subject(described, lambda: described.load(None), tokenizer, stated, began)
 
 
 def of_run(run: Run, name: str) -> Subject:
-    """The best checkpoint of a stage of a run, or a teacher that the run was given."""
+    """Describes the best checkpoint of a stage of a run, or a teacher that no stage trained."""
     began = time.perf_counter()
     stage = run.stage(name)
     model = name if stage is None else stage.model
@@ -105,8 +105,8 @@ def for_these_devices(config: Mapping, batch_size: int, precision: str | None) -
 
 
 def rows(given: int | None, usual: int) -> int:
-    """The rows of a batch: those that are given, or about as many as usual. Raises UserError where
-    the devices cannot share them."""
+    """Chooses the rows of a batch: those that are given, or about as many as usual. Raises
+    UserError where the devices cannot share them."""
     devices = jax.device_count()
     found = given or -(-usual // devices) * devices
     if found < 1 or found % devices:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.buckets import BucketStream
 from kd_jax.data.encoded import Encoded
+from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models.layers import MASKED
 from kd_jax.run.answers import Answers

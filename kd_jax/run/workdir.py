@@ -27,6 +27,7 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.run import origins
 from kd_jax.train import records
+from kd_jax.types import Batch
 
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
-# What a run writes before its first step, besides its tokenizer and the folders of its stages.
+# Written before the first step, besides its tokenizer and the folders of its stages.
 OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
 TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
 
@@ -42,12 +43,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tra
 
 
 def resolved(config: ConfigDict) -> dict:
-    """The config as plain JSON values."""
+    """Turns a config into plain JSON values."""
     return json.loads(config.to_json())
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Eight hex digits of the resolved config, as earlier versions would have written it."""
+    """Computes eight hex digits of the resolved config, as earlier versions would have written
+    it."""
     text = json.dumps(defaults.reduce(resolved(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -73,9 +75,9 @@ class RunDirectory:
                 self.folder.rmdir()
         self.lock.release()
 
-    def begin(self, config: ConfigDict, run: Run, data: dict) -> None:
-        """Writes down what the run is of, when all checks are passed; with each start, its command,
-        commit, versions and machine.
+    def begin(self, run: Run, data: dict) -> None:
+        """Writes down what the run is made of, when all checks are passed; with each start, its
+        command, commit, versions and machine. Logs the programs that it runs.
 
         Raises UserError where data, teachers or tokenizers are not those that it began with.
         """
@@ -90,7 +92,7 @@ class RunDirectory:
             )
             if jax.process_index() == 0:
                 storage.set_aside(path, self.folder / "damaged")
-        of = origins.of(config, run, data, there.get("of", {}))
+        of = origins.of(run, data, there.get("of", {}))
         self._check_origins(there.get("of", {}), of)
         starts = there.get("starts", [])
         self.commits = [*dict.fromkeys(start["commit"] for start in starts)]
@@ -100,16 +102,18 @@ class RunDirectory:
                 *(self.folder, ", ".join(self.commits), commit()),
             )
         self.commits = [*dict.fromkeys([*self.commits, commit()])]
+        for line in programs(run):
+            log.info("%s", line)
         if jax.process_index() > 0:
             return
         command = shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]])
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         start = {"time": now, "command": command} | manifest()
-        own = {"config": self.name, "config_hash": config_hash(config), "of": of}
+        own = {"config": self.name, "config_hash": config_hash(run.config), "of": of}
         self.folder.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, own | {"starts": [*starts, start]})
         if not (self.folder / CONFIG).exists():
-            storage.write_json(self.folder / CONFIG, resolved(config))
+            storage.write_json(self.folder / CONFIG, resolved(run.config))
         with (self.folder / "command.txt").open("a") as file:
             file.write(command + "\n")
 
@@ -125,9 +129,10 @@ class RunDirectory:
             )
         raise UserError(f"{self.folder} was begun with other {', '.join(changed)}; {advice}")
 
-    def about(self, config: ConfigDict) -> dict:
-        """What results.json says of the run that its figures are of."""
-        return {
+    def about(self, run: Run, data: dict) -> dict[str, Any]:
+        """Returns what results.json tells of the run, its models and data, whose figures it has."""
+        config = run.config
+        found = {
             "config": self.name,
             "task": config.task.name,
             "config_hash": config_hash(config),
@@ -136,7 +141,11 @@ class RunDirectory:
             "seed": config.seed,
             "machine": machine(),
             "versions": manifest()["versions"],
+            "models": {k: {"name": m.name, "commit": m.commit} for k, m in run.models.items()},
+            "data": data,
+            "split": run.split,
         }
+        return found | ({"primary": run.task.primary} if run.task.of_examples else {})
 
 
 def enter(config: ConfigDict, name: str, workdir: str | None) -> RunDirectory:
@@ -200,7 +209,7 @@ def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
 
 
 def _trained(folder: epath.Path) -> bool:
-    """Whether steps were trained in a run directory."""
+    """Tells whether steps were trained in a run directory."""
     stages = [stage for depth in ("*", "*/*/*") for stage in folder.glob(depth)]  # of trials too
     return (folder / "results.json").exists() or any(
         any((stage / "checkpoints").glob("*"))
@@ -210,7 +219,7 @@ def _trained(folder: epath.Path) -> bool:
 
 
 def _clear(folder: epath.Path) -> None:
-    """Sets aside what starts that trained nothing left; what is not of a run stays."""
+    """Sets aside the files of starts that trained nothing; other files stay."""
     if jax.process_index() > 0 or not folder.exists():
         return
     left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
@@ -226,7 +235,7 @@ def _clear(folder: epath.Path) -> None:
 
 
 def manifest() -> dict:
-    """Versions, commit and devices of this process."""
+    """Describes the versions, commit and devices of this process."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
@@ -237,7 +246,7 @@ def manifest() -> dict:
 
 
 def machine() -> dict:
-    """What the run ran on."""
+    """Describes the devices and the CPU of this machine."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -248,9 +257,27 @@ def machine() -> dict:
     }
 
 
+def programs(run: Run) -> list[str]:
+    """Describes the devices, the programs of a run and the shapes that they are compiled for, as
+    lines."""
+    kind = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    attention = run.policy.attention
+    attention += "" if attention == "explicit" else ", explicit where it has dropout"
+    lines = [f"{kind}, {run.config.precision}, attention: {attention}"]
+    for stage in run.stages:
+        batch = _shape(run.tasks[stage.model].shapes(stage.batch_size))
+        lines.append(f"train_step {stage.name}: {batch}, x{run.config.accumulate}")
+    return [*lines, f"eval_step: {_shape(run.task.shapes(run.config.eval.batch_size))}"]
+
+
+def _shape(batch: Batch) -> str:
+    tokens, labels = ("x".join(map(str, each.shape)) for each in (batch.tokens_BT, batch.labels))
+    return f"tokens {tokens}, labels {labels}"
+
+
 @functools.cache
 def commit() -> str:
-    """The project's git commit, with "+" behind it where files differ; "" outside a checkout."""
+    """Finds the project's git commit, with "+" behind it where files differ; "" for none."""
     folder = epath.Path(__file__).parent
     git = ["git", "-C", os.fspath(folder)]
     try:
@@ -264,7 +291,7 @@ def commit() -> str:
 
 
 def open_wandb(config: ConfigDict, folder: epath.Path) -> Any:
-    """The W&B run of config.wandb, in the first process; None where there is none."""
+    """Opens the W&B run of config.wandb in the first process; None for none."""
     if not config.wandb or jax.process_index() > 0:
         return None
     return records.open_wandb(config.wandb, folder.name, resolved(config), folder)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from kd_jax.models import blueprint
-from kd_jax.objectives.sources import head_of, in_chunks
+from kd_jax.objectives.logits import head_of, in_chunks
 from kd_jax.precision import Policy
 from kd_jax.run.run import Run
 from kd_jax.stages.round import vocab_size

@@ -14,7 +14,7 @@ from kd_jax.stages import substitute
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage of these settings."""
+    """Makes the stage of these settings."""
     own = settings.model == "student"
     if own and substitute.shapes_student(run):
         return substitute.make_student(run, settings)

@@ -17,17 +17,16 @@ from kd_jax.models import compact, shapes
 from kd_jax.models.blueprint import count
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Final, Given, Settings, Stage, born
+from kd_jax.run.stage import Parameters, Settings, Stage, first_state, last_phase
 from kd_jax.stages import substitute, swaps
 from kd_jax.train import sharding
-from kd_jax.train.state import TrainState
 from kd_jax.types import Params
 
 SECTION = "pruning"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage that fine-tunes the pruned teacher."""
+    """Makes the stage that fine-tunes the pruned teacher."""
     teacher, file = run.models["teacher"], _file(run)
     swaps.check_decoder(teacher, f"teacher {teacher.name}")
     if file is not None and file.exists():
@@ -39,20 +38,24 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         run,
         settings,
         model=name,
+        made="pruned with kd_jax, by heads and FFN columns of the smallest L1 norm, and then "
+        "trained on",
         learns=run.config.pruning.distil and bool(settings.objective),
-        starts=lambda given: {"one_shot": pruned(run, name, given)},
-        phases_of=lambda run, this, given: [Final(run, this, lambda _: _born(run, this, given))],
-        prepare=swaps.prepare(run, settings) if as_small else None,
+        reports_start="one_shot",
+        phases_of=lambda run, this, parameters: [
+            last_phase(run, this, lambda _: first_state(run, this, pruned(run, name, parameters)))
+        ],
+        measure_first=swaps.measure_first(run, settings) if as_small else None,
     )
 
 
 def _file(run: Run) -> epath.Path | None:
-    """What keeps the shapes that pruning came to."""
+    """The file that keeps the shapes that pruning came to."""
     return None if run.folder is None else run.folder / "pruned.json"
 
 
 def _target(run: Run) -> float:
-    """The share of all parameters that is pruned away."""
+    """Computes the share of all parameters that is pruned away."""
     target = run.config.pruning.target
     if target or substitute.SECTION not in run.config:
         return target
@@ -61,7 +64,7 @@ def _target(run: Run) -> float:
 
 
 def _pruned(run: Run, name: str, params: Params) -> Params:
-    """The original's parameters, pruned; what is left is described as the model `name`."""
+    """Prunes the teacher's parameters, and describes what is left as the model `name`."""
     teacher = run.models["teacher"]
     model = teacher.abstract().replace(params=params)
     how = _target(run), run.config.pruning.ranking
@@ -73,26 +76,15 @@ def _pruned(run: Run, name: str, params: Params) -> Params:
 def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
     teacher = run.models["teacher"]
     config = dataclasses.replace(teacher.config, remat=run.config.remat)
-    model = dataclasses.replace(
-        teacher,
-        name=f"{teacher.name}, pruned",
-        config=compact.with_blocks(config, blocks),
-        folder=None,
-        commit=None,
-    )
-    run.add(name, model)
+    config = compact.with_blocks(config, blocks)
+    run.add(name, teacher.changed(f"{teacher.name}, pruned", config))
 
 
-def pruned(run: Run, name: str, given: Given) -> Params:
-    """The pruned parameters, on the host."""
-    params = _pruned(run, name, sharding.to_host(given["teacher"]))
+def pruned(run: Run, name: str, parameters: Parameters) -> Params:
+    """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
+    params = _pruned(run, name, sharding.to_host(parameters["teacher"]))
     if jax.process_index() == 0:
         config = run.models[name].config
         blocks = [config.shape(layer) for layer in range(config.num_layers)]
         storage.write_json(_file(run), {"blocks": shapes.write(blocks)})
     return params
-
-
-def _born(run: Run, this: Stage, given: Given) -> TrainState:
-    """The first state, of the pruned parameters."""
-    return born(run, this, run.models[this.model], (), pruned(run, this.model, given))

@@ -5,7 +5,6 @@ config.ensemble says what its members and their mean are.
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from kd_jax.metrics import flops
 from kd_jax.models import blueprint
 from kd_jax.run import cost, stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Settings, Stage
+from kd_jax.run.stage import Settings, Stage, StepInputs
 from kd_jax.teachers import signals
 from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, Guides
-from kd_jax.types import Batch, Model, Params, Signal
+from kd_jax.types import Params, Signal
 
 SECTION = "ensemble"
 
@@ -40,8 +39,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         settings,
         recipe="ensemble",
         table=PARTITION,
-        beside=functools.partial(_beside, run),
-        answering=functools.partial(_answering, run),
+        step_inputs=_step_inputs,
     )
     objective = made.program.objective
     if objective.needs_teacher_states:
@@ -49,7 +47,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         raise UserError(
             f"config.objective.{names}: the mean of an ensemble has logits alone; leave it out"
         )
-    for term, _ in objective.row_terms:
+    for term in objective.row_terms:
         if not term.divergence.of_probabilities:
             raise UserError(
                 f"config.objective.{term.name} compares logits themselves, and what is kept "
@@ -120,19 +118,21 @@ def training_flops(run: Run, this: Stage, past: int) -> int:
     return total
 
 
-def _beside(run: Run, teacher: Model, batch: Batch) -> tuple[Guides, Batch]:
-    """What answers in a step of the last round."""
+def _step_inputs(run: Run, this: Stage) -> StepInputs:
+    """Describes a step of the last round."""
     n, settings, size = run.config.rounds - 1, run.config.ensemble, vocab_size(run)
-    shape = jax.ShapeDtypeStruct
+    batch, shape = run.task.shapes(this.batch_size), jax.ShapeDtypeStruct
     params = {"share": shape((), np.float32)} if n else {}
     if settings.fresh:
-        params["teacher"] = teacher.params
+        teacher, member = _stored(run, "teacher"), _stored(run, "student")
+        params["teacher"] = teacher
         if n:
-            (member,) = _stored(run, "student")
             stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member)
             params |= {"members": stacked, "weights": shape((n,), np.float32)}
         graphdef = run.models["student"].stacked if n else None
-        return Guides(params, size, teacher.graphdef, graphdef, settings.space), batch
+        own = run.models["teacher"].abstract().graphdef
+        guides = Guides(params, size, own, graphdef, settings.space)
+        return StepInputs(guides, batch, [teacher, *[member] * n])
     B, T = batch.tokens_BT.shape
     tokens = T * settings.rows or math.inf
     k = signals.kept(tokens, size, settings.top_k, 1e9 * run.config.cache.max_gb)
@@ -142,16 +142,9 @@ def _beside(run: Run, teacher: Model, batch: Batch) -> tuple[Guides, Batch]:
         signal = signal.replace(ids_BTK=ids, rest_BT=rest)
     names = (TEACHER, OTHERS) if n else (TEACHER,)
     batch = batch.replace(signals=dict.fromkeys(names, signal))
-    return Guides(params, size, space=settings.space), batch
+    return StepInputs(Guides(params, size, space=settings.space), batch, [])
 
 
-def _answering(run: Run) -> list[Params]:
-    """The models that answer in every step of the last round."""
-    if not run.config.ensemble.fresh:
-        return []
-    return _stored(run, "teacher") + _stored(run, "student") * (run.config.rounds - 1)
-
-
-def _stored(run: Run, model: str) -> list[Params]:
+def _stored(run: Run, model: str) -> Params:
     params = run.models[model].abstract().params
-    return [jax.eval_shape(lambda params: blueprint.stored(params, run.policy), params)]
+    return jax.eval_shape(lambda params: blueprint.stored(params, run.policy), params)

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.run import cost, measure, stage
 from kd_jax.run.answers import frozen
 from kd_jax.run.measure import with_perplexity
@@ -51,7 +51,7 @@ class Rounds:
         if not run.config.ensemble.fresh:
             once = one_pass(run, self._stage.batch_size)
             self._recall = Recall(run, self._teacher, *once)
-        objective = combine.held_out_of_ensemble(run.policy, run.policy, run.chunk)
+        objective = held_out_objective(run.policy, run.policy, run.chunk, mixed=True)
         self._judging = Program(objective, run.mesh, ensemble.PARTITION)
         self.of_teacher = self._judged_teacher(teacher)
 
@@ -66,21 +66,18 @@ class Rounds:
             guides, stream = self._taught(number, members)
         passed = time.time() - began
         online = self._online(members)
-        fitted = loop.fit(
-            self._start(members),
-            stage=f"round {number}/{run.config.rounds}",
-            program=this.program,
+        schedules = dataclasses.replace(this.schedules, seed=seed_of(run, number))
+        name = f"round {number}/{run.config.rounds}"
+        this = dataclasses.replace(this, name=name, schedules=schedules, resume="")
+        fitted = stage.train(
+            run,
+            this,
+            [stage.last_phase(run, this, lambda _: self._start(members))],
             stream=stream,
             teacher=guides,
-            schedules=dataclasses.replace(this.schedules, seed=seed_of(run, number)),
-            steps=this.steps,
             validate=functools.partial(self._judged, "validation", online),
-            intervals=loop.Intervals(
-                run.config.eval.every, run.config.checkpoint.every, run.config.log.every
-            ),
-            keep=run.config.checkpoint.keep,
-            directory=folder,
             selection=loop.Selection("kl"),
+            directory=folder,
             wandb_run=self._wandb,
         )
         params = fitted.state.params["student"]
@@ -139,13 +136,8 @@ class Rounds:
     def _start(self, members: Sequence[Params]) -> TrainState:
         run, this = self._run, self._stage
         if run.config.ensemble.start == "previous" and members:
-            model = run.models[this.model]
-            return stage.born(run, this, model, this.groups, members[-1])
-        return stage.create_state(run, this, self._given)
-
-    @functools.cached_property
-    def _given(self) -> Mapping[str, Params]:
-        return {"teacher": self._teacher.params}
+            return stage.first_state(run, this, members[-1])
+        return stage.create_state(run, this, {"teacher": self._teacher.params})
 
     def _taught(self, number: int, members: Sequence[Params]) -> tuple[Guides, Stream]:
         """What a round learns from, and its batches."""

@@ -15,27 +15,27 @@ import time
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
-from kd_jax.models import blueprint, compact, family
-from kd_jax.models.blueprint import Blueprint, count
+from kd_jax.models import compact, family
+from kd_jax.models.blueprint import Blueprint, count, stored
 from kd_jax.models.decoder import block_states
-from kd_jax.objectives.combine import Objective
+from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
+from kd_jax.run.answers import laid_out
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Groups, Settings, Stage, born
+from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
-from kd_jax.types import Array, Model, ModelSpec, Params
+from kd_jax.types import Array, Model, Params
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ SECTION = "substitution"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage that makes the teacher smaller, block by block."""
+    """Makes the stage that makes the teacher smaller, block by block."""
     found = swaps.of(run)
     run.add(name, found[-1].model)
     return stage.make(
@@ -51,10 +51,14 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         settings,
         model=name,
         principal=True,
+        made="made of another model with kd_jax, by compact blocks that replaced its own while it "
+        "trained on",
         groups=groups(run, settings.optim, found[-1]),
-        phases_of=lambda run, this, given: [Substituted(run, this, swap, given) for swap in found],
-        prepare=swaps.prepare(run, settings),
-        effort=functools.partial(_regressions, run, settings, found),
+        phases_of=lambda run, this, parameters: [
+            Substituted(run, this, swap, parameters).phase for swap in found
+        ],
+        measure_first=swaps.measure_first(run, settings),
+        more_training=_regressions(run, settings, found),
         swaps=_table(run, found),
     )
 
@@ -66,30 +70,27 @@ def shapes_student(run: Run) -> bool:
 
 
 def make_student(run: Run, settings: Settings) -> Stage:
-    """Ordinary distillation of the model that substitution ends with."""
+    """Makes the stage of an ordinary distillation, of the model that substitution ends with."""
     found = swaps.of(run)
-    run.models[settings.trains] = found[-1].model
-    prepare = swaps.prepare(run, settings)
-    if run.config.student.init != "teacher":
-        return stage.make(run, settings, prepare=prepare)
-    whole = swaps.at_once(found)
-    return stage.make(
-        run,
-        settings,
-        phases_of=lambda run, this, given: [Substituted(run, this, whole, given, ordinary=True)],
-        prepare=prepare,
-    )
+    run.models[settings.model] = found[-1].model
+    fields: dict[str, Any] = {"measure_first": swaps.measure_first(run, settings)}
+    if run.config.student.init == "teacher":
+        whole = swaps.at_once(found)
+        fields["phases_of"] = lambda run, this, parameters: [
+            Substituted(run, this, whole, parameters, ordinary=True).phase
+        ]
+    return stage.make(run, settings, **fields)
 
 
 def groups(run: Run, own: ConfigDict, swap: Swap) -> Groups:
-    """The optimizer's groups after a swap: compact blocks have a learning rate of their own."""
+    """Groups parameters for the optimizer after a swap: compact blocks learn at another rate."""
     settings = run.config.substitution
     return swap.groups(settings.learning_rate / own.learning_rate, settings.warmup)
 
 
 def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
-    """A row for each swap: its steps, the blocks that become compact (None: which of them is not
-    known yet), what is left then."""
+    """Makes a row for each swap: its steps, the blocks that become compact (None: not known yet
+    which), what is left then."""
     whole = count(run.models["teacher"].abstract().params)
     return [
         {
@@ -104,7 +105,7 @@ def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
 
 
 def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, int]:
-    """Steps and FLOPs of the regressions before the swaps."""
+    """Counts the steps and FLOPs of the regressions before the swaps."""
     steps = run.config.substitution.fit_steps
     if not steps:
         return {}
@@ -114,8 +115,8 @@ def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, i
 
 
 def _regression(swap: Swap, rows: int, tokens: int) -> int:
-    """FLOPs of a step of `fitted`: it computes the blocks up to the last one that goes, and the
-    gradients of all of these."""
+    """Counts the FLOPs of a step of a regression: it computes the blocks up to the last one that
+    goes, and the gradients of all of these."""
 
     def lower(model: Blueprint) -> Params:
         blocks = model.abstract().params["backbone"]["blocks"]
@@ -127,48 +128,45 @@ def _regression(swap: Swap, rows: int, tokens: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Substituted:
-    """A swap and the steps after it, as a phase of its stage."""
+    """A swap and the steps after it."""
 
     run: Run
     stage: Stage
     swap: Swap
-    given: Given  # the first phase makes its model from the teacher
+    parameters: Parameters  # the first phase makes its model from the teacher
     ordinary: bool = False  # new blocks are not fitted, and learn as all else does
 
     @property
-    def start(self) -> int:
-        return self.swap.start
-
-    @property
-    def end(self) -> int:
-        return self.swap.end
+    def phase(self) -> Phase:
+        """The phase of its stage."""
+        return Phase(self.swap.start, self.swap.end, self._abstract, self._enter, self._check)
 
     @property
     def _groups(self) -> Groups:
         return () if self.ordinary else groups(self.run, self.stage.optim, self.swap)
 
-    @property
-    def _teacher(self) -> ModelSpec:
-        return self.run.models["teacher"].spec
-
-    def check(self) -> None:
+    def _check(self) -> None:
+        teacher = self.run.models["teacher"].spec
         heads = {self.swap.model.config.shape(layer).num_heads for layer in self.swap.layers}
         for name, term in self.stage.program.objective.state_terms:
-            if getattr(term, "heads", None) == "each" and heads != {self._teacher.num_heads}:
+            if getattr(term, "heads", None) == "each" and heads != {teacher.num_heads}:
                 raise UserError(
                     f"objective.{name} compares heads one by one, the teacher has "
-                    f"{self._teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
+                    f"{teacher.num_heads} and a compact block {min(heads)}; set heads='mean'"
                 )
         before = self.swap.before.abstract()
         jax.eval_shape(self._new_blocks, before.params, jax.random.key(0))
-        self.abstract()
+        self._abstract()
 
-    def abstract(self) -> TrainState:
+    def _first(self, params: Params) -> TrainState:
         model = self.swap.model
-        return born(self.run, self.stage, model, self._groups, model.abstract().params)
+        return first_state(self.run, self.stage, params, model=model, groups=self._groups)
 
-    def enter(self, before: TrainState | None) -> TrainState:
-        old = self.given["teacher"] if before is None else before.params["student"]
+    def _abstract(self) -> TrainState:
+        return self._first(self.swap.model.abstract().params)
+
+    def _enter(self, before: TrainState | None) -> TrainState:
+        old = self.parameters["teacher"] if before is None else before.params["student"]
         began = time.perf_counter()
         with Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))
@@ -177,30 +175,67 @@ class Substituted:
             params = self._fitted(old, params)
         began = time.perf_counter()
         with compiling:
-            found = jax.block_until_ready(self._state(before, params))
+            found = jax.block_until_ready(
+                self._first(params) if before is None else self._continued(before, params)
+            )
         if not self.ordinary:
             self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
-        """The parameters after the regression, whose folder stays until the next one begins."""
-        folder = self.run.folder / self.stage.name / "fitted"
+        """The parameters after a short regression of the compact blocks to those they replace: mean
+        squared error of what a block writes, over its features and the tokens of training text.
+
+        It is a `fit` of its own: the student is the model with its new blocks, of which nothing
+        else moves, the teacher the model before the swap. Where several blocks go at once, the
+        upper ones read what the lower new ones write, as they will in training. Its folder, where
+        it goes on if it was killed, stays until the next regression begins.
+        """
+        run, this, swap, config = self.run, self.stage, self.swap, self.run.config
+        folder = run.folder / this.name / "fitted"
         if jax.process_index() == 0:
-            (folder / str(self.swap.number - 1)).rmtree(missing_ok=True)
-        folder = folder / str(self.swap.number)
-        return fitted(self.run, self.stage, self.swap, old, self._model(params), folder)
+            (folder / str(swap.number - 1)).rmtree(missing_ok=True)
+        make = plugins.load("objectives", "hidden", "make").make
+        pairs = tuple((layer + 1, layer + 1) for layer in sorted(swap.layers))
+        objective = Objective((), (("fit", make("mse", pairs)),), (), run.policy, run.policy)
+        own = ConfigDict(this.optim.to_dict(), type_safe=False)
+        own.learning_rate_multipliers = ((swap.pattern, 1.0), (".*", 0.0))
+        before = laid_out(Model(stored(old, run.policy), swap.before.abstract().graphdef), run.mesh)
+        student = block_states(self._model(params))
+        first = state.create(
+            lambda params: {"student": params, "objective": {}},
+            student.params,
+            student.graphdef,
+            lambda params: optim.make_optimizer(own, params),
+            family.PARTITION,
+            run.mesh,
+        )
+        rate, steps = float(config.substitution.fit_learning_rate), config.substitution.fit_steps
+        every = config.checkpoint.get("every", steps)
+        found = loop.fit(
+            first,
+            stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
+            program=Program(
+                objective, run.mesh, family.PARTITION, config.accumulate, dropout=False
+            ),
+            stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
+            teacher=block_states(before),
+            schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),
+            steps=steps,
+            validate=None,
+            intervals=loop.Intervals(steps, every, config.log.every),
+            keep=1,
+            directory=folder / str(swap.number),
+        )
+        return found.state.params["student"]
 
     def _model(self, params: Params) -> Model:
         return Model(params, self.swap.model.abstract().graphdef)
 
-    def _state(self, before: TrainState | None, params: Params) -> TrainState:
-        if before is None:
-            return born(self.run, self.stage, self.swap.model, self._groups, params)
-        make_optimizer = functools.partial(
-            optim.make_optimizer, self.stage.optim, groups=self._groups
-        )
+    def _continued(self, before: TrainState, params: Params) -> TrainState:
+        make = functools.partial(optim.make_optimizer, self.stage.optim, groups=self._groups)
         table, mesh = family.PARTITION, self.run.mesh
-        return state.continued(before, self._model(params), make_optimizer, table, mesh)
+        return state.continued(before, self._model(params), make, table, mesh)
 
     def _new_blocks(self, old: Params, key: Array) -> Params:
         """The compact blocks, by layer; can be traced."""
@@ -244,55 +279,3 @@ class Substituted:
             table = Table(self.run.folder / self.stage.name / "swaps.csv", swap.start - 1)
             table.add(row)
             table.close()
-
-
-def fitted(
-    run: Run, this: Stage, swap: Swap, old: Params, new: Model, directory: epath.Path
-) -> Params:
-    """The parameters of `new` after a short regression of its compact blocks to those they replace:
-    mean squared error of what a block writes, over its features and the tokens of training text.
-
-    It is a `fit` of its own: the student is the model with its new blocks, of which nothing else
-    moves, the teacher the model before the swap. Where several blocks go at once, the upper ones
-    read what the lower new ones write, as they will in training.
-
-    Args:
-        run: config.substitution gives `fit_steps` and `fit_learning_rate`.
-        this: the stage whose training text and batches it reads.
-        swap: the one that is made.
-        old: parameters of the model before the swap.
-        new: the model after it.
-        directory: of the regression, which goes on there where it was killed.
-    """
-    config, settings = run.config, run.config.substitution
-    make = plugins.load("objectives", "hidden", "make").make
-    pairs = tuple((layer + 1, layer + 1) for layer in sorted(swap.layers))
-    objective = Objective((), (("fit", make("mse", pairs)),), (), run.policy, run.policy)
-    own = ConfigDict(this.optim.to_dict(), type_safe=False)
-    own.learning_rate_multipliers = ((swap.pattern, 1.0), (".*", 0.0))
-    specs = sharding.param_specs(family.PARTITION, old, run.mesh)
-    kept = jax.device_put(blueprint.stored(old, run.policy), sharding.shardings(specs, run.mesh))
-    student = block_states(new)
-    first = state.create(
-        lambda params: {"student": params, "objective": {}},
-        student.params,
-        student.graphdef,
-        lambda params: optim.make_optimizer(own, params),
-        family.PARTITION,
-        run.mesh,
-    )
-    rate, steps = float(settings.fit_learning_rate), settings.fit_steps
-    found = loop.fit(
-        first,
-        stage=f"{this.name} {swap.number}, blocks {', '.join(map(str, sorted(swap.layers)))}",
-        program=Program(objective, run.mesh, family.PARTITION, config.accumulate, dropout=False),
-        stream=run.tasks[this.model].train(this.batch_size, config.seed, **run.processes),
-        teacher=block_states(Model(kept, swap.before.abstract().graphdef)),
-        schedules=loop.Schedules(lambda step: rate, {"fit": lambda step: 1.0}, {}, config.seed),
-        steps=steps,
-        validate=None,
-        intervals=loop.Intervals(steps, config.checkpoint.get("every", steps), config.log.every),
-        keep=1,
-        directory=directory,
-    )
-    return found.state.params["student"]

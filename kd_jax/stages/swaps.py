@@ -1,4 +1,4 @@
-"""The schedule of a substitution: which blocks become compact when, known before anything trains.
+"""Plans a substitution: which blocks become compact when, known before anything trains.
 
 Musaeus and van der Goot 2025, "Iterative Structured Knowledge Distillation" (COLING 2025 main 440):
 a few blocks at a time are replaced while the model trains, until it is as small as it should be.
@@ -13,6 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,19 +23,18 @@ from kd_jax.errors import UserError
 from kd_jax.models import compact, family, shapes
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.decoder import block_states
-from kd_jax.models.decoder_config import DecoderConfig
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
-from kd_jax.objectives.combine import Objective
+from kd_jax.objectives.objective import Objective
 from kd_jax.run.answers import frozen
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Given, Settings
+from kd_jax.run.stage import Parameters, Settings
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Program
 from kd_jax.types import Params
 
 IMPORTANCE = "importance.json"  # of a run directory
-_SWAPS = "swaps"  # in what kinds of stages share
 
 ORDERS = ("last_first", "first_first", "importance")
 
@@ -71,7 +71,7 @@ def _blocks(layers) -> str:
 
 
 def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
-    """The shape of the compact blocks. Raises UserError where it is none, or is not smaller."""
+    """Reads the shape of the compact blocks. Raises UserError where it is none or not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
         return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
@@ -85,7 +85,7 @@ def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
 
 
 def order(settings: Any, num_layers: int, importance: Sequence[float] | None = None) -> list[int]:
-    """The blocks in the order in which they go, from 0.
+    """Lists the blocks in the order in which they go, from 0.
 
     `importance`, of each block, where that tells the order: the least important goes first; None
     where it is not known yet, and the last block goes first. Raises UserError on anything else.
@@ -115,7 +115,7 @@ def order(settings: Any, num_layers: int, importance: Sequence[float] | None = N
 
 
 def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) -> list[Swap]:
-    """The swaps of a stage of `steps` steps.
+    """Plans the swaps of a stage of `steps` steps.
 
     Args:
         settings: config.substitution.
@@ -127,9 +127,8 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
     steps do not suffice.
     """
     config, shape = original.config, compact_shape(settings, original.config)
-    everything = compact.with_blocks(config, [shape] * config.num_layers)
     whole, sizes = _sizes(original)
-    _, small = _sizes(dataclasses.replace(original, config=everything))
+    _, small = _sizes(_with_blocks(original, [shape] * config.num_layers))
     saved = [sizes[layer] - small[layer] for layer in blocks]
     if min(saved) <= 0:
         raise UserError(
@@ -167,7 +166,7 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
 
 
 def at_once(swaps: Sequence[Swap]) -> Swap:
-    """The swap that replaces all blocks before the first step."""
+    """Makes one swap of all, which replaces all blocks before the first step."""
     layers = tuple(layer for swap in swaps for layer in swap.layers)
     births = tuple(min(birth, 1) for birth in swaps[-1].births)
     return dataclasses.replace(
@@ -176,37 +175,32 @@ def at_once(swaps: Sequence[Swap]) -> Swap:
 
 
 def _with_blocks(original: Blueprint, blocks: list[BlockShape]) -> Blueprint:
-    return dataclasses.replace(
-        original,
-        name=f"{original.name} with compact blocks",
-        config=compact.with_blocks(original.config, blocks),
-        folder=None,
-        commit=None,
-    )
+    config = compact.with_blocks(original.config, blocks)
+    return original.changed(f"{original.name} with compact blocks", config)
 
 
 def _sizes(model: Blueprint) -> tuple[int, list[int]]:
-    """Parameters of a model, and of each of its blocks; nothing is allocated."""
+    """Counts the parameters of a model, and of each of its blocks; nothing is allocated."""
     params = model.abstract().params
     blocks = params["backbone"]["blocks"]
     return count(params), [count(blocks[layer]) for layer in range(model.config.num_layers)]
 
 
 def of(run: Run) -> list[Swap]:
-    """The swaps of a run, which all of its stages share. Where the order is that of an importance
-    which is not known yet, they are as if the last blocks went first: that has the same sizes where
-    all blocks are alike. Raises UserError where the teacher is no decoder."""
-    if _SWAPS not in run.shared:
-        settings, teacher = run.config.substitution, run.models["teacher"]
-        check_decoder(teacher, f"teacher {teacher.name}")
-        original = dataclasses.replace(
-            teacher, config=dataclasses.replace(teacher.config, remat=run.config.remat)
-        )
-        blocks = order(settings, original.config.num_layers, _importance(run))
+    """Plans the swaps of a run, which all of its stages share. Where the order is that of an
+    importance which is not known yet, they are as if the last blocks went first: that has the same
+    sizes where all blocks are alike. Raises UserError where the teacher is no decoder."""
+    settings, teacher = run.config.substitution, run.models["teacher"]
+    check_decoder(teacher, f"teacher {teacher.name}")
+    blocks = order(settings, teacher.config.num_layers, _importance(run))
+    key = ("swaps", *blocks)
+    if key not in run.shared:
         own = [each.steps for each in run.settings if each.kind == "substitute"]
+        config = dataclasses.replace(teacher.config, remat=run.config.remat)
+        original = dataclasses.replace(teacher, config=config)
         steps = own[0] if own else run.settings[-1].steps
-        run.shared[_SWAPS] = schedule(settings, original, blocks, steps)
-    return run.shared[_SWAPS]
+        run.shared[key] = schedule(settings, original, blocks, steps)
+    return run.shared[key]
 
 
 def check_decoder(teacher: Blueprint, what: str) -> None:
@@ -219,27 +213,28 @@ def check_decoder(teacher: Blueprint, what: str) -> None:
 
 
 def known(run: Run) -> bool:
-    """Whether the order of a run's swaps is known."""
+    """Tells whether the order of a run's swaps is known."""
     return run.config.substitution.order != "importance" or _importance(run) is not None
 
 
-def prepare(run: Run, settings: Settings) -> Callable[[Given], None] | None:
-    """What measures the order of a run's swaps before a stage, None where it is known."""
+def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] | None:
+    """Makes the function that measures the order of a run's swaps before a stage; None where the
+    order is known."""
     if known(run):
         return None
 
-    def measure(given: Given) -> None:
-        found = importance(run, given["teacher"], settings.batch_size)
+    def measure(parameters: Parameters) -> None:
+        found = importance(run, parameters["teacher"], settings.batch_size)
         if jax.process_index() == 0:
             run.folder.mkdir(parents=True, exist_ok=True)
             storage.write_json(run.folder / IMPORTANCE, {"importance": found})
-        run.shared = {"importance": found}
+        run.shared["importance"] = found
 
     return measure
 
 
 def _importance(run: Run) -> list[float] | None:
-    """The importance of a run's blocks, None where it is not known yet."""
+    """Reads the importance of a run's blocks, where their order depends on it and it is known."""
     if run.config.substitution.order != "importance":
         return None
     path = None if run.folder is None else run.folder / IMPORTANCE
@@ -248,26 +243,17 @@ def _importance(run: Run) -> list[float] | None:
     return run.shared.get("importance")
 
 
-class First:
-    """The first batches of a stream."""
-
-    def __init__(self, stream: Any, count: int):
-        self._stream, self._count = stream, count
-
-    def batches(self):
-        return itertools.islice(self._stream.batches(0), self._count)
-
-
 def importance(run: Run, params: Params, batch_size: int) -> list[float]:
-    """How much each block of the teacher does: one minus the cosine between what it reads and what
-    it writes, a mean over the tokens of the first training batches (Men et al. 2024, "ShortGPT",
-    arXiv:2403.03853, eq. 1)."""
+    """Measures how much each block of the teacher does: one minus the cosine between what it reads
+    and what it writes, a mean over the tokens of the first training batches (Men et al. 2024,
+    "ShortGPT", arXiv:2403.03853, eq. 1)."""
     make = plugins.load("objectives", "hidden", "make").make
     layers = run.models["teacher"].config.num_layers
     terms = tuple((f"block_{i}", make("cosine", ((i, i + 1),))) for i in range(layers))
     objective = Objective((), terms, (), run.policy, run.policy)
     model = block_states(frozen(run, "teacher", params))
     stream = run.tasks["teacher"].train(batch_size, run.config.seed, **run.processes)
-    text = First(stream, run.config.substitution.importance_batches)
+    count = run.config.substitution.importance_batches
+    text = SimpleNamespace(batches=lambda: itertools.islice(stream.batches(), count))
     found = evaluate(model, text, model, Program(objective, run.mesh, family.PARTITION))
     return [found[name] for name, _ in terms]

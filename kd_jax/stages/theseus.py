@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +26,10 @@ from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Final, Given, Groups, Settings, Stage, state_of
+from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state, last_phase
 from kd_jax.schedules import value_schedule
 from kd_jax.stages import substitute, swaps
-from kd_jax.stages.swaps import at_once
+from kd_jax.stages.swaps import Swap, at_once
 from kd_jax.train import loop, optim, state
 from kd_jax.train.optim import Group
 from kd_jax.train.state import TrainState
@@ -38,32 +39,36 @@ SECTION = "theseus"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage in which successors replace blocks of the teacher."""
-    own, teacher, prepare = run.config.theseus, run.models["teacher"], None
+    """Makes the stage in which successors replace blocks of the teacher."""
+    own, teacher, swap, measure_first = run.config.theseus, run.models["teacher"], None, None
+    groups: Groups = [(".*", Group("others"))]
     if own.group or substitute.SECTION not in run.config:
         new = successor(own, teacher, run.config.remat)
     else:
         swaps.check_decoder(teacher, f"config.theseus.group=0: teacher {teacher.name}")
-        new, prepare = swaps.of(run)[-1].model, swaps.prepare(run, settings)
+        swap, measure_first = at_once(swaps.of(run)), swaps.measure_first(run, settings)
+        new, compact_ones = swap.model, run.config.substitution
+        factor = compact_ones.learning_rate / settings.optim.learning_rate
+        groups = [(swap.pattern, Group("successors", factor, compact_ones.warmup)), *groups]
     run.add(name, new)
     end = _end(run, settings)
     return stage.make(
         run,
         settings,
         model=name,
-        groups=_groups(run, settings),
-        replacement=_draws(run, name, end),
-        phases_of=lambda run, this, given: [
-            Replacing(run, this, end, given),
-            Final(run, this, functools.partial(_alone, run, this), start=end),
+        groups=groups,
+        replacement=_replacement(run, name, end),
+        phases_of=lambda run, this, parameters: [
+            Replacing(run, this, end, parameters, swap).phase,
+            last_phase(run, this, functools.partial(_alone, run, this), start=end),
         ],
-        prepare=prepare,
+        measure_first=measure_first,
     )
 
 
 def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
-    """The model that is left in the end, where a successor replaces a group. Raises UserError where
-    groups do not divide the layers."""
+    """Describes the model that is left in the end, where a successor replaces a group. Raises
+    UserError where groups do not divide the layers."""
     if not settings.group:
         raise UserError("config.theseus.group=0: here it has to be 1 at least")
     layers = teacher.config.num_layers
@@ -74,23 +79,11 @@ def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
         )
     count = layers // settings.group
     own = dataclasses.replace(teacher.config, num_layers=count, remat=remat)
-    name = f"{teacher.name}, {settings.group} blocks in one"
-    return dataclasses.replace(teacher, name=name, config=own, folder=None, commit=None)
+    return teacher.changed(f"{teacher.name}, {settings.group} blocks in one", own)
 
 
-def _groups(run: Run, this: Settings) -> Groups:
-    """Compact successors have a learning rate of their own."""
-    rows = [(".*", Group("others"))]
-    if run.config.theseus.group:
-        return rows
-    settings = run.config.substitution
-    factor = settings.learning_rate / this.optim.learning_rate
-    compact_ones = at_once(swaps.of(run)).pattern
-    return [(compact_ones, Group("successors", factor, settings.warmup)), *rows]
-
-
-def _draws(run: Run, name: str, end: int) -> loop.Replacement:
-    """What is drawn at every step of the stage."""
+def _replacement(run: Run, name: str, end: int) -> loop.Replacement:
+    """Makes the schedule by which blocks are drawn at every step of the stage."""
     rate = run.config.theseus.rate
     schedule = value_schedule(rate, end, "config.theseus.rate", Real(least=0, most=1))
     blocks = run.models[name].config.num_layers
@@ -98,7 +91,7 @@ def _draws(run: Run, name: str, end: int) -> loop.Replacement:
 
 
 def _end(run: Run, this: Settings) -> int:
-    """Steps of replacement."""
+    """Counts the steps of replacement."""
     steps = run.config.theseus.steps
     end = round(steps * this.steps) if 0 < steps < 1 else int(steps)
     if not 0 < end < this.steps:
@@ -111,32 +104,27 @@ def _end(run: Run, this: Settings) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Replacing:
-    """The steps in which blocks are drawn, a phase."""
+    """The steps in which blocks are drawn."""
 
     run: Run
     stage: Stage
     end: int
-    given: Given
-
-    start = 0
+    parameters: Parameters
+    swap: Swap | None  # whose compact blocks are the successors; None: groups of whole ones
 
     @property
-    def _beside(self) -> tuple[tuple[int, ...], ...]:
-        """For each block of the successor those of the teacher that it replaces."""
-        size, count = self.run.config.theseus.group, self._new.config.num_layers
-        if not size:
-            births = swaps.of(self.run)[-1].births
-            return tuple((layer,) if birth else () for layer, birth in enumerate(births))
-        return tuple(tuple(range(i * size, (i + 1) * size)) for i in range(count))
+    def phase(self) -> Phase:
+        """The first phase of the stage."""
+        return Phase(0, self.end, self._abstract, self._enter, self._check)
 
-    def check(self) -> None:
-        for name, term in self.stage.program.objective.state_terms:
-            if isinstance(term, Pairwise):
-                raise UserError(
-                    f"objective.{name} compares attention, which the stage theseus has not while "
-                    f"blocks are drawn; leave it out"
-                )
-        jax.eval_shape(self._init, (self.given["teacher"], jax.random.key(0)))
+    @property
+    def _replaced(self) -> tuple[tuple[int, ...], ...]:
+        """For each block of the successor those of the teacher that it replaces."""
+        if self.swap is not None:
+            births = enumerate(self.swap.births)
+            return tuple((layer,) if birth else () for layer, birth in births)
+        size, count = self.run.config.theseus.group, self._new.config.num_layers
+        return tuple(tuple(range(i * size, (i + 1) * size)) for i in range(count))
 
     @property
     def _new(self) -> Blueprint:
@@ -145,38 +133,46 @@ class Replacing:
     @functools.cached_property
     def _model(self) -> Model:
         old = self.run.models["teacher"].abstract()
-        return joined(self._new.abstract(), old, self._beside)
+        return joined(self._new.abstract(), old, self._replaced)
+
+    def _check(self) -> None:
+        for name, term in self.stage.program.objective.state_terms:
+            if isinstance(term, Pairwise):
+                raise UserError(
+                    f"objective.{name} compares attention, which the stage theseus has not while "
+                    f"blocks are drawn; leave it out"
+                )
+        jax.eval_shape(self._init, (self.parameters["teacher"], jax.random.key(0)))
 
     def _init(self, inputs: tuple[Params, Array]) -> Params:
         """Parameters from the teacher's and a key; can be traced."""
         params, key = inputs
         config, teacher, new = self.run.config, self.run.models["teacher"], self._new
         whole = teacher.abstract().replace(params=params)
-        if config.theseus.group:
+        if self.swap is None:
             fresh = new.abstract().replace(params=new.draw(key))
             ours = surgery.from_teacher(fresh, whole, config.theseus.layers)
         else:
-            swap, init = at_once(swaps.of(self.run)), config.substitution.init
-            shape = swap.model.config.shape(swap.layers[0])
-            how = swap.layers, shape, init, key
+            layers, init = self.swap.layers, config.substitution.init
+            how = layers, self.swap.model.config.shape(layers[0]), init, key
             ours, _ = compact.replace(whole, teacher.family, teacher.config, *how)
-        return joined(ours, whole, self._beside).params
+        return joined(ours, whole, self._replaced).params
 
-    def abstract(self) -> TrainState:
-        return self._state(lambda params: params, self._model.params)
-
-    def enter(self, before: TrainState | None) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(self.run.config.seed), 0)
-        return self._state(self._init, (self.given["teacher"], key))
-
-    def _state(self, init: Any, inputs: Any) -> TrainState:
+    def _first(self, inputs: Any, init: Callable[[Any], Params]) -> TrainState:
         frozen = ("/predecessors/", Group("predecessors", factor=0.0))
-        rows = [frozen, *self.stage.groups]
-        return state_of(self.run, self.stage, self._new, rows, init, inputs, self._model.graphdef)
+        groups, graphdef = [frozen, *self.stage.groups], self._model.graphdef
+        return first_state(self.run, self.stage, inputs, init, groups=groups, graphdef=graphdef)
+
+    def _abstract(self) -> TrainState:
+        return self._first(self._model.params, lambda params: params)
+
+    def _enter(self, before: TrainState | None) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(self.run.config.seed), 0)
+        return self._first((self.parameters["teacher"], key), self._init)
 
 
 def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:
-    """The state in which the successors are the model."""
+    """Makes the state in which the successors are the model."""
     graphdef: nnx.GraphDef = run.models[this.model].abstract().graphdef
     model = Model(replacement.successors(before.params["student"]), graphdef)
     make_optimizer = functools.partial(optim.make_optimizer, this.optim, groups=this.groups)

@@ -6,13 +6,14 @@ description), a folder that holds train.csv and test.csv, or a .tsv of `text TAB
 classes.txt beside them must name the same classes.
 """
 
-import csv
 from pathlib import Path
 
-from kd_jax.data import files, table
+from kd_jax.data import files, source
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole, settings
+from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, shipped_file
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="agnews", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="fancyzhang/ag_news")
@@ -24,47 +25,31 @@ class AGNews(ClassificationTask):
     labels = ("World", "Sports", "Business", "Sci/Tech")
     metrics = ("accuracy", "macro_f1")
     primary = "accuracy"
-    defaults, hub = DEFAULTS, HUB
+    defaults, own_data = DEFAULTS, HUB
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=16), local(*[samples / "ag_news"] * 2)
 
     def _read(self, key):
-        where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, where)
+        where, spec = self._spec(key)
+        by_name = {name: row for row, name in enumerate(self.labels)}
         path = shipped_file(spec, where, key, ".csv", ".tsv")
-        if path is not None:
-            return self._original(path)
-        found = table.read(spec, where)
-        known = {str(row): row for row in range(4)} | self._known
-        labels_N = classes(found.column("label", "config.data"), known, found.place)
-        texts = found.texts("text", "config.data")
-        return Texts(found.name, texts, None, labels_N, found.place, found.commit).checked()
-
-    @property
-    def _known(self):
-        return {name: row for row, name in enumerate(self.labels)}
-
-    def _original(self, path: Path) -> Texts:
-        self._check_classes(path.parent / "classes.txt")
-        if path.suffix == ".csv":
-            layout, known = "class, title, description", {str(row + 1): row for row in range(4)}
-            fields, label = 3, 0
-            try:
-                rows = list(csv.reader(files.lines(path), strict=True))
-            except csv.Error as error:
-                raise UserError(f"{path}: {error}") from None
+        if path is None:
+            found = source.table(spec, where)
+            label, parts = "label", ["text"]
+            known = {str(row): row for row in range(4)} | by_name
         else:
-            layout, known = "text TAB class name", self._known
-            rows = [line.rstrip("\r\n").split("\t") for line in files.lines(path)]
-            fields, label = 2, 1
-
-        def place(row: int) -> str:
-            return f"{path}, row {row + 1}"
-
-        for number, row in enumerate(rows):
-            if len(row) != fields:
-                raise UserError(f"{place(number)}: {len(row)} fields instead of {layout}")
-        labels_N = classes([row[label] for row in rows], known, place)
-        texts = [" ".join(row[:label] + row[label + 1 :]) for row in rows]
-        return Texts(str(path), texts, None, labels_N, place).checked()
+            self._check_classes(path.parent / "classes.txt")
+            original = path.suffix == ".csv"
+            label, parts = "class", ["title", "description"] if original else ["text"]
+            known = {str(row + 1): row for row in range(4)} if original else by_name
+            header = [label, *parts] if original else [*parts, label]
+            found = Table.of_records(str(path), files.records(path, header=header))
+        labels_N = classes(found.column(label, "config.data"), known, found.place)
+        columns = [found.texts(name, "config.data") for name in parts]
+        texts = [" ".join(row) for row in zip(*columns, strict=True)]
+        return Texts(found.name, texts, None, labels_N, found.place, found.commit).checked()
 
     def _check_classes(self, file: Path) -> None:
         if file.is_file():

@@ -11,37 +11,35 @@ config.task:
     classes  which of the word classes CN (common nouns), NE (named entities), P (prepositions) and
              V (verbs); of several, there are figures for each and for all together
     seq_len  positions of the model that are used; None: all of them
-config.data as in tasks/scoring.py: original .txt files (a file, a glob or a list of them; or a
+config.data as in tasks/likelihood.py: original .txt files (a file, a glob or a list of them; or a
 folder, of which those of the classes' test splits are taken, as their names say), or tables in the
 hub's layout. The default is the hub's cam-cst/cbt, its split test.
 """
 
-import glob
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_jax.data import continuations, files, table
-from kd_jax.data.continuations import Question, Questions
-from kd_jax.data.table import Table
+from kd_jax.data import continuations, files, source
+from kd_jax.data.continuations import Question
+from kd_jax.data.source import Table
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
-from kd_jax.tasks.multiple_choice import MultipleChoice
-from kd_jax.tasks.scoring import POSITIONS
+from kd_jax.tasks.likelihood import POSITIONS, MultipleChoice
 
 CLASSES = ("CN", "NE", "P", "V")  # common nouns, named entities, prepositions, verbs
 SENTENCES = 20  # before the query
 BLANK = "XXXXX"  # stands in the query for the word
 
 DEFAULTS = dict(name="cbt", classes=CLASSES, seq_len=POSITIONS)
-NAMED = "classes", CLASSES  # the setting of cbt/NAME
 HUB = dict(source="hub", path="cam-cst/cbt", split="test")
 _TABLES = (".parquet", ".jsonl", ".json")
 
 
 class ChildrensBookTest(MultipleChoice):
     defaults = DEFAULTS
+    variant, variants = "classes", CLASSES
 
     def __init__(self, config, data) -> None:
         super().__init__(config, data)
@@ -57,51 +55,43 @@ class ChildrensBookTest(MultipleChoice):
         )
 
     def _of_class(self, name: str) -> list[Questions]:
-        spec = settings(self.data["test"] or HUB, table.DEFAULTS, "data.test")
+        spec = settings(self.data["test"] or HUB, source.OF_TABLES, "data.test")
         if spec["source"] != "files":
-            if spec["name"] is None:  # the hub's configurations are the classes
-                spec["name"] = name
-            return [self._of_table(spec, name)]
+            # The hub's configurations are the classes.
+            return [_of_table(spec | {"name": spec["name"] or name}, name)]
         paths = [spec["path"]] if isinstance(spec["path"], str | Path) else list(spec["path"] or ())
-        found = [file for path in paths for file in self._files(str(path), name)]
+        found = [file for path in paths for file in _files(str(path), name)]
         if not found:
             raise UserError(
                 f"config.data.test.path={spec['path']!r}: no file of the Children's Book Test's "
                 f"class {name}; its name has {name} in it, as in cbtest_{name}_test_2500ex.txt"
             )
         return [
-            self._of_table(spec | {"path": str(file)}, name)
+            _of_table(spec | {"path": str(file)}, name)
             if file.suffix in _TABLES
             else continuations.questions(str(file), of_file(file, name))
             for file in found
         ]
 
-    def _of_table(self, spec: dict, name: str) -> Questions:
-        found = table.read(spec, "data.test")
-        return continuations.questions(found.name, of_table(found, name), found.commit)
 
-    def _files(self, path: str, name: str) -> list[Path]:
-        """Those of a folder whose names tell class and test split; those of a file or glob whose
-        names do not tell another class."""
-        expanded = os.path.expanduser(path)
-        if os.path.isdir(expanded):
-            inside = files.visible(Path(expanded))
-            words = {file: _words(file.relative_to(expanded)) for file in inside}
-            kinds = (".txt", *_TABLES)
-            return [f for f in inside if {name, "test"} <= words[f] and f.suffix in kinds]
-        found = [Path(match) for match in sorted(glob.glob(expanded, recursive=True))]
-        if not found:
-            raise UserError(f"config.data.test.path={path!r}: no such file")
-        return [file for file in found if _is_of(file, name)]
+def _files(path: str, name: str) -> list[Path]:
+    """The files of a folder whose names tell class and test split; of a file or glob those whose
+    names do not tell another class."""
+    found = files.find(path, "data.test", (".txt", *_TABLES))
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return [file for file in found if {name, "test"} <= _words(file.relative_to(folder))]
+    told = [_words(Path(file.parent.name) / file.name) & set(CLASSES) for file in found]
+    return [file for file, names in zip(found, told, strict=True) if name in (names or {name})]
 
 
 def _words(path: Path) -> set[str]:
     return set(re.split(r"[^A-Za-z0-9]+", str(path)))
 
 
-def _is_of(file: Path, name: str) -> bool:
-    told = _words(Path(file.parent.name) / file.name) & set(CLASSES)
-    return name in told if told else True
+def _of_table(spec: dict, name: str) -> Questions:
+    found = source.table(spec, "data.test")
+    return continuations.questions(found.name, of_table(found, name), found.commit)
 
 
 def of_file(path: Path, group: str) -> Iterator[tuple[str, Question]]:

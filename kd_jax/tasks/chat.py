@@ -19,13 +19,14 @@ import logging
 
 import numpy as np
 
-from kd_jax.data import cache, chats, ragged, splits, table
+from kd_jax.data import cache, chats, encoded, source, splits
+from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
-from kd_jax.data.ragged import Ragged
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks.language import Text, batch_shapes
+from kd_jax.tasks.language import Text
+from kd_jax.tasks.task import batch_shapes, local
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Conversations:
     name: str
     commit: str | None  # of a hub repository
     digest: str  # of the whole source
-    tokens: Ragged
+    tokens: Marked
     chosen_N: np.ndarray  # their numbers in the source
 
     def part(self, chosen_N: np.ndarray, name: str) -> "Conversations":
@@ -57,13 +58,17 @@ class Conversations:
 class Chat(Text):
     """Batches have a label and a weight for every token, (B, T), and segments where packed."""
 
-    head, defaults = "clm", DEFAULTS
+    head, defaults, of_chats = "clm", DEFAULTS, True
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         turns, self.packed = self.config["turns"], self.config["packed"]
         self._template = None if tokenizer is None else chats.Template(tokenizer, turns)
         self._rows = functools.cache(self._cut)
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=128), local(samples / "chats" / "train.jsonl") | dict(held_out=0.1)
 
     def shapes(self, batch_size):
         segments = {"segments_BT": self.seq_len} if self.packed else {}
@@ -74,7 +79,7 @@ class Chat(Text):
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
     def _about(self, split):
-        """conversations, cut, dropped, rows, tokens, learnt."""
+        """conversations, cut, dropped, rows, tokens, learnt, longest."""
         about, name = self._rows(split).about, self.examples(split).name
         if about["cut"] or about["dropped"]:
             log.info(
@@ -92,7 +97,7 @@ class Chat(Text):
 
     def _read(self, key) -> Conversations:
         """A source's conversations, tokenised once."""
-        found = table.read(self.data[key], f"data.{key}")
+        found = source.table(self.data[key], f"data.{key}")
         messages = chats.read(found, self.config["column"], "config.task.column")
         tools = chats.tools(found)
         digest = chats.digest(messages, tools)
@@ -102,12 +107,12 @@ class Chat(Text):
         entry = cache.folder(self.data["cache_dir"]) / f"chats-{key}"
 
         def write(path):
-            encoded = self._template.encode(messages, found.place, tools)
-            Ragged.of([each.ids_N for each in encoded], [e.learnt_N for e in encoded]).save(path)
+            rows = self._template.encode(messages, found.place, tools)
+            Marked.of([each.ids_N for each in rows], [e.learnt_N for e in rows]).save(path)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
-        tokens = Ragged.load(entry)
+        tokens = Marked.load(entry)
         cache.check_ids(tokens.tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
         return Conversations(found.name, found.commit, digest, tokens, np.arange(len(tokens)))
 
@@ -134,7 +139,7 @@ class Rows:
                 f"{part.name}: no conversation has a word of the assistant within "
                 f"config.task.seq_len={seq_len} tokens; lengthen the rows"
             )
-        bins = ragged.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
+        bins = encoded.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
         self.rows = [kept[each].tolist() for each in bins] if packed else kept[:, None].tolist()
         self.about = dict(
             conversations=len(chosen),
@@ -143,6 +148,7 @@ class Rows:
             rows=len(self.rows),
             tokens=int(lengths.sum()),
             learnt=learnt,
+            longest=int(part.tokens.lengths_N[chosen].max()),
         )
 
     def __len__(self) -> int:
@@ -151,7 +157,7 @@ class Rows:
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
         """The rows of one batch, whatever the epoch."""
         rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
-        return ragged.batch(ids_B, rows, self.seq_len, self.packed)
+        return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 
     def _piece(self, segment: int, conversation: int) -> tuple:
         (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import encoded, splits
+from kd_jax.data.source import blank
 from kd_jax.data.splits import HELD_OUT_SEED
-from kd_jax.data.table import blank
 from kd_jax.errors import UserError
 from kd_jax.metrics import classification
-from kd_jax.tasks.examples import ExampleTask
+from kd_jax.tasks.task import ExampleTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +158,13 @@ class ClassificationTask(ExampleTask):
         return encoded.encode(
             self.tokenizer, examples.first, examples.second, labels_N[:, None], self.seq_len
         )
+
+    def _about(self, split):
+        labels_N, found = self.examples(split).labels_N, super()._about(split)
+        if labels_N is None or self.regression:
+            return found
+        counts = np.bincount(labels_N, minlength=len(self.labels)).tolist()
+        return found | dict(classes=dict(zip(self.labels, counts, strict=True)))
 
     def has_labels(self, split):
         return self.examples(split).labels_N is not None

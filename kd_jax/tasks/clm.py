@@ -12,11 +12,12 @@ import logging
 
 import numpy as np
 
+from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
-from kd_jax.tasks import text
-from kd_jax.tasks.language import TextTask, batch_shapes
+from kd_jax.tasks.language import TextTask
+from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class CausalLM(TextTask):
         return batch_shapes(batch_size, self.seq_len, self.seq_len)
 
     def prepare(self):
-        own = text.own_separator(self.tokenizer)
+        own = tokenizers.own_separator(self.tokenizer)
         if (
             self.separator == "eos"
             and own == "bos"
@@ -55,7 +56,7 @@ class CausalLM(TextTask):
     @functools.cached_property
     def _separator(self) -> int:
         name = f"{self.separator}_token"
-        return text.token_id(self.tokenizer, name, "causal language modelling")
+        return tokenizers.token_id(self.tokenizer, name, "causal language modelling")
 
     def _blocks(self, tokens_N, partial):
         return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)

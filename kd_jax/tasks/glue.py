@@ -17,10 +17,12 @@ from pathlib import Path
 
 from absl import logging
 
-from kd_jax.data import files, table
+from kd_jax.data import files, source
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole, settings
+from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
@@ -78,13 +80,13 @@ TASKS = {
     "rte": _Task(_PAIR, ("entailment", "not_entailment"), named=True),
     "wnli": _Task(_PAIR, ("not_entailment", "entailment")),
 }
-NAMED = "task", tuple(TASKS)  # the setting of glue/NAME
 
 
 class Glue(ClassificationTask):
     """One of GLUE's tasks."""
 
-    defaults, hub = DEFAULTS, HUB
+    defaults, own_data = DEFAULTS, HUB
+    variant, variants = "task", tuple(TASKS)
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
@@ -97,6 +99,11 @@ class Glue(ClassificationTask):
         self.primary = self.metrics[0]
         self.regression = self.task == "stsb"
 
+    @classmethod
+    def smoke(cls, task, data, samples):
+        folders = {"stsb": "STS-B", "cola": "CoLA", "mrpc": "MRPC"}
+        return dict(seq_len=16), local(*[samples / folders.get(task["task"], "SST-2")] * 2)
+
     @property
     def written(self):
         """GLUE's server wants names where the files have names, numbers elsewhere."""
@@ -105,8 +112,7 @@ class Glue(ClassificationTask):
         return tuple(map(str, range(len(self.labels))))
 
     def _read(self, key):
-        where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, where)
+        where, spec = self._spec(key)
         path = shipped_file(spec, where, "train" if key == "train" else self.layout.dev, ".tsv")
         if path is not None:
             return self._texts(_original(path, self.task), original=True)
@@ -114,9 +120,9 @@ class Glue(ClassificationTask):
             spec["name"] = self.layout.hub_name or self.task
         if spec["split"] is None:
             spec["split"] = "train" if key == "train" else self.layout.hub_split
-        return self._texts(table.read(spec, where), original=False)
+        return self._texts(source.table(spec, where), original=False)
 
-    def _texts(self, found: table.Table, original: bool) -> Texts:
+    def _texts(self, found: Table, original: bool) -> Texts:
         layout = self.layout
         columns = (original and layout.file_texts) or layout.texts
         label = layout.file_label if original else "label"
@@ -138,28 +144,16 @@ class Glue(ClassificationTask):
         return texts if self.task == "qqp" else texts.checked()  # a few of QQP's are empty
 
 
-def _original(path: Path, task: str) -> table.Table:
-    """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files."""
-    records, header, left_out = [], None, 0
-    if task == "cola":
-        header = ["source", "label", "original", "sentence"]
-    for number, line in enumerate(files.lines(path), 1):
-        fields = line.rstrip("\r\n").split("\t")
-        if header is None or (number == 1 and fields == ["index", "sentence"]):
-            header = fields
-            files.check_header(header, f"{path}, row {number}")
-        elif len(fields) == len(header):
-            records.append((f"{path}, row {number}", dict(zip(header, fields, strict=True))))
-        elif task == "qqp":  # its train.tsv has questions that break off at a line's end
-            left_out += 1
-        elif fields != [""]:
-            raise UserError(
-                f"{path}, row {number}: {len(fields)} fields instead of {len(header)} "
-                f"({', '.join(header)})"
-            )
-    if left_out:
-        logging.warning("%s: %d broken rows are left out", path, left_out)
-    return table.Table.of_records(str(path), records)
+def _original(path: Path, task: str) -> Table:
+    """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files.
+    QQP's train.tsv has questions that break off at a line's end: these are left out."""
+    headless = task == "cola" and next(files.lines(path), "").rstrip() != "index\tsentence"
+    header = ("source", "label", "original", "sentence") if headless else ()
+    broken: list[str] | None = [] if task == "qqp" else None
+    found = Table.of_records(str(path), files.records(path, header=header, incomplete=broken))
+    if broken:
+        logging.warning("%s: %d broken rows are left out", path, len(broken))
+    return found
 
 
 make = Glue

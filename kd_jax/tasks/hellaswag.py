@@ -7,7 +7,7 @@ lm-evaluation-harness (version 0.4): the context is "activity: ctx_a ctx_b" with
 config.task:
     name     "hellaswag"
     seq_len  positions of the model that are used; None: all of them
-config.data as in tasks/scoring.py: the original .jsonl, or a table of the same columns, such as the
+config.data as in tasks/likelihood.py: the original .jsonl, or a table of these columns, such as the
 hub's Rowan/hellaswag (the default, its split validation). A label may be text; empty, as in the
 test split, it is unknown, and there are likelihoods but no accuracies.
 """
@@ -16,12 +16,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from kd_jax.data import continuations, table
-from kd_jax.data.continuations import Question, Questions
-from kd_jax.data.table import Table
+from kd_jax.data import continuations, source
+from kd_jax.data.continuations import Question
+from kd_jax.data.source import Table
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
-from kd_jax.tasks.multiple_choice import MultipleChoice
-from kd_jax.tasks.scoring import POSITIONS
+from kd_jax.tasks.likelihood import POSITIONS, MultipleChoice
 
 DEFAULTS = dict(name="hellaswag", seq_len=POSITIONS)
 HUB = dict(source="hub", path="Rowan/hellaswag", split="validation")
@@ -39,7 +39,7 @@ class HellaSwag(MultipleChoice):
     defaults, by_character = DEFAULTS, True
 
     def _read(self) -> Questions:
-        found = table.read(self.data["test"] or HUB, "data.test")
+        found = source.table(self.data["test"] or HUB, "data.test")
         return continuations.questions(found.name, _questions(found), found.commit)
 
 

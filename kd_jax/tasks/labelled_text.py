@@ -20,7 +20,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kd_jax.data import table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 from kd_jax.ranges import Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, class_name, classes, numbers
@@ -39,11 +39,11 @@ DEFAULTS = dict(
 class LabelledText(ClassificationTask):
     """Texts, or pairs of texts, in columns that the config names."""
 
-    defaults = DEFAULTS
+    defaults, alias = DEFAULTS, "text"
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
-        self._table = functools.cache(lambda key: table.read(self.data[key], f"data.{key}"))
+        self._table = functools.cache(lambda key: source.table(self.data[key], f"data.{key}"))
         given = self.config["labels"]
         if given is not None and (isinstance(given, str) or len(given) == 0):
             raise UserError(f"config.task.labels={given!r} must be a list of names, or a dict")
@@ -52,6 +52,11 @@ class LabelledText(ClassificationTask):
         primary = self.config["primary"]
         if primary is not None and primary not in self.metrics:
             raise UserError(f"config.task.primary={primary!r}; have: {', '.join(self.metrics)}")
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        changes, data = super().smoke(task, data, samples)
+        return changes | dict(text="sentence"), data
 
     @functools.cached_property
     def _known(self) -> dict[str, int]:

@@ -9,11 +9,12 @@ import functools
 
 import numpy as np
 
+from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
 from kd_jax.data.masking import Masking, uniforms
 from kd_jax.ranges import Whole
-from kd_jax.tasks import text
-from kd_jax.tasks.language import TextTask, batch_shapes
+from kd_jax.tasks.language import TextTask
+from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)
@@ -26,7 +27,7 @@ class MaskedLM(TextTask):
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
-        vocabulary = None if tokenizer is None else text.vocabulary(tokenizer)
+        vocabulary = None if tokenizer is None else tokenizers.vocabulary(tokenizer)
         self.masking = Masking(self.config["masking"], vocabulary, self.seq_len)
 
     def shapes(self, batch_size):
@@ -36,7 +37,9 @@ class MaskedLM(TextTask):
     @functools.cached_property
     def _special(self) -> tuple[int, int, int]:
         names = ("cls_token", "sep_token", "pad_token")
-        return tuple(text.token_id(self.tokenizer, n, "masked language modelling") for n in names)
+        return tuple(
+            tokenizers.token_id(self.tokenizer, n, "masked language modelling") for n in names
+        )
 
     @property
     def _separator(self) -> int:

@@ -14,59 +14,60 @@ config.task:
     documents  joined: everything is one text. Text files (.txt, .raw) stay as they are; other
                documents (rows of tables, several files) have a blank line between them. A
                tokenizer that begins texts with a token of its own does so once
-               alone: each document (data/documents.py) is a text of its own that begins with the
+               alone: each document (data/source.py) is a text of its own that begins with the
                tokenizer's beginning-of-text token, or else end-of-text token, so that its first
                word is scored too
 
-config.data as in tasks/scoring.py; there is no default.
+config.data as in tasks/likelihood.py; there is no default.
 
 Figures: nats a token and its exponential, the perplexity a token; and the perplexity a word,
 exp(nats of all scored tokens / words), words being what white space separates in the raw text,
 which can be compared between tokenizers.
 """
 
-import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import continuations, files, source, splits
 from kd_jax.data.continuations import Rows
-from kd_jax.data.documents import Documents
+from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
-from kd_jax.ranges import settings
-from kd_jax.tasks.scoring import DATA, POSITIONS
+from kd_jax.ranges import Choice, settings
+from kd_jax.tasks.likelihood import POSITIONS, LikelihoodTask, Scored
 
-DEFAULTS = dict(name="perplexity", seq_len=POSITIONS, stride=POSITIONS, documents="joined")
+DEFAULTS = dict(
+    name="perplexity",
+    seq_len=POSITIONS,
+    stride=POSITIONS,
+    documents=Choice("joined", "alone"),
+)
 MOST = 2048  # tokens of a window, where nobody says otherwise
 
 
-class Perplexity:
-    """See `scoring.ScoringTask`; a stretch is what one window scores."""
+class Perplexity(LikelihoodTask):
+    """A stretch is what one window scores."""
 
-    def __init__(self, config: Mapping, data: Mapping | None) -> None:
-        config, data = settings(config, DEFAULTS, "task"), settings(data, DATA, "data")
-        self.seq_len, self.stride = config["seq_len"], config["stride"]
-        self.documents = config["documents"]
-        if self.documents not in ("joined", "alone"):
-            raise UserError(f"config.task.documents={self.documents!r}: have joined, alone")
-        if data["test"] is None:
+    defaults = DEFAULTS
+    of_text = as_trained = True
+
+    def __init__(self, config, data) -> None:
+        super().__init__(config, data)
+        self.stride, self.documents = self.config["stride"], self.config["documents"]
+        if self.data["test"] is None:
             raise UserError("perplexity needs a text: set config.data.test to a source")
-        self._source = data["test"]
 
-    @functools.cached_property
-    def texts(self) -> Documents:
+    def _read(self) -> Documents:
         """One text, or the documents."""
-        found = source.read(self._source, "data.test")
+        given = self.data["test"]
+        found = source.read(given, "data.test")
         if self.documents == "alone":
             return found
-        given = settings(self._source, source.DEFAULTS, "data.test")
-        whole = self._raw(given) or "\n\n".join(found)
+        whole = self._raw(settings(given, source.DEFAULTS, "data.test")) or "\n\n".join(found)
         return Documents(found.name, lambda: iter([whole]), found.commit)
 
     @staticmethod
@@ -79,11 +80,10 @@ class Perplexity:
         text = file.suffix in (".txt", ".raw") and file.is_file()
         return "".join(files.lines(file)) if text else ""
 
-    def manifest(self) -> dict[str, Any]:
-        """See `scoring.ScoringTask`."""
-        return splits.about(self.texts) | dict(examples=self.texts.identity.count)
+    def manifest(self):
+        return splits.about(self.scored) | dict(examples=self.scored.identity.count)
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredText":
+    def encoded(self, tokenizer, max_tokens):
         """Windows over all texts. UserError where the stride is longer than a window, and where
         there is nothing to predict."""
         window = self.seq_len or min(max_tokens, MOST)
@@ -93,13 +93,11 @@ class Perplexity:
                 f"config.task.stride={stride} is more than the {window} tokens of a window: some "
                 f"tokens would never be predicted"
             )
-        return ScoredText(self.texts, tokenizer, window, stride, self.documents)
+        return ScoredText(self.scored, tokenizer, window, stride, self.documents)
 
 
-class ScoredText:
-    """See `scoring.Scored`."""
-
-    chance = None
+class ScoredText(Scored):
+    """Windows over texts."""
 
     def __init__(self, texts, tokenizer, window, stride, documents):
         everything = list(texts)
@@ -113,10 +111,6 @@ class ScoredText:
         self.rows = Rows(self._stretches, window)
         self._words = sum(len(text.split()) for text in everything)
         self._stated = {"seq_len": window, "stride": stride, "documents": documents}
-
-    def hits(self, log_likelihoods_N):
-        """There are no questions: {}."""
-        return {}
 
     def figures(self, log_likelihoods_N):
         """{"loss" (nats a token), "perplexity" (a token), "word_perplexity", "tokens" (scored),

@@ -18,10 +18,11 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from kd_jax.data import splits, table
+from kd_jax.data import splits
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole, settings
+from kd_jax.ranges import Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
+from kd_jax.tasks.task import local
 
 DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
 DATA = splits.DATA | dict(
@@ -29,7 +30,6 @@ DATA = splits.DATA | dict(
     test_seed=Whole(least=0, most=2**32 - 1, default=0),
 )
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
-NAMED = "level", LEVELS  # the setting of phrasebank/NAME
 
 
 class PhraseBank(ClassificationTask):
@@ -39,12 +39,17 @@ class PhraseBank(ClassificationTask):
     metrics = ("macro_f1", "accuracy")
     primary = "macro_f1"
     defaults, data_defaults = DEFAULTS, DATA
+    variant, variants = "level", LEVELS
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.level = self.config["level"]
         if self.level not in LEVELS:
             raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        return dict(seq_len=16), local(samples / "financial_phrasebank")
 
     @property
     def splits(self):
@@ -65,8 +70,8 @@ class PhraseBank(ClassificationTask):
         return whole.part(~test_N, f"{1 - share:.0%} of {whole.name}")
 
     def _file(self, key) -> Texts:
-        where = f"config.data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS, f"data.{key}")
+        where, spec = self._spec(key)
+        where = f"config.{where}"
         if spec["source"] != "files" or not isinstance(spec["path"], str | Path):
             raise UserError(
                 f"{where}: PhraseBank is read from source='files', with path its folder, its .zip "

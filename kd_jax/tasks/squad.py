@@ -30,13 +30,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from kd_jax.data import splits, squad, table
+from kd_jax.data import source, splits, squad
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.data.squad import Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.metrics import span
-from kd_jax.ranges import Real, Whole, settings
-from kd_jax.tasks.examples import ExampleTask
+from kd_jax.ranges import Real, Whole
+from kd_jax.tasks.task import ExampleTask, local
 
 DEFAULTS = dict(
     name="squad",
@@ -48,7 +48,6 @@ DEFAULTS = dict(
     null_threshold=Real(default=None),
     best_non_null=False,
 )
-WITHOUT = dict(without=None, same_articles=False)
 
 
 class _Best(NamedTuple):
@@ -64,11 +63,19 @@ class Squad(ExampleTask):
     metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
     primary = "f1"
     defaults = DEFAULTS
+    evaluated = dict(null_threshold=0.0)  # which else is tuned on the validation split
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
         self._windows: dict[str, Windows] = {}
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        train = str(data["train"])
+        version = "v1.1" if "v1" in train or "1.1" in train else "v2.0"
+        names = (samples / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
+        return dict(seq_len=48, doc_stride=16, max_question_length=16), local(*names)
 
     def with_tokenizer(self, tokenizer):
         other = super().with_tokenizer(tokenizer)
@@ -88,13 +95,12 @@ class Squad(ExampleTask):
         return other
 
     def _read(self, key):
-        where = f"data.{key}"
-        spec = settings(self.data[key], table.DEFAULTS | WITHOUT, where)
+        where, spec = self._spec(key, without=None, same_articles=False)
         without, same, path = spec.pop("without"), spec.pop("same_articles"), spec["path"]
         if spec["source"] == "files" and str(path).endswith(".json"):
             found = squad.read(Path(os.path.expanduser(path)))
         else:
-            found = squad.of_table(table.read(spec, where))
+            found = squad.of_table(source.table(spec, where))
         if without is None:
             return found
         others = squad.read(Path(os.path.expanduser(without))).questions
@@ -117,6 +123,14 @@ class Squad(ExampleTask):
         if len(set(groups)) < 2:
             groups = [question.context for question in questions]
         return splits.grouped(groups, self.data["held_out"], HELD_OUT_SEED)
+
+    def _about(self, split):
+        examples, found = self.examples(split), super()._about(split)
+        if not examples.unanswerable:
+            return found
+        answered = sum(bool(question.answers) for question in examples.questions)
+        classes = dict(answerable=answered, unanswerable=len(examples) - answered)
+        return found | dict(classes=classes)
 
     def _encode(self, split):
         config = self.config

@@ -12,7 +12,7 @@ from flax import nnx, struct
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.models import family
-from kd_jax.objectives.sources import Beside, Guidance, Members, head_of, stored
+from kd_jax.objectives.logits import Members, Others, Targets, head_of, stored
 from kd_jax.types import Array, Batch, Model, Params
 
 TEACHER, OTHERS = "teacher", "others"  # signals of a batch
@@ -38,20 +38,20 @@ class Guides(struct.PyTreeNode):
     member: nnx.GraphDef | None = struct.field(pytree_node=False, default=None)
     space: str = struct.field(pytree_node=False, default="logits")
 
-    def __call__(self, batch: Batch) -> Guidance:
+    def __call__(self, batch: Batch) -> Targets:
         """Sources of logits for every token of the batch."""
         if self.teacher is None:
             teacher = stored(batch.signals[TEACHER], self.vocab_size)
         else:
             teacher = head_of(Model(self.params["teacher"], self.teacher)(batch))
         if "share" not in self.params:
-            return Guidance(teacher, None)
+            return Targets(teacher, None)
         if self.member is None:
             others = stored(batch.signals[OTHERS], self.vocab_size)
         else:
             weights_E = self.params["weights"]
             others = members(self.params["members"], self.member, weights_E, batch, self.space)
-        return Guidance(teacher, Beside(others, self.params["share"], self.space))
+        return Targets(teacher, Others(others, self.params["share"], self.space))
 
 
 def members(
@@ -59,8 +59,7 @@ def members(
 ) -> Members:
     """Runs models whose parameters are stacked, E on the first axis: the mean of their logits."""
     heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
-    features_NED = heads.features_ND.swapaxes(0, 1)
-    return Members(features_NED, heads.unembed_VD, heads.bias_V, weights_E, space)
+    return Members(heads, weights_E, space)
 
 
 def stack(models: list[Params]) -> Params:

@@ -7,6 +7,7 @@ is read: Orbax does not see a wrong byte in an array.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -15,15 +16,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from kd_jax import storage
 from kd_jax.errors import UserError, line
-from kd_jax.train import checksum
 from kd_jax.train.sharding import path_name
 from kd_jax.train.state import TrainState, abstract
+from kd_jax.types import Array
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _NOT_DAMAGE = re.compile(
 
 
 class Damaged(UserError):
-    """A checkpoint that is not what was written."""
+    """Reports a checkpoint that is not what was written."""
 
 
 def _rank(metrics: dict) -> list[float]:
@@ -43,7 +46,7 @@ def _rank(metrics: dict) -> list[float]:
 
 
 class Checkpoints:
-    """The checkpoints of one training stage, in `directory` (local or gs://)."""
+    """Saves and reads the checkpoints of one training stage, in `directory` (local or gs://)."""
 
     def __init__(self, directory: epath.PathLike, keep: int | None):
         """`keep`: how many of the last ones stay, besides the best. None only reads: the run that
@@ -76,12 +79,12 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Finds the step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """Step of the lowest rank, or the newest where none has one."""
+        """Finds the step of the lowest rank, or the newest where none has one."""
         best = self._manager.best_step()
         return best if best is not None and self._metrics(best).get("rank") else self.latest
 
@@ -96,7 +99,7 @@ class Checkpoints:
         Raises UserError where the file system refuses (a full disk); what was saved stays.
         """
         tree = _arrays(state)
-        digests = {name: checksum.of(part) for name, part in tree.items()}
+        digests = {name: checksum(part) for name, part in tree.items()}
         metrics = {"rank": rank, "state": digests, "about": dict(about or {})}
         metrics["digest"] = storage.digest_of(metrics)
         with self._file_errors():
@@ -104,26 +107,23 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of `step`, onto the devices and in the layout of `like`. Raises
-        Damaged."""
-        args = ocp.args.StandardRestore(_arrays(abstract(like)))
-        with self._damage(step):
-            restored = self._manager.restore(step, args=args)
-        self._check_state(step, restored)
-        return like.replace(**restored)
-
-    def restore_params(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of `step` as `restore` does, but without the optimizer's."""
-        item = {name: _arrays(abstract(like))[name] for name in ("step", "params")}
+        """Reads the state of `step`, onto the devices and in the layout of `like`, and of the
+        optimizer's nothing where that of `like` is (). Raises Damaged."""
+        item = {name: part for name, part in _arrays(abstract(like)).items() if part != ()}
         how = ocp.args.PyTreeRestore(
             item=item,
             restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-            partial_restore=True,
+            partial_restore=like.opt_state == (),
         )
         with self._damage(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             restored = reader.restore(self.directory / str(step) / "default", args=how)
-        self._check_state(step, restored)
-        return like.replace(opt_state=(), **restored)
+        written = self._metrics(step).get("state")
+        if written is None:
+            log.warning("%s/%d has no digest, and is taken as it is", self.directory, step)
+        for name, part in restored.items() if written is not None else ():
+            if checksum(part) != written.get(name):
+                raise Damaged(f"{self.directory}/{step} is damaged: other {name} than were saved")
+        return like.replace(**restored)
 
     def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
         """Reads the last checkpoint beyond step `after` that is not damaged; None where there is
@@ -155,7 +155,7 @@ class Checkpoints:
         """Reads the best state, without the optimizer's. Raises Damaged; the same command then
         trains it again, from a checkpoint before it."""
         try:
-            return self.restore_params(self.best, like)
+            return self.restore(self.best, like.replace(opt_state=()))
         except Damaged as error:
             self._set_aside(self.best, error)
             raise Damaged(f"{error}: the same command trains it again") from error
@@ -190,17 +190,8 @@ class Checkpoints:
         found = self.directory.iterdir() if self.directory.exists() else ()
         return sorted(int(path.name) for path in found if path.name.isdecimal())
 
-    def _check_state(self, step: int, restored: Mapping[str, Any]) -> None:
-        written = self._metrics(step).get("state")
-        if written is None:
-            log.warning("%s/%d has no digest, and is taken as it is", self.directory, step)
-            return
-        for name, part in restored.items():
-            if checksum.of(part) != written.get(name):
-                raise Damaged(f"{self.directory}/{step} is damaged: other {name} than were saved")
-
     def _metrics(self, step: int) -> dict[str, Any]:
-        """What `save` wrote beside the arrays; {} where older versions of it had no figures."""
+        """Reads what `save` wrote besides the arrays; {} where older versions had no figures."""
         path = self.directory / str(step) / "metrics" / "metrics"
         if not path.exists():
             return {}
@@ -218,7 +209,7 @@ class Checkpoints:
         return found
 
     def _set_aside(self, first: int, error: Damaged) -> None:
-        """Moves checkpoints from step `first` on beside the folder, if there is one before them."""
+        """Moves checkpoints from step `first` on out of the folder, if there is one before them."""
         earlier = [step for step in self._steps() if step < first]
         if not earlier:
             raise Damaged(f"{error}; none is before it: rename it to go on without it") from error
@@ -266,3 +257,54 @@ def _arrays(state: TrainState) -> dict:
 def _shapes(params: Any) -> set[tuple]:
     found = jax.tree_util.tree_leaves_with_path(params)
     return {(path_name(path), leaf.shape) for path, leaf in found}
+
+
+def resume_from(directory: str, steps: int) -> Checkpoints:
+    """Opens the checkpoints of another stage directory, to go on from the last one.
+
+    Raises UserError where there is none, or only one beyond this stage's `steps`.
+    """
+    source = Checkpoints(epath.Path(directory) / "checkpoints", keep=None)
+    if source.latest is None:
+        raise UserError(f"config.resume={directory}: no checkpoint there; give RUN/STAGE")
+    if source.latest > steps:
+        raise UserError(
+            f"config.resume={directory} is at step {source.latest}, beyond the {steps} of this "
+            f"stage; raise config.steps"
+        )
+    return source
+
+
+def checksum(tree: Any) -> str:
+    """Computes 16 hex digits from the arrays of a tree and their paths, the same in any layout on
+    any number of devices.
+
+    Each word of an array is mixed with its place, by steps that can be undone, so that a word that
+    changes changes the sum of all, modulo 2^32. Accelerators sum where the array lies; a CPU needs
+    no program for it.
+    """
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get([_sum_of(leaf) for _, leaf in found])
+    paths = [jax.tree_util.keystr(path) for path, _ in found]
+    text = "".join(f"{path}={int(x)};" for path, x in zip(paths, sums, strict=True))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _sum_of(x: Array) -> Any:
+    here = x.is_fully_addressable and {d.platform for d in x.devices()} == {"cpu"}
+    return _sum(np.asarray(x), np) if here else _compiled(x)
+
+
+def _sum(x: Any, xp: Any) -> Any:
+    x = x.reshape(x.shape or (1,))
+    words = x.view(f"uint{8 * x.dtype.itemsize}").astype("uint32")
+    place = xp.zeros((1,) * x.ndim, "uint32")
+    for axis, size in enumerate(x.shape):
+        along = [size if each == axis else 1 for each in range(x.ndim)]
+        place = place * size + xp.arange(size, dtype="uint32").reshape(along)
+    words = words + place * np.uint32(0x9E3779B1)
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    return xp.sum(words ^ (words >> 13), dtype="uint32")
+
+
+_compiled = jax.jit(lambda x: _sum(x, jnp))

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The place of this process in a run of several."""
+    """Describes the place of this process in a run of several."""
 
     source: str  # where this was learnt, for messages
     coordinator: str  # HOST:PORT of process 0
@@ -161,7 +161,7 @@ def _join_tpu_pod(timeout: int) -> None:
 
 
 def _diagnosis(cluster: Cluster) -> str:
-    """Why the processes may not have met."""
+    """Tells why the processes may not have met."""
     if cluster.process_id == 0:
         return (
             f"some of the {cluster.process_count} processes have not come to "

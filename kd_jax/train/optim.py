@@ -24,7 +24,7 @@ FACTOR = Real(least=0)  # of the learning rate
 
 
 class Group(NamedTuple):
-    """Parameters that came into the model together, with an Adam count of their own.
+    """Names parameters that came into the model together, and have one Adam count.
 
     Zero moments under the count of older parameters would lack the bias correction that they need:
     the first update would be (1 - beta1) / sqrt(1 - beta2) times too large, about three.
@@ -109,12 +109,12 @@ def _warm_up(updates: int) -> optax.GradientTransformation:
 
 
 def _look_up(table: dict[str, str], params: Params) -> Params:
-    """The value of each parameter's path."""
+    """Looks up the value of each parameter's path."""
     return jax.tree_util.tree_map_with_path(lambda path, _: table[path_name(path)], params)
 
 
 def _scale_and_decay(table: dict[str, tuple[float, float]]) -> optax.GradientTransformation:
-    """update -> -factor (update + decay x parameter); `table`: factor and decay by path."""
+    """Maps update to -factor (update + decay x parameter); `table`: factor and decay by path."""
 
     def update(updates, state, params=None):
         def scale(path, u, p):

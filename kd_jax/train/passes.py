@@ -12,16 +12,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from kd_jax.metrics import likelihood
-from kd_jax.objectives.sources import Mixed, head_of, in_chunks, sparse, stored
+from kd_jax.objectives.logits import Mixture, head_of, in_chunks, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train.sharding import Table, per_device, place
-from kd_jax.train.step import Program, Teacher, eval_step, predict_step
-from kd_jax.types import Array, Batch, Model, Signal
+from kd_jax.train.step import Program, Teacher, global_denominators, ratios
+from kd_jax.types import Array, Batch, Model, Ratio, Signal
 
 T = TypeVar("T")
 
@@ -48,10 +50,10 @@ def evaluate(
     float64; `by` batch: over the means of batches, each of the same weight."""
     totals: dict[str, np.ndarray] = {}
     batches = (place(batch, program.mesh) for batch in stream.batches())
-    for ratios in one_behind(
+    for terms in one_behind(
         eval_step(student, batch, teacher, program=program) for batch in batches
     ):
-        for name, ratio in jax.device_get(ratios).items():
+        for name, ratio in jax.device_get(terms).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":
                 pair /= max(pair[1], 1e-30)
@@ -61,7 +63,7 @@ def evaluate(
 
 def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
     """Computes the logits of every row of a one-pass stream, by the row's id: (C,) where a row has
-    one answer, (P, length) for P answers over its tokens, padding cut off. Float32.
+    one output, (P, length) for P outputs over its tokens, padding cut off. Float32.
 
     All processes call this together, and all get every row.
     """
@@ -108,14 +110,40 @@ def log_likelihoods(
 
 
 def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
-    """Each row's id and its part of every array, of all processes' batches; not of rows that fill
-    a batch up."""
+    """Yields each row's id and its part of every array, of all processes' batches, but not of rows
+    that fill a batch up."""
     arrays = ids_B, *arrays
     if jax.process_count() > 1:
         arrays = multihost_utils.process_allgather(arrays, tiled=True)
     for row, *parts in zip(*jax.device_get(arrays), strict=True):
         if row >= 0:
             yield int(row), *parts
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def eval_step(
+    student: Model, batch: Batch, teacher: Teacher | None, *, program: Program
+) -> dict[str, Ratio]:
+    """Computes every term of `program.objective` on one batch, as Ratios over all devices; dropout
+    off."""
+    objective = program.objective
+
+    def local(student, teacher, batch):
+        batch = objective.dense_labels(batch)
+        targets = None if teacher is None else teacher(batch)
+        denominators = global_denominators(objective, batch)
+        ones = dict.fromkeys(objective.names, jnp.float32(1.0))
+        _, totals = objective({}, student(batch), targets, batch, ones, {})
+        return ratios(totals, denominators)
+
+    return per_device(local, program.mesh, program.table, (student, teacher), batch, out=P())
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "table"))
+def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: Table) -> Array:
+    """Computes float32 logits of a head that predicts once a row, (B, P, C); dropout off."""
+    local = lambda model, batch: model(batch).logits  # noqa: E731
+    return per_device(local, mesh, table, (model,), batch)
 
 
 @functools.partial(jax.jit, static_argnames=("segments", "operand", "mesh", "table"))
@@ -164,7 +192,7 @@ def signal_step(
             logits_CV = own.logits(own_rows, policy)
             if before is not None:
                 before_CV = before.logits(before_rows, policy)
-                logits_CV = Mixed(logits_CV, before_CV, share, space).logits_CV
+                logits_CV = Mixture(logits_CV, before_CV, share, space).logits_CV
             if k == vocab_size:
                 return Signal(jax.nn.log_softmax(logits_CV, axis=1))
             found = sparse(logits_CV, k)

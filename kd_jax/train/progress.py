@@ -1,9 +1,11 @@
 """What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
 
+import contextlib
 import re
 import sys
 import textwrap
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,7 +15,7 @@ _BAR, _REST = 16, 12  # columns of the bar; of the time left and the gaps
 
 
 def wrapped(text: str, width: int) -> str:
-    """Breaks a text between words into lines of at most `width` columns; a number stays beside the
+    """Breaks a text between words into lines of at most `width` columns; a number stays with the
     word before it, and a word that is wider, as a path may be, stays whole."""
     kept = re.sub(r"(?<=\w) (?=-?\d)", "\xa0", text)
     lines = textwrap.wrap(
@@ -28,21 +30,28 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class ProgressBar:
-    """Progress of one stage from step `start` to `steps`, with losses and tokens a second.
+class ProgressBar(contextlib.AbstractContextManager):
+    """Shows a stage's progress from step `start` to `steps`, with losses and tokens a second.
 
     A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
     is printed meanwhile, and logged (`cli.start_jax`).
     """
 
-    def __init__(self, stage: str, start: int, steps: int, console: Console | None = None):
-        self._console = console or Console()
+    def __init__(
+        self,
+        stage: str,
+        start: int,
+        steps: int,
+        console: Console | None = None,
+        quiet: bool = False,
+    ):
+        self._console = console or Console(quiet=quiet)
         self._stage, self._steps = stage, steps
         # Step and time after the first, which compiles.
         self._first: tuple[int, float] | None = None
         self._last_line = time.monotonic()
         self._bar, self._line = None, ""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             columns = [
                 TextColumn("[bold]{task.description}"),
                 BarColumn(_BAR),
@@ -91,3 +100,6 @@ class ProgressBar:
             if self._line:
                 self.say(self._line)
             self._bar = None
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -5,6 +5,7 @@ runs can be compared by `cmp`; times go to timing.csv. A CSV is cut back to the 
 resumed run starts from.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -13,9 +14,10 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -23,12 +25,13 @@ from tensorboardX.summary import scalar
 
 from kd_jax import storage
 from kd_jax.errors import UserError, line
+from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
 
 class Table:
-    """A CSV file that grows by rows with a first column `step`, cut back to `start` first."""
+    """Writes a CSV file whose rows have a first column `step`; it is cut back to `start` first."""
 
     def __init__(self, path: epath.PathLike, start: int, written: str | None = None):
         """`written`: the digest of the rows up to `start` where it is known; other rows are set
@@ -56,7 +59,7 @@ class Table:
 
     @property
     def digest(self) -> str:
-        """The digest of all rows."""
+        """Computes the digest of all rows."""
         return self._hash.hexdigest()
 
     def _format(self, rows: list[dict], header: bool) -> str:
@@ -101,14 +104,14 @@ def read(path: epath.PathLike) -> list[dict[str, str]]:
 
 
 def _step(row: dict[str, str]) -> float:
-    """The step of a row; of one that is damaged, one that is never reached."""
+    """Reads the step of a row; of a damaged one, a step that is never reached."""
     text = row.get("step", "")
     return int(text) if text.isdecimal() else math.inf
 
 
 class Events:
-    """TensorBoard curves, written here and now: tensorboardX's own SummaryWriter does it in
-    a thread that dies of a full disk unheard, after which the run would wait for it forever."""
+    """Writes TensorBoard curves, here and now: tensorboardX's own SummaryWriter does it in a thread
+    that dies of a full disk unheard, after which the run would wait for it forever."""
 
     def __init__(self, directory: epath.PathLike, start: int):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -129,8 +132,11 @@ class Events:
         self._writer.close()
 
 
-class Records:
-    """All of one stage's records in one place. Only the first process of a run has them."""
+class Records(contextlib.AbstractContextManager):
+    """Writes all of one stage's records; only the first process of a run writes any."""
+
+    # The tables, and the folder of each one's curves.
+    _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
 
     def __init__(
         self,
@@ -141,33 +147,90 @@ class Records:
     ):
         """`written`: what `sync` gave at step `start`, where there is a checkpoint of it."""
         directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.metrics, self.evals, self.timing = self._tables = [
-            Table(directory / name, start, (written or {}).get(name))
-            for name in ("metrics.csv", "eval.csv", "timing.csv")
-        ]
-        self._events = Events(directory / "tensorboard", start)
-        self._files = (*self._tables, self._events)
+        self._tables: dict[str, Table] = {}
+        self._files: tuple[Table | Events, ...] = ()
         self._wandb, self._stage = wandb_run, directory.name
+        if jax.process_index() > 0:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in self._CURVES:
+            file = f"{name}.csv"
+            self._tables[name] = Table(directory / file, start, (written or {}).get(file))
+        self._events = Events(directory / "tensorboard", start)
+        self._files = (*self._tables.values(), self._events)
 
-    def add(self, table: Table, kind: str, row: dict[str, Any]) -> None:
-        """Adds a row to `table`, and its numbers to the curves `kind/NAME`."""
-        table.add(row)
-        values = {f"{kind}/{name}": value for name, value in row.items() if name != "step"}
+    def add(self, name: str, row: dict[str, Any]) -> None:
+        """Adds a row to the table `name` (metrics, eval, timing), and its numbers to the curves."""
+        if not self._files:
+            return
+        self._tables[name].add(row)
+        curves = self._CURVES[name]
+        values = {f"{curves}/{key}": value for key, value in row.items() if key != "step"}
         self._events.add(row["step"], values)
         if self._wandb is not None:
-            named = {f"{self._stage}/{name}": value for name, value in values.items()}
+            named = {f"{self._stage}/{key}": value for key, value in values.items()}
             self._wandb.log(named | {f"{self._stage}/step": row["step"]})
 
     def sync(self) -> dict[str, str]:
-        """Puts everything so far on disk; returns digests of the tables, by name."""
+        """Puts everything so far on disk; returns digests of the tables, by file name."""
         for file in self._files:
             file.sync()
-        return {table.path.name: table.digest for table in self._tables}
+        return {table.path.name: table.digest for table in self._tables.values()}
 
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+class Clock:
+    """Measures training without evaluation and saving, and how long it waited for batches."""
+
+    def __init__(self):
+        self.restart()
+        self.rate = 0.0  # tokens a second of the last row
+
+    def restart(self) -> None:
+        """Begins a new row."""
+        self._began = time.perf_counter()
+        self.waited = self.steps = self.rows = self.tokens = 0
+
+    def count(self, batch: Batch) -> None:
+        """Counts a step on this process's rows, without padding and rows that fill a batch up."""
+        processes = jax.process_count()
+        self.steps += 1
+        self.rows += processes * int((batch.ids_B >= 0).sum())
+        self.tokens += processes * int(batch.mask_BT.sum())
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens meanwhile as waiting for a batch."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what happens meanwhile."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def row(self, step: int) -> dict[str, float]:
+        """Makes a row of timing.csv from the steps since the last one."""
+        seconds = time.perf_counter() - self._began
+        row = {
+            "step": step,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(self.tokens / seconds, 1),
+            "rows_per_second": round(self.rows / seconds, 2),
+            "input_wait_fraction": round(self.waited / seconds, 5),
+        }
+        self.rate = row["tokens_per_second"]
+        self.restart()
+        return row
 
 
 def open_wandb(project: str, name: str, config: dict, folder: epath.PathLike) -> Any:

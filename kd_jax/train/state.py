@@ -17,7 +17,7 @@ from kd_jax.types import Array, Model, Params
 
 
 class TrainState(struct.PyTreeNode):
-    """What a step changes. `params` holds the student and, apart, the objective's own.
+    """Holds what a step changes. `params` holds the student and, apart, the objective's own.
 
     The structure of the student is static: a student of another shape retraces the step, once.
     """
@@ -30,7 +30,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def student(self) -> Model:
-        """The student as a model."""
+        """Makes a model of the student."""
         return Model(self.params["student"], self.graphdef)
 
 

@@ -1,4 +1,4 @@
-"""THE train step and the eval step.
+"""THE train step.
 
 Teacher forward, student forward and backward, and the optimizer are one program. The gradient is
 computed per device inside `shard_map` on the device's own rows; the loss is a sum of terms, each a
@@ -24,18 +24,17 @@ from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
 
 
 class Inputs(struct.PyTreeNode):
-    """Numbers of one step: schedules are evaluated on the host, so they never recompile."""
+    """Holds one step's numbers: schedules are evaluated on the host, so they never recompile."""
 
     learning_rate: Array
     coefficients: dict[str, Array]
     temperatures: dict[str, Array]
     seed: Array  # uint32, new at every step: dropout
-    # bool, drawn at every step: blocks in their predecessors' place
-    replaced_L: Array | None = None
+    replaced_L: Array | None = None  # bool, drawn at every step: blocks in predecessors' places
 
 
 class Teacher(Protocol):
-    """What answers beside the student: a `Model`, or a pytree of kd_jax/teachers."""
+    """Gives what the student learns from: a `Model`, or a pytree of kd_jax/teachers."""
 
     params: Params
 
@@ -45,7 +44,7 @@ class Teacher(Protocol):
 
 
 class Objective(Protocol):
-    """What the step needs of an objective (kd_jax/objectives/combine.py)."""
+    """Describes what the step needs of an objective (kd_jax/objectives/objective.py)."""
 
     names: list[str]
 
@@ -58,7 +57,7 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The static part of a step."""
+    """Holds the static part of a step."""
 
     objective: Objective
     mesh: Mesh
@@ -67,90 +66,69 @@ class Program:
     dropout: bool = True
 
 
-def _denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
-    """Global weight of each term, over all devices and micro-batches."""
+def global_denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
+    """Sums each term's denominator over all devices; inside shard_map."""
     local = objective.denominators(batch)
-    return {name: jax.lax.psum(weight, sharding.AXES) for name, weight in local.items()}
+    return {name: jax.lax.psum(total, sharding.AXES) for name, total in local.items()}
 
 
-def _safe(weight: Array) -> Array:
-    return jnp.where(weight > 0, weight, 1.0)
+def ratios(totals: dict[str, Array], denominators: dict[str, Array]) -> dict[str, Ratio]:
+    """Sums each term's total over all devices, and puts it over its denominator."""
+    return {
+        name: Ratio(jax.lax.psum(total, sharding.AXES), denominators[name])
+        for name, total in totals.items()
+    }
 
 
-def _micro_batches(batch: Batch, count: int) -> Batch:
-    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+def _over_micro_batches(gradient, params: Params, batch: Batch, seed: Array, count: int):
+    """Sums what `gradient` returns over `count` parts of the batch, one after the other."""
+    if count == 1:
+        return gradient(params, batch, seed)
 
-
-def _local_gradient(params, graphdef, batch, teacher, inputs, program):
-    """This device's share of the gradient and of every term's total, and the denominators."""
-    objective = program.objective
-    batch = objective.dense_labels(batch)
-    weight = _denominators(objective, batch)
-    scales = {name: inputs.coefficients[name] / _safe(weight[name]) for name in objective.names}
-    seed = inputs.seed + sharding.device_index() * jnp.uint32(0x9E3779B9)
-
-    def loss(params, rows, seed):
-        teacher_out = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
-        student = Model(params["student"], graphdef)
-        student_out = student(rows, seed if program.dropout else None, inputs.replaced_L)
-        return objective(
-            params["objective"], student_out, teacher_out, rows, scales, inputs.temperatures
-        )
-
-    gradient = jax.grad(loss, has_aux=True)
-    if program.accumulate == 1:
-        return *gradient(params, batch, seed), weight
-
-    def add(carry, micro):
+    def add(sums, micro):
         rows, number = micro
         fresh = gradient(params, rows, seed + number * jnp.uint32(0x85EBCA6B))
-        return jax.tree.map(jnp.add, carry, fresh), None
+        return jax.tree.map(jnp.add, sums, fresh), None
 
-    micro = _micro_batches(batch, program.accumulate)
-    numbers = jnp.arange(program.accumulate, dtype=jnp.uint32)
-    first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, seed)
-    )
-    (grads, totals), _ = jax.lax.scan(add, zeros, (micro, numbers))
-    return grads, totals, weight
+    parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(gradient, params, first, seed)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, jnp.arange(count, dtype=jnp.uint32)))[0]
 
 
 def gradient(
-    params: Params,
-    graphdef,
-    batch: Batch,
-    teacher: Teacher | None,
-    inputs: Inputs,
-    program: Program,
+    state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, program: Program
 ) -> tuple[Params, dict[str, Ratio]]:
     """Computes the gradient of the global batch, laid out like the parameters, and each term's
     Ratio."""
-    specs = sharding.param_specs(program.table, params, program.mesh)
-    teacher_specs = None
-    if teacher is not None:
-        teacher_specs = sharding.param_specs(program.table, teacher.params, program.mesh)
+    objective = program.objective
+    specs = sharding.param_specs(program.table, state.params, program.mesh)
 
-    def local(params, batch, teacher_params, inputs):
-        whole = sharding.gather(params, specs)
-        if teacher is not None:
-            frozen = teacher.replace(params=sharding.gather(teacher_params, teacher_specs))
-        grads, totals, weight = _local_gradient(
-            whole, graphdef, batch, None if teacher is None else frozen, inputs, program
-        )
-        ratios = {
-            name: Ratio(jax.lax.psum(total, sharding.AXES), weight[name])
-            for name, total in totals.items()
+    def local(state, teacher, batch, inputs):
+        batch = objective.dense_labels(batch)
+        denominators = global_denominators(objective, batch)
+        scales = {
+            name: inputs.coefficients[name]
+            / jnp.where(denominators[name] > 0, denominators[name], 1.0)
+            for name in objective.names
         }
-        return sharding.reduce(grads, specs, program.mesh), ratios
 
-    return jax.shard_map(
-        local,
-        mesh=program.mesh,
-        in_specs=(specs, sharding.BATCH, teacher_specs, P()),
-        out_specs=(specs, P()),
-        check_vma=False,
-    )(params, batch, None if teacher is None else teacher.params, inputs)
+        def loss(params, rows, seed):
+            targets = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
+            student = Model(params["student"], state.graphdef)
+            output = student(rows, seed if program.dropout else None, inputs.replaced_L)
+            return objective(
+                params["objective"], output, targets, rows, scales, inputs.temperatures
+            )
+
+        seed = inputs.seed + sharding.device_index() * jnp.uint32(0x9E3779B9)
+        both = jax.grad(loss, has_aux=True)
+        grads, totals = _over_micro_batches(both, state.params, batch, seed, program.accumulate)
+        return sharding.reduce(grads, specs, program.mesh), ratios(totals, denominators)
+
+    models, out = (state, teacher), (specs, P())
+    return sharding.per_device(local, program.mesh, program.table, models, batch, inputs, out=out)
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
@@ -162,50 +140,10 @@ def train_step(
     Returns the new state (the old one is donated) and {"loss", "grad_norm", "terms"}: the
     weighted loss, the gradient's norm before clipping, and a Ratio for each term.
     """
-    grads, terms = gradient(state.params, state.graphdef, batch, teacher, inputs, program)
+    grads, terms = gradient(state, batch, teacher, inputs, program)
     params, opt_state = optim.apply(
         state.optimizer, grads, state.opt_state, state.params, inputs.learning_rate
     )
     loss = sum(inputs.coefficients[name] * terms[name].value() for name in program.objective.names)
     metrics = {"loss": loss, "grad_norm": optim.global_norm(grads), "terms": terms}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def eval_step(
-    student: Model, batch: Batch, teacher: Teacher | None, *, program: Program
-) -> dict[str, Ratio]:
-    """Computes every term of `program.objective` on one batch, as Ratios over all devices; dropout
-    off."""
-
-    def local(student, teacher, batch):
-        batch = program.objective.dense_labels(batch)
-        teacher_out = None if teacher is None else teacher(batch)
-        weight = _denominators(program.objective, batch)
-        ones = dict.fromkeys(program.objective.names, jnp.float32(1.0))
-        _, totals = program.objective({}, student(batch), teacher_out, batch, ones, {})
-        return {n: Ratio(jax.lax.psum(t, sharding.AXES), weight[n]) for n, t in totals.items()}
-
-    models = student, teacher
-    return sharding.per_device(local, program.mesh, program.table, models, batch, out=P())
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def teacher_is_finite(teacher: Teacher, batch: Batch, *, program: Program) -> Array:
-    """Tells whether there is neither NaN nor +infinity in what a teacher returns for a batch, a
-    bool scalar; -infinity is the logarithm of 0."""
-
-    def local(teacher, batch):
-        found = teacher(program.objective.dense_labels(batch))
-        numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
-        bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
-        return jax.lax.psum(bad, sharding.AXES) == 0
-
-    return sharding.per_device(local, program.mesh, program.table, (teacher,), batch, out=P())
-
-
-@functools.partial(jax.jit, static_argnames=("mesh", "table"))
-def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: sharding.Table) -> Array:
-    """Computes float32 logits of a head that answers once a row, (B, P, C); dropout off."""
-    local = lambda model, batch: model(batch).logits  # noqa: E731
-    return sharding.per_device(local, mesh, table, (model,), batch)

@@ -4,7 +4,7 @@ import importlib
 import math
 import re
 
-from kd_jax import experiments, storage
+from kd_jax import experiments, plugins, storage
 from tests import smoke
 
 NAMES = experiments.names()
@@ -14,10 +14,14 @@ def load(name, variant=None):
     return importlib.import_module(f"configs.{name}").get_config(variant)
 
 
-_OF_TEXT = ("mlm", "clm", "chat")
-LANGUAGE = [f"{name}:smoke" for name in NAMES if load(name).task.name in _OF_TEXT]
+def of_text(config):
+    """Whether it is language modelling."""
+    return not plugins.load("tasks", config.task.name, "make").make.of_examples
+
+
+LANGUAGE = [f"{name}:smoke" for name in NAMES if of_text(load(name))]
 # Those that run through code of their own beside every config's first variant.
-FINETUNING = [f"{name}:smoke" for name in NAMES if load(name).task.name not in _OF_TEXT]
+FINETUNING = [f"{name}:smoke" for name in NAMES if not of_text(load(name))]
 FINETUNING.remove("small_sweep:smoke")
 FINETUNING += ["finetune_glue:stsb-smoke", "finetune_squad:v2-smoke"]
 FINETUNING += ["finetune_agnews:mobilebert-smoke", "multi_teacher_agnews:sequential-smoke"]
@@ -38,7 +42,7 @@ def check(name):
     for stage, figures in found.results["stages"].items():
         assert math.isfinite(figures["loss"])
         assert ("kl" in figures) == (stage not in teachers and "pearson" not in figures)
-        if found.config.task.name not in _OF_TEXT:
+        if not of_text(found.config):
             assert figures["throughput"] > 0 and figures["latency_ms"] > 0
             assert found.results["primary"] in figures
         if stage in found.config.stages:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from kd_jax.data import blocks, cache
 from kd_jax.data.blocks import Blocks, tokenize
-from kd_jax.data.documents import Documents
+from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
 
 END = 0

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from kd_jax.data import chats
-from kd_jax.data.table import Table
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 
 ASKED = {"role": "user", "content": "2 + 2?"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kd_jax.data import tokenizers
 from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 from tests.tasks import chats
 from tests.tasks.chats import conversation
 
@@ -226,7 +226,7 @@ def test_every_character_of_unicode_may_stand_in_a_message(tokenizer):
     ("file", "count"), [("tulu3_sft_sample.jsonl", 100), ("capybara_test.jsonl", 200)]
 )
 def test_real_conversations_are_learnt_to_the_letter(file, count):
-    tokenizer = text.load_tokenizer(Path(DATA, "tokenizers", "qwen2.5"))
+    tokenizer = tokenizers.load_tokenizer(Path(DATA, "tokenizers", "qwen2.5"))
     lines = Path(DATA, "chat", file).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line)["messages"] for line in lines]
     assert len(rows) == count

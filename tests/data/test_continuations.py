@@ -2,17 +2,16 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from kd_jax.data import continuations
+from kd_jax.data import continuations, tokenizers
 from kd_jax.data.continuations import Question, Rows, Stretches, questions, sliding, together
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 TEXTS = ["the quick brown fox jumps over the lazy dog and runs away . "] * 5
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return text.train_tokenizer("bpe", TEXTS, 290, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer("bpe", TEXTS, 290, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

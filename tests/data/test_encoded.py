@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from kd_jax.data import encoded
+from kd_jax.data.encoded import pack
+from kd_jax.data.tokenizers import load_tokenizer, train_tokenizer
 
 TOKENS = [[2, 7, 3], [2, 3], [2, 9, 8, 7, 3]]
 TYPES = [[0, 0, 1], [0, 1], [0, 0, 0, 1, 1]]
@@ -43,9 +45,19 @@ def test_digests_are_of_tokens_and_types():
     assert (other[::-1] == plain).all()
 
 
-def test_tokenising_single_texts_and_pairs(data_folder):
-    from kd_jax.tasks.text import load_tokenizer
+def test_examples_that_are_cut_are_counted_and_the_longest_is_measured_whole(tmp_path):
+    tokenizer = train_tokenizer("wordpiece", ["a b c d e f g h"], 40, tmp_path)
+    texts = ["a b", "a b c d e f g h", "a b c d e f", "a b c d e f g"]
+    rows = encoded.encode(tokenizer, texts, None, np.zeros((4, 1), np.int32), 8)
+    assert rows.lengths_N.tolist() == [4, 8, 8, 8]
+    assert (rows.cut, rows.longest) == (2, 10)  # with two special tokens
+    pairs = encoded.encode(tokenizer, texts[:1], texts[1:2], np.zeros((1, 1), np.int32), 8)
+    assert (pairs.cut, pairs.longest) == (1, 13)
+    short = encoded.encode(tokenizer, texts, None, np.zeros((4, 1), np.int32), 10)
+    assert (short.cut, short.longest) == (0, 10)
 
+
+def test_tokenizing_single_texts_and_pairs(data_folder):
     bert = load_tokenizer(data_folder / "tokenizers" / "bert-base-uncased")
     rows = encoded.encode(bert, ["a man", "a b c d e f g h"], None, LABELS[:2], 8)
     assert rows.lengths_N.tolist() == [4, 8] and rows.pad_id == bert.pad_token_id
@@ -58,3 +70,23 @@ def test_tokenising_single_texts_and_pairs(data_folder):
     gpt2 = load_tokenizer(data_folder / "tokenizers" / "gpt2")
     rows = encoded.encode(gpt2, ["a man"], None, LABELS[:1], 8)
     assert rows.types_F is None and rows.pad_id == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_items_are_packed_once_and_tightly(seed):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, 65, 300).tolist()
+    bins = pack(lengths, 64)
+    assert sorted(item for each in bins for item in each) == list(range(300))
+    assert all(sum(lengths[item] for item in each) <= 64 for each in bins)
+    assert len(bins) <= 1.05 * sum(lengths) / 64 + 1
+
+
+def test_what_fits_exactly():
+    assert pack([3, 5, 8, 1, 7], 8) == [[2], [4, 3], [1, 0]]
+    assert pack([], 8) == []
+
+
+def test_an_item_that_fits_nowhere():
+    with pytest.raises(ValueError, match="item 1 of length 9 does not fit into 8"):
+        pack([3, 9], 8)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from kd_jax.data import squad, table
+from kd_jax.data import source, squad
 from kd_jax.errors import UserError
 
 CONTEXT = "Ann met Bob in Oslo."
@@ -57,7 +57,7 @@ def test_columns_like_the_hubs(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
     def read():
-        return squad.of_table(table.read({"path": str(tmp_path / "a.jsonl")}, "data.train"))
+        return squad.of_table(source.table({"path": str(tmp_path / "a.jsonl")}, "data.train"))
 
     assert read().golds == {"a": ["Bob"], "b": []} and read().unanswerable
     (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))

@@ -1,8 +1,8 @@
 import pytest
 
+from kd_jax.data import tokenizers
 from kd_jax.data.squad import Answer, Question, windows
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 WORDS = [f"w{i:02d}" for i in range(30)]
 CONTEXT = " ".join(WORDS) + "."
@@ -12,7 +12,7 @@ CONTEXT = " ".join(WORDS) + "."
 def tokenizer(request, tmp_path_factory):
     size = {"wordpiece": 200, "bpe": 400}[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    return text.train_tokenizer(request.param, [CONTEXT, "Which one?"], size, folder)
+    return tokenizers.train_tokenizer(request.param, [CONTEXT, "Which one?"], size, folder)
 
 
 def question(answer=None, words="Which one?", key="q"):
@@ -46,6 +46,8 @@ def test_windows_cover_the_context_and_overlap(tokenizer):
             overlap = made.offsets(one)[-8:]
             assert (made.offsets(other)[:8] == overlap).all()
     assert made.rows.lengths_N.max() == 28
+    whole = windows(tokenizer, [question()], 200, 8, 8).rows  # one row holds it all
+    assert len(whole) == 1 and made.rows.longest == whole.longest == whole.lengths_N[0]
     batch = made.rows.batch(made.question_N[:1], 28)
     first, count = made.first_N[0], made.count_N[0]
     decoded = tokenizer.decode(batch.tokens_BT[0, first : first + count]).replace(" ", "")
@@ -76,6 +78,7 @@ def test_long_questions_are_cut(tokenizer):
     made = windows(tokenizer, [question(words="w01 w02 w03 w04 w05 w06 w07 w08")], 60, 8, 6)
     short = windows(tokenizer, [question(words="w01")], 60, 8, 6)
     assert made.first_N[0] == short.first_N[0] + 6 - len(tokenizer.tokenize("w01"))
+    assert (made.rows.cut, short.rows.cut) == (1, 0)
 
 
 def test_a_row_needs_room(tokenizer):

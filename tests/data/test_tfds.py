@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kd_jax.data import source, table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_a_prepared_dataset_is_read_without_tensorflow(folder):
 
 
 def test_all_features_of_a_prepared_dataset(folder):
-    found = table.read({"source": "tfds", "path": folder}, "data.test")
+    found = source.table({"source": "tfds", "path": folder}, "data.test")
     rows = sorted(zip(*found.columns.values(), strict=True), key=lambda row: "nöte 1" in row)
     columns = sorted(found.columns)
     assert columns == ["answers", "number", "text"]

@@ -3,7 +3,7 @@ import pytest
 from scipy import special
 
 from kd_jax.metrics import classification
-from kd_jax.metrics.classification import beside_teacher
+from kd_jax.metrics.classification import compare_with_teacher
 
 NAMES = ("accuracy", "f1", "macro_f1", "matthews_correlation")
 
@@ -111,16 +111,16 @@ def wanted(student_NC, teacher_NC):
 
 def test_one_answer_a_row():
     student, teacher = np.random.default_rng(0).normal(0, 2, (2, 30, 4))
-    found = beside_teacher(list(student), list(teacher))
+    found = compare_with_teacher(list(student), list(teacher))
     assert found == pytest.approx(wanted(student, teacher))
     assert 0 < found["agreement"] < 1
-    assert beside_teacher(list(student), list(student)) == {"kl": 0.0, "agreement": 1.0}
+    assert compare_with_teacher(list(student), list(student)) == {"kl": 0.0, "agreement": 1.0}
 
 
 def test_answers_over_rows_of_different_lengths_count_alike():
     rng = np.random.default_rng(0)
     pairs = [rng.normal(0, 2, (2, 2, length)) for length in (3, 9, 5)]
     each = [wanted(student, teacher) for student, teacher in pairs]
-    found = beside_teacher(*zip(*pairs, strict=True))
+    found = compare_with_teacher(*zip(*pairs, strict=True))
     for name in ("kl", "agreement"):
         assert found[name] == pytest.approx(np.mean([one[name] for one in each]))

@@ -57,7 +57,7 @@ def test_stacked_models_do_without_the_kernel_that_cannot_be_batched():
     found = members(stack(two), described.stacked, weights_E, batch, "logits")
     one = Model(two[1], tiny.model("llama", "clm").graphdef)(batch)
     np.testing.assert_allclose(
-        np.asarray(found.features_NED)[:, 1], one.features.reshape(-1, 32), atol=1e-5
+        np.asarray(found.heads.features_ND)[1], one.features.reshape(-1, 32), atol=1e-5
     )
 
 

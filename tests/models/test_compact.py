@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.models import compact, importance, presets, shapes
+from kd_jax.models import blueprint, compact, importance, shapes
 from kd_jax.models import family as families
 from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
@@ -43,7 +43,7 @@ def without(params, *layers):
 
 
 def test_size_is_known_without_arrays():
-    family, config = families.read(presets.find("gpt2"))
+    family, config = families.read(blueprint.preset("gpt2"))
     assert compact.size(family, config, "clm") == 124_439_808
     half = dataclasses.replace(config.own_shape, num_heads=6, num_kv_heads=6, ffn_width=1536)
     config = dataclasses.replace(config, blocks=(half,) * 12)

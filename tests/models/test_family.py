@@ -9,8 +9,8 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
+from kd_jax.models import blueprint, hf
 from kd_jax.models import family as families
-from kd_jax.models import presets
 from kd_jax.precision import Policy
 from kd_jax.types import ModelSpec
 from tests.models import tiny
@@ -125,7 +125,7 @@ def test_every_parameter_has_a_rule_and_a_sharding(name):
         for head in family.architectures:
             params = families.abstract(family, config, head, Policy()).params
             paths = families.flatten(params)
-            named = {path for rule in family.rules(config, head) for path in rule.ours}
+            named = {path for rule in hf.rules_of(family, config, head) for path in rule.ours}
             assert named == paths.keys()
             for path, leaf in paths.items():
                 found = next(spec for regex, spec in families.PARTITION if re.search(regex, path))
@@ -183,7 +183,7 @@ def test_graph_is_one_for_equal_configs():
     ],
 )
 def test_presets_have_the_published_sizes(model, millions):
-    family, config = families.read(presets.find(model))
+    family, config = families.read(blueprint.preset(model))
     # MobileBERT's counts without the table that only its masked-LM head has.
     head = "none" if family.name == "mobilebert" else next(iter(family.architectures))
     params = families.abstract(family, config, head, Policy()).params
@@ -192,7 +192,7 @@ def test_presets_have_the_published_sizes(model, millions):
 
 
 def test_all_presets_are_readable_and_unknown_ones_refused():
-    for hf_json in presets.PRESETS.values():
+    for hf_json in blueprint.PRESETS.values():
         families.read(hf_json)
     with pytest.raises(UserError, match="no built-in shape for 'gpt3'.*nearest: gpt2"):
-        presets.find("gpt3")
+        blueprint.preset("gpt3")

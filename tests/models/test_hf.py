@@ -248,7 +248,7 @@ def test_missing_and_broken_files(saved):
     (folder / "b.safetensors").unlink()
     refused("b.safetensors: missing, though the index names it")
     index.write_text("{}")
-    refused("no weight_map")
+    refused("its weight_map should give the file of each tensor")
     index.unlink()
     (folder / "a.safetensors").unlink()
     refused("no weights; want model.safetensors or .*, have config.json")
@@ -260,7 +260,7 @@ def test_an_index_that_names_no_files(saved, shards):
     shard(folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": shards}))
-    with pytest.raises(UserError, match="index.json: weight_map should give the file of each"):
+    with pytest.raises(UserError, match="index.json: its weight_map should give the file of each"):
         hf.load(folder, family, config, "mlm")
 
 

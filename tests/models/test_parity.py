@@ -185,7 +185,7 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     family, config = families.read(tiny.CONFIGS[name])
     model = tiny.model(name, head)
     hf.save(tmp_path, model.params, family, config, head)
-    theirs, info = getattr(transformers, card.AUTO_CLASSES[head]).from_pretrained(
+    theirs, info = getattr(transformers, card.HEADS[head].auto).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -210,7 +210,7 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
     ).state_dict()
     params = families.build(family, config, head, Policy(), jax.random.key(0)).params
     flat = families.flatten(params)
-    for rule in family.rules(config, head):
+    for rule in hf.rules_of(family, config, head):
         weight = theirs[rule.hf] if rule.hf in theirs else theirs[family.prefix + rule.hf]
         value = np.concatenate([np.asarray(flat[path]) for path in rule.ours], axis=-1)
         assert value.shape == tuple(weight.T.shape if rule.transpose else weight.shape), rule.hf

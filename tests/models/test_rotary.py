@@ -9,6 +9,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
+from kd_jax.models import hf
 from tests.models import tiny
 from tests.models.test_parity import LLAMA3, torch_model
 
@@ -100,7 +101,7 @@ def test_long_rows_react_each_for_itself(name):
     model = torch_model(family, "clm", hf_json)
     flat = families.flatten(ours.params)
     state = {}
-    for rule in family.rules(config, "clm"):
+    for rule in hf.rules_of(family, config, "clm"):
         value = np.concatenate([flat[path] for path in rule.ours], axis=-1)
         prefix = "" if rule.hf.startswith("lm_head") else "model."
         state[prefix + rule.hf] = torch.tensor(value.T if rule.transpose else value)

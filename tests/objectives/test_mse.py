@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.types import Batch, ModelOutput
 from tests.objectives.rows import DIVERGENCES, FP32, ROW_TERMS
 
@@ -30,7 +30,7 @@ def output(numbers_B):
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_value_and_gradient(chunk):
     settings = {"mse": {"weight": 1.0}, "logit_mse": {"weight": 1.0}}
-    objective, _ = combine.build(settings, 10, FP32, FP32, chunk, regression=True)
+    objective, *_ = build_objective(settings, 10, FP32, FP32, chunk, regression=True)
     scales = {"mse": jnp.float32(0.5), "logit_mse": jnp.float32(2.0)}
 
     def loss(student):
@@ -50,26 +50,26 @@ def test_value_and_gradient(chunk):
 
 
 def test_mse_alone_needs_no_teacher():
-    objective, _ = combine.build({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
     assert not objective.needs_teacher
     _, totals = objective({}, output(OURS), None, BATCH, {"mse": jnp.float32(1.0)}, {})
     np.testing.assert_allclose(totals["mse"], 1.0625, rtol=1e-6)
 
 
 def test_mse_refuses_classes():
-    objective, _ = combine.build({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
     three = ModelOutput(jnp.zeros((4, 1, 3)), None, None)
     with pytest.raises(UserError, match="mse is for a regression: the head has 3 classes"):
         jax.eval_shape(lambda: objective({}, three, None, BATCH, {"mse": 1.0}, {}))
     with pytest.raises(UserError, match="objective.mine is for a regression, and this task has cl"):
-        combine.build({"mine": {"weight": 1.0, "term": "mse"}}, 10, FP32, None)
+        build_objective({"mine": {"weight": 1.0, "term": "mse"}}, 10, FP32, None)
 
 
 @pytest.mark.parametrize("name", sorted(ROW_TERMS))
 def test_a_regression_refuses_what_compares_classes(name):
     if name in ("mse", "logit_mse"):
-        combine.build({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)
+        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)
         return
     assert name in DIVERGENCES
     with pytest.raises(UserError, match=f"objective.{name} is for classes, and a regression has n"):
-        combine.build({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)
+        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.types import Batch, ModelOutput
 from tests.objectives import naive
 from tests.objectives.rows import DIVERGENCES, FP32
@@ -46,7 +46,7 @@ def batch(length):
 
 def run(student_BPT, teacher_BPT):
     """(totals, gradient of the scaled sum by the student's logits)."""
-    objective, _ = combine.build(SETTINGS, 10, FP32, FP32)
+    objective, *_ = build_objective(SETTINGS, 10, FP32, FP32)
     rows = batch(student_BPT.shape[-1])
     scales = {name: jnp.float32(scale) for name, scale in SCALES.items()}
     teacher = ModelOutput(jnp.asarray(teacher_BPT), None, None)
@@ -91,7 +91,7 @@ def test_every_divergence_ignores_padding(fill):
 
 
 def test_all_positions_make_no_sense():
-    objective, _ = combine.build({"kl": {"weight": 1.0, "positions": "all"}}, 10, FP32, FP32)
+    objective, *_ = build_objective({"kl": {"weight": 1.0, "positions": "all"}}, 10, FP32, FP32)
     with pytest.raises(UserError, match="objective.kl.positions='all' .* a row has 2 answers"):
         objective.dense_labels(batch(5))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax.objectives import vocab
-from kd_jax.objectives.sources import Beside
+from kd_jax.objectives.logits import Others, sources_of
 from kd_jax.precision import Policy
 from kd_jax.types import ModelOutput
 from tests.objectives.rows import DIVERGENCES, FP32, head, logits
@@ -173,7 +173,7 @@ def test_what_compares_runs_over_the_shared_ids_and_all_else_over_its_own(sizes)
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def found(student):
-        return vocab.vocab_loss(engine, *vocab.sources_of(student, teacher)[:2], *rest)
+        return vocab.vocab_loss(engine, *sources_of(student, teacher)[:2], *rest)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -192,27 +192,27 @@ def test_what_compares_runs_over_the_shared_ids_and_all_else_over_its_own(sizes)
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
-@pytest.mark.parametrize("others", [12, 15])
-def test_a_mixture_over_more_ids_than_the_teacher_has(space, others):
+@pytest.mark.parametrize("ids", [12, 15])
+def test_a_mixture_over_more_ids_than_the_teacher_has(space, ids):
     rng, share = np.random.default_rng(0), jnp.float32(0.4)
     terms = (FEW[1], vocab.RowTerm("own", FEW[0].divergence, of="mixture"))
     given = problem(rows=6, vocab_size=12, terms=terms)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    heads = (vocab.Head(draw(6, 4), draw(size, 4), None) for size in (15, 12, others))
-    student, teacher, beside = heads
+    heads = (vocab.Head(draw(6, 4), draw(size, 4), None) for size in (15, 12, ids))
+    student, teacher, others = heads
     engine = vocab.Engine(terms, FP32, FP32)
     rest = tuple(given[name] for name in ("labels_N", "weights", "scales", "temperatures"))
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def found(student):
-        return vocab.vocab_loss(engine, student, teacher, *rest, Beside(beside, share, space))
+        return vocab.vocab_loss(engine, student, teacher, *rest, Others(others, share, space))
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def wanted(student):
-        s, t, o = (each.logits(each.rows, FP32) for each in (student, teacher, beside))
-        s = s[:, :others]
+        s, t, o = (each.logits(each.rows, FP32) for each in (student, teacher, others))
+        s = s[:, :ids]
         if space == "probabilities":
             mean = share * jax.nn.softmax(s) + (1 - share) * jax.nn.softmax(o)
             mixture = jnp.log(mean)

@@ -52,7 +52,7 @@ def test_writes_tables_and_plots(tmp_path):
         "2.5500 ± 0.0707",
         difference,
     ]
-    assert tables[2].rows[-1][:4] == ["example kl.weight=1.0", "student", "1", "2.0000"]
+    assert tables[2].rows[-1][:5] == ["example kl.weight=1.0", "1", "1.5000", "2.5000", "2.0000"]
 
 
 def test_fine_tuning_runs(tmp_path):

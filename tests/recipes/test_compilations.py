@@ -3,6 +3,7 @@
 import pytest
 from etils import epath
 
+from kd_jax.run import workdir
 from kd_jax.run.run import build
 from tests import smoke
 
@@ -18,7 +19,7 @@ def test_one_compilation_a_program(name, special_tokens):
     # Baseline and student are judged by the same program, the teacher by one without a teacher.
     assert found.compiled["jit(train_step)"] == 3
     assert found.compiled["jit(eval_step)"] == 2
-    lines = build(config).shapes()
+    lines = workdir.programs(build(config))
     for program in ("train_step teacher", "train_step baseline", "train_step student"):
         assert any(line.startswith(f"{program}: tokens 16x32, labels ") for line in lines)
     assert any(line.startswith("eval_step: tokens 64x32, labels ") for line in lines)

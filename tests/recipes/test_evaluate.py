@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
-from kd_jax.tasks import text
 from tests import smoke
 from tests.run.test_models import save_with_other_rules
 
@@ -118,14 +118,14 @@ def test_a_checkpoint_without_the_head(student, words, tmp_path):
 def test_a_teacher_with_another_tokenizer(student, words, tmp_path):
     teacher = shutil.copytree(student, tmp_path / "teacher")
     (teacher / "tokenizer.json").unlink()
-    text.train_tokenizer("wordpiece", ["other words altogether"], 80, teacher)
+    tokenizers.train_tokenizer("wordpiece", ["other words altogether"], 80, teacher)
     with pytest.raises(UserError, match="--teacher=.*teacher has another tokenizer than the model"):
         evaluate_checkpoint(student, None, "mlm", words, Options(teacher=str(teacher)))
 
 
 def test_a_teacher_whose_tokenizer_has_other_rules_is_said(student, words, tmp_path, caplog):
     teacher = shutil.copytree(student, tmp_path / "teacher")
-    tokenizer = text.load_tokenizer(teacher)
+    tokenizer = tokenizers.load_tokenizer(teacher)
     (teacher / "tokenizer.json").unlink()
     save_with_other_rules(tokenizer, teacher)
     evaluate_checkpoint(student, None, "mlm", words, Options(teacher=str(student)))

@@ -12,6 +12,7 @@ from etils import epath
 
 from kd_jax import cli, storage
 from kd_jax import export as command
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf, shapes
 from kd_jax.models.blueprint import Blueprint
@@ -20,7 +21,6 @@ from kd_jax.recipes import export, export_check
 from kd_jax.report import card
 from kd_jax.run import stage, workdir
 from kd_jax.run.run import build
-from kd_jax.tasks import text
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
 from tests.models import tiny
@@ -32,7 +32,7 @@ SOURCE = {"config_hash": "0123abcd", "stage": "student"}
 def make(name: str, head: str):
     """A tiny model: (blueprint, params)."""
     kind, config = family.read(tiny.CONFIGS[name])
-    blueprint = Blueprint(name, kind, config, tiny.CONFIGS[name], head, Policy())
+    blueprint = Blueprint(name, kind, config, head, Policy())
     build = jax.jit(lambda key: family.build(kind, config, head, Policy(), key).params)
     return blueprint, build(jax.random.key(1))
 
@@ -46,7 +46,7 @@ def bert():
 def tokenizer(tmp_path_factory):
     words = ["the cat sat on the mat", "a dog ran to the river"] * 10
     folder = tmp_path_factory.mktemp("tokenizer")
-    return text.train_tokenizer("wordpiece", words, tiny.VOCAB, folder)
+    return tokenizers.train_tokenizer("wordpiece", words, tiny.VOCAB, folder)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_writes_what_both_frameworks_load(tmp_path, name, head):
 
 def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
     report = write(bert, tmp_path / "out", tokenizer)
-    assert text.load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
+    assert tokenizers.load_tokenizer(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
     assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
     mark = storage.read_json(tmp_path / "out" / "export.json")
     assert mark == {"source": SOURCE} | {k: v for k, v in report.items() if k != "path"}
@@ -108,7 +108,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch)
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (shapes.bottleneck(16, 2, 2, 24), dataclasses.replace(config.own_shape, ffn_width=24))
     config = dataclasses.replace(config, blocks=blocks)
-    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    blueprint = Blueprint("gpt2", kind, config, "clm", Policy())
     params = tiny.model("gpt2", "clm", blocks=blocks).params
     out = tmp_path / "out"
     report = write((blueprint, params), out, tokenizer)
@@ -129,7 +129,7 @@ def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch)
 def test_compares_without_padding_inside_the_text():
     kind, config = family.read(tiny.CONFIGS["roberta"])
     config = dataclasses.replace(config, vocab_size=4)
-    batch = export_check.example_of(Blueprint("", kind, config, {}, "mlm", Policy()))
+    batch = export_check.example_of(Blueprint("", kind, config, "mlm", Policy()))
     np.testing.assert_array_equal(batch.tokens_BT == config.pad_id, batch.mask_BT == 0)
 
 
@@ -174,7 +174,7 @@ def test_a_cache_that_pytorch_does_not_heed_is_found(tmp_path, monkeypatch):
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (dataclasses.replace(config.own_shape, ffn_width=24), config.own_shape)
     config = dataclasses.replace(config, blocks=blocks)
-    blueprint = Blueprint("gpt2", kind, config, tiny.CONFIGS["gpt2"], "clm", Policy())
+    blueprint = Blueprint("gpt2", kind, config, "clm", Policy())
     params = tiny.model("gpt2", "clm", blocks=blocks).params
     with pytest.raises(RuntimeError, match="logits differ: pytorch's text, with a cache, by"):
         write((blueprint, params), tmp_path / "out")
@@ -277,7 +277,7 @@ def test_converts_a_checkpoint(tmp_path, checkpoint, capsys, monkeypatch):
     assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
     old, new = checkpoint / "model.safetensors", tmp_path / "out" / "model.safetensors"
     assert old.read_bytes() == new.read_bytes()
-    assert text.has_tokenizer(tmp_path / "out")
+    assert tokenizers.has_tokenizer(tmp_path / "out")
     page = tmp_path / "out" / "README.md"
     stated = huggingface_hub.metadata_load(page)
     assert stated["license"] == "apache-2.0" and stated["language"] == "en"
@@ -316,7 +316,7 @@ def test_another_tokenizer_beside_a_qwen2(tmp_path, tokenizer, caplog, monkeypat
     (origin / "generation_config.json").write_text(wish)
     page = functools.partial(card.of_model, "clm", "small", "qwen2", None, {}, "")
     export.export_model(blueprint, params, tokenizer, out, page, SOURCE, None, origin)
-    again = text.load_tokenizer(out)
+    again = tokenizers.load_tokenizer(out)
     assert again(export.SAMPLE)["input_ids"] == tokenizer(export.SAMPLE)["input_ids"]
     assert "AutoTokenizer reads texts otherwise beside this model" in caplog.text
     written = (out / "README.md").read_text()
@@ -327,8 +327,8 @@ def test_another_tokenizer_beside_a_qwen2(tmp_path, tokenizer, caplog, monkeypat
 
 
 def test_a_tokenizer_that_reads_otherwise_is_found(tmp_path, bert, tokenizer, quick, monkeypatch):
-    other = text.train_tokenizer("bpe", ["the cat sat on the mat"], 300, tmp_path / "other")
-    monkeypatch.setattr(text, "load_tokenizer", lambda folder: other)
+    other = tokenizers.train_tokenizer("bpe", ["the cat sat on the mat"], 300, tmp_path / "other")
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda folder: other)
     with pytest.raises(RuntimeError, match="loaded again, the tokenizer reads .The 1,234"):
         write(bert, tmp_path / "out", tokenizer)
     assert not (tmp_path / "out").exists()
@@ -420,7 +420,7 @@ def test_exports_the_best_checkpoint_of_a_stage(tmp_path, finished):
     jax.tree.map(
         np.testing.assert_array_equal, loaded(tmp_path / "teacher"), jax.device_get(teacher)
     )
-    assert text.has_tokenizer(tmp_path / "teacher")
+    assert tokenizers.has_tokenizer(tmp_path / "teacher")
 
 
 def test_card_of_a_run(tmp_path, finished, quick):

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from kd_jax.errors import UserError
-from kd_jax.metrics.classification import beside_teacher
+from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.run import answers as asking
 from kd_jax.run import measure, stage
 from kd_jax.run.answers import Answers, given_teachers
@@ -268,7 +268,7 @@ def test_an_assistant_teaches_the_student(folder):
     assert names == sorted(names, reverse=True)  # each stage asks its own teacher alone
     beside = next(rows for names, part, rows in asked if names == ("assistant",) and part == "test")
     theirs = next(rows for names, part, rows in asked if names == ("teacher",) and part == "test")
-    assert beside_teacher(beside, theirs)["kl"] == pytest.approx(
+    assert compare_with_teacher(beside, theirs)["kl"] == pytest.approx(
         found.results["stages"]["assistant"]["kl"], rel=1e-5
     )
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kd_jax import cli, evaluate
-from kd_jax.recipes.named_task import Options, task_config
+from kd_jax.data import tokenizers
 from kd_jax.smoke import samples
-from kd_jax.tasks import text
+from kd_jax.tasks import command as tasks
 from tests import smoke
 from tests.recipes import finetuning
 
@@ -219,7 +219,7 @@ def test_mistakes(run, student, tmp_path, capsys):
 
 def test_a_checkpoint_with_another_tokenizer_s_files(student, tmp_path, capsys):
     model = Path(finetuning.larger_tokenizer(tmp_path))
-    assert text.has_tokenizer(model)
+    assert tokenizers.has_tokenizer(model)
     line = refused(capsys, f"--model={model}", "--task=agnews", f"--data={NEWS}")
     assert "has a vocabulary of 96, its tokenizer has ids up to" in line
 
@@ -234,13 +234,16 @@ def test_pairs_for_a_checkpoint_without_a_second_token_type(student, tmp_path, c
 
 
 def test_every_task_has_a_name():
-    assert task_config("glue/mnli_mismatched", Options()) == {
+    assert tasks.config("glue/mnli_mismatched", {}) == {
         "name": "glue",
         "task": "mnli_mismatched",
     }
-    assert task_config("phrasebank/50Agree", Options()) == {
+    assert tasks.config("phrasebank/50Agree", {}) == {
         "name": "phrasebank",
         "level": "50Agree",
     }
-    assert task_config("text", Options(pair="b")) == {"name": "labelled_text", "pair": "b"}
-    assert task_config("agnews", Options()) == {"name": "agnews"}
+    assert tasks.config("text", {"pair": "b", "label": None}) == {
+        "name": "labelled_text",
+        "pair": "b",
+    }
+    assert tasks.config("agnews", {"text": "ignored"}) == {"name": "agnews"}

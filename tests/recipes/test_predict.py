@@ -16,12 +16,13 @@ import torch
 import transformers
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import predict
 from kd_jax.recipes.predict import Options, predict_file
-from kd_jax.tasks import inputs, text
+from kd_jax.tasks import prediction
 from tests import smoke
 from tests.models import tiny
 from tests.recipes import finetuning
@@ -48,7 +49,7 @@ def checkpoint(folder, head, labels=("bad", "fair", "good")):
     kind, config = family.read(described)
     model = family.build(kind, config, head, Policy(), jax.random.key(3))
     hf.save(folder, model.params, kind, config, head)
-    text.train_tokenizer("wordpiece", [*TEXTS, CONTEXT], tiny.VOCAB, folder)
+    tokenizers.train_tokenizer("wordpiece", [*TEXTS, CONTEXT], tiny.VOCAB, folder)
     return str(folder)
 
 
@@ -80,7 +81,7 @@ def test_classes_are_pytorch_s(classifier, tmp_path, monkeypatch):
     found = lines(target)
     assert [row["index"] for row in found] == list(range(70))
     model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier).eval()
-    rows = text.load_tokenizer(classifier)(TEXTS, padding=True, return_tensors="pt")
+    rows = tokenizers.load_tokenizer(classifier)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         wanted_NC = torch.softmax(model(**rows).logits, -1).numpy()
     ours_NC = [list(row["probabilities"].values()) for row in found]
@@ -134,7 +135,7 @@ def test_answers_are_those_of_the_task(reader, tmp_path):
     settings = dict(name="squad", seq_len=40, doc_stride=13, max_question_length=6)
     data = {"test": {"path": str(source)}}
     make = plugins.load("tasks", "squad", "make").make
-    tokenizer = text.load_tokenizer(reader)
+    tokenizer = tokenizers.load_tokenizer(reader)
     task = make(settings | {"best_non_null": True}, data, tokenizer)
     described = predict.checkpoint(reader, None, "fp32").described
     model = described.abstract().replace(params=described.load(None))
@@ -304,7 +305,7 @@ def test_ids_are_written_as_json_has_them(tmp_path):
     file = tmp_path / "in.parquet"
     for name, values in ids.items():
         pyarrow.parquet.write_table(pyarrow.table({"id": values, "text": ["a", "b"]}), file)
-        found = inputs.texts(file, None, None, None, False).ids
+        found = prediction.texts(file, None, None, None, False).ids
         assert found == want[name]
         json.dumps(found, allow_nan=False)
 

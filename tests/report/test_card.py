@@ -7,7 +7,7 @@ from kd_jax.report import card
 from tests.report import example_run
 
 
-def page(tmp_path, stage="student", head="clm", stated=None, **config):
+def page(tmp_path, stage="student", head="clm", stated=None, made="", **config):
     """(text, metadata) of a card of a run that distilled GPT-2 into a local checkpoint."""
     config = {
         "teacher": {"model": "openai-community/gpt2"},
@@ -28,9 +28,8 @@ def page(tmp_path, stage="student", head="clm", stated=None, **config):
             name: example_run.figures(2.0, name == "teacher") for name in ("student", stage)
         },
     }
-    text = card.of_stage(
-        stage, head, "GPT2LMHeadModel with 6 layers", results, config, stated or {}, "seq_len 256"
-    )
+    size, rows = "GPT2LMHeadModel with 6 layers", "seq_len 256"
+    text = card.of_stage(stage, head, size, results, config, stated or {}, rows, made)
     (tmp_path / "README.md").write_text(text)
     return text, huggingface_hub.metadata_load(tmp_path / "README.md")
 
@@ -92,6 +91,12 @@ def test_only_students_are_distilled(tmp_path, stage):
     text, metadata = page(tmp_path, stage)
     assert metadata["tags"] == ["kd_jax"]
     assert "distilled" not in text and "of a distillation run" in text
+
+
+def test_a_model_made_of_another(tmp_path):
+    text, _ = page(tmp_path, "cut", made="pruned with kd_jax and then trained on")
+    made = "pruned with kd_jax and then trained on Salesforce/wikitext. The original is openai-"
+    assert made in text and "distilled" not in text
 
 
 def test_a_licence_that_nobody_stated_is_left_out(tmp_path):

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from kd_jax.recipes.compare import compare
-from kd_jax.report import plots
-from kd_jax.report.page import Details, Document, Finding, Matrices, Matrix, Section
-from kd_jax.report.table import Table
+from kd_jax.report import page
+from kd_jax.report.table import Table, escaped
+from kd_jax.report.tables import CONFUSION
 from tests.report import browser, example_run
 
 VOID = {"meta", "link", "img"}
@@ -41,8 +41,9 @@ class Outline(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def page(*blocks):
-    return Document("Title", "under it", [Section("A section", [*blocks])]).html()
+def written(*blocks):
+    text = "\n\n".join(b if isinstance(b, str) else b.markdown() for b in blocks)
+    return page.write(f"# Title\n\nunder it\n\n## A section\n\n{text}", {}, "student")
 
 
 @pytest.fixture(scope="module")
@@ -60,42 +61,36 @@ def report(tmp_path_factory):
 
 def test_text_is_escaped():
     table = Table("<t>", ["<h>"], [["<c> & 'd'"]])
-    found = page("<p>", Finding("open", "<lead>", "<f>"), table, Details(table))
+    found = written(escaped("<p> *a*"), table)
     outline = Outline(found)
-    for text in ("<p>", "<lead>", "<t>", "<h>", "<c> & 'd'"):
+    for text in ("<p> *a*", "<t>", "<h>", "<c> & 'd'"):
         assert text in outline.texts
-    assert "<c>" not in found
+    assert "<c>" not in found and "<p>" in found
 
 
-def test_sections_without_blocks_are_left_out():
-    found = Document("T", "", [Section("Empty", []), Section("Full", ["x"])]).html()
-    assert "Empty" not in found and '<a href="#full">Full</a>' in found
+def test_sections_are_linked():
+    found = written("## More of it")
+    assert '<a href="#a-section">A section</a>' in found and '<h2 id="a-section">' in found
+    assert '<a href="#more-of-it">More of it</a>' in found and "<title>Title</title>" in found
 
 
 def test_a_table_names_its_rows_and_columns():
-    spans = (("", 1), ("F1", 2))
-    rows = [["World", "10", "0.1", "0.2"]]
-    table = Table("title", ["", "n", "a", "b"], rows, 1, frozenset({(0, 3)}), spans)
-    outline = Outline(page(table))
-    assert [th.get("scope") for th in outline.all("th")] == ["colgroup", "col", "col", "col", "row"]
-    assert outline.all("th")[0]["colspan"] == "2"
-    assert [td.get("class") for td in outline.all("td")][-3:] == [None, None, "best"]
-    assert len(outline.all("caption")) == 1
+    rows = [["World", "10", "0.1", "0.2 ± 0.1"]]
+    table = Table("title", ["", "n", "baseline", "student"], rows, 1, frozenset({(0, 3)}))
+    found = written(table)
+    outline = Outline(found)
+    assert [th.get("scope") for th in outline.all("th")] == ["col"] * 4 + ["row"]
+    assert [td.get("class") for td in outline.all("td")] == [None, None, "student"]
+    assert outline.all("th")[3]["class"] == "student"
+    assert "<strong>0.2 ±\u00a00.1</strong>" in found
+    assert [div.get("aria-label") for div in outline.all("div")] == ["title"]
 
 
 def test_a_confusion_matrix_is_shaded_by_the_share_of_the_row():
-    outline = Outline(page(Matrices([Matrix("m", ["a", "b"], [[30, 10], [0, 0]])])))
-    shades = [td["style"] for td in outline.all("td") if "style" in td]
+    rows = [["a", "3,000", "1,000"], ["b", "0", "0"]]
+    outline = Outline(written(Table("m", [CONFUSION, "a", "b"], rows)))
+    shades = [td["style"] for td in outline.all("td")]
     assert shades == ["--s:0.750", "--s:0.250", "--s:0.000", "--s:0.000"]
-
-
-def test_markdown_of_the_blocks():
-    table = Table("title", ["", "a|b"], [["x", "1"]])
-    matrix = Matrices([Matrix("m", ["a|\nb"], [[1000]])])
-    blocks = ["words", Finding("open", "Lead.", "text"), Details(table), matrix]
-    found = Document("T", "under", [Section("S", blocks)]).markdown()
-    assert found.startswith("# T\n\nunder\n\n## S\n\nwords\n\n**Lead.** text\n\n<details><summary>")
-    assert "| true \\ predicted | a\\| b |\n| --- | ---: |\n| a\\| b | 1,000 |" in found
 
 
 def test_the_report_needs_nothing_from_outside(report):
@@ -110,14 +105,13 @@ def test_the_report_needs_nothing_from_outside(report):
 
 def test_pictures_are_described_and_follow_the_screen(report):
     images = Outline(report.read_text()).all("img")
-    assert len(images) == 3 + 3 + 3  # costs, training, validation
+    assert len(images) == 4 + 4 + 4  # training, validation, costs, each with its legend
     assert any("student" in image["alt"] and "0.88" in image["alt"] for image in images)
     for image in images:
         svg = base64.b64decode(image["src"].split(",")[1]).decode()
         ElementTree.fromstring(svg)
-        assert "prefers-color-scheme:dark" in svg
-        drawn = re.sub("<style>.*?</style>", "", svg)
-        assert "var(--c222222)" in drawn and plots.COLOURS[0].lower() not in drawn
+        assert "#ffffff" not in svg.lower()  # no paper of its own on a dark screen
+    assert re.search(r"dark\) \{\s+img \{ filter: invert", report.read_text())
 
 
 ASKED = """{
@@ -142,12 +136,12 @@ def test_in_a_browser(report, width):
     assert found["inner"] == width
     assert found["scroll"] <= width
     assert max(found["frames"]) <= width
-    assert len(found["students"]) == 1 + 3 * 3  # all, and each one's quality, classes and cost
+    assert len(found["students"]) == 1 + 3 * 2  # all, and each one's quality and cost
     for left, right in found["students"]:
         assert 0 < left < right <= width
     assert found["heading"] == "3 configurations compared"
     assert found["tables"] == len(Outline(report.read_text()).all("table"))
     assert min(found["rows"]) > 0
-    assert len(found["images"]) == 9
+    assert len(found["images"]) == 12
     for complete, natural, shown in found["images"]:
-        assert complete and natural > 300 and 240 < shown < 450
+        assert complete and natural > 250 and 240 < shown < 450

@@ -5,7 +5,6 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from kd_jax.report import pictures, plots
-from kd_jax.report.quantities import COST, quality, the_primary
 from tests.report.example_run import classifier, figures
 
 
@@ -46,12 +45,12 @@ def test_a_class_that_never_occurs(tmp_path, drawn):
     assert drawn[0].axes[0].images[0].get_array()[0].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("bigger", "corner"), [(True, (0.5, -0.5)), (False, (-0.5, 0.5))])
-def test_heat_map_marks_the_best(tmp_path, drawn, bigger, corner):
+@pytest.mark.parametrize(("better", "corner"), [(1, (0.5, -0.5)), (-1, (-0.5, 0.5))])
+def test_heat_map_marks_the_best(tmp_path, drawn, better, corner):
     values = [[0.91, 0.93], [0.90, np.nan]]
     path = tmp_path / "sweep.png"
     labels = ("alpha", "temperature", "accuracy")
-    pictures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, bigger)
+    pictures.heat_map(["0.5", "1"], ["1", "2"], values, path, "sst2", labels, better)
     assert path.exists()
     assert notes(drawn[0]) == ["0.9100", "0.9300", "0.9000", ""]
     assert frames(drawn[0]) == [corner]
@@ -77,51 +76,57 @@ def runs(*students):
     ]
 
 
-def scatters(groups):
-    everything = [run for members in groups.values() for run in members]
-    return pictures.scatters(groups, the_primary(quality(everything), "accuracy"))
+def trade_off(groups):
+    results = {
+        label: [({"primary": "accuracy", "stages": stages}, {}) for stages in members]
+        for label, members in groups.items()
+    }
+    return plots.trade_off(results).get("trade_off.png", [])
 
 
 def test_a_point_for_each_stage():
-    found = {s.cost.key: s for s in scatters({"agnews": runs(0.88, 0.90)})}
-    assert list(found) == ["size_mb", "latency_ms", "flops_per_sample"]
-    teacher, student = found["latency_ms"].points
-    assert (teacher.label, teacher.x, teacher.y, teacher.spread) == ("teacher", 40, 0.92, 0)
-    assert (student.label, student.x) == ("student", 20)
-    assert (student.y, student.spread) == pytest.approx((0.89, 0.0141421), rel=1e-4)
-    assert (
-        found["latency_ms"].describe().endswith("teacher 0.9200 at 40.00, student 0.8900 at 20.00")
-    )
+    found = {panel.over: panel for panel in trade_off({"agnews": runs(0.88, 0.90)})}
+    assert list(found) == ["size (MB)", "latency, batch 1 (ms)", "FLOPs of a sample"]
+    panel = found["latency, batch 1 (ms)"]
+    teacher, student = panel.lines
+    assert (teacher.label, *teacher.end()) == ("teacher", 40, 0.92)
+    assert (student.label, *student.end()) == ("student", 20, 0.89)
+    assert panel.unit == "accuracy, higher is better"
+    assert panel.describe().endswith("teacher 0.92 at 40, student 0.89 at 20")
+    axes = Figure().subplots()
+    bars = panel.draw(axes)["student"][2][0].get_segments()[0]
+    assert bars[1][1] - bars[0][1] == pytest.approx(2 * 0.0141421, rel=1e-4)
 
 
 def test_groups_are_told_apart():
-    points = scatters({"a": runs(0.88), "b": runs(0.9)})[0].points
+    points = trade_off({"a": runs(0.88), "b": runs(0.9)})[0].lines
     assert [p.label for p in points] == ["a · teacher", "a · student", "b · teacher", "b · student"]
     assert len({p.colour for p in points}) == 2 and len({p.marker for p in points}) == 2
 
 
 def test_no_picture_where_all_cost_the_same():
-    stages = {"baseline": figures(3.0, False), "student": figures(2.0, False)}
-    assert scatters({"a": [stages]}) == []
+    accuracy = {"accuracy": 0.5}
+    stages = {"baseline": figures(3.0, False), "student": figures(2.0, False) | accuracy}
+    assert trade_off({"a": [stages]}) == []
 
 
 def test_unknown_costs_are_left_out():
     found = runs(0.88)
     del found[0]["student"]["latency_ms"]
-    assert "latency_ms" not in [s.cost.key for s in scatters({"a": found})]
+    assert "latency, batch 1 (ms)" not in [panel.over for panel in trade_off({"a": found})]
 
 
 def test_save(tmp_path):
-    plots.save(plots.sheet(scatters({"agnews": runs(0.88, 0.90)})), tmp_path / "x.png")
+    plots.save(plots.sheet(trade_off({"agnews": runs(0.88, 0.90)})), tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[1] > 1500
 
 
 def test_points_that_coincide_are_told_apart():
     points = [
-        pictures.Point(name, "#000000", "o", x, 1.0, 0.0)
+        plots.Line(name, "#000000", "", [(np.array([x]), np.array([1.0]))], "o")
         for name, x in (("a", 1.0), ("b", 2.0), ("c", 1.0))
     ]
     axes = Figure().subplots()
-    pictures.Scatter("t", COST[0], COST[0], points).draw(axes)
+    plots.Panel("t", "", points).draw(axes)
     a, b, c = (line.get_markersize() for line in axes.lines)
     assert a > c == b

@@ -13,11 +13,20 @@ def curves(tmp_path):
 
 
 def panels(groups, kind="training"):
-    return {name: panel.lines for name, panel in plots.panels(groups, kind).items()}
+    return {name: panel.lines for name, panel in plots.panels(named(groups), kind).items()}
+
+
+def named(groups):
+    """Groups of curves whose runs have the usual names of stages."""
+    return {label: [({}, curves) for curves in members] for label, members in groups.items()}
+
+
+def draw(groups, out):
+    return plots.draw(plots.curves(named(groups)), "example", out)
 
 
 def test_draws_one_run(tmp_path, curves):
-    written = plots.draw({"example": [curves]}, tmp_path / "plots")
+    written = draw({"example": [curves]}, tmp_path / "plots")
     assert written == [str(tmp_path / "plots" / f"{n}.png") for n in ("training", "validation")]
     for path in written:
         pixels = imread(path)
@@ -26,7 +35,7 @@ def test_draws_one_run(tmp_path, curves):
 
 
 def test_nothing_to_draw(tmp_path):
-    assert plots.draw({"example": [{}]}, tmp_path / "plots") == []
+    assert draw({"example": [{}]}, tmp_path / "plots") == []
 
 
 def test_panels_of_training(curves):
@@ -61,12 +70,12 @@ def test_seeds_of_different_length_are_drawn(tmp_path, curves):
         stage: runs.Curves({name: column[:5] for name, column in c.training.items()}, {})
         for stage, c in curves.items()
     }
-    assert len(plots.draw({"example": [curves, short]}, tmp_path)) == 2
+    assert len(draw({"example": [curves, short]}, tmp_path)) == 2
 
 
 def scale(values, **settings):
     line = plots.Line("student", "#000000", "-", [(np.arange(3.0), np.array(values))])
-    figure = plots.sheet([plots.Panel("loss", "", [line], noisy=False, **settings)], "x")
+    figure = plots.sheet([plots.Panel("loss", "", [line], **settings)], "x")
     return figure.axes[0].get_yscale()
 
 
@@ -98,11 +107,12 @@ def test_no_ratio_without_labels_or_without_a_teacher():
 
 
 def test_units_are_those_of_the_task():
-    tokens = plots.panels(curves_of(step=1.0, loss=1.0, perplexity=2.7), "validation")
-    assert tokens["loss"].unit == "nats / token"
-    examples = plots.panels(curves_of(step=1.0, loss=1.0, accuracy=0.5, new=1.0), "validation")
-    assert examples["loss"].unit == "nats / example"
-    assert examples["accuracy"].unit == "share of examples"
+    tokens = plots.panels(named(curves_of(step=1.0, loss=1.0, perplexity=2.7)), "validation")
+    assert tokens["loss"].unit == "nats/token"
+    examples = plots.panels(
+        named(curves_of(step=1.0, loss=1.0, accuracy=0.5, new=1.0)), "validation"
+    )
+    assert examples["loss"].unit == "nats/example"
     assert (examples["new"].title, examples["new"].unit) == ("new", "")
 
 
@@ -113,18 +123,17 @@ def test_long_curves_are_thinned_and_keep_their_ends():
 
 
 def test_schedules_and_shares_are_never_logarithmic():
-    training = plots.panels(
-        curves_of({"step": [1.0], "ce": [1.0], "learning_rate": [1.0]}), "training"
-    )
+    schedule = curves_of({"step": [1.0], "ce": [1.0], "learning_rate": [1.0]})
+    training = plots.panels(named(schedule), "training")
     assert {name: panel.linear for name, panel in training.items()} == {
         "ce": False,
         "learning_rate": True,
     }
-    assert plots.panels(curves_of(step=1.0, accuracy=0.5), "validation")["accuracy"].linear
+    assert plots.panels(named(curves_of(step=1.0, accuracy=0.5)), "validation")["accuracy"].linear
 
 
 def test_a_panel_is_described_in_words(curves):
-    panel = plots.panels({"example": [curves]}, "training")["kl"]
+    panel = plots.panels(named({"example": [curves]}), "training")["kl"]
     assert panel.describe() == (
         "KL(teacher ‖ student), softened, nats / token, over the steps; last values: student 2.95"
     )
@@ -135,7 +144,7 @@ def widths(*values):
         plots.Line(name, "#000000", "-", [(np.arange(3.0), np.array(one))])
         for name, one in zip("abc", values, strict=True)
     ]
-    panel = plots.Panel("loss", "", lines, noisy=False)
+    panel = plots.Panel("loss", "", lines)
     figure = plots.sheet([panel], "x")
     said = panel.describe().split("; ")[2:]
     return [line.get_linewidth() for line in figure.axes[0].lines], said

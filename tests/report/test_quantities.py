@@ -5,8 +5,8 @@ import scipy.stats
 from kd_jax.report import quantities
 from kd_jax.report.quantities import Figure
 
-UP = Figure("accuracy", "accuracy", "{:.4f}".format, 1)
-DOWN = Figure("loss", "loss", "{:.4f}".format, -1)
+UP = Figure("accuracy", "accuracy", "", "{:.4f}".format, 1)
+DOWN = Figure("loss", "loss", "", "{:.4f}".format, -1)
 
 
 def paired(*differences, figure=UP):

@@ -1,10 +1,11 @@
 import json
+import re
+from typing import NamedTuple
 
 import pytest
 from etils import epath
 
-from kd_jax.report import report, runs
-from kd_jax.report.page import Details, Finding, Matrices, Pictures
+from kd_jax.report import plots, report, runs, tables
 from kd_jax.report.quantities import quality, the_primary
 from kd_jax.report.runs import Run
 from kd_jax.report.table import Table
@@ -19,13 +20,51 @@ def classifiers(tmp_path):
     return [runs.read(str(folder)) for folder in folders]
 
 
+class Finding(NamedTuple):
+    verdict: str
+    lead: str
+    text: str
+
+
+def read_finding(text):
+    pattern = r'<div class="finding (\w+)">\n\n\*\*(.*)\*\* (.*)\n\n</div>'
+    return Finding(*re.fullmatch(pattern, text).groups())
+
+
+def read_table(text):
+    title, *lines = text.splitlines()
+    header, _, *rows = [line[2:-2].split(" | ") for line in lines[1:]]
+    best = {(i, j) for i, row in enumerate(rows) for j, cell in enumerate(row) if "**" in cell}
+    rows = [[cell.strip("*") for cell in row] for row in rows]
+    return Table(title.strip("*"), [header[0].strip(), *header[1:]], rows, best=frozenset(best))
+
+
+BLOCK = re.compile(
+    r"<(?:div|details).*?</(?:div|details)>|\*\*[^\n]*\*\*\n\n(?:\|[^\n]*(?:\n|$))+|[^\n]+",
+    re.DOTALL,
+)
+
+
 def sections(groups):
-    """The blocks by the title of their section."""
+    """The blocks by the title of their section: findings, tables, and others as they stand."""
     curves = {
-        label: [runs.curves(run.workdir) for run in members] for label, members in groups.items()
+        label: [(run.results, runs.curves(run.workdir)) for run in members]
+        for label, members in groups.items()
     }
-    built = report.build(groups, curves, "Made on a day by a command")
-    return {section.title: section.blocks for section in built.sections if section.blocks}
+    pictures = plots.curves(curves) | plots.trade_off(curves)
+    text = report.build(groups, pictures, "Made on a day by a command")
+    found = {}
+    for section in text.split("\n## ")[1:]:
+        title, _, body = section.partition("\n\n")
+        found[title] = [
+            read_finding(block)
+            if block.startswith("<div")
+            else read_table(block)
+            if block.startswith("**")
+            else block
+            for block in BLOCK.findall(body)
+        ]
+    return found
 
 
 def cells(table, row):
@@ -42,14 +81,17 @@ def test_sections_of_a_fine_tuning_run(classifiers):
     assert {title: [type(block) for block in blocks][-2:] for title, blocks in found.items()} == {
         "Summary": [Finding],
         "Quality": [str, Table],
-        "Classes": [Table, Matrices],
+        "Classes": [Table, Table],
         "Cost": [Table],
-        "Quality against cost": [Pictures],
-        "Training": [Pictures],
-        "Validation": [Pictures],
-        "Configuration": [Details],
+        "Training": [str],
+        "Validation": [str],
+        "Quality against cost": [str],
+        "Configuration": [str],
         "Runs": [Table, str],
     }
+    assert found["Quality against cost"] == ["![Quality against cost](trade_off.png)"]
+    assert found["Configuration"][0].startswith("<details><summary>All keys of agnews</summary>")
+    assert "| objective.kl.temperature | 4.0 |" in found["Configuration"][0]
     assert found["Summary"][0].verdict == "better"
 
 
@@ -74,7 +116,7 @@ def test_what_was_scored_by_likelihood(tmp_path):
         path = tmp_path / "run" / f"{task}.json"
         path.write_text(json.dumps({"stages": {"teacher": scores, "student": scores}}))
     (table,) = sections({"gpt2": [run]})["Likelihoods"]
-    assert [row[0] for row in table.rows] == ["original", "distillation"]
+    assert [row[0] for row in table.rows] == ["teacher", "student"]
 
 
 def test_quality(classifiers):
@@ -109,7 +151,7 @@ def test_only_what_is_shown_to_be_best_is_bold(tmp_path, gains, shown):
     assert (first.verdict == "better") == shown == (best(found["Quality"][1]) == {("a", "student")})
     # The summary says of each configuration whether its student is better than its baseline.
     for said, shown_figures, classes in zip(
-        found["Summary"][1:], found["Quality"][2:], found["Classes"][::2], strict=True
+        found["Summary"][1:], found["Quality"][2:], found["Classes"][::4], strict=True
     ):
         row = ("accuracy", {"better": "student", "worse": "baseline"}.get(said.verdict))
         assert {each for each in best(shown_figures) if each[0] == "accuracy"} == {row} - {
@@ -128,19 +170,21 @@ def test_a_difference_needs_both_sides_in_every_seed(classifiers):
 
 
 def test_classes(classifiers):
-    table, matrices = sections({"agnews": classifiers})["Classes"]
-    assert table.spans == (("", 1), ("precision", 3), ("recall", 3), ("F1", 3))
-    assert table.header == ["class", "examples", *["teacher", "baseline", "student"] * 3]
+    table, _, _, student = sections({"agnews": classifiers})["Classes"]
+    assert table.header[:5] == [
+        *("class", "examples", "precision teacher", "precision baseline", "precision student")
+    ]
+    assert table.header[7] == "recall student" and table.header[-1] == "F1 student"
     assert table.rows[1][:5] == ["Sports", "1,000", "0.9220", "0.8620", "0.8830"]
     assert table.rows[1][5:8] == ["0.9230", "0.8630", "0.8840"]
     assert table.best == {(i, j) for i in range(4) for j in (4, 7, 10)}
-    student = matrices.matrices[2]
     assert student.title == "Confusion matrix: student, 3 seeds added up"
-    assert student.counts[0] == [880 + 883 + 886, 60 + 58 + 57, 36 + 35 + 34, 24 + 24 + 23]
+    assert student.header == ["true \\ predicted", *example_run.CLASSES]
+    assert student.rows[0] == ["World", "2,649", "175", "105", "71"]  # 880 + 883 + 886, ...
 
 
 def test_many_classes_have_no_confusion_matrix(classifiers, monkeypatch):
-    monkeypatch.setattr(report, "MOST_CLASSES", 3)
+    monkeypatch.setattr(tables, "MOST_CLASSES", 3)
     assert "too many" in sections({"agnews": classifiers})["Classes"][-1]
 
 
@@ -155,11 +199,13 @@ def test_cost(classifiers):
     assert best(table) == {("samples/s, batch 32", "student")}
 
 
-def test_other_stages_have_their_column(classifiers):
-    stages = classifiers[0].results["stages"]
-    stages["assistant"] = stages["baseline"]
-    del stages["teacher"]
-    table = sections({"agnews": classifiers[:1]})["Quality"][-1]
+def test_other_stages_have_their_column(tmp_path):
+    path = example_run.write_classifier(tmp_path / "run") / "results.json"
+    results = json.loads(path.read_text())
+    results["stages"]["assistant"] = results["stages"]["baseline"]
+    del results["stages"]["teacher"]
+    path.write_text(json.dumps(results))
+    table = sections({"agnews": [runs.read(str(path.parent))]})["Quality"][-1]
     assert table.header == ["", "assistant", "baseline", "student", "student − baseline"]
 
 
@@ -205,7 +251,11 @@ def accuracy(runs):
 
 
 def finding(runs):
-    return report.finding("agnews", runs, accuracy(runs))
+    return read_finding(report.finding("agnews", runs, accuracy(runs)))
+
+
+def best_finding(groups, figure, split):
+    return read_finding(report.best_finding(groups, figure, split))
 
 
 def test_better():
@@ -245,7 +295,7 @@ def test_smaller_losses_are_better():
         for i in range(3)
     ]
     loss = the_primary(quality(run.stages for run in runs), "loss")
-    found = report.finding("bert", runs, loss)
+    found = read_finding(report.finding("bert", runs, loss))
     assert found.verdict == "better"
     assert found.text.startswith(
         "Loss (nats/token) is 2.5100 against 3.0000: a difference of −0.49"
@@ -277,13 +327,13 @@ def test_the_best_of_several():
         for name, accuracy in (("low", 0.80), ("best", 0.88), ("next", 0.87))
     }
     figure = accuracy(groups["low"])
-    found = report.best_finding(groups, figure, "test")
+    found = best_finding(groups, figure, "test")
     assert found.lead == "Best of 3 students: best is better than next."
     assert "0.8900 for best, 0.8800 for next: a difference of +0.0100" in found.text
     assert found.text.endswith(
         "Choosing by the test split makes the best one look better than it is."
     )
-    assert "Choosing" not in report.best_finding(groups, figure, "validation").text
+    assert "Choosing" not in best_finding(groups, figure, "validation").text
 
 
 def test_the_best_of_several_losses_is_the_smallest():
@@ -292,7 +342,7 @@ def test_the_best_of_several_losses_is_the_smallest():
         for name, loss in (("a", 2.5), ("b", 2.3), ("c", 2.4))
     }
     loss = the_primary(quality(run.stages for run in groups["a"]), "loss")
-    found = report.best_finding(groups, loss, "validation")
+    found = best_finding(groups, loss, "validation")
     assert found.lead == "Best of 3 students: b is better than c."
 
 
@@ -301,12 +351,12 @@ def test_only_common_seeds_are_paired():
         "a": [of_accuracy(0, 0.90), of_accuracy(1, 0.91)],
         "b": [of_accuracy(1, 0.90), of_accuracy(2, 0.70)],
     }
-    found = report.best_finding(groups, accuracy(groups["a"]), "validation")
+    found = best_finding(groups, accuracy(groups["a"]), "validation")
     assert "a difference of +0.0100. One seed" in found.text
     apart = {"a": groups["a"][:1], "b": groups["b"]}
-    assert report.best_finding(apart, accuracy(groups["a"]), "test").text.endswith("share no seed.")
+    assert best_finding(apart, accuracy(groups["a"]), "test").text.endswith("share no seed.")
 
 
 def test_one_student_has_no_rival():
     groups = {"a": [of_accuracy(0, 0.9)], "b": [run(0, baseline=classifier(0.9, False))]}
-    assert report.best_finding(groups, accuracy(groups["a"]), "test") is None
+    assert report.best_finding(groups, accuracy(groups["a"]), "test") == ""

@@ -24,6 +24,12 @@ def test_the_config_of_an_earlier_run_gets_the_keys_that_are_new(tmp_path):
     assert found == config | {"teacher": {"model": "given", "init": ""}}
 
 
+def test_who_is_who():
+    assert runs.roles({}) == runs.Roles("teacher", "baseline", "student")  # as runs had it before
+    noted = {"teacher": "big", "student": "small"}
+    assert runs.roles({"roles": noted}) == runs.Roles("big", "", "small")
+
+
 def test_stages_are_in_the_order_of_reading():
     stages = ["student", "round2", "baseline", "round1", "teacher"]
     assert runs.ordered(stages) == ["teacher", "baseline", "student", "round1", "round2"]

@@ -1,6 +1,8 @@
+import html
 import re
 
 import pytest
+from markdown_it import MarkdownIt
 
 from kd_jax.metrics import span
 from kd_jax.report import quantities, table
@@ -15,12 +17,35 @@ def run(student: float) -> dict:
     }
 
 
+def of_runs(runs, title="", **results):
+    return table.of_runs([{"stages": stages, **results} for stages in runs], title)
+
+
+def of_groups(groups, **results):
+    return table.of_groups(
+        {
+            label: [{"stages": each, "seed": i, **results} for i, each in enumerate(runs)]
+            for label, runs in groups.items()
+        }
+    )
+
+
 def cells(found: table.Table, row: str) -> dict[str, str]:
     return dict(zip(found.header, next(r for r in found.rows if r[0] == row), strict=True))
 
 
+def test_the_results_say_who_is_compared():
+    stages = dict(zip(("original", "plain", "small"), run(2.5).values(), strict=True))
+    roles = {"teacher": "original", "baseline": "plain", "student": "small"}
+    found = of_runs([stages, stages], "x", roles=roles)
+    assert cells(found, "loss (nats/token)")["small - plain"] == "−0.5000 ± 0.0000"
+    assert found.title.endswith("small's loss lower in 2 of 2")
+    assert cells(of_groups({"a": [stages]}, roles=roles), "a")["small"] == "2.5000"
+    assert of_runs([run(2.5)], roles={"teacher": "teacher"}).header[-1] == "student"
+
+
 def test_one_run():
-    found = table.of_runs([run(2.5)], "example")
+    found = of_runs([run(2.5)], "example")
     assert found.title == "example"
     assert found.header == ["", "teacher", "baseline", "student", "student - baseline"]
     assert cells(found, "loss (nats/token)") == {
@@ -37,7 +62,7 @@ def test_one_run():
 
 
 def test_several_seeds():
-    found = table.of_runs([run(2.5), run(2.6), run(3.1)], "example")
+    found = of_runs([run(2.5), run(2.6), run(3.1)], "example")
     loss = cells(found, "loss (nats/token)")
     assert loss["baseline"] == "3.0000"
     assert loss["student"] == "2.7333 ± 0.3215"
@@ -54,40 +79,31 @@ def test_differences_are_paired():
         {"baseline": figures(3.0 + i, teacher=False), "student": figures(2.5 + i, teacher=False)}
         for i in range(3)
     ]
-    loss = cells(table.of_runs(runs), "loss (nats/token)")
+    loss = cells(of_runs(runs), "loss (nats/token)")
     assert loss["student"] == "3.5000 ± 1.0000"
     assert loss["student - baseline"] == "−0.5000 ± 0.0000"
 
 
 def test_an_increase_has_a_sign():
-    loss = cells(table.of_runs([run(3.25)]), "loss (nats/token)")
+    loss = cells(of_runs([run(3.25)]), "loss (nats/token)")
     assert loss["student - baseline"] == "+0.2500"
 
 
 def test_no_difference_without_a_baseline():
     stages = run(2.5)
     del stages["baseline"]
-    assert table.of_runs([stages]).header == ["", "teacher", "student"]
+    assert of_runs([stages]).header == ["", "teacher", "student"]
 
 
 def test_groups():
-    found = table.of_groups({"a": [run(2.5), run(2.7)], "b": [run(2.9)]})
-    assert [row[:3] for row in found.rows] == [
-        ["a", "teacher", "2"],
-        ["a", "baseline", "2"],
-        ["a", "student", "2"],
-        ["b", "teacher", "1"],
-        ["b", "baseline", "1"],
-        ["b", "student", "1"],
-    ]
-    difference = found.header.index("loss - baseline's")
-    assert [row[difference] for row in found.rows] == [
-        "",
-        "",
-        "−0.4000 ± 0.1000",
-        "",
-        "",
-        "−0.1000",
+    found = of_groups({"a": [run(2.5), run(2.7)], "b": [run(2.9)]})
+    names = ["teacher", "baseline", "student", "student − baseline", "95% interval", "better in"]
+    assert found.header == ["configuration", "seeds", *names]
+    assert found.title == "loss (nats/token) of all configurations"
+    assert found.rows == [
+        ["a", "2", "2.0000", "3.0000", "2.6000 ± 0.1414"]
+        + ["−0.4000 ± 0.1000", "−1.6706 to +0.8706", "2 of 2"],
+        ["b", "1", "2.0000", "3.0000", "2.9000", "−0.1000", "-", "1 of 1"],
     ]
 
 
@@ -98,7 +114,7 @@ def test_markdown():
 
 
 def test_prints_unwrapped_to_a_file(capsys):
-    table.of_groups({"a long label " * 5: [run(2.5)]}).print()
+    of_groups({"a long label " * 5: [run(2.5)]}).print()
     assert "a long label " * 5 in capsys.readouterr().out
 
 
@@ -121,8 +137,15 @@ def test_a_title_is_as_wide_as_the_screen_not_as_the_table(screen):
 
 
 def test_a_table_that_is_too_wide_comes_in_parts_with_whole_figures(screen):
-    runs = [run(2.5), run(2.6), run(3.1)]
-    found = table.of_groups({"a label of several words": runs, "b": runs})
+    header = ["run", "stage", "seeds", "loss (nats/token)", "perplexity", "accuracy"]
+    header += ["KL to teacher (nats/token)", "top-1 agreement", "loss - baseline's"]
+    means = ["2.7333 ± 0.3215", "27.333 ± 3.215", "0.5000", "1.0000", "0.7500", "−0.2667 ± 0.1856"]
+    rows = [
+        [label, stage, "3", *means]
+        for label in ("a label of several words", "b")
+        for stage in ("teacher", "baseline", "student")
+    ]
+    found = table.Table("", header, rows, labels=2)
     for width in (80, 120):
         lines = screen(found, width)
         assert max(map(len, lines)) <= width
@@ -145,10 +168,13 @@ def test_the_best_cells_stand_out():
     assert found.markdown().endswith("| x | 1 | **2** |\n")
 
 
-def test_headings_over_columns_are_joined_in_markdown():
-    spans = (("", 1), ("F1", 2))
-    found = table.Table("", ["class", "n", "a", "b"], [], spans=spans)
-    assert found.markdown().startswith("| class | n | F1 a | F1 b |\n")
+def test_nothing_in_a_cell_is_markup():
+    cells = ["[['a.*', 1], ['.*', 0]]", "<b> & `c` ~d~", "_x_ a_b", "a \\ b \\| c"]
+    text = table.Table("*t*", cells, [cells]).markdown()
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    read = [html.unescape(cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", shown)]
+    assert read == cells * 2
+    assert "<strong>*t*</strong>" in shown and " a_b |" in text
 
 
 def keys(*stages):
@@ -187,11 +213,11 @@ def test_wins_go_by_the_primary_figure():
         {"baseline": classifier(0.8, False), "student": classifier(accuracy, False)}
         for accuracy in (0.7, 0.9, 0.81)
     ]
-    found = table.of_runs(stages, "agnews", "accuracy")
+    found = of_runs(stages, "agnews", primary="accuracy")
     assert found.title.endswith("student's accuracy higher in 2 of 3")
     assert cells(found, "latency, batch 1 (ms)")["student"] == "20.00"
-    both = table.of_groups({"a": stages[:1]}, "", "accuracy")
-    assert both.header[-1] == "accuracy - baseline's" and both.rows[1][-1] == "−0.1000"
+    both = of_groups({"a": stages[:1]}, primary="accuracy")
+    assert both.title.startswith("accuracy") and cells(both, "a")["student − baseline"] == "−0.1000"
 
 
 def test_squads_figures_are_all_shown():
@@ -205,16 +231,16 @@ def test_a_figure_that_is_not_finite_is_shown_as_missing():
     stages = {"teacher": {"loss": 1.0}, "student": {"loss": 2.0, "kl": nan, "accuracy": None}}
     stages["baseline"] = {"loss": 2.5, "kl": 0.5, "accuracy": 0.5}
     for runs in ([stages], [stages, stages]):
-        rows = {row[0]: row[1:] for row in table.of_runs(runs).rows}
+        rows = {row[0]: row[1:] for row in of_runs(runs).rows}
         assert rows["KL to teacher (nats/example)"] == ["-", "-", "0.5000", "-"]
         assert rows["accuracy"][1] == "-"
-        assert table.of_groups({"a": runs}, primary="kl").rows
+        assert of_groups({"a": runs}, primary="kl").rows
 
 
 def test_the_primary_figure_of_one_seed_is_missing():
     runs = [run(2.5), run(2.6)]
     runs[1]["student"]["loss"] = None
-    found = table.of_runs(runs, "example")
+    found = of_runs(runs, "example")
     assert cells(found, "loss (nats/token)")["student"] == "-"
     assert found.title == (
         "example, 2 seeds: mean ± standard deviation, differences ± standard error"

@@ -23,7 +23,10 @@ def run(*kls, slope=1.0):
 def test_a_row_a_round_with_means_over_the_seeds():
     table = tables.by_round("qwen", [run(0.5, 0.25), run(0.3, 0.15)])
     assert table.title == "qwen: rounds, 2 seeds: mean ± standard deviation"
-    assert len(table.header) == sum(width for _, width in table.spans) + table.labels
+    assert table.header[3:] == [
+        *("all members loss", "all members KL to teacher", "all members top-1 agreement"),
+        *("last member alone loss", "last member alone KL to teacher"),
+    ]
     assert table.rows[0][:3] == ["1", "1", "1,000"]
     assert table.rows[0][3:] == [
         *("1.4000 ± 0.1414", "0.4000 ± 0.1414", "0.6000 ± 0.1414"),
@@ -35,7 +38,7 @@ def test_a_row_a_round_with_means_over_the_seeds():
 
 def test_what_is_said_of_the_rounds():
     said = tables.rounds_in_words([run(0.5, 0.3, 0.25), run(0.3, 0.2, 0.15, slope=3.0)])
-    assert "round 3 less round 1: −0.2000 ± 0.0500 nats a token" in said
+    assert "round 3 − round 1: −0.2000 ± 0.0500 nats a token" in said
     assert "KL of n members, fitted: 0.2500 ± 0.0100 + (2.0000 ± 0.0200) / n." in said
     assert "fitted" not in tables.rounds_in_words([run(0.5, 0.25)])
     assert tables.rounds_in_words([run(0.5)]) == ""
@@ -69,7 +72,10 @@ def test_a_figure_that_is_missing_ends_nothing(tmp_path):
     rows = (tmp_path / "rounds.csv").read_text().splitlines()
     assert [row.split(",")[2] for row in rows[1:]] == ["2.0", "", "1.5"]
     assert [row.split(",")[-1] for row in rows[1:]] == ["", "", ""]
-    assert pictures.trend([1, 2, 3], [2.0, None, 1.5]) is None
+    assert pictures.trend([1, 2, 3], [2.0, None, 1.5]) == {}
+    fit = pictures.trend([1, 2, 4], [3.0, 2.0, 1.5])
+    assert (fit["limit"], fit["slope"]) == pytest.approx((1.0, 2.0))
+    assert max(fit["limit_error"], fit["slope_error"]) < 1e-6
 
 
 def score(perplexity, acc, apart=None):
@@ -114,7 +120,7 @@ def test_a_row_is_a_mean_over_seeds(two):
     header, _, original, substitution, pruning = (
         tables.methods("", tables.by_seed(two)).markdown().splitlines()
     )
-    assert header.startswith("| model | parameters | steps | operations of training (T) |")
+    assert header.startswith("| model | parameters | steps | FLOPs of training (T) |")
     assert original.endswith("| 50.000 |  | 0.400 (0.370 to 0.430) |")
     assert "| 1,000 | 10 | 2.00 | 56.500 ± 0.707 | 1.000 |" in substitution
     assert substitution.endswith("| 0.310 (0.280 to 0.340) |")
@@ -124,8 +130,8 @@ def test_a_row_is_a_mean_over_seeds(two):
 def test_differences_are_paired_by_seed(two):
     said = tables.methods_in_words(tables.by_seed(two))
     assert said == (
-        "Substitution less L1 pruning, fine-tuned: perplexity −4.000 ± 1.000, "
-        "likelihoods apart (nats) −1.500 ± 0.500."
+        "substitute − prune: perplexity −4.000 ± 1.000, "
+        "absolute Δ log-likelihood (nats) −1.500 ± 0.500."
     )
 
 
@@ -162,21 +168,20 @@ def test_accuracies_have_errors_and_intervals():
     found["groups"] = {"NE": {"questions": 2, "acc": 0.5, "acc_error": 0.25} | {
         "acc_interval": [0.1, 0.9]
     }}  # fmt: skip
-    table = tables.scores(found, "gpt2", "title")
-    assert table.header == ["", "gpt2", "95% interval"] and table.title == "title"
+    table = tables.scores({"gpt2": found}, "title")
+    assert table.header == ["", "gpt2"] and table.title == "title"
     assert table.rows == [
-        ["acc", "0.2700 ± 0.0140", "0.2434 to 0.2984"],
-        ["NE: acc", "0.5000 ± 0.2500", "0.1000 to 0.9000"],
-        ["chance", "0.2500", ""],
-        ["questions", "1,000", ""],
-        ["endings whose context was cut", "0", ""],
+        ["acc", "0.2700 ± 0.0140 (0.2434 to 0.2984)"],
+        ["NE: acc", "0.5000 ± 0.2500 (0.1000 to 0.9000)"],
+        ["chance", "0.2500"],
+        ["questions", "1,000"],
+        ["endings whose context was cut", "0"],
     ]
 
 
 def test_perplexity_needs_no_intervals():
-    table = tables.scores({"loss": 1.5, "perplexity": 4.4817, "tokens": 12345}, "m", "")
-    assert table.header == ["", "m"]
-    assert table.rows == [
+    found = {"loss": 1.5, "perplexity": 4.4817, "tokens": 12345}
+    assert tables.scores({"m": found}, "").rows == [
         ["loss (nats/token)", "1.5000"],
         ["perplexity, a token", "4.482"],
         ["tokens scored", "12,345"],
@@ -186,10 +191,10 @@ def test_perplexity_needs_no_intervals():
 def test_several_models_stand_beside_the_teacher():
     kept = dict(mean_difference=0.25, mean_difference_error=0.01, acc_retention=None)
     found = {"teacher": ACC, "prune": ACC | {"beside_teacher": kept | {"acc_norm_retention": 0.9}}}
-    table = tables.scores_of_models(found, "title")
+    table = tables.scores(found, "title")
     assert table.header == ["", "teacher", "prune"]
     assert table.rows == [
-        ["acc", "0.2700 ± 0.0140", "0.2700 ± 0.0140"],
+        ["acc", *["0.2700 ± 0.0140 (0.2434 to 0.2984)"] * 2],
         ["mean |difference| of log-likelihoods", "-", "0.2500 ± 0.0100"],
         ["acc_norm, of the teacher's", "-", "90.0%"],
     ]

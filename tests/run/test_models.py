@@ -1,13 +1,13 @@
 import json
 from types import SimpleNamespace
 
+from kd_jax.data import tokenizers
 from kd_jax.run import models
-from kd_jax.tasks import text
 
 
 def save_with_other_rules(tokenizer, folder):
     """Saves a tokenizer of the same vocabulary that makes other letters of texts first."""
-    text.save_tokenizer(tokenizer, folder)
+    tokenizers.save_tokenizer(tokenizer, folder)
     file = folder / "tokenizer.json"
     entries = json.loads(file.read_text())
     entries["normalizer"] = {"type": "Lowercase"}
@@ -18,7 +18,7 @@ def save_with_other_rules(tokenizer, folder):
 
 
 def test_a_teacher_whose_tokenizer_cuts_texts_otherwise(tmp_path, caplog):
-    own = text.train_tokenizer("bpe", ["the cat sat on the mat"] * 9, 270, tmp_path / "own")
+    own = tokenizers.train_tokenizer("bpe", ["the cat sat on the mat"] * 9, 270, tmp_path / "own")
     save_with_other_rules(own, tmp_path / "other")
 
     def check(name):

@@ -6,6 +6,7 @@ import jax
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from kd_jax.data import tokenizers as tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.models.blueprint import Blueprint
@@ -13,10 +14,9 @@ from kd_jax.recipes import export
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 from kd_jax.report import runs
 from kd_jax.run import provenance
-from kd_jax.tasks import text as tokenizers
 from tests import smoke
 from tests.models import tiny
-from tests.tasks import scoring
+from tests.tasks import likelihood as scoring
 
 TEXT = "The man saw the dog .\n\nThe fox ran home to bed .\n\n" * 20
 
@@ -61,7 +61,7 @@ def exported(folder, tokenizer, **task):
     hf_json = tiny.CONFIGS["llama"] | changes
     kind, config = family.read(hf_json)
     params = jax.device_get(tiny.model("llama", "clm", **changes).params)
-    model = Blueprint("tiny", kind, config, hf_json, "clm", config.policy)
+    model = Blueprint("tiny", kind, config, "clm", config.policy)
     data = {"train": {"path": "/home/me/secret/a.txt"}}
     results = {"data": {"train": {"name": "/home/me/secret/a.txt without 2%", "digest": "1f"}}}
     known = provenance.of_run({"task": task, "data": data}, results, tokenizer)

@@ -21,11 +21,28 @@ def test_stages_go_in_their_order_however_they_are_written():
     c.teachers.other = defaults.teacher("somewhere")
     found = {each.name: each for each in read(c, ("teacher", "other"))}
     assert list(found) == ["teacher", "other", "intermediate", "student", "mine"]
-    assert [each.trains for each in found.values()] == ["teacher", "other", *["student"] * 3]
+    assert [each.model for each in found.values()] == ["teacher", "other", *["student"] * 3]
     terms = [each.objective for each in found.values()]
     assert terms == ["", "", "intermediate", "objective", "objective"]
     assert [name for name, each in found.items() if each.after] == ["student"]
     assert [name for name, each in found.items() if not each.select] == ["intermediate"]
+
+
+def test_a_stage_comes_after_what_it_needs():
+    c = config(
+        "finetune",
+        student=dict(after="warm"),
+        baseline={},
+        warm=dict(kind="plain", after="first"),
+        first=dict(kind="plain"),
+        other=dict(kind="plain", model="teacher", objective=""),
+    )
+    assert [each.name for each in read(c, ("teacher",))] == [
+        *("other", "baseline", "first", "warm", "student")
+    ]
+    c.stages.first = dict(kind="plain", after="student")
+    with pytest.raises(UserError, match="config.stages: student, first, warm go on from each oth"):
+        read(c, ("teacher",))
 
 
 def test_a_stage_says_what_differs_there():

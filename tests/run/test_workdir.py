@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -34,7 +35,12 @@ def config(text: Path, **changes) -> ConfigDict:
 def setup(teacher: Path | None = None, commit=None, vocab="{}"):
     model = types.SimpleNamespace(folder=teacher, name="teacher of mine", commit=commit)
     tokenizer = Tokenizer(vocab)
-    return types.SimpleNamespace(models={"teacher": model}, tokenizers={"teacher": tokenizer})
+    return types.SimpleNamespace(
+        models={"teacher": model},
+        tokenizers={"teacher": tokenizer},
+        task=types.SimpleNamespace(of_examples=False),
+        split="test",
+    )
 
 
 def data(digest="abc"):
@@ -65,7 +71,10 @@ def run(tmp_path):
 def start(config, run, made=None, read=None, trains=False):
     """What a recipe does, up to its first step or beyond."""
     with workdir.enter(config, "mine", str(run)) as place:
-        place.begin(config, made or setup(), read or data())
+        made = made or setup()
+        made.config = config
+        with mock.patch.object(workdir, "programs", lambda run: []):
+            place.begin(made, read or data())
         if trains:
             (run / "student" / "checkpoints" / "2").mkdir(parents=True)
         return place
@@ -111,7 +120,8 @@ def test_a_tokenizer_that_a_failed_check_left_is_not_taken(text, run):
 
 
 def test_a_run_says_what_it_is_of(text, teacher, run):
-    found = start(config(text), run, setup(teacher)).about(config(text))
+    made = setup(teacher)
+    found = start(config(text), run, made).about(made, data())
     start(config(text), run, setup(teacher))
     record = storage.read_json(run / "manifest.json")
     assert storage.read_json(run / "config.json") == workdir.resolved(config(text))
@@ -222,7 +232,8 @@ def test_another_commit_is_said_and_recorded(text, run, caplog, monkeypatch):
     start(config(text), run, trains=True)
     before = workdir.commit()
     monkeypatch.setattr(workdir, "commit", lambda: "other")
-    found = start(config(text), run).about(config(text))
+    made = setup()
+    found = start(config(text), run, made).about(made, data())
     assert f"{run} was begun at commit {before}, this is other" in caplog.text
     assert found["commit"] == "other" and found["commits"] == [before, "other"]
     starts = storage.read_json(run / "manifest.json")["starts"]

@@ -27,12 +27,12 @@ SETTINGS = dict(scale=Real(above=0, default=1.0))
 def make(run, name, settings):
     run.add(name, run.models["teacher"])
 
-    def phases(run, this, given):
+    def phases(run, this, parameters):
         def enter(before):
-            params = jax.tree.map(lambda x: settings.own["scale"] * x, given["teacher"])
-            return stage.born(run, this, run.models[name], (), params)
+            scaled = jax.tree.map(lambda x: settings.own["scale"] * x, parameters["teacher"])
+            return stage.first_state(run, this, scaled)
 
-        return [stage.Final(run, this, enter)]
+        return [stage.last_phase(run, this, enter)]
 
     return stage.make(run, settings, model=name, phases_of=phases)
 '''

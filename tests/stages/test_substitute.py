@@ -72,14 +72,14 @@ def kill(monkeypatch):
 
             monkeypatch.setattr(loop, "train_step", train_step)
             return
-        make_state = substitute.Substituted._state
+        make_state = substitute.Substituted._swapped
 
         def dying(self, *args):
             if self.swap.number == int(number):
                 raise Killed
             return make_state(self, *args)
 
-        monkeypatch.setattr(substitute.Substituted, "_state", dying)
+        monkeypatch.setattr(substitute.Substituted, "_swapped", dying)
 
     return arm
 
@@ -105,17 +105,15 @@ def test_a_run_that_has_ended_only_shows_its_table(whole, capsys):
 def test_regression_before_a_swap(tmp_path, monkeypatch):
     """The new blocks come nearer to the old ones, nothing else moves; killed within it, the run
     ends the same."""
-    seen = []
+    seen, fitted = [], substitute.Substituted._fitted
 
-    fitted = substitute.fitted
-
-    def noted(run, stage, swap, old, new, directory):
-        before = jax.device_get(new.params)
-        after = fitted(run, stage, swap, old, new, directory)
+    def noted(self, old, new):
+        before = jax.device_get(new)
+        after = fitted(self, old, new)
         seen.append((before, jax.device_get(after)))
         return after
 
-    monkeypatch.setattr(substitute, "fitted", noted)
+    monkeypatch.setattr(substitute.Substituted, "_fitted", noted)
     settings = dict(blocks=2, target=0.3, fit_steps=6, fit_learning_rate=3e-2)
     config = substituting.config(tmp_path, **settings)
     substituting.run(config, tmp_path / "whole")
@@ -150,8 +148,7 @@ def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     whole = run.models["teacher"]
     given = {"teacher": jax.jit(whole.draw)(jax.random.key(3))}
     with substituting.quick():
-        run.principal.prepare(given)
-        run.make_stages()
+        run.ready("substitute", given)
     batch = run.task.train(config.batch_size, config.seed)[0]
     module = nnx.merge(whole.abstract().graphdef, given["teacher"])
     hidden, _ = module.backbone.states(batch, None)
@@ -165,4 +162,4 @@ def test_importance_is_one_minus_the_cosine_and_kept(tmp_path, monkeypatch):
     assert [swap.layers for swap in swaps.of(run)] == [(layer,) for layer in least_first]
     again = substituting.build(config, tmp_path)
     assert swaps.of(again) == swaps.of(run) and swaps.known(again)
-    assert again.principal.prepare is None
+    assert again.principal.measure_first is None

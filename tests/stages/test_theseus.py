@@ -96,7 +96,9 @@ def test_predecessors_do_not_change_and_successors_do(tmp_path):
         given = jax.jit(run.models["teacher"].draw)(jax.random.key(0))
         state = this.phases(run, {"teacher": given})[0].enter(None)
     before = jax.device_get(state.params["student"]["backbone"])
-    weights = {name: np.float32(schedule(0)) for name, schedule in this.schedules.weights.items()}
+    weights = {
+        name: np.float32(schedule(0)) for name, schedule in this.schedules.coefficients.items()
+    }
     teacher = run.models["teacher"].abstract().replace(params=given)
     batch = loop.place(run.task.train(8, 0)[0], run.mesh)
     for drawn in (np.ones(3, bool), np.zeros(3, bool)):

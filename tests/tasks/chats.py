@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_jax.tasks import text
+from kd_jax.data import tokenizers
 
 # One conversation to a turn, as ChatML has it.
 CHATML = (
@@ -14,7 +14,7 @@ WORDS = ["please tell me more about the little red house", "yes, the house is re
 
 def tokenizer(folder: Path, template: str = CHATML):
     """Byte-level BPE with ChatML's two special tokens and `template`."""
-    made = text.train_tokenizer("bpe", WORDS * 3, 290, folder)
+    made = tokenizers.train_tokenizer("bpe", WORDS * 3, 290, folder)
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     made.chat_template = template
     return made

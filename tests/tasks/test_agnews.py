@@ -57,10 +57,14 @@ def test_sources_that_are_left_out_are_the_hubs(monkeypatch):
     "name, content, message",
     [
         ("a.csv", '"0","t","d"\n', "a.csv, row 1: '0' is no label; have: 1, 2, 3, 4"),
-        ("a.csv", '"1","t","d"\n"1","t"\n', "a.csv, row 2: 2 fields instead of class, title, desc"),
-        ("a.csv", '"1","t","d\n', "a.csv: unexpected end"),
+        (
+            "a.csv",
+            '"1","t","d"\n"1","t"\n',
+            "csv, row 2: 2 fields instead of 3 .class, title, desc",
+        ),
+        ("a.csv", '"1","t","d\n', "a.csv, row 1: unexpected end"),
         ("a.tsv", "x\tSport\n", "a.tsv, row 1: 'Sport' is no label; have: World, Sports"),
-        ("a.tsv", "x\n", "a.tsv, row 1: 1 fields instead of text TAB class name"),
+        ("a.tsv", "x\n", "a.tsv, row 1: 1 fields instead of 2 .text, class."),
         ("a.jsonl", '{"text": "x", "label": 4}', "a.jsonl, line 1: '?4'? is no label"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.tasks import cbt
-from tests.tasks.scoring import book, tokenizer
+from tests.tasks.likelihood import book, tokenizer
 
 
 def made(path, **config):
@@ -29,18 +29,18 @@ def folder(tmp_path):
 
 def test_of_a_folder_the_test_splits_are_read(folder):
     task = made(str(folder))
-    assert [q.group for q in task.questions.questions] == ["CN", "CN", "NE", "P", "V"]
+    assert [q.group for q in task.scored.questions] == ["CN", "CN", "NE", "P", "V"]
     assert "cbtest_NE_test_2500ex.txt, " in task.manifest()["name"]
     assert "train" not in task.manifest()["name"]
-    assert len(made(str(folder), classes=("NE",)).questions) == 1
+    assert len(made(str(folder), classes=("NE",)).scored) == 1
     every = made(str(folder / "CBTest" / "data" / "*_CN_*"), classes=("CN",))
-    assert len(every.questions) == 9
+    assert len(every.scored) == 9
 
 
 def test_a_file_of_any_name(tmp_path):
     file = tmp_path / "own.txt"
     file.write_text(book())
-    (question,) = made(str(file), classes=("V",)).questions.questions
+    (question,) = made(str(file), classes=("V",)).scored.questions
     assert question.group == "V" and question.endings[1] == "The fox ran home ."
 
 
@@ -53,7 +53,7 @@ def test_the_hubs_layout_is_the_same(folder, tmp_path):
     pyarrow.parquet.write_table(rows, hub / "test-00000-of-00001.parquet")
     table = made(str(tmp_path / "hub"), classes=("NE",))
     original = made(str(folder / "CBTest"), classes=("NE",))
-    assert table.questions.questions == original.questions.questions
+    assert table.scored.questions == original.scored.questions
 
 
 def test_figures_by_class(folder):
@@ -99,16 +99,17 @@ def test_the_context_is_cut_and_the_query_is_not(folder):
 )
 def test_mistakes(path, config, message, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("of something else")
     (tmp_path / "cbtest_P_test.txt").write_text(book())
     with pytest.raises(UserError, match=message):
-        _ = made(str(tmp_path / path), **config).questions
+        _ = made(str(tmp_path / path), **config).scored
 
 
 def test_the_hub_is_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(cbt.table, "read", lambda spec, where: asked.append(spec) or 1 / 0)
+    monkeypatch.setattr(cbt.source, "table", lambda spec, where: asked.append(spec) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        _ = cbt.scoring({"classes": ("P",)}, None).questions
+        _ = cbt.scoring({"classes": ("P",)}, None).scored
     (spec,) = asked
     assert (spec["source"], spec["path"], spec["name"], spec["split"]) == (
         "hub",
@@ -120,7 +121,7 @@ def test_the_hub_is_the_default(monkeypatch):
 
 def test_real_examples(data_folder):
     task = made(str(data_folder / "cbt" / "*.txt"))
-    questions = task.questions.questions
+    questions = task.scored.questions
     assert len(questions) == 12 and {len(q.endings) for q in questions} == {10}
     assert all(q.endings[q.answer].count("XXXXX") == 0 for q in questions)
     assert questions[3].group == "NE" and questions[3].context.startswith("But , son , I am angry")

@@ -1,6 +1,6 @@
 import pytest
 
-from kd_jax.data.table import Table
+from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 from kd_jax.tasks import cbt
 

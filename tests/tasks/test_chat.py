@@ -95,6 +95,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_are_dropped
     task = make(data, tokenizer, seq_len=64)
     with caplog.at_level("INFO", logger="kd_jax"):
         about = task.prepare()["test"]
+        assert about["longest"] == max(task.examples("test").tokens.lengths_N)
     assert (about["conversations"], about["cut"], about["dropped"]) == (3, 2, 1)
     assert "of 3 conversations 2 are longer than 64 tokens and cut, 1 of them" in caplog.text
     batch = task.held_out("test", 4)[0]

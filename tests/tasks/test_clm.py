@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 DOCUMENTS = [f"document {i} says " + "some more words, " * (i % 5) + "end" for i in range(40)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -89,6 +89,16 @@ def test_training_blocks_are_full_and_hold_the_text_in_order(data, tokenizer):
     assert np.concatenate([b.labels[0] for b in rows]).tolist() == want[1 : 16 * len(rows) + 1]
 
 
+def test_a_manifest_counts_documents_tokens_and_rows(data, tokenizer):
+    task = make(data, tokenizer)
+    for split, found in task.prepare().items():
+        tokens = len(task._tokens(split))
+        rows = (
+            (tokens - 1) // task.seq_len if split == "train" else -(-(tokens - 1) // task.seq_len)
+        )
+        assert found["tokens"] == tokens and found["rows"] == rows > 0
+
+
 def test_processes_share_the_batches_of_training_and_evaluation(data, tokenizer):
     task = make(data, tokenizer)
     for whole, parts in (
@@ -103,6 +113,6 @@ def test_processes_share_the_batches_of_training_and_evaluation(data, tokenizer)
 def test_mistakes(data, tokenizer, tmp_path):
     with pytest.raises(UserError, match="unknown key config.task.masking; have: name, seq_len"):
         make(data, tokenizer, masking={})
-    bert = text.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path / "bert")
+    bert = tokenizers.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path / "bert")
     with pytest.raises(UserError, match="has no eos_token, which causal language modelling needs"):
         make(data, bert).train(4, seed=0)

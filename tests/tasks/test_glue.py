@@ -5,8 +5,8 @@ import pyarrow.parquet
 import pytest
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 # Rows of the original layouts: header (None in CoLA), rows with labels 1 and 0 or their names.
 LAYOUTS = {
@@ -121,7 +121,7 @@ def test_submissions_are_written_as_glue_wants_them(tmp_path):
 
 
 def test_a_test_file_without_labels_can_be_predicted_but_not_scored(tmp_path):
-    tokenizer = text.train_tokenizer("wordpiece", ["one two"], 40, tmp_path / "tokenizer")
+    tokenizer = tokenizers.train_tokenizer("wordpiece", ["one two"], 40, tmp_path / "tokenizer")
     for name, header in (("cola", "index\tsentence"), ("sst2", "index\tsentence")):
         folder = files(tmp_path, test=[header, "0\tone", "1\ttwo"])
         data = {"train": folder, "test": folder | {"split": "test"}}

@@ -8,7 +8,7 @@ import pytest
 from kd_jax.errors import UserError
 from kd_jax.tasks import hellaswag
 from kd_jax.tasks.hellaswag import cleaned
-from tests.tasks.scoring import swag, tokenizer
+from tests.tasks.likelihood import swag, tokenizer
 
 
 def made(tmp_path, *rows, name="val.jsonl"):
@@ -35,24 +35,24 @@ def test_texts_are_cleaned(raw, wanted):
 
 
 def test_a_question(tmp_path):
-    question = made(tmp_path, swag()).questions.questions[0]
+    question = made(tmp_path, swag()).scored.questions[0]
     # "capitalised" lowers what follows, too.
     assert question.context == "Going home: A man saw the dog. The dog"
     assert question.endings == ("ran home.", "sat to bed.", "saw the hen.", "quickly sat again.")
     assert question.answer == 2
-    how = made(tmp_path, swag(ctx_b="")).questions.questions[0]
+    how = made(tmp_path, swag(ctx_b="")).scored.questions[0]
     assert how.context == "Going home: A man saw the dog."
 
 
 def test_the_hubs_layout_is_the_same(tmp_path):
     task = made(tmp_path, swag())
     hub = made(tmp_path, swag(label="2"), name="validation-00000.parquet")
-    assert hub.questions.questions == task.questions.questions
+    assert hub.scored.questions == task.scored.questions
     assert hub.manifest()["digest"] == task.manifest()["digest"]
     assert task.manifest() | {"name": ""} == {
         "name": "",
         "commit": None,
-        "digest": task.questions.digest,
+        "digest": task.scored.digest,
         "examples": 1,
     }
 
@@ -119,24 +119,24 @@ def test_endings_that_are_too_long_are_left_out(tmp_path):
 )
 def test_mistakes_name_file_and_row(changes, message, tmp_path):
     with pytest.raises(UserError, match=rf"val.jsonl, {message}"):
-        _ = made(tmp_path, swag(), swag(**changes)).questions
+        _ = made(tmp_path, swag(), swag(**changes)).scored
 
 
 def test_other_files(tmp_path):
     with pytest.raises(UserError, match="no column 'activity_label'; set config.data to HellaSwag"):
-        _ = made(tmp_path, {"text": "a"}).questions
+        _ = made(tmp_path, {"text": "a"}).scored
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(swag()) + "\n{'ind': 3}\n")
     task = hellaswag.scoring({}, {"test": {"source": "files", "path": str(broken)}})
     with pytest.raises(UserError, match="broken.jsonl, line 2"):
-        _ = task.questions
+        _ = task.scored
     with pytest.raises(UserError, match="config.task.seq_len=0 must be at least 1"):
         hellaswag.scoring({"seq_len": 0}, None)
 
 
 def test_the_hub_is_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(hellaswag.table, "read", lambda spec, where: asked.append(spec) or 1 / 0)
+    monkeypatch.setattr(hellaswag.source, "table", lambda spec, where: asked.append(spec) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        _ = hellaswag.scoring({}, None).questions
+        _ = hellaswag.scoring({}, None).scored
     assert asked == [{"source": "hub", "path": "Rowan/hellaswag", "split": "validation"}]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.metrics import classification
-from kd_jax.tasks import text
 
 ROWS = [
     {"text": f"row {i} is {'good' if i % 3 else 'bad'} " + "really " * (i % 9), "label": c}
@@ -22,7 +22,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = [row["text"] for row in ROWS]
-    return text.train_tokenizer("wordpiece", texts, 80, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer("wordpiece", texts, 80, tmp_path_factory.mktemp("tokenizer"))
 
 
 def write(path, rows):
@@ -85,6 +85,17 @@ def test_a_stratified_part_of_train_is_held_out(data):
     assert list(make(data, labels=["no", "perhaps", "yes"]).prepare()) == ["test"]
 
 
+def test_a_manifest_counts_classes_rows_and_what_is_cut(data, tokenizer):
+    found = make(data, tokenizer, seq_len=8).prepare()["train"]
+    assert found["classes"] == {"no": 16, "perhaps": 16, "yes": 16}
+    assert found["examples"] == found["rows"] == 48
+    texts = make(data).examples("train").first
+    whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    assert found["longest"] == max(whole)
+    assert 0 < found["cut"] == sum(length > 8 for length in whole) < 48
+    assert not {"rows", "cut"} & make(data).prepare()["train"].keys()  # no tokenizer
+
+
 def test_the_same_text_is_not_on_both_sides(data, tmp_path):
     data["train"] = write(tmp_path / "twice.jsonl", ROWS + ROWS[::-1])
     task = make(data)
@@ -119,7 +130,7 @@ def test_batches_have_the_shapes_that_are_promised(data, tokenizer):
 def test_another_tokenizer_reads_the_same_examples(data, tokenizer, tmp_path):
     task = make(data, tokenizer)
     task.rows("train")
-    pieces = text.train_tokenizer("bpe", [row["text"] for row in ROWS], 300, tmp_path / "bpe")
+    pieces = tokenizers.train_tokenizer("bpe", [row["text"] for row in ROWS], 300, tmp_path / "bpe")
     other = task.with_tokenizer(pieces)
     assert other.examples("train") is task.examples("train")
     assert other.rows("train").types_F is None and task.rows("train").types_F is not None

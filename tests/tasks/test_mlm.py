@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.tasks import mlm, text
+from kd_jax.tasks import mlm
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0
 DOCUMENTS = [f"document {i} says " + "some more words, " * (i % 5) + "end" for i in range(40)]
@@ -13,7 +14,9 @@ DOCUMENTS = [f"document {i} says " + "some more words, " * (i % 5) + "end" for i
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return text.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer(
+        "wordpiece", DOCUMENTS, 100, tmp_path_factory.mktemp("tokenizer")
+    )
 
 
 @pytest.fixture
@@ -149,6 +152,6 @@ def test_mistakes(data, tokenizer, tmp_path):
 
 
 def test_a_tokenizer_without_the_tokens_it_needs(data, tmp_path):
-    gpt2 = text.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path / "gpt2")
+    gpt2 = tokenizers.train_tokenizer("bpe", DOCUMENTS, 300, tmp_path / "gpt2")
     with pytest.raises(UserError, match="has no mask_token, which masked language modelling needs"):
         mlm.make({"name": "mlm"}, data, gpt2)

@@ -7,7 +7,7 @@ from tokenizers import processors
 
 from kd_jax.errors import UserError
 from kd_jax.tasks import perplexity
-from tests.tasks.scoring import tokenizer
+from tests.tasks.likelihood import tokenizer
 
 TEXT = " The man saw the dog . \n\n The dog ran home ,\n quickly .\n"
 
@@ -25,7 +25,7 @@ def made(path, **config):
 
 def test_a_text_file_is_one_text_as_it_stands(file):
     task = made(file, seq_len=8, stride=3)
-    assert list(task.texts) == [TEXT] and task.manifest()["examples"] == 1
+    assert list(task.scored) == [TEXT] and task.manifest()["examples"] == 1
     scored = task.encoded(tokenizer(), 100)
     ids = tokenizer()(TEXT)["input_ids"]
     values_N = -scored._stretches.counts_N.astype(float)  # one nat a token
@@ -43,9 +43,9 @@ def test_a_text_file_is_one_text_as_it_stands(file):
 def test_documents_alone_begin_with_a_token_of_their_own(file):
     task = made(file, documents="alone")
     documents = ["The man saw the dog .", "The dog ran home ,\n quickly ."]
-    assert [text.strip() for text in task.texts] == documents
+    assert [text.strip() for text in task.scored] == documents
     scored = task.encoded(tokenizer(), 100)
-    ids = [tokenizer()(text)["input_ids"] for text in task.texts]
+    ids = [tokenizer()(text)["input_ids"] for text in task.scored]
     assert scored.figures(np.zeros(2))["tokens"] == sum(map(len, ids))
     end = tokenizer().eos_token_id
     rows = [
@@ -58,9 +58,9 @@ def test_documents_alone_begin_with_a_token_of_their_own(file):
 
 def test_other_documents_are_joined_by_a_blank_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a dog"}\n{"text": "a fox"}\n')
-    assert list(made(str(tmp_path / "rows.jsonl")).texts) == ["a dog\n\na fox"]
+    assert list(made(str(tmp_path / "rows.jsonl")).scored) == ["a dog\n\na fox"]
     alone = made(str(tmp_path / "rows.jsonl"), documents="alone")
-    assert list(alone.texts) == ["a dog", "a fox"]
+    assert list(alone.scored) == ["a dog", "a fox"]
     assert alone.manifest()["digest"] != made(str(tmp_path / "rows.jsonl")).manifest()["digest"]
 
 

@@ -6,8 +6,8 @@ import pytest
 from scipy.special import log_softmax
 
 from kd_jax import plugins
+from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.tasks import text
 
 WORDS = "red blue green black white pink grey gold".split()
 
@@ -39,7 +39,7 @@ def write(path, *articles):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     texts = [" ".join(f"{word}{i}" for word in WORDS) for i in range(9)] + ["Which one? In a b :"]
-    return text.train_tokenizer("wordpiece", texts, 300, tmp_path_factory.mktemp("tokenizer"))
+    return tokenizers.train_tokenizer("wordpiece", texts, 300, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -205,6 +205,15 @@ def test_questions_without_an_answer(second, tokenizer):
     assert (found["HasAns_f1"], found["NoAns_f1"]) == (100, 0) and "null_threshold" not in found
 
 
+def test_a_manifest_counts_windows_and_questions_without_an_answer(second, tokenizer):
+    task = make(second, tokenizer)
+    found = task.prepare()["test"]
+    answers = [bool(question.answers) for question in task.examples("test").questions]
+    classes = {"answerable": sum(answers), "unanswerable": len(answers) - sum(answers)}
+    assert found["classes"] == classes and min(classes.values()) > 0
+    assert found["rows"] == len(task.rows("test")) and found["longest"] > 0
+
+
 def test_the_threshold_is_tuned_on_held_out_questions(second, tokenizer):
     task = make(second, tokenizer)
     held = outputs_of(task, "validation", null=-20.0)  # with 0, every question is answered
@@ -258,7 +267,9 @@ def test_broken_files_of_predictions(first, tmp_path, content, message):
 def test_another_tokenizer_has_windows_of_its_own(first, tokenizer, tmp_path):
     task = make(first, tokenizer)
     want = task.score("test", outputs_of(task, "test"))
-    single = text.train_tokenizer("wordpiece", ["red blue Which one? :0123456789 "], 60, tmp_path)
+    single = tokenizers.train_tokenizer(
+        "wordpiece", ["red blue Which one? :0123456789 "], 60, tmp_path
+    )
     other = task.with_tokenizer(single)
     assert len(other.rows("test")) > len(task.rows("test"))
     assert other.examples("test") is task.examples("test")
@@ -292,7 +303,7 @@ def test_the_real_files(data_folder, name, count, none):
 
 
 def test_real_windows_hold_their_answers(data_folder):
-    tokenizer = text.load_tokenizer(data_folder / "tokenizers" / "bert-base-uncased")
+    tokenizer = tokenizers.load_tokenizer(data_folder / "tokenizers" / "bert-base-uncased")
     data = {"train": {"path": str(data_folder / "squad" / "xquad.en.json")}, "held_out": 0.1}
     config = dict(name="squad", seq_len=128, doc_stride=32, max_question_length=48)
     task = plugins.load("tasks", "squad", "make").make(config, data, tokenizer)

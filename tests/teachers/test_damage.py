@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_jax.data import cache
-from kd_jax.data.ragged import Ragged
+from kd_jax.data.encoded import Marked
 from kd_jax.teachers.store import Store
 from tests.data import test_blocks
 from tests.teachers import test_signals, test_store
@@ -21,9 +21,9 @@ def tokens(root: Path) -> list:
 
 
 def chats(root: Path) -> list:
-    made = Ragged.of([np.array([1, 2, 3]), np.array([4])], [np.array([1, 0, 1]), np.array([1])])
+    made = Marked.of([np.array([1, 2, 3]), np.array([4])], [np.array([1, 0, 1]), np.array([1])])
     cache.once(root / "chats-x", made.save, "config.data.cache_dir")
-    found = Ragged.load(root / "chats-x")
+    found = Marked.load(root / "chats-x")
     return [found.tokens_F, found.marks_F, found.lengths_N]
 
 

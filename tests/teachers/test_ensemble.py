@@ -8,7 +8,8 @@ import safetensors.numpy
 
 from kd_jax.models import family as families
 from kd_jax.models import hf
-from kd_jax.objectives import combine, sources
+from kd_jax.objectives.logits import SPACES, sparse
+from kd_jax.objectives.objective import build_objective
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import Guides
 from kd_jax.types import Model, Signal
@@ -65,7 +66,7 @@ def loss_and_grads(objective, guides, batch, scales):
 
 def objective(**terms):
     settings = {name: {"weight": 1.0} for name in terms}
-    return combine.build(settings, 10, FP32, FP32, chunk=7)[0]
+    return build_objective(settings, 10, FP32, FP32, chunk=7)[0]
 
 
 def torch_of(model, folder, **changes):
@@ -113,7 +114,7 @@ def test_as_pytorch_computes_it(tmp_path):
             np.testing.assert_allclose(slope, theirs[name].grad, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("space", sources.SPACES)
+@pytest.mark.parametrize("space", SPACES)
 def test_what_was_computed_before_is_the_same(space):
     batch, guides = rows(), online(2, space)
     scales = {"ce": 0.3, "kl": 0.7}
@@ -129,12 +130,12 @@ def test_what_was_computed_before_is_the_same(space):
         return Signal(logits_NV.reshape(*batch.tokens_BT.shape, -1))
 
     def few(logits_NV):
-        found, shape = sources.sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
+        found, shape = sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
         values, ids = (x.reshape(*shape, -1) for x in (found.values_NK, found.ids_NK))
         return Signal(values, ids, found.rest_N.reshape(shape))
 
     stored = Guides({"share": guides.params["share"]}, tiny.VOCAB, space=space)
-    logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.beside.others)}
+    logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.others.source)}
     for kind in (dense, few):
         signals = {name: kind(value) for name, value in logits.items()}
         found = loss_and_grads(objective(**scales), stored, batch.replace(signals=signals), scales)
@@ -148,7 +149,7 @@ def test_the_first_student_has_nobody_beside_it():
     guides = online(0)
     found = loss_and_grads(objective(kl=1), guides, batch, scales)
     plain = Guides(guides.params, tiny.VOCAB, guides.teacher)(batch)
-    assert plain.beside is None
+    assert plain.others is None
     alone = dataclasses.replace(teacher())
     wanted = loss_and_grads(objective(kl=1), alone, batch, scales)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, wanted)

@@ -9,7 +9,7 @@ from scipy import special
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models.layers import MASKED
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy
 from kd_jax.teachers.several import Member, Several, Stored, average, in_order
 from kd_jax.train import sharding, step
@@ -130,16 +130,13 @@ SETTINGS = {"ce": {"weight": 0.5}, "kl": {"weight": 0.5, "temperature": 2.0}}
 
 def stepped(teacher, rows, devices, fsdp):
     """Gradient and terms of a train step."""
-    objective, knobs = combine.build(SETTINGS, 10, Policy(), Policy(), 0)
+    objective, *schedules = build_objective(SETTINGS, 10, Policy(), Policy(), 0)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     program = step.Program(objective, mesh, families.PARTITION, dropout=False)
     student = model("bert", 3)
-    params = {"student": student.params, "objective": {}}
     gradient = jax.jit(step.gradient, static_argnames="program")
-    found = gradient(
-        params, student.graphdef, rows, teacher, tiny_step.inputs(knobs), program=program
-    )
-    return jax.device_get(found)
+    inputs = tiny_step.inputs(schedules)
+    return jax.device_get(gradient(tiny_step.state(student), rows, teacher, inputs, program))
 
 
 def check_same(ours, theirs):

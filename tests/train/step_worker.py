@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax import flags
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import distributed, optim, sharding, state, step
 from kd_jax.train.passes import evaluate
@@ -40,20 +40,20 @@ def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
     student, teacher = tiny_step.models("mlm")
     found = {"local_ids": np.stack([stream[i].ids_B for i in range(4)])}
     for fsdp in fsdp_sizes:
-        program, knobs = tiny_step.program(SETTINGS, devices, fsdp)
-        inputs = jax.tree.map(np.asarray, tiny_step.inputs(knobs))
+        program, schedules = tiny_step.program(SETTINGS, devices, fsdp)
+        inputs = jax.tree.map(np.asarray, tiny_step.inputs(schedules))
         own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
-        params = {"student": student.params, "objective": own}
-        params, frozen = jax.tree.map(np.asarray, (params, teacher))
+        start = jax.tree.map(np.asarray, tiny_step.state(student, own))
+        frozen = jax.tree.map(np.asarray, teacher)
         batch = sharding.place(stream[0], program.mesh)
-        run = jax.jit(step.gradient, static_argnames=("graphdef", "program"))
-        grads, terms = run(params, student.graphdef, batch, frozen, inputs, program)
+        run = jax.jit(step.gradient, static_argnames="program")
+        grads, terms = run(start, batch, frozen, inputs, program)
         values = {name: ratio.value() for name, ratio in terms.items()}
         found |= whole({f"fsdp {fsdp}": {"gradient": grads, "terms": values}}, program.mesh)
     # Two steps and figures, on the last mesh.
     make_optimizer = functools.partial(optim.make_optimizer, config(epsilon=1e-2))
     table, graphdef = family.PARTITION, student.graphdef
-    born = state.create(lambda x: x, params, graphdef, make_optimizer, table, program.mesh)
+    born = state.create(lambda x: x, start.params, graphdef, make_optimizer, table, program.mesh)
     specs = sharding.param_specs(table, frozen.params, program.mesh)
     placed = jax.device_put(frozen.params, sharding.shardings(specs, program.mesh))
     frozen = frozen.replace(params=placed)
@@ -62,7 +62,7 @@ def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
         found |= whole({f"global_ids {i}": batch.ids_B}, program.mesh)
         born, metrics = step.train_step(born, batch, frozen, inputs, program=program)
     found |= whole({"loss": metrics["loss"], "params": born.params}, program.mesh)
-    held_out = step.Program(combine.held_out(Policy()), program.mesh, table)
+    held_out = step.Program(held_out_objective(Policy()), program.mesh, table)
     once = Stream(ROWS, make, BATCH, **processes)
     return found | {"held_out": np.array(evaluate(born.student, once, None, held_out)["loss"])}
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.errors import UserError
-from kd_jax.train import sharding
+from kd_jax.train import checkpoint, sharding
 from kd_jax.train.checkpoint import Checkpoints, Damaged
 from kd_jax.train.state import TrainState
 
@@ -345,8 +345,15 @@ def test_the_best_is_read_without_the_optimizer(folder, monkeypatch):
     checkpoints = Checkpoints(folder, keep=1)
     save(checkpoints, {1: 1.0})
     split = make(0, place=NamedSharding(MESH, P("fsdp")))
-    monkeypatch.setattr(checkpoints, "restore", None)
+    read, restore = [], checkpoint.ocp.Checkpointer.restore
+
+    def note(self, path, args):
+        read.extend(args.item)
+        return restore(self, path, args=args)
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", note)
     best = checkpoints.chosen(split)
+    assert read == ["step", "params"]
     assert int(best.step) == 1 and best.opt_state == ()
     assert kernel(best).sharding == kernel(split).sharding
     np.testing.assert_array_equal(kernel(best), 1.0)

@@ -5,7 +5,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.train import checksum, sharding
+from kd_jax.train import checkpoint, sharding
+from kd_jax.train.checkpoint import checksum
 
 MESH = sharding.make_mesh(4)
 ARRAYS = [
@@ -19,27 +20,29 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS, ids=str)
 def test_host_and_device_sum_alike(array):
-    assert int(checksum._sum(np.asarray(array), np)) == int(checksum._compiled(jnp.asarray(array)))
+    assert int(checkpoint._sum(np.asarray(array), np)) == int(
+        checkpoint._compiled(jnp.asarray(array))
+    )
 
 
 def test_the_layout_does_not_matter():
     tree = {"a": ARRAYS[0], "b": [ARRAYS[2]]}
-    whole = checksum.of(jax.device_put(tree))
+    whole = checksum(jax.device_put(tree))
     split = {"a": jax.device_put(ARRAYS[0], NamedSharding(MESH, P("fsdp"))), "b": [jnp.int32(3)]}
-    assert checksum.of(split) == whole
-    assert int(checksum._compiled(split["a"])) == int(checksum._sum(ARRAYS[0], np))
+    assert checksum(split) == whole
+    assert int(checkpoint._compiled(split["a"])) == int(checkpoint._sum(ARRAYS[0], np))
 
 
 def test_every_bit_counts_and_so_does_its_place():
     array = ARRAYS[0]
-    sums = {checksum.of([jnp.asarray(array)])}
+    sums = {checksum([jnp.asarray(array)])}
     for byte in range(array.nbytes):
         changed = bytearray(array.tobytes())
         changed[byte] ^= 1 << byte % 8
-        sums.add(checksum.of([jnp.asarray(np.frombuffer(changed, np.float32).reshape(4, 6))]))
-    sums |= {checksum.of([jnp.asarray(array[::-1])]), checksum.of([jnp.asarray(array.T)])}
+        sums.add(checksum([jnp.asarray(np.frombuffer(changed, np.float32).reshape(4, 6))]))
+    sums |= {checksum([jnp.asarray(array[::-1])]), checksum([jnp.asarray(array.T)])}
     sums |= {
-        checksum.of({"a": jnp.asarray(array)}),
-        checksum.of([jnp.asarray(array.reshape(6, 4))]),
+        checksum({"a": jnp.asarray(array)}),
+        checksum([jnp.asarray(array.reshape(6, 4))]),
     }
     assert len(sums) == 1 + array.nbytes + 3  # of another shape with the same words it is the same

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kd_jax.errors import UserError
-from kd_jax.train import loop, records, sharding
+from kd_jax.train import finite, loop, records, sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.loop import Intervals, Schedules, Selection
 from kd_jax.train.preemption import Preempted
@@ -261,11 +261,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, events, name, value, a
     reader.close()
 
 
-@pytest.mark.parametrize("finite", [True, False])
-def test_a_teacher_that_is_not_finite_is_told(tmp_path, events, monkeypatch, finite):
-    monkeypatch.setattr(loop, "teacher_is_finite", lambda teacher, batch, *, program: finite)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_teacher_that_is_not_finite_is_told(tmp_path, events, monkeypatch, whole):
+    monkeypatch.setattr(finite, "teacher_is_finite", lambda teacher, batch, *, program: whole)
     events.bad["loss", 6] = math.nan
-    says = "the teacher's answers are finite; lower optim" if finite else "answers are not finite"
+    says = "the teacher's logits are finite; lower optim" if whole else "logits are not finite"
     with pytest.raises(UserError, match=f"student: loss is nan at step 6: .*{says}"):
         fit(tmp_path, events, teacher="teacher")
 
@@ -308,7 +308,7 @@ def test_timing_rows(tmp_path, events):
 def test_evaluation_and_saving_are_no_training_time(tmp_path, events, monkeypatch):
     """By a clock that a batch moves on by a second, and an evaluation by a thousand."""
     now = [0.0]
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(records.time, "perf_counter", lambda: now[0])
 
     def move(seconds):
         now[0] += seconds

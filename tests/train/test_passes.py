@@ -4,11 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.data.buckets import BucketStream
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.loader import Stream
+from kd_jax.data.loader import BucketStream, Stream
 from kd_jax.models import family
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
 from kd_jax.train.passes import evaluate, one_behind, predict
@@ -30,7 +29,7 @@ def stream(head, batch_size):
 
 def figures(head, devices, fsdp, batch_size, teacher=True, chunk=0):
     student, theirs = tiny_step.models(head)
-    objective = combine.held_out(Policy(), Policy() if teacher else None, chunk)
+    objective = held_out_objective(Policy(), Policy() if teacher else None, chunk)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     program = step.Program(objective, mesh, family.PARTITION)
     student, theirs = sharding.everywhere((student, theirs), mesh)
@@ -83,7 +82,7 @@ def encoded():
     rng = np.random.default_rng(0)
     lengths_N = rng.integers(3, 17, ROWS)
     tokens_F = rng.integers(4, tiny.VOCAB, lengths_N.sum()).astype(np.int32)
-    return Encoded(tokens_F, None, lengths_N, np.zeros((ROWS, 1), np.int32), 0)
+    return Encoded(tokens_F, lengths_N, None, np.zeros((ROWS, 1), np.int32), 0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_predict_gives_every_row_its_logits_without_padding(head, devices, fsdp)
     model = tiny.model("bert", head, num_hidden_layers=1, **changes)
     rows = encoded()
     if head == "span":
-        rows = Encoded(rows.tokens_F, None, rows.lengths_N, np.zeros((ROWS, 2), np.int32), 0)
+        rows = Encoded(rows.tokens_F, rows.lengths_N, None, np.zeros((ROWS, 2), np.int32), 0)
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     stream = BucketStream(rows.lengths_N, (8, 16), rows.batch, 8)
     placed = sharding.everywhere(model, mesh)

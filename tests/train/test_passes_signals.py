@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kd_jax.models import family
-from kd_jax.objectives import sources
+from kd_jax.objectives.logits import SPACES, sparse, stored
 from kd_jax.train import sharding
 from kd_jax.train.passes import signal_step
 from kd_jax.train.sharding import place
@@ -32,7 +32,7 @@ def logs(model, batch):
     return jax.nn.log_softmax(model(batch).logits[..., :SIZE], axis=-1)
 
 
-@pytest.mark.parametrize("space", sources.SPACES)
+@pytest.mark.parametrize("space", SPACES)
 def test_a_running_mean_is_the_mean(space):
     models, rows = [tiny.model("qwen2", "clm", seed=seed) for seed in range(3)], batch()
     found = run(models[0], rows, space=space)
@@ -65,9 +65,9 @@ def test_sparse_signals_go_into_the_next_mean():
     models, rows = [tiny.model("qwen2", "clm", seed=seed) for seed in range(2)], batch()
     first = run(models[0], rows, k=7)
     found = run(models[1], rows.replace(signals={"others": first}), 0.5, k=7)
-    before = sources.stored(jax.tree.map(jnp.asarray, first), SIZE)
+    before = stored(jax.tree.map(jnp.asarray, first), SIZE)
     before_NV = before.logits(before.rows, FP32)
     mean_NV = (before_NV + logs(models[1], rows).reshape(-1, SIZE)) / 2
-    wanted = sources.sparse(mean_NV, 7)
+    wanted = sparse(mean_NV, 7)
     np.testing.assert_allclose(found.values_BTK.reshape(-1, 7), wanted.values_NK, atol=1e-5)
     np.testing.assert_allclose(found.rest_BT.reshape(-1), wanted.rest_N, atol=1e-5)

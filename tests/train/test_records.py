@@ -80,8 +80,8 @@ def read_events(folder) -> list[Event]:
 
 def test_tensorboard_has_the_same_numbers(tmp_path):
     all_of_them = Records(tmp_path, start=4)
-    all_of_them.add(all_of_them.metrics, "train", {"step": 5, "loss": 0.5, "ce": 0.25})
-    all_of_them.add(all_of_them.evals, "eval", {"step": 5, "loss": 0.75})
+    all_of_them.add("metrics", {"step": 5, "loss": 0.5, "ce": 0.25})
+    all_of_them.add("eval", {"step": 5, "loss": 0.75})
     all_of_them.sync()
     version, again, *events = read_events(tmp_path / "tensorboard")
     assert version.file_version == "brain.Event:2"
@@ -101,7 +101,7 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(all_of_them._events._writer._py_recordio_writer, "write", full)
     with pytest.raises(OSError, match="No space left"):
         for step in range(100):
-            all_of_them.add(all_of_them.metrics, "train", {"step": step, "loss": 0.5})
+            all_of_them.add("metrics", {"step": step, "loss": 0.5})
     all_of_them.close()
 
 
@@ -120,7 +120,7 @@ def wandb(monkeypatch):
 def test_wandb_gets_every_row(tmp_path, wandb):
     run = records.open_wandb("project", "quickstart-1", {"seed": 0}, tmp_path)
     all_of_them = Records(tmp_path / "student", start=0, wandb_run=run)
-    all_of_them.add(all_of_them.metrics, "train", {"step": 5, "loss": 0.5})
+    all_of_them.add("metrics", {"step": 5, "loss": 0.5})
     all_of_them.close()
     (options,) = wandb.calls
     assert options["project"] == "project" and options["name"] == "quickstart-1"

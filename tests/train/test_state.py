@@ -47,16 +47,16 @@ def create(program, inputs):
 @pytest.fixture(scope="module")
 def stepped():
     """A step on 4 x 2 devices, and everything as it was before."""
-    program, knobs = tiny_step.program(SETTINGS, devices=8, fsdp=2)
+    program, schedules = tiny_step.program(SETTINGS, devices=8, fsdp=2)
     student, teacher = tiny_step.models("mlm")
     born = create(program, student.params)
     specs = sharding.param_specs(family.PARTITION, teacher.params, program.mesh)
     placed = jax.device_put(teacher.params, sharding.shardings(specs, program.mesh))
     teacher = teacher.replace(params=placed)
     batch = sharding.place(tiny_step.batch("mlm"), program.mesh)
-    inputs = tiny_step.inputs(knobs)
-    run = jax.jit(step.gradient, static_argnames=("graphdef", "program"))
-    grads, terms = run(born.params, born.graphdef, batch, teacher, inputs, program)
+    inputs = tiny_step.inputs(schedules)
+    run = jax.jit(step.gradient, static_argnames="program")
+    grads, terms = run(born, batch, teacher, inputs, program)
     # Copies: what NumPy looks at is not donated.
     before = jax.tree.map(np.array, jax.device_get((born, teacher)))
     layout = jax.tree.map(lambda x: x.sharding, born)

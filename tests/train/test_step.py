@@ -8,6 +8,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.train import step
+from kd_jax.train.finite import teacher_is_finite
 from tests.objectives import naive
 from tests.train import tiny_step
 
@@ -38,20 +39,18 @@ VARIANTS = {
 
 # Compiled in half the time; the numbers are the same.
 FAST = {"xla_backend_optimization_level": 0}
-run = jax.jit(step.gradient, static_argnames=("graphdef", "program"), compiler_options=FAST)
+run = jax.jit(step.gradient, static_argnames="program", compiler_options=FAST)
 
 
 def gradient(case: str, batch=None, **how):
     """(gradient, terms) of a case, on the host."""
     head, settings = CASES[case]
-    program, knobs = tiny_step.program(settings, **how)
+    program, schedules = tiny_step.program(settings, **how)
     student, teacher = tiny_step.models(head)
     own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
-    params = {"student": student.params, "objective": own}
+    state = tiny_step.state(student, own)
     batch = tiny_step.batch(head) if batch is None else batch
-    return jax.device_get(
-        run(params, student.graphdef, batch, teacher, tiny_step.inputs(knobs), program)
-    )
+    return jax.device_get(run(state, batch, teacher, tiny_step.inputs(schedules), program))
 
 
 reference = functools.cache(gradient)  # one device, one micro-batch, one chunk
@@ -111,11 +110,11 @@ def test_terms_are_those_of_the_models_and_the_teacher_has_no_dropout():
     settings = CASES["clm"][1]
     student, teacher = tiny_step.models("clm")
     batch, seed = tiny_step.batch("clm"), 3
-    program, knobs = tiny_step.program(settings, dropout=True)
+    program, schedules = tiny_step.program(settings, dropout=True)
     own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
-    params = {"student": student.params, "objective": own}
-    inputs = tiny_step.inputs(knobs, seed=seed)
-    _, terms = jax.device_get(run(params, student.graphdef, batch, teacher, inputs, program))
+    inputs = tiny_step.inputs(schedules, seed=seed)
+    state = tiny_step.state(student, own)
+    _, terms = jax.device_get(run(state, batch, teacher, inputs, program))
 
     logits = jax.jit(lambda model, seed: model(batch, seed).logits)
     ours, theirs = (
@@ -132,7 +131,7 @@ def test_terms_are_those_of_the_models_and_the_teacher_has_no_dropout():
 def test_gradient_is_that_of_the_loss():
     """Of the sum of weight x mean, by finite differences along the gradient."""
     head, settings = CASES["mlm"]
-    program, knobs = tiny_step.program(settings)
+    program, schedules = tiny_step.program(settings)
     student, teacher = tiny_step.models(head)
     own = program.objective.init(jax.random.key(0), *tiny_step.SPECS)
     grads, _ = reference("mlm")
@@ -140,9 +139,9 @@ def test_gradient_is_that_of_the_loss():
     def loss(size):
         params = {"student": student.params, "objective": own}
         moved = jax.tree.map(lambda p, g: p + size * g, params, grads)
-        args = (student.graphdef, tiny_step.batch(head), teacher, tiny_step.inputs(knobs), program)
-        terms = run(moved, *args)[1]
-        return sum(knobs.weights[name](0) * float(terms[name].value()) for name in settings)
+        args = (tiny_step.batch(head), teacher, tiny_step.inputs(schedules), program)
+        terms = run(tiny_step.state(student).replace(params=moved), *args)[1]
+        return sum(schedules[0][name](0) * float(terms[name].value()) for name in settings)
 
     square = sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads))
     step_size = 1e-3 / np.sqrt(square)
@@ -153,17 +152,18 @@ def test_gradient_is_that_of_the_loss():
 @pytest.mark.parametrize("how", [dict(devices=8, fsdp=2), dict(accumulate=8)])
 def test_no_two_devices_or_micro_batches_share_their_dropout(how):
     """Eight copies of a row: losses differ by dropout alone."""
-    program, knobs = tiny_step.program({"ce": {"weight": 1.0}}, dropout=True, teacher=False, **how)
+    program, schedules = tiny_step.program(
+        {"ce": {"weight": 1.0}}, dropout=True, teacher=False, **how
+    )
     student, _ = tiny_step.models("mlm")
     copies = jax.tree.map(lambda x: np.repeat(x[:1], 8, axis=0), tiny_step.batch("mlm"))
-    params = {"student": student.params, "objective": {}}
 
     def losses(seed):
         """Of each row, the others not being counted."""
-        inputs = tiny_step.inputs(knobs, seed=seed)
+        inputs = tiny_step.inputs(schedules, seed=seed)
         for row in range(8):
             batch = copies.replace(weights=copies.weights * (np.arange(8) == row)[:, None])
-            _, terms = run(params, student.graphdef, batch, None, inputs, program)
+            _, terms = run(tiny_step.state(student), batch, None, inputs, program)
             yield float(terms["ce"].total)
 
     first, other = list(losses(1)), list(losses(2))
@@ -182,4 +182,4 @@ def test_a_teacher_that_is_not_finite_is_found_on_any_device(bad):
         tree = jax.tree.structure(teacher.params)
         spoilt = [leaves[0].at[(-1,) * leaves[0].ndim].set(bad), *leaves[1:]]
         teacher = teacher.replace(params=jax.tree.unflatten(tree, spoilt))
-    assert bool(step.teacher_is_finite(teacher, rows, program=program)) == (bad is None)
+    assert bool(teacher_is_finite(teacher, rows, program=program)) == (bad is None)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import family as families
-from kd_jax.objectives import combine
+from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.types import Batch, Model, ModelSpec
+from kd_jax.train.state import TrainState
+from kd_jax.types import Batch, Model, ModelSpec, Params
 from tests.models import tiny
 
 ROWS, LENGTH, SLOTS = 32, 12, 4
@@ -63,13 +64,20 @@ def batch(head: str, rows: int = ROWS) -> Batch:
 
 def program(settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True):
     """A float32 step of an objective, as configured, on the first `devices` devices."""
-    objective, knobs = combine.build(settings, 10, Policy(), Policy() if teacher else None, chunk)
+    objective, *schedules = build_objective(
+        settings, 10, Policy(), Policy() if teacher else None, chunk
+    )
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    return step.Program(objective, mesh, families.PARTITION, accumulate, dropout), knobs
+    return step.Program(objective, mesh, families.PARTITION, accumulate, dropout), schedules
 
 
-def inputs(knobs: combine.Knobs, learning_rate: float = 0.1, seed: int = 0) -> step.Inputs:
-    """Those of step 0."""
-    weights = {name: jnp.float32(at(0)) for name, at in knobs.weights.items()}
-    temperatures = {name: jnp.float32(at(0)) for name, at in knobs.temperatures.items()}
-    return step.Inputs(jnp.float32(learning_rate), weights, temperatures, jnp.uint32(seed))
+def inputs(schedules, learning_rate: float = 0.1, seed: int = 0) -> step.Inputs:
+    """Those of step 0, of schedules of coefficients and of temperatures."""
+    at_0 = ({name: jnp.float32(at(0)) for name, at in each.items()} for each in schedules)
+    return step.Inputs(jnp.float32(learning_rate), *at_0, jnp.uint32(seed))
+
+
+def state(student: Model, own: Params | None = None) -> TrainState:
+    """A student, and the objective's own parameters, without an optimizer."""
+    params = {"student": student.params, "objective": own or {}}
+    return TrainState(jnp.int32(0), params, (), student.graphdef, None)

@@ -1,19 +1,24 @@
-"""What is to be labelled: the texts, pairs of texts or questions of one file, without labels."""
+"""The files of `predict`: texts, pairs of texts or questions that are to be labelled, and what was
+predicted of them."""
 
+import contextlib
+import csv
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd_jax import storage
 from kd_jax.data import files, squad
+from kd_jax.data.source import Table, blank
 from kd_jax.data.squad import Question
-from kd_jax.data.table import Table, blank
 from kd_jax.errors import UserError
 from kd_jax.tasks.classification import Texts
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 STAND_IN = "."
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}  # of files that are written; others are JSON lines
 
 
 class Input(NamedTuple):
@@ -45,7 +50,7 @@ def texts(
     first empty text. An empty text more often than not means that the column is the wrong one or
     the file is broken, which is better known before the work than found in the answers.
     """
-    _check(path, (".txt", *TABLES))
+    _check_input(path, (".txt", *TABLES))
     if path.suffix == ".txt":
         if text or pair or delimiter:
             raise UserError(f"{path} has no columns: leave --text, --pair and --delimiter out")
@@ -71,7 +76,7 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
 
     Raises UserError as `texts` does.
     """
-    _check(path, TABLES)
+    _check_input(path, TABLES)
     table = _squad(path) if path.suffix == ".json" else None
     table = table or _table(path, delimiter)
     names = ("question", "context")
@@ -109,24 +114,16 @@ def _filled(
 
 
 def _ids(table: Table) -> list | None:
+    """The column "id" as JSON has it: NaN is null, dates are written as in ISO 8601."""
+
+    def plain(value: Any) -> str:
+        return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
     ids = table.columns.get("id")
-    return None if ids is None else [_plain(value) for value in ids]
+    return None if ids is None else json.loads(json.dumps(storage.finite(ids), default=plain))
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: NaN is null, dates are written as in ISO 8601."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if value is None or value != value:
-        return None
-    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _check(path: Path, have: tuple[str, ...]) -> None:
+def _check_input(path: Path, have: tuple[str, ...]) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give --input a file")
     if path.suffix not in have:
@@ -138,7 +135,7 @@ def _check(path: Path, have: tuple[str, ...]) -> None:
 
 def _squad(path: Path) -> Table | None:
     """The table of a SQuAD file; None where the file is a list of rows."""
-    content = files.parse("".join(files.lines(path)), str(path))
+    content = files.read_json(path)
     if isinstance(content, list):
         return None
     return Table.of_records(str(path), _entries(content, path))
@@ -149,3 +146,47 @@ def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict]]:
         question = squad.field(entry, "question", place, str)
         own = {"id": entry["id"]} if "id" in entry else {}
         yield place, own | {"question": question, "context": context}
+
+
+def check_output(path: Path, source: Path) -> None:
+    """Raises UserError where `path` is of no format there is, a folder, or the input itself."""
+    if path.suffix not in ("", ".jsonl", *_DELIMITERS):
+        have = ", ".join((".jsonl", *_DELIMITERS))
+        raise UserError(f"--output={path}: cannot write {path.suffix}; have: {have}")
+    if path.is_dir():
+        raise UserError(f"--output={path} is a folder; give a file")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"--output={path} is the input; give another file")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Callable[[list[dict]], None]]:
+    """A function that writes rows, all with the same keys, to a file of JSON lines or a table.
+
+    The file is written next to its place and renamed when the block ends; after an error nothing is
+    left. In a table the classes of `probabilities` are columns "probability_CLASS", None is empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+
+    def lines(rows: list[dict]) -> None:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def cells(rows: list[dict]) -> None:
+        flat = [_flat(row) for row in rows]
+        table = csv.writer(file, delimiter=_DELIMITERS[path.suffix], lineterminator="\n")
+        if flat and not file.tell():
+            table.writerow(flat[0])
+        table.writerows(row.values() for row in flat)
+
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            yield cells if path.suffix in _DELIMITERS else lines
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flat(row: dict) -> dict:
+    classes = {f"probability_{k}": v for k, v in row.get("probabilities", {}).items()}
+    return {key: value for key, value in row.items() if key != "probabilities"} | classes

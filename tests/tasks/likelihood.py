@@ -3,7 +3,7 @@
 import functools
 import tempfile
 
-from kd_jax.tasks import text
+from kd_jax.data import tokenizers
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="kd_jax-tokenizer-")
 WORDS = "a b dog fox hen man the ran sat saw to bed home quickly again Sentence The . , :"
@@ -12,7 +12,7 @@ WORDS = "a b dog fox hen man the ran sat saw to bed home quickly again Sentence 
 @functools.cache
 def tokenizer():
     """Byte-level BPE that knows some words."""
-    return text.train_tokenizer("bpe", [f"{WORDS} " * 9], 300, _FOLDER.name)
+    return tokenizers.train_tokenizer("bpe", [f"{WORDS} " * 9], 300, _FOLDER.name)
 
 
 def swag(**changes):

@@ -1,13 +1,18 @@
 import pytest
 
-from kd_jax.plans import hlo
+from kd_jax.plans import compiled
 
 
 def test_shapes():
     shape = "(f32[8,4]{1,0:T(8,128)S(1)}, /*index=1*/s32[], pred[3], bf16[<=5,2])"
-    assert hlo.arrays(shape) == [("f32", (8, 4)), ("s32", ()), ("pred", (3,)), ("bf16", (5, 2))]
-    assert hlo.num_bytes(shape) == 128 + 4 + 3 + 20
-    assert hlo.num_bytes("(s4[10], f8e4m3fn[7], token[])") == 5 + 7
+    assert compiled.arrays(shape) == [
+        ("f32", (8, 4)),
+        ("s32", ()),
+        ("pred", (3,)),
+        ("bf16", (5, 2)),
+    ]
+    assert compiled.num_bytes(shape) == 128 + 4 + 3 + 20
+    assert compiled.num_bytes("(s4[10], f8e4m3fn[7], token[])") == 5 + 7
 
 
 LOOP = """HloModule example
@@ -49,7 +54,7 @@ ENTRY %main (p: f32[4], n: s32[]) -> (f32[4], s32[], s32[]) {{
 
 def loop(start, step, direction, end, limit="end", note=""):
     text = LOOP.format(**locals())
-    frame = hlo.main_frame(text)
+    frame = compiled.main_frame(text)
     return frame.loop(frame.root)
 
 

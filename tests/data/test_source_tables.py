@@ -5,14 +5,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kd_jax.data import table
+from kd_jax.data import source
 from kd_jax.errors import UserError
 
 ROWS = [{"text": "a", "label": 1}, {"text": 'b, "c"', "label": 0}]
 
 
 def read(path, where="data.train", **keys):
-    return table.read({"path": str(path), **keys}, where)
+    return source.table({"path": path if isinstance(path, list) else str(path), **keys}, where)
 
 
 def test_every_kind_of_file_gives_its_columns(tmp_path):
@@ -29,7 +29,9 @@ def test_every_kind_of_file_gives_its_columns(tmp_path):
     assert read(tmp_path / "a.json").columns["label"] == [1, 0]
     assert read(tmp_path / "a.csv").place(1) == f"{tmp_path}/a.csv, row 3"
     assert read(tmp_path / "a.jsonl").place(1) == f"{tmp_path}/a.jsonl, line 3"
-    both = table.read({"path": [str(tmp_path / "a.json"), str(tmp_path / "a.jsonl")]}, "data.train")
+    both = source.table(
+        {"path": [str(tmp_path / "a.json"), str(tmp_path / "a.jsonl")]}, "data.train"
+    )
     assert both.columns["label"] == [1, 0, 1, 0] and both.place(2).endswith("a.jsonl, line 1")
 
 
@@ -69,6 +71,6 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="unknown data plug-in 'python'; have: files, hub, tfds"):
         read("x", source="python")
     with pytest.raises(UserError, match="config.data.train.path is not set"):
-        table.read({"source": "hub"}, "data.train")
+        source.table({"source": "hub"}, "data.train")
     with pytest.raises(UserError, match="unknown key config.data.train.text"):
         read("x", text="text")

@@ -1,5 +1,13 @@
-"""Multiple choice by likelihood: every ending is scored after its context, and the likeliest one is
-the model's answer."""
+"""Tasks that a causal language model is only scored on, by the likelihood it gives to text; among
+them multiple choice: every ending is scored after its context, and the likeliest one is the model's
+answer.
+
+A module of kd_jax.tasks is such a task when it defines `scoring(config, data)`, a `LikelihoodTask`;
+config.data has one key:
+
+    test  a source (data/source.py, and the layouts in which the task's data is shipped); where it
+          is None, the hub's reported split, for tasks that have one
+"""
 
 import functools
 from collections import Counter
@@ -10,48 +18,91 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits
-from kd_jax.data.continuations import Questions, Rows, endings
+from kd_jax.data.continuations import Rows, endings
+from kd_jax.data.splits import Questions
 from kd_jax.errors import UserError
 from kd_jax.metrics import likelihood
-from kd_jax.ranges import settings
-from kd_jax.tasks.scoring import DATA
+from kd_jax.ranges import Whole, settings
+
+DATA = dict(test=None)
+POSITIONS = Whole(least=1, default=None)  # None: all that the model has
 
 
-class MultipleChoice:
-    """Subclasses read the questions."""
+class Scored:
+    """A task tokenized for models with so many positions. Log-likelihoods of its stretches are
+    float (N,) nats, NaN for those left out."""
 
-    by_character = False  # whether there is an accuracy by log-likelihood a character, acc_norm
-    defaults: dict[str, Any]  # of config.task
+    rows: Rows
+    chance: float | None = None  # accuracy of guessing
+
+    def figures(self, log_likelihoods_N: np.ndarray) -> dict[str, Any]:
+        """What is reported, and of how much text."""
+        raise NotImplementedError
+
+    def hits(self, log_likelihoods_N: np.ndarray) -> dict[str, np.ndarray]:
+        """For each accuracy, which questions are answered rightly; {} where there are none."""
+        return {}
+
+    def records(self, log_likelihoods_N: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Every stretch with its log-likelihood, for a file of JSON lines."""
+        raise NotImplementedError
+
+
+class LikelihoodTask:
+    """A task before any tokenizer. Subclasses read what is scored."""
+
+    defaults: dict[str, Any]  # of config.task; seq_len: positions of the model that are used
+    alias, variant, variants = "", "", ()  # as of a `Task`
+    by_likelihood, of_examples = True, False
+    of_text = False  # whether a source's key `text` names the column
+    as_trained = False  # without a seq_len, rows are as long as in the model's training
 
     def __init__(self, config: Mapping, data: Mapping | None) -> None:
         self.config = settings(config, self.defaults, "task")
         self.seq_len = self.config["seq_len"]
         self.data = settings(data, DATA, "data")
 
-    def _read(self) -> Questions:
+    def _read(self) -> Any:
+        """What the source holds: a `splits.Section`."""
         raise NotImplementedError
 
     @functools.cached_property
-    def questions(self) -> Questions:
+    def scored(self) -> Any:
+        """What is scored: a `splits.Section`."""
         return self._read()
 
     def manifest(self) -> dict[str, Any]:
-        """See `scoring.ScoringTask`."""
-        return splits.about(self.questions) | dict(examples=len(self.questions))
+        """Describes what is scored: {"name", "commit", "digest", "examples"}."""
+        return splits.about(self.scored) | dict(examples=len(self.scored))
 
-    def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> "ScoredChoices":
-        """Rows of contexts and endings. UserError where no question's endings fit."""
-        return ScoredChoices(self.questions, tokenizer, max_tokens, self.by_character)
+    def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
+        """Rows for models that have `max_tokens` positions. Raises UserError where nothing fits."""
+        raise NotImplementedError
 
 
-class ScoredChoices:
-    """See `scoring.Scored`; a stretch is an ending.
+class MultipleChoice(LikelihoodTask):
+    """Subclasses read `Questions` of `continuations.Question`."""
+
+    by_character = False  # whether there is an accuracy by log-likelihood a character, acc_norm
+
+    def encoded(self, tokenizer, max_tokens):
+        return ScoredChoices(self.scored, tokenizer, max_tokens, self.by_character)
+
+
+class ScoredChoices(Scored):
+    """Multiple choice; a stretch is an ending.
 
     A context that does not fit before its ending loses tokens at its beginning. A question with an
     ending that alone is longer than the model's context is left out of all figures.
     """
 
-    def __init__(self, questions, tokenizer, max_tokens, by_character):
+    def __init__(
+        self,
+        questions: Questions,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        by_character: bool,
+    ):
         stretches, owners = endings(tokenizer, questions)
         self.rows = Rows(stretches, max_tokens, owners)
         self.counts_N = stretches.counts_N

@@ -1,6 +1,6 @@
 import numpy as np
 
-from kd_jax.data.documents import Documents, from_lines, from_rows
+from kd_jax.data.source import Documents, from_lines, from_rows
 
 WIKITEXT = [
     " \n",

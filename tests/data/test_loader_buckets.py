@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.data.buckets import BucketStream, lengths_of
+from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from kd_jax.errors import UserError
+from kd_jax.models import config_json
 from kd_jax.models import family as families
-from kd_jax.models import labels
 from tests.models import tiny
 
 
@@ -66,6 +66,6 @@ def test_writes_what_it_reads():
 
 
 def test_order():
-    assert labels.order_in_file(("a", "b", "c"), ("C", "a", "b")) == [1, 2, 0]
-    assert labels.order_in_file(("a", "b"), ("LABEL_0", "LABEL_1")) == [0, 1]
-    assert labels.order_in_file(("a", "a"), ("a", "a")) == [0, 1]
+    assert config_json.order_in_file(("a", "b", "c"), ("C", "a", "b")) == [1, 2, 0]
+    assert config_json.order_in_file(("a", "b"), ("LABEL_0", "LABEL_1")) == [0, 1]
+    assert config_json.order_in_file(("a", "a"), ("a", "a")) == [0, 1]

@@ -1,4 +1,4 @@
-"""Sizes and settings of a decoder."""
+"""Sizes and settings of encoders and decoders."""
 
 import dataclasses
 
@@ -8,41 +8,77 @@ from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes and settings of a decoder. `hf_json`: the config.json it was read from, all keys."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and settings that encoders and decoders have alike."""
 
     vocab_size: int
     width: int
     num_layers: int
     num_heads: int
-    num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
-    head_width: int | None  # None: width / num_heads
     ffn_width: int
-    max_positions: int
+    max_positions: int  # rows of the position table, where there is one
     activation: str
     norm_eps: float
-    embedding_dropout: float
+    embedding_dropout: float = 0.0
     attention_dropout: float  # of the attention weights
-    attention_out_dropout: float
-    mlp_dropout: float
+    attention_out_dropout: float = 0.0
+    mlp_dropout: float = 0.0
     initializer_range: float
     tie_embeddings: bool
+    pad_id: int | None = None  # the token whose embedding starts at zero
+    hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)  # all keys read from
+    policy: Policy = Policy()
+    remat: bool = False  # compute each block again in the backward pass
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the token embeddings."""
+        return self.width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """Sizes and settings of an encoder."""
+
+    num_types: int = 0  # token types; 0 means that the family has none
+    head_activation: str
+    labels: tuple[str, ...]  # class names in their order; one alone is a regression
+    classifier_dropout: float | None  # before the classifier; None: as mlp_dropout
+    pooler: str | None = "tanh"  # activation of the classifier's first layer; None: no such layer
+    drop_before_pooler: bool = False  # RoBERTa
+    span_dropout: float = 0.0  # DistilBERT: before the span head
+    skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
+    sinusoidal: bool = False  # DistilBERT: how random positions start
+
+    @property
+    def classifier_rate(self) -> float:
+        """Dropout before the classifier."""
+        return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row that has positions."""
+        return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig):
+    """Sizes and settings of a decoder."""
+
+    num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
+    head_width: int | None = None  # None: width / num_heads
     scale_scores: bool = True  # divide scores by the root of the head's width
     scale_by_layer: bool = False  # divide scores of block i (from 0) by i + 1
     rotary: Rotary | None = None  # None: positions are a table
     rms_norm: bool = False  # instead of layer norm
-    parallel: bool = False  # attention and MLP read the same normalised input
+    parallel: bool = False  # attention and MLP read the same normalized input
     gated: bool = False  # the MLP
     qkv_bias: bool = True
     attention_out_bias: bool = True
     mlp_bias: bool = True
     head_bias: bool = False  # of an untied or tied unembedding
-    pad_id: int | None = None  # the token whose embedding starts at zero
     blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
-    hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)
-    policy: Policy = Policy()
-    remat: bool = False  # compute each block again in the backward pass
 
     def __post_init__(self):
         shapes.check(self.blocks, self.num_layers, self.width)
@@ -67,11 +103,6 @@ class DecoderConfig:
     def shape(self, layer: int) -> BlockShape:
         """The shape of one layer's block, counted from 0."""
         return self.blocks[layer] if self.blocks else self.own_shape
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the token embeddings."""
-        return self.width
 
     @property
     def max_tokens(self) -> int:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.objectives import combine, vocab
+from kd_jax.objectives import vocab
+from kd_jax.objectives.objective import build_objective, held_out_objective
 from kd_jax.types import ModelSpec
 from tests.objectives import naive
 from tests.objectives.outputs import VOCAB, batch, output
@@ -15,10 +16,12 @@ from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER, STATE_TERMS
 
 def run(settings, rows, student, teacher, scales=None, params=None):
     """(loss, totals, the objective's weights), with temperatures as at step 0."""
-    objective, knobs = combine.build(settings, 10, FP32, None if teacher is None else FP32)
+    objective, coefficients, temperatures = build_objective(
+        settings, 10, FP32, None if teacher is None else FP32
+    )
     ready = objective.dense_labels(rows)
     scales = scales or {name: jnp.float32(1.0) for name in objective.names}
-    temperatures = {name: jnp.float32(at(0)) for name, at in knobs.temperatures.items()}
+    temperatures = {name: jnp.float32(at(0)) for name, at in temperatures.items()}
     loss, totals = objective(params or {}, student, teacher, ready, scales, temperatures)
     return loss, totals, objective.denominators(ready)
 
@@ -73,7 +76,7 @@ def test_all_positions_see_every_token_but_padding():
 
 
 def test_batch_is_left_alone_where_no_term_looks_at_all_positions():
-    objective, _ = combine.build({"kl": {"weight": 1.0}}, 10, FP32, FP32)
+    objective, *_ = build_objective({"kl": {"weight": 1.0}}, 10, FP32, FP32)
     rows = batch(positions=True)
     assert objective.dense_labels(rows) is rows
 
@@ -81,7 +84,7 @@ def test_batch_is_left_alone_where_no_term_looks_at_all_positions():
 @pytest.mark.parametrize("name", [*DIVERGENCES, *STATE_TERMS])
 def test_every_term_alone_trains_the_student(name):
     rows = batch(positions=True)
-    objective, _ = combine.build({name: {"weight": 1.0}}, 10, FP32, FP32)
+    objective, *_ = build_objective({name: {"weight": 1.0}}, 10, FP32, FP32)
     student, teacher = output(rows, 2, 7, seed=1), output(rows, 4, 7, seed=2)
     scales = {name: jnp.float32(1.0)}
     slopes = jax.grad(lambda out: objective({}, out, teacher, rows, scales, {})[0])(student)
@@ -110,28 +113,28 @@ def test_without_a_teacher():
 )
 def test_what_is_needed_of_the_teacher(names, beside_teacher, logits, states):
     settings = {name: {"weight": 1.0} for name in names}
-    objective, _ = combine.build(settings, 10, FP32, FP32 if beside_teacher else None)
+    objective, *_ = build_objective(settings, 10, FP32, FP32 if beside_teacher else None)
     assert (objective.needs_teacher, objective.needs_teacher_states) == (logits, states)
 
 
 def test_schedules_of_weights_and_temperatures():
     kl = {"weight": {"kind": "linear", "start": 0.0, "end": 1.0}, "temperature": 4}
     own = {"weight": 2, "term": "kl", "temperature": {"kind": "cosine", "start": 4.0, "end": 1.0}}
-    objective, knobs = combine.build({"kl": kl, "own": own}, 10, FP32, FP32)
-    assert [knobs.weights["kl"](step) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
-    assert knobs.weights["own"](7) == 2.0
-    assert list(knobs.temperatures) == ["own"]
-    assert knobs.temperatures["own"](0) == 4.0
-    np.testing.assert_allclose(knobs.temperatures["own"](5), 2.5)
-    assert [term.temperature for term, _ in objective.row_terms] == [4.0, None]
+    objective, coefficients, temperatures = build_objective({"kl": kl, "own": own}, 10, FP32, FP32)
+    assert [coefficients["kl"](step) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    assert coefficients["own"](7) == 2.0
+    assert list(temperatures) == ["own"]
+    assert temperatures["own"](0) == 4.0
+    np.testing.assert_allclose(temperatures["own"](5), 2.5)
+    assert [term.temperature for term in objective.row_terms] == [4.0, None]
     # Terms are static arguments of compiled programs: equal ones must not recompile.
-    again, _ = combine.build({"kl": kl, "own": own}, 10, FP32, FP32)
+    again, *_ = build_objective({"kl": kl, "own": own}, 10, FP32, FP32)
     assert again == objective and hash(again) == hash(objective)
 
 
 def test_projections_by_the_name_of_their_term():
     settings = {"a": {"weight": 1.0, "term": "hidden"}, "b": {"weight": 1.0, "term": "hidden"}}
-    objective, _ = combine.build(settings | {"kl": {"weight": 1.0}}, 10, FP32, FP32)
+    objective, *_ = build_objective(settings | {"kl": {"weight": 1.0}}, 10, FP32, FP32)
     assert objective.names == ["kl", "a", "b"]
     specs = ModelSpec(5, 1), ModelSpec(8, 3)
     params = objective.init(jax.random.key(0), *specs)
@@ -149,14 +152,14 @@ def test_a_model_has_the_figures_of_its_own_whatever_stands_beside_it(sizes):
     rows = batch()
     student = output(rows, 1, 7, seed=1, vocab_size=sizes[0])
     teacher = output(rows, 1, 7, seed=2, vocab_size=sizes[1])
-    _, beside = combine.held_out(FP32, FP32)({}, student, teacher, rows, {}, {})
-    _, alone = combine.held_out(FP32)({}, student, None, rows, {}, {})
+    _, beside = held_out_objective(FP32, FP32)({}, student, teacher, rows, {}, {})
+    _, alone = held_out_objective(FP32)({}, student, None, rows, {}, {})
     for name, total in alone.items():
         np.testing.assert_allclose(beside[name], total, rtol=1e-6, err_msg=name)
 
     def gradient(settings, teacher):
         own = {name: each for name, each in settings.items() if teacher is not None or name == "ce"}
-        objective, _ = combine.build(own, 1, FP32, None if teacher is None else FP32)
+        objective, *_ = build_objective(own, 1, FP32, None if teacher is None else FP32)
         ones = {name: jnp.float32(settings[name]["weight"]) for name in own}
         return jax.grad(lambda s: objective({}, s, teacher, rows, ones, {})[0])(student)
 
@@ -178,7 +181,7 @@ def test_the_mass_outside_of_the_shared_ids_is_logged():
 def test_held_out_figures():
     rows = batch()
     student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2, vocab_size=15)
-    objective = combine.held_out(FP32, FP32)
+    objective = held_out_objective(FP32, FP32)
     assert objective.names == []
     _, totals = objective({}, student, teacher, rows, {}, {})
     ours, theirs = whole_logits(student), whole_logits(teacher)[:, :13]
@@ -192,7 +195,7 @@ def test_held_out_figures():
     assert totals.keys() == wanted.keys() == objective.denominators(rows).keys()
     for name, total in wanted.items():
         np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
-    _, alone = combine.held_out(FP32)({}, student, None, rows, {}, {})
+    _, alone = held_out_objective(FP32)({}, student, None, rows, {}, {})
     assert alone.keys() == {"loss", "accuracy"} and alone["loss"] == totals["loss"]
 
 
@@ -253,7 +256,7 @@ def test_held_out_figures():
 )
 def test_mistakes(settings, message):
     with pytest.raises(UserError, match=message):
-        combine.build(settings, 10, FP32, FP32)
+        build_objective(settings, 10, FP32, FP32)
 
 
 @pytest.mark.parametrize("name", [*OF_TEACHER, *STATE_TERMS])
@@ -261,7 +264,7 @@ def test_terms_that_need_a_teacher(name):
     with pytest.raises(
         UserError, match=f"objective.{name} needs a teacher, and this stage has none"
     ):
-        combine.build({name: {"weight": 1.0}}, 10, FP32, None)
+        build_objective({name: {"weight": 1.0}}, 10, FP32, None)
 
 
 def test_the_engine_gets_the_chunk_size(monkeypatch):
@@ -272,7 +275,7 @@ def test_the_engine_gets_the_chunk_size(monkeypatch):
         return 0.0, {}
 
     monkeypatch.setattr(vocab, "vocab_loss", vocab_loss)
-    objective, _ = combine.build({"ce": {"weight": 1.0}}, 10, FP32, None, chunk=3)
+    objective, *_ = build_objective({"ce": {"weight": 1.0}}, 10, FP32, None, chunk=3)
     rows = batch()
     objective({}, output(rows, 1, 7, seed=1), None, rows, {"ce": 1.0}, {})
     assert seen == [3]

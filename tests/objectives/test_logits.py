@@ -1,4 +1,4 @@
-"""Mixtures of a student with others beside it, and logits that are not a head's."""
+"""Mixtures of a student with others, and logits that are not a head's."""
 
 import functools
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from kd_jax.objectives import sources, vocab
-from kd_jax.objectives.sources import Beside, Head, Members, Sparse
+from kd_jax.objectives import vocab
+from kd_jax.objectives.logits import Head, Members, Others, Sparse, sparse
 from tests.objectives import naive
 from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER
 
@@ -22,15 +22,14 @@ def draw(*shape, seed=0):
 
 
 def members(space="logits", weights=(0.5, 0.2, 0.3)):
-    return Members(
-        draw(N, E, D), draw(E, V, D), draw(E, V), np.array(weights, np.float32), space=space
-    )
+    heads = Head(draw(E, N, D), draw(E, V, D), draw(E, V))
+    return Members(heads, np.array(weights, np.float32), space=space)
 
 
 def logits_of(found):
     """Of each member, (E, N, V), in float64."""
-    x, w = (np.asarray(a, np.float64) for a in (found.features_NED, found.unembed_EVD))
-    return np.einsum("ned,evd->env", x, w) + np.asarray(found.bias_EV)[:, None]
+    x, w = (np.asarray(a, np.float64) for a in (found.heads.features_ND, found.heads.unembed_VD))
+    return np.einsum("end,evd->env", x, w) + np.asarray(found.heads.bias_V)[:, None]
 
 
 def mean(logits_ENV, weights_E, space):
@@ -57,7 +56,7 @@ def test_a_member_of_no_weight_is_not_there(space):
     np.testing.assert_allclose(found.logits(found.rows, FP32), wanted, rtol=1e-5, atol=1e-5)
 
 
-def arguments(terms, beside):
+def arguments(terms, others):
     labels = np.random.default_rng(1).integers(0, V, N).astype(np.int32)
     return dict(
         student=Head(draw(N, 4), draw(V, 4), draw(V)),
@@ -66,7 +65,7 @@ def arguments(terms, beside):
         weights={term.name: np.abs(draw(N, seed=2)) for term in terms},
         scales={term.name: np.float32(1.0) for term in terms},
         temperatures={},
-        beside=beside,
+        others=others,
     )
 
 
@@ -82,19 +81,19 @@ def at(heads):
     return [np.asarray(h.features_ND @ h.unembed_VD.T, np.float64) for h in heads]
 
 
-def check(name, space, chunk, beside):
+def check(name, space, chunk, others):
     """Value and gradient against the definitions, in float64."""
     term = vocab.RowTerm(name, DIVERGENCES[name](), 2.0 if name == "kl" else 1.0)
-    given = arguments((term,), beside)
+    given = arguments((term,), others)
     engine = vocab.Engine((term,), FP32, FP32, chunk)
     (loss, _), found = loss_and_grads(engine, given)
     own, teacher = at((given["student"], given["teacher"]))
     bias = np.asarray(given["student"].bias_V, np.float64)
-    others = np.asarray(beside.others.logits(beside.others.rows, FP32), np.float64)
-    share = float(beside.share)
+    share, source = float(others.share), others.source
+    others_NV = np.asarray(source.logits(source.rows, FP32), np.float64)
 
     def total(own_NV):
-        mixed = mean(np.stack([own_NV, others]), (share, 1 - share), space)
+        mixed = mean(np.stack([own_NV, others_NV]), (share, 1 - share), space)
         values = naive.value(name, mixed, teacher, given["labels_N"], term.temperature)
         return (given["weights"][name] * values).sum()
 
@@ -114,7 +113,7 @@ def check(name, space, chunk, beside):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", OF_TEACHER)
 def test_the_teacher_is_compared_with_the_mixture(name, space):
-    check(name, space, 4, Beside(members(space), jnp.float32(0.25), space))
+    check(name, space, 4, Others(members(space), jnp.float32(0.25), space))
 
 
 def test_the_first_student_is_alone():
@@ -122,8 +121,8 @@ def test_the_first_student_is_alone():
     engine = vocab.Engine((term,), FP32, FP32)
     alone = loss_and_grads(engine, arguments((term,), None))
     for space in SPACES:
-        beside = Beside(members(space), jnp.float32(1.0), space)
-        found = loss_and_grads(engine, arguments((term,), beside))
+        others = Others(members(space), jnp.float32(1.0), space)
+        found = loss_and_grads(engine, arguments((term,), others))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, alone
         )
@@ -131,9 +130,9 @@ def test_the_first_student_is_alone():
 
 def test_labels_are_the_student_s_own_business():
     terms = tuple(vocab.RowTerm(name, DIVERGENCES[name]()) for name in ("ce", "kl"))
-    beside = Beside(members(), jnp.float32(0.25))
+    others = Others(members(), jnp.float32(0.25))
     engine = vocab.Engine(terms, FP32, FP32)
-    mixed, alone = (loss_and_grads(engine, arguments(terms, b)) for b in (beside, None))
+    mixed, alone = (loss_and_grads(engine, arguments(terms, b)) for b in (others, None))
     assert mixed[0][1]["ce"] == pytest.approx(float(alone[0][1]["ce"]), rel=1e-6)
     assert mixed[0][1]["kl"] != pytest.approx(float(alone[0][1]["kl"]), rel=1e-2)
 
@@ -147,7 +146,7 @@ def test_the_gradient_shrinks_with_the_ensemble(n):
     student = given["student"]
     same = Head(student.logits(student.rows, FP32), None, None)
     _, whole = loss_and_grads(engine, given)
-    _, part = loss_and_grads(engine, given | {"beside": Beside(same, jnp.float32(1 / (n + 1)))})
+    _, part = loss_and_grads(engine, given | {"others": Others(same, jnp.float32(1 / (n + 1)))})
     np.testing.assert_allclose(
         part.unembed_VD, np.asarray(whole.unembed_VD) / (n + 1), rtol=1e-3, atol=1e-5
     )
@@ -156,7 +155,7 @@ def test_the_gradient_shrinks_with_the_ensemble(n):
 @pytest.mark.parametrize("k", [1, 4, V - 1, V])
 def test_sparse_logits_keep_the_mass(k):
     logits = 3 * draw(N, V) + 40
-    found = sources.sparse(jnp.asarray(logits), k)
+    found = sparse(jnp.asarray(logits), k)
     whole = np.asarray(found.logits(found.rows, FP32))
     logs = log_softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(np.exp(whole).sum(1), 1.0, rtol=1e-5)
@@ -171,13 +170,13 @@ def test_sparse_logits_keep_the_mass(k):
 
 def test_sparse_others_and_a_sparse_teacher():
     """As if their logits were given whole."""
-    others = sources.sparse(jnp.asarray(draw(N, V)), 3)
-    teacher = sources.sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
+    others = sparse(jnp.asarray(draw(N, V)), 3)
+    teacher = sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
     term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
     engine = vocab.Engine((term,), FP32, FP32, chunk=4)
 
     def run(others, teacher):
-        given = arguments((term,), Beside(others, jnp.float32(0.5)))
+        given = arguments((term,), Others(others, jnp.float32(0.5)))
         return loss_and_grads(engine, given | {"teacher": teacher})
 
     def whole(source: Sparse):
@@ -193,12 +192,12 @@ def test_sparse_others_and_a_sparse_teacher():
 @pytest.mark.parametrize("name", list(DIVERGENCES))
 def test_a_term_about_the_student_and_one_about_the_mixture(name):
     """Side by side they are what each is alone."""
-    beside = Beside(members(), jnp.float32(0.25))
+    others = Others(members(), jnp.float32(0.25))
     pair = [vocab.RowTerm(of, DIVERGENCES[name](), 1.0, of) for of in ("student", "mixture")]
 
     def totals(terms):
         engine = vocab.Engine(tuple(terms), FP32, FP32)
-        return loss_and_grads(engine, arguments(terms, beside))[0][1]
+        return loss_and_grads(engine, arguments(terms, others))[0][1]
 
     both = totals(pair)
     assert both["student"] != pytest.approx(float(both["mixture"]), rel=1e-3)

@@ -1,15 +1,65 @@
-"""Class names in config.json: `id2label`, or only their number in `num_labels`."""
+"""Hugging Face's config.json: typed values of its keys, and the class names in it."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kd_jax.errors import UserError
+from kd_jax.ranges import Real, Whole
+
+SIZE = Whole(least=1)
+RATE = Real(least=0, below=1)  # of dropout
+NOT_NEGATIVE = Real(least=0)
 
 
-def read_labels(fields) -> tuple[str, ...]:
+class Fields:
+    """Reads the keys of a config.json: their types are checked, messages name the key."""
+
+    def __init__(self, hf_json: dict, where: str = "config.json"):
+        self.json = hf_json
+        self.where = where  # for messages
+
+    def part(self, key: str | None) -> "Fields":
+        """Opens the object at `key`; an empty one where it is missing, null or no key is given."""
+        found = self.get(key, dict | None, None) if key else None
+        return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
+
+    def get(self, key: str, kind: Any, default: Any) -> Any:
+        """Reads the value of `key`, which must be a `kind`: a type, a union of types, or a range.
+        Null is allowed where it is the default."""
+        value = self.json.get(key, default)
+        if kind in (float, float | None):
+            kind = Real()
+        if isinstance(kind, Real):
+            kind = dataclasses.replace(kind, default=default)
+            value = kind.check(value, f"{self.where}: {key}")
+            return value if value is None or isinstance(kind, Whole) else float(value)
+        if isinstance(value, kind) and (kind in (bool, bool | None) or not isinstance(value, bool)):
+            return value
+        name = getattr(kind, "__name__", str(kind))
+        raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")
+
+    def only(self, key: str, *supported: Any) -> None:
+        """Refuses a key that changes the model in a way that kd_jax does not have.
+
+        The first of `supported` is the default of a missing key.
+        """
+        value = self.json.get(key, supported[0])
+        if value not in supported:
+            have = ", ".join(map(repr, supported))
+            raise UserError(f"{self.where}: {key}={value!r} is not supported; have: {have}")
+
+
+def renamed(hf_json: Mapping, names: dict[str, str]) -> dict:
+    """Renames keys, old to new. Raises UserError where both are there and differ."""
+    for key, own in names.items():
+        if key in hf_json and hf_json.get(own, hf_json[key]) != hf_json[key]:
+            raise UserError(f"config.json: {key} and {own} are one, and differ; keep {own}")
+    return {names.get(key, key): value for key, value in hf_json.items()}
+
+
+def read_labels(fields: Fields) -> tuple[str, ...]:
     """Reads the class names in the order of their logits; HF's LABEL_0, LABEL_1 if none are given.
-
-    Args:
-        fields: `family.Fields` of a config.json.
 
     Raises UserError where classes are not numbered from 0, where two have one name, or where one
     row may have several.

@@ -1,0 +1,262 @@
+"""Where the logits of a row come from, chunk by chunk: a model's head, several models' heads, what
+is left of logits on disk; and the mixture of a student with others.
+
+A source has row-wise arrays (`rows`, the rows on the first axis), of which the engine hands a chunk
+to `logits`; all else is the same for every chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from kd_jax.errors import UserError
+from kd_jax.precision import Policy, exact, rows_product
+from kd_jax.types import Array, ModelOutput, Signal
+
+PADDING = -1e8  # span heads give padding less than this, -1e9
+
+
+class Source(Protocol):
+    """Computes V logits for each of N rows, a chunk of rows at a time."""
+
+    num_classes: int
+
+    @property
+    def rows(self) -> Any: ...
+
+    def logits(self, rows: Any, policy: Policy) -> Array:
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
+
+
+class Head(struct.PyTreeNode):
+    """Holds features and the unembedding that makes logits of them; without one they are logits."""
+
+    features_ND: Array
+    unembed_VD: Array | None
+    bias_V: Array | None
+
+    @property
+    def num_classes(self) -> int:
+        """Counts the logits of a row, V."""
+        return (self.features_ND.T if self.unembed_VD is None else self.unembed_VD).shape[0]
+
+    @property
+    def rows(self) -> Array:
+        return self.features_ND
+
+    def logits(self, rows: Array, policy: Policy) -> Array:
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
+        if self.unembed_VD is None:
+            return rows.astype(jnp.float32)
+        logits_CV = _product("cd,vd->cv", rows, self.unembed_VD, policy)
+        return (
+            logits_CV if self.bias_V is None else logits_CV + self.bias_V.astype(jnp.float32)[None]
+        )
+
+    def pulled_back(self, x_CD: Array, slope_CV: Array, policy: Policy) -> tuple[Array, Any, Any]:
+        """Turns the gradient with respect to a chunk's logits into those of its features (C, D),
+        the unembedding, transposed (D, V), and the bias (V,), both float32."""
+        if self.unembed_VD is None:
+            return slope_CV.astype(x_CD.dtype), None, None
+        slope_CV = slope_CV.astype(policy.operand)
+        dx_CD = _product("cv,vd->cd", slope_CV, self.unembed_VD, policy).astype(x_CD.dtype)
+        db_V = None if self.bias_V is None else jnp.sum(slope_CV, axis=0, dtype=jnp.float32)
+        return dx_CD, rows_product(x_CD, slope_CV, policy), db_V
+
+    def cut(self, num_classes: int) -> Head:
+        """Drops all but the first `num_classes` logits of each row."""
+        if self.unembed_VD is None:
+            return self.replace(features_ND=self.features_ND[:, :num_classes])
+        bias_V = None if self.bias_V is None else self.bias_V[:num_classes]
+        return self.replace(unembed_VD=self.unembed_VD[:num_classes], bias_V=bias_V)
+
+
+def _product(spec: str, a: Array, b: Array, policy: Policy) -> Array:
+    operand = jnp.dtype(policy.operand)
+    return jnp.einsum(
+        spec,
+        a.astype(operand),
+        b.astype(operand),
+        precision=exact(operand),
+        preferred_element_type=jnp.float32,
+    )
+
+
+class Members(struct.PyTreeNode):
+    """Averages E models of one shape by weight: their logits, or their probabilities, of whose mean
+    the logarithm is taken."""
+
+    heads: Head  # E on the first axis of each array
+    weights_E: Array  # they sum to 1
+    space: str = struct.field(pytree_node=False, default="logits")
+
+    @property
+    def num_classes(self) -> int:
+        """Counts the logits of a row, V."""
+        return self.heads.unembed_VD.shape[1]
+
+    @property
+    def rows(self) -> Array:
+        return self.heads.features_ND.swapaxes(0, 1)
+
+    def logits(self, rows: Array, policy: Policy) -> Array:
+        """Computes the mean's float32 logits (C, V), one member after the other."""
+        start, join = SPACES[self.space]
+
+        def add(mean_CV, member):
+            head, weight = member
+            return join(mean_CV, head.logits(head.rows, policy), weight), None
+
+        nothing_CV = jnp.full((len(rows), self.num_classes), start, jnp.float32)
+        heads = self.heads.replace(features_ND=rows.swapaxes(0, 1))
+        return jax.lax.scan(add, nothing_CV, (heads, self.weights_E))[0]
+
+    def cut(self, num_classes: int) -> Members:
+        """Drops all but the first `num_classes` logits of each row."""
+        return self.replace(heads=jax.vmap(lambda head: head.cut(num_classes))(self.heads))
+
+
+# The mean of no logits in each space, and how logits join a mean by their weight.
+SPACES = {
+    "logits": (0.0, lambda mean_CV, logits_CV, weight: mean_CV + weight * logits_CV),
+    "probabilities": (
+        -jnp.inf,
+        lambda mean_CV, logits_CV, weight: jnp.logaddexp(
+            mean_CV, jnp.log(weight) + jax.nn.log_softmax(logits_CV, axis=1)
+        ),
+    ),
+}
+
+
+class Sparse(struct.PyTreeNode):
+    """Holds logits of which K a row are known; all others of a row share one."""
+
+    ids_NK: Array  # int32
+    values_NK: Array  # float32
+    rest_N: Array  # float32
+    num_classes: int = struct.field(pytree_node=False)
+
+    @property
+    def rows(self) -> tuple[Array, Array, Array]:
+        return self.ids_NK, self.values_NK, self.rest_N
+
+    def logits(self, rows: tuple[Array, Array, Array], policy: Policy) -> Array:
+        """Computes the float32 logits (C, V) of one chunk of C rows."""
+        ids_CK, values_CK, rest_C = rows
+        numbers_C1 = jnp.arange(len(ids_CK))[:, None]
+        whole_CV = jnp.broadcast_to(rest_C[:, None], (len(ids_CK), self.num_classes))
+        return whole_CV.at[numbers_C1, ids_CK].set(values_CK)
+
+
+def in_chunks(rows: Any, size: int) -> Any:
+    """Cuts arrays (N, ...), or a pytree of them, into (chunks, size, ...), filled up with zeros: so
+    what is computed of a row exists for one chunk at a time."""
+
+    def cut(array):
+        padding = [(0, -len(array) % size)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(-1, size, *array.shape[1:])
+
+    return jax.tree.map(cut, rows)
+
+
+def head_of(output: ModelOutput) -> Head:
+    """Flattens a language model's output (B, T, ...) into a source of N = B x T rows of logits."""
+    features_ND = output.features.reshape(-1, output.features.shape[-1])
+    return Head(features_ND, output.unembed_VD, output.bias_V)
+
+
+def stored(signal: Signal, num_classes: int) -> Source:
+    """Flattens logits that came with a batch, (B, T, ...), into a source of N = B x T rows."""
+    values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
+    if signal.ids_BTK is None:
+        return Head(values_NK, None, None)
+    ids_NK = signal.ids_BTK.reshape(values_NK.shape)
+    return Sparse(ids_NK, values_NK, signal.rest_BT.reshape(-1), num_classes)
+
+
+def sparse(logits_CV: Array, k: int) -> Sparse:
+    """Keeps the k largest logits of each row; the others share one that keeps their total mass.
+
+    Logits are normalized, so that they are log-probabilities.
+    """
+    logs_CV = jax.nn.log_softmax(logits_CV, axis=1)
+    values_CK, ids_CK = jax.lax.top_k(logs_CV, k)
+    numbers_C1 = jnp.arange(len(logs_CV))[:, None]
+    others_CV = logs_CV.at[numbers_C1, ids_CK].set(-jnp.inf)
+    count = logs_CV.shape[1] - k
+    rest_C = jax.nn.logsumexp(others_CV, axis=1) - jnp.log(jnp.float32(max(count, 1)))
+    return Sparse(ids_CK.astype(jnp.int32), values_CK, rest_C, logs_CV.shape[1])
+
+
+class Others(struct.PyTreeNode):
+    """Holds the models whose mean with the student is compared with the teacher: `share` (float32
+    scalar) of the mean is the student's, in the space that `source` was averaged in."""
+
+    source: Source
+    share: Array
+    space: str = struct.field(pytree_node=False, default="logits")
+
+
+class Targets(struct.PyTreeNode):
+    """Holds what a student learns from as one of several: logits of the teacher and of others."""
+
+    teacher: Source
+    others: Others | None
+
+
+def sources_of(
+    student: ModelOutput, teacher: ModelOutput | Targets | None
+) -> tuple[Head, Source | None, Others | None]:
+    """Finds the logits of student, teacher and others, each over all of its ids.
+
+    Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
+    that give logits outright differ in their number.
+    """
+    ours = head_of(student)
+    if teacher is None:
+        return ours, None, None
+    if isinstance(teacher, Targets):
+        return ours, *jax.lax.stop_gradient((teacher.teacher, teacher.others))
+    theirs = head_of(jax.lax.stop_gradient(teacher))
+    if ours.unembed_VD is None and theirs.unembed_VD is None:
+        if ours.num_classes != theirs.num_classes:
+            raise UserError(
+                f"the student's head gives {ours.num_classes} logits a row and the teacher's "
+                f"{theirs.num_classes}: both need the same classes (or tokens)"
+            )
+        fixed_ND = jax.lax.stop_gradient(ours.features_ND)
+        theirs_ND = jnp.where(fixed_ND < PADDING, fixed_ND, theirs.features_ND)
+        theirs = theirs.replace(features_ND=theirs_ND)
+    return ours, theirs, None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Averages a chunk's logits of the student, whose share is `share`, with those of others."""
+
+    student_CV: Array
+    others_CV: Array
+    share: Array
+    space: str
+
+    @property
+    def logits_CV(self) -> Array:
+        """Computes the logits of the mixture, (C, V), float32."""
+        if self.space == "logits":
+            return self.share * self.student_CV + (1.0 - self.share) * self.others_CV
+        logs = [jax.nn.log_softmax(x, axis=1) for x in (self.student_CV, self.others_CV)]
+        return jnp.logaddexp(jnp.log(self.share) + logs[0], jnp.log1p(-self.share) + logs[1])
+
+    def pulled_back(self, slope_CV: Array) -> Array:
+        """Turns the gradient with respect to the mixture's logits into that of the student's."""
+        if self.space == "logits":
+            return self.share * slope_CV
+        # log p = log(share q + ...): d log p_v / d student_u = share q_v / p_v (1[u = v] - q_u).
+        log_q_CV = jax.nn.log_softmax(self.student_CV, axis=1)
+        moved_CV = slope_CV * jnp.exp(jnp.log(self.share) + log_q_CV - self.logits_CV)
+        return moved_CV - jnp.exp(log_q_CV) * moved_CV.sum(axis=1, keepdims=True)

@@ -1,0 +1,245 @@
+"""A run's objective: any weighted sum of terms, each a plug-in of this package.
+
+The configuration maps names to settings, `{"ce": {"weight": 1.0}, "kl": {"weight": 1.0,
+"temperature": 2.0}}`. The plug-in is the name's own unless `term` says another, so that one
+plug-in may stand under two names.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.objectives import ce, kl, measures, vocab
+from kd_jax.objectives.divergence import Divergence
+from kd_jax.objectives.logits import Targets, sources_of
+from kd_jax.precision import Policy
+from kd_jax.ranges import Real
+from kd_jax.schedules import Schedule, value_schedule
+from kd_jax.types import Array, Batch, ModelOutput, ModelSpec, Params
+
+WEIGHT = Real(least=0)
+# Beyond 100 a KL is the difference of two sums that are equal but for rounding; below 0.01 its
+# factor T^2 leaves nothing to learn.
+TEMPERATURE = Real(least=0.01, most=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Computes a weighted sum of terms; this is its static part, with the models' types."""
+
+    row_terms: tuple[vocab.RowTerm, ...]  # over logits
+    state_terms: tuple[tuple[str, Any], ...]  # over hidden states and attention
+    measured: tuple[vocab.RowTerm, ...]  # logged, not trained; at supervised positions
+    student_policy: Policy
+    teacher_policy: Policy | None
+    chunk: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Lists the trained terms, in the order of the configuration, row-wise ones first."""
+        return [term.name for term in self.row_terms] + [name for name, _ in self.state_terms]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Tells whether any term, trained or measured, reads the teacher."""
+        terms = self.row_terms + self.measured
+        return self.needs_teacher_states or any(term.divergence.needs_teacher for term in terms)
+
+    @property
+    def needs_teacher_states(self) -> bool:
+        """Tells whether the teacher's logits are not enough, and it has to run with the student."""
+        return any(term.needs_teacher for _, term in self.state_terms)
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
+        """Draws the parameters of the terms themselves (projections), by term name."""
+        params = {}
+        for i, (name, term) in enumerate(self.state_terms):
+            own = term.init(jax.random.fold_in(key, i), student, teacher)
+            if own:
+                params[name] = own
+        return params
+
+    def dense_labels(self, batch: Batch) -> Batch:
+        """Gives a batch labels at every token where a row-wise term looks at all of them.
+
+        Raises UserError where labels belong to rows instead of tokens.
+        """
+        everywhere = [term.name for term in self.row_terms if term.positions == "all"]
+        if not everywhere:
+            return batch
+        batch = batch.dense()
+        if batch.labels.shape != batch.tokens_BT.shape:
+            raise UserError(
+                f"objective.{everywhere[0]}.positions='all' is for language models: here a row has "
+                f"{batch.labels.shape[1]} answers, not one for every token; leave positions out"
+            )
+        return batch
+
+    def _row_weights(self, batch: Batch) -> dict[str, Array]:
+        seen = {"supervised": batch.weights, "all": batch.mask_BT}
+        terms = self.row_terms + self.measured
+        return {term.name: seen[term.positions].reshape(-1) for term in terms}
+
+    def denominators(self, batch: Batch) -> dict[str, Array]:
+        """Sums each term's denominator over this batch, a function of the data alone."""
+        totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
+        return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
+
+    def __call__(
+        self,
+        params: Params,
+        student: ModelOutput,
+        teacher: ModelOutput | Targets | None,
+        batch: Batch,
+        scales: dict[str, Array],
+        temperatures: dict[str, Array],
+    ) -> tuple[Array, dict[str, Array]]:
+        """Computes (loss, totals): every term's weighted sum on this batch, and the sum of scale x
+        total."""
+        loss, totals = jnp.float32(0.0), {}
+        if terms := self.row_terms + self.measured:
+            ours, theirs, others = sources_of(student, teacher)
+            if theirs is None or theirs.num_classes <= ours.num_classes:
+                terms = tuple(term for term in terms if term is not measures.OUTSIDE)
+            engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
+            weights = self._row_weights(batch)
+            loss, totals = vocab.vocab_loss(
+                engine,
+                ours,
+                theirs,
+                batch.labels.reshape(-1),
+                {term.name: weights[term.name] for term in terms},
+                {term.name: scales[term.name] for term in self.row_terms},
+                temperatures,
+                others,
+            )
+        for name, term in self.state_terms:
+            totals[name] = term.total(params.get(name, {}), student, teacher, batch)
+            loss += scales[name] * totals[name]
+        return loss, jax.lax.stop_gradient(totals)
+
+
+def term_keys(make_term: Callable) -> list[str]:
+    """Lists the keys that a term's section may have; its own are the arguments of `make`."""
+    own = inspect.signature(make_term).parameters
+    return ["weight", "term", "positions", "temperature", *own]
+
+
+def build_objective(
+    config: Any,
+    steps: int,
+    student_policy: Policy,
+    teacher_policy: Policy | None,
+    chunk: int = 0,
+    regression: bool = False,
+    accuracy: bool = False,
+) -> tuple[Objective, dict[str, Schedule], dict[str, Schedule]]:
+    """Builds the objective of `config`, the schedules of its terms' coefficients, and those of the
+    temperatures that are not constant; `steps` is the length that schedules refer to.
+
+    With `regression` a row has one logit, a number, and no KL is logged. `accuracy` logs the share
+    of right first choices as well: for few classes, since over a vocabulary it costs time. Raises
+    UserError for an unknown term, setting, position or schedule, and for terms that the task has no
+    use for.
+    """
+    if not config:
+        raise UserError("objective is empty: give it a term, such as objective.ce.weight")
+    with_teacher = teacher_policy is not None
+    measured = (measures.KL_T1, measures.OUTSIDE) if with_teacher and not regression else ()
+    if accuracy and not regression:
+        measured += (measures.ACCURACY,)
+    row_terms, state_terms, coefficients, temperatures = [], [], {}, {}
+    for name, settings in config.items():
+        key = f"objective.{name}"
+        settings, make_term = _read(name, settings, key)
+        coefficients[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
+        at, temperature = settings.pop("positions", None), settings.pop("temperature", None)
+        term = make_term(**settings)
+        if fault := _fault(term, at, temperature, with_teacher, regression):
+            raise UserError(key + fault)
+        if not isinstance(term, Divergence):
+            state_terms.append((name, term))
+            continue
+        temperature = 1.0 if temperature is None else temperature
+        schedule = value_schedule(temperature, steps, f"{key}.temperature", TEMPERATURE)
+        constant = schedule(0) if isinstance(temperature, int | float) else None
+        if constant is None:
+            temperatures[name] = schedule
+        positions = at or "supervised"
+        row_terms.append(vocab.RowTerm(name, term, constant, positions=positions))
+    if not any(max(at(0), at(steps)) > 0 for at in coefficients.values()):
+        names = ", ".join(f"objective.{name}.weight" for name in coefficients)
+        raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
+    objective = Objective(
+        tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
+    )
+    return objective, coefficients, temperatures
+
+
+def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]:
+    """Reads a term's section of the config, and finds what makes the term."""
+    if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
+        raise UserError(f"{key}: what is logged with the terms has this name; take another")
+    try:
+        settings = dict(settings)
+    except (TypeError, ValueError):
+        raise UserError(f"{key}={settings!r}: give settings, such as {key}.weight") from None
+    if "weight" not in settings:
+        raise UserError(f"{key} has no weight: add {key}.weight")
+    make_term = plugins.load("objectives", settings.pop("term", name), "make").make
+    have = term_keys(make_term)
+    if unknown := sorted(set(settings) - set(have)):
+        raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
+    return settings, make_term
+
+
+def _fault(
+    term: Any, at: str | None, temperature: Any, with_teacher: bool, regression: bool
+) -> str:
+    """Tells what is wrong with a term's settings, as it goes on behind the key; "" for nothing."""
+    if isinstance(term, Divergence):
+        if regression and "regression" not in term.suits:
+            return " is for classes, and a regression has none: use mse or logit_mse"
+        if not regression and "classes" not in term.suits:
+            return " is for a regression, and this task has classes: use ce"
+        if temperature is not None and not term.has_temperature:
+            return " takes no temperature"
+        if at not in (None, "supervised", "all"):
+            return f".positions={at!r}: have all, supervised"
+        if at == "all" and not term.needs_teacher:
+            return ".positions='all': there are labels at supervised positions only"
+    elif at is not None or temperature is not None:
+        return " takes neither positions nor a temperature"
+    if term.needs_teacher and not with_teacher:
+        return " needs a teacher, and this stage has none"
+    return ""
+
+
+def held_out_objective(
+    student_policy: Policy,
+    teacher_policy: Policy | None = None,
+    chunk: int = 0,
+    mixed: bool = False,
+) -> Objective:
+    """Makes the objective that a language model is evaluated by: loss (CE, nats a token) and
+    accuracy, and with a teacher kl (teacher || student at T = 1, nats a token) and agreement.
+
+    `mixed`: these are figures of the mixture that the student is part of; those of the student
+    alone are called student_loss and so on.
+    """
+    figures = {"loss": ce.make(), "accuracy": measures.Accuracy()}
+    if teacher_policy is not None:
+        figures |= {"kl": kl.make(), "agreement": measures.Agreement()}
+    subjects = {"": "mixture", "student_": "student"} if mixed else {"": None}
+    measured = tuple(
+        vocab.RowTerm(prefix + name, figure, of=subject)
+        for prefix, subject in subjects.items()
+        for name, figure in figures.items()
+    )
+    return Objective((), (), measured, student_policy, teacher_policy, chunk)

@@ -1,0 +1,116 @@
+"""Tasks as command lines name them: "squad", "glue/sst2", "text".
+
+A task's class says the rest itself: its `alias` and `variants` make the names, `defaults` tells
+which settings it reads. A module in kd_jax/tasks is all that a new task needs.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kd_jax import plugins
+from kd_jax.errors import UserError
+from kd_jax.tasks.likelihood import LikelihoodTask
+from kd_jax.tasks.task import Task
+
+TaskClass = type[Task] | type[LikelihoodTask]
+
+
+def tasks() -> dict[str, TaskClass]:
+    """All task classes: those on examples, of language modelling, and scored by likelihood."""
+    found = []
+    for mark in ("make", "scoring"):
+        for module in plugins.names("tasks", mark):
+            task = getattr(plugins.load("tasks", module, mark), mark)
+            found.append((task.alias or module, task))
+    kinds = [lambda t: t.of_examples, lambda t: not t.by_likelihood, lambda t: True]
+    return dict(sorted(found, key=lambda each: [kind(each[1]) for kind in kinds].index(True)))
+
+
+def names(variants: bool = False) -> list[str]:
+    """The names of all tasks; with `variants` each variant's: "glue/sst2" for "glue/TASK"."""
+    found = []
+    for name, task in tasks().items():
+        if not task.variants or _of_several(task):
+            found.append(name)
+        if task.variants:
+            ends = task.variants if variants else [task.variant.upper()]
+            found += [f"{name}/{end}" for end in ends]
+    return found
+
+
+def find(name: str) -> TaskClass:
+    """The class of a task. Raises UserError for one that there is not, and names those that may be
+    meant."""
+    known = names(variants=True)
+    kind = name.partition("/")[0]
+    if name in known:
+        return tasks()[kind]
+    wanted = re.sub("[-_ ]", "", name.lower())
+    meant = [each for each in known if wanted in each.lower().split("/")]
+    ends = {each.rpartition("/")[2].lower(): each for each in known}
+    meant = meant or [ends[end] for end in difflib.get_close_matches(wanted, ends)]
+    meant = meant or difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    have = [each for each in known if "/" in name and each.startswith(f"{kind}/")] or names()
+    raise UserError(f"--task={name}: no such task{hint}; have: {', '.join(have)}")
+
+
+def reads(task: TaskClass, flag: str) -> bool:
+    """Whether a flag of the command lines sets something of the task or of its source."""
+    if flag == "text":  # a column
+        return task.of_text or "text" in task.defaults or "column" in task.defaults
+    if flag == "seq_len":  # of examples, a row may be shorter than in training
+        return not task.of_examples
+    return flag in task.defaults
+
+
+def config(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """config.task of a task, with those flags that are given and that it reads."""
+    task, part = find(name), name.partition("/")[2]
+    found = {"name": task.defaults["name"]}
+    if part:
+        found[task.variant] = (part,) if _of_several(task) else part
+    # What only some tasks know is passed on to all, which refuse it; likelihoods have the separator
+    # from elsewhere.
+    strict = {"stride", "documents"} | ({"separator"} if not task.by_likelihood else set())
+    given = {
+        key: value
+        for key, value in flags.items()
+        if value is not None and (key in strict or reads(task, key))
+    }
+    if task.of_text or "column" in task.defaults:
+        text = given.pop("text", None)
+        given |= {"column": text} if text and not task.of_text else {}
+    return found | given
+
+
+def source(task: TaskClass, data: str, text: str | None) -> dict[str, str]:
+    """A local file, folder or glob as a source of the task."""
+    column = {"text": text} if text and task.of_text else {}
+    return {"source": "files", "path": data} | column
+
+
+def build(
+    name: str, config: Mapping[str, Any], data: Mapping[str, Any] | None, tokenizer: Any = None
+) -> Any:
+    """The task that `name` stands for, on one split, config.data.test; None: its own reported one.
+
+    Raises UserError for settings that it does not have, and where it needs data.
+    """
+    task = find(name)
+    if task.by_likelihood:
+        return task(config, {"test": data})
+    if data is None and task.own_data is None and task.of_examples:
+        raise UserError(f"--task={name} needs --data, a local file or folder")
+    given = None if data is None else {"test": data}
+    made = task(task.evaluated | config, given, tokenizer)
+    if given and made.labels_in_data:  # the classes are those that occur
+        return task(task.evaluated | config, given | {"train": data}, tokenizer)
+    return made
+
+
+def _of_several(task: TaskClass) -> bool:
+    """Whether the task can have several variants at once, all of them where none is named."""
+    return bool(task.variants) and not isinstance(task.defaults[task.variant], str)

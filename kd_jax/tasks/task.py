@@ -1,0 +1,259 @@
+"""What every task is: streams of the splits of config.data, and their figures.
+
+A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `Task` of
+config.task and config.data, whose tokenizer may be None where no rows are asked for; `DEFAULTS`
+are those of config.task.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from kd_jax.data import splits
+from kd_jax.data.encoded import Encoded
+from kd_jax.data.loader import Batches, BucketStream, lengths_of
+from kd_jax.ranges import settings
+from kd_jax.types import Batch
+
+
+def batch_shapes(
+    batch_size: int, seq_len: int, slots: int, label: type = np.int32, **others: int
+) -> Batch:
+    """A batch of jax.ShapeDtypeStruct with `slots` labels and weights a row; `others` are fields
+    of int32, with their second axes."""
+
+    def shape(length: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, length), dtype)
+
+    return Batch(
+        ids_B=jax.ShapeDtypeStruct((batch_size,), np.int32),
+        tokens_BT=shape(seq_len),
+        mask_BT=shape(seq_len, np.float32),
+        labels=shape(slots, label),
+        weights=shape(slots, np.float32),
+        **{name: shape(length) for name, length in others.items()},
+    )
+
+
+def local(train: Path, test: Path | None = None) -> dict[str, Any]:
+    """config.data of local files or folders."""
+    paths = {"train": train} | ({"test": test} if test else {})
+    return {key: dict(source="files", path=str(path)) for key, path in paths.items()}
+
+
+class Task(splits.Splits):
+    """A task on the splits of config.data. Subclasses read them, and make batches."""
+
+    head: str  # mlm | clm | classification | span
+    of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
+    labels: tuple[str, ...] = ()  # names of the classes; ("score",) for a regression
+    labels_in_data = False  # whether `labels` needs the training data
+    regression = False
+    primary: str  # the held-out figure that selects a checkpoint
+    larger: bool  # whether a larger one is better
+    defaults: dict[str, Any]  # of config.task
+    data_defaults: dict[str, Any] = splits.DATA  # defaults of config.data
+    own_data: dict[str, Any] | None = None  # the source of train and test that are left out
+
+    # What command lines call it: its module's name, or `alias`; with `variants` NAME/VARIANT, which
+    # sets config.task.<variant>.
+    alias = ""
+    variant = ""
+    variants: tuple[str, ...] = ()
+    by_likelihood = False
+    of_text = False  # whether a source's key `text` names the column
+    of_chats = False  # whether the tokenizer's chat template makes the text
+    evaluated: dict[str, Any] = {}  # of config.task, where one split is all there is to read
+
+    def __init__(
+        self, config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """`tokenizer` may be None where no rows are asked for."""
+        self.config = settings(config, self.defaults, "task")
+        super().__init__(settings(data, self.data_defaults, "data"))
+        if self.own_data is not None:
+            self.data |= {key: self.data[key] or self.own_data for key in ("train", "test")}
+        self.tokenizer = tokenizer
+        self.seq_len = self.config["seq_len"]
+
+    # What a subclass defines.
+
+    @classmethod
+    def smoke(
+        cls, task: Mapping, data: Mapping, samples: Path
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `:smoke` changes in config.task and takes as config.data, in place of those given;
+        `samples` has small made-up data (kd_jax/samples.py)."""
+        raise NotImplementedError
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The same task, its rows written by another tokenizer."""
+        raise NotImplementedError
+
+    def shapes(self, batch_size: int) -> Batch:
+        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
+        raise NotImplementedError
+
+    def _stream(self, split: str, batch_size: int, seed: int | None = None, **processes) -> Batches:
+        raise NotImplementedError
+
+    def _about(self, split: str) -> dict[str, Any]:
+        """Counts what a split holds: see `prepare`."""
+        raise NotImplementedError
+
+    # What it gets.
+
+    def train(
+        self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> Batches:
+        """Endless, shuffled stream of global batches of `batch_size` training rows."""
+        processes = dict(process_index=process_index, process_count=process_count)
+        return self._stream("train", batch_size, seed=seed, **processes)
+
+    def held_out(
+        self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> Batches:
+        """One pass over all rows of a split, always the same."""
+        processes = dict(process_index=process_index, process_count=process_count)
+        return self._stream(split, batch_size, **processes)
+
+    def prepare(self) -> dict[str, dict]:
+        """Reads every split of the config now, and tokenizes it where there is a tokenizer, so that
+        mistakes show before long work.
+
+        Returns for the run's manifest: split -> name, commit, digest, and what it holds. Of
+        examples: `examples`, their `classes` (name -> count); tokenized also `rows`, `longest`
+        (tokens of the longest example, whole) and `cut` (examples longer than a row). Of text:
+        `documents`, `tokens`, `rows`. Of chats: `conversations`, `cut`, `dropped`, `rows`,
+        `tokens`, `learnt` (tokens), `longest`.
+        """
+        return {s: splits.about(self.examples(s)) | self._about(s) for s in self.splits}
+
+
+class ExampleTask(Task):
+    """A task on examples. Subclasses read and tokenize them, and score what a model returns.
+
+    `metrics` are the figures of `score` besides the loss; `primary` is the one that selects, and
+    bigger is better.
+    """
+
+    of_examples = larger = True
+    metrics: tuple[str, ...]
+
+    def __init__(self, config, data, tokenizer) -> None:
+        super().__init__(config, data, tokenizer)
+        self._rows: dict[str, Encoded] = {}
+
+    # What a subclass defines, with `_read` and `_held_out`.
+
+    def _encode(self, split: str) -> Encoded:
+        raise NotImplementedError
+
+    def has_labels(self, split: str) -> bool:
+        """Whether a split can be scored. Labels of test sets that servers score are secret."""
+        return True
+
+    def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
+        """The loss and the `metrics` of a model's outputs: one float array for each row of
+        `rows(split)`, in their order; (C,) logits of a classification or regression, (2, T) start
+        and end logits of a span."""
+        raise NotImplementedError
+
+    def report(self, split: str, outputs: Sequence[np.ndarray]) -> dict:
+        """Figures class by class, where there are classes."""
+        return {}
+
+    def tunes(self, split: str) -> bool:
+        """Whether scoring `split` needs a number that is `tuned` on the validation split."""
+        return False
+
+    def tuned(self, outputs: Sequence[np.ndarray]) -> "ExampleTask":
+        """The task with what is chosen by a model's outputs of the validation split, for scoring
+        that model on test; itself where nothing is."""
+        return self
+
+    def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> Any:
+        """What the outputs say, in plain words: what `write_submission` writes down."""
+        raise NotImplementedError
+
+    def write_submission(self, split: str, outputs: Sequence[np.ndarray], path: str) -> None:
+        """Writes predictions in the format of the data set's authors."""
+        raise NotImplementedError
+
+    def read_predictions(self, split: str, path: str) -> Any:
+        """Predictions from such a file, which may come from another system. Raises UserError for
+        missing, unknown and repeated examples."""
+        raise NotImplementedError
+
+    def score_predictions(self, split: str, predictions: Any) -> dict[str, float]:
+        """The figures that need no logits."""
+        raise NotImplementedError
+
+    # What it gets.
+
+    @classmethod
+    def smoke(cls, task, data, samples):
+        """Rows of 16 tokens, which are two lengths to compile for, of sentences of two classes."""
+        return dict(seq_len=16), local(
+            *(samples / "SST-2" / f"{name}.tsv" for name in ("train", "dev"))
+        )
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The same task, its rows written by another tokenizer; examples are read once."""
+        other = copy.copy(self)
+        other.tokenizer, other._rows = tokenizer, {}
+        return other
+
+    def _about(self, split):
+        found = dict(examples=len(self.examples(split)))
+        if self.tokenizer is not None:
+            rows = self.rows(split)
+            found |= dict(rows=len(rows), longest=rows.longest, cut=rows.cut)
+        return found
+
+    def texts(self, split: str) -> list[str]:
+        """All texts of a split, for training a tokenizer."""
+        return [text for texts in self.examples(split).pairs for text in texts]
+
+    def rows(self, split: str) -> Encoded:
+        """The tokenized rows of a split."""
+        if split not in self._rows:
+            self._rows[split] = self._encode(split)
+        return self._rows[split]
+
+    def length(self, split: str) -> int:
+        """Tokens of the longest bucket of a split, which holds all of its rows."""
+        return self.buckets_of(split)[-1]
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The lengths of batches in training, ascending."""
+        return self.buckets_of("train")
+
+    def buckets_of(self, split: str) -> tuple[int, ...]:
+        """The lengths of a split's batches, ascending: those in training, so that all splits run
+        through the same compiled programs, and one more where a split has longer rows."""
+        first = "train" if "train" in self.splits else split
+        found = lengths_of(self.rows(first).lengths_N, self.seq_len)
+        longest = lengths_of(self.rows(split).lengths_N, self.seq_len)[-1]
+        return found if longest <= found[-1] else (*found, longest)
+
+    def _stream(self, split, batch_size, seed=None, **processes):
+        rows, buckets = self.rows(split), self.buckets_of(split)
+        lengths_N = rows.lengths_N
+        return BucketStream(lengths_N, buckets, rows.batch, batch_size, seed=seed, **processes)
+
+    def shapes(self, batch_size: int, length: int | None = None) -> Batch:
+        """A batch of jax.ShapeDtypeStruct of rows of `length` tokens: by default the longest
+        bucket in training, or seq_len where there is no tokenizer."""
+        if length is None:
+            length = self.seq_len if self.tokenizer is None else self.buckets[-1]
+        typed = self.tokenizer is not None and "token_type_ids" in self.tokenizer.model_input_names
+        slots, label = 2 if self.head == "span" else 1, np.float32 if self.regression else np.int32
+        types = {"types_BT": length} if typed else {}
+        return batch_shapes(batch_size, length, slots, label, **types)
