@@ -11,25 +11,14 @@ import pkgutil
 import sys
 import time
 
-from absl import flags
-
 import kd_jax
 from tests import smoke
 from tests.configs.smokes import NAMES, load
 
 
-def import_all() -> None:
-    """Imports the package's modules; command lines define the same flags, so theirs go again."""
-    for module in pkgutil.walk_packages(kd_jax.__path__, "kd_jax."):
-        before = set(flags.FLAGS)
-        importlib.import_module(module.name)
-        if module.name.count(".") == 1:
-            for flag in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, flag)
-
-
 def main(which: str, part: int, parts: int) -> None:
-    import_all()
+    for module in pkgutil.walk_packages(kd_jax.__path__, "kd_jax."):
+        importlib.import_module(module.name)
     of_recipe = {load(name).recipe: name for name in NAMES}.values()
     names = [name for name in NAMES if (name in of_recipe) == (which == "one")]
     for name in names[part::parts]:

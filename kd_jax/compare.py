@@ -8,29 +8,31 @@ everything in it, for a browser or to print; DIR/report.md says the same in Mark
 pictures DIR/*.png.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax import cli
-from kd_jax.recipes.compare import compare
+from kd_jax import flags
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parses `argv`, prints the tables. Exits with status 1 and one line where a run is no run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kd_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> flags.Parser:
+    """Makes the command line."""
+    parser = flags.Parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of kd_jax.main")
     parser.add_argument(
         "--out", metavar="DIR", help="default: RUN/plots for one run, runs/comparison for several"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses `argv`, prints the tables. Exits with status 1 and one line where a run is no run."""
+    args = parser().parse(argv)
+    from kd_jax import cli
+    from kd_jax.recipes.compare import compare
+
     one = f"{args.runs[0].rstrip('/')}/plots"
     out = args.out or (one if len(args.runs) == 1 else str(Path("runs", "comparison")))
     with cli.plain_errors():
-        cli.check_given(args)
         cli.check_folder("--out", out)
         tables, written = compare(args.runs, out)
     for table in tables:

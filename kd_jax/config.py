@@ -189,24 +189,30 @@ ROLES = dict(teacher="teacher", baseline="baseline", student="student")
 
 
 def ranges(keys: Table) -> dict[str, Any]:
-    """A table as `settings` takes it, without the meanings."""
+    """Drops the meanings from a table, as `settings` takes it."""
     return {key: default for key, (default, _) in keys.items()}
 
 
+def names() -> list[str]:
+    """Lists all keys, with dots: optim, optim.learning_rate."""
+    of_sections = [f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys]
+    return [*RUN, *MORE, *SECTIONS, *of_sections]
+
+
 def _section(own: Table, /, **changes: Any) -> ConfigDict:
-    """The keys of a table with their defaults, of which `changes` are others."""
+    """Makes a section of the keys of a table, with their defaults or `changes`."""
     found = settings(None, ranges(own), "") | changes
     free = [key for key, (default, _) in own.items() if isinstance(default, Free)]
     return ConfigDict(found | {key: FieldReference(found[key], field_type=object) for key in free})
 
 
 def model() -> ConfigDict:
-    """A model section: see kd_jax/models/blueprint.py."""
+    """Makes a model section: see kd_jax/models/blueprint.py."""
     return _section(MODEL)
 
 
 def base(recipe: str) -> ConfigDict:
-    """The keys of every training recipe."""
+    """Makes a config with the keys of every training recipe."""
     c = _section(RUN | {"vocab_chunk": MORE["vocab_chunk"]}, recipe=recipe)
     for name in OF_ALL:
         c[name] = _section(SECTIONS[name])
@@ -216,22 +222,22 @@ def base(recipe: str) -> ConfigDict:
 
 
 def teacher(name: str) -> ConfigDict:
-    """A section of `teachers`, and the one of `teacher` in fine-tuning."""
+    """Makes a section of `teachers`, and the one of `teacher` in fine-tuning."""
     return _section(SECTIONS["teacher"], model=name)
 
 
 def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """TinyBERT's map: embeddings to embeddings, layer i to layer i x teacher / student."""
+    """Makes TinyBERT's layer map: embeddings to embeddings, layer i to i x teacher / student."""
     return tuple((i, i * teacher // student) for i in range(student + 1))
 
 
 def sweep(*keys: tuple) -> ConfigDict:
-    """Trials over `keys`, pairs of a dotted key and its values; see kd_jax/recipes/sweep.py."""
+    """Makes a section of trials over `keys`: pairs of a dotted key and its values."""
     return _section(SECTIONS["sweep"], keys=keys)
 
 
 def finetuning() -> ConfigDict:
-    """The keys of fine-tuning: those of `base`, with what differs."""
+    """Makes a config of fine-tuning: the keys of `base`, with what differs."""
     c = base("finetune")
     del c.vocab_chunk, c.checkpoint.every
     own = ("epochs", "patience", "average", "teachers", "intermediate")
@@ -245,15 +251,15 @@ def finetuning() -> ConfigDict:
 
 
 def pruning(recipe: str = "prune") -> ConfigDict:
-    """The keys of pruning: those of `base`, and a section, see kd_jax/stages/prune.py."""
+    """Makes a config of pruning: the keys of `base`, and those of kd_jax/stages/prune.py."""
     c = base(recipe)
     c.pruning = _section(SECTIONS["pruning"])
     return c
 
 
 def substitution() -> ConfigDict:
-    """The keys of substitution: those of `pruning`, which here makes a model as small as
-    substitution does, and a section, see kd_jax/stages/swaps.py."""
+    """Makes a config of substitution: the keys of `pruning`, which here makes a model as small as
+    substitution does, and those of kd_jax/stages/swaps.py."""
     c = pruning("substitute")
     c.pruning.target = 0.0
     c.substitution = _section(SECTIONS["substitution"])
@@ -262,7 +268,7 @@ def substitution() -> ConfigDict:
 
 
 def ensemble() -> ConfigDict:
-    """The keys of sequential ensembles, see kd_jax/stages/round.py."""
+    """Makes a config of sequential ensembles, see kd_jax/stages/round.py."""
     c = base("ensemble")
     c.update(_section({"rounds": MORE["rounds"]}))
     c.ensemble = _section(SECTIONS["ensemble"])
@@ -272,7 +278,7 @@ def ensemble() -> ConfigDict:
 
 
 def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool]:
-    """(variant, smoke) of an argument like "mrpc", "mrpc-smoke" or "smoke"."""
+    """Splits an argument like "mrpc", "mrpc-smoke" or "smoke" into (variant, whether smoke)."""
     name, _, ending = (arg or default).partition("-")
     if name == "smoke" and not ending:
         return default, True
@@ -282,14 +288,14 @@ def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool
 
 
 def wikitext103() -> dict:
-    """config.data: the three splits of WikiText-103 (Merity et al. 2016, arXiv:1609.07843)."""
+    """Makes config.data of WikiText-103 (Merity et al. 2016, arXiv:1609.07843)."""
     splits = ("train", "validation", "test")
     name = dict(path="Salesforce/wikitext", name="wikitext-103-raw-v1")
     return {split: dict(source="hub", **name) for split in splits}
 
 
 def table(name: str, config: Mapping) -> Table:
-    """The keys of a section, as this config has them; of the config itself for ""."""
+    """Returns the keys that a section of this config has; for "", the keys of the config itself."""
     more = {key: each for key, each in MORE.items() if key in config}
     sections = [each for each in SECTIONS if each in OF_ALL or each in config]
     found = SECTIONS[name] if name else RUN | more | dict.fromkeys(sections, ({}, ""))
@@ -309,7 +315,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_section(section: ConfigDict, name: str, where: str, config: Mapping) -> None:
-    """As `check`, for what has the keys of section `name`, at config.<where>."""
+    """Checks, as `check` does, what has the keys of section `name` and is at config.<where>."""
     keys = table(name, config)
     settings(section, ranges(keys), where)
     path = f"config.{where}." if where else "config."
@@ -346,7 +352,7 @@ def reduce(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _later(config: Mapping) -> Iterator[tuple[dict, str, Any]]:
-    """(section, key, default) of every place of the keys of LATER."""
+    """Finds every place of the keys of LATER: (section, key, default)."""
     for name, key in (each.split(".") for each in LATER):
         more = config.get("teachers", {}).values() if name == "teacher" else ()
         for section in (config.get(name), *more):

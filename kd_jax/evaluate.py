@@ -32,68 +32,15 @@ Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax import cli, plugins
-from kd_jax.errors import UserError
-from kd_jax.recipes.evaluate import (
-    Options,
-    evaluate_checkpoint,
-    evaluate_predictions,
-    evaluate_run,
-    evaluate_stage,
-)
-from kd_jax.report import runs, tables
-from kd_jax.report.table import Table, of_runs
-from kd_jax.tasks import command
-
-# Flags that some tasks read.
-COLUMNS = ("text", "pair", "label")
-OF_TASKS = ("separator", "stride", "documents")
-
-# What messages of the recipes call what a flag sets: the flag, regex, and its name here.
-_NAMES = (
-    ("data", r"config\.data\.cache_dir or KD_JAX_CACHE", "KD_JAX_CACHE"),
-    ("data", r"(config\.)?data\.(train|validation|test)(\.path)?|config\.data", "--data"),
-    ("text", r"config\.task\.column|text=(?= to)", "--text"),
-    ("task", r"config\.task\.name='labelled_text'", "--task=text"),
-    ("task", r"config\.task\.(name|task|level|classes)", "--task"),
-    ("batch_size", r"(config\.)?(eval\.)?batch_size", "--batch_size"),
-    ("precision", r"config\.precision", "--precision"),
-    *(
-        (name, rf"config\.task\.{name}", f"--{name}")
-        for name in (*COLUMNS, *OF_TASKS, "labels", "seq_len")
-    ),
-)
+from kd_jax import flags
 
 
-def table(found: dict) -> Table:
-    """The figures for people."""
-    first = next(iter(found.get("stages", {"": found}).values()))
-    about = [first["data"]["name"], first["task"]]
-    if "stride" in first:
-        about += [f"windows of {first['seq_len']} tokens, stride {first['stride']}"]
-        about += [f"documents {first['documents']}"]
-    elif "seq_len" in first:
-        about += [f"rows of {first['seq_len']} tokens"]
-    about += [f"joined by {first['separator']}"] if "separator" in first else []
-    about += [first["precision"]] if "precision" in first else []
-    about += [f"beside {first['teacher']}"] if first.get("teacher") else []
-    if "stages" in found:
-        return tables.scores(found["stages"], ", ".join(about))
-    name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    if command.find(found["task"]).by_likelihood:
-        return tables.scores({name: found}, ", ".join(about))
-    return of_runs([{"stages": {name: found}}], ", ".join(about))
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kd_jax.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> flags.Parser:
+    """Makes the command line."""
+    parser = flags.Parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
@@ -101,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "--predictions", metavar="FILE", help="what any system answered; needs --task"
     )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
-    parser.add_argument("--stage", help="of the run: teacher, baseline, student (default)")
+    parser.add_argument(
+        "--stage", help="of the run; by default the one that it is about, such as student"
+    )
     parser.add_argument("--task", help="see above; that of the run")
     parser.add_argument("--data", metavar="PATH", help="a local file or folder, not the hub")
     parser.add_argument("--split", choices=("validation", "test"), help="of the run's own data")
@@ -117,17 +66,17 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--teacher", help="mlm, clm, chat: folder or hub id (the run's, else none)")
     parser.add_argument(
-        "--seq_len", type=cli.positive, help="tokens of a row (as trained; mlm, clm, chat: else "
+        "--seq_len", type=flags.positive, help="tokens of a row (as trained; mlm, clm, chat: else "
         "512; others: at most); scored by likelihood: that the model reads at once (else all it "
         "can; perplexity: as trained, else at most 2,048)"
     )  # fmt: skip
-    parser.add_argument("--stride", type=cli.positive, help="perplexity: tokens from window to "
+    parser.add_argument("--stride", type=flags.positive, help="perplexity: tokens from window to "
                         "window (else half a window)")  # fmt: skip
     parser.add_argument("--documents", choices=("joined", "alone"), help="perplexity: one text "
                         "(default), or each for itself")  # fmt: skip
     parser.add_argument(
         "--batch_size",
-        type=cli.positive,
+        type=flags.positive,
         help="rows of a batch, or endings (the run's, else a default)",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(the run's, else fp32)")
@@ -136,90 +85,53 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
-    args = parser().parse_args(argv)
-    # Of a run, the config says what no flag does.
-    names = {was: now for name, was, now in _NAMES if not args.workdir or getattr(args, name)}
-    with cli.plain_errors(names):
-        _check(args)
+    args = parser().parse(argv)
+    from kd_jax import cli
+    from kd_jax.recipes import evaluate, evaluate_flags
+    from kd_jax.report import tables
+
+    with cli.plain_errors(evaluate_flags.renamed(args)):
+        cli.check_file("--json", args.json)
+        cli.check_folder("--out", args.out)
+        evaluate_flags.check(args)
         cli.start_jax()
-        found, written = _evaluate(args)
+        found, made = _evaluate(args)
         if args.json:
             Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
-    table(found).print()
+        written = [
+            path
+            for name, each in made.items()
+            if args.out and each
+            for path in each.write(Path(args.out) / name)
+        ]
+    evaluate.table(found).print()
     if "classes" in found:
         tables.by_class(found["task"], [{"stages": {"": found}}]).print()
     if written:
         print("wrote", *written, sep="\n  ")
 
 
-def _evaluate(args: argparse.Namespace) -> tuple[dict, list[str]]:
-    """The figures, and the files that were written."""
-    names = [field.name for field in dataclasses.fields(Options)]
-    options = Options(**{name: getattr(args, name) for name in names})
-    task, data = args.task, args.data
+def _evaluate(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Evaluates what the flags name; returns the figures, and what can be written to folders."""
+    from kd_jax.recipes import evaluate
+    from kd_jax.tasks import command
+
+    names = [each.name for each in dataclasses.fields(evaluate.Options)]
+    options = evaluate.Options(**{name: getattr(args, name) for name in names})
+    task, data, run = args.task, args.data, args.workdir
     if args.predictions:
-        return evaluate_predictions(task, data, args.predictions, options), []
-    if args.workdir and not args.stage and task and command.find(task).by_likelihood:
-        every = evaluate_run(args.workdir, task, data, options)
-        found = {"stages": {name: each.report for name, each in every.items()}}
+        return evaluate.evaluate_predictions(task, data, args.predictions, options), {}
+    if run and not args.stage and task and command.find(task).by_likelihood:
+        every = evaluate.evaluate_run(run, task, data, options)
+        reports = {name: each.report for name, each in every.items()}
+        return {"stages": reports}, {name: each.made for name, each in every.items()}
+    if run:
+        one = evaluate.evaluate_stage(run, args.stage, task, data, args.split, options)
     else:
-        if args.workdir:
-            stage = args.stage or "student"
-            each = evaluate_stage(args.workdir, stage, task, data, args.split, options)
-        else:
-            each = evaluate_checkpoint(args.model, args.revision, task, data, options)
-        every, found = {"": each}, each.report
-    made = {name: each.made for name, each in every.items() if args.out and each.made}
-    return found, [path for name in made for path in made[name].write(Path(args.out) / name)]
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together."""
-    cli.check_given(args)
-    cli.check_file("--json", args.json)
-    cli.check_folder("--out", args.out)
-    task = args.task
-    kind = command.find(task) if task else None
-    if args.workdir:
-        own = runs.read(args.workdir).config["task"]["name"]
-        if not (kind and kind.by_likelihood):
-            if task not in (None, own):
-                raise UserError(f"{args.workdir} is a run of task {own!r}, not {task!r}")
-            task, kind = own, plugins.load("tasks", own, "make").make
-    elif not task:
-        raise UserError(f"--task is missing; have: {', '.join(command.names())}")
-    examples, scored, run, of_task = (
-        kind.of_examples,
-        kind.by_likelihood,
-        args.workdir,
-        f"task {task}",
-    )
-    language = not (examples or scored)
-    if language and args.model and not args.data:
-        raise UserError(f"--model with --task={task} needs --data, the text to evaluate on")
-    what = "--model" if args.model else "--predictions"
-    how = ("seq_len", "batch_size", "precision")
-    unread = [name for name in (*COLUMNS, *OF_TASKS) if not command.reads(kind, name)]
-    for applies, names, other in (
-        (not examples, ("predictions", "labels"), of_task),
-        (not language, ("teacher",), of_task),
-        (True, unread, of_task),
-        (scored, ("split",), of_task),
-        (language, ("out",), of_task),
-        (args.predictions, ("revision", *how, "out"), what),
-        (args.predictions and not command.reads(kind, "labels"), ("labels",), what),
-        (not run, ("stage", "split"), what),
-        (run, ("revision",), "--workdir"),
-        (run and args.data, ("split",), "--data"),
-        (run and not args.data and not examples, ("text",), "--workdir without --data"),
-        (run, ("separator",), "--workdir, whose config says it"),
-        (run and examples, (*COLUMNS, "labels", *how), "--workdir, whose config says it"),
-    ):
-        given = [f"--{name}" for name in names if applies and getattr(args, name) is not None]
-        if given:
-            raise UserError(f"{', '.join(given)} does not go with {other}; leave it out")
+        one = evaluate.evaluate_checkpoint(args.model, args.revision, task, data, options)
+    return one.report, {"": one.made}
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import ast
 import difflib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from pathlib import Path
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, line
 
 
 def folder() -> Path:
@@ -33,17 +35,46 @@ def title(name: str) -> str:
 
 def load(name: str, variant: str | None = None) -> ConfigDict:
     """Reads the config of an experiment, so that another one can start from it."""
-    return module(name).get_config(variant)
+    return _module(path(name)).get_config(variant)
 
 
-def module(name: str) -> ModuleType:
-    """Imports an experiment's file as the module `configs.NAME`, once."""
-    full = f"configs.{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, path(name))
-        sys.modules[full] = found = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-    return sys.modules[full]
+def read(given: str) -> ConfigDict:
+    """Reads the config of an experiment or of a file of one's own, as `path` takes them.
+
+    Raises UserError, with the line of the file, for whatever is wrong with it.
+    """
+    file, _, variant = path(given).partition(":")
+    try:
+        found = _module(file).get_config(*([variant] if variant else []))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_place(error)) from error
+    if not isinstance(found, ConfigDict) or "recipe" not in found:
+        raise UserError(f"{file}: get_config() returns no config; kd_jax/config.py makes them")
+    return found.lock()
+
+
+def _module(file: str) -> ModuleType:
+    """Imports a config file; one of kd_jax once, as `configs.NAME`."""
+    own = Path(file).resolve().parent != folder().resolve()
+    name = "own_config" if own else f"configs.{Path(file).stem}"
+    if own or name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def _place(error: Exception) -> str:
+    """Puts an error of a config file on one line, with the last place in a file of the user's."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    others = ("<", str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib")))
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{at.filename}:{at.lineno}: " for at in frames if not at.filename.startswith(others)]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{places[-1] if places else ''}{kind}{line(error)}"
 
 
 def path(given: str) -> str:

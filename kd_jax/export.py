@@ -11,36 +11,40 @@ with trust_remote_code=True. A finished run has its student in RUN/export/studen
 exports other stages, to other places, and converts checkpoints.
 """
 
-import argparse
+from collections.abc import Sequence
 
-from kd_jax import cli
-from kd_jax.errors import UserError
-from kd_jax.recipes import export
+from kd_jax import flags
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parses `argv`, exports, prints where to and how far logits differ."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kd_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> flags.Parser:
+    """Makes the command line."""
+    parser = flags.Parser("export", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
-    parser.add_argument("--stage", help="of the run: teacher, baseline, student (default)")
+    parser.add_argument(
+        "--stage", help="of the run; by default the one that it is about, such as student"
+    )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses `argv`, exports, prints where to and how far logits differ."""
+    args = parser().parse(argv)
+    from kd_jax import cli
+    from kd_jax.errors import UserError
+    from kd_jax.recipes import export
+
     with cli.plain_errors():
-        cli.check_given(args)
         cli.check_folder("--out", args.out)
         if args.revision if args.workdir else args.stage:
             flags = ("--revision", "--workdir") if args.workdir else ("--stage", "--model")
             raise UserError(f"{flags[0]} does not go with {flags[1]}; leave it out")
         cli.start_jax()
         if args.workdir:
-            done = export.export_stage(args.workdir, args.stage or "student", args.out)
+            done = export.export_stage(args.workdir, args.stage, args.out)
         else:
             done = export.export_checkpoint(args.model, args.revision, args.out)
     print(f"wrote {done['path']}")

@@ -96,7 +96,7 @@ def ask(call: Callable[[], T]) -> T:
 
 
 def why_not(error: Exception, revision: str | None) -> str:
-    """Puts an error of the hub's client in words; "it" is what was asked for."""
+    """Explains an error of the hub's client; "it" is what was asked for."""
     match error:
         case errors.GatedRepoError():
             return "it is gated: accept its licence on the hub with the account of HF_TOKEN"
@@ -115,8 +115,8 @@ def why_not(error: Exception, revision: str | None) -> str:
 
 @functools.cache
 def _download(model: str, revision: str | None) -> Source:
-    """A copy of the hub's files; the cache's where the hub does not answer. Asked once a process,
-    so that a run has one commit."""
+    """Downloads the hub's files, or takes those of the cache where the hub does not answer. Asks
+    once a process, so that a run has one commit."""
     try:
         ask(lambda: huggingface_hub.HfApi().model_info(model, revision=revision))
     except _REFUSALS:
@@ -134,8 +134,8 @@ def _download(model: str, revision: str | None) -> Source:
 
 
 def _check_cached(model: str, revision: str | None, commit: str, error: Exception) -> None:
-    """Says that a cached commit is taken unseen. UserError where a name was asked for by which the
-    hub may mean another commit by now."""
+    """Warns that a cached commit is taken without a look at the hub. Raises UserError where a name
+    was asked for by which the hub may mean another commit by now."""
     if revision == commit:
         return
     reason = why_not(error, revision)
@@ -151,7 +151,7 @@ def _check_cached(model: str, revision: str | None, commit: str, error: Exceptio
 
 
 def _snapshot(model: str, **options) -> Path:
-    """The folder with the files that kd_jax reads; pickled weights only if there are no others."""
+    """Downloads the files that kd_jax reads; pickled weights only if there are no others."""
     for weights in (_SAFETENSORS, _TORCH):
         patterns = dict(allow_patterns=_TEXT + weights, ignore_patterns=["*/*"])
         folder = Path(huggingface_hub.snapshot_download(model, **patterns, **options))

@@ -1,25 +1,29 @@
-"""Keys of a config on the command line: sets those that the config file lacks, prints them all.
+"""Sets keys of a config by --config.KEY=VALUE, and prints all keys.
 
 kd-jax keys                # every section
 kd-jax keys optim          # one of them
 """
 
 import ast
+import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import config, plugins
+from kd_jax import config
 from kd_jax.errors import UserError
-from kd_jax.objectives.objective import term_keys
 from kd_jax.ranges import Real, settings
 
-# Sections that are open: what reads them knows their keys. Terms say which theirs are.
-_TERMS = ("objective", "intermediate")
-_OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule", *_TERMS}
+Change = tuple[str, str]  # dotted key, text of the value
+
+# Sections that are open: what reads them knows their keys, and refuses others.
+_OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule"}
+_OPEN |= {"objective", "intermediate"}
+
+_TYPES = {int: "a whole number", float: "a number", bool: "True or False"}
 
 _TITLE = """# Keys of a config
 
@@ -29,38 +33,63 @@ defaults of their own (`kd_jax/config.py`). `--config.optim.learning_rate=1e-4` 
 the config file has no such key yet: `--config.objective.hidden.weight=1`."""
 
 
-def taken(found: ConfigDict, argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Takes --config.KEY=VALUE out of the arguments where the config lacks the key although it is
-    legal, and where its value is a list.
-
-    Returns the arguments that are left, and the values by dotted key.
-    """
-    left, values, rest = [], {}, iter(argv)
-    for argument in rest:
-        given = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
-        there = _there(found, given[1]) if given else False
-        if there is False:
+def taken(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
+    """Splits arguments into those that set keys, --config.KEY=VALUE or --config.KEY VALUE, and the
+    others, which come first; a key without a value is set to true."""
+    left, found, rest = [], [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        given = re.fullmatch(r"--config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if not given:
             left.append(argument)
             continue
-        value = value_of(next(rest, "") if given[2] is None else given[2])
-        if isinstance(there, tuple | list):  # may be given one by one
-            value = tuple(value) if isinstance(value, tuple | list) else (value,)
-            value = (*values.get(given[1], ()), *value)
-        values[given[1]] = value
-    return left, values
+        value = given[2]
+        if value is None:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        found.append((given[1], value))
+    return left, found
 
 
-def put(found: ConfigDict, values: Mapping[str, Any]) -> None:
-    """Sets dotted keys of a config, and makes the sections that they are in."""
+def change(found: ConfigDict, changes: Sequence[Change]) -> None:
+    """Sets keys of a config, also legal ones that it lacks; a list may be given one by one.
+
+    Raises UserError for a key that there is not, naming the nearest, and a value of another type.
+    """
+    lists: dict[str, tuple] = {}
     with found.unlocked():
-        for key, value in values.items():
-            *path, last = key.split(".")
+        for key, text in changes:
+            *path, name = key.split(".")
             section = found
-            for above, part in zip(["", *path], path, strict=False):
+            for depth, part in enumerate(path):
+                if not _legal(section, path[:depth], part):
+                    raise UserError(_unknown(found, key))
                 if part not in section:
-                    section[part] = config.teacher("") if above == "teachers" else ConfigDict()
+                    section[part] = config.teacher("") if path[0] == "teachers" else ConfigDict()
                 section = section[part]
-            section[last] = value
+            if not _legal(section, path, name):
+                raise UserError(_unknown(found, key))
+            value = _read(section, name, key, text)
+            if isinstance(section.get(name), tuple | list):
+                value = tuple(value) if isinstance(value, tuple | list) else (value,)
+                value = lists[key] = (*lists.get(key, ()), *value)
+            section[name] = value
+
+
+def _legal(section: Any, path: Sequence[str], key: str) -> bool:
+    """Tells whether a section, which is at `path`, has a key or may get it."""
+    return isinstance(section, ConfigDict) and bool(key in section or _OPEN & set(path))
+
+
+def _read(section: ConfigDict, name: str, key: str, text: str) -> Any:
+    """Reads a value; where the key is there, as one of its type."""
+    kind = section.get_type(name) if name in section else object
+    if issubclass(kind, ConfigDict):
+        raise UserError(f"--config.{key}={text}: a section; set its keys, one by one")
+    value = text if kind is str else value_of(text)
+    whole = float if kind is float and type(value) is int else type(value)
+    if kind in _TYPES and whole is not kind:
+        raise UserError(f"--config.{key}={text} should be {_TYPES[kind]}")
+    return value
 
 
 def value_of(text: str) -> Any:
@@ -76,26 +105,39 @@ def value_of(text: str) -> Any:
     return text
 
 
-def of_term(path: Sequence[str]) -> list[str]:
-    """The keys of a term of an objective, where `path` is that of one; otherwise none."""
-    if len(path) != 2 or path[0] not in _TERMS:
-        return []
-    return term_keys(plugins.load("objectives", path[1], "make").make)
+def like(key: str, names: Iterable[str]) -> list[str]:
+    """Finds dotted keys whose last part is that of `key`, the three most like it, or else resembles
+    that."""
+    ends: dict[str, list[str]] = {}
+    for each in names:
+        ends.setdefault(each.rpartition(".")[2], []).append(each)
+    name = key.rpartition(".")[2]
+    if name in ends:
+        likeness = {each: difflib.SequenceMatcher(None, key, each).ratio() for each in ends[name]}
+        return sorted(likeness, key=likeness.get, reverse=True)[:3]
+    return [ends[end][0] for end in difflib.get_close_matches(name, ends, n=2)]
 
 
-def _there(found: Any, key: str) -> Any:
-    """What `taken` takes: a list, None for a legal key that is not there; False for others."""
-    path = key.split(".")
-    for depth, part in enumerate(path):
-        if not hasattr(found, "items"):
-            return False
-        if part not in found:
-            above = path[:depth]
-            closed = [] if "term" in found else of_term(above)
-            legal = _OPEN & set(above) and (not closed or part in closed)
-            return None if legal else False
-        found = found[part]
-    return found if isinstance(found, tuple | list) else False
+def _unknown(found: ConfigDict, key: str) -> str:
+    """Says that a config lacks a key, which may be meant, and which keys its section has."""
+    there = list(_dotted(found.to_dict()))
+    close = [f"--config.{each}" for each in like(key, there)]
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    section = key
+    while section and section not in there:
+        section = section.rpartition(".")[0]
+    have = found[section] if section else found
+    have = ", ".join(have) if isinstance(have, ConfigDict) else ""
+    where = f"config.{section}".rstrip(".")
+    return f"config: no key {key!r}{hint}; {where} has {have or 'no keys'}"
+
+
+def _dotted(section: Mapping, path: str = "") -> Iterator[str]:
+    """Names every section and key of a config: optim, optim.learning_rate."""
+    for key, value in section.items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{path}{key}.")
 
 
 def page(section: str | None = None) -> str:

@@ -6,45 +6,47 @@
 
 The run directory, printed first, holds everything; the same command continues a run that was
 stopped. --config.KEY=VALUE changes any key of the config (kd-jax keys lists them). For a
-run of several processes see launch/, and --helpfull for its flags.
+run of several processes see launch/.
 """
 
-import functools
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from kd_jax import cli, plugins
-from kd_jax.run import workdir
-from kd_jax.train import distributed
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The experiment: configs/NAME.py, or configs/NAME.py:smoke for a tiny one."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Run directory, local or gs://; the default is runs/NAME-HASH of the resolved config. The same "
-    "command run again continues there.",
-)
+from kd_jax import experiments, flags, keys
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def parser() -> flags.Parser:
+    """Makes the command line."""
+    parser = flags.Parser("main", __doc__)
+    parser.add_config()
+    parser.add_argument(
+        "--workdir",
+        metavar="RUN",
+        help="run directory, local or gs://; the default is runs/NAME-HASH of the resolved config. "
+        "The same command run again continues there",
+    )
+    parser.add_processes()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses `argv`, runs the experiment. Exits with status 1 and one line at a mistake."""
+    args = parser().parse(argv)
+    from kd_jax import cli, plugins
+    from kd_jax.run import workdir
+    from kd_jax.train import distributed
+
     with cli.plain_errors():
+        config = experiments.read(args.config)
+        keys.change(config, args.changes)
         cli.start_jax()
-        distributed.initialize()
-        config = _CONFIG.value
-        file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        distributed.initialize(
+            args.coordinator, args.process_id, args.process_count, args.start_timeout
+        )
         recipe = plugins.load("recipes", config.recipe, "run")
-        with workdir.enter(config, Path(file).stem, _WORKDIR.value) as place:
+        name = Path(args.config.partition(":")[0]).stem
+        with workdir.enter(config, name, args.workdir) as place:
             recipe.run(config, place)
-
-
-def main() -> None:
-    """Runs the command line; does not return."""
-    app.run(_main, flags_parser=functools.partial(cli.parse_flags, __doc__))
 
 
 if __name__ == "__main__":

@@ -17,21 +17,15 @@ order of the input: `index` (from 0) and `label`, its `probability`, and that of
 probability that there is none, among the 20 best spans.
 """
 
-import argparse
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-from kd_jax import cli
-from kd_jax.recipes.predict import Options, predict_file
+from kd_jax import flags
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kd_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> flags.Parser:
+    """Makes the command line."""
+    parser = flags.Parser("predict", __doc__)
     parser.add_argument(
         "--model", required=True, help="folder of an HF checkpoint, or its id on the HF hub"
     )
@@ -49,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="give rows without text an empty answer (default: name the first one and stop, since "
         "the column or the file is mostly at fault)",
     )
-    parser.add_argument("--batch_size", type=cli.positive, help="rows of a batch (default 64)")
+    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 64)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
         "--null_threshold",
@@ -60,15 +54,17 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses `argv`, predicts, says where to. Exits with status 1 and one line at a mistake."""
-    args = parser().parse_args(argv)
-    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Options)}
+    args = vars(parser().parse(argv))
+    from kd_jax import cli
+    from kd_jax.recipes import predict
+
+    model, revision, source, target = map(args.pop, ("model", "revision", "input", "output"))
     with cli.plain_errors():
-        cli.check_given(args)
-        cli.check_folder("--output", str(Path(args.output).parent))
+        cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
-        done = predict_file(args.model, args.revision, args.input, args.output, Options(**given))
+        done = predict.predict_file(model, revision, source, target, predict.Options(**args))
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
 
 

@@ -1,5 +1,5 @@
-"""Sections of the config as plain dicts: unknown keys, wrong types and numbers outside their range
-are refused, missing keys get defaults.
+"""Reads sections of a config as plain dicts: refuses unknown keys, wrong types and numbers outside
+their range, and gives missing keys their defaults.
 
 A number's range stands in the place of its default: `dict(rate=Real(above=0, default=0.15))`.
 """
@@ -107,7 +107,7 @@ class Free(Real):
 
 
 def settings(config: Mapping | None, defaults: dict[str, Any], where: str) -> dict[str, Any]:
-    """`config` (a dict, a ConfigDict or None) over `defaults`.
+    """Reads a section (a dict, a ConfigDict or None), with `defaults` for what it lacks.
 
     `where` is the config path for messages, such as "data.train". A number's default stands in its
     range, of which some have none: such a key is left out where `config` lacks it. None stands for
@@ -133,7 +133,7 @@ def settings(config: Mapping | None, defaults: dict[str, Any], where: str) -> di
 
 
 def _expected(default: Any, value: Any) -> str:
-    """What `value` should be to stand in the place of `default`; "" where it is that."""
+    """Names the type that `value` should have, that of `default`; "" where it has it."""
     if default is None:
         return ""
     for types, name in _TYPES:

@@ -1,8 +1,18 @@
-"""`:smoke` of an experiment: the same program on tiny generated models and data, in seconds."""
+"""`:smoke` of an experiment: the same program on tiny generated models and data, in seconds.
 
+The data are made up, in the layouts in which the real sets are shipped.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from kd_jax import plugins, samples
+from kd_jax import plugins
+from kd_jax.data import cache
 
 _BERT = dict(
     hidden_size=32,
@@ -26,7 +36,7 @@ TINY = {
 
 
 def smoke_finetuning(c: ConfigDict) -> ConfigDict:
-    """The same program on tiny models and made-up data (kd_jax/samples.py), in seconds."""
+    """Shrinks a config of fine-tuning: tiny models and made-up data, for seconds."""
 
     def tiny(section: ConfigDict, own: bool) -> None:
         kind = section.architecture.get("model_type") or next(
@@ -48,7 +58,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
     tiny(c.assistant, own=True)
     tiny(c.student, own=True)
     task = plugins.load("tasks", c.task.name, "make").make
-    changes, data = task.smoke(c.task, c.data, samples.folder())
+    changes, data = task.smoke(c.task, c.data, samples())
     c.task.update(changes)
     c.data = ConfigDict(data | dict(held_out=0.2))
     c.tokenizer = ConfigDict(dict(path="", train="wordpiece", vocab_size=256))
@@ -62,7 +72,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
 
 
 def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
-    """The config itself, or with `:smoke` the same program on generated models and text, tiny.
+    """Returns the config itself, or for "smoke" shrinks it: tiny models and generated text.
 
     `family` is the teacher's; the student's too, unless its architecture names another.
     """
@@ -91,11 +101,11 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
     task = plugins.load("tasks", c.task.name, "make").make
-    changes, data = task.smoke(c.task, c.data, samples.folder())
+    changes, data = task.smoke(c.task, c.data, samples())
     c.task.update(changes)
     c.data = ConfigDict(data)
     if task.of_chats:
-        tokenizer = samples.folder() / "chats" / "tokenizer"
+        tokenizer = samples() / "chats" / "tokenizer"
         c.tokenizer = ConfigDict(dict(path=str(tokenizer), train="", vocab_size=512))
         c.teacher.architecture.update(vocab_size=512, max_position_embeddings=128)
     else:
@@ -107,3 +117,129 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
     c.checkpoint = ConfigDict(dict(every=2, keep=2))
     c.log.every = 1
     return c
+
+
+_WORDS = {
+    "good": "fine great bright warm happy strong rising clear".split(),
+    "bad": "poor weak dark cold sad falling broken dull".split(),
+    "plain": "the a market team film chip city match price report day group song house".split(),
+}
+
+
+def samples() -> Path:
+    """Finds the folder of made-up data, in the user's own cache, or makes it; always the same."""
+    path = cache.folder(None) / "samples-2"
+    cache.once(path, lambda root: _write(root, np.random.default_rng(0)), "HOME")
+    return path
+
+
+def _write(root: Path, rng: np.random.Generator) -> None:
+    for name, rows in (("train", 160), ("dev", 48)):
+        texts = [_sentence(rng, kind) for kind in rng.choice(["good", "bad"], rows)]
+        labels = [int(any(word in text.split() for word in _WORDS["good"])) for text in texts]
+        others = [_sentence(rng, "plain") for _ in texts]
+        _glue(root, name, texts, others, labels, rng)
+    for name, rows in (("train", 160), ("test", 48)):
+        lines = []
+        for _ in range(rows):
+            label = int(rng.integers(4))
+            kind = ("good", "bad", "plain", "good")[label]
+            lines.append(f'"{label + 1}","{_sentence(rng, kind)}","{_sentence(rng, kind)}"')
+        _lines(root / "ag_news" / f"{name}.csv", lines)
+    kinds = {"positive": "good", "negative": "bad", "neutral": "plain"}
+    for level in ("AllAgree", "50Agree"):
+        names = rng.choice(list(kinds), 160)
+        lines = [f"{_sentence(rng, kinds[name])} .@{name}" for name in names]
+        _lines(root / "financial_phrasebank" / f"Sentences_{level}.txt", lines)
+    for name, articles in (("train", 6), ("dev", 2)):
+        for version in ("v1.1", "v2.0"):
+            text = json.dumps(_squad(rng, name, articles, version))
+            _lines(root / "squad" / f"{name}-{version}.json", [text])
+    _chats(root / "chats", rng)
+
+
+def _sentence(rng: np.random.Generator, kind: str) -> str:
+    """Makes three to nine words, one or two of them of the kind."""
+    words = list(rng.choice(_WORDS["plain"], rng.integers(2, 8)))
+    for word in rng.choice(_WORDS[kind], rng.integers(1, 3)):
+        words.insert(int(rng.integers(len(words) + 1)), word)
+    return " ".join(words)
+
+
+# One turn after the other, as ChatML has it.
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _chats(root: Path, rng: np.random.Generator) -> None:
+    """Writes conversations of two to four messages, and a byte-level tokenizer for chats."""
+    root.mkdir(parents=True)
+    lines = []
+    for _ in range(200):
+        turns = int(rng.integers(1, 3))
+        messages = [
+            {"role": role, "content": _sentence(rng, kind)}
+            for _ in range(turns)
+            for role, kind in (("user", "plain"), ("assistant", "good"))
+        ]
+        lines.append(json.dumps({"messages": messages}))
+    _lines(root / "train.jsonl", lines)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(root / "tokenizer")
+
+
+def _glue(root: Path, name: str, texts, others, labels, rng) -> None:
+    rows = list(zip(texts, others, labels, strict=True))
+    _lines(root / "SST-2" / f"{name}.tsv", ["sentence\tlabel", *(f"{a}\t{y}" for a, _, y in rows)])
+    _lines(root / "CoLA" / f"{name}.tsv", [f"s\t{y}\t\t{a}" for a, _, y in rows])
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    pairs = [f"{y}\t{i}\t{i}\t{a}\t{b}" for i, (a, b, y) in enumerate(rows)]
+    _lines(root / "MRPC" / f"{name}.tsv", [header, *pairs])
+    header = (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
+    )
+    pairs = [
+        f"{i}\tg\tf\ty\t{i}\ts\ts\t{a}\t{b}\t{5 * y * rng.random():.3f}"
+        for i, (a, b, y) in enumerate(rows)
+    ]
+    _lines(root / "STS-B" / f"{name}.tsv", [header, *pairs])
+
+
+def _squad(rng, split: str, articles: int, version: str) -> dict:
+    data = []
+    for article in range(articles):
+        paragraphs = []
+        for part in range(3):
+            context = ". ".join(_sentence(rng, "good") for _ in range(6)) + "."
+            questions = []
+            for number in range(4):
+                start = context.index(" ", int(rng.integers(len(context) // 2))) + 1
+                answer = {"text": context[start:].split(" ")[0].strip("."), "answer_start": start}
+                question = {
+                    "id": f"{version}-{split}-{article}-{part}-{number}",
+                    "question": f"which {_sentence(rng, 'plain')} ?",
+                    "answers": [answer],
+                }
+                if version == "v2.0":
+                    question["is_impossible"] = number == 3
+                    question["answers"] = [] if number == 3 else [answer]
+                questions.append(question)
+            paragraphs.append({"context": context, "qas": questions})
+        data.append({"title": f"{split} {article}", "paragraphs": paragraphs})
+    return {"version": version, "data": data}
+
+
+def _lines(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")

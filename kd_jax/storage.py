@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced to disk, then renamed."""
+"""Writes files whole or not at all: under another name, synced to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Hold:
         self._number: int | None = number  # of the open file
 
     def release(self) -> None:
-        """Lets go; the file does not name this process any more."""
+        """Lets go of the lock; the file does not name this process any more."""
         os.ftruncate(self._number, 0)
         self.__del__()
 

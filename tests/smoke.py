@@ -53,7 +53,7 @@ def run(name: str) -> Smoke:
             return run(f"{file}:smoke")
         config = importlib.import_module(f"configs.{file}").get_config(variant)
     folder = Path(_SESSION.name, name.replace(":", "-"))
-    with private_caches(), guards(), Reads(config) as reads, compilations() as compiled:
+    with private_caches(), Reads(config) as reads, compilations() as compiled, guards():
         recipe = plugins.load("recipes", config.recipe, "run")
         with workdir.enter(config, name.partition(":")[0], str(folder)) as place:
             results = recipe.run(config, place)

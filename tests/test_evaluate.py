@@ -5,6 +5,7 @@ import pytest
 
 from kd_jax import cli, evaluate
 from kd_jax.errors import UserError
+from kd_jax.recipes import evaluate as recipe
 from kd_jax.recipes.evaluate import Evaluated, Options
 
 FOUND = {
@@ -41,20 +42,20 @@ NEWS = {
 
 
 def test_table():
-    table = evaluate.table(FOUND)
+    table = recipe.table(FOUND)
     assert table.header == ["", "student"]
     assert table.title == "words.txt, mlm, rows of 64 tokens, bf16, beside gpt2"
     assert table.rows[0] == ["loss (nats/token)", "2.5000"]
     assert ["KL to teacher (nats/token)", "0.2500"] in table.rows
     alone = {k: v for k, v in FOUND.items() if k not in ("stage", "kl", "agreement")}
-    table = evaluate.table(alone | {"model": "some/folder/distilgpt2", "teacher": None})
+    table = recipe.table(alone | {"model": "some/folder/distilgpt2", "teacher": None})
     assert table.header == ["", "distilgpt2"] and "beside" not in table.title
     assert "KL" not in str(table.rows)
 
 
 def test_table_of_predictions():
     found = {name: NEWS[name] for name in ("task", "data", "accuracy")}
-    table = evaluate.table(found | {"predictions": "other/system.tsv"})
+    table = recipe.table(found | {"predictions": "other/system.tsv"})
     assert table.header == ["", "system.tsv"] and table.title == "test.csv, agnews"
 
 
@@ -81,11 +82,11 @@ WINDOWS = {"seq_len": 64, "stride": 32, "documents": "joined", "loss": 1.5}
 
 
 def test_table_of_scores():
-    table = evaluate.table(SWAG)
+    table = recipe.table(SWAG)
     assert table.title == "val.jsonl, hellaswag, fp32" and table.header[1] == "gpt2"
-    assert table.rows[0][:2] == ["acc", "0.2700 ± 0.0140"]
+    assert table.rows[0][:2] == ["acc", "0.2700 ± 0.0140 (0.2400 to 0.3000)"]
     stated = {key: SWAG[key] for key in ("model", "data", "precision")}
-    table = evaluate.table(stated | WINDOWS | {"task": "perplexity"})
+    table = recipe.table(stated | WINDOWS | {"task": "perplexity"})
     title = "val.jsonl, perplexity, windows of 64 tokens, stride 32, documents joined, fp32"
     assert table.title == title and table.rows == [["loss (nats/token)", "1.5000"]]
 
@@ -100,15 +101,15 @@ def calls(monkeypatch):
         scored = any(task in args for task in ("hellaswag", "cbt/NE", "perplexity"))
         return Evaluated(Scores(), SWAG) if scored else Evaluated(None, FOUND)
 
-    monkeypatch.setattr(evaluate, "evaluate_stage", record)
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
+    monkeypatch.setattr(recipe, "evaluate_stage", record)
+    monkeypatch.setattr(recipe, "evaluate_checkpoint", record)
     changed = SWAG | {"beside_teacher": {"mean_difference": 0.5, "mean_difference_error": 0.02}}
     stages = {
         "teacher": Evaluated(Scores(), SWAG),
         "prune": Evaluated(Scores(), changed),
     }
-    monkeypatch.setattr(evaluate, "evaluate_run", lambda *args: record(*args) and stages)
-    monkeypatch.setattr(evaluate, "evaluate_predictions", lambda *args: record(*args).report)
+    monkeypatch.setattr(recipe, "evaluate_run", lambda *args: record(*args) and stages)
+    monkeypatch.setattr(recipe, "evaluate_predictions", lambda *args: record(*args).report)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
 
@@ -133,9 +134,9 @@ def test_a_run(calls, run, tmp_path, capsys):
     file = tmp_path / "figures.json"
     evaluate.main([f"--workdir={folder}", "--task=mlm", "--split=validation", f"--json={file}"])
     evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=x.txt", "--seq_len=64"])
-    options = evaluate.Options
+    options = Options
     assert calls == [
-        (folder, "student", "mlm", None, "validation", options()),
+        (folder, None, "mlm", None, "validation", options()),
         (folder, "teacher", None, "x.txt", None, options(seq_len=64)),
     ]
     assert json.loads(file.read_text()) == FOUND
@@ -145,7 +146,7 @@ def test_a_run(calls, run, tmp_path, capsys):
 def test_a_model(calls):
     command = "--model=gpt2 --revision=v1 --task=clm --data=x.txt --teacher=gpt2-xl"
     evaluate.main([*command.split(), "--batch_size=8", "--precision=bf16"])
-    options = evaluate.Options(teacher="gpt2-xl", batch_size=8, precision="bf16")
+    options = Options(teacher="gpt2-xl", batch_size=8, precision="bf16")
     assert calls == [("gpt2", "v1", "clm", "x.txt", options)]
 
 
@@ -154,7 +155,7 @@ def test_a_fine_tuning_run(calls, run):
     evaluate.main([f"--workdir={folder}", "--split=validation"])
     evaluate.main([f"--workdir={folder}", "--stage=teacher", "--data=dev.json", "--task=squad"])
     assert calls == [
-        (folder, "student", None, None, "validation", Options()),
+        (folder, None, None, None, "validation", Options()),
         (folder, "teacher", "squad", "dev.json", None, Options()),
     ]
 
@@ -171,7 +172,7 @@ def test_a_classifier(calls, monkeypatch, capsys):
         calls.append(args)
         return Evaluated(Predictions(), FOUND)
 
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", record)
+    monkeypatch.setattr(recipe, "evaluate_checkpoint", record)
     command = "--model=m --revision=v1 --task=text --data=x.tsv --text=t --pair=u --label=y"
     flags = ["--labels=bad,good", "--batch_size=8", "--precision=bf16", "--out=there"]
     flags += ["--seq_len=64"]
@@ -184,7 +185,7 @@ def test_a_classifier(calls, monkeypatch, capsys):
 
 
 def test_figures_by_class_are_shown(calls, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *args: Evaluated(None, NEWS))
+    monkeypatch.setattr(recipe, "evaluate_checkpoint", lambda *args: Evaluated(None, NEWS))
     evaluate.main(["--model=m", "--task=agnews"])
     shown = capsys.readouterr().out
     assert "test.csv, agnews, fp32" in shown and "Sports" in shown and "1.0000" in shown
@@ -307,7 +308,7 @@ def test_a_mistake_is_one_line(run, monkeypatch, capsys):
     def fail(*args):
         raise UserError("no such thing")
 
-    monkeypatch.setattr(evaluate, "evaluate_stage", fail)
+    monkeypatch.setattr(recipe, "evaluate_stage", fail)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     with pytest.raises(SystemExit) as exit:
         evaluate.main([f"--workdir={run('clm')}"])
@@ -340,8 +341,8 @@ def test_messages_name_flags_and_not_the_config(message, shown, run, monkeypatch
     def fail(*args):
         raise UserError(message)
 
-    monkeypatch.setattr(evaluate, "evaluate_checkpoint", fail)
-    monkeypatch.setattr(evaluate, "evaluate_stage", fail)
+    monkeypatch.setattr(recipe, "evaluate_checkpoint", fail)
+    monkeypatch.setattr(recipe, "evaluate_stage", fail)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     with pytest.raises(SystemExit):
         evaluate.main(["--model=m", "--task=clm", "--data=x"])

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as common
 from kd_jax import keys
+from kd_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def made() -> ConfigDict:
 
 def set_by(*arguments: str) -> tuple[ConfigDict, list[str]]:
     found = made()
-    left, values = keys.taken(found, [*arguments])
-    keys.put(found, values)
+    left, changes = keys.taken(arguments)
+    keys.change(found, changes)
     return found, left
 
 
-def test_keys_that_the_file_lacks():
+def test_keys_that_the_file_has_and_keys_that_it_lacks():
     found, left = set_by(
-        "main",
+        "--workdir=here",
         "--config.student.architecture.num_hidden_layers=3",
         "--config.objective.hidden.weight=1.0",
         "--config.objective.hidden.layers",
@@ -58,14 +59,22 @@ def test_keys_that_the_file_lacks():
         "--config.teachers.second.model=bert",
         "--config.teacher.labels=negative,positive",
         "--config.steps=4",
+        "--config.epochs=4",
+        "--config.remat",
+        "--config.student.layers=0,2",
+        "--config.teacher.revision=1",
+        "--config",
+        "x.py",
     )
-    assert left == ["main", "--config.steps=4"]  # what the file has is for ml_collections
+    assert left == ["--workdir=here", "--config", "x.py"]
     assert found.student.architecture.num_hidden_layers == 3
     assert found.objective.hidden.to_dict() == dict(weight=1.0, layers="uniform")
     assert found.objective.ce.to_dict() == dict(weight=1.0, positions="all")
     assert found.stages.student.to_dict() == dict(steps=500, optim=dict(learning_rate=1e-4))
     assert found.teachers.second.to_dict() == common.teacher("bert").to_dict()
     assert found.teacher.labels == ("negative", "positive")
+    assert (found.steps, found.remat, found.student.layers) == (4, True, (0, 2))
+    assert type(found.epochs) is float and found.teacher.revision == "1"  # as their types are
     assert found.is_locked
 
 
@@ -75,12 +84,26 @@ def test_a_list_may_be_given_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["optim.rate", "batchsize", "rounds", "optim.beta1.x", "objective.ce.temp", "teachr.model"],
+    ("change", "message"),
+    [
+        (
+            "optim.rate=1",
+            "no key 'optim.rate' .*; config.optim has beta1, beta2, clip_norm, epsilon",
+        ),
+        ("batchsize=1", "no key 'batchsize' .did you mean --config.batch_size"),
+        ("rounds=1", "no key 'rounds'"),
+        ("optim.beta1.x=1", "no key 'optim.beta1.x'; config.optim.beta1 has no keys"),
+        ("teachr.model=1", "no key 'teachr.model' .did you mean --config.teacher.model or"),
+        ("steps=many", "--config.steps=many should be a whole number"),
+        ("steps=1.5", "--config.steps=1.5 should be a whole number"),
+        ("epochs=many", "--config.epochs=many should be a number"),
+        ("remat=2", "--config.remat=2 should be True or False"),
+        ("optim=adam", "--config.optim=adam: a section; set its keys, one by one"),
+    ],
 )
-def test_keys_that_are_none_are_left_to_be_refused(key):
-    argument = f"--config.{key}=1"
-    assert keys.taken(made(), [argument]) == ([argument], {})
+def test_keys_and_values_that_are_none(change, message):
+    with pytest.raises(UserError, match=message):
+        set_by(f"--config.{change}")
 
 
 def test_the_keys_and_their_page_are_one(capsys, monkeypatch):

@@ -15,12 +15,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # the single files of layer 0 may import each other.
 LAYER = {
     **dict.fromkeys("errors types plugins precision ranges schedules storage hub".split(), 0),
-    **dict.fromkeys("config experiments".split(), 0),
+    **dict.fromkeys("config experiments keys".split(), 0),
     **dict.fromkeys("models objectives data metrics plans report".split(), 1),
-    **dict.fromkeys("tasks teachers train samples".split(), 2),
-    **dict.fromkeys("run smoke keys".split(), 3),
+    **dict.fromkeys("tasks teachers train".split(), 2),
+    **dict.fromkeys("run smoke".split(), 3),
     "stages": 4,
-    **dict.fromkeys("recipes cli".split(), 5),
+    **dict.fromkeys("recipes cli flags".split(), 5),
     **dict.fromkeys("__main__ main evaluate export compare plan predict".split(), 6),
 }
 # A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.

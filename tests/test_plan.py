@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kd_jax import plan
+from kd_jax.recipes import plan
 
 FOUND = {
     "stage": "student",
@@ -57,7 +57,7 @@ def test_table_with_topology():
 def run(*flags):
     return subprocess.run(
         [sys.executable, "-m", "kd_jax.plan", "--config=configs/quickstart.py:smoke", *flags],
-        cwd=Path(plan.__file__).parents[1],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
     )

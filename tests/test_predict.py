@@ -2,6 +2,7 @@ import pytest
 
 from kd_jax import cli, predict
 from kd_jax.errors import UserError
+from kd_jax.recipes import predict as recipe
 from kd_jax.recipes.predict import Options
 
 DONE = {"output": "out.csv", "rows": 1234, "seconds": 5.6}
@@ -16,7 +17,7 @@ def calls(monkeypatch):
         made.append(args)
         return DONE
 
-    monkeypatch.setattr(predict, "predict_file", record)
+    monkeypatch.setattr(recipe, "predict_file", record)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
 
@@ -39,7 +40,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys):
     def fail(*args):
         raise UserError("no such thing")
 
-    monkeypatch.setattr(predict, "predict_file", fail)
+    monkeypatch.setattr(recipe, "predict_file", fail)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     with pytest.raises(SystemExit) as exit:
         predict.main(["--model=m", "--input=a.txt", "--output=b.csv"])

@@ -56,7 +56,7 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
 
 
 def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:
-    """The one value that all runs have."""
+    """Returns the one value that all runs have; UserError where they differ."""
     by_value = {key(run): run.workdir for run in found}
     if len(by_value) > 1:
         where = ", ".join(f"{folder}: {value}" for value, folder in by_value.items())
@@ -65,7 +65,8 @@ def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:
 
 
 def group(found: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ only in the seed, in the order given, under labels that tell them apart."""
+    """Groups runs that differ only in the seed, in the order given, under labels that tell them
+    apart."""
     groups: dict[str, list[Run]] = {}
     for run in found:
         config = {key: value for key, value in run.config.items() if key != "seed"}
@@ -84,8 +85,8 @@ def group(found: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
-    """The name of the configuration, and in what it differs from others of that name: where that
-    is much, the folder instead."""
+    """Labels groups by the name of the configuration, and by what differs from others of that
+    name; where that is much, by the folder."""
     names = [members[0].results["config"] for members in groups]
     found = [""] * len(groups)
     for name in set(names):

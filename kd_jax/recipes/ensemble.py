@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import export_ensemble
+from kd_jax.recipes import export
 from kd_jax.report import pictures, runs
 from kd_jax.run import results as kept
 from kd_jax.run import stage
@@ -77,7 +77,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     }
     members = [sharding.to_host(params) for params in members]
     if jax.process_index() == 0:
-        results["export"] = export_ensemble.export_run(built, members, weights, results)
+        results["export"] = export.export_ensemble(built, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)
         storage.write_json(folder / "results.json", results)
         kept.show(folder, results)

@@ -30,6 +30,7 @@ from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.report import pictures, runs, tables
+from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
@@ -101,6 +102,26 @@ class Evaluated(NamedTuple):
     report: Report
 
 
+def table(found: dict) -> Table:
+    """Makes the table of a report, or of the reports of a run's stages."""
+    first = next(iter(found.get("stages", {"": found}).values()))
+    about = [first["data"]["name"], first["task"]]
+    if "stride" in first:
+        about += [f"windows of {first['seq_len']} tokens, stride {first['stride']}"]
+        about += [f"documents {first['documents']}"]
+    elif "seq_len" in first:
+        about += [f"rows of {first['seq_len']} tokens"]
+    about += [f"joined by {first['separator']}"] if "separator" in first else []
+    about += [first["precision"]] if "precision" in first else []
+    about += [f"beside {first['teacher']}"] if first.get("teacher") else []
+    if "stages" in found:
+        return tables.scores(found["stages"], ", ".join(about))
+    name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
+    if command.find(found["task"]).by_likelihood:
+        return tables.scores({name: found}, ", ".join(about))
+    return of_runs([{"stages": {name: found}}], ", ".join(about))
+
+
 def make_task(
     name: str,
     data: str | None,
@@ -139,12 +160,13 @@ def evaluate_checkpoint(
     no tokenizer, or the teacher has another one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
-    if command.find(task).by_likelihood:
-        own = subject.of_checkpoint(model, revision, "clm", options.precision)
-        scored = _encoded(bare, own, options, provenance.trained(own.described.folder))
-        return _score(own, scored, bare, task, options)
-    rows = subject.rows(options.batch_size, ROWS_OF_EXAMPLES if bare.of_examples else ROWS)
-    own = subject.of_checkpoint(model, revision, bare.head, options.precision)
+    scored = bare.by_likelihood
+    usual = ROWS if scored or not bare.of_examples else ROWS_OF_EXAMPLES
+    rows = subject.rows(options.batch_size, usual)
+    own = subject.of_checkpoint(model, revision, "clm" if scored else bare.head, options.precision)
+    if scored:
+        trained = provenance.trained(own.described.folder)
+        return _score(own, _encoded(bare, own, options, trained), bare, task, rows)
     evaluate = _examples_of_checkpoint if bare.of_examples else _text_of_checkpoint
     return evaluate(own, task, data, options, rows)
 
@@ -152,11 +174,11 @@ def evaluate_checkpoint(
 def _text_of_checkpoint(
     own: Subject, task: str, data: str | None, options: Options, rows: int
 ) -> Evaluated:
-    teacher, folder = _teacher(options.teacher, own), own.described.folder
-    most = min(each.described.config.max_tokens for each in (own, teacher) if each is not None)
+    teacher = _teacher(options.teacher, own)
+    most = _most_tokens(options.seq_len, *filter(None, (own, teacher)))
+    folder = own.described.folder
     this = make_task(task, data, options, own.tokenizer, folder, seq_len=min(TOKENS, most))
-    if this.seq_len > most:
-        raise UserError(f"--seq_len={this.seq_len}: the models have positions for {most} tokens")
+    _most_tokens(this.seq_len, *filter(None, (own, teacher)))
     about = {"task": task, "split": "test", "data": this.prepare()["test"]}
     return _text(own, teacher, this, about, rows)
 
@@ -171,9 +193,7 @@ def _examples_of_checkpoint(
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
     this = make_task(task, data, given, own.tokenizer, described.folder)
-    most = described.config.max_tokens
-    if (options.seq_len or 0) > most:
-        raise UserError(f"--seq_len={options.seq_len}: the model has positions for {most} tokens")
+    most = _most_tokens(options.seq_len, own)
     this.seq_len = options.seq_len or min(this.seq_len, most)
     check_types("model", described, own.tokenizer, this.examples("test").pairs[0])
     order = None
@@ -188,21 +208,34 @@ def _examples_of_checkpoint(
     return _examples(own, this, outputs, task, "test")
 
 
+def _most_tokens(seq_len: int | None, *models: Subject) -> int:
+    """Computes how many tokens all models take. Raises UserError where rows are longer."""
+    most = min(each.described.config.max_tokens for each in models)
+    if (seq_len or 0) > most:
+        raise UserError(f"--seq_len={seq_len}: there are positions for {most} tokens only")
+    return most
+
+
 def evaluate_stage(
-    folder: str, stage: str, task: str | None, data: str | None, split: str | None, options: Options
+    folder: str,
+    stage: str | None,
+    task: str | None,
+    data: str | None,
+    split: str | None,
+    options: Options,
 ) -> Evaluated:
     """Evaluates the best checkpoint of a finished run's stage, or a teacher that the run was given;
     see `evaluate_checkpoint`.
 
     Args:
         folder: the run directory.
-        stage: one that the run trained, or a teacher.
+        stage: one that the run trained, or a teacher; None for the one that the run is about.
         task: None, or the run's; or one that is scored by likelihood.
         data: file, folder or glob; None for the run's own, or the hub's.
         split: of the run's own data, validation | test; None for the one that it reports.
         options: defaults are the run's settings and its teacher.
     """
-    if task is not None and command.find(task).by_likelihood:
+    if stage and task and command.find(task).by_likelihood:
         return evaluate_run(folder, task, data, options, stage)[stage]
     made = runs.read(folder)
     rows = options.batch_size or made.config["eval"]["batch_size"]
@@ -221,6 +254,7 @@ def evaluate_stage(
     elif not of_examples and split is not None and split not in manifest:
         raise UserError(f"{folder} has no split {split!r}; have: {', '.join(manifest)}")
     run = build(config, made.workdir)
+    stage = stage or run.principal.name
     trained = [each.name for each in run.stages if each.name in made.stages]
     if stage not in trained and stage not in set(run.teachers) - set(run.trained):
         raise made.no_stage(stage, trained)
@@ -269,7 +303,7 @@ def evaluate_run(
     for each in have if only is None else [only]:
         own = subject.of_run(run, each)
         scored = scored or _encoded(this, own, options, run.config.task)
-        found[each] = _score(own, scored, this, task, options)
+        found[each] = _score(own, scored, this, task, rows)
         if len(found) > 1:
             beside = found[each].made.beside(found[TEACHER].made)
             found[each].report["beside_teacher"] = beside
@@ -329,12 +363,8 @@ def _encoded(
 ) -> Scored:
     """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
     tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
-    most = own.described.config.max_tokens
+    most = _most_tokens(task.seq_len, own)
     used = trained.get("seq_len", most)
-    if (task.seq_len or 0) > most:
-        raise UserError(
-            f"config.task.seq_len={task.seq_len}: the model has positions for {most} tokens"
-        )
     if task.seq_len is None and used < most:
         most = used if task.as_trained else most
         log.info(
@@ -345,10 +375,8 @@ def _encoded(
     return task.encoded(tokenizer, task.seq_len or most)
 
 
-def _score(
-    own: Subject, scored: Scored, task: LikelihoodTask, name: str, options: Options
-) -> Evaluated:
-    mesh, rows = sharding.make_mesh(), subject.rows(options.batch_size, ROWS)
+def _score(own: Subject, scored: Scored, task: LikelihoodTask, name: str, rows: int) -> Evaluated:
+    mesh = sharding.make_mesh()
     found = measure.score(own.model(mesh), scored, own.described.policy, rows, mesh)
     about = {"task": name, "data": task.manifest()} | found.figures | {"batch_size": rows}
     return Evaluated(found, own.report(about))

@@ -1,7 +1,7 @@
 """Writes models as Hugging Face checkpoints, and checks that what was written is the model.
 
-A checkpoint is written beside its place, loaded again, compared, and only then renamed: it is there
-whole and checked, or not at all, and an export that was killed is simply done again.
+A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is
+there whole and checked, or not at all, and an export that was killed is simply done again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ from kd_jax import hub, storage
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
-from kd_jax.models.blueprint import Blueprint
+from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check
 from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
-from kd_jax.types import Params
+from kd_jax.teachers.several import average
+from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
@@ -47,25 +48,55 @@ MARK = "export.json"  # in every folder that this module wrote: what was exporte
 
 def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
     """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
-    return _export_stage(run, stage, params, results, run.folder / "export" / stage.name)
+    out = run.folder / "export" / stage.name
+    return _export(run, stage.name, stage.model, params, results, out, stage.made)
 
 
-def export_stage(workdir: str, stage: str, out: str) -> dict[str, Any]:
-    """Exports the best checkpoint of a stage of a finished run; see `export_model`."""
+def export_ensemble(
+    run: Run, members: Sequence[Params], weights: Sequence[float], results: dict
+) -> dict[str, Any]:
+    """Exports the members of an ensemble, on the host, to RUN/export/member_N, from 1, and all of
+    them as one model to RUN/export/ensemble. Returns what `export_model` does, of the latter, and
+    "members": the paths of the former."""
+    blueprint, space = run.models["student"], run.config.ensemble.space
+    folder, paths = run.folder / "export", []
+    for number, params in enumerate(members, 1):
+        name = f"member_{number}"
+        paths.append(_export(run, name, "student", params, results, folder / name)["path"])
+
+    def mean(batch: Batch) -> np.ndarray:
+        logits = [export_check.logits_of(blueprint, params, batch) for params in members]
+        return average(logits, list(weights), space, np)
+
+    def write(folder: Path) -> dict[str, float]:
+        hf.save_ensemble(folder, members, weights, space, blueprint.family, blueprint.config)
+        batch = export_check.example_of(blueprint)
+        return export_check.check_in_pytorch(folder, "clm", batch, mean)
+
+    size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
+    about = _about(run, "ensemble", "student", size, hf.ENSEMBLE_FILE.name, results)
+    done = publish(write, run.tokenizers["student"], folder / "ensemble", *about)
+    return done | {"members": paths}
+
+
+def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
+    """Exports the best checkpoint of a stage of a finished run, by default the one that the run is
+    about; see `export_model`."""
     check_place(epath.Path(out))
     made = runs.read(workdir)
     config = ConfigDict(made.config)
     config.mesh.fsdp = config.accumulate = 1  # whatever devices it was trained on
     run = build(config, made.workdir, devices=jax.local_devices()[:1])
-    chosen = run.stage(stage)
-    if chosen is None:  # what was judged alone has no checkpoint
+    chosen = run.stage(stage) if stage else run.principal
+    if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
     params = restore_best(run, chosen)
-    return _export_stage(run, chosen, params, made.results, epath.Path(out))
+    about = chosen.name, chosen.model, params, made.results, epath.Path(out), chosen.made
+    return _export(run, *about)
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
-    """Exports an HF checkpoint, as kd_jax reads it; see `export_model`."""
+    """Exports an HF checkpoint as kd_jax reads it; see `export_model`."""
     check_place(epath.Path(out))
     source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
@@ -135,14 +166,14 @@ def publish(
     trained_on: provenance.Provenance | None,
     *origins: Path | None,
 ) -> dict[str, Any]:
-    """Puts a checkpoint to `out`, whole and checked or not at all; see `export_model`.
+    """Writes a checkpoint to `out`, whole and checked or not at all; see `export_model`.
 
     `write` makes the files of the model in an empty folder, and gives the largest difference of a
     logit by loader.
     """
     out = epath.Path(out)
     check_place(out, source)
-    with _folder_beside(out) as folder:
+    with _folder_next_to(out) as folder:
         _keep_generation(folder, origins)
         differences = write(folder)
         reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
@@ -156,7 +187,7 @@ def publish(
 
 
 def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
-    """Copies how a checkpoint wants to write (temperature, tokens that end a text)."""
+    """Copies the settings by which a checkpoint generates (temperature, tokens that end a text)."""
     for origin in origins:
         if origin is not None and (origin / GENERATION).exists():
             shutil.copyfile(origin / GENERATION, folder / GENERATION)
@@ -164,8 +195,8 @@ def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Writes the tokenizer beside its model, and checks that it reads as before there; returns the
-    class of transformers that does."""
+    """Writes the tokenizer into its model's folder, and checks that it reads as before there;
+    returns the class of transformers that does."""
     tokenizers.save_tokenizer(tokenizer, folder)
     again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
@@ -199,8 +230,8 @@ def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _folder_beside(out: epath.Path) -> Iterator[Path]:
-    """An empty local folder beside `out`; removed at the end if it is still there."""
+def _folder_next_to(out: epath.Path) -> Iterator[Path]:
+    """Makes an empty local folder next to `out`; removes it at the end if it is still there."""
     if "://" in os.fspath(out):
         folder = Path(tempfile.mkdtemp())
     else:
@@ -235,27 +266,33 @@ def _sibling(out: epath.Path, ending: str) -> Path:
     return absolute.with_name(f".{absolute.name}.{ending}")
 
 
-def _export_stage(
-    run: Run, stage: Stage, params: Params, results: dict, out: epath.Path
+def _export(
+    run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path, made: str = ""
 ) -> dict[str, Any]:
-    blueprint = run.models[stage.model]
-    config = workdir.resolved(run.config)
+    """Exports a model of a run under the name of what was trained; `made`: see `Stage.made`."""
+    blueprint = run.models[model]
+    size, code = _size(blueprint, params), _own_code(blueprint)
+    about = _about(run, name, model, size, code, results, made)
+    return export_model(blueprint, params, run.tokenizers[model], out, *about)
+
+
+def _about(
+    run: Run, name: str, model: str, size: str, code: str, results: dict, made: str = ""
+) -> tuple:
+    """Makes what goes with the weights of a model of a run: the last arguments of `publish`."""
+    blueprint, config = run.models[model], workdir.resolved(run.config)
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
-    size = _size(blueprint, params)
-    code = _own_code(blueprint)
-    tokenizer = run.tokenizers[stage.model]
-    trained_on = provenance.of_run(config, results, tokenizer)
+    trained_on = provenance.of_run(config, results, run.tokenizers[model])
     rows = provenance.sentence(trained_on["task"])
     page = functools.partial(
-        card.of_stage, stage.name, run.head, size, results, config, stated, rows, stage.made, code
+        card.of_stage, name, run.head, size, results, config, stated, rows, made, code
     )
-    source = {"config_hash": results["config_hash"], "stage": stage.name}
-    origins = blueprint.folder, run.models["teacher"].folder
-    return export_model(blueprint, params, tokenizer, out, page, source, trained_on, *origins)
+    source = {"config_hash": results["config_hash"], "stage": name}
+    return page, source, trained_on, blueprint.folder, run.models["teacher"].folder
 
 
 def _digest(params: Params) -> str:
-    """Twelve hex digits of the weights."""
+    """Computes a digest of the weights, of twelve hex digits."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
@@ -263,13 +300,14 @@ def _digest(params: Params) -> str:
 
 
 def _own_code(blueprint: Blueprint) -> str:
-    """Our modelling file's name where HF has no class for it."""
+    """Names the modelling file that goes with a model for which HF has no class; "" for others."""
     unequal = getattr(family.equal(blueprint.family, blueprint.config), "blocks", ())
     return family.MODELING_FILE.name if unequal else ""
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:
-    count = quantities.count(sum(leaf.size for leaf in jax.tree.leaves(params)))
     name, spec = blueprint.family.architectures[blueprint.head], blueprint.spec
     layers = f"{spec.num_layers} layer{'s' if spec.num_layers > 1 else ''}"
-    return f"{name} with {layers} of width {spec.width}, {count} parameters"
+    return (
+        f"{name} with {layers} of width {spec.width}, {quantities.count(count(params))} parameters"
+    )

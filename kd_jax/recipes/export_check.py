@@ -1,4 +1,4 @@
-"""Holds what was written against the model in memory: logits, and texts that PyTorch writes."""
+"""Compares a written checkpoint with the model in memory: logits, and text that PyTorch writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Logits = Callable[[Batch], np.ndarray]  # float32, as `logits_of` gives them
 
 
 def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
-    """Largest |difference| of a logit between `params` and the files in `folder`, by loader.
+    """Computes the largest |difference| of a logit between `params` and the files, by loader.
 
     Raises RuntimeError where one is too large.
     """
@@ -39,7 +39,7 @@ def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float
 
 
 def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dict[str, float]:
-    """Largest |difference| of a logit between `want` and PyTorch, {} without PyTorch.
+    """Computes the largest |difference| of a logit between `want` and PyTorch; {} without PyTorch.
 
     A causal model also writes a few tokens, keeping keys and values as `generate` does: their
     logits are held against those of the whole text, so that each token is ours too, but for ties.
@@ -58,12 +58,12 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """Tells whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 def _real(head: str, batch: Batch) -> np.ndarray:
-    """Which logits there are: of real tokens, or one a row for classes."""
+    """Marks the logits to compare: those of real tokens, or one a row for classes."""
     real = batch.mask_BT > 0
     return real[:, :1] if head == "classification" else real
 
@@ -79,7 +79,7 @@ def _difference(folder: Path, name: str, found: np.ndarray, want: np.ndarray) ->
 
 
 def example_of(blueprint: Blueprint) -> Batch:
-    """Two rows of random tokens, the second padded."""
+    """Makes two rows of random tokens, the second padded."""
     config = blueprint.config
     pad = getattr(config, "pad_id", None)
     length = min(32, config.max_positions - 2)  # RoBERTa's positions begin at 2
@@ -100,8 +100,8 @@ def example_of(blueprint: Blueprint) -> Batch:
 
 
 def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
-    """float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of spans;
-    without a head, the hidden states (B, T, D)."""
+    """Computes float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of
+    spans; without a head, the hidden states (B, T, D)."""
     model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
     full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     with jax.default_matmul_precision("highest"):
@@ -117,7 +117,7 @@ def _run(model: Model, batch: Batch) -> ModelOutput:
 
 
 def load_in_pytorch(folder: Path, head: str) -> Any:
-    """The model as transformers loads it, every tensor taken and none missing."""
+    """Loads the model by transformers; RuntimeError where a tensor is left over or missing."""
     import torch
     import transformers
 
@@ -135,7 +135,7 @@ def load_in_pytorch(folder: Path, head: str) -> Any:
 
 
 def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
-    """`logits_of` of a PyTorch model."""
+    """Computes what `logits_of` does by a PyTorch model."""
     import torch
 
     with torch.inference_mode():
@@ -151,7 +151,7 @@ def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
 
 
 def torch_writes(model: Any, batch: Batch) -> tuple[Batch, np.ndarray]:
-    """What PyTorch writes, with its cache, after the first halves of the rows: (the rows with it,
+    """Lets PyTorch write, with its cache, after the first halves of the rows: (the rows with it,
     float32 logits (B, N, V) that chose its N tokens)."""
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""What a run will take, before there are weights, data or accelerators.
+"""Forecasts what a run takes, before there are weights, data or accelerators.
 
 Everything is built abstractly, from the config alone: parameters and the FLOPs that the mathematics
 needs, and for a topology the student's real train step, compiled for chips that are not here. That
@@ -25,6 +25,7 @@ from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models.blueprint import count
 from kd_jax.plans import compiled, topology
+from kd_jax.report.table import Table
 from kd_jax.run import cost, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.train import sharding, state, step
@@ -34,7 +35,7 @@ _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends wit
 
 
 def plan(config: ConfigDict, name: str = "") -> Plan:
-    """The plan of `config`, with the compiled step where `name` is a topology.
+    """Makes the plan of a config, with the compiled step where `name` is a topology.
 
     Raises UserError for what is wrong with the config or the topology, and where the step does
     not fit into the memory of a chip.
@@ -72,9 +73,8 @@ def _child(name: str) -> None:
 
 
 def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Program]:
-    """What the `train_step` of the planned stage is called with, in the end: shapes, types and
-    shardings."""
-    last, static = run.principal, run.principal.program
+    """Makes the arguments of the planned stage's last `train_step`: shapes, types and shardings."""
+    last, program = run.principal, run.principal.program
     teacher = run.models["teacher"].abstract()
     # Do the teacher's layers fit the student?
     if last.model == "student" and run.config.student.init == "teacher" and not last.after:
@@ -86,12 +86,12 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
         return jax.tree.map(_placed, shapes, places)
 
     born = stage.abstract_state(run, last)
-    beside, batch, _ = last.step_inputs(run, last)
-    specs = sharding.param_specs(static.table, beside.params, run.mesh)
-    beside = beside.replace(params=placed(beside.params, specs))
+    others, batch, _ = last.step_inputs(run, last)
+    specs = sharding.param_specs(program.table, others.params, run.mesh)
+    others = others.replace(params=placed(others.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
     inputs = dataclasses.replace(last.schedules, seed=0, replacement=None).at(0)
-    return born, batch, beside, inputs, static
+    return born, batch, others, inputs, program
 
 
 def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -99,7 +99,7 @@ def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.Sh
 
 
 def needed(run: Run) -> Plan:
-    """Sizes, and the FLOPs that one step on the global batch needs.
+    """Computes sizes, and the FLOPs that one step on the global batch needs.
 
     stage: what is planned; params_teacher, params_student: of what it trains, in the end;
     reduction_percent; rows and tokens of a batch and positions of a row that reach the head;
@@ -132,14 +132,14 @@ def needed(run: Run) -> Plan:
 
 
 def compiled_step(run: Run, chips: topology.Topology) -> Plan:
-    """The step as compiled for `chips`.
+    """Compiles the step for `chips`.
 
     flops_compiled, of all chips together; memory_bytes_per_device and its parts; collectives of
     one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
     that were counted once since their trips depend on data; compile_seconds.
     """
-    *arguments, static = abstract_step(run)
-    lowered = step.train_step.lower(*arguments, program=static)
+    *arguments, last = abstract_step(run)
+    lowered = step.train_step.lower(*arguments, program=last)
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=chips.compiler_options)
@@ -173,7 +173,7 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
 
 
 def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception:
-    """A UserError where memory is what the compiler ran out of; anything else as it is."""
+    """Makes a UserError where the compiler ran out of memory; returns other errors as they are."""
     reason = re.search(r"Ran out of memory[^\n]*", str(error))
     if reason is None:
         return error
@@ -182,6 +182,53 @@ def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception
         f"{reason[0].partition(' HLO module')[0]} Lower batch_size, raise accumulate, set "
         f"remat=True, or split parameters with mesh.fsdp"
     )
+
+
+def table(found: Plan) -> Table:
+    """Makes a table of the plan."""
+    rows = [
+        ["teacher", f"{found['params_teacher']:,} parameters"],
+        [found["stage"], f"{found['params_student']:,} parameters"],
+        ["reduction", f"{found['reduction_percent']:.2f}%"],
+        ["batch", f"{found['rows']} x {found['tokens']} tokens, {found['positions']} to the head"],
+        ["FLOPs needed a step", f"{found['flops_needed']:.4g}"],
+    ]
+    if "topology" in found:
+        used, memory = found["memory_bytes_per_device"], found["memory_parts"]
+        parts = [f"{name} {size / 1e9:.2f}" for name, size in memory.items()]
+        ratio = found["flops_compiled"] / found["flops_needed"]
+        share = used / found["memory_bytes_of_chip"]
+        verdict = "fits" if share <= 1 else "does not fit"
+        rows += [
+            ["FLOPs compiled", f"{found['flops_compiled']:.4g}, {ratio:.3f} of those needed"],
+            ["memory a chip", f"{used / 1e9:.2f} GB ({', '.join(parts)}), {share:.0%}: {verdict}"],
+        ]
+        for kind, size in found["collective_bytes"].items():
+            share = size / found["gradient_bytes"]
+            rows.append([kind, f"{size / 1e9:.3f} GB a chip, {share:.3f} of the gradients'"])
+        if found["unbounded_loops"]:
+            rows.append(["loops counted once", ", ".join(found["unbounded_loops"])])
+        rows.append(["compiled in", f"{found['compile_seconds']} s"])
+    return Table(found.get("topology", "one step"), ["", f"stage {found['stage']}"], rows)
+
+
+def phases(found: Plan) -> Table | None:
+    """Makes a table of the model after each swap, where blocks are replaced on the way."""
+    if "phases" not in found:
+        return None
+    rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]
+    for row in found["phases"]:
+        first, last = row["steps"]
+        rows.append(
+            [
+                str(row["phase"]),
+                f"{first:,} to {last:,}",
+                "by importance" if row["blocks"] is None else ", ".join(map(str, row["blocks"])),
+                f"{row['parameters']:,}",
+                f"{row['reduction_percent']:.2f}%",
+            ]
+        )
+    return Table("phases", ["phase", "steps", "blocks replaced", "parameters", "reduction"], rows)
 
 
 if __name__ == "__main__":

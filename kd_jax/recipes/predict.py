@@ -48,7 +48,7 @@ HEADS = {"ForSequenceClassification": "classification", "ForQuestionAnswering": 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What may be left (None) to a default."""
+    """Settings that have defaults, which None stands for."""
 
     text: str | None = None  # column of the text: "text"
     pair: str | None = None  # column of a second text: none
@@ -90,15 +90,14 @@ def predict_file(
     with contextlib.closing(bar), prediction.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
-            made = _encode(own.tokenizer, seq_len, found, part)
-            rows = made.rows if isinstance(made, Windows) else made
+            rows = _encode(own.tokenizer, seq_len, found, part)
             # The lengths of the first part, so that later ones compile nothing.
             buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
-            if isinstance(made, Windows):
-                about = answers_of(made, found.examples[part], logits, options.null_threshold)
+            if isinstance(rows, Windows):
+                about = answers_of(rows, found.examples[part], logits, options.null_threshold)
             else:
                 about = labels_of(np.stack(logits), described.config.labels)
             write(_numbered(about, part.start, found))
@@ -113,8 +112,8 @@ def predict_file(
 
 
 def checkpoint(model: str, revision: str | None, precision: str | None) -> Subject:
-    """The checkpoint, with the head that config.json's `architectures` names. UserError where that
-    is neither a classifier nor an answer extractor."""
+    """Describes a checkpoint with the head that config.json's `architectures` names. Raises
+    UserError where that is neither a classifier nor an answer extractor."""
     folder = hub.resolve(model, revision, "--model").path
     names = hf.read_config(folder).get("architectures") or []
     heads = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
@@ -127,8 +126,8 @@ def checkpoint(model: str, revision: str | None, precision: str | None) -> Subje
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
-    """Of each row `label`, its `probability`, and `probabilities`, a dict of all classes; or its
-    `score`, where there is but one label: a regression."""
+    """Turns logits into predictions: for each row `label`, its `probability`, and `probabilities`
+    of all classes by name; or its `score`, where one label says that it is a regression."""
     if len(labels) == 1:
         return [{"score": _rounded(score)} for score in logits_NC[:, 0]]
     found = []
@@ -143,8 +142,9 @@ def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
 def answers_of(
     made: Windows, questions: list[Question], logits: list[np.ndarray], threshold: float | None
 ) -> list[dict]:
-    """Of each question `answer`, its `probability`, `start` and `end` (characters of the context,
-    the end is the first one behind), and `no_answer`, the probability that there is none.
+    """Turns logits into answers: for each question `answer`, its `probability`, `start` and `end`
+    (characters of the context, the end is the first one behind), and `no_answer`, the probability
+    that there is none.
 
     Probabilities are a softmax of the scores of no answer and of the 20 best spans: a span scores
     its start plus its end logit, the same characters in two windows count once, at their better
@@ -190,7 +190,7 @@ def _read(path: Path, head: str, options: Options) -> Input:
     return prediction.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
 
 
-def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded | Windows:
+def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
     examples = found.examples
     if isinstance(examples, Texts):
         first = examples.first[part]
@@ -214,7 +214,8 @@ def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """A stream whose batches move the bar on from the first row of `part` to its last."""
+    """A stream that moves the progress bar with each batch, from the first row of `part` to its
+    last."""
 
     stream: BucketStream
     bar: ProgressBar

@@ -1,4 +1,4 @@
-"""Trials of one stage of a run over settings, side by side; one table, one heat map.
+"""Tries settings of one stage of a run, side by side; one table, one heat map.
 
 Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
 temperatures are inputs of the step then, as weights and learning rates always are. A trial is
@@ -111,8 +111,8 @@ def _stage(run: Run, name: str) -> Stage:
 
 
 def _value(trial: dict, larger: bool) -> float:
-    """The primary figure, negative where a smaller one is better; a trial that diverged is worse
-    than any."""
+    """Ranks a trial by its primary figure, negated where a smaller one is better; one that diverged
+    is the last."""
     found = trial["figures"].get(trial["primary"])
     return -math.inf if found is None else found if larger else -found
 
@@ -125,7 +125,7 @@ def _run_trial(
     answers: Answers,
     number: int,
 ) -> dict[str, Any]:
-    """Trains and judges one trial, or reads what it gave."""
+    """Trains and evaluates one trial, or reads its results where it is done."""
     began, config = time.time(), with_keys(run.config, trial)
     place = run.folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
     first = jax.process_index() == 0
@@ -156,7 +156,8 @@ def _run_trial(
 
 
 def _of_trial(run: Run, trial: Trial, answers: Answers, given: Mapping, place: epath.Path):
-    """The trial's run and its teachers' logits: the sweep's own where models and data are."""
+    """Makes the trial's run and its teachers' logits, or takes the sweep's where the trial changes
+    numbers alone."""
     config = with_keys(run.config, trial)
     if all(key.startswith(NUMBERS) for key in trial):
         return run.changed(config, place), answers
@@ -166,7 +167,7 @@ def _of_trial(run: Run, trial: Trial, answers: Answers, given: Mapping, place: e
 
 
 def _report(run: Run, name: str, best: dict, answers: Answers, given: Mapping) -> dict:
-    """The best trial's figures on the split that is reported."""
+    """Computes the best trial's figures on the split that is reported."""
     place = run.folder / "trials" / best["folder"]
 
     def figures() -> dict[str, Any]:
@@ -180,8 +181,8 @@ def _report(run: Run, name: str, best: dict, answers: Answers, given: Mapping) -
 
 
 def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
-    """The config with dotted keys set. A temperature becomes an input of the step: a constant would
-    be compiled into it. Raises UserError for a key that the config lacks."""
+    """Sets dotted keys in a copy of the config. A temperature becomes an input of the step, since
+    a constant would be compiled into it. Raises UserError for a key that the config lacks."""
     changed = ConfigDict(config.to_dict(), type_safe=False)
     for key, value in trial.items():
         *path, last = key.split(".")
@@ -198,7 +199,7 @@ def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
 
 
 def _plan(sweep: dict[str, Any], seed: int):
-    """From the trials that are done, and their rank, lazily, the keys of each trial in turn."""
+    """Makes a function that, given finished trials and their rank, proposes one after the other."""
     keys = sweep["keys"]
     if not keys:
         raise UserError("config.sweep.keys is empty: give dotted keys with their values")
@@ -224,8 +225,8 @@ def _check_values(run: Run, tried: Mapping[str, Any]) -> None:
 
 
 def _sampled(sweep: dict, space: dict, seed: int, found: list[dict], rank: Rank) -> Iterator[Trial]:
-    """Optuna proposes, and learns from every trial before the next. All proposals are made again
-    when a sweep is resumed, which gives the same ones."""
+    """Proposes trials by Optuna, which learns from each before the next. All proposals are made
+    again when a sweep is resumed, which gives the same ones."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -287,7 +288,7 @@ def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
 
 
 def trials_table(trials: list[dict], keys: list[str], primary: str, rank: Rank) -> table.Table:
-    """A row a trial, the best first."""
+    """Makes a table with a row for each trial, the best first."""
     ranked = sorted(trials, key=rank, reverse=True)
     names = [*dict.fromkeys((primary, "loss", "best_step"))]
     rows = []

@@ -18,20 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
-from absl import flags
 
 from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
-
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, for a run of several processes."
-)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process: 0 to process_count - 1.")
-_PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "Number of processes of the run.")
-_TIMEOUT = flags.DEFINE_integer(
-    "start_timeout", 300, "Seconds that all processes have to find each other.", lower_bound=1
-)
 
 # A process that says nothing for so long is dead, and JAX ends the others.
 HEARTBEAT_SECONDS = 60
@@ -58,20 +48,26 @@ class Cluster:
             )
 
 
-def initialize() -> None:
+def initialize(
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    process_count: int | None = None,
+    start_timeout: int = 300,
+) -> None:
     """Joins the processes of the run, if there are several. Call it before JAX sees its devices.
 
-    Raises UserError where the flags or variables are incomplete; where the processes do not find
-    each other within --start_timeout, prints one line and ends this process with status 1.
+    The arguments are the flags of these names. Raises UserError where they or the variables are
+    incomplete; where the processes do not find each other within `start_timeout` seconds, prints
+    one line and ends this process with status 1.
     """
-    given = _COORDINATOR, _PROCESS_ID, _PROCESS_COUNT
-    cluster = detect({flag.name: flag.value for flag in given}, os.environ)
+    explicit = dict(coordinator=coordinator, process_id=process_id, process_count=process_count)
+    cluster = detect(explicit, os.environ)
     jax.config.update("jax_enable_preemption_service", False)  # see preemption.py
     # JAX puts "tpu" first by itself where the machine has TPU chips and libtpu is installed.
     if cluster is None and (jax.config.jax_platforms or "").startswith("tpu"):
-        _join_tpu_pod(_TIMEOUT.value)
+        _join_tpu_pod(start_timeout)
     elif cluster is not None and cluster.process_count > 1:
-        join(cluster, _TIMEOUT.value)
+        join(cluster, start_timeout)
     if jax.distributed.is_initialized() and jax.process_index() > 0:
         logging.getLogger("kd_jax").setLevel(logging.WARNING)  # the first speaks for all
 

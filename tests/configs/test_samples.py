@@ -2,7 +2,7 @@
 
 import tempfile
 
-from kd_jax import samples
+from kd_jax.smoke import samples
 
 
 def contents(root):
@@ -15,11 +15,11 @@ def test_made_up_data_is_the_users_own_and_always_the_same(tmp_path, monkeypatch
     found = []
     for user in ("first", "second"):
         monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path / user))
-        root = samples.folder()
-        assert root.is_relative_to(tmp_path / user) and samples.folder() == root
+        root = samples()
+        assert root.is_relative_to(tmp_path / user) and samples() == root
         found.append(contents(root))
     assert found[0] == found[1] and len(found[0]) > 15
 
     spoilt = root / "SST-2" / "train.tsv"
     spoilt.write_bytes(spoilt.read_bytes().replace(b"\t1", b"\t0", 1))
-    assert contents(samples.folder()) == found[0] and f"{spoilt} is damaged" in caplog.text
+    assert contents(samples()) == found[0] and f"{spoilt} is damaged" in caplog.text

@@ -1,10 +1,8 @@
 """One process of an ensemble's run: `ensemble_worker.py --folder=DIR FLAGS`."""
 
 import pathlib
-import sys
 
-from absl import flags
-
+from kd_jax import flags
 from kd_jax.cli import start_jax
 from kd_jax.recipes import ensemble
 from kd_jax.run import workdir
@@ -13,11 +11,13 @@ from tests.recipes import ensembles
 
 
 def main() -> None:
-    where = flags.DEFINE_string("folder", None, "of text and run")
-    flags.FLAGS(sys.argv)
+    parser = flags.Parser("worker", __doc__)
+    parser.add_argument("--folder", required=True, help="of text and run")
+    parser.add_processes()
+    args = vars(parser.parse())
+    folder = pathlib.Path(args.pop("folder"))
     start_jax()
-    distributed.initialize()
-    folder = pathlib.Path(where.value)
+    distributed.initialize(**args)
     config = ensembles.two_rounds(folder)
     with workdir.enter(config, "example", str(folder / "run")) as place:
         ensemble.run(config, place)

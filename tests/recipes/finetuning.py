@@ -13,12 +13,12 @@ import jax
 
 from configs import finetune_agnews, finetune_glue, finetune_squad
 from kd_jax import config as defaults
-from kd_jax import samples
 from kd_jax.data import tokenizers
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import distil, export_check
 from kd_jax.run import cost, workdir
+from kd_jax.smoke import samples
 from kd_jax.train import sharding
 from tests.models import tiny
 
@@ -40,7 +40,7 @@ def checkpoint(name: str = "teacher", head: str = "classification", classes=CLAS
     seed = sum(map(ord, name))
     model = family.build(kind, config, head, Policy(), jax.random.key(seed))
     hf.save(folder, model.params, kind, config, head)
-    words = (samples.folder() / "ag_news" / "train.csv").read_text().split("\n")
+    words = (samples() / "ag_news" / "train.csv").read_text().split("\n")
     words = words if name == "teacher" else ["poor words are cut to letters"]
     tokenizers.train_tokenizer("wordpiece", words, tiny.VOCAB, folder)
     return str(folder)

@@ -92,7 +92,7 @@ def test_mistakes(run, student, words, tmp_path):
     with pytest.raises(UserError, match="not finished"):
         (tmp_path / "config.json").write_text("{}")
         evaluate_stage(str(tmp_path), "student", None, None, None, NONE)
-    with pytest.raises(UserError, match="unknown tasks plug-in 'mlmm' .did you mean 'mlm'"):
+    with pytest.raises(UserError, match="--task=mlmm: no such task .did you mean mlm"):
         evaluate_checkpoint(student, None, "mlmm", words, NONE)
     with pytest.raises(UserError, match="bert has no head 'clm'; have: "):
         evaluate_checkpoint(student, None, "clm", words, NONE)
@@ -100,7 +100,7 @@ def test_mistakes(run, student, words, tmp_path):
         evaluate_checkpoint(student, None, "mlm", words, Options(batch_size=12))
     with pytest.raises(UserError, match="--batch_size=12 cannot be divided among 8 devices"):
         evaluate_stage(str(run.folder), "student", None, None, None, Options(batch_size=12))
-    with pytest.raises(UserError, match="--seq_len=64: the models have positions for 32 tokens"):
+    with pytest.raises(UserError, match="--seq_len=64: there are positions for 32 tokens"):
         evaluate_checkpoint(student, None, "mlm", words, Options(seq_len=64))
     with pytest.raises(UserError, match="nothing.txt"):
         evaluate_checkpoint(student, None, "mlm", str(tmp_path / "nothing.txt"), NONE)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax import cli, evaluate, samples
+from kd_jax import cli, evaluate
 from kd_jax.data import tokenizers
-from kd_jax.tasks import command as tasks
+from kd_jax.smoke import samples
 from tests import smoke
 from tests.recipes import finetuning
 
-NEWS = samples.folder() / "ag_news"
+NEWS = samples() / "ag_news"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +160,7 @@ def test_own_texts_and_scores(tmp_path):
     found = command(tmp_path, f"--model={model}", *flags)
     assert list(found["classes"]) == ["good", "bad"] and found["data"]["examples"] == 3
     scores = finetuning.checkpoint(classes=("score",))
-    data = samples.folder() / "STS-B"
+    data = samples() / "STS-B"
     found = command(tmp_path, f"--model={scores}", "--task=glue/stsb", f"--data={data}")
     assert {"pearson", "spearman"} <= found.keys() and "classes" not in found
 
@@ -185,7 +185,7 @@ def test_predictions_that_do_not_fit(change, message, tmp_path, capsys):
 
 def test_answers_to_unknown_questions(tmp_path, capsys):
     file = tmp_path / "answers.json"
-    flags = ["--task=squad", f"--data={samples.folder() / 'squad' / 'dev-v1.1.json'}"]
+    flags = ["--task=squad", f"--data={samples() / 'squad' / 'dev-v1.1.json'}"]
     file.write_text('{"nobody": "asked"}')
     assert "has no question 'nobody'" in refused(capsys, f"--predictions={file}", *flags)
     file.write_text("{}")
@@ -209,7 +209,7 @@ def test_mistakes(run, student, tmp_path, capsys):
     assert "--batch_size=12 cannot be divided among 8 devices" in line(
         model, "--task=agnews", data, rows
     )
-    assert "--seq_len=9999: the model has positions for" in line(
+    assert "--seq_len=9999: there are positions for" in line(
         model, "--task=agnews", data, "--seq_len=9999"
     )
     missing = tmp_path / "missing.csv"
@@ -230,19 +230,3 @@ def test_pairs_for_a_checkpoint_without_a_second_token_type(student, tmp_path, c
     (tmp_path / "own.tsv").write_text(rows)
     flags = [f"--model={model}", "--task=text", f"--data={tmp_path / 'own.tsv'}"]
     assert "has 1 token types" in refused(capsys, *flags, "--pair=pair")
-
-
-def test_every_task_has_a_name():
-    assert tasks.config("glue/mnli_mismatched", {}) == {
-        "name": "glue",
-        "task": "mnli_mismatched",
-    }
-    assert tasks.config("phrasebank/50Agree", {}) == {
-        "name": "phrasebank",
-        "level": "50Agree",
-    }
-    assert tasks.config("text", {"pair": "b", "label": None}) == {
-        "name": "labelled_text",
-        "pair": "b",
-    }
-    assert tasks.config("agnews", {"text": "ignored"}) == {"name": "agnews"}

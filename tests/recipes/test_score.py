@@ -171,7 +171,7 @@ def test_mistakes(gpt2, files):
             run(task)
     with pytest.raises(UserError, match="--task=cbt/XX: no such task .*; have: cbt/CN, cbt/NE"):
         run("cbt/XX")
-    with pytest.raises(UserError, match="seq_len=41: the model has positions for 40 tokens"):
+    with pytest.raises(UserError, match="--seq_len=41: there are positions for 40 tokens"):
         run("hellaswag", seq_len=41)
     with pytest.raises(UserError, match="--batch_size=12 cannot be divided among 8 devices"):
         run("hellaswag", batch_size=12)

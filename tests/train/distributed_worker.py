@@ -3,15 +3,17 @@
 import sys
 
 import jax
-from absl import flags
 from jax.experimental import multihost_utils
 
+from kd_jax import flags
 from kd_jax.errors import UserError
 from kd_jax.train import distributed
 
-flags.FLAGS(sys.argv)
+parser = flags.Parser("worker", __doc__)
+parser.add_processes()
+args = vars(parser.parse())
 try:
-    distributed.initialize()
+    distributed.initialize(**args)
 except UserError as error:
     sys.exit(f"error: {error}")
 total = multihost_utils.process_allgather(jax.numpy.ones(()) * (1 + jax.process_index())).sum()

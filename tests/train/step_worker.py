@@ -1,13 +1,12 @@
 """One process of a run that trains and evaluates: `step_worker.py --out=FILE.npz FLAGS`."""
 
 import functools
-import sys
 
 import jax
 import numpy as np
-from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kd_jax import flags
 from kd_jax.data.loader import Stream
 from kd_jax.models import family
 from kd_jax.objectives.objective import held_out_objective
@@ -69,7 +68,10 @@ def work(devices: int, *fsdp_sizes: int) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    out = flags.DEFINE_string("out", None, "Where the results go.", required=True)
-    flags.FLAGS(sys.argv)
-    distributed.initialize()
-    np.savez(out.value, **work(len(jax.devices()), 4, 2))
+    parser = flags.Parser("worker", __doc__)
+    parser.add_argument("--out", required=True, help="where the results go")
+    parser.add_processes()
+    args = vars(parser.parse())
+    out = args.pop("out")
+    distributed.initialize(**args)
+    np.savez(out, **work(len(jax.devices()), 4, 2))
