@@ -6,14 +6,14 @@ A run of the API is a run of the command line: the same run directory, which the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet
 from ml_collections import ConfigDict
 
-from kd_jax import cli, experiments, keys, plugins
+from kd_jax import cli, experiments, hub, keys, plugins
 from kd_jax.errors import UserError
 from kd_jax.recipes import compare, evaluate, export, plan, predict
 from kd_jax.report import runs
-from kd_jax.report.table import Table
-from kd_jax.run import workdir as directories
+from kd_jax.report.table import Table, of_runs
+from kd_jax.run.workdir import enter
+from kd_jax.train.records import Listener
 
 __all__ = [
     "Config",
@@ -66,9 +67,8 @@ def configure(experiment: str, changes: Mapping[str, Any] | None = None) -> Conf
 
     Raises UserError where there is no such experiment, and for keys that there are not.
     """
-    path, _, variant = experiments.path(experiment).partition(":")
-    config = experiments.read(path, variant or None)
-    keys.change(config, changes or {})
+    config = experiments.read(experiment)
+    keys.change(config, (changes or {}).items())
     return config
 
 
@@ -79,7 +79,7 @@ def distil(
     validation: Rows | None = None,
     test: Rows | None = None,
     workdir: str | os.PathLike | None = None,
-    callback: Callable[[str, str, Mapping[str, float]], None] | None = None,
+    callback: Listener | None = None,
 ) -> Run:
     """Runs an experiment: trains its stages, measures them, exports the student.
 
@@ -97,18 +97,20 @@ def distil(
     Raises UserError for what is wrong with config, data or models, mostly before any long work.
     """
     start()
-    config = ConfigDict(config.to_dict(), type_safe=False)
+    config = copy.deepcopy(config)
     tables = (Path(workdir).parent if workdir else Path("runs")) / "tables"
     given = {"train": train, "validation": validation, "test": test}
-    if train is not None:  # the experiment's own are of other rows
-        for key in ("validation", "test"):
-            config.data.pop(key, None)
-    for key, rows in given.items():
-        if rows is not None:
-            config.data[key] = dict(source="files", path=_file(rows, tables, key))
+    with config.unlocked():
+        if train is not None:  # the experiment's other splits are of other rows
+            for split in {"validation", "test"} & set(config.data):
+                del config.data[split]
+        for split, rows in given.items():
+            if rows is not None:
+                config.data[split] = dict(source="files", path=_file(rows, tables, split))
     recipe = plugins.load("recipes", config.recipe, "run")
-    name = config.get("name", "") or "python"
-    with directories.enter(config, name, workdir and os.fspath(workdir)) as place:
+    where = None if workdir is None else os.fspath(workdir)
+    listeners = [] if callback is None else [callback]
+    with enter(config, config.task.name, where, listeners, "kd_jax.distil(...)") as place:
         recipe.run(config, place)
         return open_run(place.folder)
 
@@ -175,8 +177,8 @@ class Run:
         return self.results["stages"]
 
     def table(self) -> Table:
-        """Makes the table of the run's figures; str(table) is text, table.markdown() Markdown."""
-        return compare.tables_of([str(self.folder)])[0]
+        """Makes the table of the run's figures, to print() or as markdown()."""
+        return of_runs([self.results], f"{self.folder.name}, {self.results['split']} split")
 
     def curves(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Reads what was written while a stage trained: columns of metrics.csv (losses and terms by
@@ -192,11 +194,7 @@ class Run:
         """Writes the model of a stage (the run's student by default) as a Hugging Face checkpoint
         into the new folder `out`, checked against the model in memory."""
         start()
-        if stage is None:
-            export.check_place(out)
-            shutil.copytree(self.results["export"]["path"], out)
-        else:
-            export.export_stage(str(self.folder), stage, os.fspath(out))
+        export.export_stage(str(self.folder), stage, os.fspath(out))
         return Path(out)
 
 
@@ -261,7 +259,7 @@ def load(model: str | os.PathLike, revision: str | None = None, precision: str =
 
     Raises UserError where there is none.
     """
-    predict.hub.resolve(os.fspath(model), revision, "model")
+    hub.resolve(os.fspath(model), revision, "model")
     return Model(os.fspath(model), revision, precision)
 
 
@@ -277,4 +275,5 @@ def forecast(config: Config, topology: str = "") -> dict[str, Any]:
     """Tells what a run will take, before there are weights, data or accelerators: parameters and
     FLOPs of each stage; with a topology ("v5e:4x4", docs/scaling.md) also memory and communication
     of its compiled step."""
+    start()
     return plan.plan(config, topology)

@@ -17,7 +17,7 @@ from kd_jax import config
 from kd_jax.errors import UserError
 from kd_jax.ranges import Real, settings
 
-Change = tuple[str, str]  # dotted key, text of the value
+Change = tuple[str, Any]  # dotted key, value or its text
 
 # Sections that are open: what reads them knows their keys, and refuses others.
 _OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule"}
@@ -50,14 +50,14 @@ def taken(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
     return left, found
 
 
-def change(found: ConfigDict, changes: Sequence[Change]) -> None:
+def change(found: ConfigDict, changes: Iterable[Change]) -> None:
     """Sets keys of a config, also legal ones that it lacks; a list may be given one by one.
 
     Raises UserError for a key that there is not, naming the nearest, and a value of another type.
     """
     lists: dict[str, tuple] = {}
     with found.unlocked():
-        for key, text in changes:
+        for key, given in changes:
             *path, name = key.split(".")
             section = found
             for depth, part in enumerate(path):
@@ -68,7 +68,7 @@ def change(found: ConfigDict, changes: Sequence[Change]) -> None:
                 section = section[part]
             if not _legal(section, path, name):
                 raise UserError(_unknown(found, key))
-            value = _read(section, name, key, text)
+            value = _read(section, name, key, given)
             if isinstance(section.get(name), tuple | list):
                 value = tuple(value) if isinstance(value, tuple | list) else (value,)
                 value = lists[key] = (*lists.get(key, ()), *value)
@@ -80,15 +80,15 @@ def _legal(section: Any, path: Sequence[str], key: str) -> bool:
     return isinstance(section, ConfigDict) and bool(key in section or _OPEN & set(path))
 
 
-def _read(section: ConfigDict, name: str, key: str, text: str) -> Any:
-    """Reads a value; where the key is there, as one of its type."""
+def _read(section: ConfigDict, name: str, key: str, given: Any) -> Any:
+    """Reads a value, or its text; where the key is there, as one of its type."""
     kind = section.get_type(name) if name in section else object
     if issubclass(kind, ConfigDict):
-        raise UserError(f"--config.{key}={text}: a section; set its keys, one by one")
-    value = text if kind is str else value_of(text)
+        raise UserError(f"--config.{key}={given}: a section; set its keys, one by one")
+    value = value_of(given) if isinstance(given, str) and kind is not str else given
     whole = float if kind is float and type(value) is int else type(value)
     if kind in _TYPES and whole is not kind:
-        raise UserError(f"--config.{key}={text} should be {_TYPES[kind]}")
+        raise UserError(f"--config.{key}={given} should be {_TYPES[kind]}")
     return value
 
 

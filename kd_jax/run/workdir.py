@@ -64,6 +64,7 @@ class RunDirectory:
     name: str  # of configs/NAME.py
     lock: storage.Hold | None
     listeners: tuple[records.Listener, ...] = ()  # told of every row that the run writes
+    command: str = ""  # that began it, where it was no command line
     commits: list[str] = dataclasses.field(default_factory=list)  # that the run was trained by
 
     def __enter__(self) -> RunDirectory:
@@ -109,7 +110,8 @@ class RunDirectory:
             log.info("%s", line)
         if jax.process_index() > 0:
             return
-        command = shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]])
+        line = shlex.join([sys.executable, "-m", "kd_jax.main", *sys.argv[1:]])
+        command = self.command or line
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         start = {"time": now, "command": command} | manifest()
         own = {"config": self.name, "config_hash": config_hash(run.config), "of": of}
@@ -167,6 +169,7 @@ def enter(
     name: str,
     workdir: str | None,
     listeners: Sequence[records.Listener] = (),
+    command: str = "",
 ) -> RunDirectory:
     """Enters the directory of this run: `workdir`, or runs/NAME-HASH of the config. Prints it.
 
@@ -188,7 +191,7 @@ def enter(
             raise
         reason = "it is there and no folder" if error.errno == errno.EEXIST else error.strerror
         raise UserError(f"--workdir={folder}: {reason}; give another folder") from None
-    return RunDirectory(folder, name, lock, tuple(listeners))
+    return RunDirectory(folder, name, lock, tuple(listeners), command)
 
 
 def _same_config(folder: epath.Path, config: ConfigDict) -> None:
