@@ -38,7 +38,7 @@ import os
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
-# Steps of pruning and distillation with which they take substitution's operations of training.
+# Steps of pruning and distillation with which they take as many training FLOPs as substitution.
 LONGER = {"gpt2": dict(prune=1133, student=1133), "stories": dict(prune=1066, student=1086)}
 
 

@@ -27,6 +27,12 @@ def exact(operand: Any) -> jax.lax.Precision | None:
     return HIGHEST if jnp.dtype(operand) == jnp.float32 else None
 
 
+def product(spec: str, a: Any, b: Any, operand: Any) -> Any:
+    """Computes `jnp.einsum` of two arrays as `operand`s, in float32 and with no more rounding."""
+    a, b = (x.astype(jnp.dtype(operand)) for x in (a, b))
+    return jnp.einsum(spec, a, b, precision=exact(operand), preferred_element_type=jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """Sets the types of one model; parameters and losses are float32, whatever stands here."""
@@ -63,15 +69,7 @@ def _product(spec_a: str, a, spec_b: str, b, out: str, policy: Policy, out_dtype
     first = next((i for i in out if (i in spec_a) != (i in spec_b)), "")
     if first in spec_b and first not in spec_a:
         spec_a, a, spec_b, b = spec_b, b, spec_a, a
-    operand = jnp.dtype(policy.operand)
-    product = jnp.einsum(
-        f"{spec_a},{spec_b}->{out}",
-        a.astype(operand),
-        b.astype(operand),
-        precision=exact(operand),
-        preferred_element_type=jnp.float32,
-    )
-    return product.astype(out_dtype)
+    return product(f"{spec_a},{spec_b}->{out}", a, b, policy.operand).astype(out_dtype)
 
 
 def _specs(spec: str) -> tuple[str, str, str]:
@@ -111,10 +109,9 @@ def rows_product(a_NA, b_NB, policy: Policy):
     goes back to float32, at a third of the speed. It would also undo a plain transposition, but
     not one in two parts.
     """
-    a_NA, b_NB = (x.astype(jnp.dtype(policy.operand)) for x in (a_NA, b_NB))
-    how = dict(precision=exact(policy.operand), preferred_element_type=jnp.float32)
     N, A = a_NA.shape
     if policy.on_cpu_in_bf16 and A % 2 == 0:
+        a_NA = a_NA.astype(jnp.dtype(policy.operand))
         a_AN = a_NA.reshape(N, 2, A // 2).transpose(1, 2, 0).reshape(A, N)
-        return jnp.einsum("an,nb->ab", a_AN, b_NB, **how)
-    return jnp.einsum("na,nb->ab", a_NA, b_NB, **how)
+        return product("an,nb->ab", a_AN, b_NB, policy.operand)
+    return product("na,nb->ab", a_NA, b_NB, policy.operand)

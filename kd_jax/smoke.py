@@ -55,8 +55,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
 
     for section in (c.teacher, *(c.teachers[name] for name in c.teachers)):
         tiny(section, own=False)
-    if "assistant" in c.stages:
-        tiny(c.assistant, own=True)
+    tiny(c.assistant, own=True)
     tiny(c.student, own=True)
     task = plugins.load("tasks", c.task.name, "make").make
     changes, data = task.smoke(c.task, c.data, samples())

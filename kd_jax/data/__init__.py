@@ -1,1 +1,1 @@
-"""Sources, tokenised blocks, masking and the stream of batches."""
+"""Reads sources, tokenizes them, and makes streams of batches."""

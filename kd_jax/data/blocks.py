@@ -1,4 +1,4 @@
-"""Text as one long row of tokens on disk, tokenised once, and the blocks cut from it.
+"""Tokenizes text once into one long row of tokens on disk, and cuts blocks from it.
 
 The tokens of all documents stand one after the other, each document followed by the model's
 separator ([SEP], </s>, <|endoftext|>), in a .npy file that is memory-mapped: uint16 where the
@@ -23,8 +23,8 @@ from kd_jax.data.source import Documents
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the file's contents: raise it when tokenising changes
-_SLICE = 4_000_000  # characters tokenised at a time, on all cores: bounds the memory
+_VERSION = 1  # of the file's contents: raise it when tokenizing changes
+_SLICE = 4_000_000  # characters tokenized at a time, on all cores: bounds the memory
 _PIECE = 100_000  # longer documents are cut here, so that one document uses all cores too
 # A pre-tokenizer splits in front of the last white space before a word, so a cut there is unseen.
 _CUT = re.compile(r"\s\S")
@@ -32,7 +32,7 @@ _CUT = re.compile(r"\s\S")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Blocks cut from a row of tokens: block i is tokens[i * stride : i * stride + window].
+    """Cuts blocks from a row of tokens: block i is tokens[i * stride : i * stride + window].
 
     `partial` keeps a last block that is not full.
     """
@@ -47,7 +47,8 @@ class Blocks:
         return max(0, -(-new // self.stride) if self.partial else new // self.stride)
 
     def rows(self, ids_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, valid), both (B, window): int32, and False behind the end of the text."""
+        """Returns (tokens, valid), both (B, window): int32, and False behind the end of the
+        text."""
         at_BW = ids_B.astype(np.int64)[:, None] * self.stride + np.arange(self.window)
         valid_BW = at_BW < len(self.tokens_N)
         tokens_BW = self.tokens_N[np.minimum(at_BW, len(self.tokens_N) - 1)]
@@ -57,9 +58,9 @@ class Blocks:
 def tokenize(
     documents: Documents, tokenizer: Tokenizer, separator: int, folder: Path
 ) -> np.ndarray:
-    """The tokens of all documents, each followed by `separator`: a memory-mapped (N,) array.
+    """Tokenizes all documents, each followed by `separator`: a memory-mapped (N,) array.
 
-    Tokenises at the first call, on all cores, and finds the file in `folder` later. Processes of
+    Tokenizes at the first call, on all cores, and finds the file in `folder` later. Processes of
     one machine that ask for the same file wait for the first; a damaged one is made again. Raises
     UserError where the folder cannot be written, or is full.
     """
@@ -116,7 +117,7 @@ def _encode(documents, tokenizer, separator, dtype) -> Iterator[np.ndarray]:
 
 
 def _pieces(document: str) -> Iterator[tuple[str, bool]]:
-    """(piece, whether it is the document's last)."""
+    """Cuts a document into (piece, whether it is the last)."""
     start = 0
     while cut := _CUT.search(document, start + _PIECE):
         yield document[start : cut.start()], False

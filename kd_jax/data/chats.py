@@ -1,15 +1,15 @@
-"""Conversations: rows of `messages`, as chat datasets have them, checked; and their tokens, by the
+"""Checks conversations, rows of `messages` as chat datasets have them, and tokenizes them by the
 tokenizer's own chat template.
 
 A message is a dict with `role` (system, user, assistant or tool) and `content`, a text, which may
-be missing beside `tool_calls`. What a template needs beside these (names, thoughts) is kept. The
+be missing next to `tool_calls`. What else a template needs (names, thoughts) is kept. The
 column `tools`, where there is one, has the JSON schemas of the functions that may be called: a list
 of them, or its JSON text.
 
-What an assistant writes is learnt: what the template shows of its message behind the prompt for an
+What an assistant writes is learned: what the template shows of its message behind the prompt for an
 answer (thoughts, content, tool calls), and the special token that ends its turn. The template's
 other words, the tools and all other messages are not. The tokens are those that a chat program
-makes: the template's special tokens become themselves, and text is tokenised between them, begun
+makes: the template's special tokens become themselves, and text is tokenized between them, begun
 anew where an assistant begins to write. A special token's name inside a content stays text, so that
 nobody ends a turn from within.
 """
@@ -18,9 +18,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +39,16 @@ Tools = list[dict[str, Any]]
 
 _PRIVATE = 0xF0000  # characters of Unicode's private use, which stand for messages
 _MARK = chr(_PRIVATE)
-# What an assistant may write beside its content.
+# What an assistant may write besides its content.
 _WRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _UNLIKE = (
     "the chat template begins or ends thoughts and tool calls unlike other answers, so that what "
-    "of them is to be learnt cannot be told: take another template, or leave them out"
+    "of them is to be learned cannot be told: take another template, or leave them out"
 )
 
 
 def read(table: Table, column: str, key: str) -> list[Conversation]:
-    """The conversations of a table's column; `key` is the config key that names it.
+    """Reads the conversations of a table's column; `key` is the config key that names it.
 
     Raises UserError naming the first row that holds no list of messages, an unknown role, a
     content that is no text, or no message of an assistant.
@@ -56,7 +57,7 @@ def read(table: Table, column: str, key: str) -> list[Conversation]:
 
 
 def tools(table: Table) -> list[Tools | None]:
-    """The tools of each conversation. UserError names the first row with something else."""
+    """Reads the tools of each conversation. UserError names the first row with something else."""
     found = []
     for i, value in enumerate(table.columns.get("tools", [None] * len(table))):
         place = f"{table.place(i)}, tools"
@@ -98,7 +99,7 @@ def _check_calls(calls: Any, place: str) -> None:
 
 
 def digest(conversations: Sequence[Conversation], tools: Sequence[Tools | None] = ()) -> str:
-    """A hash of all conversations, and their tools, in their order."""
+    """Computes a hash of all conversations, and their tools, in their order."""
     found = hashlib.blake2b(digest_size=16)
     for part in (*conversations, *([tools] if any(tools) else [])):
         line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
@@ -113,15 +114,15 @@ class Piece:
 
     text: str
     special: bool  # one special token of the template, not text
-    learnt: bool
+    learned: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A conversation's tokens, and which of them are learnt."""
+    """A conversation's tokens, and which of them are learned."""
 
     ids_N: np.ndarray  # int32
-    learnt_N: np.ndarray  # bool
+    learned_N: np.ndarray  # bool
 
 
 class Template:
@@ -134,8 +135,6 @@ class Template:
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template: take the tokenizer "
                 f"of a chat model, or put a chat_template.jinja beside it"
             )
-        if turns not in ("all", "last"):
-            raise UserError(f"turns={turns!r}; have: all, last")
         self.tokenizer = tokenizer
         self.turns = turns
         self._shows = functools.cache(self._probe)
@@ -153,17 +152,17 @@ class Template:
         self._plain.encode_special_tokens = True  # their names are text like any other
 
     def pieces(self, messages: Conversation, tools: Tools | None = None) -> list[Piece]:
-        """The conversation in stretches that are tokenised one by one.
+        """Cuts a conversation into stretches that are tokenized one by one.
 
         Raises UserError where the template does not show the messages, or tools, as they are.
         """
         shown, words = self._shown(messages, tools)
         speaks = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        learnt = {i: messages[i] for i in (speaks if self.turns == "all" else speaks[-1:])}
+        learned = {i: messages[i] for i in (speaks if self.turns == "all" else speaks[-1:])}
         found = []
         for i, between in enumerate(words):
-            found += self._between(between, learnt.get(i - 1), learnt.get(i))
-            found += [Piece(content, False, i in learnt) for content in shown[i : i + 1]]
+            found += self._between(between, learned.get(i - 1), learned.get(i))
+            found += [Piece(content, False, i in learned) for content in shown[i : i + 1]]
         return _joined(found)
 
     def encode(
@@ -172,7 +171,7 @@ class Template:
         place: Callable[[int], str],
         tools: Sequence[Tools | None] | None = None,
     ) -> list[Tokens]:
-        """The tokens of every conversation; `place(i)` says where one stands, for messages."""
+        """Tokenizes every conversation; `place(i)` says where one stands, for messages."""
         pieces = []
         for i, messages in enumerate(conversations):
             try:
@@ -187,19 +186,22 @@ class Template:
                 [self._ids[piece.text]] if piece.special else next(encoded).ids for piece in each
             ]
             lengths = [len(part) for part in ids]
-            learnt = np.repeat([piece.learnt for piece in each], lengths)
-            found.append(Tokens(np.concatenate([np.array(part, np.int32) for part in ids]), learnt))
+            learned = np.repeat([piece.learned for piece in each], lengths)
+            found.append(
+                Tokens(np.concatenate([np.array(part, np.int32) for part in ids]), learned)
+            )
         return found
 
     def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
-        """What the template writes between two messages, of which those to be learnt are given."""
+        """Cuts what the template writes between two messages; those to be learned are given."""
         ends = 0 if after is None else self._ends(words, after)
         begins = len(words) if before is None else self._begins(words, ends, before)
         parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
-        return [piece for text, learnt in parts for piece in self._split(text, learnt)]
+        return [piece for text, learned in parts for piece in self._split(text, learned)]
 
     def _begins(self, words: str, ends: int, message: Message) -> int:
-        """Where in the words before a message, from `ends` on, the assistant begins to write."""
+        """Finds where, in the words before a message from `ends` on, the assistant begins to
+        write."""
         prompt, _ = self._turn
         if prompt and (at := words.rfind(prompt, ends)) >= 0:
             return at + len(prompt)
@@ -209,8 +211,8 @@ class Template:
         return len(words)
 
     def _ends(self, words: str, message: Message) -> int:
-        """Where in the words behind a message the assistant's turn ends: after the special token
-        that follows its content, or tool calls."""
+        """Finds where, in the words behind a message, the assistant's turn ends: after the special
+        token that follows its content, or tool calls."""
         if not message.get("tool_calls"):
             return len(_first(self._special, words))
         _, end = self._turn
@@ -218,17 +220,17 @@ class Template:
             raise UserError(_UNLIKE)
         return words.index(end) + len(end)
 
-    def _split(self, words: str, learnt: bool) -> Iterator[Piece]:
+    def _split(self, words: str, learned: bool) -> Iterator[Piece]:
         at = 0
         for match in self._special.finditer(words):
-            yield Piece(words[at : match.start()], False, learnt)
-            yield Piece(match[0], True, learnt)
+            yield Piece(words[at : match.start()], False, learned)
+            yield Piece(match[0], True, learned)
             at = match.end()
-        yield Piece(words[at:], False, learnt)
+        yield Piece(words[at:], False, learned)
 
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
-        """What an assistant writes after, and the special token behind it; "" where unknown.
+        """Finds the prompt for an answer, and the special token behind one; "" where unknown.
 
         The former is the template's prompt for an answer; where it has none, the words before a
         user's message, said of the assistant; or else those between the two.
@@ -250,7 +252,7 @@ class Template:
         return prompt, _first(self._special, after).strip()
 
     def _probe(self, field: str) -> bool:
-        """Whether the template shows a field of an assistant's message, as far as can be told."""
+        """Tells whether the template shows a field of an assistant's message, as far as it can."""
         call = {"id": "123456789", "type": "function", "function": {"name": _MARK, "arguments": {}}}
         answer = {"role": "assistant", "content": "b"}
         answer[field] = [call] if field == "tool_calls" else _MARK
@@ -259,13 +261,14 @@ class Template:
         return True  # what it says of the messages themselves tells more
 
     def _shown(self, messages: Conversation, tools: Tools | None) -> tuple[list[str], list[str]]:
-        """The messages' texts as the template writes them, as they are or without white space
-        around them; and its words before, between and after them."""
+        """Splits the rendered conversation into the messages' texts, as they are or without white
+        space around them, and the template's words before, between and after them."""
         whole = self._render(messages, tools)
         self._check_rest(messages, tools, whole)
         texts = [_text(message) for message in messages]
-        first = _unused(_strings([messages, tools]), len(messages))
-        marks = [chr(first + i) for i in range(len(messages))]
+        used = set().union(*_strings([messages, tools]))
+        unused = (char for char in map(chr, itertools.count(_PRIVATE)) if char not in used)
+        marks = list(itertools.islice(unused, len(messages)))
         marked = self._render(list(map(_with_text, messages, marks)), tools)
         if [char for char in marked if char in marks] != marks:
             raise UserError(
@@ -275,7 +278,7 @@ class Template:
         for shown in (texts, [text.strip() for text in texts]):
             table = {ord(mark): text for mark, text in zip(marks, shown, strict=True)}
             if marked.translate(table) == whole:
-                return shown, re.split(f"[{marks[0]}-{marks[-1]}]", marked)
+                return shown, re.split(f"[{''.join(marks)}]", marked)
         raise UserError(
             "the chat template writes something else than the messages' contents: give it "
             "messages that it leaves as they are, with thoughts in `reasoning_content`"
@@ -318,18 +321,18 @@ class Template:
 
 
 def _first(special: re.Pattern, words: str) -> str:
-    """The special token that begins some words, with white space in front of it; else ""."""
+    """Finds the special token that begins some words, with white space in front of it; else ""."""
     match = special.search(words)
     return words[: match.end()] if match and not words[: match.start()].strip() else ""
 
 
 def _is_call(message: Message) -> bool:
-    """Whether there are tool calls and nothing else."""
+    """Tells whether a message has tool calls and no content."""
     return not message["content"] and bool(message.get("tool_calls"))
 
 
 def _text(message: Message) -> str:
-    """What stands for a message in its text: its content, or the name of its first call."""
+    """Returns what stands for a message in the text: its content, or its first call's name."""
     if not _is_call(message):
         return message["content"]
     call = message["tool_calls"][0]
@@ -337,7 +340,7 @@ def _text(message: Message) -> str:
 
 
 def _with_text(message: Message, text: str) -> Message:
-    """The message with another `_text`."""
+    """Returns the message with another `_text`."""
     if not _is_call(message):
         return {**message, "content": text}
     call, *others = message["tool_calls"]
@@ -347,7 +350,7 @@ def _with_text(message: Message, text: str) -> Message:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in lists and dicts, keys included, however deep."""
+    """Lists all texts in lists and dicts, keys included, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -356,23 +359,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same with neighbours of text in one, and nothing empty."""
+    """Joins neighbors that are text, and drops empty pieces."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None
-        if last and not (last.special or piece.special) and last.learnt == piece.learnt:
-            found[-1] = Piece(last.text + piece.text, False, piece.learnt)
+        if last and not (last.special or piece.special) and last.learned == piece.learned:
+            found[-1] = Piece(last.text + piece.text, False, piece.learned)
         elif piece.text:
             found.append(piece)
     return found
-
-
-def _unused(texts: Iterable[str], count: int) -> int:
-    """The first of `count` private characters in a row, none of which any text holds."""
-    used = {ord(char) for char in set("".join(texts)) if ord(char) >= _PRIVATE}
-    start = _PRIVATE
-    for char in sorted(used):
-        if char - start >= count:
-            break
-        start = char + 1
-    return start

@@ -1,5 +1,4 @@
-"""Stretches of tokens that a language model scores, each after a context, and the rows in which it
-reads them.
+"""Puts stretches of tokens, each of which a language model scores after a context, into rows.
 
 A stretch costs a context; those of one question have the same, so they share a row where what is
 left of the context is the same too: the context comes first (segment 0), then each stretch as a
@@ -38,12 +37,12 @@ class Stretches:
 
     @functools.cached_property
     def counts_N(self) -> np.ndarray:
-        """Scored tokens of each."""
+        """Counts the scored tokens of each stretch."""
         return self.scored_N2[:, 1] - self.scored_N2[:, 0]
 
 
 class Rows:
-    """R rows that hold the stretches of which a model with `max_tokens` positions can read every
+    """Makes R rows of the stretches of which a model with `max_tokens` positions can read every
     token; of a context only its last tokens, as many as then fit.
 
     The last token of a stretch is predicted and not read, so context and stretch may together have
@@ -54,7 +53,7 @@ class Rows:
     """
 
     def __init__(self, stretches: Stretches, max_tokens: int, owners_N: np.ndarray | None = None):
-        """Neighbouring stretches of one owner share rows; without owners none do."""
+        """Neighboring stretches of one owner share rows; without owners none do."""
         self._stretches = stretches
         context_N2, counts_N = stretches.context_N2, stretches.counts_N
         begin_N = np.maximum(context_N2[:, 0], context_N2[:, 1] + counts_N - (max_tokens + 1))
@@ -72,9 +71,9 @@ class Rows:
         return len(self._rows)
 
     def _grouped(self, owners_N, max_tokens) -> list[np.ndarray]:
-        """Rows are bounded, since attention between all of their tokens is computed although
-        segments do not see each other: by the model's positions, or twice the first stretch with
-        its context."""
+        """Groups stretches into rows. Rows are bounded, since attention between all of their tokens
+        is computed although segments do not see each other: by the model's positions, or twice the
+        first stretch with its context."""
         rows, alike = [], {}
         for n in np.flatnonzero(~self.left_out_N).tolist():
             owner = n if owners_N is None else owners_N[n]
@@ -95,10 +94,10 @@ class Rows:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """One pass over all rows, a few lengths one after the other; little data has fewer, since
-        every length is compiled. About `batch_size` stretches make a batch of the shortest rows;
-        one of longer rows has as many tokens, so that memory (and what the processor has to keep
-        at hand) stays the same. The number of rows is a multiple of `devices`.
+        """Makes batches of all rows, once: a few lengths one after the other; little data has
+        fewer, since every length is compiled. About `batch_size` stretches make a batch of the
+        shortest rows; one of longer rows has as many tokens, so that memory (and what the processor
+        has to keep at hand) stays the same. The number of rows is a multiple of `devices`.
         """
         longest = -(-int(self.lengths_R.max()) // 8) * 8
         most = max(1, len(self._stretches) // (_WORTH * batch_size))
@@ -120,13 +119,13 @@ class Rows:
             yield from stream.batches()
 
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
-        """Rows padded to `length`: labels and weights (B, T) at the tokens that predict scored
+        """Pads rows to `length`: labels and weights (B, T) at the tokens that predict scored
         ones; segments where any row has more than one."""
         rows = (self._pieces(self._rows[r]) for r in ids_B)
         return encoded.batch(ids_B, rows, length, self.branches > 1)
 
     def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
-        """The context but its last token, then every stretch after that."""
+        """Lists the context but its last token, then every stretch after that."""
         tokens_F = self._stretches.tokens_F
         begin, last = self._shared_N2[row[0]]
         yield tokens_F[begin:last], 0, 0.0, 0
@@ -136,8 +135,8 @@ class Rows:
             yield tokens_N, tokens_F[first:end], 1.0, number
 
     def by_stretch(self, found: dict[int, np.ndarray]) -> np.ndarray:
-        """float64 (N,): what was found for the segments of each row, (K,), as one value a stretch;
-        NaN for those that are left out."""
+        """Orders what was found for the segments of each row, (K,), as one value a stretch: float64
+        (N,), NaN for those that are left out."""
         values_N = np.full(len(self._stretches), np.nan)
         for r, row in enumerate(self._rows):
             values_N[row] = found[r][: len(row)]
@@ -156,8 +155,8 @@ class Question(NamedTuple):
 def questions(
     name: str, found: Iterable[tuple[str, Question]], commit: str | None = None
 ) -> Questions:
-    """Questions from (place, question) pairs. Raises UserError where there are none, for a question
-    with fewer than two endings, and for an answer that is none of them."""
+    """Collects questions from (place, question) pairs. Raises UserError where there are none, for a
+    question with fewer than two endings, and for an answer that is none of them."""
     places, kept = [], []
     for place, question in found:
         count = len(question.endings)
@@ -176,7 +175,7 @@ def questions(
 
 
 def together(parts: list[Questions]) -> Questions:
-    """Several splits as one, in their order."""
+    """Joins the questions of several sources, in their order."""
     if len(parts) == 1:
         return parts[0]
     places = [part.place(row) for part in parts for row in range(len(part))]
@@ -186,9 +185,10 @@ def together(parts: list[Questions]) -> Questions:
 
 
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:
-    """Every ending of every question after its context, and each one's question as an index.
+    """Tokenizes every ending of every question after its context; also returns the index of each
+    one's question.
 
-    Tokenised as the lm-evaluation-harness does it: context, space and ending as one text, by
+    Tokenizes as the lm-evaluation-harness does: context, space and ending as one text, by
     `begun`; the ending's tokens are those behind as many as the context alone has. White space at
     the end of the context belongs to the ending. An empty context is the token with which texts
     begin (or else end).
@@ -227,9 +227,9 @@ def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[S
 
 
 def sliding(texts: Sequence[Sequence[int]], window: int, stride: int) -> Stretches:
-    """The tokens of each text but its first, each once, as the labels of windows that read `window`
-    tokens and move by `stride`: a window scores what the ones before it did not, after as many
-    tokens as it holds.
+    """Makes stretches of the tokens of each text but its first, each once, as the labels of windows
+    that read `window` tokens and move by `stride`: a window scores what the ones before it did not,
+    after as many tokens as it holds.
 
     A window that begins at token b reads [b, b + window) and predicts [b + 1, b + window + 1).
     """
@@ -250,7 +250,7 @@ def sliding(texts: Sequence[Sequence[int]], window: int, stride: int) -> Stretch
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token after which a text's first token is predicted: that of beginnings, or of ends."""
+    """Returns the token after which a text's first token is predicted: bos, or else eos."""
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is not None:
             return getattr(tokenizer, f"{name}_id")
@@ -261,7 +261,7 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of texts, with the special ones that the tokenizer puts in front of any text, and
+    """Tokenizes texts, with the special tokens that the tokenizer puts in front of any text, and
     without those that it puts behind, as some do: a context goes on, and no text says more."""
     probe = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     behind = probe[::-1].index(0)

@@ -1,4 +1,4 @@
-"""Tokenized rows of one split, kept ragged, and the padded batches that are cut from them."""
+"""Tokenizes examples into rows of any lengths, and pads them to batches."""
 
 import bisect
 import dataclasses
@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ class Marked(Flat):
         return cls(_flat(tokens), lengths_N, np.concatenate(marks))
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, marks) of one row."""
+        """Returns (tokens, marks) of one row."""
         here = slice(self.starts_N[row], self.starts_N[row] + self.lengths_N[row])
         return self.tokens_F[here], self.marks_F[here]
 
@@ -74,7 +75,7 @@ class Encoded(Flat):
 
     @functools.cached_property
     def digests(self) -> np.ndarray:
-        """uint8 (N, 16): blake2b of what a model reads of a row; labels are not in it."""
+        """Hashes what a model reads of each row, not its labels: uint8 (N, 16), blake2b."""
         digests_N = np.empty((len(self), 16), np.uint8)
         for row, start, length in zip(digests_N, self.starts_N, self.lengths_N, strict=True):
             digest = hashlib.blake2b(self.tokens_F[start : start + length], digest_size=16)
@@ -85,7 +86,7 @@ class Encoded(Flat):
         return digests_N
 
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
-        """Rows padded to `length`, NumPy arrays; ValueError where a row is longer."""
+        """Pads rows to `length`, as NumPy arrays. ValueError where a row is longer."""
         tokens_BT, mask_BT, types_BT = self._padded(ids_B, length)
         labels_BP = self.labels_NP[ids_B]
         return Batch(
@@ -98,7 +99,7 @@ class Encoded(Flat):
         )
 
     def encoding(self, ids_B: np.ndarray, length: int) -> Encoding:
-        """The same without labels, for a teacher that has a tokenizer of its own."""
+        """Pads rows without labels, for a teacher that has a tokenizer of its own."""
         tokens_BT, mask_BT, types_BT = self._padded(ids_B, length)
         return Encoding(tokens_BT=tokens_BT, mask_BT=mask_BT, types_BT=types_BT)
 
@@ -143,19 +144,24 @@ def join(
     types: Sequence[Sequence[int]] | None,
     labels_NP: np.ndarray,
     pad: int,
-) -> Encoded:
-    """Encoded rows of lists of token ids and, where there are any, token types."""
-    return Encoded(
+    kind: type[Encoded] = Encoded,
+    **more: Any,
+) -> Any:
+    """Joins lists of token ids and, where there are any, token types to rows of a `kind`, which has
+    `more` fields."""
+    return kind(
         tokens_F=_flat(tokens),
         types_F=None if types is None else _flat(types),
         lengths_N=np.array([len(row) for row in tokens], np.int64),
         labels_NP=labels_NP,
         pad_id=pad,
+        **more,
     )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token's id; 0 where there is none, since the mask hides padding anyway."""
+    """Returns the padding token's id; 0 where there is none, since the mask hides padding
+    anyway."""
     return 0 if tokenizer.pad_token is None else tokenizer.pad_token_id
 
 
@@ -164,7 +170,7 @@ def _flat(rows) -> np.ndarray:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Numbers of the items of each bin of `room`, every item in one of them.
+    """Packs items into bins of `room`: the numbers of the items of each bin.
 
     Best fit decreasing (Johnson 1974): the longest item first, into the fullest bin that takes it;
     never more than 11/9 of the bins of the best packing, and four more. A function of the lengths
@@ -195,7 +201,8 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def batch(ids_B: np.ndarray, rows: Iterable[Iterable[tuple]], length: int, several: bool) -> Batch:
-    """A batch of rows padded to `length`, labels and weights (B, T), with segments if `several`.
+    """Makes a batch of rows padded to `length`, labels and weights (B, T), with segments if
+    `several`.
 
     A row's pieces, (tokens (N,), labels, weights, number of its segment), stand one behind another.
     """

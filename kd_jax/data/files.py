@@ -1,4 +1,5 @@
-"""Local files: .txt and .raw (text), .jsonl, .csv, .tsv (with a header line), .parquet, .json.
+"""Reads local files: .txt and .raw (text), .jsonl, .csv, .tsv (with a header line), .parquet,
+.json.
 
 A .csv is read as RFC 4180 has it, quotes and all. In a .tsv quotes are characters like any other,
 as in GLUE's files, unless the source names its `delimiter`.
@@ -31,7 +32,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escapes for the halves of a c
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """Documents of the files, folders (searched to the bottom) and globs in `spec["path"]`,
+    """Opens documents of the files, folders (searched to the bottom) and globs in `spec["path"]`,
     file after file in the order of their names.
 
     Raises UserError when nothing matches, for a file of another kind, for an empty file, for bytes
@@ -58,7 +59,7 @@ def documents(spec: dict, where: str) -> Documents:
 
 
 def rows(spec: dict, where: str) -> Table:
-    """All columns of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
+    """Reads all columns of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
     `spec["path"]`. Raises UserError like `documents`, and where rows differ in their columns."""
     name, files = _find(spec, where, _RECORDS)
     records = (record for file in files for record in _RECORDS[file.suffix](file, spec))
@@ -66,7 +67,7 @@ def rows(spec: dict, where: str) -> Table:
 
 
 def _find(spec: dict, where: str, kinds: Collection[str]) -> tuple[str, list[Path]]:
-    """(the paths of a source, as one name; the files there, of these kinds)."""
+    """Finds the files of a source: (its paths as one name, the files of these kinds)."""
     paths = [spec["path"]] if isinstance(spec["path"], str | Path) else list(spec["path"])
     return ", ".join(map(str, paths)), [f for path in paths for f in find(path, where, kinds)]
 
@@ -99,8 +100,8 @@ def find(path: str | Path, where: str, kinds: Collection[str]) -> list[Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """The files of a folder and those below it, sorted, without what programs leave behind for
-    themselves: names that begin with a dot, such as .ipynb_checkpoints, and __MACOSX."""
+    """Lists the files of a folder and those below it, sorted, without what programs leave behind
+    for themselves: names that begin with a dot, such as .ipynb_checkpoints, and __MACOSX."""
 
     def hidden(file: Path) -> bool:
         parts = file.relative_to(folder).parts
@@ -110,8 +111,8 @@ def visible(folder: Path) -> list[Path]:
 
 
 def lines(file: Path) -> Iterator[str]:
-    """Lines with their ends; UserError names the first byte that is not UTF-8, and says what a file
-    of another encoding is."""
+    """Reads lines with their ends. UserError names the first byte that is not UTF-8, and says what
+    a file of another encoding is."""
     start = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -147,12 +148,12 @@ def _check_beginning(file: Path, line: bytes) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The value of a JSON file, as `parse` reads it."""
+    """Reads a JSON file, as `parse` does."""
     return parse("".join(lines(file)), str(file))
 
 
 def parse(text: str, place: str) -> Any:
-    """The value of a JSON text, which stands at `place`. UserError for what is no JSON, for an
+    """Parses a JSON text, which stands at `place`. UserError for what is no JSON, for an
     object that has a key twice, and for half of a character, which no tokenizer reads."""
     try:
         value = json.loads(text, object_pairs_hook=_object)
@@ -187,8 +188,8 @@ def check_header(names: Sequence[str], place: str) -> None:
 
 
 def _paragraphs(file: Path) -> Iterator[str]:
-    """Documents of a text file. Blank lines at its ends do not make it one with blank lines between
-    documents."""
+    """Reads the documents of a text file. Blank lines at its ends do not make it one with blank
+    lines between documents."""
     groups = itertools.groupby(lines(file), key=lambda line: bool(line.strip()))
     texts = itertools.islice((has_text for has_text, _ in groups if has_text), 2)
     return from_lines(lines(file), blank_lines=sum(texts) == 2)
@@ -228,7 +229,7 @@ def records(
     incomplete: list[str] | None = None,
     foreign: bool = False,
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of every row of a .csv or .tsv, in which rows are numbered from 1.
+    """Reads (place, row) of every row of a .csv or .tsv, in which rows are numbered from 1.
 
     Args:
         delimiter: between fields, which may be quoted; None: a comma in a .csv, or a tab, without
@@ -281,8 +282,8 @@ def _split(file: Path, warn: bool) -> Iterator[list[str]]:
 
 
 def _if_quoted(row: list[str]) -> str:
-    """Advice, where a field of a .tsv looks as pandas writes it: in quotes, those inside doubled,
-    or broken off at a line's end."""
+    """Says what to do where a field of a .tsv looks as pandas writes it: in quotes, those inside
+    doubled, or broken off at a line's end."""
     for field in row:
         inside = field[1:-1] if field.endswith('"') else field[1:]
         if field.startswith('"') and '"' not in inside.replace('""', ""):

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub by name, and local folders in the hub's layout."""
+"""Reads datasets of the Hugging Face hub by name, and local folders in the hub's layout."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """Rows of the column `spec["text"]`; WikiText's rows become articles.
+    """Opens documents, the rows of the column `spec["text"]`; WikiText's rows become articles.
 
     The commit that the revision stands for is found first and pinned. Raises UserError, within
     10 seconds where the hub cannot be reached, for an unknown or gated id, an unknown revision,
@@ -34,8 +34,8 @@ def documents(spec: dict, where: str) -> Documents:
 
 
 def rows(spec: dict, where: str) -> Table:
-    """All columns of the split, classes as their numbers, None where there is none (the hub's -1).
-    Raises UserError like `documents`."""
+    """Reads all columns of the split, classes as their numbers, None where there is none (the hub's
+    -1). Raises UserError like `documents`."""
     table, name, commit = _load(spec, where)
     columns = {column: list(table[column]) for column in table.column_names}
     for column, feature in table.features.items():
@@ -45,7 +45,7 @@ def rows(spec: dict, where: str) -> Table:
 
 
 def _load(spec, where):
-    """(the split, its name, the commit that is pinned)."""
+    """Loads a split: (the split, its name, the commit that is pinned)."""
     path = spec["path"]
     commit = None if os.path.isdir(path) else _commit(path, spec["revision"], where)
     import datasets  # takes a second
@@ -65,7 +65,7 @@ def _load(spec, where):
 
 
 def _commit(path: str, revision: str | None, where: str) -> str | None:
-    """The commit of a hub dataset; None in offline mode, where the cache must do."""
+    """Finds the commit of a hub dataset; None in offline mode, where the cache must do."""
     try:
         return hub.ask(lambda: huggingface_hub.HfApi().dataset_info(path, revision=revision)).sha
     except errors.OfflineModeIsEnabled:

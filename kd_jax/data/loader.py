@@ -1,4 +1,4 @@
-"""The stream of batches: a function of (seed, step), the same on any number of processes.
+"""Makes the stream of batches, a function of (seed, step), the same on any number of processes.
 
 Positions of the global stream count rows from 0. Position i belongs to epoch i // n of n rows, and
 each epoch has its own order, drawn from (seed, epoch). Batch s holds the positions
@@ -20,8 +20,9 @@ from kd_jax.types import Batch
 
 
 def read_options(cores: int) -> grain.ReadOptions:
-    """Threads that make batches: two, so that one works while the other waits, and one for every
-    four cores, as far as the GIL lets them. Two batches a thread wait, which takes memory."""
+    """Chooses how many threads make batches: two, so that one works while the other waits, and one
+    for every four cores, as far as the GIL lets them. Two batches a thread wait, which takes
+    memory."""
     threads = min(max(2, cores // 4), 16)
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
@@ -30,28 +31,28 @@ READ = read_options(os.cpu_count() or 1)
 
 
 class Batches:
-    """Batches of NumPy arrays, each a function of its step: what all streams give."""
+    """A stream of batches of NumPy arrays, each a function of its step."""
 
     _batches: grain.MapDataset
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of one step."""
+        """Makes the batch of one step."""
         return self._batches[step]
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Batches from step `start` on, made ahead of time by threads."""
+        """Iterates over batches from step `start` on, made ahead of time by threads."""
         return iter(self._batches[start:].to_iter_dataset(READ))
 
     def map(self, change: Callable[[Batch], Batch]) -> Self:
-        """The same stream with `change` applied to each batch (of this process's rows)."""
+        """Returns the same stream with `change` applied to each batch (of this process's rows)."""
         changed = copy.copy(self)
         changed._batches = self._batches.map(change)
         return changed
 
 
 def rows_of_process(size: int, batch_size: int, process_count: int) -> int:
-    """Rows of a batch that one of the processes holds. Raises UserError where they do not divide
-    the batch, and ValueError for a stream of no rows."""
+    """Counts the rows of a batch that one of the processes holds. Raises UserError where they do
+    not divide the batch, and ValueError for a stream of no rows."""
     if size < 1:
         raise ValueError("a stream needs at least one row")
     if batch_size < 1 or batch_size % process_count:
@@ -106,7 +107,7 @@ class Stream(Batches):
         self._batches = batches[process_index::process_count]
 
     def chosen(self, ids_N: np.ndarray, seed: int | None = None) -> "Stream":
-        """A stream of these rows alone, shuffled by `seed`, or one pass."""
+        """Returns a stream of these rows alone, shuffled by `seed`, or one pass."""
         index, count = self._process
         return Stream(
             len(ids_N),
@@ -118,14 +119,14 @@ class Stream(Batches):
         )
 
     def later(self, steps: int) -> "Stream":
-        """The same stream without its first `steps` batches."""
+        """Returns the same stream without its first `steps` batches."""
         shifted = copy.copy(self)
         shifted._batches = self._batches[steps:]
         return shifted
 
 
 def blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:
-    """The batch with id -1, mask 0 and weight 0 where the bool array `real_B` is False."""
+    """Sets id -1, mask 0 and weight 0 where the bool array `real_B` is False."""
     real_B1 = real_B[:, None].astype(np.float32)
     return batch.replace(
         ids_B=np.where(real_B, batch.ids_B, -1).astype(np.int32),
@@ -142,8 +143,8 @@ _WORTH = 0.03  # share of the tokens that another length has to save
 
 
 def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[int, ...]:
-    """Bucket lengths, ascending, that leave the fewest padded tokens when every row goes to the
-    shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds the longest
+    """Chooses bucket lengths, ascending, that leave the fewest padded tokens when every row goes to
+    the shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds the longest
     row. At most `most`, and never more than six; fewer where another one would save little."""
     ends = [*range(_MULTIPLE, seq_len, _MULTIPLE), seq_len]
     rows = np.searchsorted(np.sort(lengths_N), ends, side="right").tolist()  # that fit into each
@@ -228,7 +229,7 @@ class BucketStream(Batches):
 
 
 def _epoch(bucket_N, batch_size, seed, epoch):
-    """(row ids (S, B), bucket of each batch (S,)) of one epoch."""
+    """Orders one epoch: (row ids (S, B), bucket of each batch (S,))."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
     order_N = random.permutation(len(bucket_N))
     if len(order_N) < batch_size:
@@ -242,7 +243,7 @@ def _epoch(bucket_N, batch_size, seed, epoch):
 
 
 def _one_pass(bucket_N, batch_size):
-    """The same for one pass in the order of the rows, bucket after bucket."""
+    """Orders one pass likewise, in the order of the rows, bucket after bucket."""
     ids, buckets = [], []
     for bucket in np.unique(bucket_N):
         rows = np.flatnonzero(bucket_N == bucket)

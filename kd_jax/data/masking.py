@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens of a row are predicted, and what stands in their place.
+"""Masks tokens: chooses those of a row that are predicted, and what stands in their place.
 
 Masks are drawn anew in every epoch and are a function of (seed, epoch, index of the row) alone:
 neither the batch size, nor the number of processes, nor a restart changes them.
@@ -12,11 +12,11 @@ import threading
 import numpy as np
 
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, settings
+from kd_jax.ranges import Choice, Real, settings
 
 DEFAULTS = dict(
     rate=Real(above=0, below=1, default=0.15),
-    mode="exact",
+    mode=Choice("exact", "bernoulli"),
     whole_word=False,
     mask=Real(least=0, most=1, default=0.8),
     random=Real(least=0, most=1, default=0.1),
@@ -24,12 +24,12 @@ DEFAULTS = dict(
 
 
 def slots(seq_len: int, rate: float) -> int:
-    """P, the slots of a row: ceil(rate * seq_len), rounded up to a multiple of 8."""
+    """Computes P, the slots of a row: ceil(rate * seq_len), rounded up to a multiple of 8."""
     return 8 * math.ceil(math.ceil(rate * seq_len) / 8)
 
 
 def uniforms(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, count: int) -> np.ndarray:
-    """float64 (B, count) in [0, 1): row b is a function of (seed, epochs[b], ids[b])."""
+    """Draws float64 (B, count) in [0, 1): row b is a function of (seed, epochs[b], ids[b])."""
     uniforms_BU = np.empty((len(ids_B), count))
     philox = np.random.Philox(key=0)
     generator, state = np.random.Generator(philox), philox.state
@@ -47,7 +47,7 @@ def _key(seed: int, epoch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer."""
+    """What masking needs to know of a tokenizer."""
 
     mask_id: int
     maskable_V: np.ndarray  # bool, False for special tokens
@@ -72,8 +72,6 @@ class Masking:
         given = settings(config, DEFAULTS, "task.masking")
         self.rate, self.mode, self.whole_word = given["rate"], given["mode"], given["whole_word"]
         self.mask, self.random = given["mask"], given["random"]
-        if self.mode not in ("exact", "bernoulli"):
-            raise UserError(f"config.task.masking.mode={self.mode!r}; have: exact, bernoulli")
         if self.mask + self.random > 1:
             raise UserError(
                 f"config.task.masking: mask + random = {self.mask + self.random} must be at most 1"
@@ -86,7 +84,7 @@ class Masking:
     def __call__(
         self, tokens_BT: np.ndarray, mask_BT: np.ndarray, uniforms_BU: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(masked tokens (B, T), positions, labels, weights (B, P)) of rows of `tokens_BT`.
+        """Returns (masked tokens (B, T), positions, labels, weights (B, P)) of rows of `tokens_BT`.
 
         `uniforms_BU`: U >= T + 2 P numbers a row. Positions ascend; unused slots stand last, with
         position 0, label 0 and weight 0.
@@ -113,7 +111,7 @@ class Masking:
         )
 
     def _budget(self, maskable_BT):
-        """Tokens to choose in each row, (B, 1)."""
+        """Counts the tokens to choose in each row, (B, 1)."""
         maskable_B1 = maskable_BT.sum(axis=1, keepdims=True)
         return np.maximum(1, np.rint(self.rate * maskable_B1)).astype(int)
 
@@ -157,7 +155,8 @@ class Masking:
         return chosen_BT
 
     def _shown(self, labels_BP, action_BP, choice_BP):
-        """What stands at the chosen positions: [MASK], a random token, or the token itself."""
+        """Chooses what stands at the chosen positions: [MASK], a random token, or the token
+        itself."""
         candidates = np.flatnonzero(self.vocabulary.maskable_V)
         random_BP = candidates[(choice_BP * len(candidates)).astype(int)]
         shown_BP = np.where(action_BP < self.mask + self.random, random_BP, labels_BP)

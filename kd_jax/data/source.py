@@ -1,4 +1,4 @@
-"""Where text comes from: `read` turns a section of the config into documents, `table` into columns.
+"""Opens sources of text: `read` turns a section of the config into documents, `table` into columns.
 
 A source is a dict with these keys (all but `source` and `path` may be left out):
 
@@ -68,7 +68,7 @@ class Documents:
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """Reads everything once."""
+        """Hashes and counts the documents, reading everything once."""
         digest, count = hashlib.blake2b(digest_size=16), 0
         for document in self:
             count += 1
@@ -82,7 +82,7 @@ class Documents:
         return self.identity.digest
 
     def part(self, chosen: np.ndarray, name: str) -> "Documents":
-        """The documents where the bool array `chosen` is True."""
+        """Selects the documents where the bool array `chosen` is True."""
         part = Documents(name, lambda: itertools.compress(self, chosen), self.commit)
         digest = hashlib.blake2b(np.packbits(chosen).tobytes(), digest_size=16)
         digest.update(self.identity.digest.encode())
@@ -101,7 +101,7 @@ class Table:
 
     @classmethod
     def of_records(cls, name: str, records: Iterable[tuple[str, dict]]) -> "Table":
-        """From (place, row) pairs. Raises UserError where there are none, and where a row has
+        """Collects (place, row) pairs. Raises UserError where there are none, and where a row has
         other columns than the first one."""
         places, columns = [], {}
         for place, row in records:
@@ -122,7 +122,8 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def column(self, name: str, key: str) -> list:
-        """A column's values. UserError lists the columns there are; `key` says what to set."""
+        """Returns a column's values. UserError lists the columns there are; `key` says what to
+        set."""
         if name not in self.columns:
             raise UserError(
                 f"{self.name} has no column {name!r}; set {key} to one of: "
@@ -131,7 +132,7 @@ class Table:
         return self.columns[name]
 
     def texts(self, name: str, key: str) -> list[str]:
-        """A column of text. UserError names the first row that holds none."""
+        """Returns a column of text. UserError names the first row that holds none."""
         values = self.column(name, key)
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -139,7 +140,7 @@ class Table:
         return values
 
     def lists(self, name: str, key: str) -> list[list[str]]:
-        """A column of lists of text. UserError names the first row that holds none."""
+        """Returns a column of lists of text. UserError names the first row that holds none."""
         values = self.column(name, key)
         for row, texts in enumerate(values):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -168,7 +169,7 @@ def table(config: Mapping, where: str) -> Table:
 
 
 def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> Any:
-    """What the source's function `kind` gives."""
+    """Calls the source's function `kind`."""
     spec = settings(config, defaults, where)
     spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
@@ -179,7 +180,7 @@ def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> A
 
 def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
     """Raises UserError where a data set has no such column, or its values are no text; `columns`
-    says of each whether they are."""
+    tells of each whether they are."""
     if not columns.get(column):
         what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
         have = ", ".join(each for each, text in columns.items() if text)
@@ -187,12 +188,12 @@ def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) 
 
 
 def blank(text: str) -> bool:
-    """Whether a text shows nothing: white space, control characters, zero-width ones."""
+    """Tells whether a text shows nothing: white space, control characters, zero-width ones."""
     return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def from_rows(rows: Iterable[str]) -> Iterator[str]:
-    """Every row that is not blank, or WikiText's articles."""
+    """Makes documents of rows: every row that is not blank, or WikiText's articles."""
     rows = (row for row in rows if row.strip())
     first = next(rows, "")
     if _HEADING.fullmatch(first.strip()):
@@ -203,8 +204,8 @@ def from_rows(rows: Iterable[str]) -> Iterator[str]:
 
 
 def from_lines(lines: Iterable[str], blank_lines: bool) -> Iterator[str]:
-    """Documents of a text file; `blank_lines` tells whether it has lines between its first and
-    its last text that are blank."""
+    """Makes documents of a text file's lines; `blank_lines` tells whether it has lines between its
+    first and its last text that are blank."""
     lines = itertools.dropwhile(lambda line: not line.strip(), lines)
     first = next(lines, "")
     lines = itertools.chain([first], lines)

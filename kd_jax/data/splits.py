@@ -1,5 +1,5 @@
-"""The splits of config.data, and which rows are set aside of one: functions of the data, the share
-and the seed.
+"""Reads the splits of config.data, and chooses the rows that are held out: a function of the data,
+the share and the seed.
 
 config.data:
     train       a source (data/source.py; tasks add the layouts in which their data is shipped)
@@ -38,10 +38,10 @@ class Section(Protocol):
 
     @property
     def digest(self) -> str:
-        """A hash of all texts and labels."""
+        """Computes a hash of all texts and labels."""
 
     def part(self, chosen_N: np.ndarray, name: str) -> "Section":
-        """Those where the bool array is True."""
+        """Selects those where the bool array is True."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Questions:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of all texts and answers."""
+        """Computes a hash of all texts and answers."""
         digest = hashlib.blake2b(digest_size=16)
         for question in self.questions:
             digest.update(json.dumps(question).encode())
         return digest.hexdigest()
 
     def part(self, chosen_N: np.ndarray, name: str) -> Self:
-        """Those where the bool array is True."""
+        """Selects those where the bool array is True."""
         rows = np.flatnonzero(chosen_N).tolist()
         chosen = [self.questions[row] for row in rows]
         place = self.place
@@ -91,26 +91,26 @@ class Splits:
         self._sections: dict[str, Any] = {}
 
     def _read(self, key: str) -> Any:
-        """All that the source config.data.<key> holds, which is not None: a `Section`."""
+        """Reads all that the source config.data.<key> holds, which is not None: a `Section`."""
         raise NotImplementedError
 
     def _spec(self, key: str, **more: Any) -> tuple[str, dict[str, Any]]:
-        """(where the source of a split stands in the config, its complete settings as a table)."""
+        """Completes a split's source: (where it stands in the config, its settings as a table)."""
         where = f"data.{key}"
         return where, settings(self.data[key], source.OF_TABLES | more, where)
 
     def _held_out(self, whole: Any) -> np.ndarray:
-        """bool (N,): what of train is held out for validation."""
+        """Chooses what of train is held out for validation: bool (N,)."""
         raise NotImplementedError
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that the config gives."""
+        """Lists the splits that the config gives."""
         given = {split for split in SPLITS if self.data[split] is not None}
         return tuple(s for s in SPLITS if s in given or (s == "validation" and "train" in given))
 
     def examples(self, split: str) -> Any:
-        """The `Section` that is "train", "validation" or "test"."""
+        """Reads the `Section` that is "train", "validation" or "test"."""
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; have: {', '.join(SPLITS)}")
         if self.data["validation"] is not None or split == "test":
@@ -138,7 +138,7 @@ class Splits:
 
 
 def random_share(count: int, share: float, seed: int) -> np.ndarray:
-    """bool (count,): a random share, at least one, and one is always left out."""
+    """Chooses a random share, at least one, and never all: bool (count,)."""
     chosen_N = np.zeros(count, bool)
     order_N = np.random.Generator(np.random.Philox(seed)).permutation(count)
     chosen_N[order_N[: min(max(1, round(share * count)), count - 1)]] = True
@@ -148,9 +148,9 @@ def random_share(count: int, share: float, seed: int) -> np.ndarray:
 def stratified(
     groups: Sequence[Hashable], labels_N: np.ndarray, share: float, seed: int
 ) -> np.ndarray:
-    """bool (N,): about `share` of the rows, of each class as nearly as whole rows allow, at least
-    one row in all. Rows of one group (the same text, for instance) stay together; a group counts
-    as one row of its first row's class. Where there is one group, nothing is set aside."""
+    """Chooses about `share` of the rows, bool (N,), of each class as nearly as whole rows allow, at
+    least one row in all. Rows of one group (the same text, for instance) stay together; a group
+    counts as one row of its first row's class. Where there is one group, nothing is set aside."""
     _, first_G, group_N = np.unique(_numbers(groups), return_index=True, return_inverse=True)
     _, class_G = np.unique(np.asarray(labels_N)[first_G], return_inverse=True)
     count = len(first_G)
@@ -168,8 +168,8 @@ def stratified(
 
 
 def grouped(groups: Sequence[Hashable], share: float, seed: int) -> np.ndarray:
-    """bool (N,): whole groups in random order, until they hold at least `share` of the rows; one
-    group is always left out. Where there is one group, nothing is set aside."""
+    """Chooses whole groups, bool (N,), in random order, until they hold at least `share` of the
+    rows; one group is always left out. Where there is one group, nothing is set aside."""
     group_N = _numbers(groups)
     sizes_G = np.bincount(group_N)
     order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(sizes_G))
@@ -179,6 +179,6 @@ def grouped(groups: Sequence[Hashable], share: float, seed: int) -> np.ndarray:
 
 
 def _numbers(groups) -> np.ndarray:
-    """Groups numbered in the order in which they appear."""
+    """Numbers groups in the order in which they appear."""
     numbers: dict = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups])

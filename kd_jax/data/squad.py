@@ -1,5 +1,6 @@
-"""SQuAD's questions (v1.1: Rajpurkar et al. 2016; v2.0: 2018), from its .json or from a table, and
-windows: a question with a part of its context, for contexts longer than a row."""
+"""Reads SQuAD's questions (v1.1: Rajpurkar et al. 2016; v2.0: 2018) from its .json or from a table,
+and cuts contexts that are longer than a row into windows: a question with a piece of its
+context."""
 
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ from kd_jax.data.encoded import Encoded, join, pad_id
 from kd_jax.data.source import Table, blank
 from kd_jax.errors import UserError
 
-_AT_ONCE = 512  # questions tokenised in one call, which bounds its lists of offsets
+_AT_ONCE = 512  # questions tokenized in one call, which bounds its lists of offsets
 
 
 class Answer(NamedTuple):
@@ -39,17 +40,18 @@ class Questions(splits.Questions):
 
     @functools.cached_property
     def golds(self) -> dict[str, list[str]]:
-        """Texts of the answers by question id."""
+        """Lists the texts of the answers by question id."""
         return {q.id: [answer.text for answer in q.answers] for q in self.questions}
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(question, context) of each."""
+        """Lists (question, context) of each."""
         return [(question.question, question.context) for question in self.questions]
 
 
 def read(path: Path) -> Questions:
-    """A .json of v1.1 or v2.0. UserError names file and question for whatever is wrong with it."""
+    """Reads a .json of v1.1 or v2.0. UserError names file and question for whatever is wrong with
+    it."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     found, places, unanswerable = [], [], False
@@ -71,8 +73,9 @@ def read(path: Path) -> Questions:
 
 
 def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
-    """(place, article's title, context, entry of `qas`) of each question of SQuAD's JSON. UserError
-    names the article or paragraph where the layout is another one; entries are not looked at."""
+    """Reads (place, article's title, context, entry of `qas`) of each question of SQuAD's JSON.
+    UserError names the article or paragraph where the layout is another one; entries are not looked
+    at."""
     number = 0
     for article in field(content, "data", str(path), list):
         title = article.get("title", "") if isinstance(article, dict) else ""
@@ -87,8 +90,8 @@ def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
 
 
 def of_table(table: Table) -> Questions:
-    """Rows in the hub's layout: id, title, context, question, answers (a dict of the lists `text`
-    and `answer_start`). The split is of v2.0 where a question has no answer."""
+    """Reads rows in the hub's layout: id, title, context, question, answers (a dict of the lists
+    `text` and `answer_start`). The split is of v2.0 where a question has no answer."""
     names = ("id", "title", "context", "question", "answers")
     columns = [table.column(name, "config.data to SQuAD, not") for name in names]
     found = []
@@ -104,8 +107,8 @@ def of_table(table: Table) -> Questions:
 
 
 def field(mapping: Any, key: str, place: str, kind: type = object) -> Any:
-    """An object's value. UserError names the keys that it has, where this one is not among them or
-    its value is of another kind (list or str)."""
+    """Returns an object's value. UserError names the keys that it has, where this one is not among
+    them or its value is of another kind (list or str)."""
     if not (isinstance(mapping, dict) and key in mapping and isinstance(mapping[key], kind)):
         have = ", ".join(map(str, mapping)) if isinstance(mapping, dict) else "no JSON object"
         what = {list: "; it must be a list", str: "; it must be text"}.get(kind, "")
@@ -138,20 +141,20 @@ def _unique(questions: Questions) -> Questions:
     return questions
 
 
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """N rows and where each of them comes from. Row i's tokens [first, first + count) are the
-    context's; offsets_F2 has the characters [begin, end) that a token of a row stands for."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows(Encoded):
+    """Rows of questions, and where each of them comes from. Row i's tokens [first, first + count)
+    are the context's; offsets_F2 has the characters [begin, end) that a token of a row stands for.
+    """
 
-    rows: Encoded
     question_N: np.ndarray  # index of the question
     first_N: np.ndarray
     count_N: np.ndarray
     offsets_F2: np.ndarray  # int32, flat like the rows' tokens
 
     def offsets(self, row: int) -> np.ndarray:
-        """(count, 2) characters of the context's tokens of a row."""
-        start = self.rows.starts_N[row] + self.first_N[row]
+        """Returns the characters, (count, 2), of the context's tokens of a row."""
+        start = self.starts_N[row] + self.first_N[row]
         return self.offsets_F2[start : start + self.count_N[row]]
 
 
@@ -163,10 +166,10 @@ def windows(
     max_question: int,
     place: Callable[[int], str] = "question {}".format,
 ) -> Windows:
-    """Rows of at most `seq_len` tokens. Windows of a question share `doc_stride` tokens of its
-    context; questions are cut to `max_question` tokens. Labels are the first and last token of
-    the first answer, and 0 and 0, the [CLS], where the window does not hold all of it. `place(i)`
-    says where a question stands, for messages.
+    """Tokenizes questions into rows of at most `seq_len` tokens. Windows of a question share
+    `doc_stride` tokens of its context; questions are cut to `max_question` tokens. Labels are the
+    first and last token of the first answer, and 0 and 0, the [CLS], where the window does not hold
+    all of it. `place(i)` says where a question stands, for messages.
 
     Raises UserError where a row has no room for more than question and overlap, and for a context
     of which the tokenizer makes no token.
@@ -210,12 +213,22 @@ def windows(
             places.append((start + index, first, count))
             labels.append(_label(offsets_T2[first : first + count], first, answers))
     question_N, first_N, count_N = np.array(places).T
-    rows = join(tokens, types or None, np.array(labels, np.int32), pad_id(tokenizer))
     _, first_Q, windows_Q = np.unique(question_N, return_index=True, return_counts=True)
     context_Q = np.bincount(question_N, count_N) - doc_stride * (windows_Q - 1)
-    whole_Q = context_Q + rows.lengths_N[first_Q] - count_N[first_Q]
-    rows = dataclasses.replace(rows, cut=cut, longest=int(whole_Q.max()))
-    return Windows(rows, question_N, first_N, count_N, np.concatenate(offsets))
+    around_Q = np.array([len(tokens[row]) for row in first_Q]) - count_N[first_Q]
+    return join(
+        tokens,
+        types or None,
+        np.array(labels, np.int32),
+        pad_id(tokenizer),
+        Windows,
+        cut=cut,
+        longest=int((context_Q + around_Q).max()),
+        question_N=question_N,
+        first_N=first_N,
+        count_N=count_N,
+        offsets_F2=np.concatenate(offsets),
+    )
 
 
 def _cut(tokenizer, texts, most):

@@ -1,4 +1,4 @@
-"""Datasets prepared by TensorFlow Datasets, read without TensorFlow."""
+"""Reads datasets prepared by TensorFlow Datasets, without TensorFlow."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ from kd_jax.errors import UserError
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """The feature `spec["text"]` of every row. `spec["path"]` is a dataset's name ("wiki40b/en",
-    looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets) or the folder of a prepared one.
+    """Opens documents, the feature `spec["text"]` of every row. `spec["path"]` is a dataset's name
+    ("wiki40b/en", looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets) or the folder of a
+    prepared one.
 
     The dataset must have been prepared in a format with random access. Raises UserError for an
     unknown or unprepared dataset, an unknown split or feature.
@@ -31,7 +32,8 @@ def documents(spec: dict, where: str) -> Documents:
 
 
 def rows(spec: dict, where: str) -> Table:
-    """All features of the split, classes as their numbers. Raises UserError like `documents`."""
+    """Reads all features of the split, classes as their numbers. Raises UserError like
+    `documents`."""
     table, _ = _load(spec, where)
     name = _name(spec)
     records = ((f"{name}, row {row}", _plain(table[row])) for row in range(len(table)))
@@ -43,7 +45,7 @@ def _name(spec: dict) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text, NumPy as Python, also within what is nested."""
+    """Turns bytes into text and NumPy into Python, also within what is nested."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, bytes):
@@ -54,7 +56,7 @@ def _plain(value: Any) -> Any:
 
 
 def _load(spec, where):
-    """(the split with random access, the dataset's features)."""
+    """Loads (the split with random access, the dataset's features)."""
     import tensorflow_datasets as tfds
 
     path, split = spec["path"], spec["split"]

@@ -1,4 +1,4 @@
-"""Tokenizers: loading one, training one, and what the tasks ask of it."""
+"""Loads, trains and saves tokenizers, and answers what tasks need to know of one."""
 
 import collections
 import copy
@@ -31,14 +31,14 @@ _OF_LOADING = (
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
+    """Tells whether a folder holds the files of a tokenizer."""
     names = ("tokenizer.json", "vocab.txt", "vocab.json")
     return any((Path(folder) / name).exists() for name in names)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a local folder in HF's layout; where there is a tokenizer.json, as that
-    says. Raises UserError where there is none, or where it needs code of its own."""
+    """Loads the tokenizer of a local folder in HF's layout; where there is a tokenizer.json, as
+    that says. Raises UserError where there is none, or where it needs code of its own."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"tokenizer folder {folder} does not exist")
@@ -66,8 +66,9 @@ def _load(kind: type, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether `tokenizer` reads as tokenizer.json says, if there is one. transformers 5 rebuilds
-    some by the class that belongs to config.json's model_type, with the rules of that class."""
+    """Tells whether `tokenizer` reads as tokenizer.json says, if there is one. transformers 5
+    rebuilds some by the class that belongs to config.json's model_type, with the rules of that
+    class."""
     file = folder / "tokenizer.json"
     if not file.exists() or not getattr(tokenizer, "is_fast", False):
         return True
@@ -75,13 +76,13 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
 
 
 def _rules(backend: Tokenizer) -> dict[str, Any]:
-    """What makes ids of a text and a text of ids, beside special tokens."""
+    """Returns the rules that make ids of a text and a text of ids, special tokens aside."""
     parts = json.loads(backend.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "decoder")}
 
 
 def same_rules(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers cut every text, special tokens aside, into the same ids."""
+    """Tells whether two tokenizers cut every text, special tokens aside, into the same ids."""
     return _rules(one.backend_tokenizer) == _rules(other.backend_tokenizer)
 
 
@@ -101,7 +102,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 
 def reader_of(folder: str | Path) -> str:
-    """The class of transformers that reads the tokenizer of a folder as kd_jax does."""
+    """Names the class of transformers that reads the tokenizer of a folder as kd_jax does."""
     faithful = _as_in_file(_load(AutoTokenizer, Path(folder)), Path(folder))
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
@@ -111,7 +112,8 @@ def _line(error: Exception) -> str:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, name: str, need: str) -> int:
-    """Id of a special token, such as "mask_token". UserError where the tokenizer has none."""
+    """Returns the id of a special token, such as "mask_token". UserError where the tokenizer has
+    none."""
     if getattr(tokenizer, name) is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no {name}, which {need} needs")
     return getattr(tokenizer, f"{name}_id")
@@ -140,9 +142,9 @@ def begun_by(tokenizer: PreTrainedTokenizerBase, separator: str | None) -> PreTr
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """What masking must know. Word starts are told by the vocabulary's own marks: "##" in front
-    of continuations (WordPiece), "Ġ" (byte-level BPE) or "▁" (SentencePiece) in front of words;
-    without such marks every token is a word."""
+    """Collects what masking needs to know. Word starts are told by the vocabulary's own marks: "##"
+    in front of continuations (WordPiece), "Ġ" (byte-level BPE) or "▁" (SentencePiece) in front of
+    words; without such marks every token is a word."""
     ids = tokenizer.get_vocab()
     size = max(ids.values()) + 1
     maskable_V, starts_V = np.zeros(size, bool), np.ones(size, bool)

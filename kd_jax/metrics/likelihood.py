@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from kd_jax.precision import exact
+from kd_jax.precision import product
 from kd_jax.types import Array, Batch, ModelOutput
 
 LOGITS = 2**22  # of a chunk: 16 MB
@@ -45,13 +45,8 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
 
     def chunk(i: Array, found_N: Array) -> Array:
         rows_C = jax.lax.dynamic_slice(order_R, (i * size,), (size,))
-        logits_CV = jnp.einsum(
-            "cd,vd->cv",
-            features_ND.at[rows_C].get(mode="clip"),
-            unembed_VD,
-            precision=exact(operand),
-            preferred_element_type=jnp.float32,
-        )
+        features_CD = features_ND.at[rows_C].get(mode="clip")
+        logits_CV = product("cd,vd->cv", features_CD, unembed_VD, operand)
         if output.bias_V is not None:
             logits_CV += output.bias_V.astype(jnp.float32)[None]
         labels_C1 = labels_N.at[rows_C].get(mode="clip")[:, None]

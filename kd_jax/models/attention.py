@@ -1,4 +1,4 @@
-"""Multi-head self-attention, also of decoders that write token by token."""
+"""Multi-head self-attention of encoders and decoders, with a KV cache for writing."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from kd_jax.types import Array, Heads
 
 
 class Past(struct.PyTreeNode):
-    """Room for one layer's keys and values; S is all of it."""
+    """Holds one layer's keys and values, with room for S tokens."""
 
     k_BSGK: Array
     v_BSGK: Array
     start: Array  # int32 scalar: new ones are written from there
 
     def extended(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array]:
-        """Adds these to the past: all keys and all values, (B, S, G, K)."""
+        """Adds keys and values: returns all keys and all values, (B, S, G, K)."""
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
             for room, new in ((self.k_BSGK, k_BTGK), (self.v_BSGK, v_BTGK))
@@ -27,12 +27,12 @@ class Past(struct.PyTreeNode):
 
 
 class Scope(struct.PyTreeNode):
-    """What the tokens of a decoder see, and where they stand."""
+    """Tells which tokens each token of a decoder sees, and where they stand."""
 
     mask: Array  # as in `attention`
     # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
     angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
-    past: Past | None = None  # of this layer: the tokens come after those that it holds
+    past: Past | None = None  # of this layer; the tokens come after those in it
     causal: bool = struct.field(pytree_node=False, default=False)  # as in `attention`
 
 
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
         site: int,
         values_BTD: Array | None = None,
     ) -> tuple[Array, Heads]:
-        """The output and what was compared: with a past, all keys and values that it holds then.
+        """Returns the output, and queries, keys and values: with a past, all that it then holds.
 
         `scope` is a mask alone where tokens have neither angles nor a past; `v` reads `values_BTD`,
         `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`.
@@ -144,7 +144,7 @@ _BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
 
 
 def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
-    """Blocks of queries one after the other, each with the keys up to its end, (N, J, T, K)."""
+    """Attends block of queries by block, each to the keys up to its end: (N, J, T, K)."""
     T, found = q_NJTK.shape[2], []
     size = max(_BLOCK, -(-T // _MOST))
     for start in range(0, T, size):
@@ -162,14 +162,14 @@ def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
 
 
 def _scores(q_NJTK, k_NSK, masked, policy) -> Array:
-    """float32 (B, H, T, S)."""
+    """Computes masked scores, float32 (B, H, T, S)."""
     N, J, T, K = q_NJTK.shape
     scores = einsum("nqk,nsk->nqs", q_NJTK.reshape(N, J * T, K), k_NSK, policy)
     return scores.reshape(len(masked), -1, T, k_NSK.shape[1]).astype(jnp.float32) + masked
 
 
 def _mixed(weights_BHTS, v_NSK, policy) -> Array:
-    """The values, weighted: (N, J, T, K)."""
+    """Sums the values with their weights, (N, J, T, K)."""
     N, S, K = v_NSK.shape
     T = weights_BHTS.shape[2]
     return einsum("nqs,nsk->nqk", weights_BHTS.reshape(N, -1, S), v_NSK, policy).reshape(
@@ -178,7 +178,7 @@ def _mixed(weights_BHTS, v_NSK, policy) -> Array:
 
 
 def _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
-    """The softmax's division comes last, when there is less to divide."""
+    """Attends with the softmax's division last, when there is less to divide: (N, J, T, K)."""
     scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
     largest = jax.lax.stop_gradient(scores_BHTS.max(axis=-1, keepdims=True))
     weights_BHTS = jnp.exp(scores_BHTS - largest)

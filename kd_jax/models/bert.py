@@ -53,8 +53,8 @@ IGNORE = (r"^pooler\.", r"^embeddings\.position_ids$", r"^cls\.seq_relationship\
 
 
 def second_bias(config: EncoderConfig, head: str, hf: str = "cls.predictions") -> list[Rule]:
-    """HF keeps the bias of a masked-LM head under two names; untied, it is the decoder's that the
-    model adds."""
+    """Names the second tensor in which HF keeps the bias of a masked-LM head; untied, it is the one
+    that the model adds."""
     bias = Rule(f"{hf}.decoder.bias", ("head/bias",), tied=config.tie_embeddings)
     return [bias] if head == "mlm" else []
 

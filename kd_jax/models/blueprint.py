@@ -1,7 +1,4 @@
-"""Models as the config describes them: architecture first, weights when they are asked for.
-
-The keys of such a section (`config.teacher`, `config.student`): kd_jax/config.py.
-"""
+"""Models as the config describes them: architecture first, weights when they are asked for."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """A model that is described but not made."""
+    """Describes a model that is not made yet."""
 
     name: str  # as the config calls it
     family: family.Family
@@ -43,7 +40,7 @@ class Blueprint:
 
     @property
     def hf_json(self) -> dict:
-        """The config.json that describes it."""
+        """The keys of the config.json that describes the model."""
         return json.loads(self.config.hf_json)
 
     @property
@@ -51,7 +48,7 @@ class Blueprint:
         return family.spec(self.config)
 
     def abstract(self) -> Model:
-        """Shapes and types only."""
+        """Makes the model with shapes and types for parameters."""
         return self._abstract
 
     @functools.cached_property
@@ -60,8 +57,8 @@ class Blueprint:
 
     @functools.cached_property
     def stacked(self) -> nnx.GraphDef:
-        """For parameters of several such models, under `vmap`: without cuDNN's attention, whose
-        batching rule takes no mask that heads share."""
+        """The structure for parameters of several models under `vmap`: without cuDNN's attention,
+        whose batching rule takes no mask that heads share."""
         if self.policy.attention != "cudnn":
             return self.abstract().graphdef
         policy = dataclasses.replace(self.policy, attention="xla")
@@ -72,11 +69,11 @@ class Blueprint:
         return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
 
     def load(self, key: Array) -> Params:
-        """The checkpoint's parameters, float32 numpy; a missing head is drawn from `key`."""
+        """Loads the checkpoint's parameters, float32 NumPy; a missing head is drawn from `key`."""
         return hf.load(self.folder, self.family, self.config, self.head, key)
 
     def draw(self, key: Array) -> Params:
-        """Random parameters; can run under jit."""
+        """Draws random parameters; can run under jit."""
         return family.build(self.family, self.config, self.head, self.policy, key).params
 
 
@@ -92,10 +89,10 @@ def describe(
     remat: bool = False,
     offline: bool = False,
 ) -> Blueprint:
-    """The model of a config section.
+    """Reads the model that a section of the config describes.
 
     Args:
-        section: see above.
+        section: of the config; its keys are in kd_jax/config.py.
         key: its name in the config, for messages.
         head: mlm | clm | classification | span.
         policy: types to compute in.
@@ -160,16 +157,16 @@ def preset(model: str) -> dict:
 
 
 def stored(params: Params, policy: Policy) -> Params:
-    """Frozen parameters as they are kept: matrices in the operand type, vectors in float32."""
+    """Casts frozen parameters: matrices to the operand type, vectors to float32."""
     operand = jnp.dtype(policy.operand)
     return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
 
 
 def count(params: Params) -> int:
-    """Number of parameters; abstract ones count as well."""
+    """Counts parameters; they may be abstract."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def size_mb(params: Params) -> float:
-    """Megabytes of the parameters, as they are exported."""
+    """Computes the megabytes of parameters as they are exported."""
     return round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2)

@@ -1,4 +1,4 @@
-"""The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalising before each sub-layer."""
+"""The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalizing before each sub-layer."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ from kd_jax.types import Array, Batch, Heads, Model, ModelOutput
 
 
 def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
-    """The norm that the config names."""
+    """Makes the norm that the config names."""
     return (RmsNorm if config.rms_norm else LayerNorm)(width, config.norm_eps)
 
 
 class Block(nnx.Module):
-    """Causal self-attention and MLP, each on a normalised copy; in parallel both read the same one.
-    Takes three dropout sites."""
+    """Causal self-attention and MLP, each on a normalized copy of its input; in parallel, both on
+    the same one. Takes three dropout sites."""
 
     def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
         scale = shape.head_width**-0.5 if config.scale_scores else 1.0
@@ -90,7 +90,7 @@ def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far, to which `Decoder.extend` adds; `.start` makes one."""
+    """Keys and values of the tokens so far; `Decoder.start` makes one, `.extend` adds to it."""
 
     past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
     real_BS: Array  # bool, False where a place holds padding
@@ -99,7 +99,7 @@ class Cache(struct.PyTreeNode):
 
 
 class Decoder(nnx.Module):
-    """Embeddings, blocks and a last norm: a backbone for `heads.HeadedModel`."""
+    """Embeddings, blocks and a last norm: the backbone of a `heads.HeadedModel`."""
 
     def __init__(self, config: DecoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
@@ -111,14 +111,14 @@ class Decoder(nnx.Module):
         self.config = config
 
     def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
-        """Looks up token embeddings, and those of positions where there is a table, (B, T, D)."""
+        """Looks up embeddings of tokens, and of positions unless they are rotary, (B, T, D)."""
         x_BTD = self.tokens(tokens_BT)
         if self.config.rotary is None:
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
     def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
-        """Collects what attention needs for tokens at those positions, in rows of those lengths."""
+        """Collects what attention needs for tokens at these positions, in rows of these lengths."""
         rotary = self.config.rotary
         if rotary is None:
             return Scope(mask)
@@ -128,18 +128,16 @@ class Decoder(nnx.Module):
         )
 
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
-        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
+        """Computes the embedding output and each block's output, (B, T, D), and its heads."""
         places_BT = positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
         scope = self.scope(mask(batch), places_BT, lengths_B).replace(causal=True)
-        x_BTD, either = (
-            self.embed(batch.tokens_BT, places_BT, seed),
-            (self.predecessors, replaced_L),
-        )
+        x_BTD = self.embed(batch.tokens_BT, places_BT, seed)
+        either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config.remat, *either)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
-        """What `states` gives, the last block's output normalised."""
+        """Computes `states` with the last block's output normalized."""
         hidden, attention = self.states(batch, seed, replaced_L)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
@@ -204,7 +202,7 @@ def block_states(model: Model) -> Model:
 
 
 # Rows may hold several continuations of one beginning (`Batch.segments_BT`): what comes out for a
-# continuation is what it would be in a row of its own, and the beginning is computed once.
+# continuation is what it would be in a row alone, and the beginning is computed once.
 
 
 def positions(batch: Batch, max_tokens: int) -> Array:
@@ -227,7 +225,7 @@ def positions(batch: Batch, max_tokens: int) -> Array:
 
 def mask(batch: Batch) -> Array:
     """Tells which keys (last axis) a query sees, bool, (B, 1, T, T): tokens at or before it, of
-    segment 0 and of its own segment."""
+    segment 0 and of the query's segment."""
     causal_B1TT = causal_mask(batch.mask_BT)
     if batch.segments_BT is None:
         return causal_B1TT

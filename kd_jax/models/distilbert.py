@@ -7,8 +7,8 @@ from kd_jax.models.family import Family, classes
 
 
 def _sinusoids(path, value, config):
-    """HF starts positions as the sinusoids of Vaswani et al. (2017) where the config asks for it,
-    and trains them like any others."""
+    """Starts positions as sinusoids (Vaswani et al. 2017) where the config asks for it, as HF does;
+    they are trained like any others."""
     if path != "backbone/positions/embedding" or not config.sinusoidal:
         return value
     rows, width = value.shape

@@ -2,7 +2,7 @@
 
 `jax.random.bernoulli` spends twenty rounds of threefry on every element and autodiff keeps the
 mask for the backward pass. Here element i of call site s survives when
-mix(mix(i ^ seed) + s) >= rate * 2^32, with the 32-bit finaliser "lowbias32" of Chris Wellons'
+mix(mix(i ^ seed) + s) >= rate * 2^32, with the 32-bit finalizer "lowbias32" of Chris Wellons'
 hash prospector as `mix`. That fuses into the surrounding elementwise code, and the backward pass
 computes the mask again, so dropout costs no memory.
 """
@@ -51,7 +51,7 @@ _drop.defvjp(_drop_fwd, _drop_bwd)
 
 
 def dropout(x: Array, rate: float, seed: Array | None, site: int) -> Array:
-    """Inverted dropout (Srivastava et al. 2014): zero with probability `rate`, else x / (1 - rate).
+    """Drops x (Srivastava et al. 2014): 0 with probability `rate`, else x / (1 - rate).
 
     `seed` is a uint32 scalar, new at every step; None switches dropout off. `site` tells the
     calls of one model apart.

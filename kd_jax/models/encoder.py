@@ -1,4 +1,4 @@
-"""The encoder of BERT, DistilBERT and RoBERTa: blocks that normalise after each residual sum."""
+"""The encoder of BERT, DistilBERT and RoBERTa: blocks that normalize after each residual sum."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -45,7 +45,7 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Embeddings and blocks: a backbone for `heads.HeadedModel`."""
+    """Embeddings and blocks: the backbone of a `heads.HeadedModel`."""
 
     def __init__(self, config: EncoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
         self.config = config
 
     def embed(self, batch: Batch, seed: Array | None) -> Array:
-        """Sum of token, position and type embeddings, normalised, (B, T, D)."""
+        """Sums token, position and type embeddings and normalizes them, (B, T, D)."""
         tokens_BT = batch.tokens_BT
         x_BTD = self.tokens(tokens_BT) + self.positions(_positions(tokens_BT, self.config))
         if self.config.num_types:
@@ -68,14 +68,14 @@ class Encoder(nnx.Module):
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
-        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
+        """Computes the embedding output and each block's output, (B, T, D), and its heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
         either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config.remat, *either)
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:
-    """(1, T), or (B, T) where padding is skipped: padding then sits at position `pad_id`."""
+    """Counts positions, (1, T), or (B, T) where padding is skipped, which then sits at `pad_id`."""
     length = tokens_BT.shape[1]
     check_length(length, config.max_tokens)
     if not config.skip_padding:

@@ -83,7 +83,7 @@ _KINDS = {int: SIZE, float: NOT_NEGATIVE}  # of a config's fields
 
 
 class Rule(NamedTuple):
-    """One HF tensor and the parameters it holds, joined along their last axis.
+    """Names one HF tensor and the parameters that it holds, joined along their last axis.
 
     `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
     "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
@@ -114,7 +114,7 @@ def classes(stem: str, *heads: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """One HF model_type.
+    """Describes one HF model_type.
 
     `keys` maps a key of config.json to (the fields of our config that it sets, HF's default), or to
     (fields, default, the `kind` of `Fields.get`) where the field's type does not tell it.
@@ -140,7 +140,7 @@ class Family:
     rules: Callable[[Any, str], list[Rule]] = lambda config, head: []  # (config, head) -> tensors
     conv1d: str = "(?!)"  # regex of the modules of `base` whose kernels are (in, out) in HF too
     ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
-    # (path, drawn value, config) -> value: HF's initialization besides N(0, initializer_range)
+    # (path, drawn value, config) -> value: where HF's start is not N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
 
     @property
@@ -190,14 +190,8 @@ def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
     fields = Fields(renamed(hf_json, family.aliases) | renamed(changes, sizes))
     config = _config(family, fields)
     activation(config.activation)
-    if config.width % config.num_heads:
-        raise UserError(
-            f"config.json: {config.num_heads} attention heads do not divide the width "
-            f"{config.width}"
-        )
-    if isinstance(config, DecoderConfig):
-        config.check_own()
-    elif unequal:
+    config.check_own()
+    if unequal and not config.unequal:
         raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     if unequal:
         config = dataclasses.replace(config, blocks=shapes.read(both.get("blocks")))
@@ -236,7 +230,7 @@ def write(family: Family, config: Any, head: str) -> dict:
         "model_type": family.name,
         "dtype": "float32",
     }
-    if getattr(config, "blocks", ()):
+    if config.blocks:
         blocks = shapes.write(config.blocks)
         kept |= {"model_type": UNEQUAL, "base_model_type": family.name, "blocks": blocks}
         kept |= {"architectures": [_CLASSES[head]], "auto_map": _AUTO_MAP}
@@ -244,9 +238,9 @@ def write(family: Family, config: Any, head: str) -> dict:
 
 
 def equal(family: Family, config: Any) -> Any:
-    """The config without `blocks` where all are alike and the family's own config.json can say so:
-    a Llama with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
-    blocks = getattr(config, "blocks", ())
+    """Drops `blocks` from the config where all are alike and HF's config.json can say so: a Llama
+    with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
+    blocks = config.blocks
     if len(set(blocks)) != 1 or blocks[0].kind != "full":
         return config
     sizes = ("num_heads", "num_kv_heads", "head_width", "ffn_width")
@@ -336,8 +330,6 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
 
 def spec(config: Any) -> ModelSpec:
     """Sums up the model for objectives: width, layers, heads, causal or not."""
-    causal, num_heads = isinstance(config, DecoderConfig), config.num_heads
-    if causal:
-        heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
-        num_heads = heads.pop() if len(heads) == 1 else 0
+    heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
+    num_heads, causal = heads.pop() if len(heads) == 1 else 0, isinstance(config, DecoderConfig)
     return ModelSpec(config.width, config.num_layers, num_heads, causal)

@@ -1,4 +1,4 @@
-"""Text from a causal model, token by token, with the keys and values of what went before kept.
+"""Writing with a causal model, token by token, with a KV cache.
 
 One program writes for prompts of one bucket of lengths and one bucket of numbers of new tokens:
 prompts are padded to the first, the cache has room for both. Temperature, top-p, stop tokens and
@@ -16,7 +16,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import Decoder
-from kd_jax.models.heads import CausalLM, HeadedModel
+from kd_jax.models.heads import CausalLM
 from kd_jax.ranges import Real, Whole
 from kd_jax.types import Array, Model, ModelOutput
 
@@ -33,10 +33,10 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Writes on after each prompt: int32 token ids, without the prompt.
+    """Continues each prompt: int32 token ids, without the prompt.
 
     Args:
-        model: a decoder with its language-modelling head.
+        model: a decoder with its language-modeling head.
         prompts: token ids, of any lengths; at least one each.
         max_new_tokens: no row gets more.
         stop: tokens that end a row, such as eos_token_id; the row's last token is then one of them.
@@ -74,7 +74,7 @@ def generate(
 
 
 def _bucket(length: int) -> int:
-    """The power of two that a length is padded to."""
+    """Rounds a length up to the power of two that it is padded to."""
     return max(SMALLEST_BUCKET, 1 << (int(length) - 1).bit_length())
 
 
@@ -113,12 +113,13 @@ def _write(
     greedy: bool,
     nucleus: bool,
 ) -> tuple[Array, Array]:
-    """(new tokens (B, room), how many of them count)."""
+    """Computes (new tokens (B, room), how many of them count)."""
     module = nnx.merge(model.graphdef, model.params)
     B, T = tokens_BT.shape
 
     def choose(x_BD: Array, step: Array) -> Array:
-        logits_BV = _logits(module, x_BD)
+        unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
+        logits_BV = ModelOutput(x_BD, *unembedding).logits
         if greedy:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draws = jax.random.fold_in(key, step)
@@ -153,13 +154,8 @@ def _write(
     return out_BN, counts_B
 
 
-def _logits(module: HeadedModel, x_BD: Array) -> Array:
-    unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
-    return ModelOutput(x_BD, *unembedding).logits
-
-
 def _draw(key: Array, logits_V: Array, temperature: Array, top_p: Array) -> Array:
-    """One token, of those that top-p leaves."""
+    """Draws one of the tokens that top-p leaves."""
     order_V = jnp.argsort(-logits_V)
     logits_V = logits_V[order_V] / temperature
     probs_V = jax.nn.softmax(logits_V)

@@ -13,7 +13,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _scale_residuals(path, value, config):
-    """What writes into the residual stream starts smaller, by the root of the number of writers."""
+    """Divides what adds to the residual stream by the root of the number of such matrices."""
     if path.endswith(("attention/o/kernel", "mlp/down/kernel")):
         return value / math.sqrt(2 * config.num_layers)
     return value

@@ -17,10 +17,10 @@ SITES = 1 << 16  # dropout sites of heads begin here; backbones count theirs fro
 
 
 class MaskedLM(nnx.Module):
-    """BERT's masked-LM head: linear, activation, layer norm, then the unembedding with a bias.
+    """Predicts masked tokens as BERT does: linear, activation, layer norm, unembedding with a bias.
 
-    Where embeddings are narrower than the model (MobileBERT), a table of the head's own, `rest`,
-    makes up the columns that the unembedding lacks.
+    Where embeddings are narrower than the model (MobileBERT), the table `rest` has the columns that
+    the unembedding lacks.
     """
 
     def __init__(self, config):
@@ -33,7 +33,7 @@ class MaskedLM(nnx.Module):
         self.activation = activation(config.head_activation)
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(features_BPD, unembed_VD, bias_V), at the batch's positions only where it has any."""
+        """Computes (features_BPD, unembed_VD, bias_V), at the batch's positions if it has any."""
         x_BPD = gather(x_BTD, batch.positions_BP)
         features = self.norm(self.activation(self.transform(x_BPD)))
         unembed_VD = _untied(self.unembed, embedding_VD)
@@ -43,35 +43,35 @@ class MaskedLM(nnx.Module):
 
 
 class CausalLM(nnx.Module):
-    """The unembedding alone, with a bias in Phi."""
+    """Predicts the next token: the unembedding alone, with a bias in Phi."""
 
     def __init__(self, config):
         self.unembed = _unembed(config)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(x_BPD, unembed_VD, bias_V or None)."""
+        """Returns (x_BPD, unembed_VD, bias_V or None)."""
         return gather(x_BTD, batch.positions_BP), *self.unembedding(embedding_VD)
 
     def unembedding(self, embedding_VD: Array) -> tuple[Array, Array | None]:
-        """(unembed_VD, bias_V or None)."""
+        """Returns (unembed_VD, bias_V or None)."""
         bias_V = None if self.bias is None else self.bias[...]
         return _untied(self.unembed, embedding_VD), bias_V
 
 
 class Headless(nnx.Module):
-    """No head: the features are the last hidden state."""
+    """Returns the last hidden state as features."""
 
     def __init__(self, config):
         del config
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(x_BPD, embedding_VD, None)."""
+        """Returns (x_BPD, embedding_VD, None)."""
         return gather(x_BTD, batch.positions_BP), embedding_VD, None
 
 
 class Classification(nnx.Module):
-    """One of the config's labels for a row, from its first token; one label is a regression.
+    """Predicts one of the config's labels from a row's first token; one label is a regression.
 
     The token goes through a pooler, a linear layer with an activation (BERT's tanh, DistilBERT's
     relu; MobileBERT may have none), then through the classifier.
@@ -86,7 +86,7 @@ class Classification(nnx.Module):
         self.early_rate = self.rate if config.drop_before_pooler else 0.0
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(logits_B1C, None, None), float32."""
+        """Computes (logits_B1C, None, None), float32."""
         x_B1D = dropout(x_BTD[:, :1], self.early_rate, seed, SITES)
         if self.pooler is not None:
             x_B1D = self.activation(self.pooler(x_B1D))
@@ -94,14 +94,14 @@ class Classification(nnx.Module):
 
 
 class Span(nnx.Module):
-    """The logit of every token to be an answer's first, and to be its last."""
+    """Predicts an answer's first and last token: two logits a token."""
 
     def __init__(self, config):
         self.span = Linear(config.width, 2, _float32_out(config.policy))
         self.rate = config.span_dropout
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """(logits_B2T, None, None), float32; padding has MASKED."""
+        """Computes (logits_B2T, None, None), float32; padding has MASKED."""
         logits_BT2 = self.span(dropout(x_BTD, self.rate, seed, SITES))
         real_B1T = batch.mask_BT[:, None] > 0
         return jnp.where(real_B1T, logits_BT2.swapaxes(1, 2), MASKED), None, None
@@ -117,7 +117,7 @@ HEADS: dict[str, type[nnx.Module]] = {
 
 
 class HeadedModel(nnx.Module):
-    """A backbone and the head of that name."""
+    """Joins a backbone and the head of that name."""
 
     def __init__(self, backbone: nnx.Module, config, head: str):
         self.backbone = backbone
@@ -126,7 +126,8 @@ class HeadedModel(nnx.Module):
     def __call__(
         self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
     ) -> ModelOutput:
-        """`seed` (uint32 scalar) turns dropout on; `replaced_L` draws blocks, as `run_blocks`."""
+        """Runs backbone and head. `seed` (uint32 scalar) turns dropout on; `replaced_L` as in
+        `run_blocks`."""
         hidden, attention = self.backbone(batch, seed, replaced_L)
         embedding_VD = self.backbone.tokens.embedding[...]
         features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
@@ -134,7 +135,7 @@ class HeadedModel(nnx.Module):
 
 
 def _unembed(config):
-    """A table of its own where the checkpoint does not tie it to the token embedding."""
+    """Makes an unembedding, unless it is tied to the token embedding."""
     if config.tie_embeddings:
         return None
     return nnx.Param(jnp.zeros((config.vocab_size, config.embedding_width)))
@@ -145,5 +146,5 @@ def _untied(unembed, embedding_VD: Array) -> Array:
 
 
 def _float32_out(policy):
-    """The policy of the product that makes logits: they are not rounded."""
+    """Changes the policy for a product that makes logits, which are not rounded."""
     return dataclasses.replace(policy, activation="float32")

@@ -100,7 +100,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
 def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
     """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`.
 
-    A decoder whose blocks differ, for which HF has no class, gets a PyTorch one beside them.
+    A decoder whose blocks differ, for which HF has no class, gets a PyTorch class with them.
     """
     tensors, page = _to_hf(params, family, config, head)
     _write(Path(folder), tensors, page, families.MODELING_FILE)
@@ -114,11 +114,11 @@ def save_ensemble(
     family: Family,
     config: Any,
 ) -> None:
-    """Writes an ensemble as one model to `folder`: the members' tensors side by side, and a PyTorch
-    class that averages them.
+    """Writes an ensemble as one model to `folder`: all members' tensors, and a PyTorch class that
+    averages them.
 
     Args:
-        members: parameters of decoders of one shape, with their language-modelling heads.
+        members: parameters of decoders of one shape, with their language-modeling heads.
         weights: of the mean, one a member.
         space: logits | probabilities, in which it is taken.
         family, config: of every member.
@@ -146,7 +146,7 @@ def save_ensemble(
 def _to_hf(
     params: Params, family: Family, config: Any, head: str
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """All tensors in HF's names and layouts, and the config.json that goes with them."""
+    """Makes all tensors in HF's names and layouts, and the config.json that goes with them."""
     config = families.equal(family, config)
     flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
@@ -231,13 +231,13 @@ def _named(path: str, places: dict, conv1d: str) -> tuple[Rule, int] | None:
 
 
 def _plain(name: str, family: Family) -> str:
-    """The name without the base model's prefix, and in today's spelling of layer norms."""
+    """Removes the base model's prefix from a name, and spells layer norms as HF does today."""
     name = name.removeprefix(family.prefix)
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def _ignored(name: str, family: Family) -> bool:
-    """Whether no model here reads a tensor of this (plain) name."""
+    """Tells whether no model here reads a tensor of this (plain) name."""
     return any(re.search(pattern, name) for pattern in family.ignore)
 
 
@@ -275,13 +275,13 @@ def _place(rule: Rule, tensor, shapes: dict, flat: dict, folder: Path) -> None:
 
 
 def _list(sign: str, names: list[str]) -> list[str]:
-    """Signed names, the first few of a long list."""
+    """Lists the first few names with a sign."""
     more = [f"{sign} {len(names) - 6} more"] if len(names) > 6 else []
     return [f"{sign} {name}" for name in names[:6]] + more
 
 
 def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint folder, by the names in its files.
+    """Reads all tensors of a checkpoint folder, by the names in its files.
 
     They are finite, but for those that no model of the family reads.
     """
@@ -302,7 +302,7 @@ def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The file of each tensor."""
+    """Reads the file of each tensor."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if all(isinstance(file, str) for file in found.values()):

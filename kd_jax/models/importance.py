@@ -1,4 +1,4 @@
-"""Which heads and FFN columns of a decoder matter least, by the L1 norm of their weights.
+"""Ranking of heads and FFN columns by the L1 norm of their weights.
 
 A unit is a key/value head with the heads that share it (one head where none are shared), or a
 column of the FFN (with its gate, where there is one): what can be taken away and leaves a block of
@@ -17,20 +17,20 @@ from kd_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """The heads of one layer, or its columns."""
+    """Scores of the heads of one layer, or of its columns."""
 
     scores: np.ndarray  # of each: mean |w| of its weights
     cost: int  # parameters of each, biases too
 
     @property
     def spare(self) -> int:
-        """How many units can be taken away: one stays."""
+        """The number of units that can be taken away: one stays."""
         return len(self.scores) - 1
 
 
 def of_heads(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
     """Computes the L1 norm of the weights that go with each head, (num_kv_heads, heads that share
-    one), and of those that go with each key/value head besides, (num_kv_heads,)."""
+    one), and of those that go with each key/value head, (num_kv_heads,)."""
     G, K = shape.num_kv_heads, shape.head_width
     into = {name: abs(attention[name]["kernel"]).sum(0).reshape(G, -1) for name in "qkv"}
     out = abs(attention["o"]["kernel"]).sum(1).reshape(G, -1)

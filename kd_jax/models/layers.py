@@ -52,7 +52,7 @@ def activation(name: str):
 
 
 class Linear(nnx.Module):
-    """(B, T, in) -> (B, T, out)."""
+    """Maps (B, T, in) to (B, T, out)."""
 
     def __init__(self, d_in: int, d_out: int, policy: Policy, bias: bool = True):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
@@ -67,7 +67,7 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016), statistics in float32.
+    """Normalizes the last axis (layer norm, Ba et al. 2016), with statistics in float32.
 
     Mean and mean square are taken in one pass over the row, which XLA fuses into one loop.
     """
@@ -87,8 +87,8 @@ class LayerNorm(nnx.Module):
 
 
 class RmsNorm(nnx.Module):
-    """Division by the root mean square of the last axis (Zhang and Sennrich 2019,
-    arXiv:1910.07467), in float32."""
+    """Divides by the root mean square of the last axis (Zhang and Sennrich 2019, arXiv:1910.07467),
+    in float32."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones((width,)))
@@ -101,7 +101,7 @@ class RmsNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of rows, looked up by ids."""
+    """Looks up rows of a table by ids."""
 
     def __init__(self, rows: int, width: int, policy: Policy):
         self.embedding = nnx.Param(jnp.zeros((rows, width)))
@@ -112,7 +112,7 @@ class Embedding(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with an activation between them.
+    """Applies two linear layers with an activation between them.
 
     Where it is gated (Shazeer 2020, arXiv:2002.05202) the activation is that of a third one,
     `gate`, and `up` is multiplied with it.
@@ -165,12 +165,12 @@ def run_blocks(
 
 
 def key_mask(mask_BT: Array) -> Array:
-    """Masks padding: every query sees the tokens alone, bool (B, 1, 1, T)."""
+    """Masks padding: True where a key is a token, bool (B, 1, 1, T)."""
     return (mask_BT > 0)[:, None, None, :]
 
 
 def causal_mask(mask_BT: Array) -> Array:
-    """Masks what is later: query t sees the tokens at or before t, bool (B, 1, T, T)."""
+    """Masks padding and later tokens: query t sees those at or before t, bool (B, 1, T, T)."""
     length = mask_BT.shape[1]
     lower_TT = jnp.tril(jnp.ones((length, length), bool))
     return key_mask(mask_BT) & lower_TT[None, None]

@@ -36,7 +36,7 @@ def _check(config: BottleneckConfig) -> None:
 
 
 def _rules(config: BottleneckConfig, head: str) -> list[Rule]:
-    """The columns of the unembedding that the token embeddings lack."""
+    """Names the columns of the unembedding that the token embeddings lack."""
     rules = bert.second_bias(config, head)
     if head == "mlm" and config.token_width < config.width:
         rest = ("head/rest/embedding",)

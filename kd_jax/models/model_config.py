@@ -1,7 +1,9 @@
 """Sizes and settings of encoders and decoders."""
 
 import dataclasses
+from typing import ClassVar
 
+from kd_jax.errors import UserError
 from kd_jax.models import shapes
 from kd_jax.models.rotary import Rotary
 from kd_jax.models.shapes import BlockShape
@@ -12,6 +14,7 @@ from kd_jax.precision import Policy
 class ModelConfig:
     """Sizes and settings that encoders and decoders have alike."""
 
+    unequal: ClassVar[str] = ""  # model_type of those whose blocks differ; none: they may not
     vocab_size: int
     width: int
     num_layers: int
@@ -27,9 +30,37 @@ class ModelConfig:
     initializer_range: float
     tie_embeddings: bool
     pad_id: int | None = None  # the token whose embedding starts at zero
+    blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)  # all keys read from
     policy: Policy = Policy()
     remat: bool = False  # compute each block again in the backward pass
+
+    def __post_init__(self):
+        shapes.check(self.blocks, self.num_layers, self.width)
+        for layer, block in enumerate(self.blocks):
+            self.check_block(layer, block)
+
+    def check_own(self) -> None:
+        """Raises UserError where the family's own numbers do not go together."""
+        if self.width % self.num_heads:
+            raise UserError(
+                f"config.json: {self.num_heads} attention heads do not divide the width "
+                f"{self.width}"
+            )
+        self.check_block(0, self.own_shape)
+
+    def check_block(self, layer: int, block: BlockShape) -> None:
+        """Raises UserError for a block that the model cannot have."""
+
+    @property
+    def own_shape(self) -> BlockShape:
+        """The shape of every block of the family's own."""
+        heads = self.num_heads, self.num_heads, self.width // self.num_heads
+        return BlockShape("full", self.width, *heads, self.ffn_width)
+
+    def shape(self, layer: int) -> BlockShape:
+        """The shape of one layer's block, counted from 0."""
+        return self.blocks[layer] if self.blocks else self.own_shape
 
     @property
     def embedding_width(self) -> int:
@@ -66,6 +97,7 @@ class EncoderConfig(ModelConfig):
 class DecoderConfig(ModelConfig):
     """Sizes and settings of a decoder."""
 
+    unequal: ClassVar[str] = "kd_jax_decoder"
     num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
     head_width: int | None = None  # None: width / num_heads
     scale_scores: bool = True  # divide scores by the root of the head's width
@@ -78,20 +110,11 @@ class DecoderConfig(ModelConfig):
     attention_out_bias: bool = True
     mlp_bias: bool = True
     head_bias: bool = False  # of an untied or tied unembedding
-    blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
 
-    def __post_init__(self):
-        shapes.check(self.blocks, self.num_layers, self.width)
-        self._check_heads(self.blocks)
-
-    def check_own(self) -> None:
-        """Raises UserError where the family's own numbers do not go together."""
-        self._check_heads((self.own_shape,))
-
-    def _check_heads(self, blocks: tuple[BlockShape, ...]) -> None:
+    def check_block(self, layer: int, block: BlockShape) -> None:
+        """Raises UserError where the features of its heads cannot be rotated."""
         if self.rotary is not None:
-            for block in blocks:
-                self.rotary.check(block.head_width)
+            self.rotary.check(block.head_width)
 
     @property
     def own_shape(self) -> BlockShape:
@@ -99,10 +122,6 @@ class DecoderConfig(ModelConfig):
         head_width = self.head_width or self.width // self.num_heads
         heads = self.num_heads, self.num_kv_heads, head_width
         return BlockShape("full", self.width, *heads, self.ffn_width)
-
-    def shape(self, layer: int) -> BlockShape:
-        """The shape of one layer's block, counted from 0."""
-        return self.blocks[layer] if self.blocks else self.own_shape
 
     @property
     def max_tokens(self) -> int:

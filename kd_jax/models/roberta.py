@@ -16,7 +16,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _zero_padding_position(path, value, config):
-    """Padding has a position of its own, and HF starts that row at zero."""
+    """Starts the position that padding has at zero, as HF does."""
     return value.at[config.pad_id].set(0.0) if path == "backbone/positions/embedding" else value
 
 

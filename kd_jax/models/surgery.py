@@ -1,4 +1,4 @@
-"""New models from old parameters."""
+"""Students that start with their teacher's parameters."""
 
 import functools
 import logging
@@ -10,7 +10,6 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.models.model_config import DecoderConfig
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
@@ -74,15 +73,11 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     """
     mine, its = _config(student), _config(teacher)
     for name in _SAME:
-        if getattr(mine, name, None) != getattr(its, name, None):
-            raise UserError(
-                f"student.init from teacher layers: {name} is {getattr(its, name, None)!r} in the "
-                f"teacher and {getattr(mine, name, None)!r} in the student; make them the same, "
-                f"or start the student from scratch"
-            )
+        _agree(name, getattr(its, name, None), getattr(mine, name, None))
     ours, theirs = student.params["backbone"], teacher.params["backbone"]
     chosen = layer_map(layers, mine.num_layers, its.num_layers)
-    _check_blocks(mine, its, chosen)
+    for i, layer in enumerate(chosen):  # which the shapes of parameters need not tell
+        _agree(f"block {layer}, the student's {i},", its.shape(layer), mine.shape(i))
     blocks = {i: theirs["blocks"][layer] for i, layer in enumerate(chosen)}
     if getattr(mine, "scale_by_layer", False):
         blocks = {i: _rescaled(blocks[i], (i + 1) / (layer + 1)) for i, layer in enumerate(chosen)}
@@ -96,21 +91,17 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     return student.replace(params=_take(student.params, {"backbone": backbone, "head": head}))
 
 
-def _check_blocks(mine: Any, its: Any, chosen: list[int]) -> None:
-    """Refuses decoders' blocks of other sizes, which the shapes of parameters need not tell."""
-    if not isinstance(mine, DecoderConfig) or not isinstance(its, DecoderConfig):
-        return
-    for i, layer in enumerate(chosen):
-        if mine.shape(i) != its.shape(layer):
-            raise UserError(
-                f"student.init from teacher layers: the teacher's block {layer} is a "
-                f"{its.shape(layer)}, the student's block {i} a {mine.shape(i)}; make them the "
-                f"same, or start the student from scratch"
-            )
+def _agree(what: str, teacher: Any, student: Any) -> None:
+    """Raises UserError where something is not the same in both models."""
+    if teacher != student:
+        raise UserError(
+            f"student.init from teacher layers: {what} is {teacher!r} in the teacher and "
+            f"{student!r} in the student; make them the same, or start the student from scratch"
+        )
 
 
 def _head(student: Model, teacher: Model) -> Params:
-    """The teacher's head where the student's is alike, else the student's own."""
+    """Chooses the teacher's head where the student's is alike, else the student's."""
     mine, its = (model.params.get("head", {}) for model in (student, teacher))
     if _kind(student) == _kind(teacher):
         return its
@@ -124,7 +115,7 @@ def _head(student: Model, teacher: Model) -> Params:
 
 
 def _kind(model: Model) -> Any:
-    """What has to agree for one head to be worth the other's parameters."""
+    """Collects what has to agree for one head to take the other's parameters."""
     head, config = model.params.get("head", {}), _config(model)
     shapes = {path: leaf.shape for path, leaf in family.flatten(head).items()}
     return shapes, (config.pooler, config.labels) if "classifier" in head else None
@@ -132,7 +123,7 @@ def _kind(model: Model) -> Any:
 
 @functools.cache
 def _say(message: str) -> None:
-    """Once, although a start is traced more than once."""
+    """Logs a message once, although a start is traced more than once."""
     log.info(message)
 
 
@@ -141,20 +132,15 @@ def _config(model: Model) -> Any:
 
 
 def _rescaled(block: Params, factor: float) -> Params:
-    """The block for another place, where scores are divided by another number."""
+    """Scales a block's queries for another place, where scores are divided by another number."""
     q = jax.tree.map(lambda x: x * factor, block["attention"]["q"])
     return block | {"attention": block["attention"] | {"q": q}}
 
 
 def _take(student: Params, source: Params) -> Params:
-    """Copies of the source's arrays in the student's tree."""
+    """Copies the source's arrays into the student's tree."""
     have, taken = family.flatten(source), {}
     for path, wanted in family.flatten(student).items():
-        if path not in have or have[path].shape != wanted.shape:
-            its = have[path].shape if path in have else "missing"
-            raise UserError(
-                f"student.init from teacher layers: {path} is {its} in the teacher and "
-                f"{wanted.shape} in the student; make them the same, or start from scratch"
-            )
+        _agree(path, have[path].shape if path in have else "missing", wanted.shape)
         taken[path] = jnp.array(have[path], wanted.dtype)
     return family.unflatten(taken, student)

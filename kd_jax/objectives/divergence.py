@@ -86,7 +86,7 @@ class Rows:
     student: Softmax
     teacher: Softmax | None  # over as many ids as the student here
     labels_C: Array  # int32; float32 for a regression
-    whole_teacher: Softmax | None = None  # over all of its own ids
+    whole_teacher: Softmax | None = None  # over all of its ids
 
     def student_at_label(self) -> Array:
         """Looks up the student's shifted logit of each row's label, (C, 1)."""

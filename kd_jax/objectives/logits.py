@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from kd_jax.errors import UserError
-from kd_jax.precision import Policy, exact, rows_product
+from kd_jax.precision import Policy, product, rows_product
 from kd_jax.types import Array, ModelOutput, Signal
 
 PADDING = -1e8  # span heads give padding less than this, -1e9
@@ -53,7 +53,7 @@ class Head(struct.PyTreeNode):
         """Computes the float32 logits (C, V) of one chunk of C rows."""
         if self.unembed_VD is None:
             return rows.astype(jnp.float32)
-        logits_CV = _product("cd,vd->cv", rows, self.unembed_VD, policy)
+        logits_CV = product("cd,vd->cv", rows, self.unembed_VD, policy.operand)
         return (
             logits_CV if self.bias_V is None else logits_CV + self.bias_V.astype(jnp.float32)[None]
         )
@@ -64,7 +64,7 @@ class Head(struct.PyTreeNode):
         if self.unembed_VD is None:
             return slope_CV.astype(x_CD.dtype), None, None
         slope_CV = slope_CV.astype(policy.operand)
-        dx_CD = _product("cv,vd->cd", slope_CV, self.unembed_VD, policy).astype(x_CD.dtype)
+        dx_CD = product("cv,vd->cd", slope_CV, self.unembed_VD, policy.operand).astype(x_CD.dtype)
         db_V = None if self.bias_V is None else jnp.sum(slope_CV, axis=0, dtype=jnp.float32)
         return dx_CD, rows_product(x_CD, slope_CV, policy), db_V
 
@@ -74,17 +74,6 @@ class Head(struct.PyTreeNode):
             return self.replace(features_ND=self.features_ND[:, :num_classes])
         bias_V = None if self.bias_V is None else self.bias_V[:num_classes]
         return self.replace(unembed_VD=self.unembed_VD[:num_classes], bias_V=bias_V)
-
-
-def _product(spec: str, a: Array, b: Array, policy: Policy) -> Array:
-    operand = jnp.dtype(policy.operand)
-    return jnp.einsum(
-        spec,
-        a.astype(operand),
-        b.astype(operand),
-        precision=exact(operand),
-        preferred_element_type=jnp.float32,
-    )
 
 
 class Members(struct.PyTreeNode):
@@ -200,6 +189,16 @@ class Others(struct.PyTreeNode):
     source: Source
     share: Array
     space: str = struct.field(pytree_node=False, default="logits")
+
+    @property
+    def rows(self) -> Any:
+        return self.source.rows
+
+    def mixture(self, student_CV: Array, rows: Any, policy: Policy) -> Mixture:
+        """Mixes the student's logits of a chunk with theirs, over the ids that both have."""
+        others_CV = self.source.logits(rows, policy)
+        width = min(student_CV.shape[1], others_CV.shape[1])
+        return Mixture(student_CV[:, :width], others_CV[:, :width], self.share, self.space)
 
 
 class Targets(struct.PyTreeNode):

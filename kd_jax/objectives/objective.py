@@ -77,7 +77,7 @@ class Objective:
         if batch.labels.shape != batch.tokens_BT.shape:
             raise UserError(
                 f"objective.{everywhere[0]}.positions='all' is for language models: here a row has "
-                f"{batch.labels.shape[1]} answers, not one for every token; leave positions out"
+                f"{batch.labels.shape[1]} labels, not one for every token; leave positions out"
             )
         return batch
 

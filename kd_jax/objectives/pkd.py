@@ -72,5 +72,5 @@ def _direction(hidden_BTD: Array) -> Array:
 
 
 def make(layers: str | maps.Pairs = "skip") -> Patient:
-    """Makes the term. `layers`: skip | last (see `layer_pairs`), or pairs (student, teacher)."""
+    """Makes the term; `layers`: skip | last (`layer_pairs`) | pairs (student, teacher), from 1."""
     return Patient(maps.read("pkd", layers, ("skip", "last")))

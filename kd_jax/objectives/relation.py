@@ -42,7 +42,7 @@ class Relation(pairwise.Pairwise):
             )
 
     def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
-        ours, theirs = self._parts(student, "student"), self._parts(teacher, "teacher")
+        ours, theirs = self._cut(student, "student"), self._cut(teacher, "teacher")
         rows_BT = jnp.float32(0.0)
         for m, n in self.relations:
             scores = (pairwise.scores(x[m], x[n]) for x in (ours, theirs))
@@ -50,9 +50,9 @@ class Relation(pairwise.Pairwise):
             rows_BT += pairwise.kl(*logs, visible_B1TS)
         return rows_BT
 
-    def _parts(self, heads: Heads, whose: str) -> dict[str, Array]:
-        """q, k and v as (B, T, Hr, Kr), divided by Kr^(1/4), so that scores are divided by its
-        root."""
+    def _cut(self, heads: Heads, whose: str) -> dict[str, Array]:
+        """Cuts q, k and v into relation heads (B, T, Hr, Kr), divided by Kr^(1/4), so that scores
+        are divided by its root."""
         B, T, num_heads, head_width = heads.q_BTHK.shape
         width, count = num_heads * head_width, self.relation_heads or num_heads
         if width % count:
@@ -62,13 +62,13 @@ class Relation(pairwise.Pairwise):
             )
         # The scale of the scores is in q: K^(-1/2), which is taken out again. Whatever else a model
         # has there (GPT-2's division by the layer) is its own and stays.
-        own = {
+        found = {
             "q": heads.q_BTHK.astype(jnp.float32) * head_width**0.5,
             "k": heads.k_BTGK.astype(jnp.float32),
             "v": heads.v_BTGK.astype(jnp.float32),
         }
         size = (width // count) ** -0.25
-        return {name: x.reshape(B, T, count, -1) * size for name, x in own.items()}
+        return {name: x.reshape(B, T, count, -1) * size for name, x in found.items()}
 
 
 def make(
@@ -77,9 +77,12 @@ def make(
     layers: str | maps.Pairs = "last",
     causal: bool = False,
 ) -> Relation:
-    """`relations`: pairs of q, k, v, such as ("qk", "vv") for MiniLM; `relation_heads`: 0 takes the
+    """Makes the term.
+
+    `relations`: pairs of q, k, v, such as ("qk", "vv") for MiniLM; `relation_heads`: 0 takes the
     models' own, which must be as many in both; `layers`: last | uniform | pairs (student, teacher),
-    from 1; `causal`: as the models are."""
+    from 1; `causal`: as the models are.
+    """
     try:
         found = tuple((m, n) for m, n in relations)
     except (TypeError, ValueError):

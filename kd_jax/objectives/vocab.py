@@ -60,7 +60,7 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Computes the rows of a chunk: as configured, or what fills ROW_LOGITS, in equal parts."""
+        """Computes a chunk's rows: as configured, or what fills ROW_LOGITS, in equal chunks."""
         chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
         num_chunks = -(-num_rows // min(chunk, num_rows))
         return -(-num_rows // num_chunks)
@@ -81,12 +81,6 @@ def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> 
         rows = jax.lax.reduce(tuple(group.values()), starts, both, (1,))
         found |= {key: row_C[:, None] for key, row_C in zip(group, rows, strict=True)}
     return found
-
-
-def _mixed(student_CV: Array, others_CV: Array, others: Others) -> Mixture:
-    """Mixes the student with others over the ids that both have."""
-    width = min(student_CV.shape[1], others_CV.shape[1])
-    return Mixture(student_CV[:, :width], others_CV[:, :width], others.share, others.space)
 
 
 def _seen(terms, logits: dict[str, Array], labels_C, temperatures, mixture) -> tuple[list, Sums]:
@@ -136,11 +130,11 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
         if teacher is not None:
             logits["teacher"] = teacher.logits(teacher_rows, engine.teacher_policy)
         if others is not None:
-            others_CV = others.source.logits(other_rows, engine.teacher_policy)
-            mixture = _mixed(logits["student"], others_CV, others)
+            mixture = others.mixture(logits["student"], other_rows, engine.teacher_policy)
             logits["mixture"] = mixture.logits_CV
         seen, sums = _seen(engine.terms, logits, labels_C, temperatures, mixture)
-        totals, slopes = dict(totals), dict.fromkeys(logits, 0.0)  # slopes: d loss / d logits
+        totals = dict(totals)
+        slopes = {name: jnp.zeros_like(logits_CV) for name, logits_CV in logits.items()}
         for term, subject, rows, temperature in seen:
             weight_C1 = weights_C[term.name][:, None]
             value_C1 = term.divergence.value(rows, sums, temperature)
@@ -149,20 +143,18 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
             if want_grads and term.name in scales:
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
                 slope_CV = jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
-                slopes[subject] += _widened(slope_CV, logits[subject].shape[1])
+                slopes[subject] += _widened(slope_CV, slopes[subject].shape[1])
         if not want_grads:
             return (totals, head_slopes), None
         slope_CV = slopes["student"]
         if mixture is not None:
-            pulled_CV = mixture.pulled_back(slopes["mixture"] + jnp.zeros_like(logits["mixture"]))
-            slope_CV += _widened(pulled_CV, student.num_classes)
+            slope_CV += _widened(mixture.pulled_back(slopes["mixture"]), student.num_classes)
         dx_CD, *of_head = student.pulled_back(student_rows, slope_CV, engine.student_policy)
         return (totals, jax.tree.map(jnp.add, head_slopes, of_head)), dx_CD
 
     num_rows = len(labels_N)
     size = engine.rows_per_chunk(num_rows, student.num_classes)
-    sources = student, teacher, None if others is None else others.source
-    rows = tuple(None if source is None else source.rows for source in sources)
+    rows = tuple(None if x is None else x.rows for x in (student, teacher, others))
     zeros = {term.name: jnp.float32(0.0) for term in engine.terms}
     none_yet = [  # the unembedding's, transposed, and the bias's
         None if x is None or not want_grads else jnp.zeros(x.shape[::-1], jnp.float32)

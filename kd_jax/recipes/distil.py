@@ -38,8 +38,6 @@ from kd_jax.train import loop, sharding
 from kd_jax.train.checkpoint import resume_from
 from kd_jax.types import Model
 
-Figures = dict[str, dict[str, Any]]  # by stage
-
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     """Runs what is left of the run in `place` and returns its results (see results.json)."""
@@ -101,10 +99,9 @@ def run_stage(
     answers: Answers,
     split: str,
     wandb_run: Any = None,
-) -> Figures:
-    """Trains a stage, or what is left of it, in run.folder/STAGE; returns its figures on `split`,
-    after those of what it started from. Its best parameters go into `parameters`, under the name of
-    its model."""
+) -> dict[str, dict[str, Any]]:
+    """Trains a stage, or what is left of it, in run.folder/STAGE. Returns figures on `split`, by
+    stage, those of what it started from first. Its best parameters go into `parameters`."""
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
     teacher, stream = teaching(run, this, answers)
     figures = functools.partial(measure.figures, run, this, answers=answers)

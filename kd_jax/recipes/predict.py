@@ -90,15 +90,14 @@ def predict_file(
     with contextlib.closing(bar), prediction.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
-            made = _encode(own.tokenizer, seq_len, found, part)
-            rows = made.rows if isinstance(made, Windows) else made
+            rows = _encode(own.tokenizer, seq_len, found, part)
             # The lengths of the first part, so that later ones compile nothing.
             buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
-            if isinstance(made, Windows):
-                about = answers_of(made, found.examples[part], logits, options.null_threshold)
+            if isinstance(rows, Windows):
+                about = answers_of(rows, found.examples[part], logits, options.null_threshold)
             else:
                 about = labels_of(np.stack(logits), described.config.labels)
             write(_numbered(about, part.start, found))
@@ -191,7 +190,7 @@ def _read(path: Path, head: str, options: Options) -> Input:
     return prediction.texts(path, options.text, options.pair, options.delimiter, options.keep_empty)
 
 
-def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded | Windows:
+def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
     examples = found.examples
     if isinstance(examples, Texts):
         first = examples.first[part]

@@ -61,15 +61,14 @@ def _mark_tables(tokens: Sequence[Token], student: str) -> None:
             row = []
         elif token.type in ("th_open", "td_open"):
             row.append((token, _text(tokens[i + 1]), tokens[i + 2]))
-        elif token.type == "thead_close":
-            header = [text for _, text, _ in row]
         elif token.type == "tr_close":
-            _mark_row(
-                row, header if row[0][0].tag == "td" else [text for _, text, _ in row], student
-            )
+            if row[0][0].tag == "th":
+                header = [text for _, text, _ in row]
+            _mark_row(row, header, student)
 
 
 def _mark_row(row: Sequence[tuple[Token, str, Token]], header: Sequence[str], student: str) -> None:
+    """Marks one row, whose cells are given as (opening token, text, closing token)."""
     for (cell, *_), name in zip(row, header, strict=True):
         if name == student:
             cell.attrSet("class", "student")

@@ -4,14 +4,13 @@
 surely.
 """
 
-import html
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_jax.report import plots, quantities, table, tables
 from kd_jax.report.quantities import MISSING, Figure, Paired, count, of, stages_of
-from kd_jax.report.runs import Results, Run, roles
+from kd_jax.report.runs import Results, Run, leaves, roles
 from kd_jax.report.table import Table, escaped
 
 CLEAR = 0.05  # a cost is best only where it is so much better: times vary from run to run
@@ -58,7 +57,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
         "Likelihoods": [block for each in groups.items() for block in _methods(*each)],
         "Cost": [_cost(*each) for each in by_label.items()],
         **{title: [picture] for title, picture in shown.items()},
-        "Configuration": [_differing(groups), *_configurations(groups)],
+        "Configuration": _keys(groups),
         "Runs": [_provenance(groups), escaped(made)],
     }
     title = next(iter(groups)) if len(groups) == 1 else f"{len(groups)} configurations compared"
@@ -144,42 +143,23 @@ def _cost(label: str, results: Sequence[Results]) -> Table | None:
     return found if found.rows else None
 
 
-def _differing(groups: Groups) -> Table | None:
-    """Shows the keys of the configuration in which the groups differ, a column for each."""
-    if len(groups) < 2:
-        return None
-    flat = [_flat(runs) for runs in groups.values()]
-    keys = sorted({key for config in flat for key in config})
+def _keys(groups: Groups) -> list[str | Table]:
+    """Shows the keys in which configurations differ, a column for each configuration, and all keys
+    for those who open them."""
+    flat = [
+        {key: '""' if value == "" else str(value) for key, value in leaves(runs[0].config)}
+        for runs in groups.values()
+    ]
+    keys = sorted({key for config in flat for key in config} - {"seed"})
     rows = [[key, *(config.get(key, MISSING) for config in flat)] for key in keys]
-    rows = [row for row in rows if len({*row[1:]}) > 1]
     header = ["key", *groups]
-    return Table("Keys in which the configurations differ", header, rows, labels=len(header))
-
-
-def _configurations(groups: Groups) -> list[str]:
-    """Writes everything that each configuration says, for those who open it."""
-    found = []
-    for label, runs in groups.items():
-        rows = [[key, value] for key, value in sorted(_flat(runs).items())]
-        keys = Table("", ["key", "value"], rows, labels=2).markdown()
-        title = html.escape(f"All keys of {label}")
-        found.append(f"<details><summary>{title}</summary>\n\n{keys}\n</details>")
-    return found
-
-
-def _flat(runs: Sequence[Run]) -> dict[str, str]:
-    """Gives the leaves of a configuration, as shown, by the whole key; without the seed."""
-    found = {k: '""' if value == "" else str(value) for k, value in leaves(runs[0].config)}
-    return {key: value for key, value in found.items() if key != "seed"}
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ("objective.kl.weight", 0.5), ... of nested dictionaries."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from leaves(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, tree
+    differing = [row for row in rows if len({*row[1:]}) > 1]
+    title = "Keys in which the configurations differ"
+    everything = Table("", header, rows, labels=len(header)).markdown()
+    return [
+        *([Table(title, header, differing, labels=len(header))] if len(groups) > 1 else []),
+        f"<details><summary>All keys</summary>\n\n{everything}\n</details>",
+    ]
 
 
 def _provenance(groups: Groups) -> Table:

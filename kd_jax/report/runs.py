@@ -214,6 +214,15 @@ def distillation_ratio(values: Mapping[str, Any]) -> Any:
         return np.divide(sum(teacher), sum(labels))
 
 
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("objective.kl.weight", 0.5), ... of nested dictionaries."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, tree
+
+
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Lists what each configuration has that others have not: "kl.weight=0.3", the last two parts
     of a key with its value, or "objective.hidden", a section that others lack. Seeds do not

@@ -14,6 +14,11 @@ from kd_jax.report.table import Table
 
 _ROUNDS = [figure for figure in quantities.QUALITY if figure.key in ("loss", "kl", "agreement")]
 _KL = _ROUNDS[1]
+_EFFORT = [
+    Figure("parameters", "parameters", "", "{:,.0f}".format),
+    Figure("steps", "steps", "", "{:,.0f}".format),
+    Figure("training_flops", "FLOPs of training", "T", lambda n: f"{n / 1e12:,.2f}"),
+]
 _MEMBERS = (  # what results call them, what tables do, and how many of the figures are shown
     ("ensemble", "all members", 3),
     ("student", "last member alone", 2),
@@ -131,17 +136,10 @@ def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table | None:
         by_seed = {run["seed"]: run["stages"]["ensemble"] for run in runs}
         common = [seed for seed in by_seed if seed in first] if rows else []
         change = compare(_KL, [by_seed[seed] for seed in common], [first[s] for s in common])
-        whole = [*by_seed.values()]
-        rows.append(
-            [
-                *(label, str(runs[0]["rounds"][-1]["members"]), f"{whole[0]['parameters']:,}"),
-                *(f"{whole[0]['steps']:,}", f"{whole[0]['training_flops'] / 1e12:.2f}"),
-                *(mean(figure, whole) for figure in _ROUNDS),
-                change.show() if change else "",
-            ]
-        )
-    header = ["", "members", "parameters", "steps", "FLOPs of training (T)"]
-    header += [figure.name for figure in _ROUNDS]
+        means = [mean(figure, [*by_seed.values()]) for figure in (*_EFFORT, *_ROUNDS)]
+        members = str(runs[0]["rounds"][-1]["members"])
+        rows.append([label, members, *means, change.show() if change else ""])
+    header = ["", "members", *(figure.title for figure in _EFFORT), *(f.name for f in _ROUNDS)]
     return Table("", [*header, "KL − the first row's"], rows)
 
 
@@ -210,24 +208,15 @@ def methods(title: str, seeds: Sequence[Stages]) -> Table:
     """Shows ways to a small model, a row each: means over `by_seed` ± standard deviation. The
     interval of an accuracy is that of one run (the mean of Wilson's bounds): all seeds answer the
     same questions."""
-    rows = []
+    rows, figures = [], (*_EFFORT, _PERPLEXITY, _APART)
     for stage in seeds[0]:
         each = of(stage, seeds)
-        first, trained = each[0], each[0]["training_flops"]
         shares = [(one["acc"], *one["acc_interval"]) for one in each]
         accuracy, low, high = map(statistics.fmean, zip(*shares, strict=True))
-        rows.append(
-            [
-                *(stage, f"{first['parameters']:,}"),
-                f"{first['steps']:,}" if first["steps"] else "",
-                f"{trained / 1e12:,.2f}" if trained else "",
-                mean(_PERPLEXITY, each),
-                "" if first["apart"] is None else mean(_APART, each),
-                f"{accuracy:.3f} ({low:.3f} to {high:.3f})",
-            ]
-        )
-    header = ["model", "parameters", "steps", "FLOPs of training (T)"]
-    return Table(title, [*header, _PERPLEXITY.title, _APART.title, "HellaSwag (95%)"], rows)
+        means = [mean(figure, each) for figure in figures]
+        rows.append([stage, *means, f"{accuracy:.3f} ({low:.3f} to {high:.3f})"])
+    header = ["model", *(figure.title for figure in figures), "HellaSwag (95%)"]
+    return Table(title, header, rows)
 
 
 def methods_in_words(seeds: Sequence[Stages]) -> str:

@@ -64,8 +64,11 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
     # The same examples for all models: drawn by number.
     ids_N = np.random.default_rng(0).permutation(len(rows))[: ROWS * BATCHES]
 
+    def make(ids_B: np.ndarray, length: int) -> Batch:
+        return rows.batch(ids_N[ids_B], length)
+
     def batches(size: int) -> list[Batch]:
-        stream = BucketStream(rows.lengths_N[ids_N], buckets, _make(rows, ids_N), size)
+        stream = BucketStream(rows.lengths_N[ids_N], buckets, make, size)
         return [sharding.place(stream[i], mesh) for i in range(stream.steps)]
 
     def predict(batch: Batch) -> Any:
@@ -80,10 +83,6 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
         lambda: jax.block_until_ready([predict(batch) for batch in groups]),
         len(ids_N),
     )
-
-
-def _make(rows: Any, ids_N: np.ndarray) -> Callable[[np.ndarray, int], Batch]:
-    return lambda ids_B, length: rows.batch(ids_N[ids_B], length)
 
 
 def measure_mean(run: Run, name: str, members: Sequence[Params], space: str) -> dict[str, Any]:

@@ -183,8 +183,7 @@ def build(
         _check_rows(mesh, each.batch_size, config.accumulate, f"batch size of {each.name}")
     _check_rows(mesh, config.eval.batch_size, 1, "eval.batch_size")
     policy = policy_for(config.precision, platform or jax.default_backend())
-    make_task = plugins.load("tasks", config.task.name, "make").make
-    task = make_task(config.task, config.data, None)
+    task = plugins.load("tasks", config.task.name, "make").make(config.task, config.data, None)
     if task.regression and len(teachers) > 1 and config.average == "probabilities":
         raise UserError("config.average='probabilities': a regression has none; take logits")
     trained = {each.model for each in settings}

@@ -25,7 +25,7 @@ from kd_jax.models.blueprint import Blueprint, stored
 from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.schedules import learning_rate
-from kd_jax.train import loop, optim, state, step
+from kd_jax.train import loop, optim, sharding, state, step
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Batch, Model, Params
@@ -151,6 +151,11 @@ def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
         if not able:
             raise UserError(f"config.stages: {', '.join(waiting)} go on from each other; see after")
         found.append(left.pop(able[0]))
+    models = {each.name: each.model for each in found}
+    for each in found:
+        if each.after and models[each.after] != each.model:
+            other = f"trains {models[each.after]}, and {each.name} goes on with {each.model}"
+            raise UserError(f"config.stages.{each.name}.after={each.after!r}, which {other}")
     return found
 
 
@@ -189,10 +194,15 @@ def _settings(config: ConfigDict, name: str, of_name: Mapping[str, Any]) -> Sett
     return Settings(**(usual | whole | {"model": section or name}))
 
 
-def make(run: Run, settings: Settings, **fields: Any) -> Stage:
-    """Makes a stage of these settings, whose objective is built here; `fields` are those of `Stage`
-    in which its kind differs, `table`, where its parameters lie, and `replacement`, what it draws
-    at every step besides dropout."""
+def make(
+    run: Run,
+    settings: Settings,
+    table: sharding.Table = family.PARTITION,
+    replacement: loop.Replacement | None = None,
+    **fields: Any,
+) -> Stage:
+    """Makes a stage of these settings, whose objective is built here. `table`: where parameters
+    lie; `replacement`: what is drawn at every step; `fields`: those in which its kind differs."""
     learns = fields.setdefault("learns", bool(settings.objective))
     labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
     objective, coefficients, temperatures = build_objective(
@@ -204,15 +214,13 @@ def make(run: Run, settings: Settings, **fields: Any) -> Stage:
         regression=run.task.regression,
         accuracy=run.task.of_examples,
     )
-    table = fields.pop("table", family.PARTITION)
     rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
-    drawn = fields.pop("replacement", None)
     # config.resume is for the last stage that distils the student.
     students = [each.name for each in run.settings if each.model == "student" and each.objective]
     usual = dict(
         teachers=run.teachers,
         program=step.Program(objective, run.mesh, table, run.config.accumulate),
-        schedules=loop.Schedules(rate, coefficients, temperatures, seed, drawn),
+        schedules=loop.Schedules(rate, coefficients, temperatures, seed, replacement),
         resume=run.config.resume if settings.name in students[-1:] else "",
     )
     return Stage(**(vars(settings) | usual | fields))
@@ -243,12 +251,10 @@ def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
     return model.draw, key
 
 
-def create_state(
-    run: Run, stage: Stage, parameters: Parameters, abstract: bool = False
-) -> TrainState:
+def create_state(run: Run, stage: Stage, params: Parameters, abstract: bool = False) -> TrainState:
     """Makes the stage's state before its first step; or its shapes, after all checks."""
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
-    init, inputs = initial_params(run, stage, parameters, key)
+    init, inputs = initial_params(run, stage, params, key)
     if abstract:
         inputs = jax.eval_shape(lambda x: x, inputs)
     return first_state(run, stage, inputs, init)

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as defaults
 from kd_jax import storage
 from kd_jax.errors import UserError
+from kd_jax.report import runs
 from kd_jax.run import origins
 from kd_jax.train import records
 from kd_jax.types import Batch
@@ -179,7 +180,12 @@ def _same_config(folder: epath.Path, config: ConfigDict) -> None:
     try:
         now = resolved(config)
         there = defaults.complete(storage.read_json(path)) if path.exists() else now
-        differing = _differences(there, now)
+        old, new = dict(runs.leaves(there)), dict(runs.leaves(now))
+        differing = [
+            f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
     except UserError:
         wrong, differing = f"{path} is damaged", []
     if path.exists() and not (wrong or differing):
@@ -303,14 +309,3 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    keys = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            keys.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
-    return keys

@@ -1,1 +1,1 @@
-"""Tasks: which text, which labels, which head."""
+"""Defines tasks: which text, which labels, which head."""

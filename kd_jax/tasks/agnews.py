@@ -3,7 +3,7 @@
 config.task: name, seq_len. config.data as in data/splits.py. Sources that are left out are the
 hub's fancyzhang/ag_news. With source="files", the original .csv (no header; class 1 to 4, title,
 description), a folder that holds train.csv and test.csv, or a .tsv of `text TAB class name`; a
-classes.txt beside them must name the same classes.
+classes.txt in their folder must name the same classes.
 """
 
 from pathlib import Path

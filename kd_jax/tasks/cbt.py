@@ -3,7 +3,7 @@ the sentence after twenty others.
 
 The context is the twenty sentences with spaces between them, as they stand in the data. The whole
 query line is scored with each of the words put in for XXXXX; the likeliest line wins, and nothing
-is normalised. The context is cut on the left where it does not fit, the query never: a question
+is normalized. The context is cut on the left where it does not fit, the query never: a question
 with a longer line than the model reads is left out, and counted.
 
 config.task:
@@ -75,8 +75,8 @@ class ChildrensBookTest(MultipleChoice):
 
 
 def _files(path: str, name: str) -> list[Path]:
-    """The files of a folder whose names tell class and test split; of a file or glob those whose
-    names do not tell another class."""
+    """Finds the files of a folder whose names tell class and test split; of a file or glob those
+    whose names do not tell another class."""
     found = files.find(path, "data.test", (".txt", *_TABLES))
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -95,7 +95,8 @@ def _of_table(spec: dict, name: str) -> Questions:
 
 
 def of_file(path: Path, group: str) -> Iterator[tuple[str, Question]]:
-    """(place, question) of each example of an original file. UserError names file and line."""
+    """Reads (place, question) of each example of an original file. UserError names file and
+    line."""
     lines: list[str] = []
     for number, line in enumerate(files.lines(path), 1):
         line = line.rstrip("\r\n")
@@ -120,7 +121,7 @@ def of_file(path: Path, group: str) -> Iterator[tuple[str, Question]]:
 
 
 def of_table(table: Table, group: str) -> Iterator[tuple[str, Question]]:
-    """(place, question) of each row in the hub's layout. UserError names the row."""
+    """Reads (place, question) of each row in the hub's layout. UserError names the row."""
     key = "config.data to the Children's Book Test, not"
     readers = table.lists, table.texts, table.texts, table.lists
     names = "sentences", "question", "answer", "options"

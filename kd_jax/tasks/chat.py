@@ -1,13 +1,13 @@
-"""Chats: language modelling on conversations, of which the assistant's words alone are learnt,
+"""Chats: language modelling on conversations, of which the assistant's words alone are learned,
 tool calls and thoughts included (data/chats.py).
 
 A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
 and attention of its own; without packing it holds one. Labels are shifted here: the label of a
-token is the one after it, weight 1 where the assistant wrote that. What follows the last learnt
-token is left out. A conversation that is longer than a row loses its end; one without any learnt
+token is the one after it, weight 1 where the assistant wrote that. What follows the last learned
+token is left out. A conversation that is longer than a row loses its end; one without any learned
 token within a row is dropped. Both are counted in the run's manifest.
 
-config.task: name, seq_len, turns (all | last: which of the assistant's messages are learnt),
+config.task: name, seq_len, turns (all | last: which of the assistant's messages are learned),
 column (of the messages), packed. config.data: as for other texts (tasks/language.py), its sources
 with a column of messages; a share `held_out` is of conversations.
 """
@@ -24,7 +24,7 @@ from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.language import Text
 from kd_jax.tasks.task import batch_shapes, local
 from kd_jax.types import Batch
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 DEFAULTS = dict(
     name="chat",
     seq_len=Whole(least=4, default=1024),
-    turns="all",
+    turns=Choice("all", "last"),
     column="messages",
     packed=True,
 )
-_VERSION = 2  # of what is cached: raise it when tokenising changes
+_VERSION = 2  # of what is cached: raise it when tokenizing changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversations:
-    """Some of a source's conversations, of which all are tokenised."""
+    """Some of a source's conversations, of which all are tokenized."""
 
     name: str
     commit: str | None  # of a hub repository
@@ -79,7 +79,7 @@ class Chat(Text):
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
     def _about(self, split):
-        """conversations, cut, dropped, rows, tokens, learnt, longest."""
+        """Counts conversations, cut, dropped, rows, tokens, learnt, longest."""
         about, name = self._rows(split).about, self.examples(split).name
         if about["cut"] or about["dropped"]:
             log.info(
@@ -96,7 +96,7 @@ class Chat(Text):
         return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
-        """A source's conversations, tokenised once."""
+        """Reads a source's conversations, tokenized once."""
         found = source.table(self.data[key], f"data.{key}")
         messages = chats.read(found, self.config["column"], "config.task.column")
         tools = chats.tools(found)
@@ -108,7 +108,7 @@ class Chat(Text):
 
         def write(path):
             rows = self._template.encode(messages, found.place, tools)
-            Marked.of([each.ids_N for each in rows], [e.learnt_N for e in rows]).save(path)
+            Marked.of([each.ids_N for each in rows], [e.learned_N for e in rows]).save(path)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
@@ -118,19 +118,19 @@ class Chat(Text):
 
 
 class Rows:
-    """Conversations cut to length and put into rows."""
+    """Cuts conversations to length and puts them into rows."""
 
     def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
         self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
         chosen = part.chosen_N
-        lengths = []  # of what a model reads: up to the token before the last learnt one
-        learnt = cut = 0
+        lengths = []  # of what a model reads: up to the token before the last learned one
+        learned = cut = 0
         for number in chosen:
-            _, learnt_N = part.tokens[number]
-            ends = np.flatnonzero(learnt_N[1 : seq_len + 1])
+            _, learned_N = part.tokens[number]
+            ends = np.flatnonzero(learned_N[1 : seq_len + 1])
             lengths.append(ends[-1] + 1 if len(ends) else 0)
-            learnt += len(ends)
-            cut += bool(learnt_N[seq_len + 1 :].any())
+            learned += len(ends)
+            cut += bool(learned_N[seq_len + 1 :].any())
         lengths = np.array(lengths)
         self.lengths = dict(zip(chosen.tolist(), lengths.tolist(), strict=True))
         kept = chosen[lengths > 0]
@@ -147,7 +147,7 @@ class Rows:
             dropped=int((lengths == 0).sum()),
             rows=len(self.rows),
             tokens=int(lengths.sum()),
-            learnt=learnt,
+            learnt=learned,
             longest=int(part.tokens.lengths_N[chosen].max()),
         )
 
@@ -155,13 +155,13 @@ class Rows:
         return len(self.rows)
 
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
-        """The rows of one batch, whatever the epoch."""
+        """Makes the rows of one batch, whatever the epoch."""
         rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
         return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 
     def _piece(self, segment: int, conversation: int) -> tuple:
-        (ids_N, learnt_N), length = self.tokens[conversation], self.lengths[conversation]
-        return ids_N[:length], ids_N[1 : length + 1], learnt_N[1 : length + 1], segment
+        (ids_N, learned_N), length = self.tokens[conversation], self.lengths[conversation]
+        return ids_N[:length], ids_N[1 : length + 1], learned_N[1 : length + 1], segment
 
 
 make = Chat

@@ -1,4 +1,4 @@
-"""What tasks of one class, or one number, for each text or pair of texts share."""
+"""The base of tasks with one class, or one number, for each text or pair of texts."""
 
 import csv
 import dataclasses
@@ -33,7 +33,7 @@ class Texts:
     commit: str | None = None
 
     def checked(self) -> "Texts":
-        """Itself. Raises UserError naming the first row without text."""
+        """Returns itself. Raises UserError naming the first row without text."""
         for texts in filter(None, (self.first, self.second)):
             for row, text in enumerate(texts):
                 if blank(text):
@@ -71,7 +71,7 @@ class Texts:
 
 
 def shipped_file(spec: dict, where: str, split: str, *suffixes: str) -> Path | None:
-    """The file of a source in the layout in which data sets are shipped: one with one of the
+    """Finds the file of a source in the layout in which data sets are shipped: one with one of the
     suffixes, or `split` with the first of them in a folder. None where it is to be read as a table.
     UserError where there is no such file."""
     if spec["source"] != "files" or not isinstance(spec["path"], str | Path) or spec["delimiter"]:
@@ -88,8 +88,9 @@ def shipped_file(spec: dict, where: str, split: str, *suffixes: str) -> Path | N
 
 
 def class_name(value: object, place: str) -> str:
-    """What a label calls its class: 1, 1.0 and "1.0" (a whole number in a column with gaps, as
-    pandas writes it) are all "1". UserError where it is missing, or no single text or number."""
+    """Reads the name of the class that a label means: 1, 1.0 and "1.0" (a whole number in a column
+    with gaps, as pandas writes it) are all "1". UserError where it is missing, or no single text or
+    number."""
     if value is None or value != value or (isinstance(value, str) and blank(value)):
         shown = "null" if value is None else repr(value)
         raise UserError(f"{place}: the label is missing ({shown}); give the row one or remove it")
@@ -103,8 +104,9 @@ def class_name(value: object, place: str) -> str:
 
 
 def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], str]) -> np.ndarray:
-    """int32 classes of labels as they are written; `known` has the names that `class_name` gives.
-    UserError names the first label that is missing, unknown, or no single text or number."""
+    """Turns labels, as they are written, into int32 classes; `known` has the names that
+    `class_name` gives. UserError names the first label that is missing, unknown, or no single text
+    or number."""
     found = np.empty(len(values), np.int32)
     for row, value in enumerate(values):
         name = class_name(value, place(row))
@@ -117,8 +119,8 @@ def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], s
 def numbers(
     values: Sequence, place: Callable[[int], str], least: float = -math.inf, most: float = math.inf
 ) -> np.ndarray:
-    """float32 of labels that are numbers. UserError names the first that is none, or that lies
-    outside [least, most]."""
+    """Turns labels that are numbers into float32. UserError names the first that is none, or that
+    lies outside [least, most]."""
     found = np.empty(len(values), np.float32)
     for row, value in enumerate(values):
         try:
@@ -178,22 +180,22 @@ class ClassificationTask(ExampleTask):
         return {"loss": loss} | self._figures(logits_NC.argmax(axis=1), labels_N)
 
     def report(self, split, outputs):
-        """{"classes": {name: precision, recall, f1, support}, "confusion": (C, C) counts}; {} for
-        a regression."""
+        """Returns {"classes": {name: precision, recall, f1, support}, "confusion": (C, C) counts};
+        {} for a regression."""
         if self.regression:
             return {}
         predictions_N = self._logits(split, outputs).argmax(axis=1)
         return classification.by_class(predictions_N, self._labels(split), self.labels)
 
     def predictions(self, split, outputs) -> list:
-        """The name of each example's class, or its number."""
+        """Names each example's class, or its number."""
         logits_NC = self._logits(split, outputs)
         if self.regression:
             return logits_NC[:, 0].tolist()
         return [self.labels[index] for index in logits_NC.argmax(axis=1)]
 
     def write_submission(self, split, outputs, path) -> None:
-        """A .tsv with a header, `index` (from 0) and `prediction`."""
+        """Writes a .tsv with a header, `index` (from 0) and `prediction`."""
         lines = ["index\tprediction"]
         for index, prediction in enumerate(self.predictions(split, outputs)):
             if self.regression:

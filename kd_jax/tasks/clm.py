@@ -14,15 +14,14 @@ import numpy as np
 
 from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
-from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.language import TextTask
 from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator="eos")
+DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator=Choice("eos", "bos"))
 
 
 class CausalLM(TextTask):
@@ -33,8 +32,6 @@ class CausalLM(TextTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.separator = self.config["separator"]
-        if self.separator not in ("eos", "bos"):
-            raise UserError(f"config.task.separator={self.separator!r}: have eos, bos")
 
     def shapes(self, batch_size):
         return batch_shapes(batch_size, self.seq_len, self.seq_len)

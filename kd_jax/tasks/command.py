@@ -1,4 +1,4 @@
-"""Tasks as command lines name them: "squad", "glue/sst2", "text".
+"""Finds tasks as command lines name them: "squad", "glue/sst2", "text".
 
 A task's class says the rest itself: its `alias` and `variants` make the names, `defaults` tells
 which settings it reads. A module in kd_jax/tasks is all that a new task needs.
@@ -18,7 +18,8 @@ TaskClass = type[Task] | type[LikelihoodTask]
 
 
 def tasks() -> dict[str, TaskClass]:
-    """All task classes: those on examples, of language modelling, and scored by likelihood."""
+    """Lists all task classes: those on examples, of language modelling, and scored by
+    likelihood."""
     found = []
     for mark in ("make", "scoring"):
         for module in plugins.names("tasks", mark):
@@ -29,7 +30,7 @@ def tasks() -> dict[str, TaskClass]:
 
 
 def names(variants: bool = False) -> list[str]:
-    """The names of all tasks; with `variants` each variant's: "glue/sst2" for "glue/TASK"."""
+    """Lists the names of all tasks; with `variants` each variant's: "glue/sst2" for "glue/TASK"."""
     found = []
     for name, task in tasks().items():
         if not task.variants or _of_several(task):
@@ -41,8 +42,8 @@ def names(variants: bool = False) -> list[str]:
 
 
 def find(name: str) -> TaskClass:
-    """The class of a task. Raises UserError for one that there is not, and names those that may be
-    meant."""
+    """Finds the class of a task. Raises UserError for one that there is not, and names those that
+    may be meant."""
     known = names(variants=True)
     kind = name.partition("/")[0]
     if name in known:
@@ -58,7 +59,7 @@ def find(name: str) -> TaskClass:
 
 
 def reads(task: TaskClass, flag: str) -> bool:
-    """Whether a flag of the command lines sets something of the task or of its source."""
+    """Tells whether a flag of the command lines sets something of the task or of its source."""
     if flag == "text":  # a column
         return task.of_text or "text" in task.defaults or "column" in task.defaults
     if flag == "seq_len":  # of examples, a row may be shorter than in training
@@ -67,7 +68,7 @@ def reads(task: TaskClass, flag: str) -> bool:
 
 
 def config(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """config.task of a task, with those flags that are given and that it reads."""
+    """Makes config.task of a task, with those flags that are given and that it reads."""
     task, part = find(name), name.partition("/")[2]
     found = {"name": task.defaults["name"]}
     if part:
@@ -87,7 +88,7 @@ def config(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def source(task: TaskClass, data: str, text: str | None) -> dict[str, str]:
-    """A local file, folder or glob as a source of the task."""
+    """Makes a source of a local file, folder or glob."""
     column = {"text": text} if text and task.of_text else {}
     return {"source": "files", "path": data} | column
 
@@ -95,7 +96,8 @@ def source(task: TaskClass, data: str, text: str | None) -> dict[str, str]:
 def build(
     name: str, config: Mapping[str, Any], data: Mapping[str, Any] | None, tokenizer: Any = None
 ) -> Any:
-    """The task that `name` stands for, on one split, config.data.test; None: its own reported one.
+    """Makes the task that `name` stands for, on one split, config.data.test; None: its own reported
+    one.
 
     Raises UserError for settings that it does not have, and where it needs data.
     """
@@ -105,12 +107,13 @@ def build(
     if data is None and task.own_data is None and task.of_examples:
         raise UserError(f"--task={name} needs --data, a local file or folder")
     given = None if data is None else {"test": data}
-    made = task(task.evaluated | config, given, tokenizer)
+    config = task.evaluated | {key: value for key, value in config.items() if value is not None}
+    made = task(config, given, tokenizer)
     if given and made.labels_in_data:  # the classes are those that occur
-        return task(task.evaluated | config, given | {"train": data}, tokenizer)
+        return task(config, given | {"train": data}, tokenizer)
     return made
 
 
 def _of_several(task: TaskClass) -> bool:
-    """Whether the task can have several variants at once, all of them where none is named."""
-    return bool(task.variants) and not isinstance(task.defaults[task.variant], str)
+    """Tells whether the task can have several variants at once, all of them where none is named."""
+    return bool(task.variants) and isinstance(task.defaults[task.variant], tuple)

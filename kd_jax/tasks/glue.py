@@ -19,12 +19,10 @@ from absl import logging
 
 from kd_jax.data import files, source
 from kd_jax.data.source import Table
-from kd_jax.errors import UserError
-from kd_jax.ranges import Whole
+from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes, numbers, shipped_file
 from kd_jax.tasks.task import local
 
-DEFAULTS = dict(name="glue", task="sst2", seq_len=Whole(least=8, default=128))
 HUB = dict(source="hub", path="nyu-mll/glue")
 
 
@@ -80,6 +78,9 @@ TASKS = {
     "rte": _Task(_PAIR, ("entailment", "not_entailment"), named=True),
     "wnli": _Task(_PAIR, ("not_entailment", "entailment")),
 }
+DEFAULTS = dict(
+    name="glue", task=Choice(*TASKS, default="sst2"), seq_len=Whole(least=8, default=128)
+)
 
 
 class Glue(ClassificationTask):
@@ -91,8 +92,6 @@ class Glue(ClassificationTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.task = self.config["task"]
-        if self.task not in TASKS:
-            raise UserError(f"config.task.task={self.task!r}; have: {', '.join(TASKS)}")
         self.layout = TASKS[self.task]
         self.labels = self.layout.labels
         self.metrics = self.layout.metrics
@@ -145,8 +144,8 @@ class Glue(ClassificationTask):
 
 
 def _original(path: Path, task: str) -> Table:
-    """A .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled files.
-    QQP's train.tsv has questions that break off at a line's end: these are left out."""
+    """Reads a .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled
+    files. QQP's train.tsv has questions that break off at a line's end: these are left out."""
     headless = task == "cola" and next(files.lines(path), "").rstrip() != "index\tsentence"
     header = ("source", "label", "original", "sentence") if headless else ()
     broken: list[str] | None = [] if task == "qqp" else None

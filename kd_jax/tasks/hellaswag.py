@@ -1,6 +1,6 @@
 """HellaSwag (Zellers et al. 2019, arXiv:1905.07830): which of four endings goes on from a context.
 
-Texts are cleaned up, joined, tokenised and judged as by the task `hellaswag` of EleutherAI's
+Texts are cleaned up, joined, tokenized and scored as by the task `hellaswag` of EleutherAI's
 lm-evaluation-harness (version 0.4): the context is "activity: ctx_a ctx_b" with ctx_b capitalised,
 "acc" takes the likeliest ending, "acc_norm" the one of the highest log-likelihood a character.
 
@@ -30,7 +30,7 @@ _BRACKETS = re.compile(r"\[.*?\]")  # marks that WikiHow's part has kept
 
 
 def cleaned(text: str) -> str:
-    """Without WikiHow's marks: " [title]" ends a sentence, other brackets go."""
+    """Removes WikiHow's marks: " [title]" ends a sentence, other brackets go."""
     text = text.strip().replace(" [title]", ". ")
     return _BRACKETS.sub("", text).replace("  ", " ")
 

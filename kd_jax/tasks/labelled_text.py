@@ -1,4 +1,4 @@
-"""Classification (or regression) of your own texts, by the configuration alone.
+"""Classifies (or rates) your own texts, by the configuration alone.
 
 config.task:
     name     "labelled_text"
@@ -59,36 +59,27 @@ class LabelledText(ClassificationTask):
         return changes | dict(text="sentence"), data
 
     @functools.cached_property
-    def _known(self) -> dict[str, int]:
-        """Classes by the labels that stand for them."""
-        given = self.config["labels"]
-        key = _key("labels")
+    def _names(self) -> dict[str, str]:
+        """Names the classes by the labels that stand for them, in the order of classes."""
+        given, key = self.config["labels"], _key("labels")
         if hasattr(given, "items"):
-            return {
-                class_name(label, key): self.labels.index(str(name))
-                for label, name in _in_order(given)
-            }
+            return {class_name(label, key): str(name) for label, name in _in_order(given)}
         if given is not None:
-            return {class_name(name, key): row for row, name in enumerate(given)}
+            return {class_name(name, key): str(name) for name in given}
         if self.data["train"] is None:
             raise UserError("config.data.train is not set: give it a source, or config.task.labels")
         found = self._table("train")
-        names = _names(found.column(self.config["label"], _key("label")), found.place)
+        names = _names_in(found.column(self.config["label"], _key("label")), found.place)
         if len(names) < 2:
             raise UserError(
                 f"{found.name}: all labels are {', '.join(names)}; there must be two classes, or "
                 f"set config.task.labels"
             )
-        return {name: row for row, (name, _) in enumerate(_in_order(names))}
+        return {name: name for name, _ in _in_order(names)}
 
-    @functools.cached_property
+    @property
     def labels(self) -> tuple[str, ...]:
-        if self.regression:
-            return ("score",)
-        given = self.config["labels"]
-        if hasattr(given, "items"):
-            return tuple(dict.fromkeys(str(name) for _, name in _in_order(given)))
-        return tuple(self._known if given is None else map(str, given))
+        return ("score",) if self.regression else tuple(dict.fromkeys(self._names.values()))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -110,13 +101,14 @@ class LabelledText(ClassificationTask):
         if self.regression:
             labels_N = numbers(values, found.place)
         else:
-            labels_N = classes(values, self._known, found.place)
+            known = {label: self.labels.index(name) for label, name in self._names.items()}
+            labels_N = classes(values, known, found.place)
         return Texts(found.name, first, second, labels_N, found.place, found.commit).checked()
 
 
-def _names(values: Sequence, place: Callable[[int], str]) -> dict[str, int]:
-    """The names of the classes that a column of labels holds, each with its first row. UserError
-    where that is not what its author can have meant."""
+def _names_in(values: Sequence, place: Callable[[int], str]) -> dict[str, int]:
+    """Finds the names of the classes that a column of labels holds, each with its first row.
+    UserError where that is not what its author can have meant."""
     names: dict[str, int] = {}
     for row, value in enumerate(values):
         names.setdefault(class_name(value, place(row)), row)
@@ -148,7 +140,7 @@ def _is_fraction(name: str) -> bool:
 
 
 def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:
-    """Items sorted by key. A dict's own order does not survive a ConfigDict."""
+    """Sorts items by key. A dict's own order does not survive a ConfigDict."""
     items = [(str(key), value) for key, value in mapping.items()]
     whole = all(key.isascii() and key.isdigit() for key, _ in items)
     return sorted(items, key=lambda item: int(item[0]) if whole else item[0])

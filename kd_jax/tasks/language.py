@@ -1,4 +1,4 @@
-"""Masked and causal language modelling: text, a loss a token.
+"""The base of language modelling, masked and causal: text, a loss a token.
 
 config.data as in data/splits.py, with
     cache_dir  where tokens are kept (default: $KD_JAX_CACHE, else ~/.cache/kd_jax)
@@ -20,7 +20,7 @@ DATA = splits.DATA | dict(cache_dir=None)
 
 
 class Text(Task):
-    """What all language-modelling tasks are: one tokenizer, a loss a token."""
+    """A language-modelling task: one tokenizer, a loss a token."""
 
     data_defaults = DATA
     of_examples = larger = False
@@ -52,7 +52,7 @@ class TextTask(Text):
 
     @property
     def _separator(self) -> int:
-        """The token between documents."""
+        """Returns the token between documents."""
         raise NotImplementedError
 
     def _blocks(self, tokens_N, partial: bool) -> blocks.Blocks:
@@ -64,7 +64,7 @@ class TextTask(Text):
     # What it gets.
 
     def _cut(self, split: str, training: bool) -> blocks.Blocks:
-        """The blocks of a split; in training, a last one that is not full is left out."""
+        """Cuts a split into blocks; in training, a last one that is not full is left out."""
         return self._blocks(self._tokens(split), partial=not training)
 
     def _stream(self, split, batch_size, seed=None, **processes):

@@ -36,15 +36,15 @@ class Scored:
     chance: float | None = None  # accuracy of guessing
 
     def figures(self, log_likelihoods_N: np.ndarray) -> dict[str, Any]:
-        """What is reported, and of how much text."""
+        """Computes what is reported, and of how much text."""
         raise NotImplementedError
 
     def hits(self, log_likelihoods_N: np.ndarray) -> dict[str, np.ndarray]:
-        """For each accuracy, which questions are answered rightly; {} where there are none."""
+        """Tells for each accuracy which questions are answered rightly; {} without questions."""
         return {}
 
     def records(self, log_likelihoods_N: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Every stretch with its log-likelihood, for a file of JSON lines."""
+        """Lists every stretch with its log-likelihood, for a file of JSON lines."""
         raise NotImplementedError
 
 
@@ -63,12 +63,12 @@ class LikelihoodTask:
         self.data = settings(data, DATA, "data")
 
     def _read(self) -> Any:
-        """What the source holds: a `splits.Section`."""
+        """Reads what is scored: a `splits.Section`."""
         raise NotImplementedError
 
     @functools.cached_property
     def scored(self) -> Any:
-        """What is scored: a `splits.Section`."""
+        """Holds what is scored: a `splits.Section`."""
         return self._read()
 
     def manifest(self) -> dict[str, Any]:
@@ -76,7 +76,8 @@ class LikelihoodTask:
         return splits.about(self.scored) | dict(examples=len(self.scored))
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
-        """Rows for models that have `max_tokens` positions. Raises UserError where nothing fits."""
+        """Makes rows for models that have `max_tokens` positions. Raises UserError where nothing
+        fits."""
         raise NotImplementedError
 
 
@@ -123,7 +124,7 @@ class ScoredChoices(Scored):
         return likelihood.chance(counts) if counts else None
 
     def hits(self, log_likelihoods_N):
-        """{"acc": bool (Q,)} and, where the task normalises, "acc_norm"; of the questions that have
+        """{"acc": bool (Q,)} and, where the task normalizes, "acc_norm"; of the questions that have
         a right answer and are not left out."""
         if not self._labelled:
             return {}

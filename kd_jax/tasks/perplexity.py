@@ -1,5 +1,5 @@
-"""Perplexity of a text: a window slides over it, and every token is predicted once ("perplexity of
-fixed-length models" in HF's documentation).
+"""Measures the perplexity of a text: a window slides over it, and every token is predicted once
+("perplexity of fixed-length models" in HF's documentation).
 
 A window that begins at token b reads `seq_len` tokens and predicts [b + 1, b + seq_len + 1); the
 next one begins `stride` tokens later, and only what no window before has predicted counts. So every
@@ -14,7 +14,7 @@ config.task:
     documents  joined: everything is one text. Text files (.txt, .raw) stay as they are; other
                documents (rows of tables, several files) have a blank line between them. A
                tokenizer that begins texts with a token of its own does so once
-               alone: each document (data/source.py) is a text of its own that begins with the
+               alone: each document (data/source.py) is a separate text that begins with the
                tokenizer's beginning-of-text token, or else end-of-text token, so that its first
                word is scored too
 
@@ -62,7 +62,7 @@ class Perplexity(LikelihoodTask):
             raise UserError("perplexity needs a text: set config.data.test to a source")
 
     def _read(self) -> Documents:
-        """One text, or the documents."""
+        """Reads one text, or the documents."""
         given = self.data["test"]
         found = source.read(given, "data.test")
         if self.documents == "alone":
@@ -72,7 +72,7 @@ class Perplexity(LikelihoodTask):
 
     @staticmethod
     def _raw(given: dict[str, Any]) -> str:
-        """A text file as it stands; "" where the source is none."""
+        """Reads a text file as it stands; "" where the source is none."""
         path = given["path"]
         if given["source"] != "files" or not isinstance(path, str | Path):
             return ""
@@ -84,8 +84,8 @@ class Perplexity(LikelihoodTask):
         return splits.about(self.scored) | dict(examples=self.scored.identity.count)
 
     def encoded(self, tokenizer, max_tokens):
-        """Windows over all texts. UserError where the stride is longer than a window, and where
-        there is nothing to predict."""
+        """Lays windows over all texts. UserError where the stride is longer than a window, and
+        where there is nothing to predict."""
         window = self.seq_len or min(max_tokens, MOST)
         stride = self.stride or max(1, window // 2)
         if stride > window:

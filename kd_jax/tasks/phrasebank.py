@@ -20,16 +20,16 @@ from pathlib import Path
 
 from kd_jax.data import splits
 from kd_jax.errors import UserError
-from kd_jax.ranges import Real, Whole
+from kd_jax.ranges import Choice, Real, Whole
 from kd_jax.tasks.classification import ClassificationTask, Texts, classes
 from kd_jax.tasks.task import local
 
-DEFAULTS = dict(name="phrasebank", level="AllAgree", seq_len=Whole(least=8, default=128))
 DATA = splits.DATA | dict(
     test_share=Real(above=0, below=1, default=0.2),
     test_seed=Whole(least=0, most=2**32 - 1, default=0),
 )
 LEVELS = ("AllAgree", "75Agree", "66Agree", "50Agree")
+DEFAULTS = dict(name="phrasebank", level=Choice(*LEVELS), seq_len=Whole(least=8, default=128))
 
 
 class PhraseBank(ClassificationTask):
@@ -44,8 +44,6 @@ class PhraseBank(ClassificationTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.level = self.config["level"]
-        if self.level not in LEVELS:
-            raise UserError(f"config.task.level={self.level!r}; have: {', '.join(LEVELS)}")
 
     @classmethod
     def smoke(cls, task, data, samples):
@@ -57,7 +55,7 @@ class PhraseBank(ClassificationTask):
 
     @property
     def _shared(self) -> bool:
-        """Whether train and test come from one file."""
+        """Tells whether train and test come from one file."""
         return self.data["test"] is None and self.data["train"] is not None
 
     def _read(self, key):
@@ -98,7 +96,7 @@ class PhraseBank(ClassificationTask):
 
 
 def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:
-    """(name for messages, bytes) of the wanted file, or of the file that is named."""
+    """Reads (name for messages, bytes) of the wanted file, or of the file that is named."""
     if path.suffix == ".zip" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:

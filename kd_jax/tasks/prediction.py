@@ -1,5 +1,5 @@
-"""The files of `predict`: texts, pairs of texts or questions that are to be labelled, and what was
-predicted of them."""
+"""Reads the texts, pairs of texts or questions that `predict` labels, and writes what it
+predicts."""
 
 import contextlib
 import csv
@@ -34,7 +34,7 @@ class Input(NamedTuple):
 
     @property
     def first(self) -> tuple[str, ...]:
-        """The text, or the pair of texts, of the first row."""
+        """Returns the text, or the pair of texts, of the first row."""
         if isinstance(self.examples, Texts):
             return self.examples.pairs[0]
         return self.examples[0].question, self.examples[0].context
@@ -43,8 +43,8 @@ class Input(NamedTuple):
 def texts(
     path: Path, text: str | None, pair: str | None, delimiter: str | None, keep_empty: bool
 ) -> Input:
-    """The texts of a .txt, one a line, or of the columns `text` (None: "text") and `pair` (None:
-    single texts) of a table.
+    """Reads the texts of a .txt, one a line, or of the columns `text` (None: "text") and `pair`
+    (None: single texts) of a table.
 
     Raises UserError for a file of another kind, a missing column, and, unless `keep_empty`, the
     first empty text. An empty text more often than not means that the column is the wrong one or
@@ -71,8 +71,8 @@ def texts(
 
 
 def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
-    """The questions of a SQuAD .json (answers may be missing, and are not read), or of a table
-    with the columns question and context.
+    """Reads the questions of a SQuAD .json (answers may be missing, and are not read), or of a
+    table with the columns question and context.
 
     Raises UserError as `texts` does.
     """
@@ -101,7 +101,7 @@ def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:
 def _filled(
     columns: list[list[str]], names: Sequence[str], place: Callable[[int], str], keep_empty: bool
 ) -> tuple[list[list[str]], frozenset[int]]:
-    """The columns, with STAND_IN where there is no text, and the rows where that is so."""
+    """Puts STAND_IN where there is no text; returns the columns, and the rows where that is so."""
     empty = frozenset(row for column in columns for row, text in enumerate(column) if blank(text))
     if empty and not keep_empty:
         row, of = min(empty), f" (one of {len(empty)})" if len(empty) > 1 else ""
@@ -114,7 +114,7 @@ def _filled(
 
 
 def _ids(table: Table) -> list | None:
-    """The column "id" as JSON has it: NaN is null, dates are written as in ISO 8601."""
+    """Returns the column "id" as JSON has it: NaN is null, dates are written as in ISO 8601."""
 
     def plain(value: Any) -> str:
         return value.isoformat() if hasattr(value, "isoformat") else str(value)
@@ -134,7 +134,7 @@ def _check_input(path: Path, have: tuple[str, ...]) -> None:
 
 
 def _squad(path: Path) -> Table | None:
-    """The table of a SQuAD file; None where the file is a list of rows."""
+    """Reads the table of a SQuAD file; None where the file is a list of rows."""
     content = files.read_json(path)
     if isinstance(content, list):
         return None
@@ -161,7 +161,8 @@ def check_output(path: Path, source: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Callable[[list[dict]], None]]:
-    """A function that writes rows, all with the same keys, to a file of JSON lines or a table.
+    """Opens a file: a function that writes rows, all with the same keys, to a file of JSON lines or
+    a table.
 
     The file is written next to its place and renamed when the block ends; after an error nothing is
     left. In a table the classes of `probabilities` are columns "probability_CLASS", None is empty.

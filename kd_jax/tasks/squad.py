@@ -4,7 +4,7 @@ context that answers a question. A split is of v2.0 where its file has `is_impos
 config.task:
     name                 "squad"
     seq_len              tokens of a window: question and a part of its context
-    doc_stride           tokens that two neighbouring windows share
+    doc_stride           tokens that two neighboring windows share
     max_question_length  tokens of a question that are kept
     max_answer_length    tokens of the longest answer that is considered
     n_best               starts and ends of a window that are considered
@@ -60,7 +60,7 @@ class Squad(ExampleTask):
 
     head = "span"
     labels = ()
-    metrics = ("f1", "exact_match")  # v2.0 splits have HasAns_ and NoAns_ figures beside them
+    metrics = ("f1", "exact_match")  # v2.0 splits also have HasAns_ and NoAns_ figures
     primary = "f1"
     defaults = DEFAULTS
     evaluated = dict(null_threshold=0.0)  # which else is tuned on the validation split
@@ -68,7 +68,6 @@ class Squad(ExampleTask):
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)
         self.threshold = self.config["null_threshold"]
-        self._windows: dict[str, Windows] = {}
 
     @classmethod
     def smoke(cls, task, data, samples):
@@ -77,17 +76,12 @@ class Squad(ExampleTask):
         names = (samples / "squad" / f"{name}-{version}.json" for name in ("train", "dev"))
         return dict(seq_len=48, doc_stride=16, max_question_length=16), local(*names)
 
-    def with_tokenizer(self, tokenizer):
-        other = super().with_tokenizer(tokenizer)
-        other._windows = {}
-        return other
-
     def tunes(self, split):
         return self.threshold is None and split != "validation" and self._may_decline(split)
 
     def tuned(self, outputs):
-        """The task with the null threshold whose F1 is best for these outputs of the validation
-        split; itself where the config gives the threshold or the split is of v1.1."""
+        """Returns the task with the null threshold whose F1 is best for these outputs of the
+        validation split; itself where the config gives the threshold or the split is of v1.1."""
         if self.threshold is not None or not self._may_decline("validation"):
             return self
         other = copy.copy(self)
@@ -134,7 +128,7 @@ class Squad(ExampleTask):
 
     def _encode(self, split):
         config = self.config
-        self._windows[split] = windows(
+        return windows(
             self.tokenizer,
             self.examples(split).questions,
             self.seq_len,
@@ -142,12 +136,11 @@ class Squad(ExampleTask):
             config["max_question_length"],
             self.examples(split).place,
         )
-        return self._windows[split].rows
 
     def score(self, split, outputs):
-        """Loss (cross-entropy of start and end, nats, mean over windows), f1 and exact_match in
-        percent; on v2.0 also for each kind of question, and null_threshold. Raises UserError for
-        the test split of v2.0 where the threshold is neither given nor `tuned`."""
+        """Computes the loss (cross-entropy of start and end, nats, mean over windows), f1 and
+        exact_match in percent; on v2.0 also for each kind of question, and null_threshold. Raises
+        UserError for the test split of v2.0 where the threshold is neither given nor `tuned`."""
         labels_N2 = self.rows(split).labels_NP
         losses = [
             -special.log_softmax(np.asarray(logits_2T, np.float64), axis=1)[[0, 1], label_2].mean()
@@ -162,12 +155,12 @@ class Squad(ExampleTask):
         return found
 
     def predictions(self, split, outputs) -> dict[str, str]:
-        """The answer's text by question id, "" for no answer."""
+        """Returns the answer's text by question id, "" for no answer."""
         best = self._best(split, outputs)
         return _answers(best, self._threshold(split, best))
 
     def write_submission(self, split, outputs, path) -> None:
-        """The .json that the official script reads: {question id: text}."""
+        """Writes the .json that the official script reads: {question id: text}."""
         predictions = self.predictions(split, outputs)
         Path(path).write_text(json.dumps(predictions, indent=1, ensure_ascii=False) + "\n")
 
@@ -217,15 +210,15 @@ class Squad(ExampleTask):
         return span.best_threshold(odds, texts, self.examples(split).golds)
 
     def _best(self, split, outputs) -> dict[str, _Best]:
-        """The best span over all windows of each question. No answer scores what [CLS] does in
-        the window where that is least."""
+        """Finds the best span over all windows of each question. No answer scores what [CLS] does
+        in the window where that is least."""
         rows, questions = self.rows(split), self.examples(split).questions
         if len(outputs) != len(rows):
             raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")
         texts, scores = [""] * len(questions), [-math.inf] * len(questions)
         nulls = [math.inf] * len(questions)
         limits = self.config["n_best"], self.config["max_answer_length"]
-        for index, null, found in spans(self._windows[split], outputs, *limits):
+        for index, null, found in spans(rows, outputs, *limits):
             score, begin, end = found[0] if found else (-math.inf, 0, 0)
             if score > scores[index]:
                 texts[index], scores[index] = questions[index].context[begin:end], score
@@ -239,7 +232,7 @@ class Squad(ExampleTask):
 def spans(
     made: Windows, outputs: Iterable[np.ndarray], n_best: int, max_length: int
 ) -> Iterator[tuple[int, float, list[tuple[float, int, int]]]]:
-    """(question, score of no answer, [(score, begin, end)]) of each window: its best spans in
+    """Finds (question, score of no answer, [(score, begin, end)]) of each window: its best spans in
     characters of the context, the best one first. `outputs` are (2, T) start and end logits."""
     for row, (start_T, end_T) in enumerate(outputs):
         first = made.first_N[row]

@@ -1,4 +1,4 @@
-"""What every task is: streams of the splits of config.data, and their figures.
+"""The base of every task: streams of the splits of config.data, and their figures.
 
 A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `Task` of
 config.task and config.data, whose tokenizer may be None where no rows are asked for; `DEFAULTS`
@@ -24,8 +24,8 @@ from kd_jax.types import Batch
 def batch_shapes(
     batch_size: int, seq_len: int, slots: int, label: type = np.int32, **others: int
 ) -> Batch:
-    """A batch of jax.ShapeDtypeStruct with `slots` labels and weights a row; `others` are fields
-    of int32, with their second axes."""
+    """Describes a batch by jax.ShapeDtypeStruct, with `slots` labels and weights a row; `others`
+    are fields of int32, with their second axes."""
 
     def shape(length: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, length), dtype)
@@ -41,7 +41,7 @@ def batch_shapes(
 
 
 def local(train: Path, test: Path | None = None) -> dict[str, Any]:
-    """config.data of local files or folders."""
+    """Makes config.data of local files or folders."""
     paths = {"train": train} | ({"test": test} if test else {})
     return {key: dict(source="files", path=str(path)) for key, path in paths.items()}
 
@@ -87,16 +87,16 @@ class Task(splits.Splits):
     def smoke(
         cls, task: Mapping, data: Mapping, samples: Path
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `:smoke` changes in config.task and takes as config.data, in place of those given;
-        `samples` has small made-up data (kd_jax/samples.py)."""
+        """Returns what `:smoke` changes in config.task and takes as config.data, in place of those
+        given; `samples` has small made-up data (kd_jax/samples.py)."""
         raise NotImplementedError
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The same task, its rows written by another tokenizer."""
+        """Returns the same task, its rows written by another tokenizer."""
         raise NotImplementedError
 
     def shapes(self, batch_size: int) -> Batch:
-        """A batch of jax.ShapeDtypeStruct, for compiling before any data is read."""
+        """Describes a batch by jax.ShapeDtypeStruct, for compiling before any data is read."""
         raise NotImplementedError
 
     def _stream(self, split: str, batch_size: int, seed: int | None = None, **processes) -> Batches:
@@ -111,14 +111,14 @@ class Task(splits.Splits):
     def train(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> Batches:
-        """Endless, shuffled stream of global batches of `batch_size` training rows."""
+        """Makes an endless, shuffled stream of global batches of `batch_size` training rows."""
         processes = dict(process_index=process_index, process_count=process_count)
         return self._stream("train", batch_size, seed=seed, **processes)
 
     def held_out(
         self, split: str, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> Batches:
-        """One pass over all rows of a split, always the same."""
+        """Makes one pass over all rows of a split, always the same."""
         processes = dict(process_index=process_index, process_count=process_count)
         return self._stream(split, batch_size, **processes)
 
@@ -155,30 +155,31 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     def has_labels(self, split: str) -> bool:
-        """Whether a split can be scored. Labels of test sets that servers score are secret."""
+        """Tells whether a split can be scored. Labels of test sets that servers score are
+        secret."""
         return True
 
     def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """The loss and the `metrics` of a model's outputs: one float array for each row of
+        """Computes the loss and the `metrics` of a model's outputs: one float array for each row of
         `rows(split)`, in their order; (C,) logits of a classification or regression, (2, T) start
         and end logits of a span."""
         raise NotImplementedError
 
     def report(self, split: str, outputs: Sequence[np.ndarray]) -> dict:
-        """Figures class by class, where there are classes."""
+        """Computes figures class by class, where there are classes."""
         return {}
 
     def tunes(self, split: str) -> bool:
-        """Whether scoring `split` needs a number that is `tuned` on the validation split."""
+        """Tells whether scoring `split` needs a number that is `tuned` on the validation split."""
         return False
 
     def tuned(self, outputs: Sequence[np.ndarray]) -> "ExampleTask":
-        """The task with what is chosen by a model's outputs of the validation split, for scoring
-        that model on test; itself where nothing is."""
+        """Returns the task with what is chosen by a model's outputs of the validation split, for
+        scoring that model on test; itself where nothing is."""
         return self
 
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> Any:
-        """What the outputs say, in plain words: what `write_submission` writes down."""
+        """Turns outputs into plain words: what `write_submission` writes down."""
         raise NotImplementedError
 
     def write_submission(self, split: str, outputs: Sequence[np.ndarray], path: str) -> None:
@@ -186,25 +187,25 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     def read_predictions(self, split: str, path: str) -> Any:
-        """Predictions from such a file, which may come from another system. Raises UserError for
-        missing, unknown and repeated examples."""
+        """Reads predictions from such a file, which may come from another system. Raises UserError
+        for missing, unknown and repeated examples."""
         raise NotImplementedError
 
     def score_predictions(self, split: str, predictions: Any) -> dict[str, float]:
-        """The figures that need no logits."""
+        """Computes the figures that need no logits."""
         raise NotImplementedError
 
     # What it gets.
 
     @classmethod
     def smoke(cls, task, data, samples):
-        """Rows of 16 tokens, which are two lengths to compile for, of sentences of two classes."""
+        """Takes sentences of two classes; 16 tokens are two lengths to compile for."""
         return dict(seq_len=16), local(
             *(samples / "SST-2" / f"{name}.tsv" for name in ("train", "dev"))
         )
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The same task, its rows written by another tokenizer; examples are read once."""
+        """Returns the same task, its rows written by another tokenizer; examples are read once."""
         other = copy.copy(self)
         other.tokenizer, other._rows = tokenizer, {}
         return other
@@ -217,27 +218,27 @@ class ExampleTask(Task):
         return found
 
     def texts(self, split: str) -> list[str]:
-        """All texts of a split, for training a tokenizer."""
+        """Lists all texts of a split, for training a tokenizer."""
         return [text for texts in self.examples(split).pairs for text in texts]
 
     def rows(self, split: str) -> Encoded:
-        """The tokenized rows of a split."""
+        """Tokenizes a split, once."""
         if split not in self._rows:
             self._rows[split] = self._encode(split)
         return self._rows[split]
 
     def length(self, split: str) -> int:
-        """Tokens of the longest bucket of a split, which holds all of its rows."""
+        """Returns the tokens of the longest bucket of a split, which holds all of its rows."""
         return self.buckets_of(split)[-1]
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The lengths of batches in training, ascending."""
+        """Lists the lengths of batches in training, ascending."""
         return self.buckets_of("train")
 
     def buckets_of(self, split: str) -> tuple[int, ...]:
-        """The lengths of a split's batches, ascending: those in training, so that all splits run
-        through the same compiled programs, and one more where a split has longer rows."""
+        """Lists the lengths of a split's batches, ascending: those in training, so that all splits
+        run through the same compiled programs, and one more where a split has longer rows."""
         first = "train" if "train" in self.splits else split
         found = lengths_of(self.rows(first).lengths_N, self.seq_len)
         longest = lengths_of(self.rows(split).lengths_N, self.seq_len)[-1]
@@ -249,8 +250,8 @@ class ExampleTask(Task):
         return BucketStream(lengths_N, buckets, rows.batch, batch_size, seed=seed, **processes)
 
     def shapes(self, batch_size: int, length: int | None = None) -> Batch:
-        """A batch of jax.ShapeDtypeStruct of rows of `length` tokens: by default the longest
-        bucket in training, or seq_len where there is no tokenizer."""
+        """Describes a batch by jax.ShapeDtypeStruct, of rows of `length` tokens: by default the
+        longest bucket in training, or seq_len where there is no tokenizer."""
         if length is None:
             length = self.seq_len if self.tokenizer is None else self.buckets[-1]
         typed = self.tokenizer is not None and "token_type_ids" in self.tokenizer.model_input_names

@@ -1,6 +1,6 @@
 """Checkpoints: Orbax, asynchronous, the last N and the best.
 
-A checkpoint is written beside its place and renamed when it is whole, so one that a crash left
+A checkpoint is written under another name and renamed when it is whole, so one that a crash left
 unfinished is never seen. It holds the whole TrainState; the data stream needs only its step. Its
 file metrics/metrics has its rank among others, and digests of the state, which are compared when it
 is read: Orbax does not see a wrong byte in an array.

@@ -88,12 +88,12 @@ class Selection:
         rank = sign * figures[self.figure], figures["loss"]
         return [value if math.isfinite(value) else sys.float_info.max for value in rank]
 
-    def gives_up(self, step: int, best: int | None, every: int) -> bool:
+    def gives_up(self, step: int, every: int, checkpoints: Checkpoints) -> bool:
         """Tells whether the best checkpoint lies `patience` evaluations back, one `every` so many
         steps. Known from checkpoints alone, so an interrupted run ends where another one does."""
-        if not self.patience or best is None or step % every:
+        if not self.patience or step % every or checkpoints.best is None:
             return False
-        return step - best >= self.patience * every
+        return step - checkpoints.best >= self.patience * every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +228,9 @@ def fit(
                     ranked = selection is not None and figures is not None and planned
                     rank = selection.rank(figures) if ranked else None
                     checkpoints.save(state, rank, records.sync())
-            waited = selection is not None and selection.gives_up(
-                step, checkpoints.best, intervals.evaluate
-            )
-            if leaving or last or waited:
+            if leaving or last:
+                break
+            if selection is not None and selection.gives_up(step, intervals.evaluate, checkpoints):
                 break
             with clock.waiting():
                 batch = next(batches)

@@ -68,11 +68,11 @@ def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndar
     All processes call this together, and all get every row.
     """
     found: dict[int, np.ndarray] = {}
-    answered = (
+    logits = (
         (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
         for batch in stream.batches()
     )
-    for batch, logits_BPC in one_behind(answered):
+    for batch, logits_BPC in one_behind(logits):
         lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
         spans = batch.labels.shape[1] > 1
         for row, length, logits_PC in _by_row(batch.ids_B, lengths_B, logits_BPC):

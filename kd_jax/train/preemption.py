@@ -38,10 +38,10 @@ class Preemption:
         """Tells whether to save now and leave: the same on every process, if all of them ask."""
         if self._alone:
             return self._caught
-        answer = self._asked is not None and bool(self._asked)
+        found = self._asked is not None and bool(self._asked)
         caught_N = np.full(self._local, self._caught, np.int32)
         self._asked = _sum(jax.make_array_from_process_local_data(self._place, caught_N))
-        return answer
+        return found
 
     def requested_now(self) -> bool:
         """Tells what `requested` does, as of now: the processes wait for each other."""

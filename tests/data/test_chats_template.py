@@ -1,4 +1,4 @@
-"""Conversations by the tokenizer's template: what is learnt, and what stays text."""
+"""Conversations by the tokenizer's template: what is learned, and what stays text."""
 
 import json
 import os
@@ -25,9 +25,9 @@ def encode(tokenizer, messages, turns="all"):
     return Template(tokenizer, turns).encode([messages], str)[0]
 
 
-def learnt(tokenizer, messages, turns="all"):
+def learned(tokenizer, messages, turns="all"):
     found = encode(tokenizer, messages, turns)
-    return tokenizer.decode(found.ids_N[found.learnt_N])
+    return tokenizer.decode(found.ids_N[found.learned_N])
 
 
 def test_tokens_are_those_of_the_template(tokenizer):
@@ -35,13 +35,13 @@ def test_tokens_are_those_of_the_template(tokenizer):
     want = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     found = encode(tokenizer, messages)
     assert found.ids_N.tolist() == want and found.ids_N.dtype == np.int32
-    assert found.learnt_N.shape == found.ids_N.shape
+    assert found.learned_N.shape == found.ids_N.shape
 
 
 def test_every_answer_is_learnt_with_the_end_of_its_turn_or_the_last_one_only(tokenizer):
     messages = conversation("is it red?", "yes,\nred ", "and small?", "no")
-    assert learnt(tokenizer, messages) == "yes,\nred <|im_end|>no<|im_end|>"
-    assert learnt(tokenizer, messages, "last") == "no<|im_end|>"
+    assert learned(tokenizer, messages) == "yes,\nred <|im_end|>no<|im_end|>"
+    assert learned(tokenizer, messages, "last") == "no<|im_end|>"
     assert (encode(tokenizer, messages).ids_N == encode(tokenizer, messages, "last").ids_N).all()
 
 
@@ -51,7 +51,7 @@ def test_what_looks_like_a_special_token_stays_text(tokenizer):
     found = encode(tokenizer, messages)
     special = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert np.isin(found.ids_N, special).sum() == 4  # two messages, each begun and ended
-    assert tokenizer.decode(found.ids_N[found.learnt_N]) == f"no {trick}<|im_end|>"
+    assert tokenizer.decode(found.ids_N[found.learned_N]) == f"no {trick}<|im_end|>"
 
 
 @pytest.mark.parametrize("answer", ["", "\nfirst line", "a\n", " a"])
@@ -61,21 +61,21 @@ def test_answers_begin_anew_after_the_templates_words(tokenizer, answer):
     prompt = tokenizer.apply_chat_template(
         messages[:1], tokenize=True, return_dict=False, add_generation_prompt=True
     )
-    first = int(found.learnt_N.argmax())
+    first = int(found.learned_N.argmax())
     assert found.ids_N[:first].tolist() == prompt
-    assert learnt(tokenizer, messages) == f"{answer}<|im_end|>"
+    assert learned(tokenizer, messages) == f"{answer}<|im_end|>"
 
 
 def test_a_template_that_trims(tmp_path):
     trims = chats.CHATML.replace("m['content']", "m['content'] | trim")
     tokenizer = chats.tokenizer(tmp_path, trims)
-    assert learnt(tokenizer, conversation(" red? ", "\nyes ")) == "yes<|im_end|>"
+    assert learned(tokenizer, conversation(" red? ", "\nyes ")) == "yes<|im_end|>"
 
 
 def test_a_template_without_an_end_of_turn(tmp_path):
     plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}"
     tokenizer = chats.tokenizer(tmp_path, plain)
-    assert learnt(tokenizer, conversation("red?", "yes")) == "yes"
+    assert learned(tokenizer, conversation("red?", "yes")) == "yes"
 
 
 def test_templates_that_cannot_be_followed(tmp_path, tokenizer):
@@ -92,8 +92,6 @@ def test_templates_that_cannot_be_followed(tmp_path, tokenizer):
             Template(broken).encode([conversation("red?", "yes")], "row {}".format)
     with pytest.raises(UserError, match="has no chat template: take the tokenizer of a chat"):
         Template(chats.tokenizer(tmp_path, None))
-    with pytest.raises(UserError, match="turns='first'; have: all, last"):
-        Template(tokenizer, "first")
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": "é"}}}
@@ -139,24 +137,24 @@ def test_tool_calls_and_the_end_of_their_turn_are_learnt(thinking):
     messages = asked(said("look: ", tool_calls=[CALL, CALL]), result, said("ten"))
     first = f"<think>\n\n</think>\n\nlook: {CALLED}{CALLED}<|im_end|>"
     last = "<think>\n\n</think>\n\nten<|im_end|>"
-    assert learnt(thinking, messages) == first + last
-    assert learnt(thinking, messages, "last") == last
+    assert learned(thinking, messages) == first + last
+    assert learned(thinking, messages, "last") == last
     found = encode(thinking, messages)
     end = thinking.convert_tokens_to_ids("<|im_end|>")
     assert (found.ids_N == end).sum() == 4  # the tool's own stays text
     alone = asked(said(tool_calls=[CALL]))
-    assert learnt(thinking, alone) == f"<think>\n\n</think>\n\n{CALLED}<|im_end|>"
+    assert learned(thinking, alone) == f"<think>\n\n</think>\n\n{CALLED}<|im_end|>"
     want = thinking.apply_chat_template(alone, tokenize=True, return_dict=False)
     assert encode(thinking, alone).ids_N.tolist() == want
 
 
 def test_thoughts_are_learnt_where_the_template_shows_them(tmp_path, thinking):
     thought = said("ten", reasoning_content="3 + 7")
-    assert learnt(thinking, asked(thought)) == "<think>\n3 + 7\n</think>\n\nten<|im_end|>"
+    assert learned(thinking, asked(thought)) == "<think>\n3 + 7\n</think>\n\nten<|im_end|>"
     more = [*asked(thought), *conversation("why?", "so")]
-    assert learnt(thinking, more) == "ten<|im_end|><think>\n\n</think>\n\nso<|im_end|>"
+    assert learned(thinking, more) == "ten<|im_end|><think>\n\n</think>\n\nso<|im_end|>"
     no_prompt = chats.tokenizer(tmp_path, THINKS.split("{% if add_generation_prompt")[0])
-    assert learnt(no_prompt, asked(thought)) == "<think>\n3 + 7\n</think>\n\nten<|im_end|>"
+    assert learned(no_prompt, asked(thought)) == "<think>\n3 + 7\n</think>\n\nten<|im_end|>"
 
 
 def test_tools_are_shown_and_not_learnt(thinking):
@@ -164,7 +162,7 @@ def test_tools_are_shown_and_not_learnt(thinking):
     (found,) = Template(thinking).encode([messages], str, [TOOLS])
     want = thinking.apply_chat_template(messages, TOOLS, tokenize=True, return_dict=False)
     assert found.ids_N.tolist() == want
-    assert thinking.decode(found.ids_N[found.learnt_N]).endswith("</think>\n\nten<|im_end|>")
+    assert thinking.decode(found.ids_N[found.learned_N]).endswith("</think>\n\nten<|im_end|>")
 
 
 def test_calls_of_templates_whose_prompt_is_the_end_of_a_question(tmp_path):
@@ -174,7 +172,7 @@ def test_calls_of_templates_whose_prompt_is_the_end_of_a_question(tmp_path):
     call, result = said(tool_calls=[CALL]), {"role": "tool", "content": "10"}
     shown = CALLED.removeprefix("<tool_call>").removesuffix("</tool_call>")
     want = f"[C]{shown}<|im_end|>ten<|im_end|>"
-    assert learnt(tokenizer, asked(call, result, said("ten"))) == want
+    assert learned(tokenizer, asked(call, result, said("ten"))) == want
     with pytest.raises(
         UserError, match="0: the chat template begins or ends thoughts and tool cal"
     ):
@@ -218,7 +216,7 @@ def test_what_cannot_be_learnt_is_refused(tmp_path, template, message, tools, er
 
 def test_every_character_of_unicode_may_stand_in_a_message(tokenizer):
     messages = conversation("\U0010ffff\U0010fffd", "\U000f0000\U000f0002\U0010fffe")
-    assert learnt(tokenizer, messages) == "\U000f0000\U000f0002\U0010fffe<|im_end|>"
+    assert learned(tokenizer, messages) == "\U000f0000\U000f0002\U0010fffe<|im_end|>"
 
 
 @pytest.mark.skipif(not DATA, reason="KD_JAX_DATA is not set")
@@ -232,6 +230,6 @@ def test_real_conversations_are_learnt_to_the_letter(file, count):
     assert len(rows) == count
     for messages, found in zip(rows, Template(tokenizer).encode(rows, str), strict=True):
         said = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
-        assert tokenizer.decode(found.ids_N[found.learnt_N]) == "".join(said)
+        assert tokenizer.decode(found.ids_N[found.learned_N]) == "".join(said)
         want = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         assert found.ids_N.tolist() == want

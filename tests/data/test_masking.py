@@ -202,7 +202,7 @@ def test_words_begin_behind_special_tokens():
 
 def test_mistakes_in_the_config():
     for config, message in (
-        (dict(mode="fixed"), "masking.mode='fixed'; have: exact, bernoulli"),
+        (dict(mode="fixed"), "masking.mode='fixed': have exact, bernoulli"),
         (dict(rate=15), "masking.rate=15 must be above 0 and below 1"),
         (dict(mask=0.9, random=0.2), "mask . random"),
         (dict(whole_words=True), "masking.whole_words .did you mean 'whole_word'"),

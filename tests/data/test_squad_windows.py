@@ -27,7 +27,7 @@ def shown(made, row):
 
 
 def answer_of(made, row):
-    first, last = made.rows.labels_NP[row]
+    first, last = made.labels_NP[row]
     if first == last == 0:
         return None
     offsets = made.offsets(row)
@@ -39,16 +39,16 @@ def test_windows_cover_the_context_and_overlap(tokenizer):
     made = windows(tokenizer, [question("w05"), question("w29")], 28, 8, 8)
     assert made.question_N.tolist() == sorted(made.question_N.tolist())
     for index in (0, 1):
-        rows = [row for row in range(len(made.rows)) if made.question_N[row] == index]
+        rows = [row for row in range(len(made)) if made.question_N[row] == index]
         assert len(rows) > 1
         assert shown(made, rows[0]).startswith("w00") and shown(made, rows[-1]).endswith("29.")
         for one, other in zip(rows, rows[1:], strict=False):
             overlap = made.offsets(one)[-8:]
             assert (made.offsets(other)[:8] == overlap).all()
-    assert made.rows.lengths_N.max() == 28
-    whole = windows(tokenizer, [question()], 200, 8, 8).rows  # one row holds it all
-    assert len(whole) == 1 and made.rows.longest == whole.longest == whole.lengths_N[0]
-    batch = made.rows.batch(made.question_N[:1], 28)
+    assert made.lengths_N.max() == 28
+    whole = windows(tokenizer, [question()], 200, 8, 8)  # one row holds it all
+    assert len(whole) == 1 and made.longest == whole.longest == whole.lengths_N[0]
+    batch = made.batch(made.question_N[:1], 28)
     first, count = made.first_N[0], made.count_N[0]
     decoded = tokenizer.decode(batch.tokens_BT[0, first : first + count]).replace(" ", "")
     assert decoded == shown(made, 0).replace(" ", "").lower()
@@ -57,17 +57,17 @@ def test_windows_cover_the_context_and_overlap(tokenizer):
 def test_labels_point_at_the_first_answer_or_at_nothing(tokenizer):
     for answer in ("w05", "w00 w01", "w07 w08 w09", "w29."):
         made = windows(tokenizer, [question(answer)], 28, 8, 8)
-        for row in range(len(made.rows)):
+        for row in range(len(made)):
             inside = answer in shown(made, row)
             assert answer_of(made, row) == (answer if inside else None)
-        assert any(answer_of(made, row) for row in range(len(made.rows)))
+        assert any(answer_of(made, row) for row in range(len(made)))
     none = windows(tokenizer, [question()], 28, 8, 8)
-    assert not none.rows.labels_NP.any()
+    assert not none.labels_NP.any()
 
 
 def test_an_answer_that_is_cut_counts_as_none(tokenizer):
     made = windows(tokenizer, [question(CONTEXT[:99])], 28, 8, 8)
-    assert not made.rows.labels_NP.any()
+    assert not made.labels_NP.any()
     offsets = windows(tokenizer, [question()], 28, 8, 8).offsets(0)
     over = CONTEXT[offsets[-2, 0] : offsets[-1, 1] + 4].strip()  # one word of it is outside
     made = windows(tokenizer, [question(over)], 28, 8, 8)
@@ -78,7 +78,7 @@ def test_long_questions_are_cut(tokenizer):
     made = windows(tokenizer, [question(words="w01 w02 w03 w04 w05 w06 w07 w08")], 60, 8, 6)
     short = windows(tokenizer, [question(words="w01")], 60, 8, 6)
     assert made.first_N[0] == short.first_N[0] + 6 - len(tokenizer.tokenize("w01"))
-    assert (made.rows.cut, short.rows.cut) == (1, 0)
+    assert (made.cut, short.cut) == (1, 0)
 
 
 def test_a_row_needs_room(tokenizer):

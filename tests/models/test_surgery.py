@@ -147,11 +147,14 @@ def test_a_shorter_llama_takes_a_llamas_layers():
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"num_key_value_heads": 1}, "the teacher's block 0 is a .*num_kv_heads=2"),
+        (
+            {"num_key_value_heads": 1},
+            "block 0, the student's 0, is .*num_kv_heads=2.* in the teacher and .*num_kv_heads=1",
+        ),
         ({"rope_theta": 500.0}, "rotary is .*theta=10000.0"),
         (
             {"blocks": (shapes.bottleneck(16, 2, 2, 24),) * 2},
-            "the student's block 0 a .*bottleneck",
+            "block 0, the student's 0, is .* in the teacher and .*bottleneck",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_every_divergence_ignores_padding(fill):
 
 def test_all_positions_make_no_sense():
     objective, *_ = build_objective({"kl": {"weight": 1.0, "positions": "all"}}, 10, FP32, FP32)
-    with pytest.raises(UserError, match="objective.kl.positions='all' .* a row has 2 answers"):
+    with pytest.raises(UserError, match="objective.kl.positions='all' .* a row has 2 labels"):
         objective.dense_labels(batch(5))
 
 

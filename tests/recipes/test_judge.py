@@ -12,7 +12,6 @@ import pytest
 from kd_jax import cli, evaluate
 from kd_jax.data import tokenizers
 from kd_jax.smoke import samples
-from kd_jax.tasks import command as tasks
 from tests import smoke
 from tests.recipes import finetuning
 
@@ -231,19 +230,3 @@ def test_pairs_for_a_checkpoint_without_a_second_token_type(student, tmp_path, c
     (tmp_path / "own.tsv").write_text(rows)
     flags = [f"--model={model}", "--task=text", f"--data={tmp_path / 'own.tsv'}"]
     assert "has 1 token types" in refused(capsys, *flags, "--pair=pair")
-
-
-def test_every_task_has_a_name():
-    assert tasks.config("glue/mnli_mismatched", {}) == {
-        "name": "glue",
-        "task": "mnli_mismatched",
-    }
-    assert tasks.config("phrasebank/50Agree", {}) == {
-        "name": "phrasebank",
-        "level": "50Agree",
-    }
-    assert tasks.config("text", {"pair": "b", "label": None}) == {
-        "name": "labelled_text",
-        "pair": "b",
-    }
-    assert tasks.config("agnews", {"text": "ignored"}) == {"name": "agnews"}

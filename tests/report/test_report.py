@@ -90,7 +90,7 @@ def test_sections_of_a_fine_tuning_run(classifiers):
         "Runs": [Table, str],
     }
     assert found["Quality against cost"] == ["![Quality against cost](trade_off.png)"]
-    assert found["Configuration"][0].startswith("<details><summary>All keys of agnews</summary>")
+    assert found["Configuration"][0].startswith("<details><summary>All keys</summary>")
     assert "| objective.kl.temperature | 4.0 |" in found["Configuration"][0]
     assert found["Summary"][0].verdict == "better"
 

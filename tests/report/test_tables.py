@@ -121,8 +121,8 @@ def test_a_row_is_a_mean_over_seeds(two):
         tables.methods("", tables.by_seed(two)).markdown().splitlines()
     )
     assert header.startswith("| model | parameters | steps | FLOPs of training (T) |")
-    assert original.endswith("| 50.000 |  | 0.400 (0.370 to 0.430) |")
-    assert "| 1,000 | 10 | 2.00 | 56.500 ± 0.707 | 1.000 |" in substitution
+    assert original.endswith("| 50.000 | - | 0.400 (0.370 to 0.430) |")
+    assert "| 1,000 | 10 ± 1 | 2.00 | 56.500 ± 0.707 | 1.000 |" in substitution
     assert substitution.endswith("| 0.310 (0.280 to 0.340) |")
     assert "| 60.500 ± 0.707 | 2.500 ± 0.707 |" in pruning
 

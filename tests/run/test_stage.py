@@ -40,6 +40,10 @@ def test_a_stage_comes_after_what_it_needs():
     assert [each.name for each in read(c, ("teacher",))] == [
         *("other", "baseline", "first", "warm", "student")
     ]
+    c.stages.student.after = "other"
+    with pytest.raises(UserError, match="student.after='other', which trains teacher, and student"):
+        read(c, ("teacher",))
+    c.stages.student.after = "warm"
     c.stages.first = dict(kind="plain", after="student")
     with pytest.raises(UserError, match="config.stages: student, first, warm go on from each oth"):
         read(c, ("teacher",))

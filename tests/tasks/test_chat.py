@@ -41,7 +41,7 @@ def make(data, tokenizer, **keys):
 
 
 def supervised(stream):
-    """(token before, label) of everything that is learnt, sorted."""
+    """(token before, label) of everything that is learned, sorted."""
     found = []
     for batch in stream.batches():
         at = batch.weights > 0
@@ -63,7 +63,7 @@ def test_batches_have_the_promised_shapes(data, tokenizer, packed):
 def test_all_answers_are_learnt_once(data, tokenizer, packed):
     want = []
     for row in Template(tokenizer).encode(ROWS, str):
-        at = np.flatnonzero(row.learnt_N)
+        at = np.flatnonzero(row.learned_N)
         want += zip(row.ids_N[at - 1].tolist(), row.ids_N[at].tolist(), strict=True)
     task = make(data, tokenizer, packed=packed)
     assert supervised(task.held_out("test", 3)) == sorted(want)
@@ -131,6 +131,8 @@ def test_tokens_are_kept_by_content(data, tokenizer, monkeypatch):
 def test_settings_that_cannot_be(data, tokenizer):
     with pytest.raises(UserError, match="seq_len=2 must be at least 4"):
         make(data, tokenizer, seq_len=2)
+    with pytest.raises(UserError, match="config.task.turns='first': have all, last"):
+        make(data, tokenizer, turns="first")
     with pytest.raises(UserError, match="held_out=1 must be above 0 and below 1"):
         make({**data, "held_out": 1}, tokenizer)
     with pytest.raises(UserError, match="config.data.train is not set"):

@@ -172,7 +172,7 @@ def test_sources_that_are_left_out_are_the_hubs(monkeypatch):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(UserError, match="config.task.task='sst'; have: cola, sst2, mrpc"):
+    with pytest.raises(UserError, match="config.task.task='sst': have cola, sst2, mrpc"):
         make("sst", None)
     for lines, message in (
         (["sentence\tlabel", "x\t2"], "row 2: '2' is no label; have: negative, positive, 0, 1"),

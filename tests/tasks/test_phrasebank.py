@@ -74,7 +74,7 @@ def test_the_zip(folder):
 
 
 def test_mistakes(folder):
-    with pytest.raises(UserError, match="config.task.level='All'; have: AllAgree, 75Agree"):
+    with pytest.raises(UserError, match="config.task.level='All': have AllAgree, 75Agree"):
         make(None, level="All")
     with pytest.raises(UserError, match="config.data.test_share=1.0 must be above 0 and below 1"):
         make({"test_share": 1.0})

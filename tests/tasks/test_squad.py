@@ -163,7 +163,7 @@ def test_loss_is_the_cross_entropy_of_start_and_end(first, tokenizer):
 
 def slow_best(task, split, outputs):
     """{id: (best score, null score)} by trying every span of every window."""
-    made, found = task._windows[split], {}
+    made, found = task.rows(split), {}
     for row, logits in enumerate(outputs):
         key = task.examples(split).questions[made.question_N[row]].id
         tokens = range(made.first_N[row], made.first_N[row] + made.count_N[row])

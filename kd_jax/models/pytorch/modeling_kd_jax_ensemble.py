@@ -28,7 +28,7 @@ CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_value
 
 
 def known(arguments, *names):
-    """The further arguments that are read; others are refused unless None or False."""
+    """Selects the further arguments that are read; others are refused unless None or False."""
     odd = [k for k, v in arguments.items() if k not in names and v is not None and v is not False]
     if odd:
         raise TypeError(f"this model has no use for {', '.join(odd)}; leave that out")
@@ -36,7 +36,7 @@ def known(arguments, *names):
 
 
 def shares(cache, members, layers):
-    """Each member's part of a cache: the layers that are its own."""
+    """Splits a cache into those of the members, which hold their layers."""
     if type(cache) is not DynamicCache:
         raise ValueError(f"an ensemble's cache is a DynamicCache, not a {type(cache).__name__}")
     if cache.get_seq_length() and len(cache.layers) != members * layers:
@@ -66,13 +66,13 @@ class KDJaxEnsembleConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def of_member(self):
-        """The members' own config."""
+        """Makes the config of a member."""
         keys = dict(self.member)
         return AutoConfig.for_model(keys.pop("model_type"), **keys)
 
 
 class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
-    """The mean of the members."""
+    """Averages the members."""
 
     config_class = KDJaxEnsembleConfig
     base_model_prefix = "members"
@@ -98,7 +98,7 @@ class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         cache=None,
         **kwargs,
     ):
-        """Logits of the mean; with labels also the loss, shifted as in every HF model."""
+        """Computes the mean's logits; with labels also the loss, shifted as in every HF model."""
         of_loss = ("num_items_in_batch", "ignore_index", "shift_labels")
         kwargs = known(kwargs, "cache_position", *of_loss)
         if past_key_values is not None and cache is not None:
@@ -130,7 +130,7 @@ class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
         return logs if sofar is None else torch.logaddexp(sofar, logs)
 
     def tie_weights(self, *args, **kwargs):
-        """Members share tensors within themselves, not with each other."""
+        """Ties weights within each member; members share none with each other."""
         for member in self.members:
             member.tie_weights()
 
