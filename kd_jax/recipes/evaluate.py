@@ -5,7 +5,7 @@ was given (run/subject.py), or a file of predictions that any system may have wr
     report["acc"], made.write("out/")
 
 Tasks are of three kinds. Language modelling (mlm, clm, chat) gives loss, perplexity and accuracy on
-held-out text, and beside a teacher the divergence from it and how often both choose the same token.
+held-out text, with a teacher also the divergence from it and how often both choose the same token.
 Examples (classification, regression, answers) give the task's figures of logits. Likelihood gives
 the perplexity of a text, and multiple choice. Steps, masks and sums are those of training, so that
 a run's stage on the run's own split gives what its results.json says.
@@ -71,15 +71,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model answers in a task on examples: logits of each row of a split."""
+    """A model's logits of each row of a split, in a task on examples."""
 
     task: Any
     outputs: list[np.ndarray]
     report: Report
 
     def write(self, out: str | Path) -> list[str]:
-        """Writes predictions in the task's submission format, figures by class, the confusion
-        matrix; their paths."""
+        """Writes predictions in the task's submission format, figures by class and the confusion
+        matrix; returns the paths."""
         folder = epath.Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / f"predictions.{'json' if self.task.head == 'span' else 'tsv'}"]
@@ -94,9 +94,9 @@ class Predictions:
 
 
 class Evaluated(NamedTuple):
-    """What was made, where it can be written to a folder; and {"model", "commit", "task", "split",
-    "data", the task's figures and settings, "parameters", "size_mb", "precision", "machine",
-    "seconds"}."""
+    """Predictions or scores, where there are any to write to a folder; and the report {"model",
+    "commit", "task", "split", "data", the task's figures and settings, "parameters", "size_mb",
+    "precision", "machine", "seconds"}."""
 
     made: measure.Scores | Predictions | None
     report: Report
@@ -130,9 +130,9 @@ def make_task(
     folder: Path | None = None,
     **defaults: Any,
 ) -> Any:
-    """The task that command lines call `name`, on a local file or folder, or where `data` is None
-    on its own reported split; with a tokenizer it is read as in the training of the model in
-    `folder`, where that says how, and else with `defaults` of config.task.
+    """Makes the task that command lines call `name`, on a local file or folder, or where `data` is
+    None on the split that it reports. With a tokenizer it is read as in the training of the model
+    in `folder`, where that says how, and else with `defaults` of config.task.
 
     Raises UserError for a task that there is not, and settings that it does not have.
     """
@@ -281,9 +281,11 @@ def evaluate_stage(
 def evaluate_run(
     folder: str, task: str, data: str | None, options: Options, only: str | None = None
 ) -> dict[str, Evaluated]:
-    """Scores the models of a finished run by likelihood, by name: the teacher first, and every
-    stage beside it, whose report has also what `Scores.beside` says, as "beside_teacher"; or `only`
-    one of them."""
+    """Scores the models of a finished run by likelihood, or `only` one of them.
+
+    Returns them by name, the teacher first; the report of every other one has "beside_teacher",
+    what is left of the teacher's figures (`Scores.beside`).
+    """
     this, made = make_task(task, data, options), runs.read(folder)
     name = made.config["task"]["name"]
     if plugins.load("tasks", name, "make").make.head != "clm":
@@ -311,7 +313,8 @@ def evaluate_run(
 
 
 def evaluate_predictions(task: str, data: str | None, file: str, options: Options) -> Report:
-    """A file of predictions in the task's format: {"predictions", "task", "data", figures}."""
+    """Scores a file of predictions in the task's format; returns {"predictions", "task", "data",
+    figures}."""
     this = make_task(task, data, options)
     found = this.score_predictions("test", this.read_predictions("test", file))
     about = {"predictions": file, "task": task, "split": "test", "data": _manifest(this, "test")}
@@ -319,7 +322,7 @@ def evaluate_predictions(task: str, data: str | None, file: str, options: Option
 
 
 def _teacher(model: str | None, own: Subject) -> Subject | None:
-    """The checkpoint of --teacher, if there is one."""
+    """Describes the checkpoint of --teacher, if it is given."""
     if model is None:
         return None
     precision = own.stated["precision"]
@@ -353,7 +356,7 @@ def _examples(own: Subject, task: Any, outputs: list, name: str, split: str) -> 
 
 
 def _manifest(task: Any, split: str) -> dict[str, Any]:
-    """Which examples figures are of."""
+    """Names the examples that figures are of."""
     found = task.examples(split)
     return {"name": found.name, "digest": found.digest, "examples": len(found)}
 
@@ -361,7 +364,8 @@ def _manifest(task: Any, split: str) -> dict[str, Any]:
 def _encoded(
     task: LikelihoodTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
-    """The task's rows; texts begin as in training, whose config.task is `trained` ({}: unknown)."""
+    """Makes the task's rows; texts begin as in training, whose config.task is `trained` ({}:
+    unknown)."""
     tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
     most = _most_tokens(task.seq_len, own)
     used = trained.get("seq_len", most)
