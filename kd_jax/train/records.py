@@ -132,7 +132,7 @@ class Events:
         self._writer.close()
 
 
-class Records(contextlib.AbstractContextManager):
+class Records:
     """Writes all of one stage's records; only the first process of a run writes any."""
 
     # The tables, and the folder of each one's curves.
@@ -180,9 +180,6 @@ class Records(contextlib.AbstractContextManager):
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 class Clock:
