@@ -125,12 +125,6 @@ class Objective:
         return loss, jax.lax.stop_gradient(totals)
 
 
-def term_keys(make_term: Callable) -> list[str]:
-    """Lists the keys that a term's section may have; its own are the arguments of `make`."""
-    own = inspect.signature(make_term).parameters
-    return ["weight", "term", "positions", "temperature", *own]
-
-
 def build_objective(
     config: Any,
     steps: int,
@@ -193,7 +187,9 @@ def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]
     if "weight" not in settings:
         raise UserError(f"{key} has no weight: add {key}.weight")
     make_term = plugins.load("objectives", settings.pop("term", name), "make").make
-    have = term_keys(make_term)
+    # Keys of the term alone are the arguments of its `make`.
+    own = inspect.signature(make_term).parameters
+    have = ["weight", "term", "positions", "temperature", *own]
     if unknown := sorted(set(settings) - set(have)):
         raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
     return settings, make_term

@@ -1,11 +1,9 @@
 """What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
 
-import contextlib
 import re
 import sys
 import textwrap
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,7 +28,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-class ProgressBar(contextlib.AbstractContextManager):
+class ProgressBar:
     """Shows a stage's progress from step `start` to `steps`, with losses and tokens a second.
 
     A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
@@ -110,6 +108,3 @@ class ProgressBar(contextlib.AbstractContextManager):
             if self._line:
                 self.say(self._line)
             self._bar = None
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

@@ -136,7 +136,7 @@ class Events:
 Listener = Callable[[str, str, Mapping[str, Any]], None]
 
 
-class Records(contextlib.AbstractContextManager):
+class Records:
     """Writes a stage's records and tells listeners, in the first process of a run alone."""
 
     # The tables, and the folder of each one's curves.
@@ -183,9 +183,6 @@ class Records(contextlib.AbstractContextManager):
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 class Clock:

@@ -72,10 +72,13 @@ def test_it_is_trained_with_compared_and_planned(term, config, tmp_path):
     assert "hellinger" in (tmp_path / "report" / "report.md").read_text()
 
 
-def test_its_keys_are_legal_on_the_command_line(term, config):
-    given = ["--config.objective.hellinger.t_squared=False", "--config.objective.hellinger.siz=2"]
-    left, values = keys.taken(config, given)
-    assert left == given[1:] and values == {"objective.hellinger.t_squared": False}
+def test_its_keys_are_set_on_the_command_line(term, config):
+    keys.change(config, [("objective.hellinger.t_squared", "false")])
+    terms = {term.name: term for term in build(config).principal.program.objective.row_terms}
+    assert terms["hellinger"].divergence.t_squared is False
+    keys.change(config, [("objective.hellinger.siz", "2")])
+    with pytest.raises(UserError, match="objective.hellinger: unknown siz; have .* size"):
+        build(config)
 
 
 @pytest.mark.parametrize(
