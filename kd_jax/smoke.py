@@ -35,6 +35,11 @@ TINY = {
 }
 
 
+def _tiny(family: str) -> dict:
+    """Describes a tiny model of a family; every one takes BERT's names of sizes."""
+    return TINY.get(family, dict(model_type=family) | _BERT)
+
+
 def smoke_finetuning(c: ConfigDict) -> ConfigDict:
     """Shrinks a config of fine-tuning: tiny models and made-up data, for seconds."""
 
@@ -46,9 +51,9 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
         if own and kind == "bert" and not section.model:  # the teacher with fewer layers
             section.architecture = ConfigDict(dict(num_hidden_layers=1))
         elif own and kind == "distilbert":
-            section.architecture = ConfigDict(TINY[kind])
+            section.architecture = ConfigDict(_tiny(kind))
         else:
-            section.architecture = ConfigDict(TINY[kind] | dict(max_position_embeddings=66))
+            section.architecture = ConfigDict(_tiny(kind) | dict(max_position_embeddings=66))
         if section.init in ("", "model"):
             section.init = "scratch"
         section.model = ""
@@ -91,13 +96,15 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1
     student = c.student.architecture.get("model_type")
-    c.teacher.model, c.teacher.architecture = "", ConfigDict(TINY[family])
+    c.teacher.model, c.teacher.architecture = "", ConfigDict(_tiny(family))
     c.teacher.init = "scratch"
     c.student.model = ""
     if c.student.init == "model":
         c.student.init = "teacher"
     if not {"substitution", "pruning"} & {*c}:
-        c.student.architecture = ConfigDict(TINY[student] if student else dict(num_hidden_layers=1))
+        c.student.architecture = ConfigDict(
+            _tiny(student) if student else dict(num_hidden_layers=1)
+        )
     if not isinstance(c.student.layers, str):
         c.student.layers = "uniform"
     task = plugins.load("tasks", c.task.name, "make").make

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from kd_jax import models
+from kd_jax import config as defaults
+from kd_jax import models, smoke
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
@@ -162,6 +163,14 @@ def test_it_is_distilled_evaluated_exported_compared_and_planned(
     assert np.isfinite(logits_of(out, tokens_BT)).all()
     compare([folder], str(tmp_path / "report"))
     assert "student" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_smoke_knows_it(family):
+    c = defaults.base("pretrain")
+    c.task = dict(name="clm", seq_len=16)
+    c = smoke.or_smoke(c, "smoke", "minigpt")
+    kind, config = families.read({}, changes=c.teacher.architecture)
+    assert (kind.name, config.width, config.ffn_width, config.num_layers) == ("minigpt", 32, 64, 2)
 
 
 @pytest.mark.parametrize(
