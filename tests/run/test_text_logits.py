@@ -1,6 +1,7 @@
 """Language models whose teacher's logits are read from disk."""
 
 import csv
+import functools
 import logging
 import shutil
 from unittest import mock
@@ -14,6 +15,7 @@ from kd_jax import samples
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
+from kd_jax.recipes import plan
 from kd_jax.run import cost, text_logits
 from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import loop
@@ -234,3 +236,16 @@ def test_what_needs_the_teacher_itself_is_refused(folder, tmp_path, term, says):
     with pytest.raises(UserError, match=says):
         run(c, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("logits", "k"), [("all", 280), ("top_k", 20)])
+def test_a_step_is_planned_as_it_will_be(folder, logits, k):
+    c = config(folder, "mlm", logits)
+    c.tokenizer.train, c.teacher.architecture["vocab_size"] = "", 280
+    run = substituting.build(c)
+    born, batch, teacher, inputs, program = plan.abstract_step(run)
+    assert type(teacher) is Stored and batch.stored["teacher"].values_BPK.shape == (ROWS, 8, k)
+    step = functools.partial(loop.train_step, program=program)
+    _, metrics = jax.eval_shape(step, born, batch, teacher, inputs)
+    assert {"ce", "kl"} <= metrics["terms"].keys()
+    assert run.principal.step_inputs(run, run.principal).computing == []
