@@ -19,7 +19,7 @@ from kd_jax.ranges import Real, settings
 
 Change = tuple[str, str]  # dotted key, text of the value
 
-# Sections that are open: what reads them knows their keys, and refuses others; `cache` may come too.
+# Sections that are open: what reads them knows their keys, and refuses others. `cache` may be new.
 _OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule"}
 _OPEN |= {"objective", "intermediate"}
 
