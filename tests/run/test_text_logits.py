@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks import kill_resume
 from kd_jax import config as defaults
-from kd_jax import samples
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.recipes import plan
 from kd_jax.run import cost, text_logits
+from kd_jax.smoke import samples
 from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import loop
 from tests import tiny_config
@@ -46,7 +46,7 @@ def config(folder, task="clm", logits="all", **objective):
     c.eval, c.checkpoint = dict(every=3, batch_size=64), dict(every=2, keep=2)
     c.log = dict(every=2)
     if task == "chat":
-        chats = samples.folder() / "chats"
+        chats = samples() / "chats"
         c.tokenizer = dict(path=str(chats / "tokenizer"), train="", vocab_size=512)
         c.data = dict(train=dict(path=str(chats / "train.jsonl")), held_out=0.1)
         c.batch_size *= 8
