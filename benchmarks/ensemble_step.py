@@ -37,11 +37,11 @@ WARM_UP = 5  # steps that do not count
 WAYS = {"kept": (), "plain": ("--config.ensemble.fresh=True",)}
 
 
-def run(folder: Path, signals: Path, steps: int, flags: list[str]) -> dict:
+def run(folder: Path, logits: Path, steps: int, flags: list[str]) -> dict:
     """One run; {"step_s", "pass_s", "peak_bytes", "judged_peak_bytes"} of its first round, which
     has so many steps."""
     command = [sys.executable, "-m", "kd_jax.main", *flags, f"--workdir={folder}"]
-    command += [f"--config.cache.folder={signals}"]
+    command += [f"--config.cache.folder={logits}"]
     with open(f"{folder}.log", "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     this = folder / "round_1"
@@ -93,20 +93,20 @@ def measure(options: argparse.Namespace, root: Path) -> list[dict]:
         each = {"steps": steps, "rounds": rounds, "eval.every": steps, "checkpoint.every": steps}
         return [*shared, *(f"--config.{key}={value}" for key, value in each.items())]
 
-    run(root / "past", root / "signals", 2 * WARM_UP, flags(2 * WARM_UP, PAST))
+    run(root / "past", root / "logits", 2 * WARM_UP, flags(2 * WARM_UP, PAST))
     found: dict[tuple, list[dict]] = {}
     for repeat in range(options.repeats):
         for way, own in WAYS.items():
             for past in (0, PAST):
                 name = f"{way}-{past}-{repeat}"
-                signals = root / f"{name}-signals"
+                logits = root / f"{name}-logits"
                 # What the past members have left, and nothing of earlier repeats.
-                shutil.copytree(root / "signals", signals, copy_function=os.link)
+                shutil.copytree(root / "logits", logits, copy_function=os.link)
                 before = [f"--config.ensemble.past_run_dirs=('{root / 'past'}',)"] if past else []
                 these = [*flags(options.steps, 1), *own, *before]
-                made = run(root / name, signals, options.steps, these)
+                made = run(root / name, logits, options.steps, these)
                 found.setdefault((way, past), []).append(made)
-                shutil.rmtree(signals)
+                shutil.rmtree(logits)
     rows = []
     for (way, past), runs in found.items():
         middle = {key: statistics.median(each[key] for each in runs) for key in runs[0]}

@@ -37,7 +37,7 @@ from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run.teaching import attach
 from kd_jax.tasks import glue
-from kd_jax.teachers.several import Stored
+from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import optim, sharding, state
 from kd_jax.train.loop import Schedules
 from kd_jax.train.passes import predict, predict_step
@@ -116,7 +116,8 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
             logits_B1C = predict_step(teacher, batch, mesh=mesh, table=family.PARTITION)
             for row, logits_1C in zip(batch.ids_B, np.asarray(logits_B1C), strict=True):
                 rows[row] = logits_1C[0]
-        teacher, stream = Stored(), stream.map(attach(rows, False, len(task.labels)))
+        classes = len(task.labels)
+        teacher, stream = Stored(classes), stream.map(attach(rows, False, classes))
     numbers = iter(warm + timed)
 
     def step() -> float:

@@ -174,12 +174,12 @@ def _exporting(run: Path) -> bool:
 
 
 def _passing(run: Path) -> bool:
-    return any(signals_of(run).glob("signals/*.partial"))
+    return any(logits_of(run).glob("teacher_logits/*.partial"))
 
 
-def signals_of(run: Path) -> Path:
+def logits_of(run: Path) -> Path:
     """Where a run of an ensemble keeps logits: each its own."""
-    return run.with_name(f"{run.name}.signals")
+    return run.with_name(f"{run.name}.logits")
 
 
 class Life:
@@ -321,7 +321,7 @@ CASES = {
 def start_command(run: Path, command: Sequence[str] = COMMAND) -> subprocess.Popen:
     """The command as a user gives it; what it prints goes to RUN.log."""
     if command is ENSEMBLE:
-        command = (*command, f"--config.cache.folder={signals_of(run)}")
+        command = (*command, f"--config.cache.folder={logits_of(run)}")
     with open(f"{run}.log", "a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "kd_jax.main", *command, f"--workdir={run}"],

@@ -100,8 +100,14 @@ SECTIONS: dict[str, Table] = dict(
     ),
     log=dict(every=(_whole(50), "steps between rows of timing.csv")),
     cache=dict(
-        max_gb=(_real(10.0), "of logits on disk; 0: teachers of examples answer at every step"),
+        max_gb=(_real(10.0), "of logits on disk; 0: teachers of classifiers run at every step"),
         folder=("", "where they are kept; empty: $KD_JAX_CACHE"),
+        logits=(
+            Choice("", "all", "top_k"),
+            "of language models' teachers: of each token all, or the largest and the mean of the "
+            "others' probabilities; empty: the teacher runs at every step",
+        ),
+        top_k=(_whole(64), "logits of a token that logits='top_k' keeps"),
     ),
     cost=dict(repeats=(_whole(100), "timed calls a model, for latency and throughput")),
     pruning=dict(
@@ -156,7 +162,7 @@ IN_EPOCHS: dict[str, dict[str, tuple[Any, str] | None]] = {
     "eval": dict(every=(_whole(0, 0), "steps; 0: once an epoch")),
     "checkpoint": dict(every=None),
 }
-OPTIONAL = {"teacher": ("weight", "labels"), "sweep": tuple(SECTIONS["sweep"])}
+OPTIONAL = {"teacher": ("weight", "labels")} | {n: tuple(SECTIONS[n]) for n in ("cache", "sweep")}
 LATER = ("teacher.init",)
 
 # What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
@@ -226,6 +232,11 @@ def teacher(name: str) -> ConfigDict:
     return _section(SECTIONS["teacher"], model=name)
 
 
+def cache(max_gb: float) -> ConfigDict:
+    """A section `cache`; language models set `logits` as well."""
+    return ConfigDict(dict(max_gb=max_gb, folder=""))
+
+
 def with_embeddings(student: int, teacher: int) -> tuple[tuple[int, int], ...]:
     """Makes TinyBERT's layer map: embeddings to embeddings, layer i to i x teacher / student."""
     return tuple((i, i * teacher // student) for i in range(student + 1))
@@ -242,8 +253,9 @@ def finetuning() -> ConfigDict:
     del c.vocab_chunk, c.checkpoint.every
     own = ("epochs", "patience", "average", "teachers", "intermediate")
     c.update(_section({key: MORE[key] for key in own}))
-    for name in ("assistant", "theseus", "cache", "cost"):
+    for name in ("assistant", "theseus", "cost"):
         c[name] = _section(SECTIONS[name])
+    c.cache = cache(max_gb=10.0)
     c.teacher = teacher("")
     c.batch_size, c.steps, c.eval.every, c.checkpoint.keep = 32, 0, 0, 1
     c.optim.update(learning_rate=2e-5, schedule=dict(kind="linear", warmup=0.1))
@@ -272,7 +284,7 @@ def ensemble() -> ConfigDict:
     c = base("ensemble")
     c.update(_section({"rounds": MORE["rounds"]}))
     c.ensemble = _section(SECTIONS["ensemble"])
-    c.cache = _section(SECTIONS["cache"], max_gb=20.0)
+    c.cache = cache(max_gb=20.0)
     c.stages, c.student.init = dict(round={}), "model"
     return c
 

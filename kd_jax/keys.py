@@ -19,7 +19,7 @@ from kd_jax.ranges import Real, settings
 
 Change = tuple[str, Any]  # dotted key, value or its text
 
-# Sections that are open: what reads them knows their keys, and refuses others.
+# Sections that are open: what reads them knows their keys, and refuses others. `cache` may be new.
 _OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule"}
 _OPEN |= {"objective", "intermediate"}
 
@@ -77,7 +77,8 @@ def change(found: ConfigDict, changes: Iterable[Change]) -> None:
 
 def _legal(section: Any, path: Sequence[str], key: str) -> bool:
     """Tells whether a section, which is at `path`, has a key or may get it."""
-    return isinstance(section, ConfigDict) and bool(key in section or _OPEN & set(path))
+    may_come = _OPEN & set(path) or (*path, key)[0] == "cache"
+    return isinstance(section, ConfigDict) and bool(key in section or may_come)
 
 
 def _read(section: ConfigDict, name: str, key: str, given: Any) -> Any:

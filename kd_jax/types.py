@@ -29,13 +29,13 @@ class Encoding(struct.PyTreeNode):
     types_BT: Array | None = None  # int32
 
 
-class Signal(struct.PyTreeNode):
-    """Holds logits of a batch's tokens that were computed before: all V, or the K largest of each
-    token by their ids, and the one that all others share."""
+class StoredLogits(struct.PyTreeNode):
+    """Holds logits that were computed before, at each label of a batch: all of them, or the K
+    largest by their ids, and the one that all others share. Of one row on disk, without B."""
 
-    values_BTK: Array  # float32; K = V without ids
-    ids_BTK: Array | None = None  # int32
-    rest_BT: Array | None = None  # float32
+    values_BPK: Array  # float32; without ids K is V, or the number of classes
+    ids_BPK: Array | None = None  # int32
+    rest_BP: Array | None = None  # float32
 
 
 class Batch(struct.PyTreeNode):
@@ -59,9 +59,8 @@ class Batch(struct.PyTreeNode):
     positions_BP: Array | None = None  # int32
     types_BT: Array | None = None  # int32 token types of encoders; None means all zero
     segments_BT: Array | None = None  # int32; None means one row of text
-    teacher_logits_BPC: Array | None = None  # float32, a frozen teacher's, computed before
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
-    signals: dict[str, Signal] | None = None  # by whose they are
+    stored: dict[str, StoredLogits] | None = None  # by whose they are: teacher, others
 
     def dense(self) -> Batch:
         """Gives the same supervision with one label and weight for every token, (B, T)."""

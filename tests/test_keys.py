@@ -78,6 +78,16 @@ def test_keys_that_the_file_has_and_keys_that_it_lacks():
     assert found.is_locked
 
 
+def test_a_section_that_the_file_lacks():
+    found = common.base("pretrain").lock()
+    keys.change(found, [("cache.logits", "all")])
+    assert found.cache.to_dict() == dict(logits="all")
+    found.teacher.model = "given"
+    common.check(found)
+    with pytest.raises(UserError, match="config: no key 'cost.repeats'"):
+        keys.change(found, [("cost.repeats", "2")])
+
+
 def test_a_list_may_be_given_one_by_one():
     found, _ = set_by("--config.teacher.labels=a", "--config.teacher.labels=b")
     assert found.teacher.labels == ("a", "b")

@@ -37,12 +37,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def folder(path: str | None) -> Path:
-    """`path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
+    """Finds the folder of the cache: `path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
     return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
 
 
 def key(*parts: object) -> str:
-    """A hash of the texts of `parts`, for the name of an entry that is made from them."""
+    """Hashes the texts of `parts`, for the name of an entry that is made from them."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         found.update(f"{part}\0".encode())
@@ -80,7 +80,7 @@ def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
 
 
 def whole(entry: Path, names: Collection[str] = ()) -> bool:
-    """Whether an entry is there, and its files (`names`: those alone) are as they were written.
+    """Tells whether an entry is there, its files (`names`: those alone) as they were written.
 
     Reads all of their bytes. What is damaged is logged and removed.
     """
@@ -101,7 +101,7 @@ def remove(entry: Path, setting: str) -> None:
 
 
 def entries(root: Path, pattern: str = "*") -> list[Path]:
-    """The entries of a folder, by their names."""
+    """Lists the entries of a folder, by their names."""
     found = sorted(mark.parent for mark in root.glob(f"{pattern}/{MARK}"))
     return [e for e in found if not e.is_symlink() and not e.name.endswith(".partial")]
 
@@ -143,7 +143,7 @@ def check_ids(ids: np.ndarray, vocab_size: int, entry: Path) -> None:
 
 
 def _damaged(entry: Path, names: Collection[str]) -> Path | None:
-    """The first file of an entry that is not as it was written."""
+    """Finds the first file of an entry that is not as it was written."""
     try:
         digests = storage.read_json(entry / MARK)
     except (UserError, FileNotFoundError, NotADirectoryError):
@@ -186,7 +186,7 @@ def _clear(entry: Path) -> None:
 
 
 def _unfinished(entry: Path) -> Path:
-    """Where this process makes or removes an entry; a killed one of its number may have too."""
+    """Names, and empties, the place where this process makes or removes an entry."""
     path = entry.with_name(f"{entry.name}.{_HOST}.{os.getpid()}.partial")
     shutil.rmtree(path, ignore_errors=True)
     return path

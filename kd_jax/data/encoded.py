@@ -74,16 +74,16 @@ class Encoded(Flat):
     longest: int = 0  # tokens of the longest example before it was cut
 
     @functools.cached_property
-    def digests(self) -> np.ndarray:
-        """Hashes what a model reads of each row, not its labels: uint8 (N, 16), blake2b."""
-        digests_N = np.empty((len(self), 16), np.uint8)
-        for row, start, length in zip(digests_N, self.starts_N, self.lengths_N, strict=True):
+    def digests(self) -> list[bytes]:
+        """Hashes (16 bytes) of what a model reads of each row; labels are not in them."""
+        found = []
+        for start, length in zip(self.starts_N, self.lengths_N, strict=True):
             digest = hashlib.blake2b(self.tokens_F[start : start + length], digest_size=16)
             if self.types_F is not None:
                 digest.update(b"types")
                 digest.update(self.types_F[start : start + length])
-            row[:] = np.frombuffer(digest.digest(), np.uint8)
-        return digests_N
+            found.append(digest.digest())
+        return found
 
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
         """Pads rows to `length`, as NumPy arrays. ValueError where a row is longer."""

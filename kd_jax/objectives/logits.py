@@ -16,7 +16,7 @@ from flax import struct
 
 from kd_jax.errors import UserError
 from kd_jax.precision import Policy, product, rows_product
-from kd_jax.types import Array, ModelOutput, Signal
+from kd_jax.types import Array, ModelOutput, StoredLogits
 
 PADDING = -1e8  # span heads give padding less than this, -1e9
 
@@ -159,13 +159,13 @@ def head_of(output: ModelOutput) -> Head:
     return Head(features_ND, output.unembed_VD, output.bias_V)
 
 
-def stored(signal: Signal, num_classes: int) -> Source:
+def stored(logits: StoredLogits, num_classes: int) -> Source:
     """Flattens logits that came with a batch, (B, T, ...), into a source of N = B x T rows."""
-    values_NK = signal.values_BTK.reshape(-1, signal.values_BTK.shape[-1])
-    if signal.ids_BTK is None:
+    values_NK = logits.values_BPK.reshape(-1, logits.values_BPK.shape[-1])
+    if logits.ids_BPK is None:
         return Head(values_NK, None, None)
-    ids_NK = signal.ids_BTK.reshape(values_NK.shape)
-    return Sparse(ids_NK, values_NK, signal.rest_BT.reshape(-1), num_classes)
+    ids_NK = logits.ids_BPK.reshape(values_NK.shape)
+    return Sparse(ids_NK, values_NK, logits.rest_BP.reshape(-1), num_classes)
 
 
 def sparse(logits_CV: Array, k: int) -> Sparse:

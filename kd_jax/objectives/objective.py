@@ -56,6 +56,11 @@ class Objective:
         """Tells whether the teacher's logits are not enough, and it has to run with the student."""
         return any(term.needs_teacher for _, term in self.state_terms)
 
+    @property
+    def everywhere(self) -> tuple[str, ...]:
+        """Lists the row-wise terms that look at every token, not at supervised ones alone."""
+        return tuple(term.name for term in self.row_terms if term.positions == "all")
+
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
         """Draws the parameters of the terms themselves (projections), by term name."""
         params = {}
@@ -70,14 +75,14 @@ class Objective:
 
         Raises UserError where labels belong to rows instead of tokens.
         """
-        everywhere = [term.name for term in self.row_terms if term.positions == "all"]
-        if not everywhere:
+        if not self.everywhere:
             return batch
         batch = batch.dense()
         if batch.labels.shape != batch.tokens_BT.shape:
             raise UserError(
-                f"objective.{everywhere[0]}.positions='all' is for language models: here a row has "
-                f"{batch.labels.shape[1]} labels, not one for every token; leave positions out"
+                f"objective.{self.everywhere[0]}.positions='all' is for language models: here a "
+                f"row has {batch.labels.shape[1]} labels, not one for every token; leave "
+                f"positions out"
             )
         return batch
 

@@ -29,12 +29,13 @@ from kd_jax.errors import UserError
 from kd_jax.recipes import export
 from kd_jax.report import plots, runs
 from kd_jax.run import cost, measure, remarks, results, stage
-from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.models import check_types
 from kd_jax.run.results import Stopwatch
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Parameters, Stage
-from kd_jax.run.teaching import ask_teachers, check_tokens, teaching
+from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
+from kd_jax.run.teaching import check as check_teachers
+from kd_jax.run.teaching import stored_logits, teaching
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.train import loop, sharding
 from kd_jax.train.checkpoint import resume_from
@@ -57,18 +58,18 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     place.begin(built, data)
     for line in remarks.of_data(data, built.task.seq_len):
         log.info("%s", line)
-    answers, figures = Answers(built, parameters), {}
+    teachers, figures = TeacherLogits(built, parameters), {}
     with watch.section("teachers' logits"):
         for name in [*parameters]:
-            figures[name] = measure.of_given(built, name, answers)
+            figures[name] = measure.of_given(built, name, teachers)
     with place.listening(config) as listeners:
         for number, name in enumerate([each.name for each in built.stages], 1):
             this = built.ready(name, parameters)
             log.info("stage %d of %d, %s", number, len(built.stages), remarks.of_stage(this))
             with watch.section("teachers' logits"):
-                ask_teachers(built, this, answers)
+                stored_logits(built, this, teachers)
             with watch.section(name):
-                figures |= run_stage(built, this, parameters, answers, built.split, listeners)
+                figures |= run_stage(built, this, parameters, teachers, built.split, listeners)
     parameters, roles = sharding.to_host(parameters), results.roles(built)
     found = place.about(built, data) | {"roles": roles, "stages": figures}
     found["remarks"] = remarks.of_figures(figures, built.task, roles)
@@ -94,28 +95,27 @@ def check(run: Run) -> None:
             phase.check()
         if this.resume:
             resume_from(this.resume, this.steps).close()
-        if this.learns and run.task.of_examples:
-            run.weights(this.teachers)
-            check_tokens(run, this)
+        if this.learns:
+            check_teachers(run, this)
 
 
 def run_stage(
     run: Run,
     this: Stage,
     parameters: Parameters,
-    answers: Answers,
+    teachers: TeacherLogits,
     split: str,
     listeners: Sequence[Listener] = (),
 ) -> dict[str, dict[str, Any]]:
     """Trains a stage, or what is left of it, in run.folder/STAGE. Returns figures on `split`, by
     stage, those of what it started from first. Its best parameters go into `parameters`."""
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
-    teacher, stream = teaching(run, this, answers)
-    figures = functools.partial(measure.figures, run, this, answers=answers)
+    teacher, stream = teaching(run, this, teachers)
+    figures = functools.partial(measure.figures, run, this, teachers=teachers)
     phases = this.phases(run, parameters)
     if this.reports_start:
         start = functools.partial(phases[0].enter, None)
-        found[this.reports_start] = measure.of_start(run, this, start, answers)
+        found[this.reports_start] = measure.of_start(run, this, start, teachers)
     if jax.process_index() == 0:
         overview = run.models[this.model].abstract().params
         results.write_overview(this.name, overview, folder / "parameters.txt")

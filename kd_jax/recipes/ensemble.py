@@ -3,7 +3,7 @@ members before it meets the teacher; then it joins them.
 
 "Distilling Large Language Models into Small LM Ensembles" (slm_ensembles, a PyTorch system). Here a
 step costs the same in every round: all rounds read the same rows of text, in another order; the
-teacher's logits of them are computed once, the members' mean once a round (stages/recall.py).
+teacher's logits of them are computed once, the members' mean once a round (run/text_logits.py).
 config.ensemble and config.rounds: see kd_jax/stages/round.py.
 
 A round that is done has results.json in its folder RUN/round_N; nothing else says so.
@@ -25,9 +25,9 @@ from kd_jax.recipes import export
 from kd_jax.report import pictures, runs
 from kd_jax.run import results as kept
 from kd_jax.run import stage
-from kd_jax.run.answers import given_params
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import abstract_state
+from kd_jax.run.teacher_logits import given_params
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.stages.round import training_flops
 from kd_jax.stages.rounds import Rounds

@@ -32,10 +32,10 @@ from kd_jax.models import family
 from kd_jax.report import pictures, runs, tables
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
-from kd_jax.run.answers import Answers
 from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
+from kd_jax.run.teacher_logits import TeacherLogits
 from kd_jax.tasks import command
 from kd_jax.tasks.likelihood import LikelihoodTask, Scored
 from kd_jax.teachers.several import in_order
@@ -262,7 +262,8 @@ def evaluate_stage(
     if of_examples:
         split = split or run.split
         if this is None:
-            model, logits = stage, functools.partial(Answers(run, {stage: own.params}).of, stage)
+            teachers = TeacherLogits(run, {stage: own.params})
+            model, logits = stage, functools.partial(teachers.of, stage)
         else:
             model = this.model
             logits = functools.partial(measure.logits, run, model, own.model(run.mesh))

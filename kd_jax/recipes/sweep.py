@@ -30,11 +30,11 @@ from kd_jax.recipes import distil
 from kd_jax.report import pictures, quantities, table
 from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
-from kd_jax.run.answers import Answers, given_teachers
 from kd_jax.run.results import Stopwatch, kept, together
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage
-from kd_jax.run.teaching import ask_teachers
+from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
+from kd_jax.run.teaching import stored_logits
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.types import Model, Params
 
@@ -68,25 +68,25 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         given = given_teachers(built)
     rank = functools.partial(_value, larger=built.task.larger)
     place.begin(built, data)
-    answers, found = Answers(built, given), []
+    teachers, found = TeacherLogits(built, given), []
     for name in [each.name for each in built.stages]:
         this = built.ready(name, given)
         if name == tried:
             break
         with watch.section(name):
-            distil.run_stage(built, this, given, answers, built.split)
+            distil.run_stage(built, this, given, teachers, built.split)
     with watch.section("teachers' logits"):
-        ask_teachers(built, this, answers)
+        stored_logits(built, this, teachers)
     with watch.section("trials"):
         for number, trial in enumerate(plan(found, rank)):
-            found.append(_run_trial(built, tried, trial, given, answers, number))
+            found.append(_run_trial(built, tried, trial, given, teachers, number))
             together(f"trial {number}")  # nobody reads its checkpoints any more
             _keep_best(folder, found, rank)
     best = max(found, key=rank)
     if not best["figures"]:
         raise UserError(f"all {len(found)} trials diverged; lower optim.learning_rate")
     with watch.section("best on the reported split"):
-        figures_of_best = _report(built, tried, best, answers, given)
+        figures_of_best = _report(built, tried, best, teachers, given)
     results = place.about(built, data) | {
         "stages": {tried: figures_of_best},
         "primary": built.task.primary,
@@ -122,7 +122,7 @@ def _run_trial(
     name: str,
     trial: Trial,
     given: Mapping[str, Params],
-    answers: Answers,
+    teachers: TeacherLogits,
     number: int,
 ) -> dict[str, Any]:
     """Trains and evaluates one trial, or reads its results where it is done."""
@@ -135,10 +135,10 @@ def _run_trial(
     if first:
         place.mkdir(parents=True, exist_ok=True)
         storage.write_json(place / "config.json", workdir.resolved(config))
-    own, answers = _of_trial(run, trial, answers, given, place)
+    own, teachers = _of_trial(run, trial, teachers, given, place)
     this = own.ready(name, dict(given))
     try:
-        found = distil.run_stage(own, this, dict(given), answers, "validation")[name]
+        found = distil.run_stage(own, this, dict(given), teachers, "validation")[name]
     except Diverged as error:
         log.warning("trial %d: %s", number, error)
         found = {}
@@ -155,23 +155,23 @@ def _run_trial(
     return result
 
 
-def _of_trial(run: Run, trial: Trial, answers: Answers, given: Mapping, place: epath.Path):
+def _of_trial(run: Run, trial: Trial, teachers: TeacherLogits, given: Mapping, place: epath.Path):
     """Makes the trial's run and its teachers' logits, or takes the sweep's where the trial changes
     numbers alone."""
     config = with_keys(run.config, trial)
     if all(key.startswith(NUMBERS) for key in trial):
-        return run.changed(config, place), answers
+        return run.changed(config, place), teachers
     own = build(config, place)
     distil.check(own)
-    return own, Answers(own, dict(given))
+    return own, TeacherLogits(own, dict(given))
 
 
-def _report(run: Run, name: str, best: dict, answers: Answers, given: Mapping) -> dict:
+def _report(run: Run, name: str, best: dict, teachers: TeacherLogits, given: Mapping) -> dict:
     """Computes the best trial's figures on the split that is reported."""
     place = run.folder / "trials" / best["folder"]
 
     def figures() -> dict[str, Any]:
-        own, theirs = _of_trial(run, best["keys"], answers, given, place)
+        own, theirs = _of_trial(run, best["keys"], teachers, given, place)
         this = _stage(own, name)
         params = stage.restore_best(own, this)
         model = Model(params, own.models[this.model].abstract().graphdef)

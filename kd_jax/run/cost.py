@@ -20,6 +20,7 @@ from kd_jax.models import blueprint, family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives.logits import in_chunks
 from kd_jax.precision import Policy
+from kd_jax.run import text_logits
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Stage
 from kd_jax.teachers import ensemble
@@ -123,13 +124,17 @@ def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
 
 def of_training(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
     """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
-    passes included. Where blocks are drawn at random, original and compact blocks both count."""
+    passes included: of one that is read from disk one over each row. Where blocks are drawn at
+    random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
     computing = stage.step_inputs(run, stage).computing
     for phase in stage.phases(run, parameters):
         params = phase.abstract().params
         models = params["student"], computing, params["objective"]
         total += (phase.end - phase.start) * flops.train_step(*models, *shape)
+    if text_logits.are_kept(run, stage):  # the teacher, once over every row
+        teacher = run.models[stage.teachers[0]].abstract().params
+        total += text_logits.steps_of_new_rows(run, stage) * flops.forward(teacher, *shape)
     more = dict(stage.more_training)
     total += more.pop("training_flops", 0)
     return {"steps": stage.steps, "training_flops": total} | more

@@ -25,10 +25,10 @@ from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
-from kd_jax.run.answers import Answers, laid_out
 from kd_jax.run.results import kept
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
+from kd_jax.run.teacher_logits import TeacherLogits, laid_out
 from kd_jax.run.teaching import together
 from kd_jax.tasks.likelihood import Scored
 from kd_jax.train.passes import evaluate, log_likelihoods, predict
@@ -39,42 +39,44 @@ from kd_jax.types import Model, Params
 Figures = dict[str, Any]
 
 
-def figures(run: Run, this: Stage, student: Model, answers: Answers, split: str) -> Figures:
+def figures(run: Run, this: Stage, student: Model, teachers: TeacherLogits, split: str) -> Figures:
     """Measures a stage's model on a split, compared with its teachers; a teacher alone."""
     alone, task = this.model in run.teachers, run.tasks[this.model]
     if not task.of_examples:
         # Whoever a stage learns from, the same model is what all are compared with.
-        teacher = None if alone else answers.model("teacher")
+        teacher = None if alone else teachers.model("teacher")
         return of_text(run, student, teacher, split)
     own = functools.partial(logits, run, this.model, student)
     task, found = scored(task, own, split)
-    theirs = None if alone or task.regression else together(run, this, answers, split)
+    theirs = None if alone or task.regression else together(run, this, teachers, split)
     return of_logits(task, found, split, theirs)
 
 
-def of_given(run: Run, name: str, answers: Answers) -> Figures:
+def of_given(run: Run, name: str, teachers: TeacherLogits) -> Figures:
     """Measures a teacher that no stage trains, on the reported split; figures of a language model
     are kept in the folder of its name."""
     task = run.tasks[name]
     if task.of_examples:
-        task, found = scored(task, functools.partial(answers.of, name), run.split)
+        task, found = scored(task, functools.partial(teachers.of, name), run.split)
         return of_logits(task, found, run.split)
 
     def measured() -> Figures:
-        params = answers.params(name)
+        params = teachers.params(name)
         return of_text(run, _laid_out(run, name, params), None) | size(run, params)
 
     return kept(run.folder / name / "results.json", measured)
 
 
-def of_start(run: Run, this: Stage, start: Callable[[], TrainState], answers: Answers) -> Figures:
+def of_start(
+    run: Run, this: Stage, start: Callable[[], TrainState], teachers: TeacherLogits
+) -> Figures:
     """Measures the model of a stage's first state, which `start` makes, on the reported split; kept
     in a folder of the name that the stage gives to it."""
 
     def measured() -> Figures:
         params = start().params["student"]
         model = _laid_out(run, this.model, params)
-        return figures(run, this, model, answers, run.split) | size(run, params)
+        return figures(run, this, model, teachers, run.split) | size(run, params)
 
     return kept(run.folder / this.reports_start / "results.json", measured)
 

@@ -18,10 +18,10 @@ from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint, count, size_mb
 from kd_jax.precision import policy_for
 from kd_jax.run import workdir
-from kd_jax.run.answers import given_params, laid_out
 from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
+from kd_jax.run.teacher_logits import given_params, laid_out
 from kd_jax.types import Model, Params
 
 Report = dict[str, Any]

@@ -1,5 +1,4 @@
-"""How a stage is taught: from logits that were computed before, or by teachers that answer at every
-step."""
+"""Who teaches a stage: logits that were computed before, or teachers in the step."""
 
 from __future__ import annotations
 
@@ -12,39 +11,50 @@ from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models.layers import MASKED
-from kd_jax.run.answers import Answers
+from kd_jax.run import text_logits
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
-from kd_jax.teachers.several import Member, Several, Stored
+from kd_jax.run.teacher_logits import TeacherLogits
+from kd_jax.run.text_logits import TextLogits, cache_settings
+from kd_jax.teachers.ensemble import TEACHER, Stored
+from kd_jax.teachers.several import Member, Several
 from kd_jax.train.step import Teacher
-from kd_jax.types import Batch
+from kd_jax.types import Batch, StoredLogits
 
 log = logging.getLogger(__name__)
 
 
-def teaching(run: Run, this: Stage, answers: Answers) -> tuple[Teacher | None, Any]:
-    """The teacher of a stage, None where it has none, and the batches that it goes with."""
-    task, names = run.tasks[this.model], this.teachers
+def teaching(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
+    """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
+    task, names = run.tasks[this.model], ", ".join(this.teachers)
     stream = task.train(this.batch_size, run.config.seed, **run.processes)
     if not this.learns:
         return None, stream
-    if not task.of_examples:
-        return answers.model(names[0]), stream
-    rows, together = ask_teachers(run, this, answers), ", ".join(names)
-    if rows is None:
+    found = stored_logits(run, this, logits)
+    if found is not None:
+        log.info("%s: logits of %s, computed once for each row", this.name, names)
+    if task.of_examples:
+        if found is not None:
+            classes = len(task.labels)
+            return Stored(classes), stream.map(attach(found, run.head == "span", classes))
         states = this.program.objective.needs_teacher_states
         why = "the objective reads more than logits" if states else "cache.max_gb is 0"
-        log.info("%s: %s at every step, since %s", this.name, together, why)
-        return _online(run, this, answers, stream)
-    log.info("%s: logits of %s, computed once for each row", this.name, together)
-    return Stored(), stream.map(attach(rows, run.head == "span", len(task.labels)))
+        log.info("%s: %s at every step, since %s", this.name, names, why)
+        return _online(run, this, logits, stream)
+    if found is None:
+        return logits.model(this.teachers[0]), stream
+    text, store = found
+    return Stored(text.vocab_size), stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
 
 
-def ask_teachers(run: Run, this: Stage, answers: Answers) -> list | None:
-    """The logits of a stage's teachers, together, of all training rows that it will see; None
-    where it has no teachers, or where they have to answer at every step."""
-    task, cache = run.tasks[this.model], run.config.get("cache")
-    if not (this.learns and task.of_examples and cache and cache.max_gb):
+def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
+    """Returns the logits of a stage's teachers, together, of all training rows that it will see,
+    those of text as (text, store) on disk; computes what is missing. None where the stage has no
+    teachers, or has them in the step."""
+    task = run.tasks[this.model]
+    if not task.of_examples:
+        return _text(run, this, logits) if text_logits.are_kept(run, this) else None
+    if not (this.learns and "cache" in run.config and cache_settings(run)["max_gb"]):
         return None
     if this.program.objective.needs_teacher_states:
         return None
@@ -52,22 +62,45 @@ def ask_teachers(run: Run, this: Stage, answers: Answers) -> list | None:
     if this.steps < stream.steps_per_epoch:
         ids_N = np.concatenate([stream[step].ids_B for step in range(this.steps)])
         ids_N = ids_N[ids_N >= 0]
-    return together(run, this, answers, "train", ids_N)
+    return together(run, this, logits, "train", ids_N)
 
 
 def together(
-    run: Run, this: Stage, answers: Answers, split: str, ids_N: np.ndarray | None = None
+    run: Run, this: Stage, logits: TeacherLogits, split: str, ids_N: np.ndarray | None = None
 ) -> list:
-    """The logits of a stage's teachers, averaged, of the rows of a split."""
-    weights = run.weights(this.teachers)
-    return answers.together(
-        this.teachers, weights, run.config.get("average", "logits"), split, ids_N
-    )
+    """Averages the logits of a stage's teachers over the rows of a split."""
+    weights, space = run.weights(this.teachers), run.config.get("average", "logits")
+    return logits.together(this.teachers, weights, space, split, ids_N)
+
+
+def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any]:
+    everywhere = bool(this.program.objective.everywhere)
+    name, seed = this.teachers[0], run.config.seed
+    key = name, this.model, this.batch_size, this.steps, seed, everywhere
+    if key not in logits.text:
+        stream = run.task.train(this.batch_size, seed, **run.processes)
+        steps, (size, k) = text_logits.steps_of_new_rows(run, this), text_logits.sizes(run, this)
+        text = TextLogits(run, stream, steps, size, lambda tokens: k, everywhere=everywhere)
+        logits.text[key] = text, text.of(name, [logits.model(name)])
+    return logits.text[key]
+
+
+def check(run: Run, this: Stage) -> None:
+    """Raises UserError where a stage cannot learn from its teachers in the way that is asked for:
+    all of their weights are 0, they read other tokens, or more than logits is wanted from disk."""
+    if run.task.of_examples:
+        if cache_settings(run)["logits"]:
+            raise UserError("config.cache.logits is for language models; set config.cache.max_gb")
+        run.weights(this.teachers)
+        check_tokens(run, this)
+    elif text_logits.are_kept(run, this):
+        whose = "a teacher that is read from disk (config.cache.logits)"
+        text_logits.check_terms(this.program.objective, whose)
 
 
 def check_tokens(run: Run, this: Stage) -> None:
-    """Raises UserError where a stage is compared with its teachers token by token, and one of them
-    reads the examples in other tokens."""
+    """Raises UserError where a teacher that is compared token by token reads the examples in other
+    tokens."""
     if run.head != "span" and not this.program.objective.needs_teacher_states:
         return
     what = "its loss" if run.head == "span" else "a loss on hidden states or attention"
@@ -82,12 +115,16 @@ def check_tokens(run: Run, this: Stage) -> None:
 
 def attach(rows: list, spans: bool, classes: int):
     """Gives each batch its rows' logits, as a teacher computed them before; padding is MASKED."""
+
+    def with_logits(batch: Batch, logits_BPC: np.ndarray) -> Batch:
+        return batch.replace(stored={TEACHER: StoredLogits(logits_BPC)})
+
     if not spans:
         table_NC = np.zeros((len(rows), classes), np.float32)
         for i, logits_C in enumerate(rows):
             if logits_C is not None:
                 table_NC[i] = logits_C
-        return lambda batch: batch.replace(teacher_logits_BPC=table_NC[batch.ids_B][:, None])
+        return lambda batch: with_logits(batch, table_NC[batch.ids_B][:, None])
 
     def padded(batch: Batch) -> Batch:
         B, T = batch.tokens_BT.shape
@@ -95,24 +132,24 @@ def attach(rows: list, spans: bool, classes: int):
         for row, i in zip(logits_B2T, batch.ids_B, strict=True):
             if i >= 0:
                 row[:, : rows[i].shape[1]] = rows[i]
-        return batch.replace(teacher_logits_BPC=logits_B2T)
+        return with_logits(batch, logits_B2T)
 
     return padded
 
 
 def _online(
-    run: Run, this: Stage, answers: Answers, stream: BucketStream
+    run: Run, this: Stage, logits: TeacherLogits, stream: BucketStream
 ) -> tuple[Teacher, BucketStream]:
-    """Teachers in the step; those that read other tokens, or token types, get their rows with the
-    batch."""
+    """Returns teachers in the step, and batches with the rows of those that read other tokens, or
+    token types."""
     names = this.teachers
     ours = run.tasks[this.model].rows("train")
     theirs = {name: run.tasks[name].rows("train") for name in names}
     aligned = {name: _same_tokens(ours, theirs[name]) for name in names}
     foreign = [n for n in names if not (aligned[n] and _same_types(ours, theirs[n]))]
     if len(names) == 1 and not foreign and run.order(names[0]) is None:
-        return answers.model(names[0]), stream
-    models = {name: answers.model(name) for name in names}
+        return logits.model(names[0]), stream
+    models = {name: logits.model(name) for name in names}
     members = tuple(
         Member(
             name,
@@ -146,7 +183,7 @@ def _same_tokens(ours: Encoded, theirs: Encoded) -> bool:
 
 
 def _same_types(ours: Encoded, theirs: Encoded) -> bool:
-    """Whether equal tokens have equal types, which are 0 where the tokenizer gives none."""
+    """Tells whether equal tokens have equal types; where the tokenizer gives none they are 0."""
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)

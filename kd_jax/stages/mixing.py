@@ -1,5 +1,5 @@
-"""Learned weights of an ensemble's members: those with which their mean is nearest to the teacher
-on held-out text."""
+"""Learns the weights of an ensemble's members with which their mean is nearest to the teacher on
+held-out text."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CHUNK = 256  # tokens whose logits exist at a time
 
 
 def learned(run: Run, teacher: Model, members: Sequence[Params]) -> list[float]:
-    """Weights of the members, which sum to 1: softmax of what minimises KL(teacher || mean) on the
-    validation split, from equal ones. On one device."""
+    """Learns the members' weights, which sum to 1: the softmax of what minimizes KL(teacher ||
+    mean) on the validation split, from equal ones. On one device."""
     device = run.mesh.local_devices[0]
     kept = [blueprint.stored(sharding.to_host(member), run.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
@@ -63,7 +63,7 @@ def _slope(
     space: str,
     policy: Policy,
 ) -> Array:
-    """The gradient of the mean KL of a batch's learnt tokens by the weights' logits, (E,)."""
+    """Computes the gradient of a batch's mean KL a token by the weights' logits, (E,)."""
     theirs = head_of(teacher(batch)).cut(size)
     weights_N = batch.weights.reshape(-1)
 

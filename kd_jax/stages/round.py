@@ -5,23 +5,22 @@ config.ensemble says what its members and their mean are.
 
 from __future__ import annotations
 
+import functools
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models import blueprint
-from kd_jax.run import cost, stage
+from kd_jax.run import cost, stage, text_logits
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Settings, Stage, StepInputs
-from kd_jax.teachers import signals
-from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, Guides
-from kd_jax.types import Params, Signal
+from kd_jax.run.text_logits import TextLogits
+from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, EnsembleTeacher
+from kd_jax.types import Params
 
 SECTION = "ensemble"
 
@@ -41,18 +40,11 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         table=PARTITION,
         step_inputs=_step_inputs,
     )
-    objective = made.program.objective
-    if objective.needs_teacher_states:
-        names = ", ".join(name for name, _ in objective.state_terms)
+    if text_logits.cache_settings(run)["logits"]:
         raise UserError(
-            f"config.objective.{names}: the mean of an ensemble has logits alone; leave it out"
+            "config.cache.logits is for a single teacher; for an ensemble set config.ensemble.top_k"
         )
-    for term in objective.row_terms:
-        if not term.divergence.of_probabilities:
-            raise UserError(
-                f"config.objective.{term.name} compares logits themselves, and what is kept "
-                f"of teacher and members is their probabilities; take a divergence such as kl"
-            )
+    text_logits.check_terms(made.program.objective, "the mean of an ensemble")
     return made
 
 
@@ -61,9 +53,13 @@ def vocab_size(run: Run) -> int:
     return min(model.config.vocab_size for model in run.models.values())
 
 
-def cache_folder(run: Run) -> Path:
-    """Where logits of the training text are kept."""
-    return cache.folder(run.config.cache.folder) / "signals"
+def kept(run: Run, tokens: float) -> int:
+    """Returns how many logits of a token are kept: all where those of a teacher, a mean and the
+    next mean fit, else config.ensemble.top_k."""
+    size, settings = vocab_size(run), run.config.ensemble
+    whole = 3 * text_logits.size_of(tokens, size, size)
+    fits = whole <= 1e9 * text_logits.cache_settings(run)["max_gb"]
+    return size if fits else min(size, settings.top_k)
 
 
 def seed_of(run: Run, number: int) -> int:
@@ -79,10 +75,12 @@ def batches(run: Run, this: Stage, number: int) -> Stream:
     return whole.chosen(rows_N(run), seed_of(run, number))
 
 
-def one_pass(run: Run, batch_size: int) -> tuple[Stream, int]:
-    """The rows that all rounds share, once; and how many rows there are at all."""
-    whole = _train(run, batch_size)
-    return whole.chosen(rows_N(run)), whole.size
+def text(run: Run, this: Stage) -> TextLogits:
+    """Finds the logits of the rows that all rounds share."""
+    rows, space = _train(run, this.batch_size).chosen(rows_N(run)), run.config.ensemble.space
+    everywhere = bool(this.program.objective.everywhere)
+    k = functools.partial(kept, run)
+    return TextLogits(run, rows, rows.steps, vocab_size(run), k, space=space, everywhere=everywhere)
 
 
 def rows_N(run: Run) -> np.ndarray:
@@ -131,18 +129,12 @@ def _step_inputs(run: Run, this: Stage) -> StepInputs:
             params |= {"members": stacked, "weights": shape((n,), np.float32)}
         graphdef = run.models["student"].stacked if n else None
         own = run.models["teacher"].abstract().graphdef
-        guides = Guides(params, size, own, graphdef, settings.space)
-        return StepInputs(guides, batch, [teacher, *[member] * n])
-    B, T = batch.tokens_BT.shape
-    tokens = T * settings.rows or math.inf
-    k = signals.kept(tokens, size, settings.top_k, 1e9 * run.config.cache.max_gb)
-    signal = Signal(shape((B, T, k), np.float32))
-    if k < size:
-        ids, rest = shape((B, T, k), np.int32), shape((B, T), np.float32)
-        signal = signal.replace(ids_BTK=ids, rest_BT=rest)
-    names = (TEACHER, OTHERS) if n else (TEACHER,)
-    batch = batch.replace(signals=dict.fromkeys(names, signal))
-    return StepInputs(Guides(params, size, space=settings.space), batch, [])
+        whole = EnsembleTeacher(params, size, own, graphdef, settings.space)
+        return StepInputs(whole, batch, [teacher, *[member] * n])
+    k = kept(run, batch.tokens_BT.shape[1] * settings.rows or math.inf)
+    logits, names = text_logits.abstract(batch.tokens_BT.shape, k, size), (TEACHER, OTHERS)
+    batch = batch.replace(stored=dict.fromkeys(names if n else names[:1], logits))
+    return StepInputs(EnsembleTeacher(params, size, space=settings.space), batch, [])
 
 
 def _stored(run: Run, model: str) -> Params:

@@ -18,23 +18,22 @@ from kd_jax.models import blueprint
 from kd_jax.models.blueprint import count
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.run import cost, measure, stage
-from kd_jax.run.answers import frozen
 from kd_jax.run.measure import with_perplexity
 from kd_jax.run.results import Compiling, kept, speed
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
+from kd_jax.run.teacher_logits import frozen
 from kd_jax.stages import mixing
-from kd_jax.stages.recall import Recall
-from kd_jax.stages.round import batches, one_pass, seed_of, vocab_size
+from kd_jax.stages.round import batches, seed_of, text, vocab_size
 from kd_jax.teachers import ensemble
-from kd_jax.teachers.ensemble import OTHERS, TEACHER, Guides
-from kd_jax.teachers.signals import NOT_FINITE
+from kd_jax.teachers.ensemble import OTHERS, TEACHER, EnsembleTeacher
+from kd_jax.teachers.store import NOT_FINITE, LogitStore
 from kd_jax.train import loop, sharding
 from kd_jax.train.passes import evaluate
 from kd_jax.train.records import Listener
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
-from kd_jax.types import Batch, Model, Params
+from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,7 @@ class Rounds:
         self._run, self._listeners = run, listeners
         self._stage: Stage = run.principal
         self._teacher = frozen(run, "teacher", teacher)
-        self._recall = None
-        if not run.config.ensemble.fresh:
-            once = one_pass(run, self._stage.batch_size)
-            self._recall = Recall(run, self._teacher, *once)
+        self._text = None if run.config.ensemble.fresh else text(run, self._stage)
         objective = held_out_objective(run.policy, run.policy, run.chunk, mixed=True)
         self._judging = Program(objective, run.mesh, ensemble.PARTITION)
         self.of_teacher = self._judged_teacher(teacher)
@@ -64,7 +60,7 @@ class Rounds:
         folder = run.folder / f"round_{number}"
         began = time.time()
         with Compiling() as compiling:
-            guides, stream = self._taught(number, members)
+            teacher, stream = self._taught(number, members)
         passed = time.time() - began
         online = self._online(members)
         schedules = dataclasses.replace(this.schedules, seed=seed_of(run, number))
@@ -75,7 +71,7 @@ class Rounds:
             this,
             [stage.last_phase(run, this, lambda _: self._start(members))],
             stream=stream,
-            teacher=guides,
+            teacher=teacher,
             validate=functools.partial(self._judged, "validation", online),
             selection=loop.Selection("kl"),
             directory=folder,
@@ -95,7 +91,7 @@ class Rounds:
         )
 
     def _figures(
-        self, number: int, members: Sequence[Params], online: Guides, fitted: loop.Fit
+        self, number: int, members: Sequence[Params], online: EnsembleTeacher, fitted: loop.Fit
     ) -> dict[str, Any]:
         run, params = self._run, fitted.state.params["student"]
         figures = self._judged(run.split, online, fitted.state.student)
@@ -124,8 +120,8 @@ class Rounds:
         def figures() -> dict[str, Any]:
             weights = mixing.learned(run, self._teacher, members)
             last = Model(members[-1], run.models["student"].abstract().graphdef)
-            guides = self._online(members[:-1], weights)
-            found = self._judged(run.split, guides, last)
+            teacher = self._online(members[:-1], weights)
+            found = self._judged(run.split, teacher, last)
             found = with_perplexity(
                 {k: v for k, v in found.items() if not k.startswith("student_")}
             )
@@ -140,25 +136,30 @@ class Rounds:
             return stage.first_state(run, this, members[-1])
         return stage.create_state(run, this, {"teacher": self._teacher.params})
 
-    def _taught(self, number: int, members: Sequence[Params]) -> tuple[Guides, Stream]:
+    @functools.cached_property
+    def _logits_of_teacher(self) -> LogitStore:
+        return self._text.of("teacher", [self._teacher])
+
+    def _taught(self, number: int, members: Sequence[Params]) -> tuple[EnsembleTeacher, Stream]:
         """What a round learns from, and its batches."""
         stream = batches(self._run, self._stage, number)
-        if self._recall is None:
+        logits, run = self._text, self._run
+        if logits is None:
             return self._online(members), stream
-        known = {TEACHER: self._recall.teacher}
+        stores = {TEACHER: self._logits_of_teacher}
         params = {}
         if members:
-            known[OTHERS] = self._recall.mean(members)
+            graphdef = run.models["student"].abstract().graphdef
+            models = [Model(member, graphdef) for member in members]
+            stores[OTHERS] = logits.of("student", models, [stores[TEACHER]])
             share = np.float32(1.0 / (len(members) + 1))
-            params["share"] = sharding.everywhere(share, self._run.mesh)
+            params["share"] = sharding.everywhere(share, run.mesh)
+        teacher = EnsembleTeacher(params, vocab_size(run), space=run.config.ensemble.space)
+        return teacher, stream.map(lambda batch: logits.attach(batch, stores))
 
-        def attach(batch: Batch) -> Batch:
-            return batch.replace(signals={name: each.of(batch) for name, each in known.items()})
-
-        settings, size = self._run.config.ensemble, vocab_size(self._run)
-        return Guides(params, size, space=settings.space), stream.map(attach)
-
-    def _online(self, members: Sequence[Params], weights: Sequence[float] | None = None) -> Guides:
+    def _online(
+        self, members: Sequence[Params], weights: Sequence[float] | None = None
+    ) -> EnsembleTeacher:
         """The teacher and all members in the step; `weights` are theirs and, last, the student's:
         equal ones by default."""
         run = self._run
@@ -171,7 +172,7 @@ class Rounds:
             others = np.asarray(weights[:-1], np.float32)
             mixed = {"weights": others / others.sum(), "share": share}
             params |= sharding.everywhere(mixed, run.mesh)
-        return Guides(
+        return EnsembleTeacher(
             params,
             vocab_size(run),
             self._teacher.graphdef,
@@ -179,13 +180,13 @@ class Rounds:
             run.config.ensemble.space,
         )
 
-    def _judged(self, split: str, guides: Guides, student: Model) -> Figures:
+    def _judged(self, split: str, teacher: EnsembleTeacher, student: Model) -> Figures:
         """Held-out figures of the mean, and of the student in it, as student_loss and so on."""
         run = self._run
         rows = run.config.eval.batch_size
         stream = run.task.held_out(split, rows, **run.processes)
         by = run.config.ensemble.eval_mean
-        return evaluate(student, stream, guides, self._judging, by)
+        return evaluate(student, stream, teacher, self._judging, by)
 
     def _judged_teacher(self, params: Params) -> Figures:
         run = self._run

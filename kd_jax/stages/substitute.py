@@ -25,10 +25,10 @@ from kd_jax.models.blueprint import Blueprint, count, stored
 from kd_jax.models.decoder import block_states
 from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
-from kd_jax.run.answers import laid_out
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
+from kd_jax.run.teacher_logits import laid_out
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state

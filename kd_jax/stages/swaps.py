@@ -26,9 +26,9 @@ from kd_jax.models.decoder import block_states
 from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.objectives.objective import Objective
-from kd_jax.run.answers import frozen
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings
+from kd_jax.run.teacher_logits import frozen
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Program

@@ -25,6 +25,7 @@ class Text(Task):
     data_defaults = DATA
     of_examples = larger = False
     primary = "loss"
+    redraws = False  # whether a row is another in every epoch
 
     def with_tokenizer(self, tokenizer):
         return type(self)(self.config, self.data, tokenizer)

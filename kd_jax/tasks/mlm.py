@@ -24,6 +24,7 @@ class MaskedLM(TextTask):
     """Batches have positions: labels and weights (B, P), P as in data/masking.py."""
 
     head, defaults = "mlm", DEFAULTS
+    redraws = True
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)

@@ -1,1 +1,1 @@
-"""Teachers: what answers beside the student, besides a single model that reads the same rows."""
+"""Teachers other than a single model that reads the same rows, and their logits on disk."""

@@ -1,7 +1,7 @@
-"""A teacher, and the earlier members of an ensemble that the student is averaged with.
+"""Teachers whose logits were computed before, and come with the batch (`Batch.stored`); and a
+teacher with the earlier members of an ensemble that the student is averaged with.
 
-Each answers online, in the step, or its logits were computed before and come with the batch
-(`Batch.signals`). Members of one shape are stacked and run as one model under `vmap`.
+Members of one shape are stacked and run as one model under `vmap`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax.models import family
 from kd_jax.objectives.logits import Members, Others, Targets, head_of, stored
-from kd_jax.types import Array, Batch, Model, Params
+from kd_jax.types import Array, Batch, Model, ModelOutput, Params
 
-TEACHER, OTHERS = "teacher", "others"  # signals of a batch
-# Where the parameters of `Guides` lie: those of stacked members as one member's, behind E.
+TEACHER, OTHERS = "teacher", "others"  # keys of `Batch.stored`
+# Where the parameters of `EnsembleTeacher` lie: those of stacked members as one member's, behind E.
 PARTITION = (
     *((f"^members/.*{pattern}", P(None, *spec)) for pattern, spec in family.PARTITION),
     ("^(share|weights)$", P()),
@@ -24,8 +24,22 @@ PARTITION = (
 )
 
 
-class Guides(struct.PyTreeNode):
-    """The teacher and the other members, beside which a student learns. A `train.step.Teacher`.
+class Stored(struct.PyTreeNode):
+    """A teacher whose logits come with the batch: all of them, or of `num_classes` the largest."""
+
+    num_classes: int = struct.field(pytree_node=False)
+    params: Params = struct.field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> ModelOutput | Targets:
+        """Returns the logits at every label of the batch."""
+        logits = batch.stored[TEACHER]
+        if logits.ids_BPK is None:
+            return ModelOutput(logits.values_BPK, None, None)
+        return Targets(stored(logits, self.num_classes), None)
+
+
+class EnsembleTeacher(struct.PyTreeNode):
+    """The teacher, and the other members of the ensemble that a student joins.
 
     params: `teacher` and `members` (stacked, E on the first axis) where these are online;
     `weights`, (E,), of the members; `share` of the mean that is the student's, 1 / (n + 1); without
@@ -39,15 +53,15 @@ class Guides(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False, default="logits")
 
     def __call__(self, batch: Batch) -> Targets:
-        """Sources of logits for every token of the batch."""
+        """Returns the sources of logits for every token of the batch."""
         if self.teacher is None:
-            teacher = stored(batch.signals[TEACHER], self.vocab_size)
+            teacher = stored(batch.stored[TEACHER], self.vocab_size)
         else:
             teacher = head_of(Model(self.params["teacher"], self.teacher)(batch))
         if "share" not in self.params:
             return Targets(teacher, None)
         if self.member is None:
-            others = stored(batch.signals[OTHERS], self.vocab_size)
+            others = stored(batch.stored[OTHERS], self.vocab_size)
         else:
             weights_E = self.params["weights"]
             others = members(self.params["members"], self.member, weights_E, batch, self.space)

@@ -1,4 +1,4 @@
-"""Several teachers at once, as one: each reads its own encoding, their answers are averaged.
+"""Several teachers as one: each reads its own encoding of a row, and their logits are averaged.
 
 Logits and probabilities are different averages: the mean of logits is a geometric mean of the
 distributions, which a teacher that is sure of itself dominates; the mean of probabilities is their
@@ -23,7 +23,7 @@ SPACES = ("logits", "probabilities")
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One teacher's static part."""
+    """The static part of one teacher."""
 
     name: str
     graphdef: nnx.GraphDef
@@ -33,29 +33,21 @@ class Member:
 
 
 class Several(struct.PyTreeNode):
-    """Members, their parameters by name. Hidden states and attention are those of the first."""
+    """Runs members, with their parameters by name, and averages their logits. Hidden states and
+    attention are those of the first."""
 
     params: dict[str, Params]
     members: tuple[Member, ...] = struct.field(pytree_node=False)
     space: str = struct.field(pytree_node=False)  # logits | probabilities
 
     def __call__(self, batch: Batch) -> ModelOutput:
-        """Logits of the average, (B, P, C)."""
+        """Computes the logits of the average, (B, P, C)."""
         outputs = [Model(self.params[m.name], m.graphdef)(_rows(batch, m)) for m in self.members]
         logits = [
             in_order(out.logits, m.order) for out, m in zip(outputs, self.members, strict=True)
         ]
         mixed = average(logits, [m.weight for m in self.members], self.space, jnp)
         return ModelOutput(mixed, None, None, outputs[0].hidden, outputs[0].attention)
-
-
-class Stored(struct.PyTreeNode):
-    """A teacher whose logits were computed before and come with the batch."""
-
-    params: Params = struct.field(default_factory=dict)
-
-    def __call__(self, batch: Batch) -> ModelOutput:
-        return ModelOutput(batch.teacher_logits_BPC, None, None)
 
 
 def _rows(batch: Batch, member: Member) -> Batch:

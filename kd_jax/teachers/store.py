@@ -1,18 +1,21 @@
-"""Teacher logits on disk, found again by content: computed once, reused over epochs, stages, runs.
+"""Logits on disk, found again by content: computed once, reused over epochs, stages and runs.
 
-A teacher is named after its weights and types (`identity`), a row's logits after what the teacher
-reads of it (16 bytes, `Encoded.digests`): tokens, not text, so another tokenizer finds nothing, and
-the same row in another order, split or run is found. Rows that were computed together are a part,
-an entry of the cache (data/cache.py):
+What computed them, a model or the mean of several, has a name (`identity`); a row is known by 16
+bytes, a hash of what is read of it: tokens, not text, so another tokenizer finds nothing, and the
+same row in another order, split or run is found. Rows that were computed together are an entry of
+the cache (data/cache.py):
 
-    ROOT/IDENTITY-PART/digests.npy    uint8 (N, 16), of rows
-    ROOT/IDENTITY-PART/sizes.npy      int64 (N, 2): answers x classes of each row
-    ROOT/IDENTITY-PART/logits.npy     float32, all rows' logits one after another
+    ROOT/NAME-ENTRY/digests.npy    uint8 (N, 16), of rows
+    ROOT/NAME-ENTRY/sizes.npy      int64 (N, 2): positions x logits of each row
+    ROOT/NAME-ENTRY/logits.npy     float32, all rows' logits one after another
+    ROOT/NAME-ENTRY/ids.npy        int32, whose they are; not there where all logits are kept
+    ROOT/NAME-ENTRY/rest.npy       float32, at each position: the logit of each of the other ids
 """
 
+import contextlib
+import functools
 import hashlib
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ import numpy as np
 
 from kd_jax.data import cache
 from kd_jax.errors import UserError
-from kd_jax.types import Params
+from kd_jax.types import Params, StoredLogits
 
-log = logging.getLogger(__name__)
+SETTING = "config.cache.folder"
+NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.precision"
 
 
 def identity(params: Params, about: Any) -> str:
-    """Names a teacher, by 32 hex digits of its weights by path and of `about`, what else its logits
+    """Names a model, by 32 hex digits of its weights by path and of `about`, what else its logits
     depend on (architecture, types)."""
     digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -36,75 +40,138 @@ def identity(params: Params, about: Any) -> str:
     return digest.hexdigest()
 
 
-class Store:
-    """The logits of one teacher."""
+class LogitStore:
+    """The logits of one model, or of one mean of models."""
 
-    def __init__(self, root: Path, name: str, max_gb: float):
-        """`name` is the teacher's `identity`; `max_gb` bounds all teachers under `root`."""
-        self._root, self._name, self._max_bytes = Path(root), name, max_gb * 1e9
-        self._logits: dict[Path, np.ndarray] = {}  # of parts, from their first use on
+    def __init__(self, root: Path, name: str, max_gb: float, vocab_size: int | None = None):
+        """`max_gb` bounds all that is kept under `root`; ids are below `vocab_size`."""
+        self.name, self._root, self._max_bytes = name, Path(root), max_gb * 1e9
+        self._vocab_size = vocab_size
+        # (entry, first logit, (positions, logits of each)) by the row's digest.
+        self._places: dict[bytes, tuple[Path, int, tuple[int, int]]] = {}
+        self._arrays: dict[Path, list[np.ndarray]] = {}  # of entries, from their first use on
 
-    def read(self, digests_N: np.ndarray) -> list[np.ndarray | None]:
-        """Reads the logits of each row, (C,) or (P, C), mapped into memory; None if there are
-        none."""
-        places: dict[bytes, tuple[Path, int, np.ndarray]] = {}
-        for part in self._parts():
-            if arrays := _mapped(part, "digests", "sizes"):
-                digests, sizes = map(np.array, arrays)
-                ends = np.cumsum(sizes.prod(axis=1))
-                for digest, size, end in zip(digests, sizes, ends, strict=True):
-                    places[digest.tobytes()] = part, int(end - size.prod()), size
-        found = [places.get(digest.tobytes()) for digest in digests_N]
-        for part in {place[0] for place in found if place}:
-            cache.touch(part)
-            if part not in self._logits and (arrays := _mapped(part, "logits")):
-                (self._logits[part],) = arrays
-        return [self._row(*place) if place else None for place in found]
+    def read(self, digests: Sequence[bytes]) -> list[StoredLogits | None]:
+        """Reads the logits of each row, (P, K), mapped into memory; None for those that are not
+        there."""
+        if not self._places.keys() >= set(digests):
+            self._look()
+        return [self._row(digest) for digest in digests]
 
-    def write(self, digests_N: np.ndarray, rows: Sequence[np.ndarray]) -> bool:
-        """Adds rows; parts of other teachers, the longest unused first, make room for them.
+    def write(
+        self,
+        digests: Sequence[bytes],
+        sizes: Sequence[tuple[int, int]],
+        rows: Iterable[StoredLogits],
+        others: Sequence["LogitStore"] = (),
+    ) -> None:
+        """Adds rows, each of as many positions and logits as its size says. Entries that were
+        unused longest make room for them, but none that this store or `others` have read.
 
-        Returns False, having written nothing, where all of this teacher's would not fit, or the
-        folder cannot be written.
+        Programs of one machine that write the same rows wait for the first, and use its own. Raises
+        UserError where there is no room within `max_gb`, or the folder cannot be written.
         """
-        sizes = np.array([row.shape if row.ndim == 2 else (1, row.size) for row in rows])
-        size = 4 * int(sizes.prod(axis=1).sum())
-        name = hashlib.blake2b(np.ascontiguousarray(digests_N).data, digest_size=8).hexdigest()
+        positions, logits = _totals(sizes)
+        size = 4 * (2 * logits + positions if self._sparse(sizes[0][1]) else logits)
+        used = {entry for store in (self, *others) for entry in store._arrays}
+        wanted = cache.make_room(self._root, size, self._max_bytes, used, SETTING)
+        if wanted > self._max_bytes:
+            raise UserError(
+                f"logits on disk: {wanted / 1e9:.3g} GB are wanted in {self._root}, "
+                f"config.cache.max_gb={self._max_bytes / 1e9:g}; raise it, or keep fewer rows, or "
+                f"fewer logits of each (top_k)"
+            )
+        save = functools.partial(_save, digests=digests, sizes=sizes, rows=rows)
+        cache.once(self._entry(digests), save, SETTING)
 
-        def save(folder: Path) -> None:
-            logits = np.concatenate([np.asarray(row, np.float32).reshape(-1) for row in rows])
-            for key, array in (("digests", digests_N), ("sizes", sizes), ("logits", logits)):
-                np.save(folder / f"{key}.npy", array)
+    def remove(self, digests: Sequence[bytes]) -> None:
+        """Removes the entry that these rows were written to, if it is there."""
+        cache.remove(self._entry(digests), SETTING)
 
-        setting = "config.cache.folder"
-        try:
-            wanted = cache.make_room(self._root, size, self._max_bytes, self._parts(), setting)
-            if wanted > self._max_bytes:
-                raise UserError(
-                    f"{wanted / 1e9:.3g} GB of this teacher exceed cache.max_gb="
-                    f"{self._max_bytes / 1e9:g}"
-                )
-            cache.once(self._root / f"{self._name}-{name}", save, setting)
-        except UserError as error:
-            log.warning("teacher logits are kept for this run alone: %s", error)
+    def _entry(self, digests: Sequence[bytes]) -> Path:
+        name = hashlib.blake2b(b"".join(digests), digest_size=8).hexdigest()
+        return self._root / f"{self.name}-{name}"
+
+    def _look(self) -> None:
+        """Finds the rows of entries that are new."""
+        known = {entry for entry, *_ in self._places.values()}
+        for entry in cache.entries(self._root, f"{self.name}-*"):
+            if entry not in known and (arrays := _mapped(entry, "digests", "sizes")):
+                start = 0
+                for digest, size in zip(*arrays, strict=True):
+                    self._places[digest.tobytes()] = entry, start, tuple(size.tolist())
+                    start += int(size.prod())
+
+    def _row(self, digest: bytes) -> StoredLogits | None:
+        if digest not in self._places:
+            return None
+        entry, start, shape = self._places[digest]
+        positions, k = shape
+        if entry not in self._arrays and not self._open(entry, self._sparse(k)):
+            return None
+        logits, *more = self._arrays[entry]
+        own = slice(start, start + positions * k)
+        if not more:
+            return StoredLogits(logits[own].reshape(shape))
+        ids, rest = more
+        first = start // k
+        return StoredLogits(
+            logits[own].reshape(shape), ids[own].reshape(shape), rest[first : first + positions]
+        )
+
+    def _sparse(self, k: int) -> bool:
+        """Tells whether k logits of each position are a part of them."""
+        return self._vocab_size is not None and k < self._vocab_size
+
+    def _open(self, entry: Path, sparse: bool) -> bool:
+        """Maps the logits of an entry; forgets its rows where it is damaged, or has made room."""
+        arrays = _mapped(entry, "logits", *(("ids", "rest") if sparse else ()))
+        if not arrays:
+            self._places = {key: each for key, each in self._places.items() if each[0] != entry}
             return False
+        if sparse:
+            cache.check_ids(arrays[1], self._vocab_size, entry)
+        cache.touch(entry)
+        self._arrays[entry] = arrays
         return True
 
-    def _parts(self) -> list[Path]:
-        return cache.entries(self._root, f"{self._name}-*")
 
-    def _row(self, part: Path, start: int, size: np.ndarray) -> np.ndarray | None:
-        if part not in self._logits:
-            return None
-        row = self._logits[part][start : start + size.prod()]
-        return row if size[0] == 1 else row.reshape(size)
-
-
-def _mapped(part: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of a part; none where they are damaged, or have just made room."""
+def _mapped(entry: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of an entry; none where they are damaged, or have just made room."""
     files = [f"{name}.npy" for name in names]
     try:
-        there = cache.whole(part, files)
-        return [np.load(part / file, mmap_mode="r") for file in files] if there else []
+        there = cache.whole(entry, files)
+        return [np.asarray(np.load(entry / file, mmap_mode="r")) for file in files if there]
     except FileNotFoundError:
         return []
+
+
+def _totals(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Positions, and logits, of all rows."""
+    sizes_N2 = np.asarray(sizes, np.int64)
+    return int(sizes_N2[:, 0].sum()), int(sizes_N2.prod(axis=1).sum())
+
+
+def _save(
+    folder: Path,
+    digests: Sequence[bytes],
+    sizes: Sequence[tuple[int, int]],
+    rows: Iterable[StoredLogits],
+) -> None:
+    positions, logits = _totals(sizes)
+    totals = {"logits": logits, "ids": logits, "rest": positions}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for _, row in zip(sizes, rows, strict=True):
+            arrays = {"logits": row.values_BPK, "ids": row.ids_BPK, "rest": row.rest_BP}
+            for name, array in arrays.items():
+                if array is None:
+                    continue
+                if name not in files:
+                    files[name] = stack.enter_context((folder / f"{name}.npy").open("wb"))
+                    about = {"descr": array.dtype.str, "fortran_order": False}
+                    about["shape"] = (totals[name],)
+                    np.lib.format.write_array_header_1_0(files[name], about)
+                files[name].write(np.ascontiguousarray(array).data)
+    np.save(folder / "digests.npy", np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
+    np.save(folder / "sizes.npy", np.asarray(sizes, np.int64))

@@ -1,4 +1,4 @@
-"""Passes over data that train nothing: held-out figures, logits, log-likelihoods, signals.
+"""Passes over data that train nothing: held-out figures, logits, log-likelihoods.
 
 A batch's results are read when the next batch is already under way, so devices never wait.
 """
@@ -23,7 +23,7 @@ from kd_jax.objectives.logits import Mixture, head_of, in_chunks, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train.sharding import Table, per_device, place
 from kd_jax.train.step import Program, Teacher, global_denominators, ratios
-from kd_jax.types import Array, Batch, Model, Ratio, Signal
+from kd_jax.types import Array, Batch, Model, Ratio, StoredLogits
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 # other, and leaves processors idle where a batch is small; steps know nothing of each other, so two
 # threads ask.
 _THREADS = 2
-CHUNK_LOGITS = 2**23  # of signals: logits of a chunk of rows, 32 MB
+CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
 
 
 def one_behind(results: Iterable[T]) -> Iterator[T]:
@@ -159,7 +159,7 @@ def likelihood_step(
 
 
 @functools.partial(jax.jit, static_argnames=("vocab_size", "k", "space", "policy", "mesh", "table"))
-def signal_step(
+def log_probs_step(
     model: Model,
     batch: Batch,
     share: Array,
@@ -170,20 +170,20 @@ def signal_step(
     policy: Policy,
     mesh: Mesh,
     table: Table,
-) -> Signal:
-    """Computes the model's log-probabilities of every token of a batch; where the batch has a
-    signal "others", the mean of both, of which `share` (float32 scalar) is the model's.
+) -> StoredLogits:
+    """Computes the model's log-probabilities at every label of a batch; where logits of "others"
+    come with it, the mean of both, of which `share` (float32 scalar) is the model's.
 
     Args:
         model: of at least `vocab_size` ids; those beyond are padding.
-        k: how many logits of a token are kept, by size; vocab_size: all, exactly.
+        k: how many of them are kept, by size; vocab_size: all, exactly.
         space: that of the mean, logits or probabilities.
         policy: types of the product that makes logits.
     """
 
     def local(model, batch, share):
         own = head_of(model(batch)).cut(vocab_size)
-        before = None if batch.signals is None else stored(batch.signals["others"], vocab_size)
+        before = None if batch.stored is None else stored(batch.stored["others"], vocab_size)
         rows = len(own.features_ND)
         size = min(rows, max(8, CHUNK_LOGITS // vocab_size))
 
@@ -194,13 +194,13 @@ def signal_step(
                 before_CV = before.logits(before_rows, policy)
                 logits_CV = Mixture(logits_CV, before_CV, share, space).logits_CV
             if k == vocab_size:
-                return Signal(jax.nn.log_softmax(logits_CV, axis=1))
+                return StoredLogits(jax.nn.log_softmax(logits_CV, axis=1))
             found = sparse(logits_CV, k)
-            return Signal(found.values_NK, found.ids_NK, found.rest_N)
+            return StoredLogits(found.values_NK, found.ids_NK, found.rest_N)
 
         parts = own.rows, None if before is None else before.rows
         found = jax.lax.map(chunk, in_chunks(parts, size))
-        shape = batch.tokens_BT.shape
+        shape = batch.labels.shape
 
         def whole(array):
             flat = array.reshape(-1, *array.shape[2:])[:rows]

@@ -10,8 +10,9 @@ import pytest
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
 from kd_jax.report.pictures import COLUMNS
+from kd_jax.run import text_logits
 from kd_jax.run.run import build
-from kd_jax.stages import recall, rounds
+from kd_jax.stages import rounds
 from kd_jax.stages.round import training_flops
 from kd_jax.train import loop
 from tests import smoke
@@ -83,7 +84,7 @@ def test_all_rounds_share_their_programs(whole):
     """One step for the first student, who is alone, and one for all others."""
     _, _, _, compiled = whole
     assert compiled["jit(train_step)"] == 2
-    assert compiled["jit(signal_step)"] == 3  # the teacher, the first member, another
+    assert compiled["jit(log_probs_step)"] == 3  # the teacher, the first member, another
 
 
 KILLS = ["step 2 of round 1", "step 3 of round 2", "the pass", "the next pass", "judging round 2"]
@@ -106,15 +107,15 @@ def kill(monkeypatch):
 
             monkeypatch.setattr(loop, "train_step", train_step)
         elif when.endswith("pass"):
-            calls, step = iter(range(1000)), recall.signal_step
+            calls, step = iter(range(1000)), text_logits.log_probs_step
             at = 2 if when == "the pass" else 18  # batches: eight of the teacher, eight a member
 
-            def signal_step(*args, **kwargs):
+            def log_probs_step(*args, **kwargs):
                 if next(calls) == at:
                     raise Killed
                 return step(*args, **kwargs)
 
-            monkeypatch.setattr(recall, "signal_step", signal_step)
+            monkeypatch.setattr(text_logits, "log_probs_step", log_probs_step)
         else:
             calls, judge = iter(range(100)), rounds.Rounds._judged
 
@@ -151,7 +152,7 @@ def test_a_folder_is_no_round_that_is_done(whole, tmp_path):
 def test_a_pass_is_made_once_for_all_runs_of_the_same_models(whole, tmp_path, monkeypatch):
     config, _, _, _ = whole
     ensembles.run(config, tmp_path / "one")
-    monkeypatch.setattr(recall, "signal_step", lambda *args, **kwargs: pytest.fail("again"))
+    monkeypatch.setattr(text_logits, "log_probs_step", lambda *args, **kwargs: pytest.fail("again"))
     ensembles.run(config, tmp_path / "two")
 
 
@@ -184,9 +185,9 @@ def test_other_ways(whole, tmp_path, changes):
     second = [each["rounds"][1]["ensemble"]["loss"] for each in (found, results)]
     assert (first[0] == first[1]) == ("start" in changes)
     assert second[0] != second[1]
-    cached = list((tmp_path / "signals").glob("signals/*/values.npy"))
+    cached = list((tmp_path / "signals").glob("teacher_logits/*/sizes.npy"))
     assert bool(cached) == ("fresh" not in changes)
-    assert {np.load(file).shape[1] for file in cached} <= ({20} if "top_k" in changes else {280})
+    assert {np.load(file)[0, 1] for file in cached} <= ({20} if "top_k" in changes else {280})
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def test_two_processes_make_the_same_ensemble(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     for process in (0, 1):  # each keeps what both have computed
-        kept = tmp_path / "signals" / "signals" / f"process_{process}_of_2"
-        assert len(list(kept.glob("*/values.npy"))) == 2
+        kept = tmp_path / "signals" / "teacher_logits" / f"process_{process}_of_2"
+        assert len(list(kept.glob("*/logits.npy"))) == 2
     rows = list(csv.DictReader((tmp_path / "run" / "rounds.csv").read_text().splitlines()))
     for row, found in zip(rows, alone["rounds"], strict=True):
         for name in ("loss", "kl"):

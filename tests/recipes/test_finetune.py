@@ -1,4 +1,4 @@
-"""The recipe on tiny models: stored answers, stages, what is chosen by what, and mistakes."""
+"""The recipe on tiny models: stored teachers, stages, what is chosen by what, and mistakes."""
 
 import contextlib
 import copy
@@ -16,14 +16,14 @@ from etils import epath
 
 from kd_jax.errors import UserError
 from kd_jax.metrics.classification import compare_with_teacher
-from kd_jax.run import answers as asking
-from kd_jax.run import measure, stage
-from kd_jax.run.answers import Answers, given_teachers
+from kd_jax.run import measure, stage, teacher_logits
 from kd_jax.run.run import build
+from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
 from kd_jax.run.teaching import attach, check_tokens, teaching
 from kd_jax.tasks.classification import ClassificationTask
 from kd_jax.tasks.squad import Squad
-from kd_jax.teachers.several import Several, Stored
+from kd_jax.teachers.ensemble import Stored
+from kd_jax.teachers.several import Several
 from kd_jax.train import loop
 from kd_jax.types import Model
 from tests import smoke
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def watched():
-    """Notes what happens: steps, scores of which split, rows that a teacher answers."""
+    """Notes what happens: steps, scores of which split, rows that a teacher teachers."""
     seen = []
 
     def note(owner, name, what):
@@ -60,7 +60,7 @@ def watched():
     with (
         note(loop, "train_step", lambda state, batch, teacher, *_: ("step", type(teacher))),
         note(ClassificationTask, "score", lambda self, split, outputs: ("score", split)),
-        note(asking, "predict", lambda model, rows, *_: ("answers", rows.size)),
+        note(teacher_logits, "predict", lambda model, rows, *_: ("logits", rows.size)),
     ):
         yield seen
 
@@ -116,15 +116,15 @@ def test_stored_answers_are_those_of_the_step(task, tmp_path):
     config = finetuning.config("student", task=task, cache=ONLINE)
     with finetuning.quick():
         built = build(config, epath.Path(tmp_path))
-        answers = Answers(built, given_teachers(built))
-        found = answers.of("teacher", "train")
+        teachers = TeacherLogits(built, given_teachers(built))
+        found = teachers.of("teacher", "train")
         with_logits = attach(found, task == "squad", len(built.task.labels))
         forward = jax.jit(lambda model, batch: model(batch).logits)
         stream = built.task.train(16, 3)
         for step in range(2):
             batch = stream[step]
-            online = forward(answers.model("teacher"), batch)
-            logits = with_logits(batch).teacher_logits_BPC
+            online = forward(teachers.model("teacher"), batch)
+            logits = with_logits(batch).stored["teacher"].values_BPK
             np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
             assert np.ptp(logits[:, 0, 0]) > 0.01
 
@@ -134,49 +134,59 @@ def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
     config = finetuning.config("student", task="squad", cache=ONLINE)
     with finetuning.quick():
         built = build(config, epath.Path(tmp_path))
-        answers = Answers(built, given_teachers(built))
-        found = answers.of("teacher", "train")
+        teachers = TeacherLogits(built, given_teachers(built))
+        found = teachers.of("teacher", "train")
         with_logits = attach(found, spans=True, classes=0)
         untyped = copy.deepcopy(built.tasks["student"].tokenizer)
         untyped.model_input_names = ["input_ids", "attention_mask"]
         built.tasks["student"] = built.tasks["student"].with_tokenizer(untyped)
         this = built.stages[0]
         check_tokens(built, this)
-        teacher, stream = teaching(built, this, answers)
+        teacher, stream = teaching(built, this, teachers)
         batch = stream[0]
         assert batch.types_BT is None
         online = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
-        logits = with_logits(batch).teacher_logits_BPC
+        logits = with_logits(batch).stored["teacher"].values_BPK
         np.testing.assert_allclose(logits, online, rtol=1e-6, atol=2e-6)
 
 
 def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, monkeypatch):
     """Before a student trains beside them."""
     built = build(cached(tmp_path, "student"), epath.Path(tmp_path))
-    answers = Answers(built, given_teachers(built))
+    teachers = TeacherLogits(built, given_teachers(built))
 
     def predict(model, part, *args):
         rows = {int(i): np.zeros(4, np.float32) for batch in part.batches() for i in batch.ids_B}
         rows[3][2], rows[7][0] = np.nan, np.inf
         return rows
 
-    monkeypatch.setattr(asking, "predict", predict)
+    monkeypatch.setattr(teacher_logits, "predict", predict)
     name = built.models["teacher"].name
     message = f"teacher {name}: its logits of 2 of .* rows of train are not finite .row 3 is the "
     with pytest.raises(UserError, match=message):
-        answers.of("teacher", "train")
+        teachers.of("teacher", "train")
     assert not list(tmp_path.glob("logits/**/*.npy"))
+
+
+def test_logits_that_cannot_be_kept_are_computed_all_the_same(tmp_path, caplog):
+    config = cached(tmp_path, "student")
+    (tmp_path / "logits").write_text("no folder")
+    built = build(config, epath.Path(tmp_path))
+    found = TeacherLogits(built, given_teachers(built)).of("teacher", "train", np.arange(3))
+    assert np.isfinite(found[:3]).all() and found[3] is None
+    assert "teacher logits are kept for this run alone: cannot write" in caplog.text
+    assert "set config.cache.folder" in caplog.text
 
 
 def test_what_is_stored_is_not_computed_again(stored, folder):
     """Neither by a run of another seed, nor by its later stages."""
-    assert [what for what in stored.seen if what[0] == "answers"] == [
-        ("answers", 48),  # the test split, for its own figures
-        ("answers", 64),  # of the training data, what four steps see
-        ("answers", 32),
+    assert [what for what in stored.seen if what[0] == "logits"] == [
+        ("logits", 48),  # the test split, for its own figures
+        ("logits", 64),  # of the training data, what four steps see
+        ("logits", 32),
     ]
     again = run(cached(folder, "baseline", "student", seed=1), folder / "again")
-    computed = [rows for what, rows in again.seen if what == "answers"]
+    computed = [rows for what, rows in again.seen if what == "logits"]
     assert len(computed) == 1 and computed[0] < 64  # rows that the first run did not see
 
 
@@ -253,14 +263,14 @@ def test_an_assistant_teaches_the_student(folder):
     config = cached(folder, "assistant", "student", steps=2)
     config.assistant.architecture = dict(num_hidden_layers=1)
     config.assistant.init = "scratch"
-    asked, together = [], Answers.together
+    asked, together = [], TeacherLogits.together
 
     def note(self, names, *args):
         found = together(self, names, *args)
         asked.append((names, args[2], found))
         return found
 
-    with mock.patch.object(Answers, "together", note):
+    with mock.patch.object(TeacherLogits, "together", note):
         found = run(config, folder / "assistant")
     assert list(found.results["stages"]) == ["teacher", "assistant", "student"]
     names = [names for names, *_ in asked]
@@ -350,7 +360,7 @@ def test_best_is_restored(stored, folder):
         (this,) = built.stages
         params = stage.restore_best(built, this)
         model = Model(params, built.models[this.model].abstract().graphdef)
-        answers = Answers(built, given_teachers(built))
-        figures = measure.figures(built, this, model, answers, "test")
+        teachers = TeacherLogits(built, given_teachers(built))
+        figures = measure.figures(built, this, model, teachers, "test")
     kept = stored.results["stages"]["student"]
     assert {k: kept[k] for k in figures} == figures

@@ -58,7 +58,7 @@ def scored(values):
             (distil, "run_stage", run_stage),
             (sweep.measure, "figures", held_out),
             (sweep.stage, "restore_best", lambda *_: {}),
-            (sweep, "ask_teachers", lambda *_: None),
+            (sweep, "stored_logits", lambda *_: None),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         yield ran

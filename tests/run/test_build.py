@@ -67,6 +67,10 @@ def mistakes():
             second(weight=-1.0),
             "config.teachers.other.weight=-1.0 must be at least 0",
         ),
+        "logits of a language model": (
+            lambda c, _: setattr(c, "cache", ONLINE | dict(logits="all")),
+            r"config\.cache\.logits is for language models; set config\.cache\.max_gb",
+        ),
         "another average": (
             lambda c, _: c.update(average="votes"),
             r"config\.average='votes': have logits, probabilities",

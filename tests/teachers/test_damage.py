@@ -8,11 +8,11 @@ import pytest
 
 from kd_jax.data import cache
 from kd_jax.data.encoded import Marked
-from kd_jax.teachers.store import Store
+from kd_jax.teachers.store import LogitStore
 from tests.data import test_blocks
-from tests.teachers import test_signals, test_store
+from tests.teachers import test_store
 
-ROWS = [np.arange(12, dtype=np.float32).reshape(2, 6) / 7, np.ones((1, 5), np.float32)[0] / 3]
+ROWS = [np.arange(12, dtype=np.float32).reshape(2, 6) / 7, np.ones((1, 5), np.float32) / 3]
 
 
 def tokens(root: Path) -> list:
@@ -28,22 +28,23 @@ def chats(root: Path) -> list:
 
 
 def logits(root: Path) -> list:
-    store, digests = Store(root, "a" * 32, 1.0), test_store.digests
+    store = LogitStore(root, "a" * 32, 1.0)
     for numbers, rows in (((1, 2), ROWS), ((3,), ROWS[1:])):
+        if any(row is None for row in test_store.values(store, *numbers)):
+            test_store.write(store, numbers, rows)
+    return [np.array(row) for row in test_store.values(store, 1, 2, 3)]
+
+
+def largest(root: Path) -> list:
+    store, digests = test_store.sparse(root), test_store.digests
+    for numbers in ((1, 2), (3,)):
         if any(row is None for row in store.read(digests(*numbers))):
-            assert store.write(digests(*numbers), rows)
-    return [np.array(row) for row in store.read(digests(1, 2, 3))]
+            test_store.write_largest(store, numbers)
+    rows = store.read(digests(1, 2, 3))
+    return [np.array(x) for row in rows for x in (row.values_BPK, row.ids_BPK, row.rest_BP)]
 
 
-def signals(root: Path) -> list:
-    found = []
-    for k in (test_signals.V, 3):
-        of = test_signals.made(root, k, name=f"{k}").of(test_signals.rows([0, 1, 3]))
-        found += [of.values_BTK, of.ids_BTK, of.rest_BT]
-    return found
-
-
-KINDS = (tokens, chats, logits, signals)  # each reads, and makes what is not there
+KINDS = (tokens, chats, logits, largest)  # each reads, and makes what is not there
 
 
 def flip(at):

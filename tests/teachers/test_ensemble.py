@@ -11,8 +11,8 @@ from kd_jax.models import hf
 from kd_jax.objectives.logits import SPACES, sparse
 from kd_jax.objectives.objective import build_objective
 from kd_jax.teachers import ensemble
-from kd_jax.teachers.ensemble import Guides
-from kd_jax.types import Model, Signal
+from kd_jax.teachers.ensemble import EnsembleTeacher
+from kd_jax.types import Model, StoredLogits
 from tests.models import tiny
 from tests.objectives.rows import FP32
 
@@ -35,10 +35,10 @@ def rows():
 
 
 def online(count, space="logits", weights=None):
-    """Guides for the student after `count` members."""
+    """A teacher for the student after `count` members."""
     guide = teacher()
     if not count:
-        return Guides({"teacher": guide.params}, tiny.VOCAB, guide.graphdef, space=space)
+        return EnsembleTeacher({"teacher": guide.params}, tiny.VOCAB, guide.graphdef, space=space)
     models = [member(seed) for seed in range(1, count + 1)]
     params = {
         "teacher": guide.params,
@@ -46,7 +46,7 @@ def online(count, space="logits", weights=None):
         "weights": jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights),
         "share": jnp.float32(1 / (count + 1)),
     }
-    return Guides(params, tiny.VOCAB, guide.graphdef, models[0].graphdef, space)
+    return EnsembleTeacher(params, tiny.VOCAB, guide.graphdef, models[0].graphdef, space)
 
 
 def loss_and_grads(objective, guides, batch, scales):
@@ -127,18 +127,18 @@ def test_what_was_computed_before_is_the_same(space):
         return source.logits(source.rows, FP32)
 
     def dense(logits_NV):
-        return Signal(logits_NV.reshape(*batch.tokens_BT.shape, -1))
+        return StoredLogits(logits_NV.reshape(*batch.tokens_BT.shape, -1))
 
     def few(logits_NV):
         found, shape = sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
         values, ids = (x.reshape(*shape, -1) for x in (found.values_NK, found.ids_NK))
-        return Signal(values, ids, found.rest_N.reshape(shape))
+        return StoredLogits(values, ids, found.rest_N.reshape(shape))
 
-    stored = Guides({"share": guides.params["share"]}, tiny.VOCAB, space=space)
+    stored = EnsembleTeacher({"share": guides.params["share"]}, tiny.VOCAB, space=space)
     logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.others.source)}
     for kind in (dense, few):
-        signals = {name: kind(value) for name, value in logits.items()}
-        found = loss_and_grads(objective(**scales), stored, batch.replace(signals=signals), scales)
+        given = {name: kind(value) for name, value in logits.items()}
+        found = loss_and_grads(objective(**scales), stored, batch.replace(stored=given), scales)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), found, wanted
         )
@@ -148,7 +148,7 @@ def test_the_first_student_has_nobody_beside_it():
     batch, scales = rows(), {"kl": 1.0}
     guides = online(0)
     found = loss_and_grads(objective(kl=1), guides, batch, scales)
-    plain = Guides(guides.params, tiny.VOCAB, guides.teacher)(batch)
+    plain = EnsembleTeacher(guides.params, tiny.VOCAB, guides.teacher)(batch)
     assert plain.others is None
     alone = dataclasses.replace(teacher())
     wanted = loss_and_grads(objective(kl=1), alone, batch, scales)

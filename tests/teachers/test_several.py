@@ -11,9 +11,10 @@ from kd_jax.models import family as families
 from kd_jax.models.layers import MASKED
 from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy
-from kd_jax.teachers.several import Member, Several, Stored, average, in_order
+from kd_jax.teachers.ensemble import Stored
+from kd_jax.teachers.several import Member, Several, average, in_order
 from kd_jax.train import sharding, step
-from kd_jax.types import Batch, Encoding
+from kd_jax.types import Batch, Encoding, StoredLogits
 from tests.models import tiny
 from tests.train import tiny_step
 
@@ -148,7 +149,6 @@ def test_one_device_eight_devices_and_stored_logits_are_the_same():
     assert alone[1]["kl"].value() > 0.01
     check_same(stepped(several(), batch(), 8, 4), alone)
     first, second = each()
-    stored = batch().replace(
-        teacher_logits_BPC=np.float32(0.25 * first + 0.75 * second), teacher_inputs=()
-    )
-    check_same(stepped(Stored(), stored, 8, 1), alone)
+    logits = StoredLogits(np.float32(0.25 * first + 0.75 * second))
+    stored = batch().replace(stored={"teacher": logits}, teacher_inputs=())
+    check_same(stepped(Stored(CLASSES), stored, 8, 1), alone)

@@ -1,86 +1,83 @@
-"""The models of a run as teachers, and their logits of examples, each row asked once.
+"""The models of a run as teachers, and their logits of examples, each row computed once.
 
-Logits of a split are read from the store on disk (teachers/store.py) where some run computed them;
-the others are computed now, and kept. Rows keep to the order of the split.
+Logits of a split are read from disk (teachers/store.py) where some run computed them; the others
+are computed now, and kept. Rows keep to the order of the split.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from kd_jax.data import cache
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, family
 from kd_jax.run.run import Run
+from kd_jax.run.text_logits import cache_settings, folder, identity_of
 from kd_jax.teachers.several import average, in_order
-from kd_jax.teachers.signals import NOT_FINITE
-from kd_jax.teachers.store import Store, identity
+from kd_jax.teachers.store import NOT_FINITE, LogitStore
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
-from kd_jax.types import Model, Params
+from kd_jax.types import Model, Params, StoredLogits
 
 log = logging.getLogger(__name__)
 
 
-class Answers:
-    """The logits of a run's models over its splits."""
+class TeacherLogits:
+    """The models of a run, frozen, and their logits over its splits."""
 
     def __init__(self, run: Run, given: dict[str, Params]):
-        """`given`: parameters by model; a model is there before it is asked."""
+        """`given`: parameters by model, which may come later than this but before their use."""
         self._run, self._given = run, given
         self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
-        self._averages: dict[tuple, list[np.ndarray | None]] = {}
         self.model = functools.cache(self._model)  # as a teacher, on the mesh
         self._store = functools.cache(self._open)
+        self.text: dict[tuple, Any] = {}  # of run/teaching.py: stores of training text
 
     def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
-        """The model's logits of every row, (C,) in the task's order of classes or (2, length).
-
-        With `ids_N`, of those rows only: others may be None.
-        """
+        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
+        length). With `ids_N`, of those rows only: others may be None."""
         rows = self._run.tasks[name].rows(split)
         found = self._rows.setdefault((name, split), [None] * len(rows))
         asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
         new = np.array([i for i in asked if found[i] is None], np.int64)
         if len(new):
             order = self._run.order(name)
-            for i, logits in zip(new, self._ask(name, split, new), strict=True):
+            for i, logits in zip(new, self._compute(name, split, new), strict=True):
                 found[i] = in_order(logits, order)
         return found
 
     def together(
         self, names: tuple[str, ...], weights: list[float], space: str, split: str, ids_N=None
     ) -> list:
-        """The average of several models' logits in `space` (teachers/several.py), as `of`."""
+        """Averages several models' logits in `space` (teachers/several.py), row by row as `of`."""
         if len(names) == 1:
             return self.of(names[0], split, ids_N)
         each = [self.of(name, split, ids_N) for name in names]
-        key = (names, tuple(weights), space, split)
-        found = self._averages.setdefault(key, [None] * len(each[0]))
-        for i, rows in enumerate(zip(*each, strict=True)):
-            if found[i] is None and all(row is not None for row in rows):
-                found[i] = average(list(rows), weights, space, np)
-        return found
+        return [
+            None if any(row is None for row in rows) else average(list(rows), weights, space, np)
+            for rows in zip(*each, strict=True)
+        ]
 
-    def _ask(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
+    def _compute(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
         run, rows = self._run, self._run.tasks[name].rows(split)
-        digests_N = rows.digests[ids_N]
-        store = self._store(name)
-        found = [None] * len(ids_N) if store is None else store.read(digests_N)
+        digests, store = [rows.digests[i] for i in ids_N], self._store(name)
+        found = [None] * len(ids_N)
+        if store is not None:
+            there = (row and row.values_BPK for row in store.read(digests))
+            found = [row[0] if row is not None and len(row) == 1 else row for row in there]
         missing_N = np.array([logits is None for logits in found])
         if jax.process_count() > 1:  # hosts may have other files, and compute together
             missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
         new = np.flatnonzero(missing_N)
         if len(new):
-            log.info("%s answers %s rows", name, f"{len(new):,}")
+            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
             part = BucketStream(
                 rows.lengths_N[ids_N[new]],
                 run.tasks[name].buckets_of(split),
@@ -88,12 +85,17 @@ class Answers:
                 run.config.eval.batch_size,
                 **run.processes,
             )
-            answers = predict(self.model(name), part, run.mesh, family.PARTITION)
+            computed = predict(self.model(name), part, run.mesh, family.PARTITION)
             for i in new:
-                found[i] = answers[int(ids_N[i])]
+                found[i] = computed[int(ids_N[i])]
         self._check_finite(name, split, ids_N, found)
         if len(new) and store is not None:
-            store.write(digests_N[new], [found[i] for i in new])
+            logits = [StoredLogits(np.atleast_2d(found[i])) for i in new]
+            sizes = [row.values_BPK.shape for row in logits]
+            try:
+                store.write([digests[i] for i in new], sizes, logits)
+            except UserError as error:
+                log.warning("teacher logits are kept for this run alone: %s", error)
         return found
 
     def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
@@ -106,25 +108,22 @@ class Answers:
             )
 
     def params(self, name: str) -> Params:
-        """The parameters of a model."""
+        """Returns the parameters of a model."""
         return self._given[name]
 
     def _model(self, name: str) -> Model:
         return frozen(self._run, name, self._given[name])
 
-    def _open(self, name: str) -> Store | None:
-        settings, model = self._run.config.get("cache"), self._run.models[name]
-        if settings is None or not settings.max_gb:
+    def _open(self, name: str) -> LogitStore | None:
+        gigabytes = cache_settings(self._run)["max_gb"]
+        if "cache" not in self._run.config or not gigabytes:
             return None
-        root = cache.folder(settings.folder) / "teacher_logits"
-        shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
-        about = (model.family.name, shape, model.policy, self._run.head)
-        params = sharding.to_host(self._given[name])
-        return Store(root, identity(params, about), settings.max_gb)
+        own = identity_of(self._run, name, self._given[name])
+        return LogitStore(folder(self._run), own, gigabytes)
 
 
 def given_params(run: Run, name: str) -> Params:
-    """The parameters of a model that no stage trains."""
+    """Loads, or draws, the parameters of a model that no stage trains."""
     model = run.models[name]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     if model.folder is None:
@@ -135,18 +134,18 @@ def given_params(run: Run, name: str) -> Params:
 
 
 def given_teachers(run: Run) -> dict[str, Params]:
-    """The parameters of the teachers that no stage trains, by name."""
+    """Loads the parameters of the teachers that no stage trains, by name."""
     return {name: given_params(run, name) for name in run.teachers if name not in run.trained}
 
 
 def frozen(run: Run, name: str, params: Params) -> Model:
-    """A model as a teacher: in its operand type, laid out on the mesh."""
+    """Makes a teacher of a model: in its operand type, laid out on the mesh."""
     kept = blueprint.stored(params, run.policy)
     return laid_out(Model(kept, run.models[name].abstract().graphdef), run.mesh)
 
 
 def laid_out(model: Model, mesh: Mesh) -> Model:
-    """A model with its parameters on a mesh; they may lie anywhere."""
+    """Lays a model's parameters, which may lie anywhere, out on a mesh."""
     specs = sharding.param_specs(family.PARTITION, model.params, mesh)
     placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
     return model.replace(params=placed)

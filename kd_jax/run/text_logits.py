@@ -1,0 +1,312 @@
+"""Logits of training text on disk: a teacher's, or the mean of an ensemble's members'.
+
+They are computed once for the rows that will be read, kept (teachers/store.py), and found again by
+content: by the next epoch, another seed, another run. To add a member to a mean is one pass over
+the rows, which reads the mean of those before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kd_jax import config as defaults
+from kd_jax.data import cache
+from kd_jax.data.loader import Stream
+from kd_jax.errors import UserError
+from kd_jax.models import family
+from kd_jax.objectives.objective import Objective
+from kd_jax.ranges import settings
+from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
+from kd_jax.teachers.store import NOT_FINITE, LogitStore, identity
+from kd_jax.train import sharding
+from kd_jax.train.passes import log_probs_step, one_behind
+from kd_jax.train.progress import ProgressBar
+from kd_jax.train.sharding import place
+from kd_jax.types import Batch, Model, Params, StoredLogits
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
+    from kd_jax.run.stage import Stage
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 1000  # tokens on which the largest logits are compared with all of them
+
+
+class TextLogits:
+    """Logits of the rows that the first batches of a stream hold."""
+
+    def __init__(
+        self,
+        run: Run,
+        rows: Stream,
+        steps: int,
+        vocab_size: int,
+        k: Callable[[int], int],
+        *,
+        space: str = "logits",
+        everywhere: bool = False,
+    ):
+        """Reads all rows once.
+
+        Args:
+            run: whose mesh, types and cache are taken.
+            rows: their batches.
+            steps: how many of them there are.
+            vocab_size: ids from 0 that are kept.
+            k: how many logits of a token are kept, by the number of tokens.
+            space: what models are averaged in: logits or probabilities.
+            everywhere: keeps the logits at every token, not at supervised ones alone.
+        """
+        self._run, self._stream, self._steps = run, rows, steps
+        self._space, self._everywhere, self.vocab_size = space, everywhere, vocab_size
+        self._identities: dict[str, list[str]] = {}  # of models, in the order of their mean
+        self._tokens: dict[bytes, int] = {}  # of each row, by its digest
+        for batch in map(_to_host, self._batches()):
+            for b, digest in _rows(batch):
+                self._tokens.setdefault(digest, int((batch.weights[b] > 0).sum()))
+        self._folder, tokens = folder(run), sum(self._tokens.values())
+        self.k = min(k(tokens), vocab_size)
+        kept = "all" if self.k == vocab_size else f"the {self.k} largest"
+        log.info(
+            "%s tokens of %s different rows; %s logits of each take %s bytes in %s",
+            *(f"{tokens:,}", f"{len(self._tokens):,}", kept),
+            *(f"{size_of(tokens, self.k, vocab_size):,}", self._folder),
+        )
+
+    def of(
+        self, name: str, models: Sequence[Model], others: Sequence[LogitStore] = ()
+    ) -> LogitStore:
+        """Returns the store with the logits of every row, of the mean of models that are all as
+        run.models[name]; computes those that are missing.
+
+        Models of an earlier call come first in every later one. What `others` hold stays on disk.
+        Raises UserError where they do not fit, or are not finite.
+        """
+        run, known = self._run, self._identities.setdefault(name, [])
+        known += [identity_of(run, name, model.params) for model in models[len(known) :]]
+        gigabytes, about = cache_settings(run)["max_gb"], (self._space, self.k, self.vocab_size)
+        names = [cache.key(*about, *known[: n + 1]) for n in range(len(models))]
+        stores = [LogitStore(self._folder, each, gigabytes, self.vocab_size) for each in names]
+        there = len(stores)
+        while there and self._missing(stores[there - 1]):
+            there -= 1
+        for n in range(there, len(models)):
+            before = stores[n - 1 : n] if n else []
+            who = f"{name} {n + 1}" if len(models) > 1 else name
+            # Again where another run has just made room for its own.
+            while missing := self._missing(stores[n]):
+                if jax.process_count() > 1:  # some may have it, and all compute together
+                    stores[n].remove(missing)
+                sizes = [(self._tokens[digest], self.k) for digest in missing]
+                computed = self._computed(models[n], n, before, {*missing}, who)
+                stores[n].write(missing, sizes, computed, [*before, *others])
+        if self.k < self.vocab_size:
+            log.info(
+                "%s: %d of %d logits are kept: KL(all || kept) %.3g nats a token on %d tokens",
+                *(name, self.k, self.vocab_size, *self._error(models, stores[-1])),
+            )
+        return stores[-1]
+
+    def attach(self, batch: Batch, stores: Mapping[str, LogitStore]) -> Batch:
+        """Gives a batch (of NumPy arrays) the logits of its rows; zeros where none are wanted."""
+        seen, stored = self._seen(batch), {}
+        rows = [*_rows(seen)]
+        for name, store in stores.items():
+            stored[name] = blank(seen.labels.shape, self.k, self.vocab_size)
+            logits = store.read([digest for _, digest in rows])
+            for (b, _), row in zip(rows, logits, strict=True):
+                if row is None:
+                    gone = f"{self._folder}: logits of {name} are gone; run the command again"
+                    raise UserError(gone)
+                here = b, seen.weights[b] > 0
+                for whole, part in zip(*map(jax.tree.leaves, (stored[name], row)), strict=True):
+                    whole[here] = part
+        return batch.replace(stored=stored)
+
+    def _batches(self) -> Iterator[Batch]:
+        return map(self._seen, itertools.islice(self._stream.batches(), self._steps))
+
+    def _seen(self, batch: Batch) -> Batch:
+        """Gives a batch a weight wherever logits are wanted, and nowhere else."""
+        if not self._everywhere:
+            return batch
+        return batch.replace(positions_BP=None, labels=batch.tokens_BT, weights=batch.mask_BT)
+
+    def _missing(self, store: LogitStore) -> list[bytes]:
+        """Finds the rows that are not in the store of every process."""
+        missing_N = np.array([row is None for row in store.read([*self._tokens])], bool)
+        if jax.process_count() > 1:
+            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
+        return list(itertools.compress(self._tokens, missing_N))
+
+    def _computed(
+        self, model: Model, n: int, before: Sequence[LogitStore], missing: set[bytes], who: str
+    ) -> Iterator[StoredLogits]:
+        """Computes the logits of rows, those of a model added to the mean of the n before it."""
+        others, rows = dict(zip([OTHERS], before, strict=False)), len(missing)
+
+        def results() -> Iterator[tuple[Batch, list[int], StoredLogits]]:
+            for batch in self._batches():
+                whole, new = _to_host(batch), []
+                for b, digest in _rows(whole):
+                    if digest in missing:
+                        missing.remove(digest)
+                        new.append(b)
+                if new:
+                    yield whole, new, self._step(model, self.attach(batch, others), n, self.k)
+
+        bar = ProgressBar(f"logits of {who}", 0, rows)
+        with contextlib.closing(bar):
+            for whole, new, found in one_behind(results()):
+                found = _to_host(found)
+                for b in new:
+                    here = b, whole.weights[b] > 0
+                    row = jax.tree.map(lambda x, here=here: x[here], found)
+                    if not np.isfinite(row.values_BPK).all():
+                        number = whole.ids_B[b]
+                        raise UserError(
+                            f"{who}: its logits of row {number} are not finite; {NOT_FINITE}"
+                        )
+                    yield row
+                bar.update(rows - len(missing), {}, 0.0)
+
+    def _step(self, model: Model, batch: Batch, n: int, k: int) -> StoredLogits:
+        run = self._run
+        return log_probs_step(
+            model,
+            place(batch.replace(stored=batch.stored or None), run.mesh),
+            sharding.everywhere(np.float32(1.0 / (n + 1)), run.mesh),
+            vocab_size=self.vocab_size,
+            k=k,
+            space=self._space,
+            policy=run.policy,
+            mesh=run.mesh,
+            table=family.PARTITION,
+        )
+
+    def _error(self, models: Sequence[Model], store: LogitStore) -> tuple[float, int]:
+        """Computes the mean KL(all logits || kept logits) over some tokens, and counts these."""
+        batch, exact = self._seen(self._stream[0]), None
+        for n, model in enumerate(models):
+            given = batch.replace(stored=None if exact is None else {OTHERS: exact})
+            exact = jax.device_get(self._step(model, given, n, self.vocab_size))
+        wanted_BP = batch.weights > 0
+        exact_MV = exact.values_BPK[wanted_BP][:SAMPLE]
+        few = self.attach(batch, {OTHERS: store}).stored[OTHERS]
+        near_MV = np.repeat(few.rest_BP[wanted_BP][:SAMPLE, None], self.vocab_size, axis=1)
+        ids_MK, values_MK = (x[wanted_BP][:SAMPLE] for x in (few.ids_BPK, few.values_BPK))
+        np.put_along_axis(near_MV, ids_MK, values_MK, axis=1)
+        gaps_M = (np.exp(exact_MV) * (exact_MV - near_MV)).sum(axis=1, dtype=np.float64)
+        return float(gaps_M.mean()), len(gaps_M)
+
+
+def size_of(tokens: int, k: int, vocab_size: int) -> int:
+    """Counts the bytes that k logits of each token take on disk."""
+    return 4 * tokens * (k if k == vocab_size else 2 * k + 1)
+
+
+def identity_of(run: Run, name: str, params: Params) -> str:
+    """Names a model of the run by all that its logits depend on, for `LogitStore`."""
+    model = run.models[name]
+    shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
+    about = (model.family.name, shape, model.policy, run.head)
+    return identity(sharding.to_host(params), about)
+
+
+def cache_settings(run: Run) -> dict[str, Any]:
+    """Reads config.cache."""
+    return settings(run.config.get("cache"), defaults.ranges(defaults.SECTIONS["cache"]), "cache")
+
+
+def folder(run: Run) -> Any:
+    """Finds where logits are kept. Processes that compute text together have a folder each."""
+    root = cache.folder(cache_settings(run)["folder"]) / "teacher_logits"
+    if jax.process_count() > 1 and not run.task.of_examples:
+        root /= f"process_{jax.process_index()}_of_{jax.process_count()}"
+    return root
+
+
+def check_terms(objective: Objective, whose: str) -> None:
+    """Raises UserError where a term reads more of the teacher than its probabilities; `whose`
+    are all that there is, for people."""
+    if objective.needs_teacher_states:
+        names = ", ".join(name for name, _ in objective.state_terms)
+        raise UserError(f"config.objective.{names}: {whose} has logits alone; leave it out")
+    for term in objective.row_terms:
+        if term.divergence.needs_teacher and not term.divergence.of_probabilities:
+            raise UserError(
+                f"config.objective.{term.name} compares logits themselves, and {whose} has "
+                f"probabilities alone; take a divergence such as kl"
+            )
+
+
+def are_kept(run: Run, this: Stage) -> bool:
+    """Tells whether a language model's teacher is read from disk instead of run in the step."""
+    return this.learns and not run.task.of_examples and bool(cache_settings(run)["logits"])
+
+
+def sizes(run: Run, this: Stage) -> tuple[int, int]:
+    """Counts the ids that a stage's model shares with its teacher, and a token's kept logits."""
+    size = min(run.models[name].config.vocab_size for name in (this.teachers[0], this.model))
+    own = cache_settings(run)
+    return size, size if own["logits"] == "all" else min(own["top_k"], size)
+
+
+def steps_of_new_rows(run: Run, this: Stage) -> int:
+    """Counts the steps of a stage until its rows come again; masks are drawn in every epoch."""
+    if run.task.redraws or run.folder is None:
+        return this.steps
+    rows = run.task.train(this.batch_size, run.config.seed).size
+    return min(this.steps, -(-rows // this.batch_size))
+
+
+def described(run: Run, this: Stage, batch: Batch) -> tuple[Stored, Batch]:
+    """Describes a teacher that is read from disk, and an abstract batch with its logits."""
+    (size, k), shape = sizes(run, this), batch.labels.shape
+    if this.program.objective.everywhere:
+        shape = batch.tokens_BT.shape
+    return Stored(size), batch.replace(stored={TEACHER: abstract(shape, k, size)})
+
+
+def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> StoredLogits:
+    """Makes k logits of 0 at each of (B, P) places; `xp` is numpy or jax.numpy."""
+    values_BPK = xp.zeros((*shape, k), xp.float32)
+    if k == vocab_size:
+        return StoredLogits(values_BPK)
+    # Each id once, so that none is set twice.
+    ids_BPK = xp.tile(xp.arange(k, dtype=xp.int32), (*shape, 1))
+    return StoredLogits(values_BPK, ids_BPK, xp.zeros(shape, xp.float32))
+
+
+def abstract(shape: tuple[int, int], k: int, vocab_size: int) -> StoredLogits:
+    """Describes k logits at each of (B, P) places."""
+    return jax.eval_shape(lambda: blank(shape, k, vocab_size, jnp))
+
+
+def _rows(batch: Batch) -> Iterator[tuple[int, bytes]]:
+    """Gives the number of each row that fills no batch up, and a hash (16 bytes) of what a model
+    reads of it and of where its logits are kept."""
+    read = batch.tokens_BT, batch.mask_BT, batch.types_BT, batch.positions_BP, batch.segments_BT
+    arrays = [x for x in (*read, batch.weights > 0) if x is not None]
+    for b in np.flatnonzero(batch.ids_B >= 0):
+        row = b"".join(x[b].tobytes() for x in arrays)
+        yield int(b), hashlib.blake2b(row, digest_size=16).digest()
+
+
+def _to_host(tree: Any) -> Any:
+    """Gathers whole NumPy arrays, of all processes' rows."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(np.asarray, jax.device_get(tree))
