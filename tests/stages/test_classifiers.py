@@ -132,14 +132,14 @@ def test_a_swap_changes_the_blocks_that_it_names_and_nothing_else(tmp_path):
 
 def test_killed_within_a_swap_it_ends_the_same(whole, tmp_path, monkeypatch):
     folder, stages = whole
-    make_state = substitute.Substituted._state
+    swapped = substitute.Substituted._swapped
 
     def dying(self, *args):
         if self.swap.number == 2:
             raise Killed
-        return make_state(self, *args)
+        return swapped(self, *args)
 
-    monkeypatch.setattr(substitute.Substituted, "_state", dying)
+    monkeypatch.setattr(substitute.Substituted, "_swapped", dying)
     changed = config("substitute")
     with pytest.raises(Killed):
         finetuning.run(changed, tmp_path / "run")
