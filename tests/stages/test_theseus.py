@@ -169,7 +169,7 @@ def test_mistakes(tmp_path, changes, message):
 def test_compact_successors_of_encoders(tmp_path):
     changed = encoder(tmp_path, group=0)
     substituting.checked(changed)
-    changed.teacher.architecture.model_type = "mobilebert"
+    changed.teacher.architecture.update(model_type="mobilebert", embedding_size=16)
     with pytest.raises(UserError, match="group=0: teacher mobilebert of .*: the blocks of mobile"):
         substituting.checked(changed)
 
