@@ -9,12 +9,13 @@ import pytest
 from etils import epath
 
 from benchmarks import kill_resume
-from kd_jax import cli, evaluate, samples
+from kd_jax import cli, evaluate
 from kd_jax.config import substitution
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.run.answers import given_teachers
 from kd_jax.run.run import build as build_run
+from kd_jax.smoke import samples
 from kd_jax.stages import prune, substitute
 from kd_jax.train import records
 from tests import smoke
@@ -85,7 +86,7 @@ def test_the_exported_model_has_compact_blocks_and_can_be_read_again(whole, tmp_
     assert [block["kind"] for block in found["blocks"]] == ["full", "bottleneck", "bottleneck"]
     assert list(found["id2label"].values()) == list(finetuning.CLASSES)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
-    test = samples.folder() / "ag_news"
+    test = samples() / "ag_news"
     flags = [
         f"--model={folder / 'export/substitute'}",
         "--task=agnews",
