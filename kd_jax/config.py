@@ -262,17 +262,18 @@ def finetuning() -> ConfigDict:
     return c
 
 
-def pruning(recipe: str = "prune") -> ConfigDict:
-    """Makes a config of pruning: the keys of `base`, and those of kd_jax/stages/prune.py."""
-    c = base(recipe)
+def pruning(c: ConfigDict | None = None) -> ConfigDict:
+    """Makes a config of pruning: the keys of `base`, or those of `c`, and those of
+    kd_jax/stages/prune.py."""
+    c = base("prune") if c is None else c
     c.pruning = _section(SECTIONS["pruning"])
     return c
 
 
-def substitution() -> ConfigDict:
-    """Makes a config of substitution: the keys of `pruning`, which here makes a model as small as
-    substitution does, and those of kd_jax/stages/swaps.py."""
-    c = pruning("substitute")
+def substitution(c: ConfigDict | None = None) -> ConfigDict:
+    """Makes a config of substitution: the keys of `base`, or those of `c` (`finetuning()`), those
+    of kd_jax/stages/swaps.py, and those of what makes a model as small as substitution does."""
+    c = pruning(base("substitute") if c is None else c)
     c.pruning.target = 0.0
     c.substitution = _section(SECTIONS["substitution"])
     c.theseus = _section(SECTIONS["theseus"], group=0)

@@ -62,6 +62,8 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
         tiny(section, own=False)
     tiny(c.assistant, own=True)
     tiny(c.student, own=True)
+    if "substitution" in c:
+        _substitute(c, 0.3)
     task = plugins.load("tasks", c.task.name, "make").make
     changes, data = task.smoke(c.task, c.data, samples())
     c.task.update(changes)
@@ -76,6 +78,15 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def _substitute(c: ConfigDict, target: float) -> None:
+    """Makes both blocks of a tiny teacher compact, one after the other."""
+    c.substitution.update(num_heads=1, num_kv_heads=1, ffn_width=24, steps=2, warmup=1)
+    c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
+    c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
+    c.substitution.target, c.theseus.group = target, 2
+    c.student.architecture = ConfigDict()
+
+
 def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
     """Returns the config itself, or for "smoke" shrinks it: tiny models and generated text.
 
@@ -85,13 +96,8 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         raise ValueError(f"unknown variant {arg!r}; have: smoke")
     if not arg:
         return c
-    if "substitution" in c:  # both blocks of the teacher, one after the other
-        c.substitution.update(num_heads=1, num_kv_heads=1, ffn_width=24, steps=2, warmup=1)
-        c.substitution.update(width=16 if c.substitution.kind == "bottleneck" else 0)
-        c.substitution.update(importance_batches=1, fit_steps=min(c.substitution.fit_steps, 2))
-        c.substitution.target = 0.3 if family == "gpt2" else 0.2
-        c.theseus.group = 2
-        c.student.architecture = ConfigDict()
+    if "substitution" in c:
+        _substitute(c, 0.3 if family == "gpt2" else 0.2)
     if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.mesh.fsdp, c.cache.max_gb = 1, 0.1

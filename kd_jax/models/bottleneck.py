@@ -6,6 +6,7 @@ one of the model's width.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -32,6 +33,7 @@ DEFAULT_EPS = 1e-5  # torch's, which HF leaves in two of the norms
 class BottleneckConfig(EncoderConfig):
     """Sizes and settings of a MobileBERT, besides those of a BERT."""
 
+    unequal: ClassVar[str] = ""  # all blocks are alike
     token_width: int  # of the token embeddings
     trigrams: bool  # a token is embedded together with its neighbours
     bottlenecks: bool

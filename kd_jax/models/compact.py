@@ -1,4 +1,4 @@
-"""Decoders made smaller: blocks replaced by compact ones, heads and FFN columns pruned away.
+"""Models made smaller: blocks replaced by compact ones, heads and FFN columns pruned away.
 
 Pure functions from a model to a model whose shapes really are smaller. What a block may consist of
 is in kd_jax/models/shapes.py, which heads and columns matter in kd_jax/models/importance.py.
@@ -19,10 +19,10 @@ from kd_jax.models import family as families
 from kd_jax.models import importance
 from kd_jax.models.family import Family
 from kd_jax.models.heads import HEADS
-from kd_jax.models.model_config import DecoderConfig
+from kd_jax.models.model_config import ModelConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy
-from kd_jax.types import Array, Model, Params
+from kd_jax.types import Array, Batch, Model, ModelOutput, Params
 
 # What a new random block adds to the residual stream, as a part of what the family's own
 # initialisation would: the model starts as if the block were left out, yet its weights have
@@ -38,12 +38,12 @@ def size(family: Family, config: Any, head: str) -> int:
 def replace(
     model: Model,
     family: Family,
-    config: DecoderConfig,
+    config: ModelConfig,
     layers: Sequence[int],
     shape: BlockShape,
     init: str,
     key: Array,
-) -> tuple[Model, DecoderConfig]:
+) -> tuple[Model, ModelConfig]:
     """Puts blocks of `shape` at `layers` (from 0): (model, its config); the rest is untouched.
 
     Args:
@@ -53,9 +53,11 @@ def replace(
         layers: which blocks.
         shape: what they become.
         init: `random`: drawn as the family draws, but the projections that write into the residual
-            stream `SMALL` times that. `pruned`: the norms and the most important heads and FFN
-            columns of the block that was there. That is for full blocks: what a bottleneck adds
-            to the stream includes its own inner stream, which no part of another block does.
+            stream `SMALL` times that; a slim block that ends in a norm keeps the norms of the block
+            that was there, so that the next one reads features of the sizes it knows.
+            `pruned`: the norms and the most important heads and FFN columns of the block that was
+            there. That is for full blocks: what a bottleneck adds to the stream includes its own
+            inner stream, which no part of another block does.
         key: of random blocks; a value depends on it and on the parameter's path alone.
 
     Raises UserError on an unknown layer or init, and where `shape` cannot be cut out of a block.
@@ -81,14 +83,19 @@ def replace(
                 new = {layer: whole.params["backbone"]["blocks"][layer]}
                 drawn = families.draw(family, changed, {"backbone": {"blocks": new}}, key)
                 blocks[layer] = _quiet(drawn["backbone"]["blocks"][layer])
+                if shape.kind == given[layer].kind == "full" and config.post_norm:
+                    norms = ("attention_norm", "mlp_norm")
+                    blocks[layer] |= {
+                        name: params["backbone"]["blocks"][layer][name] for name in norms
+                    }
         return params | {"backbone": params["backbone"] | {"blocks": blocks}}
 
     return _changed(model, whole, start, key), changed
 
 
 def prune(
-    model: Model, family: Family, config: DecoderConfig, target: float, ranking: str
-) -> tuple[Model, DecoderConfig]:
+    model: Model, family: Family, config: ModelConfig, target: float, ranking: str
+) -> tuple[Model, ModelConfig]:
     """Takes the least important heads and FFN columns away: (model, its config).
 
     Args:
@@ -145,11 +152,39 @@ def prune(
     return _changed(model, whole, cut), changed
 
 
-def with_blocks(config: DecoderConfig, blocks: Sequence[BlockShape]) -> DecoderConfig:
+def with_blocks(config: ModelConfig, blocks: Sequence[BlockShape]) -> ModelConfig:
     """Makes the config of a model with these blocks; none are listed if all are the family's
     own."""
     own = all(block == config.own_shape for block in blocks)
     return dataclasses.replace(config, blocks=() if own else tuple(blocks))
+
+
+class BlockStates(nnx.Module):
+    """A model without its head and, in a decoder, the last norm, though it has the parameters of a
+    `heads.HeadedModel`."""
+
+    def __init__(self, backbone: nnx.Module, head: nnx.Module):
+        self.backbone = backbone
+        self.head = head
+
+    def __call__(
+        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
+    ) -> ModelOutput:
+        """`hidden` are the embedding output and each block's output, none normalised; there are no
+        logits."""
+        hidden, attention = self.backbone.states(batch, seed, replaced_L)
+        return ModelOutput(hidden[-1], None, None, hidden, attention)
+
+
+def block_states(model: Model) -> Model:
+    """Makes a model that returns its blocks' states, of the same parameters, arrays or abstract."""
+
+    def make(params):
+        whole = nnx.merge(model.graphdef, params)
+        graphdef, state = nnx.split(BlockStates(whole.backbone, whole.head))
+        return Model(nnx.to_pure_dict(state), graphdef)
+
+    return model.replace(graphdef=jax.eval_shape(make, model.params).graphdef)
 
 
 def _changed(model: Model, whole: Model, change: Callable[..., Params], *inputs: Any) -> Model:

@@ -7,10 +7,10 @@ from flax import nnx, struct
 from kd_jax.models.attention import Attention, Past, Scope
 from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import (
+    Bottleneck,
     Embedding,
     LayerNorm,
     Layers,
-    Linear,
     Mlp,
     RmsNorm,
     causal_mask,
@@ -19,7 +19,7 @@ from kd_jax.models.layers import (
 )
 from kd_jax.models.model_config import DecoderConfig
 from kd_jax.models.shapes import BlockShape
-from kd_jax.types import Array, Batch, Heads, Model, ModelOutput
+from kd_jax.types import Array, Batch, Heads
 
 
 def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
@@ -68,25 +68,11 @@ class Block(nnx.Module):
         return x_BTD + self.mlp(normed_BTD, seed, site + 2), heads
 
 
-class BottleneckBlock(nnx.Module):
-    """x + up(inner(down(x))), `inner` a `Block` of another width. Takes its dropout sites."""
-
-    def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
-        self.down = Linear(config.width, shape.width, config.policy)
-        self.inner = Block(config, layer, shape)
-        self.up = Linear(shape.width, config.width, config.policy)
-
-    def __call__(
-        self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
-    ) -> tuple[Array, Heads]:
-        y, heads = self.inner(self.down(x_BTD), scope, seed, site)
-        return x_BTD + self.up(y), heads
-
-
 def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
     """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
     shape = config.shape(layer)
-    return (BottleneckBlock if shape.kind == "bottleneck" else Block)(config, layer, shape)
+    own = Block(config, layer, shape)
+    return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own
 
 
 class Cache(struct.PyTreeNode):
@@ -170,35 +156,6 @@ class Decoder(nnx.Module):
             x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
             kept.append((heads.k_BTGK, heads.v_BTGK))
         return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)
-
-
-class BlockStates(nnx.Module):
-    """A decoder without its last norm and head, though it has the parameters of a
-    `heads.HeadedModel`."""
-
-    def __init__(self, backbone: nnx.Module, head: nnx.Module):
-        self.backbone = backbone
-        self.head = head
-
-    def __call__(
-        self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
-    ) -> ModelOutput:
-        """`hidden` are the embedding output and each block's output, none normalised; there are no
-        logits."""
-        hidden, attention = self.backbone.states(batch, seed, replaced_L)
-        return ModelOutput(hidden[-1], None, None, hidden, attention)
-
-
-def block_states(model: Model) -> Model:
-    """Makes a model that answers with its blocks' states, of the same parameters, arrays or
-    abstract."""
-
-    def make(params):
-        whole = nnx.merge(model.graphdef, params)
-        graphdef, state = nnx.split(BlockStates(whole.backbone, whole.head))
-        return Model(nnx.to_pure_dict(state), graphdef)
-
-    return model.replace(graphdef=jax.eval_shape(make, model.params).graphdef)
 
 
 # Rows may hold several continuations of one beginning (`Batch.segments_BT`): what comes out for a

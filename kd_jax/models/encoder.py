@@ -6,6 +6,7 @@ from flax import nnx
 from kd_jax.models.attention import Attention
 from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import (
+    Bottleneck,
     Embedding,
     LayerNorm,
     Layers,
@@ -15,26 +16,28 @@ from kd_jax.models.layers import (
     run_blocks,
 )
 from kd_jax.models.model_config import EncoderConfig
+from kd_jax.models.shapes import BlockShape
 from kd_jax.types import Array, Batch, Heads
 
 
 class Block(nnx.Module):
     """Self-attention and MLP, a layer norm after each residual sum. Takes three dropout sites."""
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, shape: BlockShape):
         self.attention = Attention(
-            config.width,
-            config.num_heads,
-            scale=(config.width // config.num_heads) ** -0.5,
+            shape.width,
+            shape.num_heads,
+            scale=shape.head_width**-0.5,
             rate=config.attention_dropout,
             out_rate=config.attention_out_dropout,
             policy=config.policy,
+            head_width=shape.head_width,
         )
-        self.attention_norm = LayerNorm(config.width, config.norm_eps)
+        self.attention_norm = LayerNorm(shape.width, config.norm_eps)
         self.mlp = Mlp(
-            config.width, config.ffn_width, config.activation, config.mlp_dropout, config.policy
+            shape.width, shape.ffn_width, config.activation, config.mlp_dropout, config.policy
         )
-        self.mlp_norm = LayerNorm(config.width, config.norm_eps)
+        self.mlp_norm = LayerNorm(shape.width, config.norm_eps)
 
     def __call__(
         self, x_BTD: Array, mask: Array, seed: Array | None, site: int
@@ -42,6 +45,13 @@ class Block(nnx.Module):
         y_BTD, heads = self.attention(x_BTD, mask, seed, site)
         x_BTD = self.attention_norm(x_BTD + y_BTD)
         return self.mlp_norm(x_BTD + self.mlp(x_BTD, seed, site + 2)), heads
+
+
+def make_block(config: EncoderConfig, layer: int) -> nnx.Module:
+    """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
+    shape = config.shape(layer)
+    own = Block(config, shape)
+    return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own
 
 
 class Encoder(nnx.Module):
@@ -53,7 +63,7 @@ class Encoder(nnx.Module):
         if config.num_types:
             self.types = Embedding(config.num_types, config.width, config.policy)
         self.norm = LayerNorm(config.width, config.norm_eps)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
         self.predecessors = None  # models/replacement.py
         self.config = config
 
@@ -72,6 +82,8 @@ class Encoder(nnx.Module):
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
         either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config.remat, *either)
+
+    states = __call__  # of blocks alone: no norm comes after the last one
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:

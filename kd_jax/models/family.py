@@ -47,18 +47,18 @@ PARTITION = (
 )
 
 
-# The model_type of decoders whose blocks differ. HF has no class for them: ours are in a file that
-# goes along with the weights.
-UNEQUAL = "kd_jax_decoder"
-MODELING_FILE = Path(__file__).with_name("pytorch") / "modeling_kd_jax.py"
-_CLASSES = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}
-_AUTO_MAP = {
-    auto: f"{MODELING_FILE.stem}.{name}"
-    for auto, name in {
-        "AutoConfig": "KDJaxConfig",
-        "AutoModel": _CLASSES["none"],
-        "AutoModelForCausalLM": _CLASSES["clm"],
-    }.items()
+# HF has no classes for models whose blocks differ. Ours are in a file that goes along with the
+# weights, named by config.json's auto_map; those of encoders are of a family each.
+PYTORCH = Path(__file__).with_name("pytorch")
+_UNEQUAL = {"kd_jax_decoder": "modeling_kd_jax", "kd_jax_encoder": "modeling_kd_jax_encoder"}
+_OF_DECODERS = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}
+# How HF's names of classes end, by head.
+_SUFFIXES = {
+    "mlm": "ForMaskedLM",
+    "clm": "ForCausalLM",
+    "classification": "ForSequenceClassification",
+    "span": "ForQuestionAnswering",
+    "none": "",
 }
 
 # Keys of a config.json that are not true of a model written from it.
@@ -102,14 +102,7 @@ class Rule(NamedTuple):
 
 def classes(stem: str, *heads: str) -> dict[str, str]:
     """Names HF's classes of a family with these heads, and that of its base model."""
-    suffix = {
-        "mlm": "ForMaskedLM",
-        "clm": "ForCausalLM",
-        "classification": "ForSequenceClassification",
-        "span": "ForQuestionAnswering",
-        "none": "Model",
-    }
-    return {head: stem + suffix[head] for head in (*heads, "none")}
+    return {head: stem + _SUFFIXES[head] for head in heads} | {"none": f"{stem}Model"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +168,8 @@ def read(
 
 def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
     both = {**hf_json, **changes}
-    unequal = both.get("model_type") == UNEQUAL
+    kind = both.get("model_type")
+    unequal = kind in _UNEQUAL
     key = "base_model_type" if unequal else "model_type"
     name, have = both.get(key), plugins.names("models", "FAMILY")
     if name not in have:
@@ -189,10 +183,10 @@ def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
     }
     fields = Fields(renamed(hf_json, family.aliases) | renamed(changes, sizes))
     config = _config(family, fields)
+    if unequal and kind != config.unequal:
+        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {kind} has")
     activation(config.activation)
     config.check_own()
-    if unequal and not config.unequal:
-        raise UserError(f"config.json: {name} has no blocks of its own shapes, as {UNEQUAL} has")
     if unequal:
         config = dataclasses.replace(config, blocks=shapes.read(both.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
@@ -217,7 +211,7 @@ def _config(family: Family, fields: Fields) -> Any:
 def write(family: Family, config: Any, head: str) -> dict:
     """Makes the config.json of a float32 model; keys of the original that are not read are kept.
 
-    A decoder with blocks of their own shapes is a `kd_jax_decoder`, which lists them.
+    A model with blocks of their own shapes is of a model_type of ours, which lists them.
     """
     kept = json.loads(config.hf_json)
     for key in _NOT_KEPT:
@@ -232,9 +226,28 @@ def write(family: Family, config: Any, head: str) -> dict:
     }
     if config.blocks:
         blocks = shapes.write(config.blocks)
-        kept |= {"model_type": UNEQUAL, "base_model_type": family.name, "blocks": blocks}
-        kept |= {"architectures": [_CLASSES[head]], "auto_map": _AUTO_MAP}
+        kept |= {"model_type": config.unequal, "base_model_type": family.name, "blocks": blocks}
+        classes, auto_map = _own_classes(family, config)
+        kept |= {"architectures": [classes[head]], "auto_map": auto_map}
     return kept
+
+
+def _own_classes(family: Family, config: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Names our classes of models whose blocks differ by head, and makes config.json's auto_map."""
+    classes = {head: f"KDJax{name}" for head, name in family.architectures.items()}
+    own = "KDJax" + family.architectures["none"].replace("Model", "Config")
+    if config.unequal == "kd_jax_decoder":
+        classes, own = _OF_DECODERS, "KDJaxConfig"
+    named = {"AutoConfig": own}
+    named |= {f"AutoModel{_SUFFIXES[head]}": name for head, name in classes.items()}
+    return classes, {auto: f"{_UNEQUAL[config.unequal]}.{name}" for auto, name in named.items()}
+
+
+def code_of(hf_json: dict) -> Path | None:
+    """Finds our modeling file that a config.json refers to; None where HF has a class."""
+    if "auto_map" not in hf_json:
+        return None
+    return PYTORCH / f"{hf_json['auto_map']['AutoConfig'].partition('.')[0]}.py"
 
 
 def equal(family: Family, config: Any) -> Any:
@@ -243,7 +256,7 @@ def equal(family: Family, config: Any) -> Any:
     blocks = config.blocks
     if len(set(blocks)) != 1 or blocks[0].kind != "full":
         return config
-    sizes = ("num_heads", "num_kv_heads", "head_width", "ffn_width")
+    sizes = vars(config).keys() & {"num_heads", "num_kv_heads", "head_width", "ffn_width"}
     alike = dataclasses.replace(
         config, blocks=(), **{name: getattr(blocks[0], name) for name in sizes}
     )
@@ -257,7 +270,8 @@ def equal(family: Family, config: Any) -> Any:
 def head_of(family: Family, hf_json: dict) -> str | None:
     """Finds the head that `architectures` of config.json names; None where no class is known."""
     named = hf_json.get("architectures") or []
-    heads = [*family.architectures.items(), *_CLASSES.items()]
+    named = {*named, *(name.removeprefix("KDJax") for name in named)}
+    heads = [*family.architectures.items(), *_OF_DECODERS.items()]
     return next((head for head, name in heads if name in named), None)
 
 

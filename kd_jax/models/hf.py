@@ -22,7 +22,7 @@ from kd_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
-ENSEMBLE_FILE = Path(__file__).with_name("pytorch") / "modeling_kd_jax_ensemble.py"
+ENSEMBLE_CODE = "modeling_kd_jax_ensemble"  # a file in families.PYTORCH
 # In the order of preference; an index names the files of a checkpoint in several.
 WEIGHTS = (
     "model.safetensors",
@@ -100,10 +100,9 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
 def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
     """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`.
 
-    A decoder whose blocks differ, for which HF has no class, gets a PyTorch class with them.
+    A model whose blocks differ, for which HF has no class, gets a PyTorch class with them.
     """
-    tensors, page = _to_hf(params, family, config, head)
-    _write(Path(folder), tensors, page, families.MODELING_FILE)
+    _write(Path(folder), *_to_hf(params, family, config, head))
 
 
 def save_ensemble(
@@ -128,19 +127,18 @@ def save_ensemble(
         own, member = _to_hf(params, family, config, "clm")
         tensors |= {f"members.{number}.{name}": tensor for name, tensor in own.items()}
     kept = ("bos_token_id", "eos_token_id", "pad_token_id")
-    code = ENSEMBLE_FILE.stem
     page = {name: member[name] for name in kept if name in member} | {
         "model_type": "kd_jax_ensemble",
         "architectures": ["KDJaxEnsembleForCausalLM"],
         "auto_map": {
-            "AutoConfig": f"{code}.KDJaxEnsembleConfig",
-            "AutoModelForCausalLM": f"{code}.KDJaxEnsembleForCausalLM",
+            "AutoConfig": f"{ENSEMBLE_CODE}.KDJaxEnsembleConfig",
+            "AutoModelForCausalLM": f"{ENSEMBLE_CODE}.KDJaxEnsembleForCausalLM",
         },
         "member": member,
         "weights": [float(weight) for weight in weights],
         "space": space,
     }
-    _write(Path(folder), tensors, page, ENSEMBLE_FILE)
+    _write(Path(folder), tensors, page)
 
 
 def _to_hf(
@@ -161,11 +159,11 @@ def _to_hf(
     return tensors, families.write(family, config, head)
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict, code: Path) -> None:
-    """Writes a folder's files; `code` too where `page`, the config.json, refers to it."""
+def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict) -> None:
+    """Writes a folder's files; our code too where `page`, the config.json, refers to it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(page, indent=2, sort_keys=True) + "\n")
-    if "auto_map" in page:
+    if code := families.code_of(page):
         shutil.copy(code, folder)
     weights = folder / "model.safetensors"
     safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
@@ -187,7 +185,7 @@ def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
     paths = families.flatten(families.abstract(family, config, head, Policy()).params)
     held: dict[Rule, dict[int, str]] = {}
     for path in sorted(paths, key=lambda path: path.endswith("bias")):  # weights go first
-        if found := _named(path, places, family.conv1d):
+        if found := _named(path, places, family.conv1d, config.inner):
             rule, place = found
             held.setdefault(rule, {})[place] = path
     every = list(family.rules(config, head))
@@ -209,7 +207,7 @@ def _modules(ours: str) -> list[str]:
     return [folder + slash + name for name in names.split(",")]
 
 
-def _named(path: str, places: dict, conv1d: str) -> tuple[Rule, int] | None:
+def _named(path: str, places: dict, conv1d: str, inner: str) -> tuple[Rule, int] | None:
     """Finds the HF tensor of a parameter, and which of those that the tensor holds it is."""
     inside = re.match(r"backbone/blocks/\d+/inner/", path)  # the block inside a bottleneck
     own = path.replace("/inner/", "/", 1) if inside else path
@@ -224,7 +222,7 @@ def _named(path: str, places: dict, conv1d: str) -> tuple[Rule, int] | None:
     else:
         return None
     transpose = leaf == "kernel" and not re.search(conv1d, hf)
-    hf = hf.replace("#", "#.inner", 1) if inside else hf
+    hf = hf.replace("#", f"#{inner}", 1) if inside else hf
     for number in numbers:
         hf = hf.replace("#", number, 1)
     return Rule(hf, (), transpose, base=base), place

@@ -5,6 +5,7 @@ be built abstractly. Linear kernels are (in, out); embeddings are (rows, D).
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.models.dropout import dropout
 from kd_jax.models.replacement import Either
+from kd_jax.models.shapes import BlockShape
 from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
@@ -141,6 +143,21 @@ class Mlp(nnx.Module):
         else:
             y_BTF = self.activation(self.gate(x_BTD)) * y_BTF
         return dropout(self.down(y_BTF), self.rate, seed, site)
+
+
+class Bottleneck(nnx.Module):
+    """x + up(inner(down(x))), `inner` a block of another width, whose dropout sites it takes."""
+
+    def __init__(self, config: Any, shape: BlockShape, inner: nnx.Module):
+        self.down = Linear(config.width, shape.width, config.policy)
+        self.inner = inner
+        self.up = Linear(shape.width, config.width, config.policy)
+
+    def __call__(
+        self, x_BTD: Array, mask: Any, seed: Array | None, site: int
+    ) -> tuple[Array, Heads]:
+        y, heads = self.inner(self.down(x_BTD), mask, seed, site)
+        return x_BTD + self.up(y), heads
 
 
 def run_blocks(

@@ -15,6 +15,8 @@ class ModelConfig:
     """Sizes and settings that encoders and decoders have alike."""
 
     unequal: ClassVar[str] = ""  # model_type of those whose blocks differ; none: they may not
+    inner: ClassVar[str] = ""  # what HF's names have for the block inside a bottleneck
+    post_norm: ClassVar[bool] = False  # a block ends in a norm
     vocab_size: int
     width: int
     num_layers: int
@@ -72,6 +74,8 @@ class ModelConfig:
 class EncoderConfig(ModelConfig):
     """Sizes and settings of an encoder."""
 
+    unequal: ClassVar[str] = "kd_jax_encoder"
+    post_norm: ClassVar[bool] = True
     num_types: int = 0  # token types; 0 means that the family has none
     head_activation: str
     labels: tuple[str, ...]  # class names in their order; one alone is a regression
@@ -81,6 +85,14 @@ class EncoderConfig(ModelConfig):
     span_dropout: float = 0.0  # DistilBERT: before the span head
     skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
     sinusoidal: bool = False  # DistilBERT: how random positions start
+
+    def check_block(self, layer: int, block: BlockShape) -> None:
+        """Raises UserError where heads share keys."""
+        if block.num_kv_heads != block.num_heads:
+            raise UserError(
+                f"blocks: block {layer} has {block.num_heads} heads and {block.num_kv_heads} "
+                f"key/value heads; heads of an encoder share none, make them as many"
+            )
 
     @property
     def classifier_rate(self) -> float:
@@ -98,6 +110,7 @@ class DecoderConfig(ModelConfig):
     """Sizes and settings of a decoder."""
 
     unequal: ClassVar[str] = "kd_jax_decoder"
+    inner: ClassVar[str] = ".inner"
     num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
     head_width: int | None = None  # None: width / num_heads
     scale_scores: bool = True  # divide scores by the root of the head's width

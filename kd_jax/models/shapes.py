@@ -1,4 +1,4 @@
-"""The sizes of a decoder's blocks, which may differ from layer to layer.
+"""The sizes of a model's blocks, which may differ from layer to layer.
 
 Blocks differ after compression (Musaeus and van der Goot 2025, "Iterative Structured Knowledge
 Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are enough:
@@ -7,7 +7,8 @@ Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are
                 called slim: the residual stream keeps its width D, attention maps D to H K and back
     bottleneck  y = x + up(inner(down(x))): `down` projects D to d', `inner` is the whole output of
                 a block of the family's own kind at width d' (its norms and residual sums included),
-                `up` projects back
+                `up` projects back; nothing normalizes the sum, so that a small `up` leaves x as
+                it is, in an encoder too
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ KINDS = ("full", "bottleneck")
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one decoder block. Raises UserError where they do not go together."""
+    """The sizes of one block. Raises UserError where they do not go together."""
 
     kind: str  # full | bottleneck
     width: int  # of the residual stream inside the block: the model's, or d' of a bottleneck

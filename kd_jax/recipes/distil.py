@@ -141,11 +141,12 @@ def run_stage(
 
     def reported() -> dict[str, Any]:
         own = figures(fitted.state.student, split=split)
+        if this.model in run.made or not task.of_examples:
+            own |= measure.size(run, parameters[this.model])
         if task.of_examples:
             own |= {"steps": fitted.steps}
             results.write_epochs(run.folder, this.name)
         else:
-            own |= measure.size(run, parameters[this.model])
             own |= cost.of_training(run, this, parameters)
         return own | {"best_step": fitted.best_step} | results.speed(folder)
 

@@ -74,7 +74,7 @@ def export_ensemble(
         return export_check.check_in_pytorch(folder, "clm", batch, mean)
 
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    about = _about(run, "ensemble", "student", size, hf.ENSEMBLE_FILE.name, results)
+    about = _about(run, "ensemble", "student", size, f"{hf.ENSEMBLE_CODE}.py", results)
     done = publish(write, run.tokenizers["student"], folder / "ensemble", *about)
     return done | {"members": paths}
 
@@ -300,9 +300,10 @@ def _digest(params: Params) -> str:
 
 
 def _own_code(blueprint: Blueprint) -> str:
-    """Names the modelling file that goes with a model for which HF has no class; "" for others."""
-    unequal = getattr(family.equal(blueprint.family, blueprint.config), "blocks", ())
-    return family.MODELING_FILE.name if unequal else ""
+    """Names the modeling file that goes with a model for which HF has no class; "" for others."""
+    config = family.equal(blueprint.family, blueprint.config)
+    code = family.code_of(family.write(blueprint.family, config, blueprint.head))
+    return code.name if code else ""
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:

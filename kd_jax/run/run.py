@@ -25,8 +25,9 @@ from kd_jax.run import models
 from kd_jax.run.stage import Parameters, Settings, Stage, kind_of, read
 from kd_jax.tasks.task import Task
 from kd_jax.train import sharding
+from kd_jax.types import Params
 
-NOMINAL_STEPS = 1000  # of a stage whose length depends on data that is not read
+NOMINAL_STEPS = 100_000  # of a stage whose length depends on data that is not read
 
 
 @dataclasses.dataclass
@@ -46,6 +47,7 @@ class Run:
     stages: list[Stage] = dataclasses.field(default_factory=list)
     # What kinds of stages found out about the run's models, for all stages of theirs.
     shared: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    made: set[str] = dataclasses.field(default_factory=set)  # names of models made by stages
 
     @property
     def principal(self) -> Stage:
@@ -113,20 +115,32 @@ class Run:
 
     def add(self, name: str, model: Blueprint) -> None:
         """Adds a model that a stage makes of the teacher, with whose tokenizer it reads."""
-        task = self.tasks["teacher"]
-        if task.labels and not (self.folder is None and task.labels_in_data):
-            own = dataclasses.replace(model.config, labels=task.labels)
-            model = dataclasses.replace(model, config=own)
-        self.models[name], self.tasks[name] = model, task
+        self.models[name], self.tasks[name] = self.labelled(model), self.tasks["teacher"]
+        self.made.add(name)
         if self.tokenizers:
             self.tokenizers[name] = self.tokenizers["teacher"]
 
+    def labelled(self, model: Blueprint) -> Blueprint:
+        """Describes a model with the task's classes, in their order."""
+        task = self.tasks["teacher"]
+        if not task.labels or (self.folder is None and task.labels_in_data):
+            return model
+        own = dataclasses.replace(model.config, labels=task.labels)
+        return dataclasses.replace(model, config=own)
+
+    def original(self, parameters: Parameters) -> Params:
+        """Takes the teacher's parameters for a model that is made of it: its classes come in the
+        task's order."""
+        params, order = parameters["teacher"], self.order("teacher")
+        if order is None:
+            return params
+        classifier = {key: x[..., list(order)] for key, x in params["head"]["classifier"].items()}
+        return params | {"head": params["head"] | {"classifier": classifier}}
+
     def make_stages(self) -> None:
         """Makes the stages, perhaps again where their models depend on what was measured."""
-        self.stages = [
-            kind_of(each.kind).make(self, each.name, each)
-            for each in map(self._timed, self.settings)
-        ]
+        self.settings = [self._timed(each) for each in self.settings]
+        self.stages = [kind_of(each.kind).make(self, each.name, each) for each in self.settings]
 
     def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
         """Makes a run of the same models and data under a config that differs in numbers of the

@@ -1,4 +1,4 @@
-"""Prunes a decoder by L1 norms (kd_jax/models/compact.py), once, and fine-tunes what is left.
+"""Prunes a model by L1 norms (kd_jax/models/compact.py), once, and fine-tunes what is left.
 
 The least important heads and FFN columns go. The figures of the pruned model before any fine-tuning
 are those of `one_shot`.
@@ -28,7 +28,7 @@ SECTION = "pruning"
 def make(run: Run, name: str, settings: Settings) -> Stage:
     """Makes the stage that fine-tunes the pruned teacher."""
     teacher, file = run.models["teacher"], _file(run)
-    swaps.check_decoder(teacher, f"teacher {teacher.name}")
+    swaps.check_blocks(teacher, f"teacher {teacher.name}")
     if file is not None and file.exists():
         _describe(run, name, shapes.read(storage.read_json(file)["blocks"]))
     else:  # as many parameters, however the layers share them
@@ -82,7 +82,7 @@ def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
 
 def pruned(run: Run, name: str, parameters: Parameters) -> Params:
     """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
-    params = _pruned(run, name, sharding.to_host(parameters["teacher"]))
+    params = _pruned(run, name, sharding.to_host(run.original(parameters)))
     if jax.process_index() == 0:
         config = run.models[name].config
         blocks = [config.shape(layer) for layer in range(config.num_layers)]

@@ -22,7 +22,7 @@ from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models import compact, family
 from kd_jax.models.blueprint import Blueprint, count, stored
-from kd_jax.models.decoder import block_states
+from kd_jax.models.compact import block_states
 from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
 from kd_jax.run.results import Compiling
@@ -72,7 +72,7 @@ def shapes_student(run: Run) -> bool:
 def make_student(run: Run, settings: Settings) -> Stage:
     """Makes the stage of an ordinary distillation, of the model that substitution ends with."""
     found = swaps.of(run)
-    run.models[settings.model] = found[-1].model
+    run.add(settings.model, found[-1].model)
     fields: dict[str, Any] = {"measure_first": swaps.measure_first(run, settings)}
     if run.config.student.init == "teacher":
         whole = swaps.at_once(found)
@@ -166,7 +166,7 @@ class Substituted:
         return self._first(self.swap.model.abstract().params)
 
     def _enter(self, before: TrainState | None) -> TrainState:
-        old = self.parameters["teacher"] if before is None else before.params["student"]
+        old = self.run.original(self.parameters) if before is None else before.params["student"]
         began = time.perf_counter()
         with Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))

@@ -22,8 +22,8 @@ from kd_jax import plugins, storage
 from kd_jax.errors import UserError
 from kd_jax.models import compact, family, shapes
 from kd_jax.models.blueprint import Blueprint, count
-from kd_jax.models.decoder import block_states
-from kd_jax.models.model_config import DecoderConfig
+from kd_jax.models.compact import block_states
+from kd_jax.models.model_config import ModelConfig
 from kd_jax.models.shapes import BlockShape
 from kd_jax.objectives.objective import Objective
 from kd_jax.run.run import Run
@@ -70,7 +70,7 @@ def _blocks(layers) -> str:
     return f"^student/backbone/blocks/({'|'.join(map(re.escape, layers))})/"
 
 
-def compact_shape(settings: Any, config: DecoderConfig) -> BlockShape:
+def compact_shape(settings: Any, config: ModelConfig) -> BlockShape:
     """Reads the shape of the compact blocks. Raises UserError where it is none or not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
@@ -189,26 +189,27 @@ def _sizes(model: Blueprint) -> tuple[int, list[int]]:
 def of(run: Run) -> list[Swap]:
     """Plans the swaps of a run, which all of its stages share. Where the order is that of an
     importance which is not known yet, they are as if the last blocks went first: that has the same
-    sizes where all blocks are alike. Raises UserError where the teacher is no decoder."""
+    sizes where all blocks are alike. Raises UserError where its blocks have no
+    compact form."""
     settings, teacher = run.config.substitution, run.models["teacher"]
-    check_decoder(teacher, f"teacher {teacher.name}")
+    check_blocks(teacher, f"teacher {teacher.name}")
     blocks = order(settings, teacher.config.num_layers, _importance(run))
     key = ("swaps", *blocks)
     if key not in run.shared:
         own = [each.steps for each in run.settings if each.kind == "substitute"]
         config = dataclasses.replace(teacher.config, remat=run.config.remat)
-        original = dataclasses.replace(teacher, config=config)
+        original = run.labelled(dataclasses.replace(teacher, config=config))
         steps = own[0] if own else run.settings[-1].steps
         run.shared[key] = schedule(settings, original, blocks, steps)
     return run.shared[key]
 
 
-def check_decoder(teacher: Blueprint, what: str) -> None:
-    """Raises UserError where a model has no compact blocks."""
-    if not isinstance(teacher.config, DecoderConfig):
+def check_blocks(teacher: Blueprint, what: str) -> None:
+    """Raises UserError where a model's blocks have no compact form."""
+    if not teacher.config.unequal:
         raise UserError(
-            f"{what} is no decoder, and other models have no compact blocks; take a causal "
-            f"language model"
+            f"{what}: the blocks of {teacher.family.name} have no compact form; take a model whose "
+            f"blocks are attention and one MLP, such as BERT, DistilBERT, RoBERTa or a decoder"
         )
 
 

@@ -45,7 +45,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     if own.group or substitute.SECTION not in run.config:
         new = successor(own, teacher, run.config.remat)
     else:
-        swaps.check_decoder(teacher, f"config.theseus.group=0: teacher {teacher.name}")
+        swaps.check_blocks(teacher, f"config.theseus.group=0: teacher {teacher.name}")
         swap, measure_first = at_once(swaps.of(run)), swaps.measure_first(run, settings)
         new, compact_ones = swap.model, run.config.substitution
         factor = compact_ones.learning_rate / settings.optim.learning_rate
@@ -147,7 +147,8 @@ class Replacing:
     def _init(self, inputs: tuple[Params, Array]) -> Params:
         """Parameters from the teacher's and a key; can be traced."""
         params, key = inputs
-        config, teacher, new = self.run.config, self.run.models["teacher"], self._new
+        config, new = self.run.config, self._new
+        teacher = self.run.labelled(self.run.models["teacher"])
         whole = teacher.abstract().replace(params=params)
         if self.swap is None:
             fresh = new.abstract().replace(params=new.draw(key))
@@ -168,7 +169,7 @@ class Replacing:
 
     def _enter(self, before: TrainState | None) -> TrainState:
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), 0)
-        return self._first((self.parameters["teacher"], key), self._init)
+        return self._first((self.run.original(self.parameters), key), self._init)
 
 
 def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:

@@ -29,27 +29,45 @@ DECODERS = {
     "qwen2": {"sliding_window": 4, "use_sliding_window": False},
     "phi": {"tie_word_embeddings": True},  # with a bias of the head's own
 }
+ENCODERS = {"bert": {}, "roberta": {}, "distilbert": {}}
 ENSEMBLES = {"qwen2": {}, "llama": {"tie_word_embeddings": True}, "gpt2": {}}
 WEIGHTS = (0.5, 0.2, 0.3)
 EXPECTED = "expected.npz"  # what kd_jax computes and writes
 PROMPT, NEW = 8, 8
 
 
-def unequal(name: str, **changes):
+def unequal(name: str, head: str = "clm", **changes):
     """(model, family, config) with a slim block, a bottleneck with wider heads, and an own one."""
     from kd_jax.models import family as families
     from kd_jax.models import shapes
     from tests.models import tiny
 
-    layers = "n_layer" if name == "gpt2" else "num_hidden_layers"
+    layers = {"gpt2": "n_layer", "distilbert": "n_layers"}.get(name, "num_hidden_layers")
     changes = {layers: 3} | changes
     family, config = families.read(tiny.CONFIGS[name] | changes)
     own = config.own_shape
-    slim = dataclasses.replace(own, num_heads=2, num_kv_heads=own.num_kv_heads // 2, ffn_width=20)
-    narrow = shapes.bottleneck(24, 2, own.num_kv_heads // 2, 18)
+    shared = own.num_heads // own.num_kv_heads
+    slim = dataclasses.replace(own, num_heads=2, num_kv_heads=2 // shared, ffn_width=20)
+    narrow = shapes.bottleneck(24, 2, 2 // shared, 18)
     blocks = (slim, narrow, own)
     config = dataclasses.replace(config, blocks=blocks)
-    return tiny.model(name, "clm", blocks=blocks, **changes), family, config
+    return tiny.model(name, head, blocks=blocks, **changes), family, config
+
+
+def make_encoder(folder: Path, name: str, head: str = "classification"):
+    """Writes an encoder whose blocks differ to `folder`; returns `unequal`'s."""
+    from kd_jax.models import hf
+    from tests.models import tiny
+
+    model, family, config = unequal(name, head, **ENCODERS[name])
+    hf.save(folder, model.params, family, config, head)
+    batch = tiny.batch(name).replace(types_BT=None)
+    output = run(model, batch)
+    hidden = dict(zip(("hidden0", "hidden1", "hidden2", "hidden3"), output.hidden, strict=True))
+    if head == "classification":
+        hidden["classes"] = np.asarray(output.logits)[:, 0]
+    np.savez(folder / EXPECTED, tokens=batch.tokens_BT, mask=batch.mask_BT, **hidden)
+    return model, family, config
 
 
 def make_decoder(folder: Path, name: str):
@@ -124,11 +142,33 @@ def load(folder: Path, auto: str = "AutoModelForCausalLM", **options):
     return model.eval()
 
 
+def check_encoder(folder: Path, auto: str = "AutoModelForSequenceClassification"):
+    """Holds the encoder in `folder` against what kd_jax computed; returns it."""
+    import torch
+
+    model = load(folder, auto, trust_remote_code=True)
+    want = dict(np.load(folder / EXPECTED))
+    tokens, mask = (torch.from_numpy(want[name]).long() for name in ("tokens", "mask"))
+    with torch.no_grad():
+        found = model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
+    real = want["mask"] > 0
+    assert len(found.hidden_states) == 4
+    for number, hidden in enumerate(found.hidden_states):
+        expected = want[f"hidden{number}"][real]
+        np.testing.assert_allclose(hidden.numpy()[real], expected, rtol=0, atol=1e-4)
+    if "classes" in want:
+        assert found.logits.abs().max() > 0.1
+        np.testing.assert_allclose(found.logits.numpy(), want["classes"], rtol=0, atol=1e-4)
+    return model
+
+
 def check(folder: Path):
     """Holds the model in `folder` against what kd_jax computed and wrote; returns it."""
     import torch
 
     torch.set_num_threads(1)
+    if "text" not in np.load(folder / EXPECTED):
+        return check_encoder(folder)
     model = load(folder, trust_remote_code=True)
     want = {name: torch.from_numpy(value) for name, value in np.load(folder / EXPECTED).items()}
     tokens, mask, text = want["tokens"].long(), want["mask"].long(), want["text"].long()
@@ -204,6 +244,8 @@ def main(verb: str, folder: str) -> None:
     if verb == "make":
         for name in DECODERS:
             make_decoder(Path(folder, f"{name}-unequal"), name)
+        for name in ENCODERS:
+            make_encoder(Path(folder, f"{name}-unequal"), name)
         for name in ENSEMBLES:
             make_ensemble(Path(folder, f"{name}-ensemble"), name)
         return

@@ -77,6 +77,34 @@ def test_a_random_block_starts_as_if_left_out(shape):
         assert any((a != b).any() for a, b in zip(kernels[0], other, strict=True))
 
 
+def test_a_slim_block_of_an_encoder_keeps_the_norms():
+    """Its output has the features' sizes that the next block knows, though it adds nothing."""
+    model = tiny.model("bert")
+    family, config = families.read(tiny.CONFIGS["bert"])
+    changed, new = compact.replace(model, family, config, [0], SLIM, "random", KEY)
+    assert new.blocks == (SLIM, config.own_shape)
+    jax.tree.map(np.testing.assert_array_equal, block(changed, 1), block(model, 1))
+    old = block(model, 0)
+    for name in ("attention_norm", "mlp_norm"):
+        jax.tree.map(np.testing.assert_array_equal, block(changed, 0)[name], old[name])
+    out = jax.jit(lambda model, batch: model(batch))(changed, tiny.batch("bert"))
+    x, y = (np.asarray(hidden, np.float64) for hidden in out.hidden[:2])
+    for name in ("attention_norm", "mlp_norm"):
+        x = x - x.mean(-1, keepdims=True)
+        scale, bias = (np.asarray(old[name][key]) for key in ("scale", "bias"))
+        x = x / x.std(-1, keepdims=True) * scale + bias
+    assert 0 < np.abs(y - x).max() < 0.05
+
+
+def test_a_bottleneck_of_an_encoder_starts_as_if_left_out():
+    model = tiny.model("distilbert")
+    family, config = families.read(tiny.CONFIGS["distilbert"])
+    changed, _ = compact.replace(model, family, config, [1], NARROW, "random", KEY)
+    out = jax.jit(lambda model, batch: model(batch))(changed, tiny.batch("distilbert"))
+    x, y = (np.asarray(hidden) for hidden in out.hidden[1:])
+    assert 0 < np.abs(y - x).max() < 1e-2 < np.abs(x).max()
+
+
 @pytest.mark.parametrize(
     ("shape", "init"), [(SLIM, "random"), (SLIM, "pruned"), (NARROW, "random")]
 )
@@ -217,7 +245,7 @@ def test_layers_that_were_alike_stay_so():
         assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(found.params))
 
 
-@pytest.mark.parametrize("name", ["llama", "phi", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "phi", "qwen2", "bert", "distilbert"])
 def test_other_families(name):
     """Gates, missing biases, shared heads, parallel blocks: what goes is what adds nothing."""
     family, config = families.read(tiny.CONFIGS[name])
@@ -230,7 +258,7 @@ def test_other_families(name):
         own, **dict(zip(("num_heads", "num_kv_heads", "ffn_width"), sizes, strict=True))
     )
     smaller = dataclasses.replace(config, blocks=(wanted,) * 2)
-    share = 1 - compact.size(family, smaller, "clm") / parameters(model)
+    share = 1 - compact.size(family, smaller, compact._head(model)) / parameters(model)
     whole = run(model, tiny.batch(name))
     changed, new = compact.prune(model, family, config, share - 1e-9, "global")
     assert new.blocks == (wanted,) * 2

@@ -1,4 +1,4 @@
-"""Decoders whose blocks differ, as PyTorch loads them from what kd_jax wrote."""
+"""Models whose blocks differ, as PyTorch loads them from what kd_jax wrote."""
 
 import dataclasses
 import fnmatch
@@ -43,6 +43,40 @@ def test_pytorch_computes_and_writes_the_same(name, tmp_path):
     assert families.head_of(family, hf.read_config(tmp_path / "again")) == "clm"
 
 
+@pytest.mark.parametrize("name", exported.ENCODERS)
+@pytest.mark.parametrize(
+    ("head", "ending"),
+    [
+        ("classification", "ForSequenceClassification"),
+        ("mlm", "ForMaskedLM"),
+        ("span", "ForQuestionAnswering"),
+    ],
+)
+def test_encoders_with_each_head(name, head, ending, tmp_path):
+    model, family, config = exported.make_encoder(tmp_path, name, head)
+    theirs = exported.check_encoder(tmp_path, f"AutoModel{ending}")
+    assert type(theirs).__name__ == f"KDJax{family.architectures[head]}"
+    assert type(theirs).__name__.endswith(ending)
+
+    # What PyTorch writes, we read.
+    theirs.save_pretrained(tmp_path / "again")
+    found = hf.read_config(tmp_path / "again")
+    assert families.read(found)[1] == config and families.head_of(family, found) == head
+    params = hf.load(tmp_path / "again", family, config, head)
+    jax.tree.map(np.testing.assert_array_equal, params, model.params)
+
+
+def test_an_encoder_trains_in_pytorch(tmp_path):
+    exported.make_encoder(tmp_path, "bert")
+    theirs = load(tmp_path, "AutoModelForSequenceClassification", trust_remote_code=True)
+    tokens = torch.tensor(np.asarray(tiny.batch("bert").tokens_BT)).long()
+    theirs(tokens, labels=torch.zeros(len(tokens), dtype=torch.long)).loss.backward()
+    assert all(param.grad is not None for param in theirs.parameters())
+    fresh = type(theirs)(theirs.config)  # drawn as the family draws
+    kernels = [layer.attention.self.query.weight for layer in fresh.bert.encoder.layer]
+    assert all(0.015 < kernel.std().item() < 0.025 for kernel in kernels)
+
+
 def test_trains_in_pytorch(tmp_path):
     model, family, config = unequal("gpt2")
     hf.save(tmp_path, model.params, family, config, "clm")
@@ -82,19 +116,23 @@ def test_backbone_alone(tmp_path):
         ("gpt2", dict(ffn_width=20), "GPT2LMHeadModel"),
         ("gpt2", dict(num_heads=2, num_kv_heads=2), "KDJaxForCausalLM"),  # do not fill the width
         ("llama", dict(num_heads=3, num_kv_heads=1), "KDJaxForCausalLM"),  # do not divide the width
+        ("bert", dict(ffn_width=20), "BertForMaskedLM"),
+        ("distilbert", dict(num_heads=2, num_kv_heads=2), "KDJaxDistilBertForMaskedLM"),
     ],
 )
 def test_models_whose_blocks_are_alike_are_of_hfs_own_class(name, sizes, expected, tmp_path):
     family, config = families.read(tiny.CONFIGS[name])
     blocks = (dataclasses.replace(config.own_shape, **sizes),) * 2
-    model = tiny.model(name, "clm", blocks=blocks)
+    head = "clm" if "clm" in family.architectures else "mlm"
+    model = tiny.model(name, head, blocks=blocks)
     config = dataclasses.replace(config, blocks=blocks)
-    hf.save(tmp_path, model.params, family, config, "clm")
-    ours = expected == "KDJaxForCausalLM"
-    assert (tmp_path / "modeling_kd_jax.py").exists() == ours
-    theirs = load(tmp_path, trust_remote_code=ours)
+    hf.save(tmp_path, model.params, family, config, head)
+    ours = expected.startswith("KDJax")
+    assert any(tmp_path.glob("modeling_kd_jax*.py")) == ours
+    auto = "AutoModelForCausalLM" if head == "clm" else "AutoModelForMaskedLM"
+    theirs = load(tmp_path, auto, trust_remote_code=ours)
     assert type(theirs).__name__ == expected
-    batch = tiny.batch(name)
+    batch = tiny.batch(name).replace(types_BT=None)
     with torch.no_grad():
         found = theirs(
             input_ids=torch.tensor(np.asarray(batch.tokens_BT)).long(),
@@ -107,9 +145,10 @@ def test_models_whose_blocks_are_alike_are_of_hfs_own_class(name, sizes, expecte
     assert [back.shape(i) for i in range(2)] == list(blocks)
 
 
-def test_the_file_is_part_of_the_package():
+def test_the_files_are_part_of_the_package():
     root = Path(__file__).parents[2]
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     patterns = settings["tool"]["setuptools"]["package-data"]["kd_jax.models"]
-    file = families.MODELING_FILE.relative_to(root / "kd_jax" / "models")
-    assert any(fnmatch.fnmatch(str(file), pattern) for pattern in patterns)
+    files = [path.relative_to(root / "kd_jax" / "models") for path in families.PYTORCH.iterdir()]
+    for file in (each for each in files if each.suffix == ".py"):
+        assert any(fnmatch.fnmatch(str(file), pattern) for pattern in patterns)

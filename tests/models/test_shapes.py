@@ -90,7 +90,14 @@ def test_refuses_a_shape_that_cannot_be(change, says):
         ({"blocks": shapes.write((SLIM,))}, "1 shapes for 2 layers"),
         ({"blocks": None}, "blocks should be a list with one entry a layer, not None"),
         ({"base_model_type": None}, "unknown base_model_type None; have: bert, "),
-        ({"base_model_type": "bert"}, "bert has no blocks of its own shapes"),
+        (
+            {"base_model_type": "bert"},
+            "bert has no blocks of its own shapes, as kd_jax_decoder has",
+        ),
+        (
+            {"model_type": "kd_jax_encoder", "base_model_type": "mobilebert"},
+            "mobilebert has no blocks of its own shapes, as kd_jax_encoder has",
+        ),
     ],
 )
 def test_refuses_a_list_that_does_not_fit(change, says):

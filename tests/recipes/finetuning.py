@@ -28,11 +28,13 @@ OTHERS = ("sci/tech", "world", "sports", "business")  # another order, other let
 
 
 @functools.cache
-def checkpoint(name: str = "teacher", head: str = "classification", classes=CLASSES) -> str:
+def checkpoint(
+    name: str = "teacher", head: str = "classification", classes=CLASSES, layers: int = 1
+) -> str:
     """A random model whose answers differ, with its tokenizer; that of another name has another
     tokenizer too."""
-    folder = Path(_SESSION.name, "-".join([name, head, *classes]).replace("/", "-"))
-    described = tiny.CONFIGS["bert"] | {"num_hidden_layers": 1, "initializer_range": 0.3}
+    folder = Path(_SESSION.name, "-".join([name, head, *classes, str(layers)]).replace("/", "-"))
+    described = tiny.CONFIGS["bert"] | {"num_hidden_layers": layers, "initializer_range": 0.3}
     described |= {"max_position_embeddings": 66}
     if head == "classification":
         described |= {"id2label": dict(enumerate(classes))}

@@ -167,10 +167,12 @@ def test_weights_that_are_not_finite_are_found(tmp_path, bert, monkeypatch):
 
 def test_a_cache_that_pytorch_does_not_heed_is_found(tmp_path, monkeypatch):
     # As transformers 5.24 did when it passed the cache by a name that the file did not know.
-    source = family.MODELING_FILE.read_text()
-    file = tmp_path / family.MODELING_FILE.name
-    file.write_text(source.replace("= past_key_values if cache is None else cache", "= None"))
-    monkeypatch.setattr(family, "MODELING_FILE", file)
+    name = "modeling_kd_jax.py"
+    source = (family.PYTORCH / name).read_text()
+    assert "= past_key_values if cache is None else cache" in source
+    spoiled = source.replace("= past_key_values if cache is None else cache", "= None")
+    (tmp_path / name).write_text(spoiled)
+    monkeypatch.setattr(family, "PYTORCH", tmp_path)
     kind, config = family.read(tiny.CONFIGS["gpt2"])
     blocks = (dataclasses.replace(config.own_shape, ffn_width=24), config.own_shape)
     config = dataclasses.replace(config, blocks=blocks)

@@ -141,11 +141,3 @@ def test_it_learns_from_the_original_or_from_the_labels(tmp_path):
 def test_refuses_before_anything_is_read(tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
         build(config(tmp_path, **changes))
-
-
-def test_refuses_encoders(tmp_path):
-    c = config(tmp_path)
-    c.teacher.architecture = dict(model_type="bert", num_hidden_layers=1)
-    c.task.name = "mlm"
-    with pytest.raises(UserError, match="teacher .* is no decoder"):
-        build(c)

@@ -104,14 +104,6 @@ def test_heads_that_have_no_counterpart(tmp_path):
     substituting.checked(config)
 
 
-def test_encoders_have_no_compact_blocks(tmp_path):
-    config = substituting.config(tmp_path)
-    config.task = dict(name="mlm", seq_len=16)
-    config.teacher.architecture = dict(model_type="bert", max_position_embeddings=16)
-    with pytest.raises(UserError, match="is no decoder"):
-        substituting.build(config)
-
-
 def filled(value):
     """An array of the shape of another; by numpy, which compiles nothing."""
     return lambda like: np.full(like.shape, value, like.dtype)

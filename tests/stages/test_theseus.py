@@ -154,7 +154,6 @@ def test_encoders_in_language_modelling(tmp_path):
     ("changes", "message"),
     [
         (dict(group=3), "group=3 does not divide the 4 blocks"),
-        (dict(group=0), "group=0: teacher bert of teacher.architecture is no decoder"),
         (dict(rate=1.5), r"rate=1.5 must be at least 0 and at most 1"),
         (dict(rate="often"), "config.theseus.rate='often': give a number or {kind: linear"),
         (dict(steps=10), "steps=10: the stage has 10 steps, the last of which train the successo"),
@@ -165,6 +164,14 @@ def test_encoders_in_language_modelling(tmp_path):
 def test_mistakes(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         substituting.checked(encoder(tmp_path, **changes))
+
+
+def test_compact_successors_of_encoders(tmp_path):
+    changed = encoder(tmp_path, group=0)
+    substituting.checked(changed)
+    changed.teacher.architecture.update(model_type="mobilebert", embedding_size=16)
+    with pytest.raises(UserError, match="group=0: teacher mobilebert of .*: the blocks of mobile"):
+        substituting.checked(changed)
 
 
 def test_there_is_no_attention_to_compare(tmp_path):
