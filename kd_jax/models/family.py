@@ -48,10 +48,10 @@ PARTITION = (
 
 
 # HF has no classes for models whose blocks differ. Ours are in a file that goes along with the
-# weights, named by config.json's auto_map; those of encoders are of a family each.
+# weights, named by config.json's auto_map.
 PYTORCH = Path(__file__).with_name("pytorch")
-_UNEQUAL = {"kd_jax_decoder": "modeling_kd_jax", "kd_jax_encoder": "modeling_kd_jax_encoder"}
-_OF_DECODERS = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}
+_UNEQUAL = ("kd_jax_decoder", "kd_jax_encoder")
+_OLDER = {"clm": "KDJaxForCausalLM", "none": "KDJaxModel"}  # of all decoders, in older exports
 # How HF's names of classes end, by head.
 _SUFFIXES = {
     "mlm": "ForMaskedLM",
@@ -227,20 +227,12 @@ def write(family: Family, config: Any, head: str) -> dict:
     if config.blocks:
         blocks = shapes.write(config.blocks)
         kept |= {"model_type": config.unequal, "base_model_type": family.name, "blocks": blocks}
-        classes, auto_map = _own_classes(family, config)
-        kept |= {"architectures": [classes[head]], "auto_map": auto_map}
+        own = {head: f"KDJax{name}" for head, name in family.architectures.items()}
+        auto = {f"AutoModel{_SUFFIXES[head]}": name for head, name in own.items()}
+        auto["AutoConfig"] = own["none"].removesuffix("Model") + "Config"
+        auto = {kind: f"modeling_kd_jax.{name}" for kind, name in auto.items()}
+        kept |= {"architectures": [own[head]], "auto_map": auto}
     return kept
-
-
-def _own_classes(family: Family, config: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """Names our classes of models whose blocks differ by head, and makes config.json's auto_map."""
-    classes = {head: f"KDJax{name}" for head, name in family.architectures.items()}
-    own = "KDJax" + family.architectures["none"].replace("Model", "Config")
-    if config.unequal == "kd_jax_decoder":
-        classes, own = _OF_DECODERS, "KDJaxConfig"
-    named = {"AutoConfig": own}
-    named |= {f"AutoModel{_SUFFIXES[head]}": name for head, name in classes.items()}
-    return classes, {auto: f"{_UNEQUAL[config.unequal]}.{name}" for auto, name in named.items()}
 
 
 def code_of(hf_json: dict) -> Path | None:
@@ -271,7 +263,7 @@ def head_of(family: Family, hf_json: dict) -> str | None:
     """Finds the head that `architectures` of config.json names; None where no class is known."""
     named = hf_json.get("architectures") or []
     named = {*named, *(name.removeprefix("KDJax") for name in named)}
-    heads = [*family.architectures.items(), *_OF_DECODERS.items()]
+    heads = [*family.architectures.items(), *_OLDER.items()]
     return next((head for head, name in heads if name in named), None)
 
 
