@@ -116,7 +116,7 @@ SECTIONS: dict[str, Table] = dict(
         distil=(True, "fine-tuned on the objective, beside the original; else on the labels"),
     ),
     substitution=dict(
-        kind=(Choice("bottleneck", "slim"), "of compact blocks: kd_jax/models/shapes.py"),
+        kind=(Choice("bottleneck", "slim"), "of compact blocks: kd_jax/models/model_config.py"),
         width=(_whole(1, 0), "inside a bottleneck; 0 for slim blocks, as wide as the model"),
         num_heads=(_whole(1), "of a compact block"),
         num_kv_heads=(_whole(1), "of a compact block"),

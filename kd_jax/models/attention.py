@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from kd_jax.models import rotary
-from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import MASKED, Linear
+from kd_jax.models.layers import MASKED, Linear, dropout
 from kd_jax.precision import Policy, einsum, exact
 from kd_jax.types import Array, Heads
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models.attention import Attention
-from kd_jax.models.dropout import dropout
 from kd_jax.models.encoder import EncoderConfig
 from kd_jax.models.layers import (
     Embedding,
@@ -21,6 +20,7 @@ from kd_jax.models.layers import (
     Linear,
     Mlp,
     check_length,
+    dropout,
     key_mask,
     run_blocks,
 )

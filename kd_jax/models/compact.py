@@ -1,7 +1,11 @@
 """Models made smaller: blocks replaced by compact ones, heads and FFN columns pruned away.
 
-Pure functions from a model to a model whose shapes really are smaller. What a block may consist of
-is in kd_jax/models/shapes.py, which heads and columns matter in kd_jax/models/importance.py.
+Pure functions from a model to a model whose shapes really are smaller.
+
+A unit is a key/value head with the heads that share it (one head where none are shared), or a
+column of the FFN (with its gate, where there is one): what can be taken away and leaves a block of
+the same kind. Its importance is the L1 norm of the weights that go with it (Li et al. 2017,
+"Pruning Filters for Efficient ConvNets", arXiv:1608.08710, for filters); biases are not counted.
 """
 
 import dataclasses
@@ -16,11 +20,10 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
-from kd_jax.models import importance
+from kd_jax.models.blueprint import count
 from kd_jax.models.family import Family
 from kd_jax.models.heads import HEADS
-from kd_jax.models.model_config import ModelConfig
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape, ModelConfig
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Batch, Model, ModelOutput, Params
 
@@ -32,7 +35,7 @@ SMALL = 0.01
 
 def size(family: Family, config: Any, head: str) -> int:
     """Counts the parameters of a model; nothing is allocated."""
-    return _count(families.abstract(family, config, head, Policy()).params)
+    return count(families.abstract(family, config, head, Policy()).params)
 
 
 def replace(
@@ -117,10 +120,8 @@ def prune(
         raise UserError(f"ranking={ranking!r}: have global, layer")
     shapes = [config.shape(layer) for layer in range(config.num_layers)]
     blocks = [model.params["backbone"]["blocks"][layer] for layer in range(config.num_layers)]
-    units = [
-        importance.units(_inner(block), own) for block, own in zip(blocks, shapes, strict=True)
-    ]
-    total = _count(model.params)
+    units = [score_units(_inner(block), own) for block, own in zip(blocks, shapes, strict=True)]
+    total = count(model.params)
     spare = sum(each.cost * each.spare for pair in units for each in pair)
     if not 0 < target < 1 or math.ceil(target * total) > spare:
         raise UserError(
@@ -129,7 +130,7 @@ def prune(
             f"column of every layer stay"
         )
     evenly = ranking == "layer" or _abstract(model)
-    gone = (importance.evenly if evenly else importance.least)(units, math.ceil(target * total))
+    gone = (take_evenly if evenly else take_least)(units, math.ceil(target * total))
     kept = []
     for layer, (shape, lost) in enumerate(zip(shapes, gone, strict=True)):
         heads, columns = (
@@ -228,12 +229,12 @@ def _cut(block: Params, given: BlockShape, shape: BlockShape) -> Params:
     with those.
     """
     shared = shape.num_heads // shape.num_kv_heads
-    scores_GR, scores_G = importance.of_heads(block["attention"], given)
+    scores_GR, scores_G = head_norms(block["attention"], given)
     best_GR = _best(scores_GR, shared)
     scores_G = scores_G + jnp.take_along_axis(scores_GR, best_GR, axis=1).sum(1)
     groups = _best(scores_G, shape.num_kv_heads)
     heads = groups[:, None] * scores_GR.shape[1] + best_GR[groups]
-    columns = _best(importance.of_columns(block["mlp"]), shape.ffn_width)
+    columns = _best(column_norms(block["mlp"]), shape.ffn_width)
     return _take(block, given, heads.ravel(), groups, columns)
 
 
@@ -296,5 +297,99 @@ def _head(model: Model) -> str:
     return next(name for name, each in HEADS.items() if each is kind)
 
 
-def _count(params: Params) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """Scores of the heads of one layer, or of its columns."""
+
+    scores: np.ndarray  # of each: mean |w| of its weights
+    cost: int  # parameters of each, biases too
+
+    @property
+    def spare(self) -> int:
+        """The number of units that can be taken away: one stays."""
+        return len(self.scores) - 1
+
+
+def head_norms(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
+    """Computes the L1 norm of the weights that go with each head, (num_kv_heads, heads that share
+    one), and of those that go with each key/value head, (num_kv_heads,)."""
+    G, K = shape.num_kv_heads, shape.head_width
+    into = {name: abs(attention[name]["kernel"]).sum(0).reshape(G, -1) for name in "qkv"}
+    out = abs(attention["o"]["kernel"]).sum(1).reshape(G, -1)
+    heads = (into["q"] + out).reshape(G, -1, K).sum(-1)
+    return heads, (into["k"] + into["v"]).sum(-1)
+
+
+def column_norms(mlp: Params) -> Array:
+    """Computes the L1 norm of the weights that go with each column of the FFN, (ffn_width,)."""
+    into = sum(abs(mlp[name]["kernel"]).sum(0) for name in mlp if name != "down")
+    return into + abs(mlp["down"]["kernel"]).sum(1)
+
+
+def score_units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
+    """Scores heads and columns of a block of the family's own kind; all alike if it is abstract."""
+    attention, mlp = {name: block["attention"][name] for name in "qkvo"}, block["mlp"]
+    parts = ((attention, "o", shape.num_kv_heads), (mlp, "down", shape.ffn_width))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(block)):
+        norms = [np.zeros(number) for *_, number in parts]
+    else:
+        heads, shared = head_norms(attention, shape)
+        norms = [shared + heads.sum(-1), column_norms(mlp)]
+    found = []
+    for (part, out, number), norm in zip(parts, norms, strict=True):
+        weights = sum(linear["kernel"].size for linear in part.values()) // number
+        # The bias of what reads the units is not theirs.
+        biases = [part[name]["bias"].size for name in part if name != out and "bias" in part[name]]
+        found.append(Units(np.asarray(norm, np.float64) / weights, weights + sum(biases) // number))
+    return found[0], found[1]
+
+
+def take_least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Chooses the units to take from each layer, all of the model ranked together: those of the
+    lowest scores, of `need` parameters at least, but for what `need` can do without."""
+    flat = [each for pair in layers for each in pair]
+    owner = np.repeat(np.arange(len(flat)), [len(each.scores) for each in flat])
+    scores = np.concatenate([each.scores for each in flat])
+    cost = np.array([each.cost for each in flat])[owner]
+    stays = np.concatenate([np.arange(x.spare + 1) == np.argmax(x.scores) for x in flat])
+    order = np.argsort(scores, kind="stable")
+    order = order[~stays[order]]
+    order = order[: np.searchsorted(np.cumsum(cost[order]), need) + 1]
+    gone = np.zeros(len(scores), bool)
+    gone[order] = True
+    # The last to go may be a whole head: what is too much then comes back, most important first.
+    too_much = cost[gone].sum() - need
+    for unit in order[::-1]:
+        if cost[unit] <= too_much:
+            gone[unit] = False
+            too_much -= cost[unit]
+    found = [np.flatnonzero(gone[owner == i]) for i in range(len(flat))]
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def take_evenly(
+    layers: list[tuple[Units, Units]], need: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Chooses the units to take from each layer so that all lose the same share of heads, and the
+    same share of its columns, of which as many go as `need` parameters still want."""
+    heads, columns = zip(*layers, strict=True)
+
+    def lost(kind: tuple[Units, ...], share: float) -> list[int]:
+        return [min(int(share * len(each.scores)), each.spare) for each in kind]
+
+    def saved(kind: tuple[Units, ...], share: float) -> int:
+        return sum(x.cost * n for x, n in zip(kind, lost(kind, share), strict=True))
+
+    of_heads = need / sum(each.cost * each.spare for pair in layers for each in pair)
+    while need - saved(heads, of_heads) > saved(columns, 1.0):
+        of_heads += 1 / max(len(each.scores) for each in heads)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        enough = saved(heads, of_heads) + saved(columns, middle) >= need
+        low, high = (low, middle) if enough else (middle, high)
+    counts = zip(lost(heads, of_heads), lost(columns, high), strict=True)
+    return [
+        tuple(np.argsort(x.scores, kind="stable")[:n] for x, n in zip(pair, numbers, strict=True))
+        for pair, numbers in zip(layers, counts, strict=True)
+    ]

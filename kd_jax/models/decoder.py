@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from kd_jax.models.attention import Attention, Past, Scope
-from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
@@ -15,10 +14,10 @@ from kd_jax.models.layers import (
     RmsNorm,
     causal_mask,
     check_length,
+    dropout,
     run_blocks,
 )
-from kd_jax.models.model_config import DecoderConfig
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape, DecoderConfig
 from kd_jax.types import Array, Batch, Heads
 
 

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models.attention import Attention
-from kd_jax.models.dropout import dropout
 from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
@@ -12,11 +11,11 @@ from kd_jax.models.layers import (
     Layers,
     Mlp,
     check_length,
+    dropout,
     key_mask,
     run_blocks,
 )
-from kd_jax.models.model_config import EncoderConfig
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape, EncoderConfig
 from kd_jax.types import Array, Batch, Heads
 
 

@@ -22,7 +22,6 @@ from jax.sharding import PartitionSpec
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import shapes
 from kd_jax.models.config_json import (
     NOT_NEGATIVE,
     RATE,
@@ -34,7 +33,7 @@ from kd_jax.models.config_json import (
 )
 from kd_jax.models.heads import HeadedModel
 from kd_jax.models.layers import activation
-from kd_jax.models.model_config import DecoderConfig
+from kd_jax.models.model_config import DecoderConfig, read_blocks, write_blocks
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
@@ -188,7 +187,7 @@ def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
     activation(config.activation)
     config.check_own()
     if unequal:
-        config = dataclasses.replace(config, blocks=shapes.read(both.get("blocks")))
+        config = dataclasses.replace(config, blocks=read_blocks(both.get("blocks")))
     return family, dataclasses.replace(config, hf_json=json.dumps(fields.json))
 
 
@@ -225,7 +224,7 @@ def write(family: Family, config: Any, head: str) -> dict:
         "dtype": "float32",
     }
     if config.blocks:
-        blocks = shapes.write(config.blocks)
+        blocks = write_blocks(config.blocks)
         kept |= {"model_type": config.unequal, "base_model_type": family.name, "blocks": blocks}
         own = {head: f"KDJax{name}" for head, name in family.architectures.items()}
         auto = {f"AutoModel{_SUFFIXES[head]}": name for head, name in own.items()}

@@ -9,8 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.dropout import dropout
-from kd_jax.models.layers import MASKED, Embedding, LayerNorm, Linear, activation, gather
+from kd_jax.models.layers import MASKED, Embedding, LayerNorm, Linear, activation, dropout, gather
 from kd_jax.types import Array, Batch, ModelOutput
 
 SITES = 1 << 16  # dropout sites of heads begin here; backbones count theirs from 0

@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from kd_jax import storage
-from kd_jax.models import compact, shapes
+from kd_jax.models import compact, model_config
 from kd_jax.models.blueprint import count
 from kd_jax.run import stage
 from kd_jax.run.run import Run
@@ -30,7 +30,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     teacher, file = run.models["teacher"], _file(run)
     swaps.check_blocks(teacher, f"teacher {teacher.name}")
     if file is not None and file.exists():
-        _describe(run, name, shapes.read(storage.read_json(file)["blocks"]))
+        _describe(run, name, model_config.read_blocks(storage.read_json(file)["blocks"]))
     else:  # as many parameters, however the layers share them
         _pruned(run, name, teacher.abstract().params)
     as_small = not run.config.pruning.target and substitute.SECTION in run.config
@@ -73,7 +73,7 @@ def _pruned(run: Run, name: str, params: Params) -> Params:
     return model.params
 
 
-def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
+def _describe(run: Run, name: str, blocks: Sequence[model_config.BlockShape]) -> None:
     teacher = run.models["teacher"]
     config = dataclasses.replace(teacher.config, remat=run.config.remat)
     config = compact.with_blocks(config, blocks)
@@ -86,5 +86,5 @@ def pruned(run: Run, name: str, parameters: Parameters) -> Params:
     if jax.process_index() == 0:
         config = run.models[name].config
         blocks = [config.shape(layer) for layer in range(config.num_layers)]
-        storage.write_json(_file(run), {"blocks": shapes.write(blocks)})
+        storage.write_json(_file(run), {"blocks": model_config.write_blocks(blocks)})
     return params

@@ -20,11 +20,10 @@ import jax
 
 from kd_jax import plugins, storage
 from kd_jax.errors import UserError
-from kd_jax.models import compact, family, shapes
+from kd_jax.models import compact, family
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.compact import block_states
-from kd_jax.models.model_config import ModelConfig
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape, ModelConfig, bottleneck
 from kd_jax.objectives.objective import Objective
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings
@@ -74,7 +73,7 @@ def compact_shape(settings: Any, config: ModelConfig) -> BlockShape:
     """Reads the shape of the compact blocks. Raises UserError where it is none or not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
-        return shapes.bottleneck(settings.width, *counts, settings.ffn_width)
+        return bottleneck(settings.width, *counts, settings.ffn_width)
     if settings.width:
         raise UserError(
             f"config.substitution.width={settings.width}: slim blocks are as wide as the model; "

@@ -39,7 +39,7 @@ PROMPT, NEW = 8, 8
 def unequal(name: str, head: str = "clm", **changes):
     """(model, family, config) with a slim block, a bottleneck with wider heads, and an own one."""
     from kd_jax.models import family as families
-    from kd_jax.models import shapes
+    from kd_jax.models import model_config
     from tests.models import tiny
 
     layers = {"gpt2": "n_layer", "distilbert": "n_layers"}.get(name, "num_hidden_layers")
@@ -48,7 +48,7 @@ def unequal(name: str, head: str = "clm", **changes):
     own = config.own_shape
     shared = own.num_heads // own.num_kv_heads
     slim = dataclasses.replace(own, num_heads=2, num_kv_heads=2 // shared, ffn_width=20)
-    narrow = shapes.bottleneck(24, 2, 2 // shared, 18)
+    narrow = model_config.bottleneck(24, 2, 2 // shared, 18)
     blocks = (slim, narrow, own)
     config = dataclasses.replace(config, blocks=blocks)
     return tiny.model(name, head, blocks=blocks, **changes), family, config

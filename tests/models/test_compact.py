@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
-from kd_jax.models import blueprint, compact, importance, shapes
+from kd_jax.models import blueprint, compact, model_config
 from kd_jax.models import family as families
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
 from tests.models import tiny
 
@@ -18,7 +18,7 @@ run = jax.jit(lambda model, batch: model(batch).features)
 KEY = jax.random.key(7)
 SLIM = BlockShape("full", 32, 2, 2, 8, 20)
 GROUPED = BlockShape("full", 32, 4, 2, 8, 24)  # two heads share keys and values
-NARROW = shapes.bottleneck(12, 3, 3, 18)
+NARROW = model_config.bottleneck(12, 3, 3, 18)
 
 
 def gpt2(**changes):
@@ -286,7 +286,7 @@ def test_one_head_and_one_column_stay(ranking):
 def test_importance_is_the_l1_norm_of_what_goes():
     model, _, config = gpt2(blocks=(GROUPED,) * 3)
     own = jax.tree.map(np.asarray, block(model, 0))
-    heads, columns = importance.units(own, GROUPED)
+    heads, columns = compact.score_units(own, GROUPED)
     attention, mlp = own["attention"], own["mlp"]
     second = [attention[name]["kernel"][:, 8:16] for name in "kv"]
     second += [attention["q"]["kernel"][:, 16:], attention["o"]["kernel"][16:]]
@@ -299,10 +299,10 @@ def test_importance_is_the_l1_norm_of_what_goes():
 
 
 def test_what_a_large_unit_takes_too_much_comes_back():
-    heads = importance.Units(np.array([3.0, 9.0]), 100)
-    columns = importance.Units(np.array([1.0, 2.0, 8.0, 4.0]), 7)
+    heads = compact.Units(np.array([3.0, 9.0]), 100)
+    columns = compact.Units(np.array([1.0, 2.0, 8.0, 4.0]), 7)
     gone = [
-        [found.tolist() for found in importance.least([(heads, columns)], need)[0]]
+        [found.tolist() for found in compact.take_least([(heads, columns)], need)[0]]
         for need in (6, 8, 15, 100, 106, 114, 121)
     ]
     assert gone[:3] == [[[], [0]], [[], [0, 1]], [[0], []]]  # the head alone is enough

@@ -8,9 +8,9 @@ import pytest
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models import generate as writing
-from kd_jax.models import hf, shapes
+from kd_jax.models import hf, model_config
 from kd_jax.models.generate import generate
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
 from kd_jax.types import Batch
 from tests.models import tiny
@@ -43,7 +43,7 @@ def unequal():
     """A Llama with a slim block and a bottleneck."""
     return tiny.model(
         "llama",
-        blocks=(BlockShape("full", 32, 3, 1, 8, 20), shapes.bottleneck(24, 2, 2, 16)),
+        blocks=(BlockShape("full", 32, 3, 1, 8, 20), model_config.bottleneck(24, 2, 2, 16)),
     )
 
 

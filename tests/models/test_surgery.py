@@ -4,7 +4,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
-from kd_jax.models import shapes, surgery
+from kd_jax.models import model_config, surgery
 from kd_jax.precision import Policy
 from tests.models import tiny
 
@@ -153,7 +153,7 @@ def test_a_shorter_llama_takes_a_llamas_layers():
         ),
         ({"rope_theta": 500.0}, "rotary is .*theta=10000.0"),
         (
-            {"blocks": (shapes.bottleneck(16, 2, 2, 24),) * 2},
+            {"blocks": (model_config.bottleneck(16, 2, 2, 24),) * 2},
             "block 0, the student's 0, is .* in the teacher and .*bottleneck",
         ),
     ],

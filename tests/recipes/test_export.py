@@ -14,7 +14,7 @@ from kd_jax import cli, storage
 from kd_jax import export as command
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf, shapes
+from kd_jax.models import family, hf, model_config
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check
@@ -106,7 +106,10 @@ def test_writes_tokenizer_card_and_mark(tmp_path, bert, tokenizer, quick):
 
 def test_a_decoder_whose_blocks_differ(tmp_path, tokenizer, capsys, monkeypatch):
     kind, config = family.read(tiny.CONFIGS["gpt2"])
-    blocks = (shapes.bottleneck(16, 2, 2, 24), dataclasses.replace(config.own_shape, ffn_width=24))
+    blocks = (
+        model_config.bottleneck(16, 2, 2, 24),
+        dataclasses.replace(config.own_shape, ffn_width=24),
+    )
     config = dataclasses.replace(config, blocks=blocks)
     blueprint = Blueprint("gpt2", kind, config, "clm", Policy())
     params = tiny.model("gpt2", "clm", blocks=blocks).params

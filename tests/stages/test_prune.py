@@ -6,7 +6,7 @@ import pytest
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-from kd_jax.models import compact, shapes
+from kd_jax.models import compact, model_config
 from kd_jax.models.blueprint import count as count_of
 from kd_jax.recipes import distil
 from kd_jax.run import stage, workdir
@@ -67,7 +67,9 @@ def test_figures_before_and_after_training(whole):
     model = teacher.abstract().replace(params=params)
     model, made = compact.prune(model, teacher.family, teacher.config, 0.3, "global")
     blocks = [made.shape(layer) for layer in range(3)]
-    assert storage.read_json(folder / "pruned.json") == {"blocks": shapes.write(blocks)}
+    assert storage.read_json(folder / "pruned.json") == {
+        "blocks": model_config.write_blocks(blocks)
+    }
     assert len(set(blocks)) > 1  # as the weights have it, and not as it was planned
     for name in ("one_shot", "prune"):
         assert found[name]["parameters"] == count_of(model.params)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.models.dropout import dropout, keep_mask
+from kd_jax.models.layers import dropout, keep_mask
 
 SHAPE = (64, 1024)
 N = 64 * 1024

@@ -12,15 +12,15 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models import family as families
-from kd_jax.models import hf, layers, shapes
+from kd_jax.models import hf, layers, model_config
 from kd_jax.models.attention import Scope
-from kd_jax.models.shapes import BlockShape
+from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
 from tests.models import tiny
 
 run = jax.jit(lambda model, batch: model(batch))
 SLIM = BlockShape("full", 32, 3, 3, 8, 20)
-SMALL = shapes.bottleneck(16, 2, 2, 24)
+SMALL = model_config.bottleneck(16, 2, 2, 24)
 
 
 def test_unequal_blocks_survive_a_folder(tmp_path):
@@ -77,7 +77,7 @@ def test_a_bottleneck_is_what_its_formula_says():
     ],
 )
 def test_refuses_a_shape_that_cannot_be(change, says):
-    entries = json.loads(json.dumps(shapes.write((SMALL, SLIM))))
+    entries = json.loads(json.dumps(model_config.write_blocks((SMALL, SLIM))))
     entries[1] |= change
     unequal = {"model_type": "kd_jax_decoder", "base_model_type": "gpt2", "blocks": entries}
     with pytest.raises(UserError, match=re.escape(says)):
@@ -87,7 +87,7 @@ def test_refuses_a_shape_that_cannot_be(change, says):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"blocks": shapes.write((SLIM,))}, "1 shapes for 2 layers"),
+        ({"blocks": model_config.write_blocks((SLIM,))}, "1 shapes for 2 layers"),
         ({"blocks": None}, "blocks should be a list with one entry a layer, not None"),
         ({"base_model_type": None}, "unknown base_model_type None; have: bert, "),
         (
@@ -108,7 +108,7 @@ def test_refuses_a_list_that_does_not_fit(change, says):
 
 def test_a_bottlenecks_heads_divide_its_width():
     with pytest.raises(UserError, match="3 heads do not divide the width 16"):
-        shapes.bottleneck(16, 3, 3, 24)
+        model_config.bottleneck(16, 3, 3, 24)
 
 
 def test_flops_see_what_differs():
