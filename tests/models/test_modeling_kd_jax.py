@@ -34,6 +34,14 @@ def test_pytorch_computes_and_writes_the_same(name, tmp_path):
     for mine, its in zip(output.hidden, found.hidden_states, strict=True):
         np.testing.assert_allclose(mine[real], its.numpy()[real], rtol=0, atol=1e-4)
 
+    # Layers attend as the model does, whenever that is chosen.
+    tokens = torch.tensor(np.asarray(batch.tokens_BT)).long()
+    eager = load(tmp_path, trust_remote_code=True, attn_implementation="eager")
+    for way in ("eager", "sdpa"):
+        eager.set_attn_implementation(way)
+        with torch.no_grad():
+            torch.testing.assert_close(eager(tokens).logits, theirs(tokens).logits)
+
     # What PyTorch writes, we read.
     theirs.save_pretrained(tmp_path / "again")
     _, again = families.read(hf.read_config(tmp_path / "again"))

@@ -43,6 +43,9 @@ class Sized:
             setattr(own, key, shape[size])
         super().__init__(own, *[number] if self.numbered else [])
         self.resize(own, shape)
+        for module in self.modules():
+            if hasattr(module, "is_causal"):  # attends as the model's config says, now and later
+                module.config = config
         self.inner = self.down = None
         if shape["kind"] == "bottleneck":
             self.wrap()
