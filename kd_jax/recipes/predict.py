@@ -94,7 +94,7 @@ def predict_file(
             # The lengths of the first part, so that later ones compile nothing.
             buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
-            logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
+            logits = predict(student, _shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
             if isinstance(rows, Windows):
                 about = answers_of(rows, found.examples[part], logits, options.null_threshold)
@@ -212,21 +212,12 @@ def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
     return (*found, seq_len) if more and found[-1] < seq_len else found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shown:
-    """A stream that moves the progress bar with each batch, from the first row of `part` to its
+def _shown(stream: BucketStream, bar: ProgressBar, part: slice) -> Iterator[Batch]:
+    """Yields the batches, and moves the progress bar with each from the first row of `part` to its
     last."""
-
-    stream: BucketStream
-    bar: ProgressBar
-    part: slice
-
-    def batches(self) -> Iterator[Batch]:
-        rows = self.part.stop - self.part.start
-        for number, batch in enumerate(self.stream.batches(), 1):
-            yield batch
-            done = self.part.start + rows * number // self.stream.steps
-            self.bar.update(done, {}, 0.0)
+    for number, batch in enumerate(stream.batches(), 1):
+        yield batch
+        bar.update(part.start + (part.stop - part.start) * number // stream.steps, {}, 0.0)
 
 
 def _numbered(rows: list[dict], start: int, source: Input) -> list[dict]:

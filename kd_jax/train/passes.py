@@ -61,8 +61,10 @@ def evaluate(
     return {name: float(total / max(weight, 1e-30)) for name, (total, weight) in totals.items()}
 
 
-def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
-    """Computes the logits of every row of a one-pass stream, by the row's id: (C,) where a row has
+def predict(
+    model: Model, batches: Iterable[Batch], mesh: Mesh, table: Table
+) -> dict[int, np.ndarray]:
+    """Computes the logits of every row of the batches, by the row's id: (C,) where a row has
     one output, (P, length) for P outputs over its tokens, padding cut off. Float32.
 
     All processes call this together, and all get every row.
@@ -70,7 +72,7 @@ def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndar
     found: dict[int, np.ndarray] = {}
     logits = (
         (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
-        for batch in stream.batches()
+        for batch in batches
     )
     for batch, logits_BPC in one_behind(logits):
         lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)

@@ -99,7 +99,7 @@ def test_predict_gives_every_row_its_logits_without_padding(head, devices, fsdp)
     stream = BucketStream(rows.lengths_N, (8, 16), rows.batch, 8)
     placed = sharding.everywhere(model, mesh)
     with jax.transfer_guard("disallow"):
-        found = predict(placed, stream, mesh, family.PARTITION)
+        found = predict(placed, stream.batches(), mesh, family.PARTITION)
     assert sorted(found) == list(range(ROWS))  # none of the rows that fill a batch up
     together = np.asarray(jax.jit(lambda m, b: m(b).logits)(model, rows.batch(np.arange(ROWS), 16)))
     for row, length in enumerate(rows.lengths_N):
