@@ -45,13 +45,8 @@ def check(args: argparse.Namespace) -> None:
             task, kind = own, plugins.load("tasks", own, "make").make
     elif not task:
         raise UserError(f"--task is missing; have: {', '.join(command.names())}")
-    examples, scored, run, of_task = (
-        kind.of_examples,
-        kind.by_likelihood,
-        args.workdir,
-        f"task {task}",
-    )
-    language = not (examples or scored)
+    examples, scored, run = kind.of_examples, kind.by_likelihood, args.workdir
+    language, of_task = not (examples or scored), f"task {task}"
     if language and args.model and not args.data:
         raise UserError(f"--model with --task={task} needs --data, the text to evaluate on")
     what = "--model" if args.model else "--predictions"

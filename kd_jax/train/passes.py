@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -34,12 +34,13 @@ _THREADS = 2
 CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
 
 
-def one_behind(results: Iterable[T]) -> Iterator[T]:
-    """Hands out the same results, each when the next one has been asked for."""
-    pending: list[T] = []
+def delayed(results: Iterable[T], by: int = 1) -> Iterator[T]:
+    """Hands out the same results, each when the next `by` ones have been asked for."""
+    pending: deque[T] = deque()
     for result in results:
-        yield from pending
-        pending = [result]
+        pending.append(result)
+        if len(pending) > by:
+            yield pending.popleft()
     yield from pending
 
 
@@ -50,9 +51,7 @@ def evaluate(
     float64; `by` batch: over the means of batches, each of the same weight."""
     totals: dict[str, np.ndarray] = {}
     batches = (place(batch, program.mesh) for batch in stream.batches())
-    for terms in one_behind(
-        eval_step(student, batch, teacher, program=program) for batch in batches
-    ):
+    for terms in delayed(eval_step(student, batch, teacher, program=program) for batch in batches):
         for name, ratio in jax.device_get(terms).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":
@@ -74,7 +73,7 @@ def predict(
         (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
         for batch in batches
     )
-    for batch, logits_BPC in one_behind(logits):
+    for batch, logits_BPC in delayed(logits):
         lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
         spans = batch.labels.shape[1] > 1
         for row, length, logits_PC in _by_row(batch.ids_B, lengths_B, logits_BPC):
@@ -91,7 +90,6 @@ def log_likelihoods(
     All processes call this together, and all get every row.
     """
     found: dict[int, np.ndarray] = {}
-    waiting: deque[Future] = deque()
     several = jax.process_count() > 1  # these have to do everything in the same order
 
     def sums(batch: Batch) -> tuple[np.ndarray, Array]:
@@ -102,12 +100,9 @@ def log_likelihoods(
         return batch.ids_B, jax.block_until_ready(sums_BK)
 
     with ThreadPoolExecutor(1 if several else _THREADS) as threads:
-        for batch in batches:
-            waiting.append(threads.submit(sums, batch))
-            if len(waiting) > (0 if several else _THREADS):
-                found.update(_by_row(*waiting.popleft().result()))
-        while waiting:
-            found.update(_by_row(*waiting.popleft().result()))
+        futures = (threads.submit(sums, batch) for batch in batches)
+        for future in delayed(futures, 0 if several else _THREADS):
+            found.update(_by_row(*future.result()))
     return found
 
 
