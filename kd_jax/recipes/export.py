@@ -39,7 +39,7 @@ from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
-GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"  # how a model generates: temperature, tokens that end texts
 SAMPLE = "The 1,234 boys' caf\u00e9s  aren\u2019t  OPEN;\n\tsee \u4e2d\u6587 \U0001f600!"
 Write = Callable[[Path], dict[str, float]]  # see `publish`
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
@@ -160,7 +160,9 @@ def publish(
     out = epath.Path(out)
     check_place(out, source)
     with _folder_next_to(out) as folder:
-        _keep_generation(folder, origins)
+        settings = [each / GENERATION for each in origins if each is not None]
+        for kept in [path for path in settings if path.exists()][:1]:
+            shutil.copyfile(kept, folder / GENERATION)
         differences = write(folder)
         reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
         code = family.code_of(hf.read_config(folder))
@@ -172,14 +174,6 @@ def publish(
         storage.write_json(folder / MARK, {"source": source, **report})
         _put(folder, out)
     return {"path": str(out), **report}
-
-
-def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
-    """Copies the settings by which a checkpoint generates (temperature, tokens that end a text)."""
-    for origin in origins:
-        if origin is not None and (origin / GENERATION).exists():
-            shutil.copyfile(origin / GENERATION, folder / GENERATION)
-            return
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:

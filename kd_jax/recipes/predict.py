@@ -152,10 +152,9 @@ def answers_of(
     these alone. Where no answer scores more than `threshold` above the best span, the answer is
     "", without start and end, and its probability that of no answer.
     """
-    defaults = SPANS
     places: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nulls = [math.inf] * len(questions)
-    limits = defaults["n_best"], defaults["max_answer_length"]
+    limits = SPANS["n_best"], SPANS["max_answer_length"]
     for index, null, spans in squad.spans(made, logits, *limits):
         for score, begin, end in spans:
             place = begin, end
@@ -163,7 +162,7 @@ def answers_of(
         nulls[index] = min(nulls[index], null)
     found = []
     for question, scores, null in zip(questions, places, nulls, strict=True):
-        best = sorted(scores.items(), key=lambda item: -item[1])[: defaults["n_best"]]
+        best = sorted(scores.items(), key=lambda item: -item[1])[: SPANS["n_best"]]
         probabilities = special.softmax([null, *(score for _, score in best)])
         none = _rounded(probabilities[0])
         if not best or (threshold is not None and null - best[0][1] > threshold):
