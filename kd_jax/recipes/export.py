@@ -269,7 +269,7 @@ def _export(
     rows = provenance.sentence(trained_on["task"])
     page = card.of_stage(name, run.head, size, results, config, stated, rows, made)
     source = {"config_hash": results["config_hash"], "stage": name}
-    origins = [blueprint.folder, run.models["teacher"].folder] if run.head == "clm" else []
+    origins = [blueprint.folder, run.models["teacher"].folder] if blueprint.head == "clm" else []
     return publish(write, tokenizer, out, page, source, trained_on, origins)
 
 

@@ -73,7 +73,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     def rank(trial: dict) -> float:
         """Gives the primary figure, negated where a smaller one is better, and puts a trial that
         diverged last."""
-        found = trial["figures"].get(built.task.primary)
+        found = trial["figures"].get(trial["primary"])
         return -math.inf if found is None else found if built.task.larger else -found
 
     place.begin(built, data)
