@@ -78,7 +78,7 @@ def evaluate(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) ->
     stream = task.held_out("test", EVAL_ROWS)
 
     def one_pass() -> float:
-        found = predict(model, stream, mesh, family.PARTITION)
+        found = predict(model, stream.batches(), mesh, family.PARTITION)
         return float(np.mean([found[i] for i in range(len(found))], axis=0)[0])
 
     run(one_pass, argparse.Namespace(warmup=1, steps=args.steps))

@@ -30,20 +30,6 @@ from kd_jax.report.table import Table, of_runs
 from kd_jax.run.workdir import enter
 from kd_jax.train.records import Listener
 
-__all__ = [
-    "Config",
-    "Model",
-    "Run",
-    "UserError",
-    "compare_runs",
-    "configure",
-    "distil",
-    "forecast",
-    "list_experiments",
-    "load",
-    "open_run",
-]
-
 Config = ConfigDict  # an experiment: sections and keys, as `kd-jax keys` lists them
 # Rows of data: the path of a file; columns by name; a pandas DataFrame, a dataset of Hugging Face's
 # `datasets` or a pyarrow Table; or a list of texts, of rows (dicts), or of chats (lists of

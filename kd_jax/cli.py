@@ -29,7 +29,6 @@ CPU_FLAGS = "--xla_cpu_enable_fast_math=true"  # nothing to other platforms
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
 _LOST = re.compile("gloo|nccl|unavailable|deadline|heartbeat|coordination", re.IGNORECASE)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -76,7 +75,7 @@ def plain_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
         _fail("interrupted; the same command continues from the last checkpoint", status=130)
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        if number in _FULL or "No space left on device" in str(error):
+        if number in cache.FULL or "No space left on device" in str(error):
             _fail(f"cannot write a file: {line(error)}; make room and run the same command again")
         if number in _FORBIDDEN:
             _fail(f"{line(error)}; set its permissions, or give another folder")

@@ -34,7 +34,7 @@ def _rows(default: int) -> Whole:
 
 
 RUN: Table = dict(
-    recipe=("", "kd_jax/recipes/RECIPE.py"),
+    recipe=("", "kd_jax/recipes/RECIPE.py, or one of ALIASES there"),
     seed=(_whole(0, 0, 2**32 - 1), "of initialisation, order of the data, masks and dropout"),
     precision=(Choice("fp32", "bf16", default="bf16"), "of products; parameters are float32"),
     batch_size=(_rows(256), "global rows a step, a multiple of devices x accumulate"),

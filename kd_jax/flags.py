@@ -17,18 +17,17 @@ from kd_jax import config, keys
 class Parser(argparse.ArgumentParser):
     """A command line, with its module's docstring as help; a mistake is one line and status 1."""
 
-    def __init__(self, verb: str, description: str) -> None:
+    def __init__(self, verb: str, description: str, has_config: bool = False) -> None:
+        """`has_config`: with --config, and flags for each of its keys."""
         super().__init__(
             prog=f"kd-jax {verb}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self._has_config = False
-
-    def add_config(self) -> None:
-        """Adds --config, and flags for each of its keys."""
-        self._has_config = True
+        self._has_config = has_config
+        if not has_config:
+            return
         self.add_argument(
             "--config",
             metavar="FILE",

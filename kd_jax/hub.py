@@ -25,13 +25,16 @@ _TEXT = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _SAFETENSORS = ["model*.safetensors"]
 _TORCH = ["pytorch_model*.bin"]
 
-# Answers of the hub itself: with any other error the cache may still do.
-_REFUSALS = (
-    errors.GatedRepoError,
-    errors.RepositoryNotFoundError,
-    errors.RevisionNotFoundError,
-    errors.HFValidationError,
-)
+# Answers of the hub itself, "it" being what was asked for, the special ones first: with any other
+# error the cache may still do.
+_REFUSALS = {
+    errors.GatedRepoError: "it is gated: accept its licence on the hub with the account of "
+    "HF_TOKEN",
+    errors.RepositoryNotFoundError: "it is unknown to the hub, or private (then HF_TOKEN has to be "
+    "set)",
+    errors.RevisionNotFoundError: "it has no revision {revision!r} on the hub",
+    errors.HFValidationError: "it is neither a folder nor a hub id",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def resolve(
     except UserError:
         raise
     except Exception as error:  # the client's errors of transport have no base class of its own
-        cached = "" if isinstance(error, _REFUSALS) else "it is not in the local cache, and "
+        cached = "" if isinstance(error, tuple(_REFUSALS)) else "it is not in the local cache, and "
         reason = cached + why_not(error, revision)
     smoke = "" if setting.startswith("--") else ", or try the config with `:smoke`"
     raise UserError(
@@ -97,19 +100,13 @@ def ask(call: Callable[[], T]) -> T:
 
 def why_not(error: Exception, revision: str | None) -> str:
     """Explains an error of the hub's client; "it" is what was asked for."""
-    match error:
-        case errors.GatedRepoError():
-            return "it is gated: accept its licence on the hub with the account of HF_TOKEN"
-        case errors.RepositoryNotFoundError():
-            return "it is unknown to the hub, or private (then HF_TOKEN has to be set)"
-        case errors.RevisionNotFoundError():
-            return f"it has no revision {revision!r} on the hub"
-        case errors.HFValidationError():
-            return "it is neither a folder nor a hub id"
-        case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE forbids the hub; unset it"
-        case errors.HfHubHTTPError():
-            return f"the hub answers: {line(error)}"
+    for kind, reason in _REFUSALS.items():
+        if isinstance(error, kind):
+            return reason.format(revision=revision)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids the hub; unset it"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"the hub answers: {line(error)}"
     return f"the hub cannot be reached ({line(error)[:200]})"
 
 
@@ -119,7 +116,7 @@ def _download(model: str, revision: str | None) -> Source:
     once a process, so that a run has one commit."""
     try:
         ask(lambda: huggingface_hub.HfApi().model_info(model, revision=revision))
-    except _REFUSALS:
+    except tuple(_REFUSALS):
         raise
     except Exception as error:  # no network, a proxy, a broken server: the cache may still do
         try:

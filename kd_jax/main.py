@@ -17,8 +17,7 @@ from kd_jax import experiments, flags, keys
 
 def parser() -> flags.Parser:
     """Makes the command line."""
-    parser = flags.Parser("main", __doc__)
-    parser.add_config()
+    parser = flags.Parser("main", __doc__, has_config=True)
     parser.add_argument(
         "--workdir",
         metavar="RUN",

@@ -16,8 +16,7 @@ from kd_jax import experiments, flags, keys
 
 def parser() -> flags.Parser:
     """Makes the command line."""
-    parser = flags.Parser("plan", __doc__)
-    parser.add_config()
+    parser = flags.Parser("plan", __doc__, has_config=True)
     parser.add_argument(
         "--topology", help="chips to compile for, such as v5e:4x4; a wrong name lists them"
     )

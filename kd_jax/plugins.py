@@ -11,7 +11,7 @@ from kd_jax.errors import UserError
 def names(kind: str, attribute: str) -> list[str]:
     """Lists modules of kd_jax.<kind> that define `attribute`, the mark of such a plug-in."""
     package = importlib.import_module(f"kd_jax.{kind}")
-    found = []
+    found = [*getattr(package, "ALIASES", ())]
     for module in pkgutil.iter_modules(package.__path__):
         if hasattr(importlib.import_module(f"kd_jax.{kind}.{module.name}"), attribute):
             found.append(module.name)
@@ -23,7 +23,8 @@ def load(kind: str, name: str, attribute: str) -> ModuleType:
 
     Raises UserError listing what exists when there is no such plug-in.
     """
-    path = f"kd_jax.{kind}.{name}"
+    aliases = getattr(importlib.import_module(f"kd_jax.{kind}"), "ALIASES", {})
+    path = f"kd_jax.{kind}.{aliases.get(name, name)}"
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:

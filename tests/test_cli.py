@@ -98,7 +98,7 @@ def started(monkeypatch):
     """start_jax, with everything that it changes put back."""
     own = logging.getLogger("kd_jax")
     before = own.handlers, own.propagate, own.level, absl.logging.get_verbosity()
-    cache = jax.config.jax_compilation_cache_dir
+    cache, others = jax.config.jax_compilation_cache_dir, logging.getLogger().level
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable))
     monkeypatch.setenv("XLA_FLAGS", cli.os.environ["XLA_FLAGS"])
     seen = []
@@ -106,6 +106,7 @@ def started(monkeypatch):
     yield seen
     own.handlers, own.propagate = before[:2]
     own.setLevel(before[2])
+    logging.getLogger().setLevel(others)
     absl.logging.set_verbosity(before[3])
     jax.config.update("jax_compilation_cache_dir", cache)
 

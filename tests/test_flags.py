@@ -59,8 +59,7 @@ def test_a_flag_that_there_is_not_is_one_line(verb, capsys):
 
 
 def parser() -> flags.Parser:
-    made = flags.Parser("example", "Shows something.")
-    made.add_config()
+    made = flags.Parser("example", "Shows something.", has_config=True)
     made.add_argument("--workdir")
     made.add_argument("--rows", type=flags.positive)
     return made

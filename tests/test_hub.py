@@ -6,7 +6,7 @@ import re
 import threading
 import time
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from kd_jax import hub

@@ -56,3 +56,10 @@ def test_a_plugin_may_come_from_elsewhere(monkeypatch):
     module.make = lambda: None
     monkeypatch.setitem(sys.modules, "kd_jax.objectives.mine", module)
     assert plugins.load("objectives", "mine", "make") is module
+
+
+def test_a_plugin_may_have_other_names():
+    from kd_jax.recipes import distil
+
+    assert plugins.load("recipes", "prune", "run") is distil
+    assert {"distil", "prune"} <= set(plugins.names("recipes", "run"))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MARK = "kd_jax-cache.json"
 _HOST = socket.gethostname()
 _PARTIAL = re.compile(rf".+\.{re.escape(_HOST)}\.(\d{{1,9}})\.partial")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def folder(path: str | None) -> Path:
@@ -237,7 +237,7 @@ def _writing(root: Path, setting: str) -> Iterator[None]:
         yield
     except OSError as error:
         # Others are of reading what goes into the cache. NumPy has no number for a full disk.
-        ours = Path(str(error.filename)).is_relative_to(root) or error.errno in _FULL
+        ours = Path(str(error.filename)).is_relative_to(root) or error.errno in FULL
         if ours or (type(error) is OSError and error.errno is None):
             raise plain(error) from None
         raise

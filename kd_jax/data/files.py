@@ -240,8 +240,10 @@ def records(
     """
     quoted = delimiter is not None or file.suffix == ".csv"
     number, blank = 0, []
+    csv.field_size_limit(2**31 - 1)
     try:
-        rows = enumerate(_quoted(file, delimiter or ",") if quoted else _split(file, foreign), 1)
+        marked = csv.reader(lines(file), delimiter=delimiter or ",", strict=True)
+        rows = enumerate(marked if quoted else _split(file, foreign), 1)
         if not header:
             number, header = next(rows, (1, []))
             check_header(header, f"{file}, row 1")
@@ -264,11 +266,6 @@ def records(
                 )
     except csv.Error as error:
         raise UserError(f"{file}, row {number + 1}: {error}") from None
-
-
-def _quoted(file: Path, delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(2**31 - 1)
-    yield from csv.reader(lines(file), delimiter=delimiter, strict=True)
 
 
 def _split(file: Path, warn: bool) -> Iterator[list[str]]:

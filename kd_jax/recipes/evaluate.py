@@ -203,7 +203,7 @@ def _examples_of_checkpoint(
     found = this.rows("test")  # in lengths of their own: the training data need not be there
     lengths = lengths_of(found.lengths_N, this.seq_len)
     stream = BucketStream(found.lengths_N, lengths, found.batch, rows)
-    logits = predict(own.model(mesh), stream, mesh, family.PARTITION)
+    logits = predict(own.model(mesh), stream.batches(), mesh, family.PARTITION)
     outputs = [in_order(logits[i], order) for i in range(len(logits))]
     return _examples(own, this, outputs, task, "test")
 

@@ -7,7 +7,6 @@ there whole and checked, or not at all, and an export that was killed is simply 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -40,29 +39,32 @@ from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
-Page = Callable[[str | None], str]
-GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"  # how a model generates: temperature, tokens that end texts
 SAMPLE = "The 1,234 boys' caf\u00e9s  aren\u2019t  OPEN;\n\tsee \u4e2d\u6587 \U0001f600!"
+Write = Callable[[Path], dict[str, float]]  # see `publish`
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 
 
-def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[str, Any]:
-    """Exports the model of a run's stage to RUN/export/STAGE; see `export_model`."""
-    out = run.folder / "export" / stage.name
-    return _export(run, stage.name, stage.model, params, results, out, stage.made)
+def export_run(
+    run: Run, stage: Stage, params: Params, results: dict, out: epath.Path | None = None
+) -> dict[str, Any]:
+    """Exports the model of a run's stage to `out`, by default to RUN/export/STAGE."""
+    blueprint = run.models[stage.model]
+    how = _size(blueprint, params), writer(blueprint, params)
+    return _export(run, stage.name, stage.model, *how, results, out, stage.made)
 
 
 def export_ensemble(
     run: Run, members: Sequence[Params], weights: Sequence[float], results: dict
 ) -> dict[str, Any]:
     """Exports the members of an ensemble, on the host, to RUN/export/member_N, from 1, and all of
-    them as one model to RUN/export/ensemble. Returns what `export_model` does, of the latter, and
+    them as one model to RUN/export/ensemble. Returns what `publish` does, of the latter, and
     "members": the paths of the former."""
     blueprint, space = run.models["student"], run.config.ensemble.space
-    folder, paths = run.folder / "export", []
+    paths = []
     for number, params in enumerate(members, 1):
-        name = f"member_{number}"
-        paths.append(_export(run, name, "student", params, results, folder / name)["path"])
+        how = _size(blueprint, params), writer(blueprint, params)
+        paths.append(_export(run, f"member_{number}", "student", *how, results)["path"])
 
     def mean(batch: Batch) -> np.ndarray:
         logits = [export_check.logits_of(blueprint, params, batch) for params in members]
@@ -74,14 +76,13 @@ def export_ensemble(
         return export_check.check_in_pytorch(folder, "clm", batch, mean)
 
     size = f"{len(members)} models, {quantities.count(sum(map(count, members)))} parameters"
-    about = _about(run, "ensemble", "student", size, f"{hf.ENSEMBLE_CODE}.py", results)
-    done = publish(write, run.tokenizers["student"], folder / "ensemble", *about)
+    done = _export(run, "ensemble", "student", size, write, results)
     return done | {"members": paths}
 
 
 def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run, by default the one that the run is
-    about; see `export_model`."""
+    about; see `publish`."""
     check_place(epath.Path(out))
     made = runs.read(workdir)
     config = ConfigDict(made.config)
@@ -90,13 +91,11 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
     chosen = run.stage(stage) if stage else run.principal
     if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
-    params = restore_best(run, chosen)
-    about = chosen.name, chosen.model, params, made.results, epath.Path(out), chosen.made
-    return _export(run, *about)
+    return export_run(run, chosen, restore_best(run, chosen), made.results, epath.Path(out))
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
-    """Exports an HF checkpoint as kd_jax reads it; see `export_model`."""
+    """Exports an HF checkpoint as kd_jax reads it; see `publish`."""
     check_place(epath.Path(out))
     source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
@@ -110,88 +109,71 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     has_tokenizer = tokenizers.has_tokenizer(source.path)
     tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
     stated = card.inherited(source.path)
-    size, code = _size(blueprint, params), _own_code(blueprint)
-    page = functools.partial(card.of_model, head, size, model, source.commit, stated, code)
+    page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     known = provenance.read(source.path)
-    return export_model(blueprint, params, tokenizer, out, page, identity, known, source.path)
+    origins = [source.path] if head == "clm" else []
+    return publish(writer(blueprint, params), tokenizer, out, page, identity, known, origins)
 
 
-def export_model(
-    blueprint: Blueprint,
-    params: Params,
-    tokenizer: PreTrainedTokenizerBase | None,
-    out: epath.PathLike,
-    page: Page,
-    source: dict[str, Any],
-    trained_on: provenance.Provenance | None = None,
-    *origins: Path | None,
-) -> dict[str, Any]:
-    """Writes config.json, model.safetensors, tokenizer files and README.md to `out`.
-
-    Args:
-        blueprint: the model's family, config and head.
-        params: its parameters.
-        tokenizer: its tokenizer, None where there is none.
-        out: the folder, local or gs://; replaced where it holds an export of the same `source`.
-        page: makes the text of README.md, given the tokenizer's class (`text.reader_of`).
-        source: what is exported, as JSON values.
-        trained_on: goes into kd_jax.json, where it is known.
-        origins: folders of checkpoints it comes from: the first generation_config.json there is in
-            them is kept, of a causal language model.
-
-    Returns:
-        {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
-        the largest difference of a logit between `params` and the files, loaded again by kd_jax
-        and, where torch is installed, by PyTorch.
-
-    Raises UserError where `out` holds anything else, RuntimeError where the check fails.
-    """
+def writer(blueprint: Blueprint, params: Params) -> Write:
+    """Makes the function that writes one model, and checks it."""
     params = jax.device_get(params)
 
     def write(folder: Path) -> dict[str, float]:
         hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
         return export_check.check(folder, blueprint, params)
 
-    origins = origins if blueprint.head == "clm" else ()
-    return publish(write, tokenizer, out, page, source, trained_on, *origins)
+    return write
 
 
 def publish(
-    write: Callable[[Path], dict[str, float]],
+    write: Write,
     tokenizer: PreTrainedTokenizerBase | None,
     out: epath.PathLike,
-    page: Page,
+    page: card.Page,
     source: dict[str, Any],
-    trained_on: provenance.Provenance | None,
-    *origins: Path | None,
+    trained_on: provenance.Provenance | None = None,
+    origins: Iterable[Path | None] = (),
 ) -> dict[str, Any]:
-    """Writes a checkpoint to `out`, whole and checked or not at all; see `export_model`.
+    """Writes config.json, model.safetensors, tokenizer files and README.md to `out`, whole and
+    checked or not at all.
 
-    `write` makes the files of the model in an empty folder, and gives the largest difference of a
-    logit by loader.
+    Args:
+        write: makes the files of the model in an empty folder, and gives the largest difference of
+            a logit by loader.
+        tokenizer: the model's, None where there is none.
+        out: the folder, local or gs://; replaced where it holds an export of the same `source`.
+        page: makes the text of README.md.
+        source: what is exported, as JSON values.
+        trained_on: goes into kd_jax.json, where it is known.
+        origins: folders of checkpoints that generate: the first generation_config.json there is in
+            them is kept.
+
+    Returns:
+        {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
+        the largest difference of a logit between the model in memory and the files, loaded again
+        by kd_jax and, where torch is installed, by PyTorch.
+
+    Raises UserError where `out` holds anything else, RuntimeError where the check fails.
     """
     out = epath.Path(out)
     check_place(out, source)
     with _folder_next_to(out) as folder:
-        _keep_generation(folder, origins)
+        settings = [each / GENERATION for each in origins if each is not None]
+        for kept in [path for path in settings if path.exists()][:1]:
+            shutil.copyfile(kept, folder / GENERATION)
         differences = write(folder)
         reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
-        (folder / "README.md").write_text(page(reader), encoding="utf-8")
+        code = family.code_of(hf.read_config(folder))
+        text = page(code.name if code else "", reader)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         if trained_on is not None:
             storage.write_json(folder / provenance.FILE, trained_on)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
         storage.write_json(folder / MARK, {"source": source, **report})
         _put(folder, out)
     return {"path": str(out), **report}
-
-
-def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
-    """Copies the settings by which a checkpoint generates (temperature, tokens that end a text)."""
-    for origin in origins:
-        if origin is not None and (origin / GENERATION).exists():
-            shutil.copyfile(origin / GENERATION, folder / GENERATION)
-            return
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -267,28 +249,28 @@ def _sibling(out: epath.Path, ending: str) -> Path:
 
 
 def _export(
-    run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path, made: str = ""
+    run: Run,
+    name: str,
+    model: str,
+    size: str,
+    write: Write,
+    results: dict,
+    out: epath.Path | None = None,
+    made: str = "",
 ) -> dict[str, Any]:
-    """Exports a model of a run under the name of what was trained; `made`: see `Stage.made`."""
-    blueprint = run.models[model]
-    size, code = _size(blueprint, params), _own_code(blueprint)
-    about = _about(run, name, model, size, code, results, made)
-    return export_model(blueprint, params, run.tokenizers[model], out, *about)
+    """Exports a model of a run to `out`, by default to RUN/export/NAME.
 
-
-def _about(
-    run: Run, name: str, model: str, size: str, code: str, results: dict, made: str = ""
-) -> tuple:
-    """Makes what goes with the weights of a model of a run: the last arguments of `publish`."""
+    `name`: what was trained; `size`: in words; `made`: see `Stage.made`.
+    """
     blueprint, config = run.models[model], workdir.resolved(run.config)
+    tokenizer, out = run.tokenizers[model], out or run.folder / "export" / name
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
-    trained_on = provenance.of_run(config, results, run.tokenizers[model])
+    trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
-    page = functools.partial(
-        card.of_stage, name, run.head, size, results, config, stated, rows, made, code
-    )
+    page = card.of_stage(name, run.head, size, results, config, stated, rows, made)
     source = {"config_hash": results["config_hash"], "stage": name}
-    return page, source, trained_on, blueprint.folder, run.models["teacher"].folder
+    origins = [blueprint.folder, run.models["teacher"].folder] if blueprint.head == "clm" else []
+    return publish(write, tokenizer, out, page, source, trained_on, origins)
 
 
 def _digest(params: Params) -> str:
@@ -297,13 +279,6 @@ def _digest(params: Params) -> str:
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
     return digest.hexdigest()[:12]
-
-
-def _own_code(blueprint: Blueprint) -> str:
-    """Names the modeling file that goes with a model for which HF has no class; "" for others."""
-    config = family.equal(blueprint.family, blueprint.config)
-    code = family.code_of(family.write(blueprint.family, config, blueprint.head))
-    return code.name if code else ""
 
 
 def _size(blueprint: Blueprint, params: Params) -> str:

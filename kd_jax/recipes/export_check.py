@@ -16,7 +16,7 @@ from kd_jax.models import family, hf
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.report import card
-from kd_jax.types import Batch, Model, ModelOutput, Params
+from kd_jax.types import Batch, Params
 
 TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
 NEW_TOKENS = 4  # that PyTorch writes
@@ -44,7 +44,7 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
     A causal model also writes a few tokens, keeping keys and values as `generate` does: their
     logits are held against those of the whole text, so that each token is ours too, but for ties.
     """
-    if not has_torch():
+    if importlib.util.find_spec("torch") is None:
         return {}
     model, real = load_in_pytorch(folder, head), _real(head, batch)
     found = torch_logits(model, head, batch)
@@ -55,11 +55,6 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
         ours = want(text)[:, end - found.shape[1] : end]
         differences.append(_difference(folder, "pytorch's text, with a cache,", found, ours))
     return {"pytorch": max(differences)}
-
-
-def has_torch() -> bool:
-    """Tells whether PyTorch is installed."""
-    return importlib.util.find_spec("torch") is not None
 
 
 def _real(head: str, batch: Batch) -> np.ndarray:
@@ -105,15 +100,13 @@ def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
     model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
     full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     with jax.default_matmul_precision("highest"):
-        output = _run(model.replace(params=full), batch)
+        output = _computed(model.replace(params=full), batch)
     if blueprint.head == "span":
         return np.asarray(output.logits.swapaxes(1, 2))
     return np.asarray(output.features if blueprint.head == "none" else output.logits)
 
 
-@jax.jit
-def _run(model: Model, batch: Batch) -> ModelOutput:
-    return model(batch)
+_computed = jax.jit(lambda model, batch: model(batch))
 
 
 def load_in_pytorch(folder: Path, head: str) -> Any:

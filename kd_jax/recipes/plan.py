@@ -83,7 +83,7 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
 
     def placed(shapes: Any, specs: Any) -> Any:
         places = sharding.shardings(specs, run.mesh)
-        return jax.tree.map(_placed, shapes, places)
+        return jax.tree.map(lambda shape, at: shape.update(sharding=at), shapes, places)
 
     born = stage.abstract_state(run, last)
     others, batch, _ = last.step_inputs(run, last)
@@ -92,10 +92,6 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
     inputs = dataclasses.replace(last.schedules, seed=0, replacement=None).at(0)
     return born, batch, others, inputs, program
-
-
-def _placed(shape: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
 
 def needed(run: Run) -> Plan:

@@ -94,7 +94,7 @@ def predict_file(
             # The lengths of the first part, so that later ones compile nothing.
             buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
-            logits = predict(student, _Shown(stream, bar, part), mesh, family.PARTITION)
+            logits = predict(student, _shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
             if isinstance(rows, Windows):
                 about = answers_of(rows, found.examples[part], logits, options.null_threshold)
@@ -152,10 +152,9 @@ def answers_of(
     these alone. Where no answer scores more than `threshold` above the best span, the answer is
     "", without start and end, and its probability that of no answer.
     """
-    defaults = SPANS
     places: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nulls = [math.inf] * len(questions)
-    limits = defaults["n_best"], defaults["max_answer_length"]
+    limits = SPANS["n_best"], SPANS["max_answer_length"]
     for index, null, spans in squad.spans(made, logits, *limits):
         for score, begin, end in spans:
             place = begin, end
@@ -163,7 +162,7 @@ def answers_of(
         nulls[index] = min(nulls[index], null)
     found = []
     for question, scores, null in zip(questions, places, nulls, strict=True):
-        best = sorted(scores.items(), key=lambda item: -item[1])[: defaults["n_best"]]
+        best = sorted(scores.items(), key=lambda item: -item[1])[: SPANS["n_best"]]
         probabilities = special.softmax([null, *(score for _, score in best)])
         none = _rounded(probabilities[0])
         if not best or (threshold is not None and null - best[0][1] > threshold):
@@ -212,21 +211,12 @@ def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
     return (*found, seq_len) if more and found[-1] < seq_len else found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shown:
-    """A stream that moves the progress bar with each batch, from the first row of `part` to its
+def _shown(stream: BucketStream, bar: ProgressBar, part: slice) -> Iterator[Batch]:
+    """Yields the batches, and moves the progress bar with each from the first row of `part` to its
     last."""
-
-    stream: BucketStream
-    bar: ProgressBar
-    part: slice
-
-    def batches(self) -> Iterator[Batch]:
-        rows = self.part.stop - self.part.start
-        for number, batch in enumerate(self.stream.batches(), 1):
-            yield batch
-            done = self.part.start + rows * number // self.stream.steps
-            self.bar.update(done, {}, 0.0)
+    for number, batch in enumerate(stream.batches(), 1):
+        yield batch
+        bar.update(part.start + (part.stop - part.start) * number // stream.steps, {}, 0.0)
 
 
 def _numbered(rows: list[dict], start: int, source: Input) -> list[dict]:

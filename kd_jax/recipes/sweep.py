@@ -10,7 +10,6 @@ missing.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -32,7 +31,6 @@ from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.results import Stopwatch, kept, together
 from kd_jax.run.run import Run, build
-from kd_jax.run.stage import Stage
 from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
 from kd_jax.run.teaching import stored_logits
 from kd_jax.run.workdir import RunDirectory
@@ -61,12 +59,23 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     with_keys(config, dict.fromkeys(sweep["keys"]))  # finds unknown ones before the long work
     with watch.section("start-up"):
         built = build(config, folder)
-        tried = _stage(built, sweep["stage"]).name
+        tried = sweep["stage"]
+        if built.stage(tried) is None:
+            raise UserError(
+                f"config.sweep.stage={tried!r} is no stage of the run; config.stages has "
+                f"{', '.join(this.name for this in built.stages)}"
+            )
         distil.check(built)
         data = built.task.prepare()
         _check_values(built, sweep["keys"])
         given = given_teachers(built)
-    rank = functools.partial(_value, larger=built.task.larger)
+
+    def rank(trial: dict) -> float:
+        """Gives the primary figure, negated where a smaller one is better, and puts a trial that
+        diverged last."""
+        found = trial["figures"].get(trial["primary"])
+        return -math.inf if found is None else found if built.task.larger else -found
+
     place.begin(built, data)
     teachers, found = TeacherLogits(built, given), []
     for name in [each.name for each in built.stages]:
@@ -99,22 +108,6 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         _show(sweep, rank, results, folder)
     together("end of the run")
     return results
-
-
-def _stage(run: Run, name: str) -> Stage:
-    if (found := run.stage(name)) is None:
-        raise UserError(
-            f"config.sweep.stage={name!r} is no stage of the run; config.stages has "
-            f"{', '.join(this.name for this in run.stages)}"
-        )
-    return found
-
-
-def _value(trial: dict, larger: bool) -> float:
-    """Ranks a trial by its primary figure, negated where a smaller one is better; one that diverged
-    is the last."""
-    found = trial["figures"].get(trial["primary"])
-    return -math.inf if found is None else found if larger else -found
 
 
 def _run_trial(
@@ -172,7 +165,7 @@ def _report(run: Run, name: str, best: dict, teachers: TeacherLogits, given: Map
 
     def figures() -> dict[str, Any]:
         own, theirs = _of_trial(run, best["keys"], teachers, given, place)
-        this = _stage(own, name)
+        this = own.stage(name)
         params = stage.restore_best(own, this)
         model = Model(params, own.models[this.model].abstract().graphdef)
         return measure.figures(own, this, model, theirs, own.split)

@@ -4,7 +4,7 @@ import importlib.resources
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ import jinja2
 from kd_jax.report import quantities, table
 from kd_jax.report.runs import roles
 
+# Writes a card, given what lies next to the weights: the name of kd_jax's modelling file, or "",
+# and transformers' class for the tokenizer, or None.
+Page = Callable[[str, str | None], str]
 _METRICS = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # as the hub says
 
 
@@ -97,10 +100,8 @@ def of_model(
     base: str,
     commit: str | None,
     stated: Mapping,
-    code: str = "",
-    reader: str | None = "AutoTokenizer",
-) -> str:
-    """Writes the card of a checkpoint that was converted, not trained.
+) -> Page:
+    """Writes the card of a checkpoint that was converted, not trained; see `Page`.
 
     Args:
         head: mlm | clm | classification | span | none.
@@ -108,8 +109,6 @@ def of_model(
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
         stated: `inherited` from it.
-        code: name of kd_jax's modelling file next to the weights, or "".
-        reader: transformers' class for the tokenizer next to the weights, or None.
     """
     made_from = _model({"name": base, "commit": commit})
     return _write(
@@ -117,8 +116,6 @@ def of_model(
         metadata={"base_model": [base] if is_hub_id(base) else []} | stated,
         title=public_name(base).rsplit("/", 1)[-1],
         about=f"{size}, converted with kd_jax from {made_from}. The weights are unchanged.",
-        code=code,
-        reader=reader,
     )
 
 
@@ -131,10 +128,8 @@ def of_stage(
     stated: Mapping,
     rows: str,
     made: str = "",
-    code: str = "",
-    reader: str | None = "AutoTokenizer",
-) -> str:
-    """Writes the card of a stage of a run.
+) -> Page:
+    """Writes the card of a stage of a run; see `Page`.
 
     Args:
         stage: teacher | baseline | student | ...
@@ -145,7 +140,6 @@ def of_stage(
         stated: `inherited` from the models the run started from.
         rows: how text became rows, in words.
         made: how the model was made before it was trained, where it was made of another one.
-        code, reader: see `of_model`.
     """
     base = {
         key: {"name": config[key]["model"], "commit": results["models"][key]["commit"]}
@@ -176,8 +170,6 @@ def of_stage(
         | _measured(stage, head, results, datasets),
         title=f"{results['config']}: {stage}",
         about=f"{size}, {how}.",
-        code=code,
-        reader=reader,
         results=results,
         figures=table.of_runs([results]).markdown().rstrip(),
         rows=rows,
@@ -185,7 +177,7 @@ def of_stage(
     )
 
 
-def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> str:
+def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
     """Fills card.md. A licence stands there only where a base model's card states one."""
     tags = [*metadata.get("tags", ()), "kd_jax"]
     known = {key: value or None for key, value in metadata.items()} | {"tags": tags}
@@ -196,7 +188,9 @@ def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> str:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return environment.from_string(text).render(front=data.to_yaml(), head=HEADS[head], **values)
+    values |= {"front": data.to_yaml(), "head": HEADS[head]}
+    template = environment.from_string(text)
+    return lambda code, reader: template.render(values, code=code, reader=reader)
 
 
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:

@@ -20,13 +20,6 @@ from kd_jax.report import plots
 
 BLUES = LinearSegmentedColormap.from_list("blues", ["#f7fafc", plots.COLOURS[0]])
 MOST_NOTES = 25  # rows or columns beyond which cells carry no numbers
-# The first seven are those of slm_ensembles.
-COLUMNS = (
-    *("round", "teacher_eval_loss", "ensemble_eval_loss", "student_eval_loss", "ensemble_size"),
-    *("round_duration_minutes", "total_elapsed_minutes", "ensemble_perplexity"),
-    *("student_perplexity", "ensemble_kl", "student_kl", "ensemble_agreement"),
-    *("student_agreement", "ensemble_parameters", "gain"),
-)
 
 
 def confusion_matrix(
@@ -117,14 +110,9 @@ def trend(sizes: Sequence[int], values: Sequence[float | None]) -> dict[str, flo
     found, covariance = scipy.optimize.curve_fit(
         lambda n, limit, slope: limit + slope / n, np.asarray(sizes, float), values
     )
-    names, numbers = (
-        ("limit", "slope", "limit_error", "slope_error"),
-        (*found, *np.diag(covariance)),
-    )
-    return {
-        name: float(np.sqrt(number) if name.endswith("error") else number)
-        for name, number in zip(names, numbers, strict=True)
-    }
+    names = ("limit", "slope", "limit_error", "slope_error")
+    numbers = (*found, *np.sqrt(np.diag(covariance)))
+    return dict(zip(names, map(float, numbers), strict=True))
 
 
 def write_rounds(
@@ -133,7 +121,7 @@ def write_rounds(
     """Writes rounds.csv, a row for each round, and rounds.png."""
     rows = _rows(teacher, found)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     storage.write(folder / "rounds.csv", lambda file: file.write(text.getvalue().encode()))
@@ -146,18 +134,19 @@ def _rows(teacher, found) -> list[dict[str, Any]]:
     for each in found:
         elapsed += each["minutes"]
         now = each["ensemble"]["loss"]
-        row = {
+        row = {  # the first seven columns are those of slm_ensembles
             "round": each["round"],
             "teacher_eval_loss": teacher["loss"],
+            "ensemble_eval_loss": now,
+            "student_eval_loss": each["student"]["loss"],
             "ensemble_size": each["members"],
             "round_duration_minutes": each["minutes"],
             "total_elapsed_minutes": round(elapsed, 2),
-            "ensemble_parameters": each["ensemble"]["parameters"],
-            "gain": "" if None in (before, now) else before - now,
         }
-        for who in ("ensemble", "student"):
-            row[f"{who}_eval_loss"] = each[who]["loss"]
-            row |= {f"{who}_{key}": each[who][key] for key in ("perplexity", "kl", "agreement")}
+        for key in ("perplexity", "kl", "agreement"):
+            row |= {f"{who}_{key}": each[who][key] for who in ("ensemble", "student")}
+        row["ensemble_parameters"] = each["ensemble"]["parameters"]
+        row["gain"] = "" if None in (before, now) else before - now
         before = now
         rows.append(row)
     return rows

@@ -170,7 +170,6 @@ def sheet(found: Sequence[Panel], title: str = "") -> Figure:
         handles: dict[str, Any] = {}
         for axes, panel in zip(grid.flat, found, strict=False):
             handles |= panel.draw(axes)
-            axes.set_title(panel.title)
         for axes in grid.flat[len(found) :]:
             axes.set_visible(False)
         lines = math.ceil(len(handles) / 4)
@@ -191,7 +190,6 @@ def images(found: Sequence[Panel]) -> list[tuple[str, str]]:
             figure = Figure(figsize=(4.2, 3.0), layout="constrained")
             axes = figure.subplots()
             handles |= panel.draw(axes)
-            axes.set_title(panel.title)
             drawn.append((_svg(figure, panel.title), panel.describe()))
         legend = Figure(figsize=(4.2, 0.2 + 0.2 * len(handles)))
         legend.legend(handles.values(), handles.keys(), loc="upper left")
@@ -360,8 +358,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _finish(axes: Axes, panel: Panel) -> None:
     """Sets units and scales: logarithmic where values span more than a factor of 4."""
-    axes.set_xlabel(panel.over)
-    axes.set_ylabel(panel.unit)
+    axes.set(title=panel.title, xlabel=panel.over, ylabel=panel.unit)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if any(line.marker for line in panel.lines):
         axes.margins(0.12)

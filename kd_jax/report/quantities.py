@@ -14,8 +14,6 @@ from typing import Any
 
 import scipy.stats
 
-from kd_jax.errors import UserError
-
 Figures = Mapping[str, Any]  # of one stage, as in results.json
 Stages = Mapping[str, Figures]  # of one run
 MISSING = "-"
@@ -45,10 +43,6 @@ class Figure:
 def count(number: float) -> str:
     """Shows a number of parameters: 66,362,880 is 66.36 M."""
     return f"{number / 1e6:.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
-
-
-def _megabytes(number: float) -> str:
-    return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
 def _flops(number: float) -> str:
@@ -84,7 +78,7 @@ QUALITY = (
 COST = (
     Figure("parameters", "parameters", "", count, -1),
     Figure("reduction_percent", "reduction of parameters", "%", _PERCENT),
-    Figure("size_mb", "size", "MB", _megabytes, -1),
+    Figure("size_mb", "size", "MB", lambda mb: f"{mb:.1f}" if mb >= 1 else f"{mb:.2f}", -1),
     Figure("flops_per_sample", "FLOPs of a sample", "", _flops, -1),
     Figure("latency_ms", "latency, batch 1", "ms", _PERCENT, -1),
     Figure("latency_ms_p90", "latency, 90th percentile", "ms", _PERCENT, -1),
@@ -125,15 +119,6 @@ def cost(runs: Iterable[Stages]) -> list[Figure]:
     """Lists the figures of cost that these runs have."""
     stages = [stage for run in runs for stage in run.values()]
     return [f for f in COST if any(stage.get(f.key) is not None for stage in stages)]
-
-
-def the_primary(figures: Iterable[Figure], key: str) -> Figure:
-    """Finds the figure named `key`; raises UserError where no run has it."""
-    found = {figure.key: figure for figure in figures}
-    if key not in found:
-        have = ", ".join(found) or "none"
-        raise UserError(f"results.json: primary={key!r}, but no stage has that figure: have {have}")
-    return found[key]
 
 
 def stages_of(runs: Iterable[Stages]) -> list[str]:

@@ -28,8 +28,10 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
 
     Raises UserError where the primary figure is missing from the results.
     """
-    every, by_label = [run for runs in groups.values() for run in runs], _results(groups)
-    split, primary = str(every[0].results.get("split")), table.primary_of(_all(by_label))
+    every = [run for runs in groups.values() for run in runs]
+    results = [run.results for run in every]
+    by_label = {label: [run.results for run in runs] for label, runs in groups.items()}
+    split, primary = str(results[0].get("split")), table.primary_of(results)
     best = best_finding(groups, primary, split)
     shown = {
         title: f"![{title}]({file})" for file, title in plots.FILES.items() if file in pictures
@@ -39,19 +41,19 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
         "Quality": [
             _how(groups),
             table.of_groups(by_label) if len(groups) > 1 else None,
-            *(_quality(*each, table.quality_of(_all(by_label))) for each in by_label.items()),
+            *(_quality(*each, table.quality_of(results)) for each in by_label.items()),
         ],
         "Classes": [
             block
-            for label, results in by_label.items()
-            for block in (tables.by_class(label, results), *tables.confusions(results))
+            for label, each in by_label.items()
+            for block in (tables.by_class(label, each), *tables.confusions(each))
         ],
         "Rounds": [
             tables.ensembles(by_label) if len(groups) > 1 else None,
             *(
                 block
-                for label, results in by_label.items()
-                for block in (tables.by_round(label, results), tables.rounds_in_words(results))
+                for label, each in by_label.items()
+                for block in (tables.by_round(label, each), tables.rounds_in_words(each))
             ),
         ],
         "Likelihoods": [block for each in groups.items() for block in _methods(*each)],
@@ -66,14 +68,6 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
         if there := [b if isinstance(b, str) else b.markdown() for b in blocks if b]:
             text += "\n".join([f"\n## {name}\n", *(f"{block.strip()}\n" for block in there)])
     return text
-
-
-def _results(groups: Groups) -> dict[str, list[Results]]:
-    return {label: [run.results for run in runs] for label, runs in groups.items()}
-
-
-def _all(groups: Mapping[str, Sequence[Results]]) -> list[Results]:
-    return [run for results in groups.values() for run in results]
 
 
 def _how(groups: Groups) -> str:

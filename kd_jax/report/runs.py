@@ -122,14 +122,13 @@ def read(workdir: str) -> Run:
 def curves(workdir: str) -> dict[str, Curves]:
     """Reads the curves of the stages that have any, finished or not."""
     folder = epath.Path(workdir)
-    found = {path.parent.name for path in folder.glob("*/metrics.csv")}
-    found |= {path.parent.name for path in folder.glob("*/eval.csv")}
+    files = [*folder.glob("*/metrics.csv"), *folder.glob("*/eval.csv")]
     return {
         stage: Curves(
             training=read_columns(folder / stage / "metrics.csv"),
             validation=read_columns(folder / stage / "eval.csv"),
         )
-        for stage in ordered(found)
+        for stage in ordered({path.parent.name for path in files})
     }
 
 

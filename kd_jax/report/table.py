@@ -17,6 +17,7 @@ import rich.table
 from rich.cells import cell_len
 from rich.text import Text
 
+from kd_jax.errors import UserError
 from kd_jax.report import quantities
 from kd_jax.report.quantities import MISSING, Figure, Stages, mean, of, stages_of
 from kd_jax.report.runs import Results, roles
@@ -128,8 +129,8 @@ def of_runs(results: Sequence[Results], title: str = "") -> Table:
         primary = primary_of(results)
         direction = "higher" if primary.better > 0 else "lower"
         title += ", differences ± standard error"
-        if (won := quantities.compare_stages(primary, who.student, who.baseline, both)) is not None:
-            title += f"; {who.student}'s {primary.key} {direction} in {won.wins} of {len(both)}"
+        if (wins := differences(primary, results)[2]) != MISSING:
+            title += f"; {who.student}'s {primary.key} {direction} in {wins}"
     header = [f"{who.student} - {who.baseline}"] if both else []
 
     def difference(figure: Figure) -> list[str]:
@@ -160,7 +161,12 @@ def of_groups(groups: Mapping[str, Sequence[Results]]) -> Table:
 
 def primary_of(results: Sequence[Results]) -> Figure:
     """Finds the primary figure of these runs; raises UserError where no stage has it."""
-    return quantities.the_primary(quality_of(results), results[0].get("primary", "loss"))
+    found = {figure.key: figure for figure in quality_of(results)}
+    key = results[0].get("primary", "loss")
+    if key not in found:
+        have = ", ".join(found) or "none"
+        raise UserError(f"results.json: primary={key!r}, but no stage has that figure: have {have}")
+    return found[key]
 
 
 def quality_of(results: Iterable[Results]) -> list[Figure]:
@@ -168,17 +174,11 @@ def quality_of(results: Iterable[Results]) -> list[Figure]:
     return quantities.quality(run["stages"] for run in results)
 
 
-def paired(figure: Figure, results: Sequence[Results]) -> quantities.Paired | None:
-    """Compares student and baseline in the runs that have both; None where one lacks the figure."""
-    who = roles(results[0])
-    stages = [run["stages"] for run in results]
-    return quantities.compare_stages(figure, who.student, who.baseline, stages)
-
-
 def differences(figure: Figure, results: Sequence[Results]) -> list[str]:
     """Shows the paired difference student - baseline, its interval, and in how many seeds the
     student is better."""
-    found = paired(figure, results)
+    who, stages = roles(results[0]), [run["stages"] for run in results]
+    found = quantities.compare_stages(figure, who.student, who.baseline, stages)
     if found is None:
         return [MISSING] * 3
     return [found.show(), found.show_interval(), f"{found.wins} of {len(found.differences)}"]

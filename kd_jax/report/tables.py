@@ -46,10 +46,10 @@ _SCORES = (  # key, title, how it is shown; what a report lacks (or None) is lef
     ("size_mb", "size (MB)", "{:.1f}".format),
 )
 _KEPT = (  # of what the teacher knows
-    ("mean_difference", "mean |difference| of log-likelihoods", "{:.4f}"),
-    ("largest_difference", "largest one", "{:.3f}"),
-    ("acc_retention", "acc, of the teacher's", "{:.1%}"),
-    ("acc_norm_retention", "acc_norm, of the teacher's", "{:.1%}"),
+    ("mean_difference", "mean |difference| of log-likelihoods", "{:.4f}".format),
+    ("largest_difference", "largest one", "{:.3f}".format),
+    ("acc_retention", "acc, of the teacher's", "{:.1%}".format),
+    ("acc_norm_retention", "acc_norm, of the teacher's", "{:.1%}".format),
 )
 
 
@@ -253,13 +253,10 @@ def _column(report: Mapping[str, Any]) -> dict[str, str]:
                 value = f"{group[key]:.4f} ± {group[f'{key}_error']:.4f}"
                 place = f"{before}: {heading}" if before else heading
                 column[place] = f"{value} ({low:.4f} to {high:.4f})"
-    for key, heading, show in _SCORES:
-        if report.get(key) is not None:
-            column[heading] = show(report[key])
-    kept = report.get("beside_teacher", {})
-    for key, heading, form in _KEPT:
-        if kept.get(key) is not None:
-            column[heading] = form.format(kept[key])
-            if f"{key}_error" in kept:
-                column[heading] += f" ± {form.format(kept[f'{key}_error'])}"
+    for found, shown in ((report, _SCORES), (report.get("beside_teacher", {}), _KEPT)):
+        for key, heading, show in shown:
+            if found.get(key) is not None:
+                column[heading] = show(found[key])
+                if f"{key}_error" in found:
+                    column[heading] += f" ± {show(found[f'{key}_error'])}"
     return column

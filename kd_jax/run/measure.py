@@ -119,7 +119,7 @@ def with_perplexity(found: Figures) -> Figures:
 def logits(run: Run, name: str, model: Model, split: str) -> list[np.ndarray]:
     """Computes the logits of each row of a split, of a model as training leaves it."""
     rows = run.tasks[name].held_out(split, run.config.eval.batch_size, **run.processes)
-    found = predict(model, rows, run.mesh, family.PARTITION)
+    found = predict(model, rows.batches(), run.mesh, family.PARTITION)
     return [found[i] for i in range(len(found))]
 
 

@@ -85,7 +85,7 @@ class TeacherLogits:
                 run.config.eval.batch_size,
                 **run.processes,
             )
-            computed = predict(self.model(name), part, run.mesh, family.PARTITION)
+            computed = predict(self.model(name), part.batches(), run.mesh, family.PARTITION)
             for i in new:
                 found[i] = computed[int(ids_N[i])]
         self._check_finite(name, split, ids_N, found)

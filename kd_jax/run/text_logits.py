@@ -30,7 +30,7 @@ from kd_jax.ranges import settings
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
 from kd_jax.teachers.store import NOT_FINITE, LogitStore, identity
 from kd_jax.train import sharding
-from kd_jax.train.passes import log_probs_step, one_behind
+from kd_jax.train.passes import delayed, log_probs_step
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.sharding import place
 from kd_jax.types import Batch, Model, Params, StoredLogits
@@ -169,7 +169,7 @@ class TextLogits:
 
         bar = ProgressBar(f"logits of {who}", 0, rows)
         with contextlib.closing(bar):
-            for whole, new, found in one_behind(results()):
+            for whole, new, found in delayed(results()):
                 found = _to_host(found)
                 for b in new:
                     here = b, whole.weights[b] > 0

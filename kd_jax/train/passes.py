@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
@@ -34,12 +34,13 @@ _THREADS = 2
 CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
 
 
-def one_behind(results: Iterable[T]) -> Iterator[T]:
-    """Hands out the same results, each when the next one has been asked for."""
-    pending: list[T] = []
+def delayed(results: Iterable[T], by: int = 1) -> Iterator[T]:
+    """Hands out the same results, each when the next `by` ones have been asked for."""
+    pending: deque[T] = deque()
     for result in results:
-        yield from pending
-        pending = [result]
+        pending.append(result)
+        if len(pending) > by:
+            yield pending.popleft()
     yield from pending
 
 
@@ -50,9 +51,7 @@ def evaluate(
     float64; `by` batch: over the means of batches, each of the same weight."""
     totals: dict[str, np.ndarray] = {}
     batches = (place(batch, program.mesh) for batch in stream.batches())
-    for terms in one_behind(
-        eval_step(student, batch, teacher, program=program) for batch in batches
-    ):
+    for terms in delayed(eval_step(student, batch, teacher, program=program) for batch in batches):
         for name, ratio in jax.device_get(terms).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":
@@ -61,8 +60,10 @@ def evaluate(
     return {name: float(total / max(weight, 1e-30)) for name, (total, weight) in totals.items()}
 
 
-def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndarray]:
-    """Computes the logits of every row of a one-pass stream, by the row's id: (C,) where a row has
+def predict(
+    model: Model, batches: Iterable[Batch], mesh: Mesh, table: Table
+) -> dict[int, np.ndarray]:
+    """Computes the logits of every row of the batches, by the row's id: (C,) where a row has
     one output, (P, length) for P outputs over its tokens, padding cut off. Float32.
 
     All processes call this together, and all get every row.
@@ -70,9 +71,9 @@ def predict(model: Model, stream, mesh: Mesh, table: Table) -> dict[int, np.ndar
     found: dict[int, np.ndarray] = {}
     logits = (
         (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
-        for batch in stream.batches()
+        for batch in batches
     )
-    for batch, logits_BPC in one_behind(logits):
+    for batch, logits_BPC in delayed(logits):
         lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
         spans = batch.labels.shape[1] > 1
         for row, length, logits_PC in _by_row(batch.ids_B, lengths_B, logits_BPC):
@@ -89,7 +90,6 @@ def log_likelihoods(
     All processes call this together, and all get every row.
     """
     found: dict[int, np.ndarray] = {}
-    waiting: deque[Future] = deque()
     several = jax.process_count() > 1  # these have to do everything in the same order
 
     def sums(batch: Batch) -> tuple[np.ndarray, Array]:
@@ -100,12 +100,9 @@ def log_likelihoods(
         return batch.ids_B, jax.block_until_ready(sums_BK)
 
     with ThreadPoolExecutor(1 if several else _THREADS) as threads:
-        for batch in batches:
-            waiting.append(threads.submit(sums, batch))
-            if len(waiting) > (0 if several else _THREADS):
-                found.update(_by_row(*waiting.popleft().result()))
-        while waiting:
-            found.update(_by_row(*waiting.popleft().result()))
+        futures = (threads.submit(sums, batch) for batch in batches)
+        for future in delayed(futures, 0 if several else _THREADS):
+            found.update(_by_row(*future.result()))
     return found
 
 

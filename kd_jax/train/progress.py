@@ -1,5 +1,6 @@
 """What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
 
+import datetime
 import re
 import sys
 import textwrap
@@ -20,12 +21,6 @@ def wrapped(text: str, width: int) -> str:
         kept, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines).replace("\xa0", " ")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class ProgressBar:
@@ -83,7 +78,8 @@ class ProgressBar:
             self._last_line, line = now, self._line
             if self._first[0] < step < self._steps:
                 seconds = (now - self._first[1]) / (step - self._first[0])
-                line += f"  {_duration(seconds * (self._steps - step))} left"
+                left = datetime.timedelta(seconds=round(seconds * (self._steps - step)))
+                line += f"  {str(left).removeprefix('0:')} left"
             self.say(line)
 
     def compiling(self, shape: tuple[int, int]) -> None:

@@ -82,10 +82,8 @@ class Table:
     def sync(self) -> None:
         """Puts every row on disk: called before a checkpoint that the rows belong to."""
         self._file.flush()
-        try:
+        with contextlib.suppress(AttributeError, OSError):  # a remote file has no descriptor
             os.fsync(self._file.fileno())
-        except (AttributeError, OSError):  # a remote file has no descriptor, flushing is all
-            pass
 
     def close(self) -> None:
         self.sync()

@@ -6,6 +6,7 @@ batch is split over both. Gradients are computed per device inside `shard_map`, 
 collectives are those written here: parameters are gathered once, gradients summed once.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -70,13 +71,12 @@ def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
         return P() if whole else spec
 
     specs = match(table, params, "sharding table")
-    return jax.tree.map(fitting, specs, params, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(fitting, specs, params)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
     """Makes NamedShardings of a tree of PartitionSpecs."""
-    wrap = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
-    return jax.tree.map(wrap, specs, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
 def _split_axis(spec: P) -> int | None:
@@ -90,7 +90,7 @@ def gather(params: Params, specs: Params) -> Params:
         axis = _split_axis(spec)
         return part if axis is None else jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
 
-    return jax.tree.map(whole, specs, params, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(whole, specs, params)
 
 
 def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
@@ -105,7 +105,7 @@ def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
 
     if mesh.size == 1:
         return grads
-    return jax.tree.map(summed, specs, grads, is_leaf=lambda x: isinstance(x, P))
+    return jax.tree.map(summed, specs, grads)
 
 
 def per_device(

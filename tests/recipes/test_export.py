@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import shutil
 
 import huggingface_hub
@@ -62,7 +61,7 @@ def quick(monkeypatch):
 
 
 def write(model, out, tokenizer=None, source=SOURCE, page="# card\n"):
-    return export.export_model(*model, tokenizer, out, lambda reader: page, source)
+    return export.publish(export.writer(*model), tokenizer, out, lambda *_: page, source)
 
 
 def use(folder, monkeypatch):
@@ -293,10 +292,10 @@ def test_converts_a_checkpoint(tmp_path, checkpoint, capsys, monkeypatch):
 @pytest.mark.parametrize("head", ["classification", "span", "none"])
 def test_cards_of_other_heads_can_be_used(tmp_path, tokenizer, head, monkeypatch):
     blueprint, params = make("bert", head)
-    page = functools.partial(card.of_model, head, "small", "bert", None, {}, "")
-    export.export_model(blueprint, params, tokenizer, tmp_path / "out", page, SOURCE)
+    page = card.of_model(head, "small", "bert", None, {})
+    export.publish(export.writer(blueprint, params), tokenizer, tmp_path / "out", page, SOURCE)
     use(tmp_path / "out", monkeypatch)
-    export.export_model(blueprint, params, None, tmp_path / "bare", page, SOURCE)
+    export.publish(export.writer(blueprint, params), None, tmp_path / "bare", page, SOURCE)
     use(tmp_path / "bare", monkeypatch)
 
 
@@ -319,8 +318,8 @@ def test_another_tokenizer_beside_a_qwen2(tmp_path, tokenizer, caplog, monkeypat
     origin.mkdir()
     wish = '{"temperature": 0.7, "do_sample": true, "max_length": 30}'
     (origin / "generation_config.json").write_text(wish)
-    page = functools.partial(card.of_model, "clm", "small", "qwen2", None, {}, "")
-    export.export_model(blueprint, params, tokenizer, out, page, SOURCE, None, origin)
+    page = card.of_model("clm", "small", "qwen2", None, {})
+    export.publish(export.writer(blueprint, params), tokenizer, out, page, SOURCE, None, [origin])
     again = tokenizers.load_tokenizer(out)
     assert again(export.SAMPLE)["input_ids"] == tokenizer(export.SAMPLE)["input_ids"]
     assert "AutoTokenizer reads texts otherwise beside this model" in caplog.text

@@ -30,6 +30,7 @@ def page(tmp_path, stage="student", head="clm", stated=None, made="", **config):
     }
     size, rows = "GPT2LMHeadModel with 6 layers", "seq_len 256"
     text = card.of_stage(stage, head, size, results, config, stated or {}, rows, made)
+    text = text("", "AutoTokenizer")
     (tmp_path / "README.md").write_text(text)
     return text, huggingface_hub.metadata_load(tmp_path / "README.md")
 

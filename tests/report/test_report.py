@@ -5,8 +5,7 @@ from typing import NamedTuple
 import pytest
 from etils import epath
 
-from kd_jax.report import plots, report, runs, tables
-from kd_jax.report.quantities import quality, the_primary
+from kd_jax.report import plots, report, runs, table, tables
 from kd_jax.report.runs import Run
 from kd_jax.report.table import Table
 from tests.report import example_run
@@ -247,7 +246,7 @@ def of_accuracy(seed, student, baseline=0.86, **others):
 
 
 def accuracy(runs):
-    return the_primary(quality(run.stages for run in runs), "accuracy")
+    return table.primary_of([run.results | {"primary": "accuracy"} for run in runs])
 
 
 def finding(runs):
@@ -294,7 +293,7 @@ def test_smaller_losses_are_better():
         run(i, baseline=figures(3.0, False), student=figures(2.5 + i / 100, False))
         for i in range(3)
     ]
-    loss = the_primary(quality(run.stages for run in runs), "loss")
+    loss = table.primary_of([run.results for run in runs])
     found = read_finding(report.finding("bert", runs, loss))
     assert found.verdict == "better"
     assert found.text.startswith(
@@ -341,7 +340,7 @@ def test_the_best_of_several_losses_is_the_smallest():
         name: [run(i, student=figures(loss + i / 100, False)) for i in range(2)]
         for name, loss in (("a", 2.5), ("b", 2.3), ("c", 2.4))
     }
-    loss = the_primary(quality(run.stages for run in groups["a"]), "loss")
+    loss = table.primary_of([run.results for run in groups["a"]])
     found = best_finding(groups, loss, "validation")
     assert found.lead == "Best of 3 students: b is better than c."
 

@@ -10,7 +10,7 @@ from kd_jax.models import family
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.train.passes import evaluate, one_behind, predict
+from kd_jax.train.passes import delayed, evaluate, predict
 from tests.models import tiny
 from tests.objectives import naive
 from tests.train import tiny_step
@@ -99,7 +99,7 @@ def test_predict_gives_every_row_its_logits_without_padding(head, devices, fsdp)
     stream = BucketStream(rows.lengths_N, (8, 16), rows.batch, 8)
     placed = sharding.everywhere(model, mesh)
     with jax.transfer_guard("disallow"):
-        found = predict(placed, stream, mesh, family.PARTITION)
+        found = predict(placed, stream.batches(), mesh, family.PARTITION)
     assert sorted(found) == list(range(ROWS))  # none of the rows that fill a batch up
     together = np.asarray(jax.jit(lambda m, b: m(b).logits)(model, rows.batch(np.arange(ROWS), 16)))
     for row, length in enumerate(rows.lengths_N):
@@ -116,7 +116,7 @@ def test_results_are_read_when_the_next_batch_is_under_way():
             events.append(f"ask {number}")
             yield number
 
-    for number in one_behind(results()):
+    for number in delayed(results()):
         events.append(f"read {number}")
     assert events == ["ask 0", "ask 1", "read 0", "ask 2", "read 1", "read 2"]
-    assert list(one_behind([])) == []
+    assert list(delayed([])) == []
