@@ -84,12 +84,18 @@ class StepInputs(NamedTuple):
 
 def with_teacher(run: Run, stage: Stage) -> StepInputs:
     """Describes a step with the run's teacher in it, or with its logits from disk."""
-    teacher = run.models["teacher"].abstract()
-    kept = jax.eval_shape(lambda params: stored(params, run.policy), teacher.params)
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
-    return StepInputs(teacher.replace(params=kept), batch, [kept] if stage.learns else [])
+    kept = frozen_shapes(run, "teacher")
+    teacher = run.models["teacher"].abstract().replace(params=kept)
+    return StepInputs(teacher, batch, [kept] if stage.learns else [])
+
+
+def frozen_shapes(run: Run, model: str) -> Params:
+    """Describes the parameters of a model that a step does not train, in their operand types."""
+    params = run.models[model].abstract().params
+    return jax.eval_shape(lambda params: stored(params, run.policy), params)
 
 
 def last_phase(

@@ -1,30 +1,40 @@
-"""Who teaches a stage: logits that were computed before, or teachers in the step."""
+"""Finds who teaches a stage: logits that were computed before, or teachers in the step.
+
+Logits of examples are read from disk (teachers/store.py) where some run computed them; the others
+are computed now, each row once, and kept. Rows keep to the order of the split.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
+from kd_jax.models import blueprint, family
 from kd_jax.models.layers import MASKED
 from kd_jax.run import text_logits
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
-from kd_jax.run.teacher_logits import TeacherLogits
-from kd_jax.run.text_logits import TextLogits, cache_settings
-from kd_jax.teachers.ensemble import TEACHER, Stored
-from kd_jax.teachers.several import Member, Several
+from kd_jax.run.text_logits import TextLogits, cache_settings, folder, identity_of
+from kd_jax.teachers.ensemble import TEACHER, Member, Several, Stored, average, in_order
+from kd_jax.teachers.store import NOT_FINITE, LogitStore
+from kd_jax.train import sharding
+from kd_jax.train.passes import predict
 from kd_jax.train.step import Teacher
-from kd_jax.types import Batch, StoredLogits
+from kd_jax.types import Batch, Model, Params, StoredLogits
 
 log = logging.getLogger(__name__)
 
 
-def teaching(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
+def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
     """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
     task, names = run.tasks[this.model], ", ".join(this.teachers)
     stream = task.train(this.batch_size, run.config.seed, **run.processes)
@@ -68,9 +78,13 @@ def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
 def together(
     run: Run, this: Stage, logits: TeacherLogits, split: str, ids_N: np.ndarray | None = None
 ) -> list:
-    """Averages the logits of a stage's teachers over the rows of a split."""
+    """Averages the logits of a stage's teachers, row by row as `TeacherLogits.of`."""
     weights, space = run.weights(this.teachers), run.config.get("average", "logits")
-    return logits.together(this.teachers, weights, space, split, ids_N)
+    each = [logits.of(name, split, ids_N) for name in this.teachers]
+    return [
+        None if any(row is None for row in rows) else average(list(rows), weights, space, np)
+        for rows in zip(*each, strict=True)
+    ]
 
 
 def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any]:
@@ -187,3 +201,111 @@ def _same_types(ours: Encoded, theirs: Encoded) -> bool:
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)
+
+
+class TeacherLogits:
+    """The models of a run, frozen, and their logits over its splits."""
+
+    def __init__(self, run: Run, given: dict[str, Params]):
+        """`given`: parameters by model, which may come later than this but before their use."""
+        self._run, self.given = run, given
+        self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
+        # As a teacher, on the mesh.
+        self.model = functools.cache(lambda name: frozen(run, name, given[name]))
+        self._store = functools.cache(self._open)
+        self.text: dict[tuple, Any] = {}  # of run/teaching.py: stores of training text
+
+    def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
+        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
+        length). With `ids_N`, of those rows only: others may be None."""
+        rows = self._run.tasks[name].rows(split)
+        found = self._rows.setdefault((name, split), [None] * len(rows))
+        asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
+        new = np.array([i for i in asked if found[i] is None], np.int64)
+        if len(new):
+            order = self._run.order(name)
+            for i, logits in zip(new, self._compute(name, split, new), strict=True):
+                found[i] = in_order(logits, order)
+        return found
+
+    def _compute(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
+        run, rows = self._run, self._run.tasks[name].rows(split)
+        digests, store = [rows.digests[i] for i in ids_N], self._store(name)
+        found = [None] * len(ids_N)
+        if store is not None:
+            there = (row and row.values_BPK for row in store.read(digests))
+            found = [row[0] if row is not None and len(row) == 1 else row for row in there]
+        missing_N = np.array([logits is None for logits in found])
+        if jax.process_count() > 1:  # hosts may have other files, and compute together
+            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
+        new = np.flatnonzero(missing_N)
+        if len(new):
+            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
+            part = BucketStream(
+                rows.lengths_N[ids_N[new]],
+                run.tasks[name].buckets_of(split),
+                lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
+                run.config.eval.batch_size,
+                **run.processes,
+            )
+            computed = predict(self.model(name), part, run.mesh, family.PARTITION)
+            for i in new:
+                found[i] = computed[int(ids_N[i])]
+        self._check_finite(name, split, ids_N, found)
+        if len(new) and store is not None:
+            logits = [StoredLogits(np.atleast_2d(found[i])) for i in new]
+            sizes = [row.values_BPK.shape for row in logits]
+            try:
+                store.write([digests[i] for i in new], sizes, logits)
+            except UserError as error:
+                log.warning("teacher logits are kept for this run alone: %s", error)
+        return found
+
+    def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
+        spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
+        if len(spoilt):
+            raise UserError(
+                f"{name} {self._run.models[name].name}: its logits of {len(spoilt):,} of "
+                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
+                f"{NOT_FINITE}"
+            )
+
+    def _open(self, name: str) -> LogitStore | None:
+        gigabytes = cache_settings(self._run)["max_gb"]
+        if "cache" not in self._run.config or not gigabytes:
+            return None
+        own = identity_of(self._run, name, self.given[name])
+        return LogitStore(folder(self._run), own, gigabytes)
+
+
+def given_params(run: Run, name: str) -> Params:
+    """Loads, or draws, the parameters of a model that no stage trains."""
+    model = run.models[name]
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
+    if model.folder is None:
+        init = run.section(name).init
+        log.warning("%s has random parameters: config.%s.init=%r", name, name, init)
+        return model.draw(key)
+    return model.load(key)
+
+
+def given_teachers(run: Run) -> dict[str, Params]:
+    """Loads the parameters of the teachers that no stage trains, by name."""
+    return {name: given_params(run, name) for name in run.teachers if name not in run.trained}
+
+
+def frozen(run: Run, name: str, params: Params) -> Model:
+    """Makes a teacher of a model: in its operand type, laid out on the mesh."""
+    return on_mesh(run, name, blueprint.stored(params, run.policy))
+
+
+def on_mesh(run: Run, name: str, params: Params) -> Model:
+    """Makes a model of parameters, which may lie anywhere, and lays it out on the mesh."""
+    return laid_out(run.models[name].abstract().replace(params=params), run.mesh)
+
+
+def laid_out(model: Model, mesh: Mesh) -> Model:
+    """Lays a model's parameters, which may lie anywhere, out on a mesh."""
+    specs = sharding.param_specs(family.PARTITION, model.params, mesh)
+    placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
+    return model.replace(params=placed)

@@ -28,7 +28,7 @@ from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
-from kd_jax.run.teacher_logits import laid_out
+from kd_jax.run.teaching import laid_out
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state

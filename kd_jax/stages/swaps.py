@@ -28,7 +28,7 @@ from kd_jax.models.shapes import BlockShape
 from kd_jax.objectives.objective import Objective
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings
-from kd_jax.run.teacher_logits import frozen
+from kd_jax.run.teaching import frozen
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Program
@@ -50,7 +50,11 @@ class Swap:
     births: tuple[int, ...]  # of every block: the swap it came with, 0 for the original's
     before: Blueprint  # the model that the swap finds
     model: Blueprint  # the model that it makes
-    parameters: int  # of `model`
+
+    @property
+    def parameters(self) -> int:
+        """Counts the parameters of the model that it makes."""
+        return count(self.model.abstract().params)
 
     def groups(self, factor: float, warmup: int) -> list[tuple[str, Group]]:
         """Groups of parameters for the optimizer: the original's, and those of every swap."""
@@ -158,10 +162,9 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
             births[layer] = number
         changed = [shape if born else config.shape(layer) for layer, born in enumerate(births)]
         before, model = model, _with_blocks(original, changed)
-        gone = sum(saved[: number * settings.blocks][:going])
         end = steps if number == phases else number * settings.steps
         start = (number - 1) * settings.steps
-        found.append(Swap(number, start, end, layers, tuple(births), before, model, whole - gone))
+        found.append(Swap(number, start, end, layers, tuple(births), before, model))
     return found
 
 
