@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -93,8 +94,8 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any
     key = name, this.model, this.batch_size, this.steps, seed, everywhere
     if key not in logits.text:
         stream = run.task.train(this.batch_size, seed, **run.processes)
-        steps, (size, k) = text_logits.steps_of_new_rows(run, this), text_logits.sizes(run, this)
-        text = TextLogits(run, stream, steps, size, lambda tokens: k, everywhere=everywhere)
+        steps, k = text_logits.steps_of_new_rows(run, this), text_logits.top_k(run, this)
+        text = TextLogits(run, this, stream, steps, lambda tokens: k)
         logits.text[key] = text, text.of(name, [logits.model(name)])
     return logits.text[key]
 
@@ -127,28 +128,20 @@ def check_tokens(run: Run, this: Stage) -> None:
             )
 
 
-def attach(rows: list, spans: bool, classes: int):
-    """Gives each batch its rows' logits, as a teacher computed them before; padding is MASKED."""
+def attach(rows: list, spans: bool, classes: int) -> Callable[[Batch], Batch]:
+    """Gives each batch its rows' logits, as a teacher computed them before; padding of spans is
+    MASKED."""
 
-    def with_logits(batch: Batch, logits_BPC: np.ndarray) -> Batch:
+    def with_logits(batch: Batch) -> Batch:
+        B, T = batch.tokens_BT.shape
+        shape, padding = ((B, 2, T), MASKED) if spans else ((B, 1, classes), 0.0)
+        logits_BPC = np.full(shape, padding, np.float32)
+        for logits_PC, i in zip(logits_BPC, batch.ids_B, strict=True):
+            if i >= 0 and rows[i] is not None:
+                logits_PC[:, : rows[i].shape[-1]] = rows[i]
         return batch.replace(stored={TEACHER: StoredLogits(logits_BPC)})
 
-    if not spans:
-        table_NC = np.zeros((len(rows), classes), np.float32)
-        for i, logits_C in enumerate(rows):
-            if logits_C is not None:
-                table_NC[i] = logits_C
-        return lambda batch: with_logits(batch, table_NC[batch.ids_B][:, None])
-
-    def padded(batch: Batch) -> Batch:
-        B, T = batch.tokens_BT.shape
-        logits_B2T = np.full((B, 2, T), MASKED, np.float32)
-        for row, i in zip(logits_B2T, batch.ids_B, strict=True):
-            if i >= 0:
-                row[:, : rows[i].shape[1]] = rows[i]
-        return with_logits(batch, logits_B2T)
-
-    return padded
+    return with_logits
 
 
 def _online(

@@ -32,7 +32,7 @@ from kd_jax.run.results import Compiling, kept, speed
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Settings, Stage, StepInputs, frozen_shapes
 from kd_jax.run.teaching import frozen
-from kd_jax.run.text_logits import TextLogits
+from kd_jax.run.text_logits import TextLogits, vocab_size
 from kd_jax.teachers import ensemble
 from kd_jax.teachers.ensemble import OTHERS, PARTITION, TEACHER, EnsembleTeacher
 from kd_jax.teachers.store import NOT_FINITE, LogitStore
@@ -68,15 +68,10 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     return made
 
 
-def vocab_size(run: Run) -> int:
-    """Counts the ids that teacher and student share; those beyond are padding."""
-    return min(model.config.vocab_size for model in run.models.values())
-
-
 def _kept(run: Run, tokens: float) -> int:
     """Returns how many logits of a token are kept: all where those of a teacher, a mean and the
     next mean fit, else config.ensemble.top_k."""
-    size = vocab_size(run)
+    size = vocab_size(run, run.principal)
     whole = 3 * text_logits.size_of(tokens, size, size)
     fits = whole <= 1e9 * text_logits.cache_settings(run)["max_gb"]
     return size if fits else min(size, run.config.ensemble.top_k)
@@ -116,7 +111,7 @@ def training_flops(run: Run, this: Stage, past: int) -> int:
 
 def _step_inputs(run: Run, this: Stage) -> StepInputs:
     """Describes a step of the last round."""
-    n, settings, size = run.config.rounds - 1, run.config.ensemble, vocab_size(run)
+    n, settings, size = run.config.rounds - 1, run.config.ensemble, vocab_size(run, this)
     batch, shape = run.task.shapes(this.batch_size), jax.ShapeDtypeStruct
     params = {"share": shape((), np.float32)} if n else {}
     if settings.fresh:
@@ -220,16 +215,8 @@ class Rounds:
     def _read_text(self) -> TextLogits:
         """Finds the logits of the rows that all rounds share."""
         run = self._run
-        rows = _train(run).chosen(_rows_N(run))
-        return TextLogits(
-            run,
-            rows,
-            rows.steps,
-            vocab_size(run),
-            functools.partial(_kept, run),
-            space=self._settings.space,
-            everywhere=bool(self._stage.program.objective.everywhere),
-        )
+        rows, k = _train(run).chosen(_rows_N(run)), functools.partial(_kept, run)
+        return TextLogits(run, self._stage, rows, rows.steps, k, self._settings.space)
 
     @functools.cached_property
     def _logits_of_teacher(self) -> LogitStore:
@@ -248,7 +235,7 @@ class Rounds:
             stores[OTHERS] = text.of("student", models, [stores[TEACHER]])
             share = np.float32(1.0 / (len(members) + 1))
             params["share"] = sharding.everywhere(share, run.mesh)
-        teacher = EnsembleTeacher(params, vocab_size(run), space=self._settings.space)
+        teacher = EnsembleTeacher(params, text.vocab_size, space=self._settings.space)
         stream = _train(run).chosen(_rows_N(run), seed)
         return teacher, stream.map(lambda batch: text.attach(batch, stores))
 
@@ -266,9 +253,9 @@ class Rounds:
             others = np.asarray(weights[:-1], np.float32)
             mixed = {"weights": others / others.sum(), "share": share}
             params |= sharding.everywhere(mixed, run.mesh)
-        member = run.models["student"].stacked if members else None
-        own, space = self._teacher.graphdef, self._settings.space
-        return EnsembleTeacher(params, vocab_size(run), own, member, space)
+        graphdefs = self._teacher.graphdef, run.models["student"].stacked if members else None
+        size = vocab_size(run, self._stage)
+        return EnsembleTeacher(params, size, *graphdefs, self._settings.space)
 
     def _measured(self, split: str, teacher: EnsembleTeacher, student: Model) -> Figures:
         """Computes held-out figures of the mean, and of the student in it, as student_loss and so
@@ -308,7 +295,9 @@ def learned_weights(run: Run, teacher: Model, members: Sequence[Params]) -> list
     batches = [jax.device_put(rows[step], device) for step in range(min(rows.steps, BATCHES))]
     params, stacked = jax.device_put((sharding.to_host(teacher.params), stacked), device)
     models = Model(params, teacher.graphdef), stacked, run.models["student"].stacked
-    how = dict(size=vocab_size(run), space=run.config.ensemble.space, policy=run.policy)
+    how = dict(
+        size=vocab_size(run, run.principal), space=run.config.ensemble.space, policy=run.policy
+    )
     logits_E, optimizer = jnp.zeros(len(members)), optax.adam(RATE)
     state = optimizer.init(logits_E)
     for step in range(STEPS):

@@ -56,9 +56,10 @@ class Swap:
         """Counts the parameters of the model that it makes."""
         return count(self.model.abstract().params)
 
-    def groups(self, factor: float, warmup: int) -> list[tuple[str, Group]]:
-        """Groups of parameters for the optimizer: the original's, and those of every swap."""
-        rows = []
+    def groups(self, settings: Any, optim: Any) -> list[tuple[str, Group]]:
+        """Groups parameters for the optimizer: the original's, and those of every swap, which
+        learn at the rate of config.substitution."""
+        factor, warmup, rows = settings.learning_rate / optim.learning_rate, settings.warmup, []
         for birth in range(1, self.number + 1):
             born = [str(layer) for layer, each in enumerate(self.births) if each == birth]
             rows.append((_blocks(born), Group(f"born_{birth}", factor, warmup)))
