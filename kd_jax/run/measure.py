@@ -43,6 +43,10 @@ from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
 from kd_jax.types import Array, Batch, Model, Params
 
+ROWS, BATCHES = 32, 4  # of a timed batch; batches that one timed pass goes through
+CALLS, SECONDS = 20, 5.0  # of `cost_of_mean`: how often, and how long at most
+CHUNK = 256  # tokens whose logits exist at a time
+
 Figures = dict[str, Any]
 
 
@@ -198,12 +202,6 @@ def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mes
         family.PARTITION,
     )
     return Scores(task, task.rows.by_stretch(found))
-
-
-ROWS = 32  # of a batch
-BATCHES = 4  # that one timed pass goes through
-CALLS, SECONDS = 20, 5.0  # of `cost_of_mean`: how often, and how long at most
-CHUNK = 256  # tokens whose logits exist at a time
 
 
 def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,9 @@ from kd_jax.types import Params
 
 log = logging.getLogger(__name__)
 
+UNIFORM = 0.99  # of the loss of a uniform guess: a model beyond this knows nothing
+CLASSES = 8  # that are counted in a sentence
+
 
 def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Reads the figures in `path`; if it is not there, measures them, and the first process writes
@@ -154,10 +157,6 @@ class Stopwatch:
             "seconds": round(time.perf_counter() - self._began, 1),
             "seconds_by_part": {name: round(value, 2) for name, value in sections.items()},
         }
-
-
-UNIFORM = 0.99  # of the loss of a uniform guess: a model beyond this knows nothing
-CLASSES = 8  # that are counted in a sentence
 
 
 def describe_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[str]:

@@ -35,6 +35,81 @@ from kd_jax.types import Batch, Model, Params, StoredLogits
 log = logging.getLogger(__name__)
 
 
+class TeacherLogits:
+    """The models of a run, frozen, and their logits over its splits."""
+
+    def __init__(self, run: Run, given: dict[str, Params]):
+        """`given`: parameters by model, which may come later than this but before their use."""
+        self._run, self.given = run, given
+        self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
+        # As a teacher, on the mesh.
+        self.model = functools.cache(lambda name: frozen(run, name, given[name]))
+        self._store = functools.cache(self._open)
+        self.text: dict[tuple, Any] = {}  # stores of training text, by what decides on it
+
+    def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
+        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
+        length). With `ids_N`, of those rows only: others may be None."""
+        rows = self._run.tasks[name].rows(split)
+        found = self._rows.setdefault((name, split), [None] * len(rows))
+        asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
+        new = np.array([i for i in asked if found[i] is None], np.int64)
+        if len(new):
+            order = self._run.order(name)
+            for i, logits in zip(new, self._compute(name, split, new), strict=True):
+                found[i] = in_order(logits, order)
+        return found
+
+    def _compute(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
+        run, rows = self._run, self._run.tasks[name].rows(split)
+        digests, store = [rows.digests[i] for i in ids_N], self._store(name)
+        found = [None] * len(ids_N)
+        if store is not None:
+            there = (row and row.values_BPK for row in store.read(digests))
+            found = [row[0] if row is not None and len(row) == 1 else row for row in there]
+        missing_N = np.array([logits is None for logits in found])
+        if jax.process_count() > 1:  # hosts may have other files, and compute together
+            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
+        new = np.flatnonzero(missing_N)
+        if len(new):
+            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
+            part = BucketStream(
+                rows.lengths_N[ids_N[new]],
+                run.tasks[name].buckets_of(split),
+                lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
+                run.config.eval.batch_size,
+                **run.processes,
+            )
+            computed = predict(self.model(name), part, run.mesh, family.PARTITION)
+            for i in new:
+                found[i] = computed[int(ids_N[i])]
+        self._check_finite(name, split, ids_N, found)
+        if len(new) and store is not None:
+            logits = [StoredLogits(np.atleast_2d(found[i])) for i in new]
+            sizes = [row.values_BPK.shape for row in logits]
+            try:
+                store.write([digests[i] for i in new], sizes, logits)
+            except UserError as error:
+                log.warning("teacher logits are kept for this run alone: %s", error)
+        return found
+
+    def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
+        spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
+        if len(spoilt):
+            raise UserError(
+                f"{name} {self._run.models[name].name}: its logits of {len(spoilt):,} of "
+                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
+                f"{NOT_FINITE}"
+            )
+
+    def _open(self, name: str) -> LogitStore | None:
+        gigabytes = cache_settings(self._run)["max_gb"]
+        if "cache" not in self._run.config or not gigabytes:
+            return None
+        own = identity_of(self._run, name, self.given[name])
+        return LogitStore(folder(self._run), own, gigabytes)
+
+
 def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
     """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
     task, names = run.tasks[this.model], ", ".join(this.teachers)
@@ -42,18 +117,17 @@ def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[T
     if not this.learns:
         return None, stream
     found = stored_logits(run, this, logits)
-    if found is not None:
-        log.info("%s: logits of %s, computed once for each row", this.name, names)
-    if task.of_examples:
-        if found is not None:
-            classes = len(task.labels)
-            return Stored(classes), stream.map(attach(found, run.head == "span", classes))
+    if found is None and not task.of_examples:
+        return logits.model(this.teachers[0]), stream
+    if found is None:
         states = this.program.objective.needs_teacher_states
         why = "the objective reads more than logits" if states else "cache.max_gb is 0"
         log.info("%s: %s at every step, since %s", this.name, names, why)
         return _online(run, this, logits, stream)
-    if found is None:
-        return logits.model(this.teachers[0]), stream
+    log.info("%s: logits of %s, computed once for each row", this.name, names)
+    if task.of_examples:
+        classes = len(task.labels)
+        return Stored(classes), stream.map(attach(found, run.head == "span", classes))
     text, store = found
     return Stored(text.vocab_size), stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
 
@@ -194,81 +268,6 @@ def _same_types(ours: Encoded, theirs: Encoded) -> bool:
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)
-
-
-class TeacherLogits:
-    """The models of a run, frozen, and their logits over its splits."""
-
-    def __init__(self, run: Run, given: dict[str, Params]):
-        """`given`: parameters by model, which may come later than this but before their use."""
-        self._run, self.given = run, given
-        self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
-        # As a teacher, on the mesh.
-        self.model = functools.cache(lambda name: frozen(run, name, given[name]))
-        self._store = functools.cache(self._open)
-        self.text: dict[tuple, Any] = {}  # of run/teaching.py: stores of training text
-
-    def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
-        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
-        length). With `ids_N`, of those rows only: others may be None."""
-        rows = self._run.tasks[name].rows(split)
-        found = self._rows.setdefault((name, split), [None] * len(rows))
-        asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
-        new = np.array([i for i in asked if found[i] is None], np.int64)
-        if len(new):
-            order = self._run.order(name)
-            for i, logits in zip(new, self._compute(name, split, new), strict=True):
-                found[i] = in_order(logits, order)
-        return found
-
-    def _compute(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
-        run, rows = self._run, self._run.tasks[name].rows(split)
-        digests, store = [rows.digests[i] for i in ids_N], self._store(name)
-        found = [None] * len(ids_N)
-        if store is not None:
-            there = (row and row.values_BPK for row in store.read(digests))
-            found = [row[0] if row is not None and len(row) == 1 else row for row in there]
-        missing_N = np.array([logits is None for logits in found])
-        if jax.process_count() > 1:  # hosts may have other files, and compute together
-            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
-        new = np.flatnonzero(missing_N)
-        if len(new):
-            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
-            part = BucketStream(
-                rows.lengths_N[ids_N[new]],
-                run.tasks[name].buckets_of(split),
-                lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
-                run.config.eval.batch_size,
-                **run.processes,
-            )
-            computed = predict(self.model(name), part, run.mesh, family.PARTITION)
-            for i in new:
-                found[i] = computed[int(ids_N[i])]
-        self._check_finite(name, split, ids_N, found)
-        if len(new) and store is not None:
-            logits = [StoredLogits(np.atleast_2d(found[i])) for i in new]
-            sizes = [row.values_BPK.shape for row in logits]
-            try:
-                store.write([digests[i] for i in new], sizes, logits)
-            except UserError as error:
-                log.warning("teacher logits are kept for this run alone: %s", error)
-        return found
-
-    def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
-        spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
-        if len(spoilt):
-            raise UserError(
-                f"{name} {self._run.models[name].name}: its logits of {len(spoilt):,} of "
-                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
-                f"{NOT_FINITE}"
-            )
-
-    def _open(self, name: str) -> LogitStore | None:
-        gigabytes = cache_settings(self._run)["max_gb"]
-        if "cache" not in self._run.config or not gigabytes:
-            return None
-        own = identity_of(self._run, name, self.given[name])
-        return LogitStore(folder(self._run), own, gigabytes)
 
 
 def given_params(run: Run, name: str) -> Params:

@@ -25,6 +25,7 @@ from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.objectives.logits import stored
 from kd_jax.objectives.objective import Objective
 from kd_jax.ranges import settings
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
@@ -119,19 +120,19 @@ class TextLogits:
 
     def attach(self, batch: Batch, stores: Mapping[str, LogitStore]) -> Batch:
         """Gives a batch (of NumPy arrays) the logits of its rows; zeros where none are wanted."""
-        seen, stored = self._seen(batch), {}
+        seen, found = self._seen(batch), {}
         rows = [*_rows(seen)]
         for name, store in stores.items():
-            stored[name] = blank(seen.labels.shape, self.k, self.vocab_size)
+            found[name] = blank(seen.labels.shape, self.k, self.vocab_size)
             logits = store.read([digest for _, digest in rows])
             for (b, _), row in zip(rows, logits, strict=True):
                 if row is None:
                     gone = f"{self._folder}: logits of {name} are gone; run the command again"
                     raise UserError(gone)
                 here = b, seen.weights[b] > 0
-                for whole, part in zip(*map(jax.tree.leaves, (stored[name], row)), strict=True):
+                for whole, part in zip(*map(jax.tree.leaves, (found[name], row)), strict=True):
                     whole[here] = part
-        return batch.replace(stored=stored)
+        return batch.replace(stored=found)
 
     def _batches(self) -> Iterator[Batch]:
         return map(self._seen, itertools.islice(self._stream.batches(), self._steps))
@@ -203,9 +204,8 @@ class TextLogits:
         wanted_BP = batch.weights > 0
         exact_MV = exact.values_BPK[wanted_BP][:SAMPLE]
         few = self.attach(batch, {OTHERS: store}).stored[OTHERS]
-        near_MV = np.repeat(few.rest_BP[wanted_BP][:SAMPLE, None], self.vocab_size, axis=1)
-        ids_MK, values_MK = (x[wanted_BP][:SAMPLE] for x in (few.ids_BPK, few.values_BPK))
-        np.put_along_axis(near_MV, ids_MK, values_MK, axis=1)
+        few = stored(jax.tree.map(lambda x: x[None, wanted_BP][:, :SAMPLE], few), self.vocab_size)
+        near_MV = np.asarray(few.logits(few.rows, self._run.policy))
         gaps_M = (np.exp(exact_MV) * (exact_MV - near_MV)).sum(axis=1, dtype=np.float64)
         return float(gaps_M.mean()), len(gaps_M)
 
