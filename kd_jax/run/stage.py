@@ -21,7 +21,7 @@ from kd_jax import config as defaults
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
-from kd_jax.models.blueprint import Blueprint, stored
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.run import text_logits
@@ -87,15 +87,8 @@ def with_teacher(run: Run, stage: Stage) -> StepInputs:
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
-    kept = frozen_shapes(run, "teacher")
-    teacher = run.models["teacher"].abstract().replace(params=kept)
-    return StepInputs(teacher, batch, [kept] if stage.learns else [])
-
-
-def frozen_shapes(run: Run, model: str) -> Params:
-    """Describes the parameters of a model that a step does not train, in their operand types."""
-    params = run.models[model].abstract().params
-    return jax.eval_shape(lambda params: stored(params, run.policy), params)
+    teacher = run.models["teacher"].frozen()
+    return StepInputs(teacher, batch, [teacher.params] if stage.learns else [])
 
 
 def last_phase(

@@ -30,7 +30,7 @@ from kd_jax.run import measure, stage, text_logits
 from kd_jax.run.measure import with_perplexity
 from kd_jax.run.results import Compiling, kept, speed
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Settings, Stage, StepInputs, frozen_shapes
+from kd_jax.run.stage import Settings, Stage, StepInputs
 from kd_jax.run.teaching import frozen
 from kd_jax.run.text_logits import TextLogits, vocab_size
 from kd_jax.teachers import ensemble
@@ -115,15 +115,14 @@ def _step_inputs(run: Run, this: Stage) -> StepInputs:
     batch, shape = run.task.shapes(this.batch_size), jax.ShapeDtypeStruct
     params = {"share": shape((), np.float32)} if n else {}
     if settings.fresh:
-        teacher, member = frozen_shapes(run, "teacher"), frozen_shapes(run, "student")
-        params["teacher"] = teacher
+        teacher, member = (run.models[name].frozen() for name in ("teacher", "student"))
+        params["teacher"] = teacher.params
         if n:
-            stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member)
+            stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member.params)
             params |= {"members": stacked, "weights": shape((n,), np.float32)}
         graphdef = run.models["student"].stacked if n else None
-        own = run.models["teacher"].abstract().graphdef
-        whole = EnsembleTeacher(params, size, own, graphdef, settings.space)
-        return StepInputs(whole, batch, [teacher, *[member] * n])
+        whole = EnsembleTeacher(params, size, teacher.graphdef, graphdef, settings.space)
+        return StepInputs(whole, batch, [teacher.params, *[member.params] * n])
     k = _kept(run, batch.tokens_BT.shape[1] * settings.rows or math.inf)
     logits, names = text_logits.abstract(batch.tokens_BT.shape, k, size), (TEACHER, OTHERS)
     batch = batch.replace(stored=dict.fromkeys(names if n else names[:1], logits))
