@@ -261,21 +261,20 @@ def test_an_assistant_teaches_the_student(folder):
     config = cached(folder, "assistant", "student", steps=2)
     config.assistant.architecture = dict(num_hidden_layers=1)
     config.assistant.init = "scratch"
-    asked, together = [], TeacherLogits.together
+    asked, of = [], TeacherLogits.of
 
-    def note(self, names, *args):
-        found = together(self, names, *args)
-        asked.append((names, args[2], found))
-        return found
+    def note(self, name, split, *args):
+        asked.append((name, split, of(self, name, split, *args)))
+        return asked[-1][-1]
 
-    with mock.patch.object(TeacherLogits, "together", note):
+    with mock.patch.object(TeacherLogits, "of", note):
         found = run(config, folder / "assistant")
     assert list(found.results["stages"]) == ["teacher", "assistant", "student"]
     names = [names for names, *_ in asked]
-    assert names[0] == ("teacher",) and names[-1] == ("assistant",)
+    assert names[0] == "teacher" and names[-1] == "assistant"
     assert names == sorted(names, reverse=True)  # each stage asks its own teacher alone
-    beside = next(rows for names, part, rows in asked if names == ("assistant",) and part == "test")
-    theirs = next(rows for names, part, rows in asked if names == ("teacher",) and part == "test")
+    beside = next(rows for name, split, rows in asked if (name, split) == ("assistant", "test"))
+    theirs = next(rows for name, split, rows in asked if (name, split) == ("teacher", "test"))
     assert compare_with_teacher(beside, theirs)["kl"] == pytest.approx(
         found.results["stages"]["assistant"]["kl"], rel=1e-5
     )
