@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as defaults
 from kd_jax import plugins
 from kd_jax.run import text_logits, workdir
-from kd_jax.stages import mixing
+from kd_jax.stages import round
 from kd_jax.train import loop, passes, step
 from kd_jax.train.passes import eval_step  # as it is, whatever stands in its place in passes
 
@@ -73,7 +73,7 @@ def guards():
 
     steps = (loop, "train_step"), (passes, "eval_step"), (passes, "predict_step")
     with contextlib.ExitStack() as stack:
-        for module, name in (*steps, (text_logits, "log_probs_step"), (mixing, "_slope")):
+        for module, name in (*steps, (text_logits, "log_probs_step"), (round, "_slope")):
             new = guarded(getattr(module, name))
             stack.enter_context(mock.patch.object(module, name, new))
         yield

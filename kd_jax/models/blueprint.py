@@ -55,6 +55,13 @@ class Blueprint:
     def _abstract(self) -> Model:
         return family.abstract(self.family, self.config, self.head, self.policy)
 
+    def frozen(self) -> Model:
+        """Makes the model with shapes for parameters that no step trains, in their operand
+        types."""
+        model = self.abstract()
+        kept = jax.eval_shape(lambda params: stored(params, self.policy), model.params)
+        return model.replace(params=kept)
+
     @functools.cached_property
     def stacked(self) -> nnx.GraphDef:
         """The structure for parameters of several models under `vmap`: without cuDNN's attention,

@@ -28,14 +28,12 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.recipes import export
 from kd_jax.report import plots, runs
-from kd_jax.run import cost, measure, remarks, results, stage
+from kd_jax.run import measure, results, stage, teaching
 from kd_jax.run.models import check_types
 from kd_jax.run.results import Stopwatch
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Parameters, Stage
-from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
-from kd_jax.run.teaching import check as check_teachers
-from kd_jax.run.teaching import stored_logits, teaching
+from kd_jax.run.teaching import TeacherLogits
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.train import loop, sharding
 from kd_jax.train.checkpoint import resume_from
@@ -53,10 +51,10 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     with watch.section("start-up"):
         built = build(config, folder)
         check(built)
-        parameters = given_teachers(built)
+        parameters = teaching.given_teachers(built)
         data = built.task.prepare()
     place.begin(built, data)
-    for line in remarks.of_data(data, built.task.seq_len):
+    for line in results.describe_data(data, built.task.seq_len):
         log.info("%s", line)
     teachers, figures = TeacherLogits(built, parameters), {}
     with watch.section("teachers' logits"):
@@ -65,14 +63,14 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
     with place.listening(config) as listeners:
         for number, name in enumerate([each.name for each in built.stages], 1):
             this = built.ready(name, parameters)
-            log.info("stage %d of %d, %s", number, len(built.stages), remarks.of_stage(this))
+            log.info("stage %d of %d, %s", number, len(built.stages), results.describe_stage(this))
             with watch.section("teachers' logits"):
-                stored_logits(built, this, teachers)
+                teaching.stored_logits(built, this, teachers)
             with watch.section(name):
                 figures |= run_stage(built, this, parameters, teachers, built.split, listeners)
     parameters, roles = sharding.to_host(parameters), results.roles(built)
     found = place.about(built, data) | {"roles": roles, "stages": figures}
-    found["remarks"] = remarks.of_figures(figures, built.task, roles)
+    found["remarks"] = results.remarks(figures, built.task, roles)
     if jax.process_index() == 0:
         _end(built, parameters, found, watch)
     results.together("end of the run")
@@ -96,7 +94,7 @@ def check(run: Run) -> None:
         if this.resume:
             resume_from(this.resume, this.steps).close()
         if this.learns:
-            check_teachers(run, this)
+            teaching.check(run, this)
 
 
 def run_stage(
@@ -110,7 +108,7 @@ def run_stage(
     """Trains a stage, or what is left of it, in run.folder/STAGE. Returns figures on `split`, by
     stage, those of what it started from first. Its best parameters go into `parameters`."""
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
-    teacher, stream = teaching(run, this, teachers)
+    teacher, stream = teaching.teacher_and_batches(run, this, teachers)
     figures = functools.partial(measure.figures, run, this, teachers=teachers)
     phases = this.phases(run, parameters)
     if this.reports_start:
@@ -136,7 +134,7 @@ def run_stage(
         listeners=listeners,
     )
     parameters[this.model] = fitted.state.params["student"]
-    for line in remarks.of_end(this, fitted):
+    for line in results.describe_end(this, fitted):
         log.info("%s", line)
 
     def reported() -> dict[str, Any]:
@@ -147,7 +145,7 @@ def run_stage(
             own |= {"steps": fitted.steps}
             results.write_epochs(run.folder, this.name)
         else:
-            own |= cost.of_training(run, this, parameters)
+            own |= measure.training_cost(run, this, parameters)
         return own | {"best_step": fitted.best_step} | results.speed(folder)
 
     found[this.name] = results.kept(folder / "results.json", reported)
@@ -159,7 +157,7 @@ def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwat
     folder, last = run.folder, run.principal
     if "cost" in run.config:
         with watch.section("cost"):
-            costs = cost.measure(run, parameters, run.config.cost.repeats)
+            costs = measure.costs(run, parameters, run.config.cost.repeats)
         models = {this.name: this.model for this in run.stages}
         for name, figures in found["stages"].items():
             figures.update(costs.get(models.get(name, name), {}))

@@ -27,10 +27,9 @@ from kd_jax.run import results as kept
 from kd_jax.run import stage
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import abstract_state
-from kd_jax.run.teacher_logits import given_params
+from kd_jax.run.teaching import given_params
 from kd_jax.run.workdir import RunDirectory
-from kd_jax.stages.round import training_flops
-from kd_jax.stages.rounds import Rounds
+from kd_jax.stages.round import Rounds, training_flops
 from kd_jax.train import sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.types import Params

@@ -35,10 +35,10 @@ from kd_jax.run import measure, provenance, subject
 from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
-from kd_jax.run.teacher_logits import TeacherLogits
+from kd_jax.run.teaching import TeacherLogits
 from kd_jax.tasks import command
 from kd_jax.tasks.likelihood import LikelihoodTask, Scored
-from kd_jax.teachers.several import in_order
+from kd_jax.teachers.ensemble import in_order
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 

@@ -34,7 +34,7 @@ from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
-from kd_jax.teachers.several import average
+from kd_jax.teachers.ensemble import average
 from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)

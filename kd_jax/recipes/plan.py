@@ -26,7 +26,7 @@ from kd_jax.metrics import flops
 from kd_jax.models.blueprint import count
 from kd_jax.plans import compiled, topology
 from kd_jax.report.table import Table
-from kd_jax.run import cost, stage, workdir
+from kd_jax.run import measure, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.train import sharding, state, step
 
@@ -105,7 +105,7 @@ def needed(run: Run) -> Plan:
     born, *_ = abstract_step(run)
     teacher = run.models["teacher"].abstract()
     student = born.params["student"]
-    rows, tokens, positions = cost.shape_of_step(run, run.principal)
+    rows, tokens, positions = measure.shape_of_step(run, run.principal)
     teacher_size, student_size = count(teacher.params), count(student)
     found = {
         "stage": run.principal.name,

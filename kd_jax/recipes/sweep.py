@@ -31,8 +31,7 @@ from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.results import Stopwatch, kept, together
 from kd_jax.run.run import Run, build
-from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
-from kd_jax.run.teaching import stored_logits
+from kd_jax.run.teaching import TeacherLogits, given_teachers, stored_logits
 from kd_jax.run.workdir import RunDirectory
 from kd_jax.types import Model, Params
 

@@ -1,40 +1,51 @@
-"""Computes the held-out figures of a run's models: the only place that does.
+"""Computes the held-out figures of a run's models, what they cost to run, and what their training
+took.
 
 A language model is measured in nats a token; compared with a teacher also by the divergence from
 it, and by how often both choose the same token. On examples the task scores a model's logits.
+All models of a run are timed in one sitting, on one device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.data.loader import Batches
-from kd_jax.metrics import likelihood
+from kd_jax.data.loader import Batches, BucketStream
+from kd_jax.metrics import cost, flops, likelihood
 from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
+from kd_jax.objectives.logits import in_chunks
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
+from kd_jax.run import text_logits
 from kd_jax.run.results import kept
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Stage
-from kd_jax.run.teacher_logits import TeacherLogits, laid_out
-from kd_jax.run.teaching import together
+from kd_jax.run.stage import Parameters, Stage
+from kd_jax.run.teaching import TeacherLogits, laid_out, on_mesh, together
 from kd_jax.tasks.likelihood import Scored
-from kd_jax.train.passes import evaluate, log_likelihoods, predict
+from kd_jax.teachers import ensemble
+from kd_jax.train import sharding
+from kd_jax.train.passes import evaluate, log_likelihoods, predict, predict_step
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
-from kd_jax.types import Model, Params
+from kd_jax.types import Array, Batch, Model, Params
+
+ROWS, BATCHES = 32, 4  # of a timed batch; batches that one timed pass goes through
+CALLS, SECONDS = 20, 5.0  # of `cost_of_mean`: how often, and how long at most
+CHUNK = 256  # tokens whose logits exist at a time
 
 Figures = dict[str, Any]
 
@@ -61,8 +72,8 @@ def of_given(run: Run, name: str, teachers: TeacherLogits) -> Figures:
         return of_logits(task, found, run.split)
 
     def measured() -> Figures:
-        params = teachers.params(name)
-        return of_text(run, _laid_out(run, name, params), None) | size(run, params)
+        params = teachers.given[name]
+        return of_text(run, on_mesh(run, name, params), None) | size(run, params)
 
     return kept(run.folder / name / "results.json", measured)
 
@@ -75,14 +86,10 @@ def of_start(
 
     def measured() -> Figures:
         params = start().params["student"]
-        model = _laid_out(run, this.model, params)
+        model = on_mesh(run, this.model, params)
         return figures(run, this, model, teachers, run.split) | size(run, params)
 
     return kept(run.folder / this.reports_start / "results.json", measured)
-
-
-def _laid_out(run: Run, name: str, params: Params) -> Model:
-    return laid_out(Model(params, run.models[name].abstract().graphdef), run.mesh)
 
 
 def of_text(
@@ -195,3 +202,108 @@ def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mes
         family.PARTITION,
     )
     return Scores(task, task.rows.by_stretch(found))
+
+
+def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[str, Any]]:
+    """Measures what each model costs to run on examples: parameters, size_mb, flops_per_sample (at
+    the mean length of a row), and what `metrics.cost.measure` gives. All are timed on the same
+    examples of the reported split: one row at a time for the latency, batches of 32 for the
+    throughput."""
+    found = {}
+    for name, own in params.items():
+        rows = run.tasks[name].rows(run.split)
+        tokens = round(float(rows.lengths_N.mean()))
+        one, many, samples = _calls(run, name, own)
+        found[name] = {
+            "parameters": count(own),
+            "size_mb": size_mb(own),
+            "flops_per_sample": flops.forward(own, 1, tokens, 1, vocabulary=False),
+            **cost.measure(one, many, batch_size=samples, repeats=repeats),
+        }
+    return found
+
+
+def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int]:
+    """Returns (one, many, samples): a call runs the next single row, or batches of that many
+    samples."""
+    device = jax.local_devices()[0]  # parameters may lie on all
+    mesh = sharding.make_mesh(1, [device])
+    model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
+    rows = run.tasks[name].rows(run.split)
+    buckets = run.tasks[name].buckets_of(run.split)
+    # The same examples for all models: drawn by number.
+    ids_N = np.random.default_rng(0).permutation(len(rows))[: ROWS * BATCHES]
+
+    def make(ids_B: np.ndarray, length: int) -> Batch:
+        return rows.batch(ids_N[ids_B], length)
+
+    def batches(size: int) -> list[Batch]:
+        stream = BucketStream(rows.lengths_N[ids_N], buckets, make, size)
+        return [sharding.place(stream[i], mesh) for i in range(stream.steps)]
+
+    def predict(batch: Batch) -> Any:
+        return predict_step(model, batch, mesh=mesh, table=family.PARTITION)
+
+    singles, groups = batches(1), batches(ROWS)
+    turn = itertools.cycle(singles)
+    for batch in singles:
+        jax.block_until_ready(predict(batch))  # compiles each length
+    return (
+        lambda: jax.block_until_ready(predict(next(turn))),
+        lambda: jax.block_until_ready([predict(batch) for batch in groups]),
+        len(ids_N),
+    )
+
+
+def cost_of_mean(run: Run, name: str, members: Sequence[Params], space: str) -> dict[str, Any]:
+    """Times the first choice of every token of real rows (`metrics.cost.measure`), by the mean of
+    several models of one shape. `name`: the model that the members are of; all processes call this
+    together."""
+    device = jax.local_devices()[0]
+    stacked = ensemble.stack(map(sharding.to_host, members), run.policy)
+    stacked = jax.device_put(stacked, device)
+    graphdef = run.models[name].stacked
+
+    def call(rows: int) -> Any:
+        batch = jax.device_put(run.task.held_out(run.split, rows)[0], device)
+        return lambda: jax.block_until_ready(
+            _first_choices(stacked, graphdef, batch, space=space, policy=run.policy)
+        )
+
+    return cost.measure(call(1), call(ROWS), batch_size=ROWS, repeats=CALLS, budget_s=SECONDS)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "space", "policy"))
+def _first_choices(
+    members: Params, graphdef: Any, batch: Batch, *, space: str, policy: Policy
+) -> Array:
+    size = len(jax.tree.leaves(members)[0])
+    weights_E = jnp.full(size, 1.0 / size)
+    found = ensemble.members(members, graphdef, weights_E, batch, space)
+    rows = in_chunks(found.rows, min(CHUNK, len(found.rows)))
+    return jax.lax.map(lambda part: found.logits(part, policy).argmax(axis=1), rows)
+
+
+def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
+    """Counts rows and tokens of a batch, and positions of a row that reach the head."""
+    batch = run.tasks[stage.model].shapes(stage.batch_size)
+    positions = jax.eval_shape(stage.program.objective.dense_labels, batch).labels.shape[1]
+    return *batch.tokens_BT.shape, positions
+
+
+def training_cost(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
+    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
+    passes included: of one that is read from disk one over each row. Where blocks are drawn at
+    random, original and compact blocks both count."""
+    shape, total = shape_of_step(run, stage), 0
+    computing = stage.step_inputs(run, stage).computing
+    for phase in stage.phases(run, parameters):
+        params = phase.abstract().params
+        models = params["student"], computing, params["objective"]
+        total += (phase.end - phase.start) * flops.train_step(*models, *shape)
+    if text_logits.are_kept(run, stage):  # the teacher, once over every row
+        teacher = run.models[stage.teachers[0]].abstract().params
+        total += text_logits.steps_of_new_rows(run, stage) * flops.forward(teacher, *shape)
+    more = dict(stage.more_training)
+    total += more.pop("training_flops", 0)
+    return {"steps": stage.steps, "training_flops": total} | more

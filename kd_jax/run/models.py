@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
-from kd_jax.run import workdir
 from kd_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
+
+TRAINED_HERE = "trained_here.txt"  # in the folder of a tokenizer that a run trained
 
 
 def read(
@@ -122,8 +123,10 @@ def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> An
         )
     if jax.process_index() == 0 and not path.exists():
         temporary = path.with_name("tokenizer.tmp")
-        tokenizers.train_tokenizer(given.train, _texts(config, task), given.vocab_size, temporary)
-        (temporary / workdir.TRAINED_HERE).touch()
+        text = config.data.train
+        texts = task.texts("train") if task.of_examples else source.read(text, "data.train")
+        tokenizers.train_tokenizer(given.train, texts, given.vocab_size, temporary)
+        (temporary / TRAINED_HERE).touch()
         temporary.rename(path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
@@ -134,12 +137,6 @@ def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> An
         raise UserError(
             f"{path} is damaged ({reason}): remove it, and it is trained again"
         ) from error
-
-
-def _texts(config: ConfigDict, task: Task) -> Iterable[str]:
-    if task.of_examples:
-        return task.texts("train")
-    return source.read(config.data.train, "data.train")
 
 
 def _tokenizers(

@@ -13,16 +13,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import storage
 from kd_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from kd_jax.run.run import Run
+from kd_jax.run.run import Run
 
 
 def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:

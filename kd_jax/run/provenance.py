@@ -37,17 +37,14 @@ def of_run(config: Mapping, results: Mapping, tokenizer: PreTrainedTokenizerBase
 
     def public(split: str, about: Mapping) -> dict[str, Any]:
         source = data.get(split) or data.get("train") or {"source": "hub"}  # a task's own data
-        local = source.get("source", "files") == "files"
-        return {**about, "name": file_names(about["name"]) if local else about["name"]}
+        if source.get("source", "files") != "files":
+            return dict(about)
+        # Files without the folders in which they lie on this machine.
+        return {**about, "name": re.sub(r"[^\s,]*/", "", about["name"])}
 
     found = {"task": task, "data": {k: public(k, v) for k, v in results["data"].items()}}
     of_chats = _class_of(task).of_chats
     return found | ({"template": _digest(tokenizer)} if of_chats else {})
-
-
-def file_names(paths: str) -> str:
-    """Names files without the folders in which they lie on this machine."""
-    return re.sub(r"[^\s,]*/", "", paths)
 
 
 def read(folder: Path | None) -> Provenance | None:

@@ -21,7 +21,7 @@ from kd_jax import config as defaults
 from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
-from kd_jax.models.blueprint import Blueprint, stored
+from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives.objective import build_objective
 from kd_jax.ranges import settings
 from kd_jax.run import text_logits
@@ -84,12 +84,11 @@ class StepInputs(NamedTuple):
 
 def with_teacher(run: Run, stage: Stage) -> StepInputs:
     """Describes a step with the run's teacher in it, or with its logits from disk."""
-    teacher = run.models["teacher"].abstract()
-    kept = jax.eval_shape(lambda params: stored(params, run.policy), teacher.params)
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
-    return StepInputs(teacher.replace(params=kept), batch, [kept] if stage.learns else [])
+    teacher = run.models["teacher"].frozen()
+    return StepInputs(teacher, batch, [teacher.params] if stage.learns else [])
 
 
 def last_phase(

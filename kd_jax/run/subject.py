@@ -21,7 +21,7 @@ from kd_jax.run import workdir
 from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
-from kd_jax.run.teacher_logits import given_params, laid_out
+from kd_jax.run.teaching import given_params, laid_out
 from kd_jax.types import Model, Params
 
 Report = dict[str, Any]

@@ -1,48 +1,133 @@
-"""Who teaches a stage: logits that were computed before, or teachers in the step."""
+"""Finds who teaches a stage: logits that were computed before, or teachers in the step.
+
+Logits of examples are read from disk (teachers/store.py) where some run computed them; the others
+are computed now, each row once, and kept. Rows keep to the order of the split.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
+from kd_jax.models import blueprint, family
 from kd_jax.models.layers import MASKED
 from kd_jax.run import text_logits
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
-from kd_jax.run.teacher_logits import TeacherLogits
-from kd_jax.run.text_logits import TextLogits, cache_settings
-from kd_jax.teachers.ensemble import TEACHER, Stored
-from kd_jax.teachers.several import Member, Several
+from kd_jax.run.text_logits import TextLogits, cache_settings, folder, identity_of
+from kd_jax.teachers.ensemble import TEACHER, Member, Several, Stored, average, in_order
+from kd_jax.teachers.store import NOT_FINITE, LogitStore
+from kd_jax.train import sharding
+from kd_jax.train.passes import predict
 from kd_jax.train.step import Teacher
-from kd_jax.types import Batch, StoredLogits
+from kd_jax.types import Batch, Model, Params, StoredLogits
 
 log = logging.getLogger(__name__)
 
 
-def teaching(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
+class TeacherLogits:
+    """The models of a run, frozen, and their logits over its splits."""
+
+    def __init__(self, run: Run, given: dict[str, Params]):
+        """`given`: parameters by model, which may come later than this but before their use."""
+        self._run, self.given = run, given
+        self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
+        # As a teacher, on the mesh.
+        self.model = functools.cache(lambda name: frozen(run, name, given[name]))
+        self._store = functools.cache(self._open)
+        self.text: dict[tuple, Any] = {}  # stores of training text, by what decides on it
+
+    def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
+        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
+        length). With `ids_N`, of those rows only: others may be None."""
+        rows = self._run.tasks[name].rows(split)
+        found = self._rows.setdefault((name, split), [None] * len(rows))
+        asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
+        new = np.array([i for i in asked if found[i] is None], np.int64)
+        if len(new):
+            order = self._run.order(name)
+            for i, logits in zip(new, self._compute(name, split, new), strict=True):
+                found[i] = in_order(logits, order)
+        return found
+
+    def _compute(self, name: str, split: str, ids_N: np.ndarray) -> list[np.ndarray]:
+        run, rows = self._run, self._run.tasks[name].rows(split)
+        digests, store = [rows.digests[i] for i in ids_N], self._store(name)
+        found = [None] * len(ids_N)
+        if store is not None:
+            there = (row and row.values_BPK for row in store.read(digests))
+            found = [row[0] if row is not None and len(row) == 1 else row for row in there]
+        missing_N = np.array([logits is None for logits in found])
+        if jax.process_count() > 1:  # hosts may have other files, and compute together
+            missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
+        new = np.flatnonzero(missing_N)
+        if len(new):
+            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
+            part = BucketStream(
+                rows.lengths_N[ids_N[new]],
+                run.tasks[name].buckets_of(split),
+                lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
+                run.config.eval.batch_size,
+                **run.processes,
+            )
+            computed = predict(self.model(name), part.batches(), run.mesh, family.PARTITION)
+            for i in new:
+                found[i] = computed[int(ids_N[i])]
+        self._check_finite(name, split, ids_N, found)
+        if len(new) and store is not None:
+            logits = [StoredLogits(np.atleast_2d(found[i])) for i in new]
+            sizes = [row.values_BPK.shape for row in logits]
+            try:
+                store.write([digests[i] for i in new], sizes, logits)
+            except UserError as error:
+                log.warning("teacher logits are kept for this run alone: %s", error)
+        return found
+
+    def _check_finite(self, name: str, split: str, ids_N: np.ndarray, found: list) -> None:
+        spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
+        if len(spoilt):
+            raise UserError(
+                f"{name} {self._run.models[name].name}: its logits of {len(spoilt):,} of "
+                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
+                f"{NOT_FINITE}"
+            )
+
+    def _open(self, name: str) -> LogitStore | None:
+        gigabytes = cache_settings(self._run)["max_gb"]
+        if "cache" not in self._run.config or not gigabytes:
+            return None
+        own = identity_of(self._run, name, self.given[name])
+        return LogitStore(folder(self._run), own, gigabytes)
+
+
+def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
     """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
     task, names = run.tasks[this.model], ", ".join(this.teachers)
     stream = task.train(this.batch_size, run.config.seed, **run.processes)
     if not this.learns:
         return None, stream
     found = stored_logits(run, this, logits)
-    if found is not None:
-        log.info("%s: logits of %s, computed once for each row", this.name, names)
-    if task.of_examples:
-        if found is not None:
-            classes = len(task.labels)
-            return Stored(classes), stream.map(attach(found, run.head == "span", classes))
+    if found is None and not task.of_examples:
+        return logits.model(this.teachers[0]), stream
+    if found is None:
         states = this.program.objective.needs_teacher_states
         why = "the objective reads more than logits" if states else "cache.max_gb is 0"
         log.info("%s: %s at every step, since %s", this.name, names, why)
         return _online(run, this, logits, stream)
-    if found is None:
-        return logits.model(this.teachers[0]), stream
+    log.info("%s: logits of %s, computed once for each row", this.name, names)
+    if task.of_examples:
+        classes = len(task.labels)
+        return Stored(classes), stream.map(attach(found, run.head == "span", classes))
     text, store = found
     return Stored(text.vocab_size), stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
 
@@ -68,9 +153,13 @@ def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
 def together(
     run: Run, this: Stage, logits: TeacherLogits, split: str, ids_N: np.ndarray | None = None
 ) -> list:
-    """Averages the logits of a stage's teachers over the rows of a split."""
+    """Averages the logits of a stage's teachers, row by row as `TeacherLogits.of`."""
     weights, space = run.weights(this.teachers), run.config.get("average", "logits")
-    return logits.together(this.teachers, weights, space, split, ids_N)
+    each = [logits.of(name, split, ids_N) for name in this.teachers]
+    return [
+        None if any(row is None for row in rows) else average(list(rows), weights, space, np)
+        for rows in zip(*each, strict=True)
+    ]
 
 
 def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any]:
@@ -79,8 +168,8 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any
     key = name, this.model, this.batch_size, this.steps, seed, everywhere
     if key not in logits.text:
         stream = run.task.train(this.batch_size, seed, **run.processes)
-        steps, (size, k) = text_logits.steps_of_new_rows(run, this), text_logits.sizes(run, this)
-        text = TextLogits(run, stream, steps, size, lambda tokens: k, everywhere=everywhere)
+        steps, k = text_logits.steps_of_new_rows(run, this), text_logits.top_k(run, this)
+        text = TextLogits(run, this, stream, steps, lambda tokens: k)
         logits.text[key] = text, text.of(name, [logits.model(name)])
     return logits.text[key]
 
@@ -113,28 +202,20 @@ def check_tokens(run: Run, this: Stage) -> None:
             )
 
 
-def attach(rows: list, spans: bool, classes: int):
-    """Gives each batch its rows' logits, as a teacher computed them before; padding is MASKED."""
+def attach(rows: list, spans: bool, classes: int) -> Callable[[Batch], Batch]:
+    """Gives each batch its rows' logits, as a teacher computed them before; padding of spans is
+    MASKED."""
 
-    def with_logits(batch: Batch, logits_BPC: np.ndarray) -> Batch:
+    def with_logits(batch: Batch) -> Batch:
+        B, T = batch.tokens_BT.shape
+        shape, padding = ((B, 2, T), MASKED) if spans else ((B, 1, classes), 0.0)
+        logits_BPC = np.full(shape, padding, np.float32)
+        for logits_PC, i in zip(logits_BPC, batch.ids_B, strict=True):
+            if i >= 0 and rows[i] is not None:
+                logits_PC[:, : rows[i].shape[-1]] = rows[i]
         return batch.replace(stored={TEACHER: StoredLogits(logits_BPC)})
 
-    if not spans:
-        table_NC = np.zeros((len(rows), classes), np.float32)
-        for i, logits_C in enumerate(rows):
-            if logits_C is not None:
-                table_NC[i] = logits_C
-        return lambda batch: with_logits(batch, table_NC[batch.ids_B][:, None])
-
-    def padded(batch: Batch) -> Batch:
-        B, T = batch.tokens_BT.shape
-        logits_B2T = np.full((B, 2, T), MASKED, np.float32)
-        for row, i in zip(logits_B2T, batch.ids_B, strict=True):
-            if i >= 0:
-                row[:, : rows[i].shape[1]] = rows[i]
-        return with_logits(batch, logits_B2T)
-
-    return padded
+    return with_logits
 
 
 def _online(
@@ -187,3 +268,36 @@ def _same_types(ours: Encoded, theirs: Encoded) -> bool:
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)
+
+
+def given_params(run: Run, name: str) -> Params:
+    """Loads, or draws, the parameters of a model that no stage trains."""
+    model = run.models[name]
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
+    if model.folder is None:
+        init = run.section(name).init
+        log.warning("%s has random parameters: config.%s.init=%r", name, name, init)
+        return model.draw(key)
+    return model.load(key)
+
+
+def given_teachers(run: Run) -> dict[str, Params]:
+    """Loads the parameters of the teachers that no stage trains, by name."""
+    return {name: given_params(run, name) for name in run.teachers if name not in run.trained}
+
+
+def frozen(run: Run, name: str, params: Params) -> Model:
+    """Makes a teacher of a model: in its operand type, laid out on the mesh."""
+    return on_mesh(run, name, blueprint.stored(params, run.policy))
+
+
+def on_mesh(run: Run, name: str, params: Params) -> Model:
+    """Makes a model of parameters, which may lie anywhere, and lays it out on the mesh."""
+    return laid_out(run.models[name].abstract().replace(params=params), run.mesh)
+
+
+def laid_out(model: Model, mesh: Mesh) -> Model:
+    """Lays a model's parameters, which may lie anywhere, out on a mesh."""
+    specs = sharding.param_specs(family.PARTITION, model.params, mesh)
+    placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
+    return model.replace(params=placed)

@@ -25,6 +25,7 @@ from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.objectives.logits import stored
 from kd_jax.objectives.objective import Objective
 from kd_jax.ranges import settings
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
@@ -50,39 +51,37 @@ class TextLogits:
     def __init__(
         self,
         run: Run,
+        this: Stage,
         rows: Stream,
         steps: int,
-        vocab_size: int,
         k: Callable[[int], int],
-        *,
         space: str = "logits",
-        everywhere: bool = False,
     ):
         """Reads all rows once.
 
         Args:
             run: whose mesh, types and cache are taken.
+            this: the stage that reads them; where its objective looks at every token, so are they.
             rows: their batches.
             steps: how many of them there are.
-            vocab_size: ids from 0 that are kept.
             k: how many logits of a token are kept, by the number of tokens.
             space: what models are averaged in: logits or probabilities.
-            everywhere: keeps the logits at every token, not at supervised ones alone.
         """
-        self._run, self._stream, self._steps = run, rows, steps
-        self._space, self._everywhere, self.vocab_size = space, everywhere, vocab_size
+        self._run, self._stream, self._steps, self._space = run, rows, steps, space
+        self._everywhere = this.program.objective.everywhere
+        self.vocab_size = vocab_size(run, this)
         self._identities: dict[str, list[str]] = {}  # of models, in the order of their mean
         self._tokens: dict[bytes, int] = {}  # of each row, by its digest
         for batch in map(_to_host, self._batches()):
             for b, digest in _rows(batch):
                 self._tokens.setdefault(digest, int((batch.weights[b] > 0).sum()))
         self._folder, tokens = folder(run), sum(self._tokens.values())
-        self.k = min(k(tokens), vocab_size)
-        kept = "all" if self.k == vocab_size else f"the {self.k} largest"
+        self.k = min(k(tokens), self.vocab_size)
+        kept = "all" if self.k == self.vocab_size else f"the {self.k} largest"
         log.info(
             "%s tokens of %s different rows; %s logits of each take %s bytes in %s",
             *(f"{tokens:,}", f"{len(self._tokens):,}", kept),
-            *(f"{size_of(tokens, self.k, vocab_size):,}", self._folder),
+            *(f"{size_of(tokens, self.k, self.vocab_size):,}", self._folder),
         )
 
     def of(
@@ -121,19 +120,19 @@ class TextLogits:
 
     def attach(self, batch: Batch, stores: Mapping[str, LogitStore]) -> Batch:
         """Gives a batch (of NumPy arrays) the logits of its rows; zeros where none are wanted."""
-        seen, stored = self._seen(batch), {}
+        seen, found = self._seen(batch), {}
         rows = [*_rows(seen)]
         for name, store in stores.items():
-            stored[name] = blank(seen.labels.shape, self.k, self.vocab_size)
+            found[name] = blank(seen.labels.shape, self.k, self.vocab_size)
             logits = store.read([digest for _, digest in rows])
             for (b, _), row in zip(rows, logits, strict=True):
                 if row is None:
                     gone = f"{self._folder}: logits of {name} are gone; run the command again"
                     raise UserError(gone)
                 here = b, seen.weights[b] > 0
-                for whole, part in zip(*map(jax.tree.leaves, (stored[name], row)), strict=True):
+                for whole, part in zip(*map(jax.tree.leaves, (found[name], row)), strict=True):
                     whole[here] = part
-        return batch.replace(stored=stored)
+        return batch.replace(stored=found)
 
     def _batches(self) -> Iterator[Batch]:
         return map(self._seen, itertools.islice(self._stream.batches(), self._steps))
@@ -205,9 +204,8 @@ class TextLogits:
         wanted_BP = batch.weights > 0
         exact_MV = exact.values_BPK[wanted_BP][:SAMPLE]
         few = self.attach(batch, {OTHERS: store}).stored[OTHERS]
-        near_MV = np.repeat(few.rest_BP[wanted_BP][:SAMPLE, None], self.vocab_size, axis=1)
-        ids_MK, values_MK = (x[wanted_BP][:SAMPLE] for x in (few.ids_BPK, few.values_BPK))
-        np.put_along_axis(near_MV, ids_MK, values_MK, axis=1)
+        few = stored(jax.tree.map(lambda x: x[None, wanted_BP][:, :SAMPLE], few), self.vocab_size)
+        near_MV = np.asarray(few.logits(few.rows, self._run.policy))
         gaps_M = (np.exp(exact_MV) * (exact_MV - near_MV)).sum(axis=1, dtype=np.float64)
         return float(gaps_M.mean()), len(gaps_M)
 
@@ -257,11 +255,15 @@ def are_kept(run: Run, this: Stage) -> bool:
     return this.learns and not run.task.of_examples and bool(cache_settings(run)["logits"])
 
 
-def sizes(run: Run, this: Stage) -> tuple[int, int]:
-    """Counts the ids that a stage's model shares with its teacher, and a token's kept logits."""
-    size = min(run.models[name].config.vocab_size for name in (this.teachers[0], this.model))
-    own = cache_settings(run)
-    return size, size if own["logits"] == "all" else min(own["top_k"], size)
+def vocab_size(run: Run, this: Stage) -> int:
+    """Counts the ids that a stage's model shares with its teacher; those beyond are padding."""
+    return min(run.models[name].config.vocab_size for name in (this.teachers[0], this.model))
+
+
+def top_k(run: Run, this: Stage) -> int:
+    """Counts the logits of a token that are kept of a stage's teacher."""
+    own, size = cache_settings(run), vocab_size(run, this)
+    return size if own["logits"] == "all" else min(own["top_k"], size)
 
 
 def steps_of_new_rows(run: Run, this: Stage) -> int:
@@ -274,10 +276,10 @@ def steps_of_new_rows(run: Run, this: Stage) -> int:
 
 def described(run: Run, this: Stage, batch: Batch) -> tuple[Stored, Batch]:
     """Describes a teacher that is read from disk, and an abstract batch with its logits."""
-    (size, k), shape = sizes(run, this), batch.labels.shape
-    if this.program.objective.everywhere:
-        shape = batch.tokens_BT.shape
-    return Stored(size), batch.replace(stored={TEACHER: abstract(shape, k, size)})
+    size, everywhere = vocab_size(run, this), this.program.objective.everywhere
+    shape = (batch.tokens_BT if everywhere else batch.labels).shape
+    logits = abstract(shape, top_k(run, this), size)
+    return Stored(size), batch.replace(stored={TEACHER: logits})
 
 
 def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> StoredLogits:

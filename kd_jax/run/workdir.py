@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from etils import epath
@@ -28,18 +28,16 @@ from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.report import runs
 from kd_jax.run import origins
+from kd_jax.run.models import TRAINED_HERE
+from kd_jax.run.run import Run
 from kd_jax.train import records
 from kd_jax.types import Batch
-
-if TYPE_CHECKING:
-    from kd_jax.run.run import Run
 
 log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.json", "lock"
 # Written before the first step, besides its tokenizer and the folders of its stages.
 OWN = (CONFIG, "manifest.json", "tokenizer.tmp", "pruned.json", "importance.json", "trials")
-TRAINED_HERE = "trained_here.txt"  # in the tokenizer's folder
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 

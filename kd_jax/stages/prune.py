@@ -30,10 +30,10 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     teacher, file = run.models["teacher"], _file(run)
     swaps.check_blocks(teacher, f"teacher {teacher.name}")
     if file is not None and file.exists():
-        _describe(run, name, model_config.read_blocks(storage.read_json(file)["blocks"]))
+        blocks = model_config.read_blocks(storage.read_json(file)["blocks"])
     else:  # as many parameters, however the layers share them
-        _pruned(run, name, teacher.abstract().params)
-    as_small = not run.config.pruning.target and substitute.SECTION in run.config
+        _, blocks = _pruned(run, teacher.abstract().params)
+    _describe(run, name, blocks)
     return stage.make(
         run,
         settings,
@@ -45,32 +45,28 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         phases_of=lambda run, this, parameters: [
             last_phase(run, this, lambda _: first_state(run, this, pruned(run, name, parameters)))
         ],
-        measure_first=swaps.measure_first(run, settings) if as_small else None,
+        measure_first=swaps.measure_first(run, settings) if _as_small(run) else None,
     )
 
 
 def _file(run: Run) -> epath.Path | None:
-    """The file that keeps the shapes that pruning came to."""
+    """Finds the file that keeps the shapes that pruning came to."""
     return None if run.folder is None else run.folder / "pruned.json"
 
 
-def _target(run: Run) -> float:
-    """Computes the share of all parameters that is pruned away."""
-    target = run.config.pruning.target
-    if target or substitute.SECTION not in run.config:
-        return target
-    whole = count(run.models["teacher"].abstract().params)
-    return 1 - swaps.of(run)[-1].parameters / whole
+def _as_small(run: Run) -> bool:
+    """Tells whether the model becomes as small as the one that substitution ends with."""
+    return not run.config.pruning.target and substitute.SECTION in run.config
 
 
-def _pruned(run: Run, name: str, params: Params) -> Params:
-    """Prunes the teacher's parameters, and describes what is left as the model `name`."""
-    teacher = run.models["teacher"]
-    model = teacher.abstract().replace(params=params)
-    how = _target(run), run.config.pruning.ranking
-    model, config = compact.prune(model, teacher.family, teacher.config, *how)
-    _describe(run, name, [config.shape(layer) for layer in range(config.num_layers)])
-    return model.params
+def _pruned(run: Run, params: Params) -> tuple[Params, list[model_config.BlockShape]]:
+    """Prunes the teacher's parameters: returns what is left, and the shapes of its blocks."""
+    settings, teacher = run.config.pruning, run.models["teacher"]
+    model, share = teacher.abstract().replace(params=params), settings.target
+    if _as_small(run):
+        share = 1 - swaps.of(run)[-1].parameters / count(params)
+    model, config = compact.prune(model, teacher.family, teacher.config, share, settings.ranking)
+    return model.params, [config.shape(layer) for layer in range(config.num_layers)]
 
 
 def _describe(run: Run, name: str, blocks: Sequence[model_config.BlockShape]) -> None:
@@ -82,9 +78,8 @@ def _describe(run: Run, name: str, blocks: Sequence[model_config.BlockShape]) ->
 
 def pruned(run: Run, name: str, parameters: Parameters) -> Params:
     """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
-    params = _pruned(run, name, sharding.to_host(run.original(parameters)))
+    params, blocks = _pruned(run, sharding.to_host(run.original(parameters)))
+    _describe(run, name, blocks)
     if jax.process_index() == 0:
-        config = run.models[name].config
-        blocks = [config.shape(layer) for layer in range(config.num_layers)]
         storage.write_json(_file(run), {"blocks": model_config.write_blocks(blocks)})
     return params

@@ -28,7 +28,7 @@ from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
-from kd_jax.run.teacher_logits import laid_out
+from kd_jax.run.teaching import laid_out
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state
@@ -53,7 +53,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         principal=True,
         made="made of another model with kd_jax, by compact blocks that replaced its own while it "
         "trained on",
-        groups=groups(run, settings.optim, found[-1]),
+        groups=found[-1].groups(run.config.substitution, settings.optim),
         phases_of=lambda run, this, parameters: [
             Substituted(run, this, swap, parameters).phase for swap in found
         ],
@@ -82,12 +82,6 @@ def make_student(run: Run, settings: Settings) -> Stage:
     return stage.make(run, settings, **fields)
 
 
-def groups(run: Run, own: ConfigDict, swap: Swap) -> Groups:
-    """Groups parameters for the optimizer after a swap: compact blocks learn at another rate."""
-    settings = run.config.substitution
-    return swap.groups(settings.learning_rate / own.learning_rate, settings.warmup)
-
-
 def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
     """Makes a row for each swap: its steps, the blocks that become compact (None: not known yet
     which), what is left then."""
@@ -105,25 +99,20 @@ def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
 
 
 def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, int]:
-    """Counts the steps and FLOPs of the regressions before the swaps."""
+    """Counts the steps and FLOPs of the regressions before the swaps. Each computes the blocks up
+    to the last one that goes, and the gradients of all of these."""
     steps = run.config.substitution.fit_steps
     if not steps:
         return {}
-    rows, tokens = run.task.shapes(settings.batch_size).tokens_BT.shape
-    spent = sum(steps * _regression(swap, rows, tokens) for swap in found)
-    return {"fit_steps": steps * len(found), "training_flops": spent}
+    shape = *run.task.shapes(settings.batch_size).tokens_BT.shape, 0
 
-
-def _regression(swap: Swap, rows: int, tokens: int) -> int:
-    """Counts the FLOPs of a step of a regression: it computes the blocks up to the last one that
-    goes, and the gradients of all of these."""
-
-    def lower(model: Blueprint) -> Params:
+    def lower(model: Blueprint, swap: Swap) -> Params:
         blocks = model.abstract().params["backbone"]["blocks"]
         return {"backbone": {layer: blocks[layer] for layer in range(max(swap.layers) + 1)}}
 
-    models = lower(swap.model), [lower(swap.before)]
-    return flops.train_step(*models, {}, rows, tokens, 0, vocabulary=False)
+    pairs = [(lower(swap.model, swap), [lower(swap.before, swap)]) for swap in found]
+    of_steps = sum(flops.train_step(*pair, {}, *shape, vocabulary=False) for pair in pairs)
+    return {"fit_steps": steps * len(found), "training_flops": steps * of_steps}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +132,9 @@ class Substituted:
 
     @property
     def _groups(self) -> Groups:
-        return () if self.ordinary else groups(self.run, self.stage.optim, self.swap)
+        if self.ordinary:
+            return ()
+        return self.swap.groups(self.run.config.substitution, self.stage.optim)
 
     def _check(self) -> None:
         teacher = self.run.models["teacher"].spec
@@ -175,9 +166,8 @@ class Substituted:
             params = self._fitted(old, params)
         began = time.perf_counter()
         with compiling:
-            found = jax.block_until_ready(
-                self._first(params) if before is None else self._continued(before, params)
-            )
+            found = self._first(params) if before is None else self._continued(before, params)
+            found = jax.block_until_ready(found)
         if not self.ordinary:
             self._note(seconds + time.perf_counter() - began, compiling.seconds)
         return found

@@ -27,7 +27,7 @@ from kd_jax.models.model_config import BlockShape, ModelConfig, bottleneck
 from kd_jax.objectives.objective import Objective
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings
-from kd_jax.run.teacher_logits import frozen
+from kd_jax.run.teaching import frozen
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate
 from kd_jax.train.step import Program
@@ -49,11 +49,16 @@ class Swap:
     births: tuple[int, ...]  # of every block: the swap it came with, 0 for the original's
     before: Blueprint  # the model that the swap finds
     model: Blueprint  # the model that it makes
-    parameters: int  # of `model`
 
-    def groups(self, factor: float, warmup: int) -> list[tuple[str, Group]]:
-        """Groups of parameters for the optimizer: the original's, and those of every swap."""
-        rows = []
+    @property
+    def parameters(self) -> int:
+        """Counts the parameters of the model that it makes."""
+        return count(self.model.abstract().params)
+
+    def groups(self, settings: Any, optim: Any) -> list[tuple[str, Group]]:
+        """Groups parameters for the optimizer: the original's, and those of every swap, which
+        learn at the rate of config.substitution."""
+        factor, warmup, rows = settings.learning_rate / optim.learning_rate, settings.warmup, []
         for birth in range(1, self.number + 1):
             born = [str(layer) for layer, each in enumerate(self.births) if each == birth]
             rows.append((_blocks(born), Group(f"born_{birth}", factor, warmup)))
@@ -157,10 +162,9 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
             births[layer] = number
         changed = [shape if born else config.shape(layer) for layer, born in enumerate(births)]
         before, model = model, _with_blocks(original, changed)
-        gone = sum(saved[: number * settings.blocks][:going])
         end = steps if number == phases else number * settings.steps
         start = (number - 1) * settings.steps
-        found.append(Swap(number, start, end, layers, tuple(births), before, model, whole - gone))
+        found.append(Swap(number, start, end, layers, tuple(births), before, model))
     return found
 
 

@@ -17,7 +17,7 @@ from kd_jax.data import tokenizers
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import distil, export_check
-from kd_jax.run import cost, workdir
+from kd_jax.run import measure, workdir
 from kd_jax.smoke import samples
 from kd_jax.train import sharding
 from tests.models import tiny
@@ -102,7 +102,7 @@ def quick():
         jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longest
         stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
         patch(sharding, "make_mesh", alone)
-        patch(cost, "measure", lambda run, given, repeats: dict.fromkeys(given, {}))
+        patch(measure, "costs", lambda run, given, repeats: dict.fromkeys(given, {}))
         patch(export_check, "check", lambda *args: {})
         patch(distil.plots, "draw", lambda *args: None)
         yield

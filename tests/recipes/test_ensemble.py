@@ -12,7 +12,7 @@ from kd_jax.errors import UserError
 from kd_jax.report.pictures import COLUMNS
 from kd_jax.run import text_logits
 from kd_jax.run.run import build
-from kd_jax.stages import rounds
+from kd_jax.stages import round
 from kd_jax.stages.round import training_flops
 from kd_jax.train import loop
 from tests import smoke
@@ -117,14 +117,14 @@ def kill(monkeypatch):
 
             monkeypatch.setattr(text_logits, "log_probs_step", log_probs_step)
         else:
-            calls, judge = iter(range(100)), rounds.Rounds._judged
+            calls, judge = iter(range(100)), round.Rounds._measured
 
             def judged(*args):
                 if next(calls) == 5:  # twice while it trains, once at the end
                     raise Killed
                 return judge(*args)
 
-            monkeypatch.setattr(rounds.Rounds, "_judged", judged)
+            monkeypatch.setattr(round.Rounds, "_measured", judged)
 
     return arm
 
@@ -218,7 +218,7 @@ def test_terms_about_logits_themselves_are_refused(tmp_path):
 
 
 def test_a_teacher_that_is_not_finite_is_said_before_a_student_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds.measure, "evaluate", lambda *args: {"loss": float("nan")})
+    monkeypatch.setattr(round.measure, "evaluate", lambda *args: {"loss": float("nan")})
     with pytest.raises(UserError, match="teacher .*: its loss on validation text is nan; its wei"):
         ensembles.run(ensembles.config(tmp_path), tmp_path / "run")
     assert not list(tmp_path.glob("run/*/results.json"))

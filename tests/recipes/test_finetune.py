@@ -16,14 +16,12 @@ from etils import epath
 
 from kd_jax.errors import UserError
 from kd_jax.metrics.classification import compare_with_teacher
-from kd_jax.run import measure, stage, teacher_logits
+from kd_jax.run import measure, stage, teaching
 from kd_jax.run.run import build
-from kd_jax.run.teacher_logits import TeacherLogits, given_teachers
-from kd_jax.run.teaching import attach, check_tokens, teaching
+from kd_jax.run.teaching import TeacherLogits, attach, check_tokens, given_teachers
 from kd_jax.tasks.classification import ClassificationTask
 from kd_jax.tasks.squad import Squad
-from kd_jax.teachers.ensemble import Stored
-from kd_jax.teachers.several import Several
+from kd_jax.teachers.ensemble import Several, Stored
 from kd_jax.train import loop
 from kd_jax.types import Model
 from tests import smoke
@@ -60,7 +58,7 @@ def watched():
     with (
         note(loop, "train_step", lambda state, batch, teacher, *_: ("step", type(teacher))),
         note(ClassificationTask, "score", lambda self, split, outputs: ("score", split)),
-        note(teacher_logits, "predict", lambda model, rows, *_: ("logits", rows.size)),
+        note(teaching, "predict", lambda model, rows, *_: ("logits", rows.size)),
     ):
         yield seen
 
@@ -142,7 +140,7 @@ def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
         built.tasks["student"] = built.tasks["student"].with_tokenizer(untyped)
         this = built.stages[0]
         check_tokens(built, this)
-        teacher, stream = teaching(built, this, teachers)
+        teacher, stream = teaching.teacher_and_batches(built, this, teachers)
         batch = stream[0]
         assert batch.types_BT is None
         online = jax.jit(lambda teacher, batch: teacher(batch).logits)(teacher, batch)
@@ -160,7 +158,7 @@ def test_answers_that_are_not_finite_are_said_and_not_stored(folder, tmp_path, m
         rows[3][2], rows[7][0] = np.nan, np.inf
         return rows
 
-    monkeypatch.setattr(teacher_logits, "predict", predict)
+    monkeypatch.setattr(teaching, "predict", predict)
     name = built.models["teacher"].name
     message = f"teacher {name}: its logits of 2 of .* rows of train are not finite .row 3 is the "
     with pytest.raises(UserError, match=message):
@@ -263,21 +261,20 @@ def test_an_assistant_teaches_the_student(folder):
     config = cached(folder, "assistant", "student", steps=2)
     config.assistant.architecture = dict(num_hidden_layers=1)
     config.assistant.init = "scratch"
-    asked, together = [], TeacherLogits.together
+    asked, of = [], TeacherLogits.of
 
-    def note(self, names, *args):
-        found = together(self, names, *args)
-        asked.append((names, args[2], found))
-        return found
+    def note(self, name, split, *args):
+        asked.append((name, split, of(self, name, split, *args)))
+        return asked[-1][-1]
 
-    with mock.patch.object(TeacherLogits, "together", note):
+    with mock.patch.object(TeacherLogits, "of", note):
         found = run(config, folder / "assistant")
     assert list(found.results["stages"]) == ["teacher", "assistant", "student"]
     names = [names for names, *_ in asked]
-    assert names[0] == ("teacher",) and names[-1] == ("assistant",)
+    assert names[0] == "teacher" and names[-1] == "assistant"
     assert names == sorted(names, reverse=True)  # each stage asks its own teacher alone
-    beside = next(rows for names, part, rows in asked if names == ("assistant",) and part == "test")
-    theirs = next(rows for names, part, rows in asked if names == ("teacher",) and part == "test")
+    beside = next(rows for name, split, rows in asked if (name, split) == ("assistant", "test"))
+    theirs = next(rows for name, split, rows in asked if (name, split) == ("teacher", "test"))
     assert compare_with_teacher(beside, theirs)["kl"] == pytest.approx(
         found.results["stages"]["assistant"]["kl"], rel=1e-5
     )

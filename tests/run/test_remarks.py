@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kd_jax import schedules
-from kd_jax.run import remarks
+from kd_jax.run import results
 from kd_jax.train.loop import Fit
 
 GOOD = {
@@ -24,14 +24,14 @@ TEXT = SimpleNamespace(head="clm", primary="loss", larger=False, tokenizer=range
 
 def found(changes=None, task=TASK):
     stages = {name: figures | (changes or {}).get(name, {}) for name, figures in GOOD.items()}
-    return remarks.of_figures(stages, task, ROLES)
+    return results.remarks(stages, task, ROLES)
 
 
 def test_a_run_that_is_worth_something_is_not_commented():
     assert found() == []
     assert found(task=TEXT) == []
-    assert remarks.of_figures({"student": {"loss": 2.0}}, TASK, {"student": "student"}) != []
-    assert remarks.of_figures({"student": {"loss": 2.0}}, TEXT, {"student": "student"}) == []
+    assert results.remarks({"student": {"loss": 2.0}}, TASK, {"student": "student"}) != []
+    assert results.remarks({"student": {"loss": 2.0}}, TEXT, {"student": "student"}) == []
 
 
 @pytest.mark.parametrize("value", [0.7, 0.6])
@@ -80,26 +80,26 @@ def stage(kind="linear", steps=100, learns=True, **more):
 
 
 def test_what_a_stage_does():
-    text = remarks.of_stage(stage(steps=1200))
+    text = results.describe_stage(stage(steps=1200))
     assert text == "student: 1,200 steps of 16 rows (2.5 epochs), ce, kl from teacher"
-    assert remarks.of_stage(stage(learns=False)).endswith("ce, kl")
+    assert results.describe_stage(stage(learns=False)).endswith("ce, kl")
 
 
 def test_a_stage_shorter_than_its_warmup():
-    text = remarks.of_stage(stage("linear", 10, warmup=100))
+    text = results.describe_stage(stage("linear", 10, warmup=100))
     assert text.endswith("warms up: train longer, or lower optim.schedule.warmup")
     for kind, more in (("linear", {"warmup": 5}), ("constant", {}), ("one_cycle", {})):
-        assert "warms" not in remarks.of_stage(stage(kind, 10, **more))
+        assert "warms" not in results.describe_stage(stage(kind, 10, **more))
 
 
 def test_a_stage_that_stopped_early():
-    assert remarks.of_end(stage(), Fit(None, 80, 100)) == []
-    (line,) = remarks.of_end(stage(), Fit(None, 20, 50))
+    assert results.describe_end(stage(), Fit(None, 80, 100)) == []
+    (line,) = results.describe_end(stage(), Fit(None, 20, 50))
     assert line.startswith(
         "student stopped after 50 of 100 steps: nothing was better than step 20 (config.patience); "
         "the learning rate was at 50% of its peak: a schedule of fewer steps"
     )
-    (line,) = remarks.of_end(stage(), Fit(None, 60, 90))
+    (line,) = results.describe_end(stage(), Fit(None, 60, 90))
     assert line.endswith("at 10% of its peak")
 
 
@@ -108,10 +108,10 @@ def test_what_was_read():
         "train": dict(name="a.csv", examples=40, classes={"no": 30, "yes": 10}, longest=70, cut=2),
         "test": dict(name="b.txt", documents=2, tokens=12_345, rows=100),
     }
-    assert remarks.of_data(data, 64) == [
+    assert results.describe_data(data, 64) == [
         "train: a.csv, 40 examples; classes: no 30, yes 10; the longest has 70 tokens; 2 (5.0%) do "
         "not fit into 64 tokens",
         "test: b.txt, 2 documents, 12,345 tokens, 100 rows",
     ]
     many = {"train": dict(name="a", examples=9, classes=dict.fromkeys("abcdefghijk", 1))}
-    assert remarks.of_data(many, 8)[0].endswith("h 1, 3 more")
+    assert results.describe_data(many, 8)[0].endswith("h 1, 3 more")

@@ -15,7 +15,7 @@ from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.recipes import plan
-from kd_jax.run import cost, text_logits
+from kd_jax.run import measure, text_logits
 from kd_jax.smoke import samples
 from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import loop
@@ -129,7 +129,7 @@ def test_losses_are_those_of_a_teacher_in_the_step(stored, folder):
 def teacher_flops(folder):
     """Of a batch, forward."""
     run = substituting.build(config(folder, logits=""), folder / "stored")
-    shape = cost.shape_of_step(run, run.principal)
+    shape = measure.shape_of_step(run, run.principal)
     return flops.forward(run.models["teacher"].abstract().params, *shape)
 
 
@@ -138,7 +138,7 @@ def test_a_run_of_another_seed_finds_them(stored, folder, monkeypatch):
     calls, c = [], config(folder)
     key, c.seed = jax.random.fold_in(jax.random.key(c.seed), 0), 5
     same = lambda run: {"teacher": run.models["teacher"].draw(key)}  # noqa: E731
-    monkeypatch.setattr(substituting.distil, "given_teachers", same)
+    monkeypatch.setattr(substituting.distil.teaching, "given_teachers", same)
     rows, _ = run(c, folder / "again", calls)
     assert calls == [] and rows[0] != stored[0][0]
 

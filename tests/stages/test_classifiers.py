@@ -14,7 +14,7 @@ from kd_jax.config import substitution
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.run.run import build as build_run
-from kd_jax.run.teacher_logits import given_teachers
+from kd_jax.run.teaching import given_teachers
 from kd_jax.smoke import samples
 from kd_jax.stages import prune, substitute
 from kd_jax.train import records

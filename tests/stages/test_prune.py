@@ -11,7 +11,7 @@ from kd_jax.models.blueprint import count as count_of
 from kd_jax.recipes import distil
 from kd_jax.run import stage, workdir
 from kd_jax.run.run import build as build_run
-from kd_jax.run.teacher_logits import given_params
+from kd_jax.run.teaching import given_params
 from kd_jax.train import loop, records
 from tests.recipes import substituting
 

@@ -10,7 +10,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import compact
 from kd_jax.recipes import plan
 from kd_jax.run.run import build
-from kd_jax.stages import substitute, swaps
+from kd_jax.stages import swaps
 from kd_jax.train import optim
 from tests.recipes import substituting
 
@@ -160,7 +160,7 @@ def test_compact_blocks_learn_at_their_own_rate(tmp_path):
     run = substituting.build(config)
     shapes = swaps.of(run)[1].model.abstract().params
     params = {"student": jax.tree.map(filled(0), shapes), "objective": {}}
-    groups = substitute.groups(run, run.principal.optim, swaps.of(run)[1])
+    groups = swaps.of(run)[1].groups(run.config.substitution, run.principal.optim)
     optimizer = optim.make_optimizer(config.optim, params, groups)
 
     @jax.jit

@@ -42,7 +42,7 @@ def online(count, space="logits", weights=None):
     models = [member(seed) for seed in range(1, count + 1)]
     params = {
         "teacher": guide.params,
-        "members": ensemble.stack([model.params for model in models]),
+        "members": ensemble.stack([model.params for model in models], FP32),
         "weights": jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights),
         "share": jnp.float32(1 / (count + 1)),
     }

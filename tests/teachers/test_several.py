@@ -11,8 +11,7 @@ from kd_jax.models import family as families
 from kd_jax.models.layers import MASKED
 from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy
-from kd_jax.teachers.ensemble import Stored
-from kd_jax.teachers.several import Member, Several, average, in_order
+from kd_jax.teachers.ensemble import Member, Several, Stored, average, in_order
 from kd_jax.train import sharding, step
 from kd_jax.types import Batch, Encoding, StoredLogits
 from tests.models import tiny

@@ -1,6 +1,6 @@
 import pytest
 
-from kd_jax.run import cost
+from kd_jax.run import measure
 from kd_jax.run.run import build
 from tests.recipes import substituting
 
@@ -27,7 +27,7 @@ def effort(folder, stage, **changes):
     with substituting.quick():
         run = build(config, None)
     (this,) = run.stages
-    return cost.of_training(run, this, {"teacher": run.models["teacher"].abstract().params})
+    return measure.training_cost(run, this, {"teacher": run.models["teacher"].abstract().params})
 
 
 def test_the_phases_of_a_substitution(folder):
