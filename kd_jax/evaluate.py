@@ -10,7 +10,7 @@
     python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
 Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), text (own files:
---text, --pair, --label name the columns); and mlm, clm and chat, held-out text. Causal models are
+--text, --pair, --label name the columns); and mlm, clm and chat on held-out text. Causal models are
 also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
 from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
@@ -39,7 +39,7 @@ from kd_jax import flags
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
@@ -86,7 +86,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
+    """Evaluates as `argv` says, prints a table; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
     from kd_jax.recipes import evaluate, evaluate_flags
@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Evaluates what the flags name; returns the figures, and what can be written to folders."""
+    """Evaluates the models that the flags name; returns metrics, and predictions or scores that can
+    be written to folders."""
     from kd_jax.recipes import evaluate
     from kd_jax.tasks import command
 

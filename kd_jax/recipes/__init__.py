@@ -1,1 +1,1 @@
-"""Recipes: the only place where models, data, objectives and training meet."""
+"""Runs whole experiments: the only package in which models, data, objectives and training meet."""

@@ -1,4 +1,4 @@
-"""Checks that the flags of `evaluate` go together, and names them in messages of the recipe."""
+"""Checks combinations of `evaluate`'s flags, and translates recipe messages into flag names."""
 
 import argparse
 
@@ -28,13 +28,13 @@ _NAMES = (
 
 
 def renamed(args: argparse.Namespace) -> dict[str, str]:
-    """Maps what messages of the recipe call a setting, a regex, to the flag that sets it; of a
-    run, the config says what no flag does."""
+    """Maps names of settings in messages of the recipe (regex) to the flags that set them; settings
+    of a run without a flag keep their config names."""
     return {was: now for name, was, now in _NAMES if not args.workdir or getattr(args, name)}
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together."""
+    """Raises UserError if flags contradict each other, or do not apply to the task."""
     task = args.task
     kind = command.find(task) if task else None
     if args.workdir:

@@ -1,7 +1,7 @@
-"""Writes models as Hugging Face checkpoints, and checks that what was written is the model.
+"""Writes models as Hugging Face checkpoints, and checks that the files hold the same model.
 
-A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is
-there whole and checked, or not at all, and an export that was killed is simply done again.
+A checkpoint is written under another name, loaded again, compared, and only then renamed: it is
+complete and checked, or missing, and an export that was killed is simply repeated.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def export_run(run: Run, stage: Stage, params: Params, results: dict) -> dict[st
 def export_ensemble(
     run: Run, members: Sequence[Params], weights: Sequence[float], results: dict
 ) -> dict[str, Any]:
-    """Exports the members of an ensemble, on the host, to RUN/export/member_N, from 1, and all of
-    them as one model to RUN/export/ensemble. Returns what `export_model` does, of the latter, and
-    "members": the paths of the former."""
+    """Exports the members of an ensemble (on the host) to RUN/export/member_N, from 1, and all of
+    them as one model to RUN/export/ensemble. Returns `export_model`'s result for the ensemble, and
+    "members", the paths of the members."""
     blueprint, space = run.models["student"], run.config.ensemble.space
     folder, paths = run.folder / "export", []
     for number, params in enumerate(members, 1):
@@ -80,8 +80,8 @@ def export_ensemble(
 
 
 def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
-    """Exports the best checkpoint of a stage of a finished run, by default the one that the run is
-    about; see `export_model`."""
+    """Exports the best checkpoint of a stage of a finished run, by default the student's; see
+    `export_model`."""
     check_place(epath.Path(out))
     made = runs.read(workdir)
     config = ConfigDict(made.config)
@@ -96,7 +96,7 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
 
 
 def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
-    """Exports an HF checkpoint as kd_jax reads it; see `export_model`."""
+    """Loads an HF checkpoint and exports it again; see `export_model`."""
     check_place(epath.Path(out))
     source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
@@ -132,20 +132,20 @@ def export_model(
     Args:
         blueprint: the model's family, config and head.
         params: its parameters.
-        tokenizer: its tokenizer, None where there is none.
-        out: the folder, local or gs://; replaced where it holds an export of the same `source`.
-        page: makes the text of README.md, given the tokenizer's class (`text.reader_of`).
-        source: what is exported, as JSON values.
-        trained_on: goes into kd_jax.json, where it is known.
-        origins: folders of checkpoints it comes from: the first generation_config.json there is in
-            them is kept, of a causal language model.
+        tokenizer: its tokenizer, or None.
+        out: the folder, local or gs://; replaced if it holds an export of the same `source`.
+        page: makes the text of README.md, given the tokenizer's class (`tokenizers.reader_of`).
+        source: identity of the exported model, as JSON values.
+        trained_on: recorded in kd_jax.json, if known.
+        origins: folders of the checkpoints it was made from; the first generation_config.json in
+            them is copied, for a causal language model.
 
     Returns:
         {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
         the largest difference of a logit between `params` and the files, loaded again by kd_jax
         and, where torch is installed, by PyTorch.
 
-    Raises UserError where `out` holds anything else, RuntimeError where the check fails.
+    Raises UserError if `out` holds anything else, RuntimeError if the check fails.
     """
     params = jax.device_get(params)
 
@@ -166,9 +166,9 @@ def publish(
     trained_on: provenance.Provenance | None,
     *origins: Path | None,
 ) -> dict[str, Any]:
-    """Writes a checkpoint to `out`, whole and checked or not at all; see `export_model`.
+    """Writes a checkpoint to `out`, complete and checked or not at all; see `export_model`.
 
-    `write` makes the files of the model in an empty folder, and gives the largest difference of a
+    `write` makes the model's files in an empty folder, and returns the largest difference of a
     logit by loader.
     """
     out = epath.Path(out)
@@ -187,7 +187,7 @@ def publish(
 
 
 def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
-    """Copies the settings by which a checkpoint generates (temperature, tokens that end a text)."""
+    """Copies a checkpoint's settings for generation (temperature, end-of-text tokens)."""
     for origin in origins:
         if origin is not None and (origin / GENERATION).exists():
             shutil.copyfile(origin / GENERATION, folder / GENERATION)
@@ -195,8 +195,8 @@ def _keep_generation(folder: Path, origins: Iterable[Path | None]) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Writes the tokenizer into its model's folder, and checks that it reads as before there;
-    returns the class of transformers that does."""
+    """Writes the tokenizer into its model's folder, and checks that it is the same when loaded from
+    there; returns the class of transformers that loads it."""
     tokenizers.save_tokenizer(tokenizer, folder)
     again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
@@ -213,7 +213,7 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
-    """Refuses to write over anything but an export, of the same source where that is known."""
+    """Raises UserError if `out` holds anything but an export (of the same source, if given)."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MARK).exists():
@@ -247,7 +247,7 @@ def _folder_next_to(out: epath.Path) -> Iterator[Path]:
 
 
 def _put(folder: Path, out: epath.Path) -> None:
-    """Moves a finished folder to its place."""
+    """Moves a finished folder to its final place."""
     if "://" in os.fspath(out):  # no rename there: the mark comes last
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MARK):
@@ -269,7 +269,7 @@ def _sibling(out: epath.Path, ending: str) -> Path:
 def _export(
     run: Run, name: str, model: str, params: Params, results: dict, out: epath.Path, made: str = ""
 ) -> dict[str, Any]:
-    """Exports a model of a run under the name of what was trained; `made`: see `Stage.made`."""
+    """Exports a model of a run under the name of its stage; `made`: see `Stage.made`."""
     blueprint = run.models[model]
     size, code = _size(blueprint, params), _own_code(blueprint)
     about = _about(run, name, model, size, code, results, made)
@@ -279,7 +279,7 @@ def _export(
 def _about(
     run: Run, name: str, model: str, size: str, code: str, results: dict, made: str = ""
 ) -> tuple:
-    """Makes what goes with the weights of a model of a run: the last arguments of `publish`."""
+    """Gathers tokenizer, card and records of a run's model: the last arguments of `publish`."""
     blueprint, config = run.models[model], workdir.resolved(run.config)
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     trained_on = provenance.of_run(config, results, run.tokenizers[model])
@@ -300,7 +300,7 @@ def _digest(params: Params) -> str:
 
 
 def _own_code(blueprint: Blueprint) -> str:
-    """Names the modeling file that goes with a model for which HF has no class; "" for others."""
+    """Names kd_jax's modeling file for a model that has no class in HF; "" for others."""
     config = family.equal(blueprint.family, blueprint.config)
     code = family.code_of(family.write(blueprint.family, config, blueprint.head))
     return code.name if code else ""

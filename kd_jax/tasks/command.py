@@ -42,7 +42,7 @@ def names(variants: bool = False) -> list[str]:
 
 
 def find(name: str) -> TaskClass:
-    """Finds the class of a task by its name. For an unknown name, UserError suggests similar ones."""
+    """Finds the class of a task by its name. UserError suggests names similar to an unknown one."""
     known = names(variants=True)
     kind = name.partition("/")[0]
     if name in known:

@@ -37,7 +37,7 @@ DEFAULTS = dict(
 
 
 class LabelledText(ClassificationTask):
-    """Classification or regression of texts, or pairs of texts, in columns that the config names."""
+    """Classification or regression of texts, or pairs of texts, in columns named by the config."""
 
     defaults, alias = DEFAULTS, "text"
 

@@ -155,7 +155,7 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     def has_labels(self, split: str) -> bool:
-        """Tells whether a split has labels; those of test sets on a benchmark's server are secret."""
+        """Tells whether a split has labels; a benchmark may keep those of its test set secret."""
         return True
 
     def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
