@@ -1,5 +1,5 @@
-"""Teachers whose logits were computed before, and come with the batch (`Batch.stored`); and a
-teacher with the earlier members of an ensemble that the student is averaged with.
+"""Defines teachers whose stored logits come with the batch (`Batch.stored`), and a teacher together
+with the earlier members of an ensemble, with which the student is averaged.
 
 Members of one shape are stacked and run as one model under `vmap`.
 """
@@ -25,13 +25,14 @@ PARTITION = (
 
 
 class Stored(struct.PyTreeNode):
-    """A teacher whose logits come with the batch: all of them, or of `num_classes` the largest."""
+    """A teacher whose stored logits come with the batch: all of them, or the largest of
+    `num_classes`."""
 
     num_classes: int = struct.field(pytree_node=False)
     params: Params = struct.field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> ModelOutput | Targets:
-        """Returns the logits at every label of the batch."""
+        """Returns the stored logits for every label of the batch."""
         logits = batch.stored[TEACHER]
         if logits.ids_BPK is None:
             return ModelOutput(logits.values_BPK, None, None)
@@ -39,11 +40,11 @@ class Stored(struct.PyTreeNode):
 
 
 class EnsembleTeacher(struct.PyTreeNode):
-    """The teacher, and the other members of the ensemble that a student joins.
+    """A teacher together with the earlier members of an ensemble that the student joins.
 
-    params: `teacher` and `members` (stacked, E on the first axis) where these are online;
-    `weights`, (E,), of the members; `share` of the mean that is the student's, 1 / (n + 1); without
-    one the student is alone.
+    params: `teacher` and `members` (stacked, E on the first axis) if these run in the step;
+    `weights`, (E,), of the members; `share`, the student's weight in the mean, 1 / (n + 1); without
+    a share the student is alone.
     """
 
     params: Params
@@ -53,7 +54,7 @@ class EnsembleTeacher(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False, default="logits")
 
     def __call__(self, batch: Batch) -> Targets:
-        """Returns the sources of logits for every token of the batch."""
+        """Returns sources of the teacher's and the members' logits for every token of the batch."""
         if self.teacher is None:
             teacher = stored(batch.stored[TEACHER], self.vocab_size)
         else:
@@ -71,7 +72,7 @@ class EnsembleTeacher(struct.PyTreeNode):
 def members(
     params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
 ) -> Members:
-    """Runs models whose parameters are stacked, E on the first axis: the mean of their logits."""
+    """Runs models with stacked parameters (E on the first axis), and averages their logits."""
     heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
     return Members(heads, weights_E, space)
 

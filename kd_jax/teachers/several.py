@@ -1,8 +1,8 @@
-"""Several teachers as one: each reads its own encoding of a row, and their logits are averaged.
+"""Averages several teachers, each of which may read rows with a different tokenizer.
 
 Logits and probabilities are different averages: the mean of logits is a geometric mean of the
-distributions, which a teacher that is sure of itself dominates; the mean of probabilities is their
-mixture (You et al., "Learning from Multiple Teacher Networks", KDD 2017, averages softened ones).
+distributions, which a confident teacher dominates; the mean of probabilities is their mixture (You
+et al., "Learning from Multiple Teacher Networks", KDD 2017, averages softened ones).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPACES = ("logits", "probabilities")
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """The static part of one teacher."""
+    """The static description of one of several teachers."""
 
     name: str
     graphdef: nnx.GraphDef
@@ -33,7 +33,7 @@ class Member:
 
 
 class Several(struct.PyTreeNode):
-    """Runs members, with their parameters by name, and averages their logits. Hidden states and
+    """Runs several teachers, with parameters by name, and averages their logits. Hidden states and
     attention are those of the first."""
 
     params: dict[str, Params]
@@ -41,7 +41,7 @@ class Several(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False)  # logits | probabilities
 
     def __call__(self, batch: Batch) -> ModelOutput:
-        """Computes the logits of the average, (B, P, C)."""
+        """Computes the averaged logits, (B, P, C)."""
         outputs = [Model(self.params[m.name], m.graphdef)(_rows(batch, m)) for m in self.members]
         logits = [
             in_order(out.logits, m.order) for out, m in zip(outputs, self.members, strict=True)
@@ -58,7 +58,7 @@ def _rows(batch: Batch, member: Member) -> Batch:
 
 
 def in_order(logits: Array, order: tuple[int, ...] | None) -> Array:
-    """Puts logits (..., C) in the task's order of classes."""
+    """Reorders logits (..., C) to the task's order of classes."""
     return logits if order is None else logits[..., list(order)]
 
 
