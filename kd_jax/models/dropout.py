@@ -1,4 +1,4 @@
-"""Dropout whose mask is a hash of the element's index: no random bits are stored or drawn.
+"""Computes dropout with a mask that is a hash of the element's index, without stored random bits.
 
 `jax.random.bernoulli` spends twenty rounds of threefry on every element and autodiff keeps the
 mask for the backward pass. Here element i of call site s survives when

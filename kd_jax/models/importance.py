@@ -1,9 +1,9 @@
-"""Ranking of heads and FFN columns by the L1 norm of their weights.
+"""Ranks heads and FFN columns by the L1 norm of their weights.
 
-A unit is a key/value head with the heads that share it (one head where none are shared), or a
-column of the FFN (with its gate, where there is one): what can be taken away and leaves a block of
-the same kind. Its importance is the L1 norm of the weights that go with it (Li et al. 2017,
-"Pruning Filters for Efficient ConvNets", arXiv:1608.08710, for filters); biases are not counted.
+A unit is the smallest thing that can be removed and leaves a block of the same kind: a key/value
+head with the heads that share it, or a column of the FFN with its gate. Its importance is the L1
+norm of its weights (Li et al. 2017, "Pruning Filters for Efficient ConvNets", arXiv:1608.08710, for
+filters); biases are not counted.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from kd_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Scores of the heads of one layer, or of its columns."""
+    """The importance scores of one layer's heads, or of its columns."""
 
     scores: np.ndarray  # of each: mean |w| of its weights
     cost: int  # parameters of each, biases too
 
     @property
     def spare(self) -> int:
-        """The number of units that can be taken away: one stays."""
+        """Counts the units that can be removed: all but one."""
         return len(self.scores) - 1
 
 
 def of_heads(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
-    """Computes the L1 norm of the weights that go with each head, (num_kv_heads, heads that share
-    one), and of those that go with each key/value head, (num_kv_heads,)."""
+    """Computes the L1 norm of each head's weights, (num_kv_heads, heads that share one), and of
+    each key/value head's weights, (num_kv_heads,)."""
     G, K = shape.num_kv_heads, shape.head_width
     into = {name: abs(attention[name]["kernel"]).sum(0).reshape(G, -1) for name in "qkv"}
     out = abs(attention["o"]["kernel"]).sum(1).reshape(G, -1)
@@ -39,13 +39,13 @@ def of_heads(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
 
 
 def of_columns(mlp: Params) -> Array:
-    """Computes the L1 norm of the weights that go with each column of the FFN, (ffn_width,)."""
+    """Computes the L1 norm of the weights of each FFN column, (ffn_width,)."""
     into = sum(abs(mlp[name]["kernel"]).sum(0) for name in mlp if name != "down")
     return into + abs(mlp["down"]["kernel"]).sum(1)
 
 
 def units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
-    """Scores heads and columns of a block of the family's own kind; all alike if it is abstract."""
+    """Scores heads and columns of a full block; all scores are equal if it is abstract."""
     attention, mlp = {name: block["attention"][name] for name in "qkvo"}, block["mlp"]
     parts = ((attention, "o", shape.num_kv_heads), (mlp, "down", shape.ffn_width))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(block)):
@@ -63,8 +63,8 @@ def units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
 
 
 def least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Chooses the units to take from each layer, all of the model ranked together: those of the
-    lowest scores, of `need` parameters at least, but for what `need` can do without."""
+    """Chooses the units to remove from each layer by ranking all units of the model together: those
+    with the lowest scores, until they have `need` parameters; units not needed for that stay."""
     flat = [each for pair in layers for each in pair]
     owner = np.repeat(np.arange(len(flat)), [len(each.scores) for each in flat])
     scores = np.concatenate([each.scores for each in flat])
@@ -86,8 +86,8 @@ def least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray
 
 
 def evenly(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Chooses the units to take from each layer so that all lose the same share of heads, and the
-    same share of its columns, of which as many go as `need` parameters still want."""
+    """Chooses the units to remove from each layer so that all layers lose the same share of heads,
+    and the same share of columns, until these have `need` parameters."""
     heads, columns = zip(*layers, strict=True)
 
     def lost(kind: tuple[Units, ...], share: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""Sizes and settings of encoders and decoders."""
+"""Defines the configs of encoders and decoders: sizes and settings."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ from kd_jax.precision import Policy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes and settings that encoders and decoders have alike."""
+    """The sizes and settings that encoders and decoders have in common."""
 
     unequal: ClassVar[str] = ""  # model_type of those whose blocks differ; none: they may not
     inner: ClassVar[str] = ""  # what HF's names have for the block inside a bottleneck
@@ -43,7 +43,7 @@ class ModelConfig:
             self.check_block(layer, block)
 
     def check_own(self) -> None:
-        """Raises UserError where the family's own numbers do not go together."""
+        """Raises UserError if the sizes of a normal block do not fit together."""
         if self.width % self.num_heads:
             raise UserError(
                 f"config.json: {self.num_heads} attention heads do not divide the width "
@@ -52,7 +52,7 @@ class ModelConfig:
         self.check_block(0, self.own_shape)
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError for a block that the model cannot have."""
+        """Raises UserError if a layer's block has a shape that the model cannot have."""
 
     @property
     def own_shape(self) -> BlockShape:
@@ -61,7 +61,7 @@ class ModelConfig:
         return BlockShape("full", self.width, *heads, self.ffn_width)
 
     def shape(self, layer: int) -> BlockShape:
-        """The shape of one layer's block, counted from 0."""
+        """Returns the shape of a layer's block, layers counted from 0."""
         return self.blocks[layer] if self.blocks else self.own_shape
 
     @property
@@ -72,7 +72,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """Sizes and settings of an encoder."""
+    """The sizes and settings of an encoder."""
 
     unequal: ClassVar[str] = "kd_jax_encoder"
     post_norm: ClassVar[bool] = True
@@ -87,7 +87,7 @@ class EncoderConfig(ModelConfig):
     sinusoidal: bool = False  # DistilBERT: how random positions start
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError where heads share keys."""
+        """Raises UserError if heads of a layer's block share keys."""
         if block.num_kv_heads != block.num_heads:
             raise UserError(
                 f"blocks: block {layer} has {block.num_heads} heads and {block.num_kv_heads} "
@@ -96,7 +96,7 @@ class EncoderConfig(ModelConfig):
 
     @property
     def classifier_rate(self) -> float:
-        """Dropout before the classifier."""
+        """Returns the dropout rate before the classifier."""
         return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
@@ -107,7 +107,7 @@ class EncoderConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig):
-    """Sizes and settings of a decoder."""
+    """The sizes and settings of a decoder."""
 
     unequal: ClassVar[str] = "kd_jax_decoder"
     inner: ClassVar[str] = ".inner"
@@ -125,7 +125,7 @@ class DecoderConfig(ModelConfig):
     head_bias: bool = False  # of an untied or tied unembedding
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError where the features of its heads cannot be rotated."""
+        """Raises UserError if the features of a block's heads cannot be rotated."""
         if self.rotary is not None:
             self.rotary.check(block.head_width)
 
@@ -143,5 +143,5 @@ class DecoderConfig(ModelConfig):
 
     @property
     def head_widths(self) -> set[int]:
-        """The widths of heads that occur in any layer."""
+        """Returns the widths of heads in all layers."""
         return {self.shape(layer).head_width for layer in range(self.num_layers)}

@@ -1,14 +1,14 @@
-"""The sizes of a model's blocks, which may differ from layer to layer.
+"""Defines the sizes of a model's blocks, which may differ from layer to layer.
 
 Blocks differ after compression (Musaeus and van der Goot 2025, "Iterative Structured Knowledge
 Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are enough:
 
-    full        as the family has it. With fewer heads or FFN columns than the family's own it is
-                called slim: the residual stream keeps its width D, attention maps D to H K and back
+    full        a normal block of the family. With fewer heads or FFN columns it is called slim: the
+                residual stream keeps its width D, attention maps D to H K and back
     bottleneck  y = x + up(inner(down(x))): `down` projects D to d', `inner` is the whole output of
-                a block of the family's own kind at width d' (its norms and residual sums included),
-                `up` projects back; nothing normalizes the sum, so that a small `up` leaves x as
-                it is, in an encoder too
+                a full block at width d' (its norms and residual sums included), `up` projects
+                back; the sum is not normalized, so that a small `up` leaves x almost unchanged, in
+                an encoder too
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ KINDS = ("full", "bottleneck")
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one block. Raises UserError where they do not go together."""
+    """The sizes of one block. Raises UserError if they do not fit together."""
 
     kind: str  # full | bottleneck
     width: int  # of the residual stream inside the block: the model's, or d' of a bottleneck
@@ -44,9 +44,9 @@ class BlockShape:
 
 
 def bottleneck(width: int, num_heads: int, num_kv_heads: int, ffn_width: int) -> BlockShape:
-    """Makes a bottleneck of that inner width, which its heads fill together.
+    """Makes a bottleneck of an inner width, which its heads divide among them.
 
-    Raises UserError where the heads do not divide the width, or key/value heads the heads.
+    Raises UserError if the heads do not divide the width, or key/value heads the heads.
     """
     if num_heads < 1 or width % num_heads:
         raise UserError(f"{num_heads} heads do not divide the width {width} of a bottleneck")
@@ -55,7 +55,7 @@ def bottleneck(width: int, num_heads: int, num_kv_heads: int, ffn_width: int) ->
 
 
 def check(blocks: tuple[BlockShape, ...], num_layers: int, width: int) -> None:
-    """Refuses blocks that a model of so many layers and that width cannot have."""
+    """Raises UserError for blocks that a model with these layers and width cannot have."""
     if blocks and len(blocks) != num_layers:
         raise UserError(f"blocks: {len(blocks)} shapes for {num_layers} layers, want one a layer")
     for i, block in enumerate(blocks):

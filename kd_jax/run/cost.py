@@ -1,6 +1,6 @@
-"""Measures what models cost to run, and counts what their training took.
+"""Measures models' latency and throughput, and counts the FLOPs of their training.
 
-All models of a run are timed in one sitting, on one device.
+All models of a run are timed one after the other on one device.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CHUNK = 256  # tokens whose logits exist at a time
 
 
 def measure(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[str, Any]]:
-    """Measures what each model costs to run on examples: parameters, size_mb, flops_per_sample (at
-    the mean length of a row), and what `metrics.cost.measure` gives. All are timed on the same
+    """Measures the cost of each model on examples: parameters, size_mb, flops_per_sample (at the
+    mean length of a row), and the times of `metrics.cost.measure`. All are timed on the same
     examples of the reported split: one row at a time for the latency, batches of 32 for the
     throughput."""
     found = {}
@@ -55,8 +55,8 @@ def measure(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict
 
 
 def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int]:
-    """Returns (one, many, samples): a call runs the next single row, or batches of that many
-    samples."""
+    """Makes the functions to time: (one, many, samples), where `one` runs the next single row and
+    `many` the next `samples` rows."""
     device = jax.local_devices()[0]  # parameters may lie on all
     mesh = sharding.make_mesh(1, [device])
     model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
@@ -87,8 +87,8 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
 
 
 def measure_mean(run: Run, name: str, members: Sequence[Params], space: str) -> dict[str, Any]:
-    """Times the first choice of every token of real rows (`metrics.cost.measure`), by the mean of
-    several models of one shape. `name`: the model that the members are of; all processes call this
+    """Times the prediction of every token of real rows by the mean of several models of one shape
+    (`metrics.cost.measure`). `name`: the run's model with that shape; all processes call this
     together."""
     device = jax.local_devices()[0]
     kept = [blueprint.stored(sharding.to_host(member), run.policy) for member in members]
@@ -123,8 +123,8 @@ def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
 
 
 def of_training(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
-    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
-    passes included: of one that is read from disk one over each row. Where blocks are drawn at
+    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), including the teacher's
+    forward passes: only one over each row if its logits are stored. If blocks are replaced at
     random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
     computing = stage.step_inputs(run, stage).computing

@@ -1,4 +1,4 @@
-"""Says in sentences what a run reads and trains, and where its figures are worth nothing."""
+"""Writes sentences on a run's data and stages, and warnings about meaningless results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CLASSES = 8  # that are counted in a sentence
 
 
 def of_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[str]:
-    """Describes what was read of each split: its size, classes, longest text, and how much does not
-    fit into a row. `data`: see `Task.prepare`."""
+    """Describes each split: its size, classes, longest text, and how much does not fit into a row.
+    `data`: see `Task.prepare`."""
     found = []
     for split, about in data.items():
         sizes = [
@@ -39,8 +39,7 @@ def of_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[str]:
 
 
 def of_stage(stage: Stage) -> str:
-    """Describes what a stage is about to do; and that its learning rate will not leave its warm-up,
-    where that is so."""
+    """Describes a stage before it runs, and warns if all of it is warm-up."""
     terms = ", ".join(stage.program.objective.names)
     teachers = f" from {', '.join(stage.teachers)}" if stage.learns else ""
     epochs = f" ({stage.epochs:g} epochs)" if stage.epochs else ""
@@ -57,7 +56,7 @@ def of_stage(stage: Stage) -> str:
 
 
 def of_end(stage: Stage, fitted: Fit) -> list[str]:
-    """Tells why a stage ended before its last step, and how much of its schedule was left."""
+    """Explains why a stage ended before its last step, and how much of its schedule was left."""
     ended, rate = fitted.steps, stage.schedules.learning_rate
     if ended >= stage.steps:
         return []
@@ -75,11 +74,11 @@ def of_end(stage: Stage, fitted: Fit) -> list[str]:
 def of_figures(
     stages: Mapping[str, Mapping[str, Any]], task: Task, roles: Mapping[str, str]
 ) -> list[str]:
-    """Finds reported figures from which nothing follows.
+    """Warns about reported metrics that mean nothing, such as a teacher no better than chance.
 
     Args:
-        stages: figures by stage.
-        task: says which figure selects, and how many classes or tokens there are to choose from.
+        stages: metrics by stage.
+        task: the task, for its primary metric and its number of classes or tokens.
         roles: the names of the stages "teacher", "baseline" and "student", "" for none.
     """
     classes = 0
@@ -105,7 +104,7 @@ def of_figures(
 
 
 def _guesses(name: str, figures: Mapping[str, Any], classes: int) -> list[str]:
-    """Finds a model that does no better than a guess that looks at nothing."""
+    """Warns about a model that is no better than guessing without reading the input."""
     loss, confusion = figures.get("loss"), figures.get("confusion")
     if classes > 1 and loss is not None and loss >= UNIFORM * math.log(classes):
         return [

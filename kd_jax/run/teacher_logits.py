@@ -1,7 +1,7 @@
-"""The models of a run as teachers, and their logits of examples, each row computed once.
+"""Loads a run's models as teachers, and computes their logits of examples, each row only once.
 
-Logits of a split are read from disk (teachers/store.py) where some run computed them; the others
-are computed now, and kept. Rows keep to the order of the split.
+Logits of a split are read from disk (teachers/store.py) if any run computed them; the others are
+computed now, and stored. Rows are in the order of the split.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class TeacherLogits:
-    """The models of a run, frozen, and their logits over its splits."""
+    """The frozen models of a run, and their logits over its splits."""
 
     def __init__(self, run: Run, given: dict[str, Params]):
-        """`given`: parameters by model, which may come later than this but before their use."""
+        """Stores `given`, parameters by model; entries may be added later, before their use."""
         self._run, self._given = run, given
         self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
         self.model = functools.cache(self._model)  # as a teacher, on the mesh
@@ -41,8 +41,8 @@ class TeacherLogits:
         self.text: dict[tuple, Any] = {}  # of run/teaching.py: stores of training text
 
     def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
-        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
-        length). With `ids_N`, of those rows only: others may be None."""
+        """Returns a model's logits of every row of a split, (C,) in the task's order of classes or
+        (2, length). With `ids_N`, only of those rows: others may be None."""
         rows = self._run.tasks[name].rows(split)
         found = self._rows.setdefault((name, split), [None] * len(rows))
         asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
@@ -56,7 +56,7 @@ class TeacherLogits:
     def together(
         self, names: tuple[str, ...], weights: list[float], space: str, split: str, ids_N=None
     ) -> list:
-        """Averages several models' logits in `space` (teachers/several.py), row by row as `of`."""
+        """Averages several models' logits in `space` (teachers/several.py); rows as in `of`."""
         if len(names) == 1:
             return self.of(names[0], split, ids_N)
         each = [self.of(name, split, ids_N) for name in names]
@@ -123,7 +123,7 @@ class TeacherLogits:
 
 
 def given_params(run: Run, name: str) -> Params:
-    """Loads, or draws, the parameters of a model that no stage trains."""
+    """Loads, or draws at random, the parameters of a model that no stage trains."""
     model = run.models[name]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     if model.folder is None:
@@ -139,13 +139,13 @@ def given_teachers(run: Run) -> dict[str, Params]:
 
 
 def frozen(run: Run, name: str, params: Params) -> Model:
-    """Makes a teacher of a model: in its operand type, laid out on the mesh."""
+    """Makes a teacher: casts a model's parameters to operand types, and puts them on the mesh."""
     kept = blueprint.stored(params, run.policy)
     return laid_out(Model(kept, run.models[name].abstract().graphdef), run.mesh)
 
 
 def laid_out(model: Model, mesh: Mesh) -> Model:
-    """Lays a model's parameters, which may lie anywhere, out on a mesh."""
+    """Puts a model's parameters, from the host or any devices, on a mesh."""
     specs = sharding.param_specs(family.PARTITION, model.params, mesh)
     placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
     return model.replace(params=placed)

@@ -1,4 +1,4 @@
-"""Who teaches a stage: logits that were computed before, or teachers in the step."""
+"""Makes the teacher of a stage: teachers that run in the step, or their stored logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def teaching(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
-    """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
+    """Returns the teacher of a stage, or None, and the stage's batches with the teacher's inputs.
+
+    Teachers run in the step, or their logits are read from disk.
+    """
     task, names = run.tasks[this.model], ", ".join(this.teachers)
     stream = task.train(this.batch_size, run.config.seed, **run.processes)
     if not this.learns:
@@ -48,9 +51,9 @@ def teaching(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | No
 
 
 def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
-    """Returns the logits of a stage's teachers, together, of all training rows that it will see,
-    those of text as (text, store) on disk; computes what is missing. None where the stage has no
-    teachers, or has them in the step."""
+    """Returns the averaged logits of a stage's teachers for all training rows that it will see; for
+    text, as (text, store) on disk. Computes missing ones. None if the stage has no teachers, or
+    runs them in the step."""
     task = run.tasks[this.model]
     if not task.of_examples:
         return _text(run, this, logits) if text_logits.are_kept(run, this) else None
@@ -86,8 +89,8 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any
 
 
 def check(run: Run, this: Stage) -> None:
-    """Raises UserError where a stage cannot learn from its teachers in the way that is asked for:
-    all of their weights are 0, they read other tokens, or more than logits is wanted from disk."""
+    """Raises UserError if a stage cannot learn from its teachers: all of their weights are 0, they
+    read other tokens, or a term needs more than stored logits."""
     if run.task.of_examples:
         if cache_settings(run)["logits"]:
             raise UserError("config.cache.logits is for language models; set config.cache.max_gb")
@@ -99,8 +102,8 @@ def check(run: Run, this: Stage) -> None:
 
 
 def check_tokens(run: Run, this: Stage) -> None:
-    """Raises UserError where a teacher that is compared token by token reads the examples in other
-    tokens."""
+    """Raises UserError if a teacher that is compared token by token tokenizes the examples
+    differently."""
     if run.head != "span" and not this.program.objective.needs_teacher_states:
         return
     what = "its loss" if run.head == "span" else "a loss on hidden states or attention"
@@ -114,7 +117,7 @@ def check_tokens(run: Run, this: Stage) -> None:
 
 
 def attach(rows: list, spans: bool, classes: int):
-    """Gives each batch its rows' logits, as a teacher computed them before; padding is MASKED."""
+    """Makes a function that adds stored logits of a teacher to a batch; padding is MASKED."""
 
     def with_logits(batch: Batch, logits_BPC: np.ndarray) -> Batch:
         return batch.replace(stored={TEACHER: StoredLogits(logits_BPC)})
@@ -140,8 +143,8 @@ def attach(rows: list, spans: bool, classes: int):
 def _online(
     run: Run, this: Stage, logits: TeacherLogits, stream: BucketStream
 ) -> tuple[Teacher, BucketStream]:
-    """Returns teachers in the step, and batches with the rows of those that read other tokens, or
-    token types."""
+    """Returns teachers that run in the step, and batches with the inputs of teachers whose tokens
+    or token types differ."""
     names = this.teachers
     ours = run.tasks[this.model].rows("train")
     theirs = {name: run.tasks[name].rows("train") for name in names}
@@ -183,7 +186,7 @@ def _same_tokens(ours: Encoded, theirs: Encoded) -> bool:
 
 
 def _same_types(ours: Encoded, theirs: Encoded) -> bool:
-    """Tells whether equal tokens have equal types; where the tokenizer gives none they are 0."""
+    """Tells whether two encodings have equal token types; without any they are 0."""
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)

@@ -1,5 +1,5 @@
-"""Learns the weights of an ensemble's members with which their mean is nearest to the teacher on
-held-out text."""
+"""Learns weights of an ensemble's members that bring their mean closest to the teacher on held-out
+text."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CHUNK = 256  # tokens whose logits exist at a time
 
 
 def learned(run: Run, teacher: Model, members: Sequence[Params]) -> list[float]:
-    """Learns the members' weights, which sum to 1: the softmax of what minimizes KL(teacher ||
-    mean) on the validation split, from equal ones. On one device."""
+    """Learns the members' weights, which sum to 1, by minimizing KL(teacher || mean) on the
+    validation split, starting from equal weights. Runs on one device."""
     device = run.mesh.local_devices[0]
     kept = [blueprint.stored(sharding.to_host(member), run.policy) for member in members]
     stacked = jax.device_put(ensemble.stack(kept), device)
@@ -63,7 +63,7 @@ def _slope(
     space: str,
     policy: Policy,
 ) -> Array:
-    """Computes the gradient of a batch's mean KL a token by the weights' logits, (E,)."""
+    """Computes the gradient of a batch's mean KL with respect to the weights' logits, (E,)."""
     theirs = head_of(teacher(batch)).cut(size)
     weights_N = batch.weights.reshape(-1)
 

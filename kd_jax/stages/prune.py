@@ -1,7 +1,7 @@
-"""Prunes a model by L1 norms (kd_jax/models/compact.py), once, and fine-tunes what is left.
+"""Prunes the teacher once by L1 norms (kd_jax/models/compact.py), and fine-tunes the pruned model.
 
-The least important heads and FFN columns go. The figures of the pruned model before any fine-tuning
-are those of `one_shot`.
+The least important heads and FFN columns are removed. The metrics of the pruned model before any
+fine-tuning are reported as `one_shot`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def _file(run: Run) -> epath.Path | None:
-    """The file that keeps the shapes that pruning came to."""
+    """Returns the path of the file with the pruned model's shapes."""
     return None if run.folder is None else run.folder / "pruned.json"
 
 
 def _target(run: Run) -> float:
-    """Computes the share of all parameters that is pruned away."""
+    """Computes the share of all parameters to prune."""
     target = run.config.pruning.target
     if target or substitute.SECTION not in run.config:
         return target
@@ -64,7 +64,7 @@ def _target(run: Run) -> float:
 
 
 def _pruned(run: Run, name: str, params: Params) -> Params:
-    """Prunes the teacher's parameters, and describes what is left as the model `name`."""
+    """Prunes the teacher's parameters, and adds the pruned model to the run as `name`."""
     teacher = run.models["teacher"]
     model = teacher.abstract().replace(params=params)
     how = _target(run), run.config.pruning.ranking
@@ -81,7 +81,7 @@ def _describe(run: Run, name: str, blocks: Sequence[shapes.BlockShape]) -> None:
 
 
 def pruned(run: Run, name: str, parameters: Parameters) -> Params:
-    """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
+    """Prunes the teacher's parameters on the host, and writes the resulting shapes to a file."""
     params = _pruned(run, name, sharding.to_host(run.original(parameters)))
     if jax.process_index() == 0:
         config = run.models[name].config

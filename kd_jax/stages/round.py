@@ -1,6 +1,6 @@
-"""One round of a sequential ensemble, the stage that kd_jax/recipes/ensemble.py repeats.
+"""Makes the stage of one round of a sequential ensemble, which kd_jax/recipes/ensemble.py repeats.
 
-config.ensemble says what its members and their mean are.
+config.ensemble describes the members and their mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTION = "ensemble"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """The stage that every round of an ensemble goes through anew."""
+    """Makes the stage that every round of an ensemble runs again."""
     config = run.config
     if run.head != "clm":
         raise UserError(
@@ -49,13 +49,13 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def vocab_size(run: Run) -> int:
-    """Ids that teacher and student share; those beyond are padding."""
+    """Counts the ids that teacher and student share; higher ids are padding."""
     return min(model.config.vocab_size for model in run.models.values())
 
 
 def kept(run: Run, tokens: float) -> int:
-    """Returns how many logits of a token are kept: all where those of a teacher, a mean and the
-    next mean fit, else config.ensemble.top_k."""
+    """Chooses how many logits of a token are stored: all if those of the teacher, a mean and the
+    next mean fit on disk, else config.ensemble.top_k."""
     size, settings = vocab_size(run), run.config.ensemble
     whole = 3 * text_logits.size_of(tokens, size, size)
     fits = whole <= 1e9 * text_logits.cache_settings(run)["max_gb"]
@@ -63,12 +63,12 @@ def kept(run: Run, tokens: float) -> int:
 
 
 def seed_of(run: Run, number: int) -> int:
-    """Of the order of the text and of dropout in a round, counted from 1."""
+    """Computes the seed of a round (counted from 1) for the order of the text and dropout."""
     return int(np.random.SeedSequence([run.config.seed, number]).generate_state(1)[0])
 
 
 def batches(run: Run, this: Stage, number: int) -> Stream:
-    """The batches of a round."""
+    """Makes the stream of training batches of a round."""
     whole = _train(run, this.batch_size)
     if run.config.ensemble.fresh:
         return whole.later((number - 1) * this.steps)
@@ -76,7 +76,7 @@ def batches(run: Run, this: Stage, number: int) -> Stream:
 
 
 def text(run: Run, this: Stage) -> TextLogits:
-    """Finds the logits of the rows that all rounds share."""
+    """Opens the stored logits of the rows that all rounds share."""
     rows, space = _train(run, this.batch_size).chosen(rows_N(run)), run.config.ensemble.space
     everywhere = bool(this.program.objective.everywhere)
     k = functools.partial(kept, run)
@@ -84,7 +84,7 @@ def text(run: Run, this: Stage) -> TextLogits:
 
 
 def rows_N(run: Run) -> np.ndarray:
-    """The rows that all rounds share: drawn by the run's seed."""
+    """Draws the training rows that all rounds share, by the run's seed."""
     count = _train(run, run.principal.batch_size).size
     wanted = run.config.ensemble.rows or count
     if wanted > count:
@@ -101,9 +101,11 @@ def _train(run: Run, batch_size: int) -> Stream:
 
 
 def training_flops(run: Run, this: Stage, past: int) -> int:
-    """FLOPs of all rounds of an ensemble that has `past` members before them. Where the text is
-    fixed: its steps, and one pass over the rows by the teacher and by each member but the last;
-    otherwise teacher and members answer in every step."""
+    """Counts the training FLOPs of all rounds of an ensemble that starts with `past` members.
+
+    With fixed text these are the steps, and one pass over the rows by the teacher and by each
+    member but the last; otherwise teacher and members run in every step.
+    """
     shape = cost.shape_of_step(run, this)
     rounds, (_, tokens, positions) = run.config.rounds, shape
     student, teacher = (run.models[name].abstract().params for name in ("student", "teacher"))

@@ -1,4 +1,4 @@
-"""One round of a sequential ensemble after the other: train a student, judge it, let it join."""
+"""Runs the rounds of a sequential ensemble: each trains a student, evaluates it and adds it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 
 
 class Rounds:
-    """Trains the rounds of a run, or what is left of them."""
+    """The rounds of an ensemble's run; each is trained, or continued, by `run`."""
 
     def __init__(self, run: Run, teacher: Params, listeners: Sequence[Listener]) -> None:
         self._run, self._listeners = run, listeners
@@ -53,9 +53,9 @@ class Rounds:
         self.of_teacher = self._judged_teacher(teacher)
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
-        """A round, counted from 1, after `members`: the new member, and {"round", "members",
-        "minutes", "pass_seconds" (before its first step), "pass_compile_seconds" (of those),
-        "student": its figures, "ensemble": those of all}."""
+        """Trains a round, counted from 1, after `members`: returns the new member, and {"round",
+        "members", "minutes", "pass_seconds" (before its first step), "pass_compile_seconds" (of
+        those), "student": its metrics, "ensemble": those of all}."""
         run, this = self._run, self._stage
         folder = run.folder / f"round_{number}"
         began = time.time()
@@ -111,8 +111,8 @@ class Rounds:
         }
 
     def weights(self, members: Sequence[Params]) -> tuple[list[float], Figures | None]:
-        """The members' weights in the end, and the figures of their mean where these were learned;
-        kept in the folder "learned"."""
+        """Returns the members' final weights, and, if these are learned, the metrics of their mean;
+        both are kept in the folder "learned"."""
         run = self._run
         if run.config.ensemble.weights == "equal" or len(members) == 1:
             return [1.0 / len(members)] * len(members), None
@@ -141,7 +141,7 @@ class Rounds:
         return self._text.of("teacher", [self._teacher])
 
     def _taught(self, number: int, members: Sequence[Params]) -> tuple[EnsembleTeacher, Stream]:
-        """What a round learns from, and its batches."""
+        """Makes the targets of a round (teacher and members), and its batches."""
         stream = batches(self._run, self._stage, number)
         logits, run = self._text, self._run
         if logits is None:
@@ -160,8 +160,8 @@ class Rounds:
     def _online(
         self, members: Sequence[Params], weights: Sequence[float] | None = None
     ) -> EnsembleTeacher:
-        """The teacher and all members in the step; `weights` are theirs and, last, the student's:
-        equal ones by default."""
+        """Makes the teacher that runs in the step with all members; `weights` are the members' and,
+        last, the student's, by default equal."""
         run = self._run
         params: dict[str, Any] = {"teacher": self._teacher.params}
         if members:
@@ -181,7 +181,7 @@ class Rounds:
         )
 
     def _judged(self, split: str, teacher: EnsembleTeacher, student: Model) -> Figures:
-        """Held-out figures of the mean, and of the student in it, as student_loss and so on."""
+        """Computes held-out metrics of the mean, and of the student alone (student_loss, ...)."""
         run = self._run
         rows = run.config.eval.batch_size
         stream = run.task.held_out(split, rows, **run.processes)
