@@ -40,7 +40,7 @@ IGNORE = (r"^layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",)
 
 
 def read(fields: Fields, values: dict, share: float | None = None) -> dict:
-    """Reads the rotary embedding, and keys that some files leave out; `share` as in `rotary.read`."""
+    """Reads the rotary embedding and optional keys; `share` as in `rotary.read`."""
     pad_id = values["pad_id"]
     return {
         "num_kv_heads": values["num_kv_heads"] or values["num_heads"],

@@ -173,7 +173,7 @@ class Scores:
         return likelihood.compare(of_original, own, *hits, self.task.chance)
 
     def write(self, out: str | Path) -> list[str]:
-        """Writes likelihoods.jsonl, a line for each stretch in the data's order; returns its path."""
+        """Writes likelihoods.jsonl, a line for each stretch; returns the path."""
         path = Path(out) / "likelihoods.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lines:
