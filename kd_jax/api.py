@@ -133,9 +133,9 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     path = folder / f"{key}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            pyarrow.parquet.write_table(table, Path(beside) / path.name)
-            os.replace(Path(beside) / path.name, path)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            pyarrow.parquet.write_table(table, Path(unfinished) / path.name)
+            os.replace(Path(unfinished) / path.name, path)
     return str(path)
 
 

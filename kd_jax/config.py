@@ -113,7 +113,7 @@ SECTIONS: dict[str, Table] = dict(
     pruning=dict(
         target=(_real(0.3, below=1), "share of all parameters that goes; 0: as substitution's"),
         ranking=(Choice("global", "layer"), "what heads and FFN columns compete with"),
-        distil=(True, "fine-tuned on the objective, beside the original; else on the labels"),
+        distil=(True, "fine-tuned on the objective, from the original; else on the labels"),
     ),
     substitution=dict(
         kind=(Choice("bottleneck", "slim"), "of compact blocks: kd_jax/models/shapes.py"),

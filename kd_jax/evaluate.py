@@ -14,8 +14,8 @@ Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), 
 also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
 from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
-reports or on --data; scored by likelihood, without --stage all stages beside the teacher, with what
-each keeps of its answers.
+reports or on --data; scored by likelihood, without --stage all stages and the teacher, with the
+accuracy that each retains.
 
 Text becomes rows as it did in the model's training (seq_len, separator, columns, ...), which every
 export of a run tells in its kd_jax.json, unless flags say otherwise. Of other models nobody knows
@@ -25,7 +25,7 @@ is taken; --separator is another.
 --out=DIR gets predictions.tsv (or .json: SQuAD), the format in which the task's authors want
 them, figures by class and the confusion matrix; --json=FILE the figures: fractions, or percent for
 SQuAD. --predictions scores a file in that format, whoever wrote it. Language models are measured in
-nats a token; beside a teacher also KL(teacher || model) and the share of equal first choices.
+nats a token; with a teacher also KL(teacher || model) and the share of equal first choices.
 Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending (or window).
 """
 

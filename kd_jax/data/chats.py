@@ -134,7 +134,7 @@ class Template:
         if not tokenizer.chat_template:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template: take the tokenizer "
-                f"of a chat model, or put a chat_template.jinja beside it"
+                f"of a chat model, or put a chat_template.jinja next to it"
             )
         self.tokenizer = tokenizer
         self.turns = turns

@@ -297,7 +297,7 @@ def _check_delimiter(header: list[str], file: Path) -> None:
     if other is not None:
         raise UserError(
             f"{file}, row 1: the header is one column, {header[0]!r}; where {other!r} separates "
-            f"columns, set delimiter={other!r} beside the path (--delimiter of predict), or write "
+            f"columns, set delimiter={other!r} next to the path (--delimiter of predict), or write "
             f"the file with {',' if file.suffix == '.csv' else 'tabs'!r}"
         )
 

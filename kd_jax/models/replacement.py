@@ -48,7 +48,7 @@ class Either:
 def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]) -> Model:
     """Makes a model with the blocks of the successor and of its predecessor.
 
-    `groups`: for each of the successor's blocks the predecessor's blocks that it replaces, ()  for
+    `groups`: for each of the successor's blocks the predecessor's blocks that it replaces, () for
     none. The parameters, arrays or abstract, are the successor's and, under
     backbone/predecessors/BLOCK/NUMBER, the predecessor's. In evaluation only the successor runs.
     """
@@ -56,19 +56,19 @@ def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]
     def make(ours: Params, theirs: Params) -> Model:
         whole = nnx.merge(successor.graphdef, ours)
         blocks = nnx.merge(predecessor.graphdef, theirs).backbone.blocks
-        beside = [nnx.List([blocks[layer] for layer in group]) for group in groups]
-        whole.backbone.predecessors = nnx.data(nnx.List(beside))
+        replaced = [nnx.List([blocks[layer] for layer in group]) for group in groups]
+        whole.backbone.predecessors = nnx.data(nnx.List(replaced))
         graphdef, state = nnx.split(whole)
         return Model(nnx.to_pure_dict(state), graphdef)
 
     shapes = jax.eval_shape(make, successor.params, predecessor.params)
     blocks = predecessor.params["backbone"]["blocks"]
-    beside = {
+    replaced = {
         i: {j: blocks[layer] for j, layer in enumerate(group)}
         for i, group in enumerate(groups)
         if group
     }
-    backbone = successor.params["backbone"] | {"predecessors": beside}
+    backbone = successor.params["backbone"] | {"predecessors": replaced}
     return shapes.replace(params=successor.params | {"backbone": backbone})
 
 

@@ -310,8 +310,8 @@ def evaluate_run(
         scored = scored or _encoded(this, own, options, run.config.task)
         found[each] = _score(own, scored, this, task, rows)
         if len(found) > 1:
-            beside = found[each].made.beside(found[TEACHER].made)
-            found[each].report["beside_teacher"] = beside
+            comparison = found[each].made.compared_with(found[TEACHER].made)
+            found[each].report["beside_teacher"] = comparison
     return found
 
 

@@ -204,8 +204,8 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     reader = tokenizers.reader_of(folder)
     if reader != "AutoTokenizer":
         log.warning(
-            "%s: AutoTokenizer reads texts otherwise beside this model; load it with %s, as kd_jax "
-            "does and the card says",
+            "%s: AutoTokenizer tokenizes texts differently for this model; load it with %s, as "
+            "kd_jax does and the card says",
             folder,
             reader,
         )

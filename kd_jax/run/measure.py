@@ -166,7 +166,7 @@ class Scores:
         """Computes the task's metrics; see `Scored.figures` of the task."""
         return self.task.figures(self.log_likelihoods_N)
 
-    def beside(self, original: Scores) -> dict[str, float | None]:
+    def compared_with(self, original: Scores) -> dict[str, float | None]:
         """Compares these scores with the original model's; see `metrics.likelihood.compare`."""
         of_original, own = original.log_likelihoods_N, self.log_likelihoods_N
         hits = self.task.hits(of_original), self.task.hits(own)

@@ -110,8 +110,8 @@ def training_flops(run: Run, this: Stage, past: int) -> int:
     rounds, (_, tokens, positions) = run.config.rounds, shape
     student, teacher = (run.models[name].abstract().params for name in ("student", "teacher"))
     if run.config.ensemble.fresh:
-        beside = ([teacher, *[student] * (past + number)] for number in range(rounds))
-        return this.steps * sum(flops.train_step(student, each, {}, *shape) for each in beside)
+        frozen = ([teacher, *[student] * (past + number)] for number in range(rounds))
+        return this.steps * sum(flops.train_step(student, each, {}, *shape) for each in frozen)
     total = rounds * this.steps * flops.train_step(student, [], {}, *shape)
     for model, passes in ((teacher, 1), (student, past + rounds - 1)):
         total += passes * flops.forward(model, len(rows_N(run)), tokens, positions)

@@ -49,8 +49,8 @@ class Rounds:
         self._teacher = frozen(run, "teacher", teacher)
         self._text = None if run.config.ensemble.fresh else text(run, self._stage)
         objective = held_out_objective(run.policy, run.policy, run.chunk, mixed=True)
-        self._judging = Program(objective, run.mesh, ensemble.PARTITION)
-        self.of_teacher = self._judged_teacher(teacher)
+        self._program = Program(objective, run.mesh, ensemble.PARTITION)
+        self.of_teacher = self._evaluate_teacher(teacher)
 
     def run(self, number: int, members: Sequence[Params]) -> tuple[Params, dict[str, Any]]:
         """Trains a round, counted from 1, after `members`: returns the new member, and {"round",
@@ -72,7 +72,7 @@ class Rounds:
             [stage.last_phase(run, this, lambda _: self._start(members))],
             stream=stream,
             teacher=teacher,
-            validate=functools.partial(self._judged, "validation", online),
+            validate=functools.partial(self._evaluate, "validation", online),
             selection=loop.Selection("kl"),
             directory=folder,
             listeners=self._listeners,
@@ -94,7 +94,7 @@ class Rounds:
         self, number: int, members: Sequence[Params], online: EnsembleTeacher, fitted: loop.Fit
     ) -> dict[str, Any]:
         run, params = self._run, fitted.state.params["student"]
-        figures = self._judged(run.split, online, fitted.state.student)
+        figures = self._evaluate(run.split, online, fitted.state.student)
         own = {key: value for key, value in figures.items() if key.startswith("student_")}
         student = {key.removeprefix("student_"): value for key, value in own.items()}
         whole = {key: value for key, value in figures.items() if key not in own}
@@ -121,7 +121,7 @@ class Rounds:
             weights = mixing.learned(run, self._teacher, members)
             last = Model(members[-1], run.models["student"].abstract().graphdef)
             teacher = self._online(members[:-1], weights)
-            found = self._judged(run.split, teacher, last)
+            found = self._evaluate(run.split, teacher, last)
             found = with_perplexity(
                 {k: v for k, v in found.items() if not k.startswith("student_")}
             )
@@ -180,15 +180,15 @@ class Rounds:
             run.config.ensemble.space,
         )
 
-    def _judged(self, split: str, teacher: EnsembleTeacher, student: Model) -> Figures:
+    def _evaluate(self, split: str, teacher: EnsembleTeacher, student: Model) -> Figures:
         """Computes held-out metrics of the mean, and of the student alone (student_loss, ...)."""
         run = self._run
         rows = run.config.eval.batch_size
         stream = run.task.held_out(split, rows, **run.processes)
         by = run.config.ensemble.eval_mean
-        return evaluate(student, stream, teacher, self._judging, by)
+        return evaluate(student, stream, teacher, self._program, by)
 
-    def _judged_teacher(self, params: Params) -> Figures:
+    def _evaluate_teacher(self, params: Params) -> Figures:
         run = self._run
 
         def figures() -> Figures:
