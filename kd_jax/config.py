@@ -233,7 +233,7 @@ def teacher(name: str) -> ConfigDict:
 
 
 def cache(max_gb: float) -> ConfigDict:
-    """A section `cache`; language models set `logits` as well."""
+    """Makes a section `cache`; language models set `logits` as well."""
     return ConfigDict(dict(max_gb=max_gb, folder=""))
 
 

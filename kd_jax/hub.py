@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models by id and revision, one time-out, one wording of its refusals."""
+"""Downloads models from the Hugging Face hub, with one time-out and clear error messages."""
 
 import dataclasses
 import functools

@@ -56,7 +56,7 @@ class ModelConfig:
 
     @property
     def own_shape(self) -> BlockShape:
-        """The shape of every block of the family's own."""
+        """Returns the shape of a normal block of the family."""
         heads = self.num_heads, self.num_heads, self.width // self.num_heads
         return BlockShape("full", self.width, *heads, self.ffn_width)
 
@@ -66,7 +66,7 @@ class ModelConfig:
 
     @property
     def embedding_width(self) -> int:
-        """Width of the token embeddings."""
+        """Returns the width of the token embeddings."""
         return self.width
 
 
@@ -101,7 +101,7 @@ class EncoderConfig(ModelConfig):
 
     @property
     def max_tokens(self) -> int:
-        """The longest row that has positions."""
+        """Returns the length of the longest row that has positions."""
         return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
 
 
@@ -131,14 +131,14 @@ class DecoderConfig(ModelConfig):
 
     @property
     def own_shape(self) -> BlockShape:
-        """The shape of every block of the family's own."""
+        """Returns the shape of a normal block of the family."""
         head_width = self.head_width or self.width // self.num_heads
         heads = self.num_heads, self.num_kv_heads, head_width
         return BlockShape("full", self.width, *heads, self.ffn_width)
 
     @property
     def max_tokens(self) -> int:
-        """The longest row that has positions."""
+        """Returns the length of the longest row that has positions."""
         return self.max_positions if self.rotary is None else self.rotary.max_tokens
 
     @property

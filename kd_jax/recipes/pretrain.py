@@ -1,3 +1,3 @@
-"""The recipe `distil`, by the name that configs give it."""
+"""Alias of the recipe `distil`, for `config.recipe`."""
 
 from kd_jax.recipes.distil import run as run

@@ -291,7 +291,7 @@ def first_state(
 
 
 def abstract_state(run: Run, stage: Stage) -> TrainState:
-    """Describes the shapes of a stage's last state, without its parameters."""
+    """Describes a stage's last state by shapes and types; loads no parameters."""
     return first_state(run, stage, run.models[stage.model].abstract().params)
 
 

@@ -1,4 +1,4 @@
-"""The base of tasks with one class, or one number, for each text or pair of texts."""
+"""Defines the base of tasks that predict a class, or a number, for each text or pair of texts."""
 
 import csv
 import dataclasses

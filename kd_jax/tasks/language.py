@@ -1,4 +1,4 @@
-"""The base of the language-modelling tasks, masked and causal.
+"""Defines the base of the language-modelling tasks, masked and causal.
 
 config.data as in data/splits.py, with
     cache_dir  where tokens are kept (default: $KD_JAX_CACHE, else ~/.cache/kd_jax)

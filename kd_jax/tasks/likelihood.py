@@ -1,4 +1,4 @@
-"""Tasks for evaluation only, by the likelihood that a causal language model gives to text; for
+"""Defines tasks that only evaluate causal language models, by the likelihood they give to text; in
 multiple choice every ending is scored after its context, and the likeliest is the prediction.
 
 A module of kd_jax.tasks is such a task when it defines `scoring(config, data)`, a `LikelihoodTask`;

@@ -1,4 +1,4 @@
-"""The base of every task: streams of the splits of config.data, and their figures.
+"""Defines the base of all tasks: streams of batches from splits of config.data, and metrics.
 
 A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `Task` of
 config.task and config.data, whose tokenizer may be None where no rows are asked for; `DEFAULTS`
