@@ -60,8 +60,8 @@ class Softmax:
         return self.shifted_CV / temperature - self.log_normalizer(temperature, sums)
 
     def gap(self, other: Softmax, temperature: Temperature) -> Sums:
-        """Lists the further sum that `kl` needs, of exp(s / T) (s - o), where s and o are the
-        shifted logits of this model and the other."""
+        """Lists the sum that `kl` needs in addition to the normalizers, over the vocabulary:
+        exp(s / T) (s - o), where s and o are the shifted logits of this model and the other."""
         gap_CV = self.shifted_CV - other.shifted_CV
         return {("gap", self.name, other.name, key_of(temperature)): self.exp(temperature) * gap_CV}
 
