@@ -2,7 +2,7 @@
 
 The teacher is taken as it is: a folder in Hugging Face's format, or an id on its hub. Baseline and
 student both start from layers spread evenly over the teacher's. The baseline is trained on the text
-alone, the student beside the teacher as well (KL at T = 2), so that the table shows what the
+alone, the student on the teacher as well (KL at T = 2), so that the table shows what the
 teacher adds. A tenth of the documents is held out: it chooses the checkpoint, and is what is
 reported unless there is a text of its own for that (--config.data.test.path).
 

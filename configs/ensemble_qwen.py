@@ -7,9 +7,9 @@ the teacher's. Theirs are the models, the data, 6 rounds of 1,000 steps of 16 co
 to the teacher and the student's own next-token loss. What their code does instead is in
 configs/ensemble_qwen_faithful.py.
 
-Chosen here: all rounds read the same 16,000 rows, in another order, so that the teacher answers
-once and the members' mean is updated once a round, both kept on disk; a step then costs the same in
-every round. All turns of the assistant are learnt; conversations are packed.
+Chosen here: all rounds read the same 16,000 rows, in another order, so that the teacher's logits
+are computed once and the members' mean is updated once a round, both kept on disk; a step then
+costs the same in every round. All turns of the assistant are learnt; conversations are packed.
 
     python -m kd_jax.plan --config=configs/ensemble_qwen.py --topology=v5e:4x4
     python -m kd_jax.main --config=configs/ensemble_qwen.py --workdir=runs/ensemble_qwen

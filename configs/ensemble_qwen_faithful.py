@@ -1,6 +1,6 @@
 """What the published code of slm_ensembles computes, but for its defects.
 
-From that code (branch main), beside configs/ensemble_qwen.py: pure KL to the teacher at T = 1, no
+From that code (branch main), unlike configs/ensemble_qwen.py: pure KL to the teacher at T = 1, no
 next-token loss; the last turn of each conversation is learnt, one conversation a row; new texts in
 every round, with teacher and all members in the step, so that a step costs more in each round;
 held-out losses are means over the means of batches.

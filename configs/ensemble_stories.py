@@ -8,7 +8,7 @@ teacher is a Llama of 260,032 parameters; five members of 51,168 are together a 
 all steps, on the same rows:
 
     :longer        as large as a member, as many steps as the ensemble
-    :longer_flops  as many operations
+    :longer_flops  as many FLOPs
     :larger        as large as the ensemble
     :larger_flops
 
@@ -18,7 +18,7 @@ all steps, on the same rows:
     python -m kd_jax.main --config=configs/ensemble_stories.py:smoke
 
 Text: stories that the teacher wrote itself (benchmarks/sampled_text.py); reported on real ones, of
-which none is trained on. The model is expected in models/stories260K beside $KD_JAX_DATA.
+which none is trained on. The model is expected in models/stories260K next to $KD_JAX_DATA.
 """
 
 import os
@@ -60,7 +60,7 @@ def get_config(arg=None):
     return or_smoke(c, "smoke" if smoke else None, family="llama")
 
 
-# Steps of a single student; _flops: with which it takes as many operations as the ensemble.
+# Steps of a single student; _flops: with which it takes as many FLOPs as the ensemble.
 SINGLE = {
     "longer": ROUNDS * STEPS,
     "longer_flops": 1700,

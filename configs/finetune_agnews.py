@@ -1,4 +1,4 @@
-"""BERT to DistilBERT on AG News: response-based distillation, and other students beside it.
+"""BERT to DistilBERT on AG News: response-based distillation, and other students.
 
 The system reproduced: BERT-base fine-tuned as the teacher, DistilBERT with 0.7 x CE + 0.3 x T^2
 KL, T = 3, AdamW at 2e-5, 3 epochs, one cycle (10% up, cosine), clipping at 1.0, dropout 0.2 before
@@ -9,7 +9,7 @@ results.json and in the report of kd_jax.compare.
     python -m kd_jax.main --config=configs/finetune_agnews.py
 
 Arguments: distilbert (default), tinybert (4 x 312, huawei-noah), mobilebert, distilroberta (with a
-RoBERTa teacher: answers of one tokenizer are compared). `-smoke` behind any of them runs it tiny,
+RoBERTa teacher: both read the same tokens). `-smoke` behind any of them runs it tiny,
 on made-up data; alone it is DistilBERT's. All on one GPU with 16 GB: about an hour. The published
 figures are those of the authors' notebook; the full run has not been made here. A small one that
 has: configs/small_finetune.py.

@@ -3,7 +3,7 @@
 Tasks: cola, sst2 (default), mrpc, stsb, qqp, mnli, mnli_mismatched, qnli, rte, wnli; `-smoke`
 behind one of them runs it tiny, on made-up data. The teacher is fine-tuned first; baseline and
 student start from its layers 2, 4, ..., 12. The student learns from the labels and the teacher's
-softened answers, of STS-B from the score and the teacher's score. GLUE's validation split is what
+softened logits, on STS-B from the score and the teacher's score. GLUE's validation split is what
 is reported (test labels are secret); a tenth of the training data chooses the epoch.
 
     python -m kd_jax.main --config=configs/finetune_glue.py:mrpc

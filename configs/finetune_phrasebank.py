@@ -1,7 +1,7 @@
 """BERT to DistilBERT on Financial PhraseBank: hard targets, soft targets, both.
 
 The system reproduced fine-tunes BERT-base as the teacher and trains DistilBERT on the labels (CE)
-and on the teacher's softened answers (KL); it reports 94.41 and 95.29% accuracy, 417.65 and 255.42
+and on the teacher's softened logits (KL); it reports 94.41 and 95.29% accuracy, 417.65 and 255.42
 MB, and 7.66 and 3.98 ms a sample for teacher and student. Which sentences it tested on is not
 published; here a seeded, stratified fifth of each level is the test split.
 

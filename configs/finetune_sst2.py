@@ -1,7 +1,7 @@
 """The second phase of "kdslm" on SST-2: its pretrained 6-layer student, fine-tuned and distilled.
 
-A BERT-base teacher is fine-tuned on SST-2, then the student twice: on the labels, and beside the
-teacher (labels, softened answers, hidden states, as in pretraining). The student is what
+A BERT-base teacher is fine-tuned on SST-2, then the student twice: on the labels, and with the
+teacher (labels, softened logits, hidden states, as in pretraining). The student is what
 configs/pretrain_wikitext.py or pretrain_distilbert.py exported; without one of your own,
 DistilBERT.
 

@@ -1,7 +1,7 @@
 """BERT to DistilBERT on your own labelled texts: .csv, .tsv, .jsonl, .parquet, or the hub.
 
 Teacher, baseline and student as in configs/finetune_agnews.py, with equal weights of labels and
-answers. Columns and files are settings; classes are those that occur in the training file.
+teacher. Columns and files are settings; classes are those that occur in the training file.
 
     python -m kd_jax.main --config=configs/finetune_text.py --config.data.train.path=train.csv \\
       --config.data.test.path=test.csv --config.task.text=review --config.task.label=stars

@@ -1,4 +1,4 @@
-"""Structured L1 pruning of GPT-2 by 30% of its parameters, then fine-tuning beside the original.
+"""Structured L1 pruning of GPT-2 by 30% of its parameters, then distillation from the original.
 
 The baseline that ISKD is compared with (Musaeus and van der Goot, COLING 2025 main 440, who report
 that substitution of blocks does better): the attention heads and FFN columns of the smallest L1

@@ -11,8 +11,8 @@ once; the runs take it as their teacher, and start baseline and student from its
         --config.teacher.model=runs/agnews-teacher/export/teacher
     done
 
-The student learns the labels, the teacher's answers, and its hidden states: two layers of the
-teacher to one of the student. Answers alone say little here, since the teacher knows its training
+The student learns the labels, the teacher's logits, and its hidden states: two layers of the
+teacher to one of the student. Logits alone say little here, since the teacher knows its training
 examples by heart. Learning rates are the best of three for baseline and student each, on held-out
 PhraseBank (configs/small_sweep.py, another seed); there and on STS-B the student was tried with and
 without hidden states. All of it serves for all tasks.

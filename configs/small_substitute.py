@@ -1,4 +1,4 @@
-"""ISKD of models that two CPU cores can train, beside L1 pruning and ordinary distillation.
+"""ISKD of models that two CPU cores can train, compared with L1 pruning and ordinary distillation.
 
 A GPT-2 of 8 blocks and width 320 (9.9 million parameters outside the embeddings, own BPE of 8,192)
 is trained first, on mixed English text; `:stories` takes stories260K instead, a Llama of 5 blocks,
@@ -19,7 +19,7 @@ one that begins as the most important heads and columns of it and is fitted to i
       python -m kd_jax.main --config=configs/small_substitute.py:stories --config.seed=$seed
     done
 
-`:gpt2-flops` and `:stories-flops` give pruning and distillation as many operations as substitution
+`:gpt2-flops` and `:stories-flops` give pruning and distillation as many FLOPs as substitution
 takes: its model is larger at first, so that its steps cost more.
 
 Fewer blocks, made much smaller, come out worse. Three of the five of the stories, six of eight:

@@ -1,6 +1,6 @@
 """Learning rates for configs/small_finetune.py, as many for the baseline as for the student.
 
-Argument: the task, as there. Trials are judged on held-out training data, with a seed that no
+Argument: the task, as there. Trials are evaluated on held-out training data, with a seed that no
 reported run has:
 
     python -m kd_jax.main --config=configs/small_sweep.py:phrasebank --config.seed=100 \

@@ -12,7 +12,7 @@ fifth of its stories is held out and tells the best checkpoint.
     python -m kd_jax.main --config=configs/substitute_stories.py:smoke
 
 More text, such as the model's own: --config.data.train.path=FILE. The model is expected in
-models/stories260K beside $KD_JAX_DATA, the text in $KD_JAX_DATA/lm_text. Minutes on two cores.
+models/stories260K next to $KD_JAX_DATA, the text in $KD_JAX_DATA/lm_text. Minutes on two cores.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Weight of the distillation term x temperature on AG News: twenty trials, one heat map.
 
 The settings are those of configs/finetune_agnews.py, the grid is what its authors left as future
-work. The teacher is fine-tuned once, its answers are computed once, and all trials run through one
+work. The teacher is fine-tuned once, its logits are computed once, and all trials run through one
 compiled step; the best on held-out training data is measured on the test split.
 
     python -m kd_jax.main --config=configs/sweep_agnews.py

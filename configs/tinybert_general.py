@@ -2,7 +2,7 @@
 
 Jiao et al., arXiv:1909.10351, section 3.2: a student of 4 layers of width 312 learns BERT-base's
 attention scores, embeddings and hidden states (equations 7 to 9, one projection for all layers),
-no labels and no masks' answers; its last checkpoint is what configs/tinybert_sst2.py starts from.
+without labels or masked tokens; its last checkpoint is what configs/tinybert_sst2.py starts from.
 The authors take 2.5 billion words of Wikipedia, 3 epochs, batch 256, 128 tokens, learning rate
 1e-4.
 

@@ -1,8 +1,8 @@
-"""TinyBERT's task-specific distillation on SST-2: layers first, answers second.
+"""TinyBERT's task-specific distillation on SST-2: layers first, logits second.
 
 Jiao et al., arXiv:1909.10351, section 3.2: a student of 4 layers of width 312 learns the
 fine-tuned BERT-base's attention scores, embeddings and hidden states (stage `intermediate`,
-equations 7 to 9, one projection for all layers), then its answers (stage `student`, equation 10, T
+equations 7 to 9, one projection for all layers), then its logits (stage `student`, equation 10, T
 = 1). It starts from the authors' general TinyBERT, or from your own (configs/tinybert_general.py).
 Learning rates 5e-5 and 3e-5, 10 and 3 epochs, batch 32 are the authors'; their data augmentation
 is left out.

@@ -1,4 +1,4 @@
-"""Knowledge distillation of language models in JAX.
+"""Distills language models in JAX.
 
     config = kd_jax.configure("finetune_text", {"teacher.model": "runs/teacher", "epochs": 3})
     run = kd_jax.distil(config, train={"text": texts, "label": labels})

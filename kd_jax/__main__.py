@@ -1,4 +1,4 @@
-"""The console command: `kd-jax VERB ...` is `python -m kd_jax.VERB ...`.
+"""Runs the console command: `kd-jax VERB ...` is `python -m kd_jax.VERB ...`.
 
 kd-jax main --config=quickstart      # an experiment of kd_jax, or the path of your own file
 kd-jax configs                       # lists the experiments
@@ -23,7 +23,7 @@ VERBS = {
 
 
 def main() -> None:
-    """Runs the command that the first argument names; does not return where it fails."""
+    """Runs the command named by the first argument; exits the program if it fails."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
         rows = "\n".join(f"  {name:<9} {what}" for name, what in VERBS.items())
@@ -39,7 +39,7 @@ def main() -> None:
         try:
             importlib.import_module(f"kd_jax.{module}").main()
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The Python API: what the command lines do, on tables and texts that are in memory.
+"""Offers the commands of kd_jax as Python functions, also for tables and texts in memory.
 
 A run of the API is a run of the command line: the same run directory, which the same call, or
 `python -m kd_jax.main`, continues after a kill. See docs/python.md.
@@ -51,7 +51,7 @@ def configure(experiment: str, changes: Mapping[str, Any] | None = None) -> Conf
         changes: values by dotted key, {"teacher.model": "gpt2", "optim.learning_rate": 1e-4}; also
             keys that the experiment does not set but that are legal (docs/config.md).
 
-    Raises UserError where there is no such experiment, and for keys that there are not.
+    Raises UserError for an unknown experiment, and for unknown keys.
     """
     config = experiments.read(experiment)
     keys.change(config, (changes or {}).items())
@@ -71,16 +71,16 @@ def distil(
 
     Args:
         config: see `configure`.
-        train, validation, test: rows that take the place of config.data's. Without `test`, given
-            `train`, figures are those of held-out training rows. Tables in memory are written, once
-            for each content, to `tables` next to the run directory.
-        workdir: the run directory; runs/NAME-HASH of the config by default. A run that was
-            interrupted goes on there, a finished one is only read.
+        train, validation, test: rows that replace config.data's. With `train` but no `test`,
+            metrics are computed on held-out training rows. Tables in memory are written, once for
+            each content, to `tables` next to the run directory.
+        workdir: the run directory; runs/NAME-HASH of the config by default. An interrupted run
+            is continued there, a finished one is only read.
         callback: called in the first process with (stage, kind, row) for each row that is written:
             kind is "train" (step, loss, terms, learning_rate ...), "eval" (step and held-out
             figures) or "time" (step, tokens_per_second ...).
 
-    Raises UserError for what is wrong with config, data or models, mostly before any long work.
+    Raises UserError for mistakes in config, data or models, mostly before any long work.
     """
     start()
     config = copy.deepcopy(config)
@@ -103,13 +103,13 @@ def distil(
 
 @functools.cache
 def start() -> None:
-    """Starts JAX and the log as the command lines do, once a process."""
+    """Starts JAX and logging as the commands do, once a process."""
     cli.start_jax()
 
 
 def _file(rows: Rows, folder: Path, key: str) -> str:
-    """The path of a file that holds the rows; a table in memory is written to `folder`, under a
-    name made of its content."""
+    """Returns the path of a file with the rows; a table in memory is written to `folder`, under a
+    hash of its content."""
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
     table = _table(rows, key)
@@ -119,9 +119,9 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     path = folder / f"{key}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as beside:
-            pyarrow.parquet.write_table(table, Path(beside) / path.name)
-            os.replace(Path(beside) / path.name, path)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            pyarrow.parquet.write_table(table, Path(unfinished) / path.name)
+            os.replace(Path(unfinished) / path.name, path)
     return str(path)
 
 
@@ -159,7 +159,7 @@ class Run:
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
-        """The reported figures: stage -> {"loss", "accuracy", ..., "parameters", "best_step"}."""
+        """Returns the reported metrics: stage -> {"loss", "accuracy", ..., "best_step"}."""
         return self.results["stages"]
 
     def table(self) -> Table:
@@ -167,8 +167,8 @@ class Run:
         return of_runs([self.results], f"{self.folder.name}, {self.results['split']} split")
 
     def curves(self, stage: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Reads what was written while a stage trained: columns of metrics.csv (losses and terms by
-        step) and of eval.csv (held-out figures)."""
+        """Reads a stage's training curves: columns of metrics.csv (losses and terms by step) and of
+        eval.csv (held-out metrics)."""
         found = runs.curves(self.folder)[stage]
         return found.training, found.validation
 
@@ -185,7 +185,7 @@ class Run:
 
 
 def open_run(folder: str | os.PathLike) -> Run:
-    """Opens the directory of a finished run. Raises UserError where it is none, or not finished."""
+    """Opens the directory of a finished run. Raises UserError if it is not one."""
     found = runs.read(os.fspath(folder))
     return Run(Path(found.workdir), found.results)
 
@@ -218,11 +218,12 @@ class Model:
         "glue/sst2", "hellaswag" ... (docs/evaluate.md).
 
         Args:
-            task: as `python -m kd_jax.evaluate --task` has it.
-            data: rows, or None for the task's own split on the hub.
-            options: what that command's flags set: text, label, teacher, seq_len, batch_size ...
+            task: a name for `python -m kd_jax.evaluate --task`.
+            data: rows, or None for the task's split on the hub.
+            options: further flags of that command: text, label, teacher, seq_len, batch_size ...
 
-        Returns the task's figures, "parameters", "size_mb", "seconds" and what they are of.
+        Returns the task's metrics, "parameters", "size_mb", "seconds" and a description of model
+        and data.
         """
         start()
         given = evaluate.Options(**{"precision": self.precision} | options)
@@ -241,9 +242,9 @@ class Model:
 
 
 def load(model: str | os.PathLike, revision: str | None = None, precision: str = "fp32") -> Model:
-    """Names a model: the folder of a Hugging Face checkpoint, or a hub id at a revision.
+    """Opens a model: the folder of a Hugging Face checkpoint, or a hub id at a revision.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     hub.resolve(os.fspath(model), revision, "model")
     return Model(os.fspath(model), revision, precision)
@@ -258,8 +259,8 @@ def compare_runs(
 
 
 def forecast(config: Config, topology: str = "") -> dict[str, Any]:
-    """Tells what a run will take, before there are weights, data or accelerators: parameters and
-    FLOPs of each stage; with a topology ("v5e:4x4", docs/scaling.md) also memory and communication
-    of its compiled step."""
+    """Forecasts the parameters and FLOPs of each stage of a run, without weights, data or
+    accelerators; with a topology ("v5e:4x4", docs/scaling.md) also memory and communication of the
+    compiled step."""
     start()
     return plan.plan(config, topology)

@@ -1,4 +1,4 @@
-"""Checks paths, puts errors on one line and starts JAX, for all commands with parsed flags."""
+"""Checks paths, prints errors on one line and starts JAX, for all commands."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def check_file(flag: str, path: str | None) -> None:
-    """Raises UserError where a file could not be written."""
+    """Raises UserError if the file of an output flag cannot be written."""
     if not path or "://" in path:
         return
     folder = Path(path).absolute().parent
@@ -46,7 +46,7 @@ def check_file(flag: str, path: str | None) -> None:
 
 
 def check_folder(flag: str, path: str | None) -> None:
-    """Raises UserError where a folder could not be made, or written to."""
+    """Raises UserError if the folder of an output flag cannot be made, or written to."""
     if not path or "://" in path:
         return
     whole = Path(path).absolute()
@@ -59,9 +59,9 @@ def check_folder(flag: str, path: str | None) -> None:
 
 @contextlib.contextmanager
 def plain_errors(names: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Ends the program with one line and status 1 at what the user can put right.
+    """Ends the program with one line and status 1 at an error that the user can fix.
 
-    `names`: what recipes call a setting, as a regex, and what the command line calls it.
+    `names`: maps names of settings in recipes (regex) to their names on the command line.
     """
     try:
         yield
@@ -108,7 +108,7 @@ def _but_late_files(hook: Callable) -> Callable:
 
 
 class _Log(logging.StreamHandler):
-    """Prints lines to the stderr of the moment: above the progress bar while there is one."""
+    """A log handler that prints to the current sys.stderr, above the progress bar if any."""
 
     stream = property(lambda self: sys.stderr, lambda self, _: None)
 
@@ -120,7 +120,7 @@ class _Log(logging.StreamHandler):
 
 
 def start_jax() -> None:
-    """Sets up log, platform and compilation cache; call it before anything touches a device."""
+    """Sets up logging, platform and compilation cache; call it before anything uses a device."""
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a sign that a table has
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

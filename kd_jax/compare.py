@@ -15,7 +15,7 @@ from kd_jax import flags
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory of kd_jax.main")
     parser.add_argument(
@@ -25,7 +25,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, prints the tables. Exits with status 1 and one line where a run is no run."""
+    """Compares the runs named in `argv` and prints tables; exits with status 1 at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
     from kd_jax.recipes.compare import compare

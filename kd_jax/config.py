@@ -1,13 +1,13 @@
-"""Every key of a training config, once: its default, its meaning, its type and range.
+"""Defines every key of a training config once: its default, meaning, type and range.
 
-A section is a table, key -> (default, meaning). A number's default stands in its range
-(kd_jax/ranges.py); of all else the default tells the type, {} is a section that is checked by what
-reads it. Configs begin as `base`, `finetuning` and the others here make them. A key that is
-unknown, missing, of a wrong type or a number outside its range is refused at the start, before it
-could be overlooked or fail hours later.
+A section is a table, key -> (default, meaning). A number's default is part of its range
+(kd_jax/ranges.py); for other keys the default's type is the type, and {} is a section that its
+reader checks. Configs start from `base`, `finetuning` and the other functions below. A key that is
+unknown or missing, has a wrong type or is out of range is refused at the start, before it could be
+overlooked or fail hours later.
 
-A key that is new to all runs gets a default that changes nothing, and stands in `LATER`: the
-configs of earlier runs are read with it.
+A newly added key gets a default that changes nothing, and is listed in `LATER`, so that the configs
+of earlier runs can be read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ SECTIONS: dict[str, Table] = dict(
     pruning=dict(
         target=(_real(0.3, below=1), "share of all parameters that goes; 0: as substitution's"),
         ranking=(Choice("global", "layer"), "what heads and FFN columns compete with"),
-        distil=(True, "fine-tuned on the objective, beside the original; else on the labels"),
+        distil=(True, "fine-tuned on the objective, from the original; else on the labels"),
     ),
     substitution=dict(
         kind=(Choice("bottleneck", "slim"), "of compact blocks: kd_jax/models/model_config.py"),
@@ -195,12 +195,12 @@ ROLES = dict(teacher="teacher", baseline="baseline", student="student")
 
 
 def ranges(keys: Table) -> dict[str, Any]:
-    """Drops the meanings from a table, as `settings` takes it."""
+    """Converts a table of keys to defaults and ranges without meanings, as `settings` takes it."""
     return {key: default for key, (default, _) in keys.items()}
 
 
 def names() -> list[str]:
-    """Lists all keys, with dots: optim, optim.learning_rate."""
+    """Lists all dotted keys: optim, optim.learning_rate."""
     of_sections = [f"{name}.{key}" for name, keys in SECTIONS.items() for key in keys]
     return [*RUN, *MORE, *SECTIONS, *of_sections]
 
@@ -228,12 +228,12 @@ def base(recipe: str) -> ConfigDict:
 
 
 def teacher(name: str) -> ConfigDict:
-    """Makes a section of `teachers`, and the one of `teacher` in fine-tuning."""
+    """Makes a section of `teachers`, or the section `teacher` in fine-tuning."""
     return _section(SECTIONS["teacher"], model=name)
 
 
 def cache(max_gb: float) -> ConfigDict:
-    """A section `cache`; language models set `logits` as well."""
+    """Makes a section `cache`; language models set `logits` as well."""
     return ConfigDict(dict(max_gb=max_gb, folder=""))
 
 
@@ -248,7 +248,7 @@ def sweep(*keys: tuple) -> ConfigDict:
 
 
 def finetuning() -> ConfigDict:
-    """Makes a config of fine-tuning: the keys of `base`, with what differs."""
+    """Makes a config of fine-tuning: `base` with other defaults and further keys."""
     c = base("finetune")
     del c.vocab_chunk, c.checkpoint.every
     own = ("epochs", "patience", "average", "teachers", "intermediate")
@@ -291,7 +291,8 @@ def ensemble() -> ConfigDict:
 
 
 def split(arg: str | None, have: Sequence[str], default: str) -> tuple[str, bool]:
-    """Splits an argument like "mrpc", "mrpc-smoke" or "smoke" into (variant, whether smoke)."""
+    """Splits a config's argument ("mrpc", "mrpc-smoke" or "smoke") into (variant, whether it is a
+    smoke run)."""
     name, _, ending = (arg or default).partition("-")
     if name == "smoke" and not ending:
         return default, True
@@ -308,7 +309,7 @@ def wikitext103() -> dict:
 
 
 def table(name: str, config: Mapping) -> Table:
-    """Returns the keys that a section of this config has; for "", the keys of the config itself."""
+    """Returns the table of keys of a section of this config; of the top level for ""."""
     more = {key: each for key, each in MORE.items() if key in config}
     sections = [each for each in SECTIONS if each in OF_ALL or each in config]
     found = SECTIONS[name] if name else RUN | more | dict.fromkeys(sections, ({}, ""))
@@ -328,7 +329,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_section(section: ConfigDict, name: str, where: str, config: Mapping) -> None:
-    """Checks, as `check` does, what has the keys of section `name` and is at config.<where>."""
+    """Checks config.<where> as `check` does, by the keys of the section `name`."""
     keys = table(name, config)
     settings(section, ranges(keys), where)
     path = f"config.{where}." if where else "config."
@@ -339,7 +340,7 @@ def check_section(section: ConfigDict, name: str, where: str, config: Mapping) -
 
 
 def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where: str) -> None:
-    """Refuses a teacher whose parameters would be random without a word in the config."""
+    """Raises UserError for a teacher that would have random parameters by mistake."""
     if not (teacher.model or teacher.init or name in config.stages):
         raise UserError(
             f"config.{where}.model is empty and no stage trains the {name}, so that it would know "
@@ -349,15 +350,15 @@ def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """Gives the config of an earlier run the keys that are new since then; returns it."""
+    """Adds the keys that are newer than an earlier run to its config; returns the config."""
     for section, key, default in _later(config):
         section.setdefault(key, default)
     return config
 
 
 def reduce(config: dict[str, Any]) -> dict[str, Any]:
-    """Takes new keys that are at their defaults from a config, so that it is as earlier runs had
-    it; returns it."""
+    """Removes the keys in LATER that are at their defaults, so that the config is the same as in
+    earlier runs; returns it."""
     for section, key, default in _later(config):
         if section.get(key) == default:
             del section[key]
@@ -365,7 +366,7 @@ def reduce(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _later(config: Mapping) -> Iterator[tuple[dict, str, Any]]:
-    """Finds every place of the keys of LATER: (section, key, default)."""
+    """Yields every place of a key of LATER in a config: (section, key, default)."""
     for name, key in (each.split(".") for each in LATER):
         more = config.get("teachers", {}).values() if name == "teacher" else ()
         for section in (config.get(name), *more):

@@ -1,17 +1,17 @@
-"""The one exception that users are meant to see."""
+"""Defines the exceptions that users are meant to see."""
 
 
 class UserError(Exception):
-    """Reports what the user can put right: main prints it as one line and exits with status 1.
+    """An error that the user can fix: commands print it as one line and exit with status 1.
 
     The message names the file, row, key or id, and says what to change.
     """
 
 
 class Diverged(UserError):
-    """Ends a training whose loss or gradient is no longer finite."""
+    """The error that ends a training whose loss or gradient is no longer finite."""
 
 
 def line(error: BaseException) -> str:
-    """Puts an error's message on one line, or its type where there is none."""
+    """Returns an error's message on one line, or its type's name if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -10,12 +10,12 @@
     python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
 Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), text (own files:
---text, --pair, --label name the columns); and mlm, clm and chat, held-out text. Causal models are
+--text, --pair, --label name the columns); and mlm, clm and chat on held-out text. Causal models are
 also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
 perplexity, of a text under a sliding window. Without --data the task's reported split is taken
 from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
-reports or on --data; scored by likelihood, without --stage all stages beside the teacher, with what
-each keeps of its answers.
+reports or on --data; scored by likelihood, without --stage all stages and the teacher, with the
+accuracy that each retains.
 
 Text becomes rows as it did in the model's training (seq_len, separator, columns, ...), which every
 export of a run tells in its kd_jax.json, unless flags say otherwise. Of other models nobody knows
@@ -25,7 +25,7 @@ is taken; --separator is another.
 --out=DIR gets predictions.tsv (or .json: SQuAD), the format in which the task's authors want
 them, figures by class and the confusion matrix; --json=FILE the figures: fractions, or percent for
 SQuAD. --predictions scores a file in that format, whoever wrote it. Language models are measured in
-nats a token; beside a teacher also KL(teacher || model) and the share of equal first choices.
+nats a token; with a teacher also KL(teacher || model) and the share of equal first choices.
 Scoring by likelihood writes --out=DIR/likelihoods.jsonl, a line for each ending (or window).
 """
 
@@ -59,7 +59,7 @@ _NAMES = (
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
@@ -106,7 +106,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, evaluates, prints a table. Exits with status 1 and one line at a mistake."""
+    """Evaluates as `argv` says, prints a table; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
     from kd_jax.recipes import evaluate
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _renamed(args: argparse.Namespace) -> dict[str, str]:
-    """Maps what messages of the recipe call a setting, a regex, to the flag that sets it; of a
-    run, the config says what no flag does."""
+    """Maps names of settings in messages of the recipe (regex) to the flags that set them; settings
+    of a run without a flag keep their config names."""
     return {was: now for name, was, now in _NAMES if not args.workdir or getattr(args, name)}
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises UserError where flags do not go together."""
+    """Raises UserError if flags contradict each other, or do not apply to the task."""
     from kd_jax.report import runs
     from kd_jax.tasks import command
 
@@ -182,7 +182,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[dict, dict]:
-    """Evaluates what the flags name; returns the figures, and what can be written to folders."""
+    """Evaluates the models that the flags name; returns metrics, and predictions or scores that can
+    be written to folders."""
     from kd_jax.recipes import evaluate
     from kd_jax.tasks import command
 

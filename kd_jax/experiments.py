@@ -1,4 +1,4 @@
-"""The experiments that come with kd_jax: configs/NAME.py of a clone, or of an installed package."""
+"""Finds and reads experiments: config files of kd_jax (configs/NAME.py) or of the user."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def title(name: str) -> str:
 
 
 def load(name: str, variant: str | None = None) -> ConfigDict:
-    """Reads the config of an experiment, so that another one can start from it."""
+    """Reads the config of an experiment of kd_jax, so that another one can start from it."""
     return _module(path(name)).get_config(variant)
 
 
 def read(given: str) -> ConfigDict:
-    """Reads the config of an experiment or of a file of one's own, as `path` takes them.
+    """Reads the config of an experiment, given its name or the path of a config file (see `path`).
 
-    Raises UserError, with the line of the file, for whatever is wrong with it.
+    Raises UserError with the file's line for any mistake in it.
     """
     file, _, variant = path(given).partition(":")
     try:
@@ -56,7 +56,7 @@ def read(given: str) -> ConfigDict:
 
 
 def _module(file: str) -> ModuleType:
-    """Imports a config file; one of kd_jax once, as `configs.NAME`."""
+    """Imports a config file; those of kd_jax only once, as `configs.NAME`."""
     own = Path(file).resolve().parent != folder().resolve()
     name = "own_config" if own else f"configs.{Path(file).stem}"
     if own or name not in sys.modules:
@@ -67,7 +67,7 @@ def _module(file: str) -> ModuleType:
 
 
 def _place(error: Exception) -> str:
-    """Puts an error of a config file on one line, with the last place in a file of the user's."""
+    """Describes an error in a config file on one line, with the last line of the user's code."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
     others = ("<", str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib")))
@@ -81,11 +81,11 @@ def path(given: str) -> str:
     """Finds the file of an experiment.
 
     Args:
-        given: the path of a config file, or the name of an experiment of kd_jax ("quickstart");
-            both with a variant behind a colon or without.
+        given: the path of a config file, or the name of an experiment of kd_jax ("quickstart"),
+            each optionally with a colon and a variant.
 
     Returns:
-        the path, with the variant. Raises UserError where there is neither file nor experiment.
+        the path, with the variant. Raises UserError if there is no such file or experiment.
     """
     file, colon, variant = given.partition(":")
     if Path(file).is_file():
@@ -99,7 +99,7 @@ def path(given: str) -> str:
 
 
 def main() -> None:
-    """Prints the experiments, a line each."""
+    """Prints a line for each experiment of kd_jax."""
     for name in names():
         print(f"{name:<24} {title(name)}")
     print(f"\nkd-jax main --config=NAME runs one, NAME:smoke a tiny one; files: {folder()}")

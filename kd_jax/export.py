@@ -4,11 +4,11 @@
     python -m kd_jax.export --model=FOLDER_OR_HUB_ID [--revision=...] --out=DIR
 
 The folder gets model.safetensors, config.json, generation_config.json where there was one, the
-tokenizer and a model card. It is loaded again, by kd_jax and (where torch is installed) by PyTorch,
-and the logits are compared, those of a text that PyTorch writes too, before it takes its place. A
-decoder whose blocks differ in size, for which HF has no class, brings its own: load it
-with trust_remote_code=True. A finished run has its student in RUN/export/student already; this
-exports other stages, to other places, and converts checkpoints.
+tokenizer and a model card. Before it takes its place it is loaded again, by kd_jax and (where torch
+is installed) by PyTorch, and the logits are compared, also while PyTorch generates text. A decoder
+whose blocks differ in size has no class in HF and comes with its modeling file: load it with
+trust_remote_code=True. A finished run has its student in RUN/export/student already; this command
+exports other stages or to other places, and converts checkpoints.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kd_jax import flags
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("export", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
@@ -31,7 +31,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, exports, prints where to and how far logits differ."""
+    """Exports the model named in `argv`; prints the path and the largest difference of a logit."""
     args = parser().parse(argv)
     from kd_jax import cli
     from kd_jax.errors import UserError

@@ -1,7 +1,7 @@
-"""Flags of all commands: --name=value or --name value, and --config.KEY=VALUE beside --config.
+"""Parses the flags of all commands: --name=value or --name value, and --config.KEY=VALUE.
 
-Nothing here takes long to import, and commands import JAX after they have parsed their flags, so
-that --help is there at once.
+Nothing here takes long to import, and commands import JAX only after they have parsed their flags,
+so that --help is printed at once.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from kd_jax import config, keys
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line, with its module's docstring as help; a mistake is one line and status 1."""
+    """An argument parser whose help is its module's docstring; a mistake prints one line and exits
+    with status 1."""
 
     def __init__(self, verb: str, description: str, has_config: bool = False) -> None:
         """`has_config`: with --config, and flags for each of its keys."""
@@ -56,9 +57,9 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parses the arguments, by default the program's; `changes` are those of the config, as
-        `keys.change` takes them. Exits with status 0 after the help, and with status 1 and one line
-        at a mistake."""
+        """Parses the arguments, by default the program's; `changes` has the keys of the config to
+        set, as `keys.change` takes them. Exits with status 0 after --help, with status 1 and one
+        line at a mistake."""
         argv = list(sys.argv[1:] if argv is None else argv)
         changes: list[keys.Change] = []
         if self._has_config:
@@ -84,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(1)
 
     def _unknown(self, given: str) -> str:
-        """Says that an argument is no flag, and which may be meant."""
+        """Makes the message for an unknown flag, with the flags that may be meant."""
         name = given.lstrip("-").partition("=")[0]
         flags = [each.lstrip("-") for each in self._option_string_actions]
         if not given.startswith("-"):
@@ -99,7 +100,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Reads a flag's whole number above 0."""
+    """Converts a flag's text to a whole number above 0."""
     number = int(text) if re.fullmatch(r"\d+", text) else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models by id and revision, one time-out, one wording of its refusals."""
+"""Downloads models from the Hugging Face hub, with one time-out and clear error messages."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ _REFUSALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A folder with config.json, weights and tokenizer files; the hub's commit, if it is a copy."""
+    """The folder of a checkpoint (config.json, weights, tokenizer files), with its hub commit."""
 
     path: Path
     commit: str | None
@@ -48,13 +48,12 @@ class Source:
 def resolve(
     model: str, revision: str | None = None, setting: str = "teacher.model / student.model"
 ) -> Source:
-    """Finds the folder of `model`: itself if it is one, else a cached copy of that hub id.
+    """Finds the folder of `model`: a local folder, or the cached copy of a hub id.
 
     `setting`: the key of the config, or the flag, that names the model.
 
-    Raises UserError, within 10 seconds, where the hub has no such id or revision, wants a licence
-    accepted, or cannot be reached while the cache has no copy, or one that need not be what
-    `revision` names by now.
+    Raises UserError, within 10 seconds, if the hub has no such id or revision, requires accepting a
+    licence, or cannot be reached and the cache has no copy, or one that may be out of date.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -78,8 +77,9 @@ def resolve(
 
 
 def ask(call: Callable[[], T]) -> T:
-    """Returns the call's value. Raises what it raises, or TimeoutError after ANSWER_WITHIN seconds:
-    a name server that hangs heeds no time-out of HTTP's, so a thread asks, and is left behind."""
+    """Calls a function of the hub's client and returns its value; TimeoutError after ANSWER_WITHIN
+    seconds. HTTP's time-out does not cover a hanging name server, so the call runs in a thread,
+    which is then abandoned."""
     result: dict[str, Any] = {}
 
     def run() -> None:
@@ -99,7 +99,7 @@ def ask(call: Callable[[], T]) -> T:
 
 
 def why_not(error: Exception, revision: str | None) -> str:
-    """Explains an error of the hub's client; "it" is what was asked for."""
+    """Explains an error of the hub's client; "it" stands for the requested repository."""
     for kind, reason in _REFUSALS.items():
         if isinstance(error, kind):
             return reason.format(revision=revision)
@@ -112,7 +112,7 @@ def why_not(error: Exception, revision: str | None) -> str:
 
 @functools.cache
 def _download(model: str, revision: str | None) -> Source:
-    """Downloads the hub's files, or takes those of the cache where the hub does not answer. Asks
+    """Downloads a model's files, or takes the cached ones if the hub cannot be reached. Asks only
     once a process, so that a run has one commit."""
     try:
         ask(lambda: huggingface_hub.HfApi().model_info(model, revision=revision))
@@ -131,8 +131,8 @@ def _download(model: str, revision: str | None) -> Source:
 
 
 def _check_cached(model: str, revision: str | None, commit: str, error: Exception) -> None:
-    """Warns that a cached commit is taken without a look at the hub. Raises UserError where a name
-    was asked for by which the hub may mean another commit by now."""
+    """Warns that a cached commit is used without asking the hub. Raises UserError if `revision` is
+    a name that may by now mean another commit on the hub."""
     if revision == commit:
         return
     reason = why_not(error, revision)
@@ -148,7 +148,7 @@ def _check_cached(model: str, revision: str | None, commit: str, error: Exceptio
 
 
 def _snapshot(model: str, **options) -> Path:
-    """Downloads the files that kd_jax reads; pickled weights only if there are no others."""
+    """Downloads the files of a model that kd_jax reads; pickled weights only without others."""
     for weights in (_SAFETENSORS, _TORCH):
         patterns = dict(allow_patterns=_TEXT + weights, ignore_patterns=["*/*"])
         folder = Path(huggingface_hub.snapshot_download(model, **patterns, **options))

@@ -34,8 +34,8 @@ the config file has no such key yet: `--config.objective.hidden.weight=1`."""
 
 
 def taken(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
-    """Splits arguments into those that set keys, --config.KEY=VALUE or --config.KEY VALUE, and the
-    others, which come first; a key without a value is set to true."""
+    """Splits arguments into (other arguments, keys to set by --config.KEY=VALUE or --config.KEY
+    VALUE); a key without a value is set to true."""
     left, found, rest = [], [], list(argv)
     while rest:
         argument = rest.pop(0)
@@ -51,9 +51,9 @@ def taken(argv: Sequence[str]) -> tuple[list[str], list[Change]]:
 
 
 def change(found: ConfigDict, changes: Iterable[Change]) -> None:
-    """Sets keys of a config, also legal ones that it lacks; a list may be given one by one.
+    """Sets keys of a config, also legal ones that it lacks; a list's key may be repeated.
 
-    Raises UserError for a key that there is not, naming the nearest, and a value of another type.
+    Raises UserError for an unknown key, with similar ones, and for a value of another type.
     """
     lists: dict[str, tuple] = {}
     with found.unlocked():
@@ -76,13 +76,13 @@ def change(found: ConfigDict, changes: Iterable[Change]) -> None:
 
 
 def _legal(section: Any, path: Sequence[str], key: str) -> bool:
-    """Tells whether a section, which is at `path`, has a key or may get it."""
+    """Tells whether the section at `path` has a key, or may have it."""
     may_come = _OPEN & set(path) or (*path, key)[0] == "cache"
     return isinstance(section, ConfigDict) and bool(key in section or may_come)
 
 
 def _read(section: ConfigDict, name: str, key: str, given: Any) -> Any:
-    """Reads a value, or its text; where the key is there, as one of its type."""
+    """Converts the value of a key, or its text, to the type of the present value, if any."""
     kind = section.get_type(name) if name in section else object
     if issubclass(kind, ConfigDict):
         raise UserError(f"--config.{key}={given}: a section; set its keys, one by one")
@@ -94,7 +94,7 @@ def _read(section: ConfigDict, name: str, key: str, given: Any) -> Any:
 
 
 def value_of(text: str) -> Any:
-    """Reads a number, true or false, a list of them between commas, or else a string."""
+    """Converts a text to a number, true or false, a list (comma-separated), or else a string."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -107,8 +107,8 @@ def value_of(text: str) -> Any:
 
 
 def like(key: str, names: Iterable[str]) -> list[str]:
-    """Finds dotted keys whose last part is that of `key`, the three most like it, or else resembles
-    that."""
+    """Finds up to three dotted keys that are similar to `key`: with the same last name, or else a
+    similar one."""
     ends: dict[str, list[str]] = {}
     for each in names:
         ends.setdefault(each.rpartition(".")[2], []).append(each)
@@ -120,7 +120,7 @@ def like(key: str, names: Iterable[str]) -> list[str]:
 
 
 def _unknown(found: ConfigDict, key: str) -> str:
-    """Says that a config lacks a key, which may be meant, and which keys its section has."""
+    """Makes the message for an unknown key, with similar keys and those of its section."""
     there = list(_dotted(found.to_dict()))
     close = [f"--config.{each}" for each in like(key, there)]
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -134,7 +134,7 @@ def _unknown(found: ConfigDict, key: str) -> str:
 
 
 def _dotted(section: Mapping, path: str = "") -> Iterator[str]:
-    """Names every section and key of a config: optim, optim.learning_rate."""
+    """Yields the dotted names of all sections and keys of a config: optim, optim.learning_rate."""
     for key, value in section.items():
         yield f"{path}{key}"
         if isinstance(value, dict):
@@ -142,9 +142,9 @@ def _dotted(section: Mapping, path: str = "") -> Iterator[str]:
 
 
 def page(section: str | None = None) -> str:
-    """Writes the keys of a section, or of all, with defaults, ranges and meanings, in Markdown.
+    """Writes the keys of one section, or all, in Markdown, with defaults, ranges and meanings.
 
-    Raises UserError where there is no such section.
+    Raises UserError if there is no such section.
     """
     tables = {"config": config.RUN | config.MORE, **config.SECTIONS, "stages.NAME": config.STAGE}
     if section is not None and section not in tables:
@@ -164,7 +164,7 @@ def _row(key: str, default: Any, meaning: str) -> str:
 
 
 def main() -> None:
-    """Prints the keys of all sections, or of the one that the first argument names."""
+    """Prints the keys of all sections, or of the section that the first argument names."""
     try:
         help_wanted = sys.argv[1:2] in (["-h"], ["--help"])
         print(__doc__ if help_wanted else page(*sys.argv[1:2]), end="")

@@ -16,7 +16,7 @@ from kd_jax import experiments, flags, keys
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("main", __doc__, has_config=True)
     parser.add_argument(
         "--workdir",
@@ -29,7 +29,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, runs the experiment. Exits with status 1 and one line at a mistake."""
+    """Runs the experiment named in `argv`; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli, plugins
     from kd_jax.run import workdir

@@ -15,7 +15,7 @@ from kd_jax import experiments, flags, keys
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("plan", __doc__, has_config=True)
     parser.add_argument(
         "--topology", help="chips to compile for, such as v5e:4x4; a wrong name lists them"
@@ -25,7 +25,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, plans, prints tables. Exits with status 1 and one line at a mistake."""
+    """Plans the run of `argv`, prints tables; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
     from kd_jax.recipes.plan import phases, plan, table

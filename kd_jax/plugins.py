@@ -1,4 +1,4 @@
-"""Plug-ins by module path: `load("objectives", "kl")` is the module kd_jax.objectives.kl."""
+"""Loads plug-ins by module path: `load("objectives", "kl")` is the module kd_jax.objectives.kl."""
 
 import difflib
 import importlib
@@ -9,7 +9,7 @@ from kd_jax.errors import UserError
 
 
 def names(kind: str, attribute: str) -> list[str]:
-    """Lists modules of kd_jax.<kind> that define `attribute`, the mark of such a plug-in."""
+    """Lists the plug-ins of a kind: the modules of kd_jax.<kind> that define `attribute`."""
     package = importlib.import_module(f"kd_jax.{kind}")
     found = [*getattr(package, "ALIASES", ())]
     for module in pkgutil.iter_modules(package.__path__):
@@ -19,9 +19,9 @@ def names(kind: str, attribute: str) -> list[str]:
 
 
 def load(kind: str, name: str, attribute: str) -> ModuleType:
-    """Imports kd_jax.<kind>.<name>, which must define `attribute` (`make`, `FAMILY`, `run`).
+    """Imports the plug-in kd_jax.<kind>.<name>, which must define `attribute` (`make`, `run`, ...).
 
-    Raises UserError listing what exists when there is no such plug-in.
+    Raises UserError listing all plug-ins of the kind if there is no such one.
     """
     aliases = getattr(importlib.import_module(f"kd_jax.{kind}"), "ALIASES", {})
     path = f"kd_jax.{kind}.{aliases.get(name, name)}"

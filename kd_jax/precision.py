@@ -1,4 +1,4 @@
-"""Mixed precision as one object, and the matrix product that keeps to it in both directions.
+"""Defines mixed precision as one object, and matrix products that follow it in both directions.
 
 `torch.autocast` keeps parameters in float32 and runs matrix products in bfloat16. Under autodiff
 that takes more than casting the operands: the cotangent of a product that accumulates in float32
@@ -19,23 +19,23 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def exact(operand: Any) -> jax.lax.Precision | None:
-    """Finds the precision at which a product of `operand`s loses nothing of them.
+    """Returns the precision at which a matrix product does not round operands of this type.
 
-    Left alone, GPUs round float32 to TF32 and TPUs to bfloat16. Of bfloat16 there is nothing to
-    round: one pass is exact, and fast.
+    By default GPUs round float32 to TF32 and TPUs to bfloat16. bfloat16 operands need no rounding:
+    the default is exact for them, and fast.
     """
     return HIGHEST if jnp.dtype(operand) == jnp.float32 else None
 
 
 def product(spec: str, a: Any, b: Any, operand: Any) -> Any:
-    """Computes `jnp.einsum` of two arrays as `operand`s, in float32 and with no more rounding."""
+    """Computes `jnp.einsum` in float32 of arrays cast to `operand`, without further rounding."""
     a, b = (x.astype(jnp.dtype(operand)) for x in (a, b))
     return jnp.einsum(spec, a, b, precision=exact(operand), preferred_element_type=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Sets the types of one model; parameters and losses are float32, whatever stands here."""
+    """The types of one model's computations; parameters and losses are always float32."""
 
     operand: str = "float32"  # what matrix products multiply
     activation: str = "float32"  # what flows between layers
@@ -48,7 +48,7 @@ class Policy:
 
 
 def policy_for(precision: str, platform: str) -> Policy:
-    """Makes the policy of `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
+    """Makes the policy for `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
 
     bf16 on CPU keeps activations in float32: bf16 x bf16 -> float32 products run at twice the
     float32 rate there, while everything elementwise is slower in bfloat16.

@@ -24,7 +24,7 @@ from kd_jax import flags
 
 
 def parser() -> flags.Parser:
-    """Makes the command line."""
+    """Makes the command's argument parser."""
     parser = flags.Parser("predict", __doc__)
     parser.add_argument(
         "--model", required=True, help="folder of an HF checkpoint, or its id on the HF hub"
@@ -55,7 +55,7 @@ def parser() -> flags.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses `argv`, predicts, says where to. Exits with status 1 and one line at a mistake."""
+    """Predicts as `argv` says, prints the path; exits with status 1 and one line at a mistake."""
     args = vars(parser().parse(argv))
     from kd_jax import cli
     from kd_jax.recipes import predict

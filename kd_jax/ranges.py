@@ -1,5 +1,5 @@
-"""Reads sections of a config as plain dicts: refuses unknown keys, wrong types and numbers outside
-their range, and gives missing keys their defaults.
+"""Reads sections of a config as plain dicts, with defaults for missing keys and errors for unknown
+keys, wrong types and numbers outside their range.
 
 A number's range stands in the place of its default: `dict(rate=Real(above=0, default=0.15))`.
 """
@@ -39,7 +39,7 @@ class Real:
     _limit = 1e30
 
     def check(self, value: Any, key: str) -> Any:
-        """Returns `value`. Raises UserError naming `key` where it is no such number."""
+        """Checks a value and returns it. Raises UserError naming `key` if it is no such number."""
         if value is None and self.default is None:
             return value
         if isinstance(value, bool) or not isinstance(value, self._types):
@@ -66,7 +66,7 @@ class Real:
 
 
 class Whole(Real):
-    """A whole number, likewise; without `most` it fits 32 bits with a sign."""
+    """A whole number between bounds, like `Real`; by default it fits a signed 32-bit integer."""
 
     _types = (int,)
     _kind = "a whole number"
@@ -77,14 +77,14 @@ class Whole(Real):
 
 
 class Choice(Real):
-    """One of some names, which may be the empty one."""
+    """One of a list of names, which may include the empty one."""
 
     def __init__(self, *names: str, default: str | None = None) -> None:
         super().__init__(default=names[0] if default is None else default)
         object.__setattr__(self, "names", names)
 
     def check(self, value: Any, key: str) -> Any:
-        """Returns `value`. Raises UserError naming `key` where it is none of the names."""
+        """Checks a value and returns it. Raises UserError naming `key` if it is no listed name."""
         if value not in self.names:
             empty = ", or leave it empty" if "" in self.names else ""
             have = ", ".join(filter(None, self.names))
@@ -96,23 +96,23 @@ class Choice(Real):
 
 
 class Free(Real):
-    """A value of any type, which is checked by what reads it."""
+    """A value of any type, which its reader checks."""
 
     def __init__(self, default: Any) -> None:
         super().__init__(default=default)
 
     def check(self, value: Any, key: str) -> Any:
-        """Returns `value`."""
+        """Accepts any value and returns it."""
         return value
 
 
 def settings(config: Mapping | None, defaults: dict[str, Any], where: str) -> dict[str, Any]:
-    """Reads a section (a dict, a ConfigDict or None), with `defaults` for what it lacks.
+    """Reads a section (a dict, a ConfigDict or None) as a dict, with `defaults` for missing keys.
 
-    `where` is the config path for messages, such as "data.train". A number's default stands in its
-    range, of which some have none: such a key is left out where `config` lacks it. None stands for
-    any type. Raises UserError for a key that `defaults` lacks, for a value of another type than its
-    default, and for a number outside its range.
+    `where` is the config path for messages, such as "data.train". A number's default is part of its
+    range; a range without one makes the key optional: it is missing if `config` lacks it. A default
+    of None allows any type. Raises UserError for a key that `defaults` lacks, for a value of
+    another type than its default, and for a number outside its range.
     """
     path = f"config.{where}" if where else "config"
     config = {} if config is None else config
@@ -133,7 +133,7 @@ def settings(config: Mapping | None, defaults: dict[str, Any], where: str) -> di
 
 
 def _expected(default: Any, value: Any) -> str:
-    """Names the type that `value` should have, that of `default`; "" where it has it."""
+    """Names the type of `default` if `value` has a different type, else returns ""."""
     if default is None:
         return ""
     for types, name in _TYPES:

@@ -1,4 +1,4 @@
-"""Numbers that change with the step: learning rates, term weights, temperatures.
+"""Makes schedules of numbers that change with the step: learning rates, coefficients, temperatures.
 
 Schedules are evaluated on the host in float64 and handed to the compiled step as inputs, so runs
 that differ only in them share one program, and resuming needs nothing but the step.
@@ -23,8 +23,8 @@ def _cosine(a: float, b: float, fraction: float) -> float:
 
 
 def value_schedule(value: Any, steps: int, key: str, within: Real) -> Schedule:
-    """Makes a schedule of a number, or of {kind: linear | cosine, start, end, steps (default: the
-    whole run)}; all of its values lie `within`.
+    """Makes a schedule from a number, or from {kind: linear | cosine, start, end, steps (default:
+    the whole run)}; all of its values must be in the range `within`.
 
     Raises UserError naming `key`.
     """

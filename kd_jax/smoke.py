@@ -1,4 +1,4 @@
-"""`:smoke` of an experiment: the same program on tiny generated models and data, in seconds.
+"""Makes the `:smoke` variant of experiments: the same program on tiny models and data, in seconds.
 
 The data are made up, in the layouts in which the real sets are shipped.
 """
@@ -41,7 +41,7 @@ def _tiny(family: str) -> dict:
 
 
 def smoke_finetuning(c: ConfigDict) -> ConfigDict:
-    """Shrinks a config of fine-tuning: tiny models and made-up data, for seconds."""
+    """Shrinks a config of fine-tuning to tiny models and made-up data, for a run of seconds."""
 
     def tiny(section: ConfigDict, own: bool) -> None:
         kind = section.architecture.get("model_type") or next(
@@ -88,9 +88,9 @@ def _substitute(c: ConfigDict, target: float) -> None:
 
 
 def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict:
-    """Returns the config itself, or for "smoke" shrinks it: tiny models and generated text.
+    """Returns the config, shrunk to tiny models and generated text if `arg` is "smoke".
 
-    `family` is the teacher's; the student's too, unless its architecture names another.
+    `family` is the teacher's, and the student's unless its architecture names another.
     """
     if arg not in (None, "", "smoke"):
         raise ValueError(f"unknown variant {arg!r}; have: smoke")
@@ -140,7 +140,7 @@ _WORDS = {
 
 
 def samples() -> Path:
-    """Finds the folder of made-up data, in the user's own cache, or makes it; always the same."""
+    """Returns the user's folder of made-up data; makes it if missing, always alike."""
     path = cache.folder(None) / "samples-2"
     cache.once(path, lambda root: _write(root, np.random.default_rng(0)), "HOME")
     return path
@@ -172,7 +172,7 @@ def _write(root: Path, rng: np.random.Generator) -> None:
 
 
 def _sentence(rng: np.random.Generator, kind: str) -> str:
-    """Makes three to nine words, one or two of them of the kind."""
+    """Makes a sentence of three to nine words, one or two of them of a kind (its class)."""
     words = list(rng.choice(_WORDS["plain"], rng.integers(2, 8)))
     for word in rng.choice(_WORDS[kind], rng.integers(1, 3)):
         words.insert(int(rng.integers(len(words) + 1)), word)

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all: under another name, synced to disk, then renamed."""
+"""Writes files completely or not at all: under another name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def write(path: epath.PathLike, save: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file through `save`, under another name until it is whole and on disk."""
+    """Writes a file by calling `save`, under another name until it is complete and on disk."""
     path = epath.Path(path)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,8 +38,8 @@ def write(path: epath.PathLike, save: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as JSON, as `write` does. An object gets a key "digest", its own; numbers that
-    are not finite, which JSON has not, become null."""
+    """Writes `value` as JSON, as `write` does. An object gets a key "digest", a hash of the others;
+    NaN and infinity, which JSON lacks, become null."""
     value = finite(value)
     if isinstance(value, dict):
         value = value | {"digest": digest_of(value)}
@@ -48,7 +48,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads a JSON file, without its digest. Raises UserError where it is damaged."""
+    """Reads a JSON file, without its key "digest". Raises UserError if it is damaged."""
     try:
         value = json.loads(epath.Path(path).read_bytes())
     except ValueError as error:  # cut, or not UTF-8
@@ -69,7 +69,7 @@ def digest_of(value: dict) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Puts None in the place of NaN and infinity, at any depth."""
+    """Replaces NaN and infinity by None in nested lists and dicts."""
     if isinstance(value, dict):
         return {str(key): finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -78,15 +78,15 @@ def finite(value: Any) -> Any:
 
 
 def digest(path: epath.PathLike) -> str:
-    """Computes the XXH3 digest (32 hex digits) of a file's bytes. It tells damage, which it sees at
-    the speed of memory, and not forgery."""
+    """Computes the XXH3 digest (32 hex digits) of a file's bytes: fast, against damage, not against
+    forgery."""
     with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Lets processes of one machine that lock the same file come one after the other."""
+    """Locks a file during the block: processes of one machine run it one after the other."""
     # Appending and O_NOFOLLOW: a link that somebody else put there is neither followed nor emptied.
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o666), "rb+", buffering=0) as stream:
@@ -97,13 +97,13 @@ def lock(path: Path) -> Iterator[None]:
 
 
 class Hold:
-    """A lock that this process has, until it is let go."""
+    """A lock that this process holds until it is released."""
 
     def __init__(self, number: int):
         self._number: int | None = number  # of the open file
 
     def release(self) -> None:
-        """Lets go of the lock; the file does not name this process any more."""
+        """Releases the lock; the file does not name this process any more."""
         os.ftruncate(self._number, 0)
         self.__del__()
 
@@ -114,10 +114,10 @@ class Hold:
 
 
 def hold(path: epath.PathLike) -> Hold | None:
-    """Locks a file, which says who has it.
+    """Locks a file, and writes into it which process holds the lock.
 
-    None where the file system has no locks, or this very process has it already. Raises UserError
-    where another process has it. Locks reach other hosts where a shared file system carries them.
+    Returns None if the file system has no locks, or this process holds the lock already. Raises
+    UserError if another process does. Some shared file systems carry locks to other hosts.
     """
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     own, host = f"process {os.getpid()} on ", socket.gethostname()
@@ -144,7 +144,7 @@ def hold(path: epath.PathLike) -> Hold | None:
 
 
 def set_aside(path: epath.Path, folder: epath.Path) -> epath.Path:
-    """Moves a file or folder into `folder`, under its name or the next that is free."""
+    """Moves a file or folder into `folder`, with a number behind its name if that is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     place, number = folder / path.name, 1
     while place.exists():

@@ -1,4 +1,4 @@
-"""What the layers of kd_jax share: batches, model outputs, ratios, and the shape letters.
+"""Defines the types that the layers of kd_jax share: batches, model outputs, ratios.
 
 Shape letters, used as suffixes of array names (`logits_BTV`):
 
@@ -22,7 +22,7 @@ Params = dict[str, Any]  # nested dicts of arrays
 
 
 class Encoding(struct.PyTreeNode):
-    """Holds the rows of a batch as another tokenizer writes them, with a T of that tokenizer."""
+    """Holds the rows of a batch as another tokenizer encodes them; T differs from the batch's."""
 
     tokens_BT: Array  # int32
     mask_BT: Array  # float32
@@ -30,8 +30,8 @@ class Encoding(struct.PyTreeNode):
 
 
 class StoredLogits(struct.PyTreeNode):
-    """Holds logits that were computed before, at each label of a batch: all of them, or the K
-    largest by their ids, and the one that all others share. Of one row on disk, without B."""
+    """Holds stored logits for each label of a batch: all of them, or the K largest with their ids
+    and the one value that all others share. Rows on disk have no axis B."""
 
     values_BPK: Array  # float32; without ids K is V, or the number of classes
     ids_BPK: Array | None = None  # int32
@@ -46,9 +46,9 @@ class Batch(struct.PyTreeNode):
     Heads that predict once a row have as many labels a row as outputs: (B, 1) classes (float32
     numbers for a regression), (B, 2) first and last token of a span.
 
-    With `segments_BT`, which decoders alone read, a row holds several continuations of one
-    beginning: the beginning is segment 0 and comes first; segments 1, 2, ... follow, and a token
-    of theirs sees segment 0 and its own segment (models/decoder.py).
+    With `segments_BT`, which only decoders read, a row holds several continuations of one
+    beginning: the beginning is segment 0 and comes first; segments 1, 2, ... follow, and each of
+    their tokens sees segment 0 and its own segment (models/decoder.py).
     """
 
     ids_B: Array  # int32, the example's index in its dataset; -1 for rows that fill a batch up
@@ -60,10 +60,10 @@ class Batch(struct.PyTreeNode):
     types_BT: Array | None = None  # int32 token types of encoders; None means all zero
     segments_BT: Array | None = None  # int32; None means one row of text
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
-    stored: dict[str, StoredLogits] | None = None  # by whose they are: teacher, others
+    stored: dict[str, StoredLogits] | None = None  # by model: teacher, others
 
     def dense(self) -> Batch:
-        """Gives the same supervision with one label and weight for every token, (B, T)."""
+        """Returns the batch with a label and a weight for every token, (B, T) instead of (B, P)."""
         if self.positions_BP is None:
             return self
         rows_B1 = jnp.arange(self.tokens_BT.shape[0])[:, None]
@@ -79,15 +79,15 @@ class Batch(struct.PyTreeNode):
 
 
 class Heads(struct.PyTreeNode):
-    """Holds queries, keys and values of one layer; scores are q k, the scale is in q. G divides H:
-    H / G neighbors of q share a key and value head."""
+    """Holds queries, keys and values of one layer; q is scaled already. G divides H: each group of
+    H / G neighboring query heads shares a key and value head."""
 
     q_BTHK: Array
     k_BTGK: Array
     v_BTGK: Array
 
     def spread(self) -> Heads:
-        """Repeats keys and values for every head of q, (B, T, H, K)."""
+        """Repeats keys and values so that every query head has its own, (B, T, H, K)."""
         shared = self.q_BTHK.shape[2] // self.k_BTGK.shape[2]
         if shared == 1:
             return self
@@ -95,8 +95,8 @@ class Heads(struct.PyTreeNode):
 
 
 class ModelOutput(struct.PyTreeNode):
-    """Holds what a model returns. Logits are features times an unembedding, made when asked for;
-    where a head has few classes, `unembed_VD` is None and the features are the logits."""
+    """Holds a model's output. Logits are features times the unembedding, computed only on request;
+    for heads with few classes, `unembed_VD` is None and the features are the logits."""
 
     features: Array  # (B, P, D) at the batch's positions, or (B, T, D) where it has none
     unembed_VD: Array | None
@@ -106,7 +106,8 @@ class ModelOutput(struct.PyTreeNode):
 
     @property
     def logits(self) -> Array:
-        """Computes float32 logits, whole, (..., V). Losses must not (objectives/vocab.py does)."""
+        """Computes all logits in float32, (..., V). Losses must not: objectives/vocab.py computes
+        them in chunks."""
         if self.unembed_VD is None:
             return self.features.astype(jnp.float32)
         logits = jnp.einsum(
@@ -123,7 +124,7 @@ class ModelOutput(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Describes a model as far as an objective may know it."""
+    """Describes the properties of a model that objectives may use."""
 
     width: int
     num_layers: int
@@ -132,7 +133,7 @@ class ModelSpec:
 
 
 class Ratio(struct.PyTreeNode):
-    """Holds a weighted sum and its weight; ratios add, and are divided once, when they are read."""
+    """Holds a weighted sum and its weight; sums of ratios are divided only once, when read."""
 
     total: Array
     weight: Array
@@ -155,5 +156,5 @@ class Model(struct.PyTreeNode):
         self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
     ) -> ModelOutput:
         """Runs the model. `seed` (uint32 scalar) turns dropout on; None is deterministic.
-        `replaced_L` (bool): which blocks take the place of predecessors, where a model has any."""
+        `replaced_L` (bool) tells which new blocks run in place of the originals (Theseus)."""
         return nnx.merge(self.graphdef, self.params)(batch, seed, replaced_L)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1  # of the file's contents: raise it when tokenizing changes
 _SLICE = 4_000_000  # characters tokenized at a time, on all cores: bounds the memory
-_PIECE = 100_000  # longer documents are cut here, so that one document uses all cores too
+_PIECE = 100_000  # longer documents are cut into pieces, so that one document uses all cores too
 # A pre-tokenizer splits in front of the last white space before a word, so a cut there is unseen.
 _CUT = re.compile(r"\s\S")
 
@@ -34,7 +34,7 @@ _CUT = re.compile(r"\s\S")
 class Blocks:
     """Cuts blocks from a row of tokens: block i is tokens[i * stride : i * stride + window].
 
-    `partial` keeps a last block that is not full.
+    With `partial`, the last block is kept although it is not full.
     """
 
     tokens_N: np.ndarray
@@ -47,8 +47,8 @@ class Blocks:
         return max(0, -(-new // self.stride) if self.partial else new // self.stride)
 
     def rows(self, ids_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (tokens, valid), both (B, window): int32, and False behind the end of the
-        text."""
+        """Returns (tokens, valid) of blocks, both (B, window): int32, and bool, which is False
+        behind the end of the text."""
         at_BW = ids_B.astype(np.int64)[:, None] * self.stride + np.arange(self.window)
         valid_BW = at_BW < len(self.tokens_N)
         tokens_BW = self.tokens_N[np.minimum(at_BW, len(self.tokens_N) - 1)]

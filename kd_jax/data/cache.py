@@ -1,12 +1,12 @@
-"""Entries of a cache: folders that are made once, and found later by what they were made from.
+"""Keeps a cache on disk: folders that are made once and found again by a hash of their sources.
 
     ROOT/NAME/kd_jax-cache.json   digests of the entry's files, written last: compared when these
                                   are read, and the mark without which nothing is removed
     ROOT/NAME.HOST.PID.partial/   an entry that a process is making, or removing
     ROOT/NAME.lock, ROOT/.lock    held while one is made; while entries come and go
 
-NAME is a hash of whatever the entry was made from. What is damaged counts as not there: it is
-logged and removed, so that it is made again.
+NAME is a hash of whatever the entry was made from. A damaged entry counts as missing: it is logged
+and removed, so that it is made again.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def folder(path: str | None) -> Path:
-    """Finds the folder of the cache: `path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
+    """Chooses the cache's folder: `path`, else $KD_JAX_CACHE, else ~/.cache/kd_jax."""
     return Path(path or os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
 
 
 def key(*parts: object) -> str:
-    """Hashes the texts of `parts`, for the name of an entry that is made from them."""
+    """Hashes the texts of `parts` into the name of the cache entry that is made from them."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         found.update(f"{part}\0".encode())
@@ -50,10 +50,11 @@ def key(*parts: object) -> str:
 
 
 def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
-    """Makes an entry where it is not there, undamaged: `write` puts files into an empty folder.
+    """Makes a cache entry unless an undamaged one exists: `write` puts files into an empty folder.
 
-    Processes of one machine that ask for the same entry wait for the first. Returns whether it was
-    there. Raises UserError where the folder cannot be written, or is full; it names `setting`.
+    Processes of one machine that ask for the same entry wait for the first. Returns whether it
+    existed. Raises UserError where the folder cannot be written, or the disk is full; it names
+    `setting`.
     """
     if whole(entry):  # no lock, since a complete cache may be read-only
         touch(entry)
@@ -80,9 +81,9 @@ def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
 
 
 def whole(entry: Path, names: Collection[str] = ()) -> bool:
-    """Tells whether an entry is there, its files (`names`: those alone) as they were written.
+    """Tells whether a cache entry exists with undamaged files (only those of `names`, if given).
 
-    Reads all of their bytes. What is damaged is logged and removed.
+    Reads all of their bytes. A damaged entry is logged and removed.
     """
     damaged = _damaged(entry, names)
     if damaged is None or not (entry / MARK).exists():
@@ -101,13 +102,13 @@ def remove(entry: Path, setting: str) -> None:
 
 
 def entries(root: Path, pattern: str = "*") -> list[Path]:
-    """Lists the entries of a folder, by their names."""
+    """Lists the cache entries in a folder, sorted by name."""
     found = sorted(mark.parent for mark in root.glob(f"{pattern}/{MARK}"))
     return [e for e in found if not e.is_symlink() and not e.name.endswith(".partial")]
 
 
 def touch(entry: Path) -> None:
-    """Notes that an entry was of use: others go first when room is needed."""
+    """Marks a cache entry as just used, so that others are removed first when room is needed."""
     with contextlib.suppress(OSError):
         os.utime(entry)
 
@@ -115,10 +116,10 @@ def touch(entry: Path) -> None:
 def make_room(
     root: Path, size: int, max_bytes: float, kept: Collection[Path], setting: str
 ) -> float:
-    """Removes entries of `root`, the longest unused first but none of `kept`, until `size` bytes
-    more are within `max_bytes`.
+    """Removes the least recently used entries of `root`, but none of `kept`, until `size` more
+    bytes fit into `max_bytes`.
 
-    Returns the bytes of `kept` and these; where they alone exceed `max_bytes`, nothing is removed.
+    Returns the bytes of `kept` plus `size`; if these alone exceed `max_bytes`, nothing is removed.
     Raises UserError as `once`.
     """
     with _writing(root, setting), _locked(root):
@@ -134,7 +135,7 @@ def make_room(
 
 
 def check_ids(ids: np.ndarray, vocab_size: int, entry: Path) -> None:
-    """Raises UserError where an entry has token ids beyond a vocabulary."""
+    """Raises UserError where a cache entry has token ids outside the vocabulary."""
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise UserError(
             f"{entry} holds token ids from {ids.min()} to {ids.max()}, beyond a vocabulary of "
@@ -143,7 +144,7 @@ def check_ids(ids: np.ndarray, vocab_size: int, entry: Path) -> None:
 
 
 def _damaged(entry: Path, names: Collection[str]) -> Path | None:
-    """Finds the first file of an entry that is not as it was written."""
+    """Finds the first file of a cache entry that differs from what was written."""
     try:
         digests = storage.read_json(entry / MARK)
     except (UserError, FileNotFoundError, NotADirectoryError):
@@ -163,7 +164,7 @@ def _damaged(entry: Path, names: Collection[str]) -> Path | None:
 
 
 def _seal(folder: Path) -> None:
-    """Syncs a folder's files to disk, and writes down their digests."""
+    """Flushes a folder's files to disk, and records their digests."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for file in files:
         with file.open("rb") as stream:
@@ -173,8 +174,8 @@ def _seal(folder: Path) -> None:
 
 
 def _clear(entry: Path) -> None:
-    """Removes an entry; what lies in its place without a mark is renamed, for it may be somebody
-    else's."""
+    """Removes a cache entry; a folder without the cache's mark is only renamed, for it may be
+    somebody else's."""
     if (entry / MARK).exists():
         doomed = _unfinished(entry.with_name(f"{entry.name}.gone"))
         entry.rename(doomed)  # in one go: a kill leaves no half of an entry
@@ -186,14 +187,15 @@ def _clear(entry: Path) -> None:
 
 
 def _unfinished(entry: Path) -> Path:
-    """Names, and empties, the place where this process makes or removes an entry."""
+    """Names the folder in which this process makes or removes a cache entry, and empties it: a
+    killed process with the same number may have left files there."""
     path = entry.with_name(f"{entry.name}.{_HOST}.{os.getpid()}.partial")
     shutil.rmtree(path, ignore_errors=True)
     return path
 
 
 def _sweep(root: Path) -> None:
-    """Removes what processes of this machine that were killed have left unfinished."""
+    """Removes unfinished entries that killed processes of this machine have left behind."""
     for path in root.glob("*.partial"):
         made = _PARTIAL.fullmatch(path.name)
         if made and not _alive(int(made[1])):
@@ -221,7 +223,7 @@ def _locked(root: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _writing(root: Path, setting: str) -> Iterator[None]:
-    """Makes a folder, and says what to do where it cannot be written."""
+    """Makes a folder; inside the block, errors of writing become a UserError with advice."""
 
     def plain(error: OSError) -> UserError:
         return UserError(

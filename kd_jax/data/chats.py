@@ -1,17 +1,17 @@
-"""Checks conversations, rows of `messages` as chat datasets have them, and tokenizes them by the
-tokenizer's own chat template.
+"""Checks conversations (lists of `messages`, as in chat datasets), and tokenizes them by the
+tokenizer's chat template.
 
 A message is a dict with `role` (system, user, assistant or tool) and `content`, a text, which may
-be missing next to `tool_calls`. What else a template needs (names, thoughts) is kept. The
-column `tools`, where there is one, has the JSON schemas of the functions that may be called: a list
-of them, or its JSON text.
+be missing if there are `tool_calls`. Other keys that a template needs (names, thoughts) are kept.
+The optional column `tools` has the JSON schemas of the functions that may be called: a list of
+them, or its JSON text.
 
-What an assistant writes is learned: what the template shows of its message behind the prompt for an
-answer (thoughts, content, tool calls), and the special token that ends its turn. The template's
-other words, the tools and all other messages are not. The tokens are those that a chat program
-makes: the template's special tokens become themselves, and text is tokenized between them, begun
-anew where an assistant begins to write. A special token's name inside a content stays text, so that
-nobody ends a turn from within.
+Only the assistant's tokens are learned: whatever the template shows of its message after the
+generation prompt (thoughts, content, tool calls), and the special token that ends its turn. The
+template's other words, the tools and all other messages are not. The tokens are those that a chat
+program makes: the template's special tokens become single tokens, and the text between them is
+tokenized, separately from where an assistant begins to write. A special token's name inside a
+content stays text, so that no message can end a turn.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ def digest(conversations: Sequence[Conversation], tools: Sequence[Tools | None] 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of a conversation's text."""
+    """A piece of a conversation's text."""
 
     text: str
     special: bool  # one special token of the template, not text
@@ -119,7 +119,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A conversation's tokens, and which of them are learned."""
+    """The tokens of a conversation, and which of them are learned."""
 
     ids_N: np.ndarray  # int32
     learned_N: np.ndarray  # bool
@@ -129,11 +129,12 @@ class Template:
     """The chat template of a tokenizer. Raises UserError where it has none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: str = "all"):
-        """turns: "all" learns every message of the assistant, "last" the last one only."""
+        """Chooses what is learned: `turns` "all" takes every message of the assistant, "last" only
+        the last one."""
         if not tokenizer.chat_template:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template: take the tokenizer "
-                f"of a chat model, or put a chat_template.jinja beside it"
+                f"of a chat model, or put a chat_template.jinja next to it"
             )
         self.tokenizer = tokenizer
         self.turns = turns
@@ -152,7 +153,7 @@ class Template:
         self._plain.encode_special_tokens = True  # their names are text like any other
 
     def pieces(self, messages: Conversation, tools: Tools | None = None) -> list[Piece]:
-        """Cuts a conversation into stretches that are tokenized one by one.
+        """Cuts a conversation into pieces that are tokenized one by one.
 
         Raises UserError where the template does not show the messages, or tools, as they are.
         """
@@ -193,15 +194,15 @@ class Template:
         return found
 
     def _between(self, words: str, after: Message | None, before: Message | None) -> list[Piece]:
-        """Cuts what the template writes between two messages; those to be learned are given."""
+        """Cuts the template's words between two messages; a message is None if not learned."""
         ends = 0 if after is None else self._ends(words, after)
         begins = len(words) if before is None else self._begins(words, ends, before)
         parts = (words[:ends], True), (words[ends:begins], False), (words[begins:], True)
         return [piece for text, learned in parts for piece in self._split(text, learned)]
 
     def _begins(self, words: str, ends: int, message: Message) -> int:
-        """Finds where, in the words before a message from `ends` on, the assistant begins to
-        write."""
+        """Finds where the assistant begins to write, in the template's words before its message
+        (from index `ends` on)."""
         prompt, _ = self._turn
         if prompt and (at := words.rfind(prompt, ends)) >= 0:
             return at + len(prompt)
@@ -211,8 +212,8 @@ class Template:
         return len(words)
 
     def _ends(self, words: str, message: Message) -> int:
-        """Finds where, in the words behind a message, the assistant's turn ends: after the special
-        token that follows its content, or tool calls."""
+        """Finds where the assistant's turn ends, in the template's words behind its message: after
+        the special token that follows its content or tool calls."""
         if not message.get("tool_calls"):
             return len(_first(self._special, words))
         _, end = self._turn
@@ -230,10 +231,11 @@ class Template:
 
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
-        """Finds the prompt for an answer, and the special token behind one; "" where unknown.
+        """Finds the prompt before an assistant's message, and the special token behind the message;
+        "" where unknown.
 
-        The former is the template's prompt for an answer; where it has none, the words before a
-        user's message, said of the assistant; or else those between the two.
+        The prompt is the template's generation prompt; where it has none, the words before a
+        user's message with "assistant" in place of "user"; or else the words between the two.
         """
         asked, answer = {"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}
         try:
@@ -252,7 +254,7 @@ class Template:
         return prompt, _first(self._special, after).strip()
 
     def _probe(self, field: str) -> bool:
-        """Tells whether the template shows a field of an assistant's message, as far as it can."""
+        """Tells whether the template shows a field of an assistant's message, by trying it out."""
         call = {"id": "123456789", "type": "function", "function": {"name": _MARK, "arguments": {}}}
         answer = {"role": "assistant", "content": "b"}
         answer[field] = [call] if field == "tool_calls" else _MARK
@@ -261,8 +263,8 @@ class Template:
         return True  # what it says of the messages themselves tells more
 
     def _shown(self, messages: Conversation, tools: Tools | None) -> tuple[list[str], list[str]]:
-        """Splits the rendered conversation into the messages' texts, as they are or without white
-        space around them, and the template's words before, between and after them."""
+        """Splits a rendered conversation into the messages' texts (exact, or stripped of white
+        space at their ends) and the template's words before, between and after them."""
         whole = self._render(messages, tools)
         self._check_rest(messages, tools, whole)
         texts = [_text(message) for message in messages]
@@ -285,8 +287,8 @@ class Template:
         )
 
     def _check_rest(self, messages: Conversation, tools: Tools | None, whole: str) -> None:
-        """Raises UserError where the template leaves out what an assistant wrote, or the tools, and
-        where anything but a content would become a special token."""
+        """Raises UserError where the template leaves out the tools or some of an assistant's
+        message, and where any text other than a content would become a special token."""
         if tools and whole == self._render(messages):
             raise UserError("the chat template does not show the tools: take one that does")
         for i, message in enumerate(messages):
@@ -321,7 +323,7 @@ class Template:
 
 
 def _first(special: re.Pattern, words: str) -> str:
-    """Finds the special token that begins some words, with white space in front of it; else ""."""
+    """Finds the special token at the start of some words, after any white space; else ""."""
     match = special.search(words)
     return words[: match.end()] if match and not words[: match.start()].strip() else ""
 
@@ -332,7 +334,8 @@ def _is_call(message: Message) -> bool:
 
 
 def _text(message: Message) -> str:
-    """Returns what stands for a message in the text: its content, or its first call's name."""
+    """Returns the text by which a message is found in the rendered conversation: its content, or
+    the name of its first tool call."""
     if not _is_call(message):
         return message["content"]
     call = message["tool_calls"][0]
@@ -340,7 +343,7 @@ def _text(message: Message) -> str:
 
 
 def _with_text(message: Message, text: str) -> Message:
-    """Returns the message with another `_text`."""
+    """Replaces the text by which a message is found, see `_text`."""
     if not _is_call(message):
         return {**message, "content": text}
     call, *others = message["tool_calls"]
@@ -350,7 +353,7 @@ def _with_text(message: Message, text: str) -> Message:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Lists all texts in lists and dicts, keys included, however deep."""
+    """Lists all strings in nested lists and dicts, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -359,7 +362,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Joins neighbors that are text, and drops empty pieces."""
+    """Joins neighboring pieces of text, and drops empty ones."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else None

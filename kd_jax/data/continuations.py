@@ -1,9 +1,9 @@
 """Puts stretches of tokens, each of which a language model scores after a context, into rows.
 
-A stretch costs a context; those of one question have the same, so they share a row where what is
-left of the context is the same too: the context comes first (segment 0), then each stretch as a
-segment of its own, which begins with the context's last token, since that one predicts the
-stretch's first (`Batch.segments_BT`).
+Stretches that have the same context, such as the endings of one question, share a row, so that the
+context is computed once: the context comes first (segment 0), then each stretch as a separate
+segment, which begins with the context's last token, since that token predicts the stretch's first
+one (`Batch.segments_BT`).
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ _WORTH = 4  # batches that make a length worth compiling
 
 @dataclasses.dataclass(frozen=True)
 class Stretches:
-    """N stretches: the tokens [begin, end) of `scored_N2`, each after those of `context_N2`, at
-    least one; both count in the flat array."""
+    """N stretches of tokens to score: `scored_N2` holds the [begin, end) of each in the flat array
+    of tokens, `context_N2` that of its context, which has at least one token."""
 
     tokens_F: np.ndarray  # int32
     context_N2: np.ndarray  # int64
@@ -42,8 +42,8 @@ class Stretches:
 
 
 class Rows:
-    """Makes R rows of the stretches of which a model with `max_tokens` positions can read every
-    token; of a context only its last tokens, as many as then fit.
+    """Puts stretches into R rows for a model with `max_tokens` positions: stretches are never cut,
+    contexts lose tokens at their beginning where they do not fit.
 
     The last token of a stretch is predicted and not read, so context and stretch may together have
     max_tokens + 1 tokens, as in the lm-evaluation-harness.
@@ -53,13 +53,14 @@ class Rows:
     """
 
     def __init__(self, stretches: Stretches, max_tokens: int, owners_N: np.ndarray | None = None):
-        """Neighboring stretches of one owner share rows; without owners none do."""
+        """Groups neighboring stretches of one owner into shared rows; without owners, every stretch
+        has a row to itself."""
         self._stretches = stretches
         context_N2, counts_N = stretches.context_N2, stretches.counts_N
         begin_N = np.maximum(context_N2[:, 0], context_N2[:, 1] + counts_N - (max_tokens + 1))
         self.left_out_N = counts_N > max_tokens
         self.truncated_N = (begin_N > context_N2[:, 0]) & ~self.left_out_N
-        self._shared_N2 = np.stack([begin_N, context_N2[:, 1] - 1], axis=1)  # but its last token
+        self._shared_N2 = np.stack([begin_N, context_N2[:, 1] - 1], axis=1)  # last token left out
         self._rows = self._grouped(owners_N, max_tokens)
         self.branches = max((len(row) for row in self._rows), default=1)
         shared_N = self._shared_N2[:, 1] - begin_N
@@ -71,9 +72,9 @@ class Rows:
         return len(self._rows)
 
     def _grouped(self, owners_N, max_tokens) -> list[np.ndarray]:
-        """Groups stretches into rows. Rows are bounded, since attention between all of their tokens
-        is computed although segments do not see each other: by the model's positions, or twice the
-        first stretch with its context."""
+        """Groups stretches into rows of at most `max_tokens` tokens, or twice the first stretch and
+        its context if that is more. Longer rows would waste work: attention is computed between all
+        tokens of a row, although segments do not see each other."""
         rows, alike = [], {}
         for n in np.flatnonzero(~self.left_out_N).tolist():
             owner = n if owners_N is None else owners_N[n]
@@ -94,10 +95,11 @@ class Rows:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """Makes batches of all rows, once: a few lengths one after the other; little data has
-        fewer, since every length is compiled. About `batch_size` stretches make a batch of the
-        shortest rows; one of longer rows has as many tokens, so that memory (and what the processor
-        has to keep at hand) stays the same. The number of rows is a multiple of `devices`.
+        """Makes batches of all rows, in one pass, grouped by a few padded lengths.
+
+        Each length is compiled, so little data gets fewer lengths. A batch of the shortest rows
+        has about `batch_size` stretches; batches of longer rows have as many tokens, so that all
+        take about the same memory. The number of rows is a multiple of `devices`.
         """
         longest = -(-int(self.lengths_R.max()) // 8) * 8
         most = max(1, len(self._stretches) // (_WORTH * batch_size))
@@ -119,13 +121,13 @@ class Rows:
             yield from stream.batches()
 
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
-        """Pads rows to `length`: labels and weights (B, T) at the tokens that predict scored
-        ones; segments where any row has more than one."""
+        """Pads rows to `length`: labels and weights (B, T) stand at the tokens that predict scored
+        ones; there are segments if any row has more than one stretch."""
         rows = (self._pieces(self._rows[r]) for r in ids_B)
         return encoded.batch(ids_B, rows, length, self.branches > 1)
 
     def _pieces(self, row: np.ndarray) -> Iterator[tuple]:
-        """Lists the context but its last token, then every stretch after that."""
+        """Lists the pieces of a row: the context without its last token, then every stretch."""
         tokens_F = self._stretches.tokens_F
         begin, last = self._shared_N2[row[0]]
         yield tokens_F[begin:last], 0, 0.0, 0
@@ -135,8 +137,8 @@ class Rows:
             yield tokens_N, tokens_F[first:end], 1.0, number
 
     def by_stretch(self, found: dict[int, np.ndarray]) -> np.ndarray:
-        """Orders what was found for the segments of each row, (K,), as one value a stretch: float64
-        (N,), NaN for those that are left out."""
+        """Orders values by stretch: from (K,) values for the segments of each row to float64 (N,),
+        NaN for stretches that were left out."""
         values_N = np.full(len(self._stretches), np.nan)
         for r, row in enumerate(self._rows):
             values_N[row] = found[r][: len(row)]
@@ -144,7 +146,7 @@ class Rows:
 
 
 class Question(NamedTuple):
-    """A context and several ways to go on, one of which is right."""
+    """A multiple-choice question: a context and several endings, one of which is right."""
 
     context: str
     endings: tuple[str, ...]  # each follows the context after a space
@@ -155,8 +157,8 @@ class Question(NamedTuple):
 def questions(
     name: str, found: Iterable[tuple[str, Question]], commit: str | None = None
 ) -> Questions:
-    """Collects questions from (place, question) pairs. Raises UserError where there are none, for a
-    question with fewer than two endings, and for an answer that is none of them."""
+    """Collects questions from (place, question) pairs. Raises UserError if there are none, for a
+    question with fewer than two endings, and for a right answer that is not among the endings."""
     places, kept = [], []
     for place, question in found:
         count = len(question.endings)
@@ -185,15 +187,15 @@ def together(parts: list[Questions]) -> Questions:
 
 
 def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[Stretches, list]:
-    """Tokenizes every ending of every question after its context; also returns the index of each
-    one's question.
+    """Tokenizes every ending of every question after its context; also returns the index of the
+    question that each ending belongs to.
 
     Tokenizes as the lm-evaluation-harness does: context, space and ending as one text, by
-    `begun`; the ending's tokens are those behind as many as the context alone has. White space at
-    the end of the context belongs to the ending. An empty context is the token with which texts
-    begin (or else end).
+    `begun`; if the context alone has n tokens, the ending's tokens are those from the n-th on.
+    White space at the end of the context belongs to the ending. An empty context is replaced by
+    the beginning-of-text token (or else the end-of-text token).
 
-    Raises UserError where an ending has no token.
+    Raises UserError for an ending without tokens.
     """
     contexts, wholes, owners = [], [], []
     for index, question in enumerate(questions.questions):
@@ -227,11 +229,11 @@ def endings(tokenizer: PreTrainedTokenizerBase, questions: Questions) -> tuple[S
 
 
 def sliding(texts: Sequence[Sequence[int]], window: int, stride: int) -> Stretches:
-    """Makes stretches of the tokens of each text but its first, each once, as the labels of windows
-    that read `window` tokens and move by `stride`: a window scores what the ones before it did not,
-    after as many tokens as it holds.
+    """Makes the stretches that sliding windows score: a window reads `window` tokens, moves on by
+    `stride`, and scores the tokens that no window before it did.
 
-    A window that begins at token b reads [b, b + window) and predicts [b + 1, b + window + 1).
+    A window that begins at token b reads [b, b + window) and predicts [b + 1, b + window + 1), so
+    every token of a text but its first is scored exactly once.
     """
     context_N2, scored_N2, start = [], [], 0
     for text in texts:
@@ -250,7 +252,7 @@ def sliding(texts: Sequence[Sequence[int]], window: int, stride: int) -> Stretch
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the token after which a text's first token is predicted: bos, or else eos."""
+    """Returns the token from which the first token of a text is predicted: bos, or else eos."""
     for name in ("bos_token", "eos_token"):
         if getattr(tokenizer, name) is not None:
             return getattr(tokenizer, f"{name}_id")
@@ -261,8 +263,8 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenizes texts, with the special tokens that the tokenizer puts in front of any text, and
-    without those that it puts behind, as some do: a context goes on, and no text says more."""
+    """Tokenizes texts with the special tokens that the tokenizer puts in front of a text, but
+    without those that it puts behind it, since an ending follows a context."""
     probe = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     behind = probe[::-1].index(0)
     rows = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.types import Batch, Encoding
 
-_LONGEST = 16  # examples that may be the longest one, by their characters
+_LONGEST = 16  # examples with the most characters; the one with the most tokens is taken of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """N rows of any lengths: row i is tokens_F[starts_N[i] : starts_N[i] + lengths_N[i]], and
-    likewise in every other flat array."""
+    """N rows of any lengths in flat arrays: row i is tokens_F[starts_N[i] : starts_N[i] +
+    lengths_N[i]], and likewise in every other array."""
 
     tokens_F: np.ndarray  # int32, all rows one after another
     lengths_N: np.ndarray  # int64
@@ -40,7 +40,7 @@ class Marked(Flat):
 
     @classmethod
     def of(cls, tokens: Sequence[np.ndarray], marks: Sequence[np.ndarray]) -> "Marked":
-        """Joins lists of tokens and of their marks, at least one row."""
+        """Joins lists of tokens and of their marks into flat arrays; there is at least one row."""
         lengths_N = np.array([len(row) for row in tokens], np.int64)
         return cls(_flat(tokens), lengths_N, np.concatenate(marks))
 
@@ -57,7 +57,7 @@ class Marked(Flat):
 
     @classmethod
     def load(cls, folder: Path) -> "Marked":
-        """Reads what `save` wrote."""
+        """Reads the arrays that `save` wrote."""
         tokens_F = np.load(folder / "tokens.npy")
         marks_F = np.unpackbits(np.load(folder / "marks.npy"), count=len(tokens_F)).astype(bool)
         return cls(tokens_F, np.load(folder / "lengths.npy"), marks_F)
@@ -75,7 +75,7 @@ class Encoded(Flat):
 
     @functools.cached_property
     def digests(self) -> list[bytes]:
-        """Hashes (16 bytes) of what a model reads of each row; labels are not in them."""
+        """Hashes the model's input of each row, without its labels: 16 bytes each."""
         found = []
         for start, length in zip(self.starts_N, self.lengths_N, strict=True):
             digest = hashlib.blake2b(self.tokens_F[start : start + length], digest_size=16)
@@ -99,7 +99,7 @@ class Encoded(Flat):
         )
 
     def encoding(self, ids_B: np.ndarray, length: int) -> Encoding:
-        """Pads rows without labels, for a teacher that has a tokenizer of its own."""
+        """Pads rows to `length` without labels, for a teacher that has a different tokenizer."""
         tokens_BT, mask_BT, types_BT = self._padded(ids_B, length)
         return Encoding(tokens_BT=tokens_BT, mask_BT=mask_BT, types_BT=types_BT)
 
@@ -132,7 +132,7 @@ def encode(
     rows = join(found["input_ids"], found.get("token_type_ids"), labels_NP, pad_id(tokenizer))
     cut = [row for row, each in enumerate(found.encodings) if each.overflowing]
     longest = int(rows.lengths_N.max(initial=0))
-    if cut:  # whose tokens are not counted: the longest of all has most characters, or nearly
+    if cut:  # their tokens were not counted; the longest has the most characters, or nearly so
         cut.sort(key=lambda row: -sum(len(each[row]) for each in texts))
         whole = tokenizer(*([each[row] for row in cut[:_LONGEST]] for each in texts), verbose=False)
         longest = max(map(len, whole["input_ids"]))
@@ -147,8 +147,8 @@ def join(
     kind: type[Encoded] = Encoded,
     **more: Any,
 ) -> Any:
-    """Joins lists of token ids and, where there are any, token types to rows of a `kind`, which has
-    `more` fields."""
+    """Joins lists of token ids (and token types, if any) into an instance of the class `kind`, with
+    `more` as its other fields."""
     return kind(
         tokens_F=_flat(tokens),
         types_F=None if types is None else _flat(types),
@@ -170,11 +170,11 @@ def _flat(rows) -> np.ndarray:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Packs items into bins of `room`: the numbers of the items of each bin.
+    """Packs items into bins of size `room`: returns the indices of the items in each bin.
 
-    Best fit decreasing (Johnson 1974): the longest item first, into the fullest bin that takes it;
-    never more than 11/9 of the bins of the best packing, and four more. A function of the lengths
-    alone. Raises ValueError for an item longer than `room`.
+    Best fit decreasing (Johnson 1974): the longest item first, into the fullest bin that it fits;
+    never more than 11/9 of the bins of the best packing, plus four. Depends on the lengths alone.
+    Raises ValueError for an item longer than `room`.
     """
     bins: list[list[int]] = []
     of_room: list[list[int]] = [[] for _ in range(room + 1)]  # bins by the room that is left
@@ -201,10 +201,10 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def batch(ids_B: np.ndarray, rows: Iterable[Iterable[tuple]], length: int, several: bool) -> Batch:
-    """Makes a batch of rows padded to `length`, labels and weights (B, T), with segments if
-    `several`.
+    """Makes a batch of rows padded to `length`, with labels and weights (B, T), and with segments
+    if `several`.
 
-    A row's pieces, (tokens (N,), labels, weights, number of its segment), stand one behind another.
+    A row is the concatenation of its pieces: (tokens (N,), labels, weights, number of its segment).
     """
     shape = len(ids_B), length
     tokens_BT, labels_BT, segments_BT = (np.zeros(shape, np.int32) for _ in range(3))

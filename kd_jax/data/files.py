@@ -21,7 +21,7 @@ from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# How a file begins that is no text in UTF-8, what it is, and what to do about it.
+# First bytes of files that are not UTF-8 text, what such a file is, and what to do about it.
 _FOREIGN = (
     ((b"\xff\xfe", b"\xfe\xff"), "UTF-16", "convert it: iconv -f utf-16 -t utf-8"),
     ((b"\x00\x05\x16\x07",), "what macOS notes down about another file", "remove it"),
@@ -76,7 +76,7 @@ def find(path: str | Path, where: str, kinds: Collection[str]) -> list[Path]:
     """Finds the files of a path (file, glob, or folder, searched to the bottom), sorted.
 
     Raises UserError where there is none, where a file's suffix is not among `kinds` (of a folder
-    others are left out), and where one is empty; it names config.<where>.path.
+    other files are skipped), and where one is empty; it names config.<where>.path.
     """
     place, expanded = f"config.{where}.path={str(path)!r}", os.path.expanduser(path)
     have = ", ".join(kinds)
@@ -100,8 +100,8 @@ def find(path: str | Path, where: str, kinds: Collection[str]) -> list[Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """Lists the files of a folder and those below it, sorted, without what programs leave behind
-    for themselves: names that begin with a dot, such as .ipynb_checkpoints, and __MACOSX."""
+    """Lists the files in a folder and its subfolders, sorted, without hidden ones: names that begin
+    with a dot, such as .ipynb_checkpoints, and __MACOSX."""
 
     def hidden(file: Path) -> bool:
         parts = file.relative_to(folder).parts
@@ -111,8 +111,8 @@ def visible(folder: Path) -> list[Path]:
 
 
 def lines(file: Path) -> Iterator[str]:
-    """Reads lines with their ends. UserError names the first byte that is not UTF-8, and says what
-    a file of another encoding is."""
+    """Reads the lines of a text file, line ends included. UserError names the first byte that is
+    not UTF-8, and the encoding or format that the file seems to have."""
     start = 0
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
@@ -148,13 +148,13 @@ def _check_beginning(file: Path, line: bytes) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """Reads a JSON file, as `parse` does."""
+    """Reads a JSON file. Raises UserError as `parse` does."""
     return parse("".join(lines(file)), str(file))
 
 
 def parse(text: str, place: str) -> Any:
-    """Parses a JSON text, which stands at `place`. UserError for what is no JSON, for an
-    object that has a key twice, and for half of a character, which no tokenizer reads."""
+    """Parses a JSON text; `place` tells messages where it stands. UserError for invalid JSON, for
+    an object that has a key twice, and for half of a surrogate pair, which no tokenizer reads."""
     try:
         value = json.loads(text, object_pairs_hook=_object)
         if _HALF.search(text):
@@ -181,15 +181,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_header(names: Sequence[str], place: str) -> None:
-    """Raises UserError where two columns have one name; those without any are nobody's."""
+    """Raises UserError where two columns have one name; columns without a name are ignored."""
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{place}: two columns are called {twice!r}; rename or remove one")
 
 
 def _paragraphs(file: Path) -> Iterator[str]:
-    """Reads the documents of a text file. Blank lines at its ends do not make it one with blank
-    lines between documents."""
+    """Reads the documents of a text file: separated by blank lines, or one a line where no blank
+    line stands between two texts."""
     groups = itertools.groupby(lines(file), key=lambda line: bool(line.strip()))
     texts = itertools.islice((has_text for has_text, _ in groups if has_text), 2)
     return from_lines(lines(file), blank_lines=sum(texts) == 2)
@@ -235,8 +235,9 @@ def records(
         delimiter: between fields, which may be quoted; None: a comma in a .csv, or a tab, without
             quoting, in any other file.
         header: names of the columns, where the file does not begin with them.
-        incomplete: takes the places of rows with another number of fields, which else are errors.
-        foreign: nobody knows how the file was written: warns and errors say what it may need.
+        incomplete: collects the places of rows with a wrong number of fields; None: such a row is
+            an error.
+        foreign: the file comes from an unknown program, so warnings and errors suggest settings.
     """
     quoted = delimiter is not None or file.suffix == ".csv"
     number, blank = 0, []
@@ -279,8 +280,8 @@ def _split(file: Path, warn: bool) -> Iterator[list[str]]:
 
 
 def _if_quoted(row: list[str]) -> str:
-    """Says what to do where a field of a .tsv looks as pandas writes it: in quotes, those inside
-    doubled, or broken off at a line's end."""
+    """Explains what to do where a field of a .tsv looks as if pandas had quoted it: in quotes,
+    with doubled quotes inside, or broken off at a line's end."""
     for field in row:
         inside = field[1:-1] if field.endswith('"') else field[1:]
         if field.startswith('"') and '"' not in inside.replace('""', ""):
@@ -293,7 +294,7 @@ def _check_delimiter(header: list[str], file: Path) -> None:
     if other is not None:
         raise UserError(
             f"{file}, row 1: the header is one column, {header[0]!r}; where {other!r} separates "
-            f"columns, set delimiter={other!r} beside the path (--delimiter of predict), or write "
+            f"columns, set delimiter={other!r} next to the path (--delimiter of predict), or write "
             f"the file with {',' if file.suffix == '.csv' else 'tabs'!r}"
         )
 

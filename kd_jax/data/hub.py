@@ -15,9 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """Opens documents, the rows of the column `spec["text"]`; WikiText's rows become articles.
+    """Opens documents, one for each row of the column `spec["text"]`; WikiText's rows become
+    articles.
 
-    The commit that the revision stands for is found first and pinned. Raises UserError, within
+    The revision's commit is looked up first and pinned. Raises UserError, within
     10 seconds where the hub cannot be reached, for an unknown or gated id, an unknown revision,
     configuration, split or column, and for a repository that needs a script.
     """
@@ -34,8 +35,8 @@ def documents(spec: dict, where: str) -> Documents:
 
 
 def rows(spec: dict, where: str) -> Table:
-    """Reads all columns of the split, classes as their numbers, None where there is none (the hub's
-    -1). Raises UserError like `documents`."""
+    """Reads all columns of a split; classes are read as numbers, a missing class (-1 on the hub) as
+    None. Raises UserError like `documents`."""
     table, name, commit = _load(spec, where)
     columns = {column: list(table[column]) for column in table.column_names}
     for column, feature in table.features.items():
@@ -45,7 +46,7 @@ def rows(spec: dict, where: str) -> Table:
 
 
 def _load(spec, where):
-    """Loads a split: (the split, its name, the commit that is pinned)."""
+    """Loads a split: returns (the split, its name, the pinned commit)."""
     path = spec["path"]
     commit = None if os.path.isdir(path) else _commit(path, spec["revision"], where)
     import datasets  # takes a second
@@ -65,7 +66,7 @@ def _load(spec, where):
 
 
 def _commit(path: str, revision: str | None, where: str) -> str | None:
-    """Finds the commit of a hub dataset; None in offline mode, where the cache must do."""
+    """Looks up the commit of a hub dataset; None in offline mode, where only the cache is read."""
     try:
         return hub.ask(lambda: huggingface_hub.HfApi().dataset_info(path, revision=revision)).sha
     except errors.OfflineModeIsEnabled:

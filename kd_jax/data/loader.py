@@ -2,7 +2,7 @@
 
 Positions of the global stream count rows from 0. Position i belongs to epoch i // n of n rows, and
 each epoch has its own order, drawn from (seed, epoch). Batch s holds the positions
-[s * B, (s + 1) * B), and process p of k its p-th part. So a run resumes at any step without
+[s * B, (s + 1) * B), and process p of k its p-th share. So a run resumes at any step without
 replaying, also on another number of processes.
 """
 
@@ -20,9 +20,8 @@ from kd_jax.types import Batch
 
 
 def read_options(cores: int) -> grain.ReadOptions:
-    """Chooses how many threads make batches: two, so that one works while the other waits, and one
-    for every four cores, as far as the GIL lets them. Two batches a thread wait, which takes
-    memory."""
+    """Chooses how many threads make batches: one for every four cores (the GIL leaves more of them
+    idle), at least 2 and at most 16. Each prepares two batches ahead, which takes memory."""
     threads = min(max(2, cores // 4), 16)
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
@@ -51,8 +50,8 @@ class Batches:
 
 
 def rows_of_process(size: int, batch_size: int, process_count: int) -> int:
-    """Counts the rows of a batch that one of the processes holds. Raises UserError where they do
-    not divide the batch, and ValueError for a stream of no rows."""
+    """Counts the rows of a batch that one process holds. Raises UserError where the number of
+    processes does not divide the batch, and ValueError for a stream of no rows."""
     if size < 1:
         raise ValueError("a stream needs at least one row")
     if batch_size < 1 or batch_size % process_count:
@@ -79,9 +78,9 @@ class Stream(Batches):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """With a `seed` the stream is endless and shuffled. Without, it is one pass: the last
+        """Makes an endless, shuffled stream with a `seed`, or one pass without: there the last
         batch is filled up with rows of id -1, mask 0 and weight 0, so that all batches have one
-        shape and all processes as many of them.
+        shape and all processes have equally many.
 
         Raises UserError when the processes do not divide the batch.
         """
@@ -107,7 +106,7 @@ class Stream(Batches):
         self._batches = batches[process_index::process_count]
 
     def chosen(self, ids_N: np.ndarray, seed: int | None = None) -> "Stream":
-        """Returns a stream of these rows alone, shuffled by `seed`, or one pass."""
+        """Returns a stream of these rows only: shuffled by `seed`, or one pass without a seed."""
         index, count = self._process
         return Stream(
             len(ids_N),
@@ -126,7 +125,7 @@ class Stream(Batches):
 
 
 def blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:
-    """Sets id -1, mask 0 and weight 0 where the bool array `real_B` is False."""
+    """Marks rows as filling, by id -1, mask 0 and weight 0, where the bool `real_B` is False."""
     real_B1 = real_B[:, None].astype(np.float32)
     return batch.replace(
         ids_B=np.where(real_B, batch.ids_B, -1).astype(np.int32),
@@ -144,8 +143,9 @@ _WORTH = 0.03  # share of the tokens that another length has to save
 
 def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[int, ...]:
     """Chooses bucket lengths, ascending, that leave the fewest padded tokens when every row goes to
-    the shortest bucket that holds it. Multiples of 8, or `seq_len`; the last one holds the longest
-    row. At most `most`, and never more than six; fewer where another one would save little."""
+    the shortest bucket that holds it. Lengths are multiples of 8, or `seq_len`; the last one holds
+    the longest row. There are at most `most`, never over six, and fewer if one more saves little.
+    """
     ends = [*range(_MULTIPLE, seq_len, _MULTIPLE), seq_len]
     rows = np.searchsorted(np.sort(lengths_N), ends, side="right").tolist()  # that fit into each
     last = rows.index(len(lengths_N))
@@ -174,13 +174,13 @@ class BucketStream(Batches):
     """Batches whose rows share a bucket.
 
     With a seed, endless: an epoch has n // B batches, at least one. Its rows are shuffled (n % B
-    of them, others in every epoch, sit out), each bucket is cut into batches of B, rows that are
-    left over go on to the next longer bucket, and the batches are shuffled. What a step holds is
-    a function of (seed, step) alone. Without a seed, one pass over all rows, shortest bucket
+    of them, different ones in every epoch, are skipped), each bucket is cut into batches of B,
+    left-over rows move to the next longer bucket, and the batches are shuffled. The rows of a step
+    are a function of (seed, step) alone. Without a seed: one pass over all rows, shortest bucket
     first.
 
-    Where rows are lacking (n < B; the last batch of a bucket in one pass), rows of id -1, mask 0
-    and weight 0 fill the batch up.
+    A batch with too few rows (n < B; the last batch of a bucket in one pass) is filled up with
+    rows of id -1, mask 0 and weight 0.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class BucketStream(Batches):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """`make(ids_B, length) -> Batch` makes rows with NumPy (`Encoded.batch`). `batch_size` is
-        the global one: process p of k holds the p-th part of every batch's rows.
+        """Assigns rows to buckets; `make(ids_B, length) -> Batch` makes rows with NumPy
+        (`Encoded.batch`). `batch_size` is global: process p of k holds the p-th share of the rows.
 
         Raises UserError when the processes do not divide the batch.
         """
@@ -229,7 +229,7 @@ class BucketStream(Batches):
 
 
 def _epoch(bucket_N, batch_size, seed, epoch):
-    """Orders one epoch: (row ids (S, B), bucket of each batch (S,))."""
+    """Orders the rows of one epoch: returns (row ids (S, B), bucket of each batch (S,))."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
     order_N = random.permutation(len(bucket_N))
     if len(order_N) < batch_size:
@@ -243,7 +243,7 @@ def _epoch(bucket_N, batch_size, seed, epoch):
 
 
 def _one_pass(bucket_N, batch_size):
-    """Orders one pass likewise, in the order of the rows, bucket after bucket."""
+    """Orders the rows of one pass as `_epoch` does, unshuffled, bucket after bucket."""
     ids, buckets = [], []
     for bucket in np.unique(bucket_N):
         rows = np.flatnonzero(bucket_N == bucket)

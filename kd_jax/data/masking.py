@@ -1,4 +1,4 @@
-"""Masks tokens: chooses those of a row that are predicted, and what stands in their place.
+"""Masks tokens: chooses the tokens of a row that are predicted, and what replaces them.
 
 Masks are drawn anew in every epoch and are a function of (seed, epoch, index of the row) alone:
 neither the batch size, nor the number of processes, nor a restart changes them.
@@ -24,12 +24,13 @@ DEFAULTS = dict(
 
 
 def slots(seq_len: int, rate: float) -> int:
-    """Computes P, the slots of a row: ceil(rate * seq_len), rounded up to a multiple of 8."""
+    """Computes P, the number of predicted positions that a row has room for: ceil(rate * seq_len),
+    rounded up to a multiple of 8."""
     return 8 * math.ceil(math.ceil(rate * seq_len) / 8)
 
 
 def uniforms(seed: int, epochs_B: np.ndarray, ids_B: np.ndarray, count: int) -> np.ndarray:
-    """Draws float64 (B, count) in [0, 1): row b is a function of (seed, epochs[b], ids[b])."""
+    """Draws uniform float64 (B, count) in [0, 1): row b depends on (seed, epochs[b], ids[b])."""
     uniforms_BU = np.empty((len(ids_B), count))
     philox = np.random.Philox(key=0)
     generator, state = np.random.Generator(philox), philox.state
@@ -47,7 +48,7 @@ def _key(seed: int, epoch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What masking needs to know of a tokenizer."""
+    """The facts about a tokenizer's vocabulary that masking needs."""
 
     mask_id: int
     maskable_V: np.ndarray  # bool, False for special tokens
@@ -84,7 +85,7 @@ class Masking:
     def __call__(
         self, tokens_BT: np.ndarray, mask_BT: np.ndarray, uniforms_BU: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (masked tokens (B, T), positions, labels, weights (B, P)) of rows of `tokens_BT`.
+        """Masks rows: returns (masked tokens (B, T), positions, labels, weights (B, P)).
 
         `uniforms_BU`: U >= T + 2 P numbers a row. Positions ascend; unused slots stand last, with
         position 0, label 0 and weight 0.
@@ -155,8 +156,7 @@ class Masking:
         return chosen_BT
 
     def _shown(self, labels_BP, action_BP, choice_BP):
-        """Chooses what stands at the chosen positions: [MASK], a random token, or the token
-        itself."""
+        """Chooses the input at masked positions: [MASK], a random token, or the token itself."""
         candidates = np.flatnonzero(self.vocabulary.maskable_V)
         random_BP = candidates[(choice_BP * len(candidates)).astype(int)]
         shown_BP = np.where(action_BP < self.mask + self.random, random_BP, labels_BP)

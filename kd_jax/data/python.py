@@ -1,4 +1,4 @@
-"""Reads English text that every Python has: the language reference and the library's docstrings.
+"""Reads the English text in every Python: the language reference and the library's docstrings.
 
 About 2 MB (the reference alone, path="reference": 0.5 MB, read at once), the same for the same
 version of Python; for the quickstart and for smoke runs, which must work without a network. Modules
@@ -22,7 +22,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """Opens documents: one a topic of the reference, then one a module of the standard library."""
+    """Opens documents: one for each topic of the reference, then one for each standard module."""
     version = platform.python_version()
     if spec["path"] is None:
         return Documents(f"Python {version}'s own text", lambda: iter(_reference() + _library()))

@@ -47,14 +47,14 @@ _HEADING = re.compile(r"= [^=]+ =")
 
 
 class Identity(NamedTuple):
-    """What tells one text from another: a hash of all documents, and how many there are."""
+    """The identity of a text: a hash of all documents, and how many there are."""
 
     digest: str
     count: int
 
 
 class Documents:
-    """Documents of one source, read anew by every iteration, in a fixed order."""
+    """The documents of one source, read again by every iteration, in a fixed order."""
 
     def __init__(
         self, name: str, read: Callable[[], Iterator[str]], commit: str | None = None
@@ -86,13 +86,14 @@ class Documents:
         part = Documents(name, lambda: itertools.compress(self, chosen), self.commit)
         digest = hashlib.blake2b(np.packbits(chosen).tobytes(), digest_size=16)
         digest.update(self.identity.digest.encode())
-        part.identity = Identity(digest.hexdigest(), int(chosen.sum()))  # no need to read again
+        # Derived from the whole's identity, so that the documents are not read again.
+        part.identity = Identity(digest.hexdigest(), int(chosen.sum()))
         return part
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A split's columns, equally long."""
+    """The columns of a split, all of one length."""
 
     name: str  # for messages and the run's manifest
     columns: dict[str, list]
@@ -101,8 +102,8 @@ class Table:
 
     @classmethod
     def of_records(cls, name: str, records: Iterable[tuple[str, dict]]) -> "Table":
-        """Collects (place, row) pairs. Raises UserError where there are none, and where a row has
-        other columns than the first one."""
+        """Makes a table of (place, row) pairs. Raises UserError where there are none, and where a
+        row has other columns than the first one."""
         places, columns = [], {}
         for place, row in records:
             columns = columns if places else {column: [] for column in row}
@@ -122,8 +123,8 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def column(self, name: str, key: str) -> list:
-        """Returns a column's values. UserError lists the columns there are; `key` says what to
-        set."""
+        """Returns a column's values. If it is missing, UserError lists the columns and names `key`,
+        the config key to set."""
         if name not in self.columns:
             raise UserError(
                 f"{self.name} has no column {name!r}; set {key} to one of: "
@@ -132,7 +133,7 @@ class Table:
         return self.columns[name]
 
     def texts(self, name: str, key: str) -> list[str]:
-        """Returns a column of text. UserError names the first row that holds none."""
+        """Returns a column of texts. UserError names the first row that is not a text."""
         values = self.column(name, key)
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -140,7 +141,7 @@ class Table:
         return values
 
     def lists(self, name: str, key: str) -> list[list[str]]:
-        """Returns a column of lists of text. UserError names the first row that holds none."""
+        """Returns a column of lists of texts. UserError names the first row that is not one."""
         values = self.column(name, key)
         for row, texts in enumerate(values):
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -149,7 +150,7 @@ class Table:
 
 
 def read(config: Mapping, where: str) -> Documents:
-    """Opens the documents of `config`, which stands at config.<where>, such as "data.train".
+    """Opens the documents of the source `config`, the section config.<where> (say "data.train").
 
     Reads the first document, so that most mistakes show at once. Raises UserError for whatever is
     wrong with the config or the source.
@@ -161,7 +162,7 @@ def read(config: Mapping, where: str) -> Documents:
 
 
 def table(config: Mapping, where: str) -> Table:
-    """Reads the table of `config`, which stands at config.<where>. Raises UserError as `read`."""
+    """Reads the table of the source `config`, the section config.<where>. UserError as `read`."""
     found = _open(config, where, OF_TABLES, "rows")
     if not len(found):
         raise UserError(f"{found.name} (config.{where}) holds no rows")
@@ -169,7 +170,7 @@ def table(config: Mapping, where: str) -> Table:
 
 
 def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> Any:
-    """Calls the source's function `kind`."""
+    """Imports a source's module and calls its function `kind` ("documents" or "rows")."""
     spec = settings(config, defaults, where)
     spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
@@ -179,8 +180,8 @@ def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> A
 
 
 def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
-    """Raises UserError where a data set has no such column, or its values are no text; `columns`
-    tells of each whether they are."""
+    """Raises UserError where a data set lacks a column, or its values are not text; `columns` maps
+    each column's name to whether it holds text."""
     if not columns.get(column):
         what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
         have = ", ".join(each for each, text in columns.items() if text)
@@ -188,12 +189,12 @@ def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) 
 
 
 def blank(text: str) -> bool:
-    """Tells whether a text shows nothing: white space, control characters, zero-width ones."""
+    """Tells whether a text has only white space, control and zero-width characters."""
     return not any(char.isprintable() and not char.isspace() for char in text)
 
 
 def from_rows(rows: Iterable[str]) -> Iterator[str]:
-    """Makes documents of rows: every row that is not blank, or WikiText's articles."""
+    """Makes documents of rows: one for each row that is not blank, or WikiText's articles."""
     rows = (row for row in rows if row.strip())
     first = next(rows, "")
     if _HEADING.fullmatch(first.strip()):
@@ -204,8 +205,8 @@ def from_rows(rows: Iterable[str]) -> Iterator[str]:
 
 
 def from_lines(lines: Iterable[str], blank_lines: bool) -> Iterator[str]:
-    """Makes documents of a text file's lines; `blank_lines` tells whether it has lines between its
-    first and its last text that are blank."""
+    """Makes documents of a text file's lines; `blank_lines` tells whether blank lines stand between
+    its first and its last text."""
     lines = itertools.dropwhile(lambda line: not line.strip(), lines)
     first = next(lines, "")
     lines = itertools.chain([first], lines)

@@ -1,5 +1,4 @@
-"""Reads the splits of config.data, and chooses the rows that are held out: a function of the data,
-the share and the seed.
+"""Reads the splits of config.data, and chooses the held-out rows by data, share and seed alone.
 
 config.data:
     train       a source (data/source.py; tasks add the layouts in which their data is shipped)
@@ -31,7 +30,7 @@ HELD_OUT_SEED = 20181011
 
 
 class Section(Protocol):
-    """What a source holds, or some of it, before any tokenizer."""
+    """The contents of a source, or a selection of them, not yet tokenized."""
 
     name: str
     commit: str | None  # of a hub repository
@@ -80,27 +79,27 @@ def about(section: Section) -> dict[str, Any]:
 
 
 class Splits:
-    """Reads every split of config.data once. Subclasses read sources, and choose what is held out
-    of train where there is no validation."""
+    """The splits of config.data, each read once. Subclasses read sources, and choose what is held
+    out of train where there is no validation."""
 
     too_small = "set config.data.validation to a source"  # advice, where nothing can be held out
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        """`data` are complete settings."""
+        """Takes config.data, complete with its defaults."""
         self.data = data
         self._sections: dict[str, Any] = {}
 
     def _read(self, key: str) -> Any:
-        """Reads all that the source config.data.<key> holds, which is not None: a `Section`."""
+        """Reads the source config.data.<key>, which is not None, as a `Section`."""
         raise NotImplementedError
 
     def _spec(self, key: str, **more: Any) -> tuple[str, dict[str, Any]]:
-        """Completes a split's source: (where it stands in the config, its settings as a table)."""
+        """Completes the settings of a source: returns (its path in the config, its settings)."""
         where = f"data.{key}"
         return where, settings(self.data[key], source.OF_TABLES | more, where)
 
     def _held_out(self, whole: Any) -> np.ndarray:
-        """Chooses what of train is held out for validation: bool (N,)."""
+        """Chooses the rows of train that are held out for validation: bool (N,)."""
         raise NotImplementedError
 
     @property
@@ -110,7 +109,7 @@ class Splits:
         return tuple(s for s in SPLITS if s in given or (s == "validation" and "train" in given))
 
     def examples(self, split: str) -> Any:
-        """Reads the `Section` that is "train", "validation" or "test"."""
+        """Reads the split "train", "validation" or "test"."""
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; have: {', '.join(SPLITS)}")
         if self.data["validation"] is not None or split == "test":
@@ -138,7 +137,7 @@ class Splits:
 
 
 def random_share(count: int, share: float, seed: int) -> np.ndarray:
-    """Chooses a random share, at least one, and never all: bool (count,)."""
+    """Chooses a random share of rows, at least one and never all: bool (count,)."""
     chosen_N = np.zeros(count, bool)
     order_N = np.random.Generator(np.random.Philox(seed)).permutation(count)
     chosen_N[order_N[: min(max(1, round(share * count)), count - 1)]] = True
@@ -148,9 +147,11 @@ def random_share(count: int, share: float, seed: int) -> np.ndarray:
 def stratified(
     groups: Sequence[Hashable], labels_N: np.ndarray, share: float, seed: int
 ) -> np.ndarray:
-    """Chooses about `share` of the rows, bool (N,), of each class as nearly as whole rows allow, at
-    least one row in all. Rows of one group (the same text, for instance) stay together; a group
-    counts as one row of its first row's class. Where there is one group, nothing is set aside."""
+    """Chooses about `share` of the rows of each class, at least one row in all: bool (N,).
+
+    Rows of one group (the same text, for instance) stay together; a group counts as one row of its
+    first row's class. Nothing is chosen if there is only one group.
+    """
     _, first_G, group_N = np.unique(_numbers(groups), return_index=True, return_inverse=True)
     _, class_G = np.unique(np.asarray(labels_N)[first_G], return_inverse=True)
     count = len(first_G)
@@ -168,8 +169,8 @@ def stratified(
 
 
 def grouped(groups: Sequence[Hashable], share: float, seed: int) -> np.ndarray:
-    """Chooses whole groups, bool (N,), in random order, until they hold at least `share` of the
-    rows; one group is always left out. Where there is one group, nothing is set aside."""
+    """Chooses whole groups of rows at random until they hold at least `share` of the rows: bool
+    (N,). One group is never chosen, so nothing is if there is only one."""
     group_N = _numbers(groups)
     sizes_G = np.bincount(group_N)
     order_G = np.random.Generator(np.random.Philox(seed)).permutation(len(sizes_G))

@@ -1,6 +1,5 @@
 """Reads SQuAD's questions (v1.1: Rajpurkar et al. 2016; v2.0: 2018) from its .json or from a table,
-and cuts contexts that are longer than a row into windows: a question with a piece of its
-context."""
+and cuts long contexts into windows: rows of the question and a piece of its context."""
 
 import dataclasses
 import functools
@@ -45,13 +44,12 @@ class Questions(splits.Questions):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Lists (question, context) of each."""
+        """Lists the (question, context) pairs."""
         return [(question.question, question.context) for question in self.questions]
 
 
 def read(path: Path) -> Questions:
-    """Reads a .json of v1.1 or v2.0. UserError names file and question for whatever is wrong with
-    it."""
+    """Reads a SQuAD .json of v1.1 or v2.0. UserError names the file and the faulty question."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
     found, places, unanswerable = [], [], False
@@ -74,8 +72,7 @@ def read(path: Path) -> Questions:
 
 def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
     """Reads (place, article's title, context, entry of `qas`) of each question of SQuAD's JSON.
-    UserError names the article or paragraph where the layout is another one; entries are not looked
-    at."""
+    UserError names an article or paragraph of another layout; the entries are not checked."""
     number = 0
     for article in field(content, "data", str(path), list):
         title = article.get("title", "") if isinstance(article, dict) else ""
@@ -90,8 +87,9 @@ def entries(content: Any, path: Path) -> Iterator[tuple[str, str, str, dict]]:
 
 
 def of_table(table: Table) -> Questions:
-    """Reads rows in the hub's layout: id, title, context, question, answers (a dict of the lists
-    `text` and `answer_start`). The split is of v2.0 where a question has no answer."""
+    """Reads questions from rows in the hub's layout: id, title, context, question, answers (a dict
+    of the lists `text` and `answer_start`). The split counts as v2.0 if a question has no answer.
+    """
     names = ("id", "title", "context", "question", "answers")
     columns = [table.column(name, "config.data to SQuAD, not") for name in names]
     found = []
@@ -107,8 +105,8 @@ def of_table(table: Table) -> Questions:
 
 
 def field(mapping: Any, key: str, place: str, kind: type = object) -> Any:
-    """Returns an object's value. UserError names the keys that it has, where this one is not among
-    them or its value is of another kind (list or str)."""
+    """Returns the value of an object's key. UserError lists the object's keys, where this one is
+    missing or its value is not of the type `kind`."""
     if not (isinstance(mapping, dict) and key in mapping and isinstance(mapping[key], kind)):
         have = ", ".join(map(str, mapping)) if isinstance(mapping, dict) else "no JSON object"
         what = {list: "; it must be a list", str: "; it must be text"}.get(kind, "")
@@ -143,8 +141,8 @@ def _unique(questions: Questions) -> Questions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Windows(Encoded):
-    """Rows of questions, and where each of them comes from. Row i's tokens [first, first + count)
-    are the context's; offsets_F2 has the characters [begin, end) that a token of a row stands for.
+    """Rows of a question and a piece of its context. Row i's tokens [first, first + count) are the
+    context's; offsets_F2 has the characters [begin, end) of the context that a token stands for.
     """
 
     question_N: np.ndarray  # index of the question
@@ -153,7 +151,7 @@ class Windows(Encoded):
     offsets_F2: np.ndarray  # int32, flat like the rows' tokens
 
     def offsets(self, row: int) -> np.ndarray:
-        """Returns the characters, (count, 2), of the context's tokens of a row."""
+        """Returns the characters [begin, end) of each context token of a row, (count, 2)."""
         start = self.starts_N[row] + self.first_N[row]
         return self.offsets_F2[start : start + self.count_N[row]]
 
@@ -166,13 +164,13 @@ def windows(
     max_question: int,
     place: Callable[[int], str] = "question {}".format,
 ) -> Windows:
-    """Tokenizes questions into rows of at most `seq_len` tokens. Windows of a question share
-    `doc_stride` tokens of its context; questions are cut to `max_question` tokens. Labels are the
-    first and last token of the first answer, and 0 and 0, the [CLS], where the window does not hold
-    all of it. `place(i)` says where a question stands, for messages.
+    """Tokenizes questions and contexts into windows of at most `seq_len` tokens.
 
-    Raises UserError where a row has no room for more than question and overlap, and for a context
-    of which the tokenizer makes no token.
+    Neighboring windows of a question share `doc_stride` tokens of its context; questions are cut to
+    `max_question` tokens. Labels are the first and last token of the first answer, or 0 and 0, the
+    [CLS], where the window does not hold all of it. `place(i)` tells where a question stands, for
+    messages. Raises UserError where question and overlap fill a row, and for a context that has
+    no tokens.
     """
     special = tokenizer.num_special_tokens_to_add(pair=True)
     least = special + max_question + doc_stride + 1

@@ -11,9 +11,9 @@ from kd_jax.errors import UserError
 
 
 def documents(spec: dict, where: str) -> Documents:
-    """Opens documents, the feature `spec["text"]` of every row. `spec["path"]` is a dataset's name
-    ("wiki40b/en", looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets) or the folder of a
-    prepared one.
+    """Opens documents, one for each row: its feature `spec["text"]`. `spec["path"]` is a dataset's
+    name ("wiki40b/en", looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets) or the folder of a
+    prepared dataset.
 
     The dataset must have been prepared in a format with random access. Raises UserError for an
     unknown or unprepared dataset, an unknown split or feature.
@@ -45,7 +45,7 @@ def _name(spec: dict) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turns bytes into text and NumPy into Python, also within what is nested."""
+    """Converts bytes to text and NumPy values to Python's, also in nested values."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, bytes):
@@ -56,7 +56,7 @@ def _plain(value: Any) -> Any:
 
 
 def _load(spec, where):
-    """Loads (the split with random access, the dataset's features)."""
+    """Loads a split: returns (the split, with random access; the dataset's features)."""
     import tensorflow_datasets as tfds
 
     path, split = spec["path"], spec["split"]

@@ -1,4 +1,4 @@
-"""Loads, trains and saves tokenizers, and answers what tasks need to know of one."""
+"""Loads, trains and saves tokenizers, and looks up their special tokens and word boundaries."""
 
 import collections
 import copy
@@ -37,8 +37,8 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a local folder in HF's layout; where there is a tokenizer.json, as
-    that says. Raises UserError where there is none, or where it needs code of its own."""
+    """Loads the tokenizer of a local folder in HF's layout; a tokenizer.json takes precedence.
+    Raises UserError where there is no tokenizer, or where it needs custom code."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"tokenizer folder {folder} does not exist")
@@ -66,9 +66,8 @@ def _load(kind: type, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Tells whether `tokenizer` reads as tokenizer.json says, if there is one. transformers 5
-    rebuilds some by the class that belongs to config.json's model_type, with the rules of that
-    class."""
+    """Tells whether a loaded tokenizer follows the rules of its tokenizer.json, if there is one:
+    transformers 5 replaces some by the rules of the class that config.json's model_type names."""
     file = folder / "tokenizer.json"
     if not file.exists() or not getattr(tokenizer, "is_fast", False):
         return True
@@ -76,19 +75,19 @@ def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
 
 
 def _rules(backend: Tokenizer) -> dict[str, Any]:
-    """Returns the rules that make ids of a text and a text of ids, special tokens aside."""
+    """Returns the rules of encoding and decoding, without special tokens."""
     parts = json.loads(backend.to_str())
     return {name: parts[name] for name in ("normalizer", "pre_tokenizer", "model", "decoder")}
 
 
 def same_rules(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Tells whether two tokenizers cut every text, special tokens aside, into the same ids."""
+    """Tells whether two tokenizers encode every text alike, special tokens aside."""
     return _rules(one.backend_tokenizer) == _rules(other.backend_tokenizer)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Writes a tokenizer as it is for any text: not cut to the lengths of the last one, and by a
-    class that every version of transformers knows."""
+    """Writes a tokenizer to a folder, without the truncation and padding that were last set, and
+    with a class that every version of transformers knows."""
     backend, folder = tokenizer.backend_tokenizer, Path(folder)
     backend.no_truncation()
     backend.no_padding()
@@ -102,7 +101,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 
 def reader_of(folder: str | Path) -> str:
-    """Names the class of transformers that reads the tokenizer of a folder as kd_jax does."""
+    """Names the class of transformers that loads the tokenizer of a folder as kd_jax does."""
     faithful = _as_in_file(_load(AutoTokenizer, Path(folder)), Path(folder))
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
@@ -120,15 +119,18 @@ def token_id(tokenizer: PreTrainedTokenizerBase, name: str, need: str) -> int:
 
 
 def own_separator(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tells "bos" where the tokenizer begins texts with it (or has no other), else "eos"."""
+    """Chooses the separator of documents: "bos" where the tokenizer begins texts with it or has no
+    eos, else "eos"."""
     bos = tokenizer.bos_token_id
     begins = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
     return "bos" if begins or tokenizer.eos_token is None else "eos"
 
 
 def begun_by(tokenizer: PreTrainedTokenizerBase, separator: str | None) -> PreTrainedTokenizerBase:
-    """Makes texts begin as documents did in a model's training: with its `separator`, eos or bos
-    (None: unknown). A tokenizer that would begin them with another token is changed."""
+    """Makes a tokenizer begin texts with the separator of the model's training documents.
+
+    `separator` is "eos", "bos" or None (unknown). Returns the tokenizer, or a changed copy.
+    """
     if separator != "eos" or tokenizer.bos_token in (None, tokenizer.eos_token):
         return tokenizer
     changed = copy.deepcopy(tokenizer)
@@ -142,9 +144,9 @@ def begun_by(tokenizer: PreTrainedTokenizerBase, separator: str | None) -> PreTr
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Collects what masking needs to know. Word starts are told by the vocabulary's own marks: "##"
-    in front of continuations (WordPiece), "Ġ" (byte-level BPE) or "▁" (SentencePiece) in front of
-    words; without such marks every token is a word."""
+    """Collects the special tokens and word starts that masking needs. Word starts are found by the
+    vocabulary's marks: "##" in front of continuations (WordPiece), "Ġ" (byte-level BPE) or "▁"
+    (SentencePiece) in front of words; without such marks every token is a word."""
     ids = tokenizer.get_vocab()
     size = max(ids.values()) + 1
     maskable_V, starts_V = np.zeros(size, bool), np.ones(size, bool)

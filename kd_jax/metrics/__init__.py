@@ -1,1 +1,1 @@
-"""Figures of models: from predictions, likelihoods, clocks and shapes."""
+"""Computes metrics of models from predictions and likelihoods, and their costs."""

@@ -1,8 +1,8 @@
-"""Figures of classifiers and regressions: accuracy, F1, correlations, the same class by class, and
-how near a student's predictions are to its teacher's.
+"""Computes metrics of classifiers and regressions: accuracy, F1 and correlations, metrics by class,
+and how close a student's predictions are to its teacher's.
 
-`macro_f1` is the plain mean of the classes' F1. A class without predictions or examples has the
-precision, recall or F1 0, and a correlation with something constant is 0.
+`macro_f1` is the plain mean of the classes' F1. A class without predictions or examples has
+precision, recall or F1 of 0, and a correlation with constant values is 0.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def figures(
     predictions_N: np.ndarray, labels_N: np.ndarray, names: Sequence[str], num_classes: int
 ) -> dict[str, float]:
-    """Computes the figures called `names`: accuracy, f1 (of class 1 of two), macro_f1,
+    """Computes the metrics in `names`: accuracy, f1 (of class 1 of two), macro_f1,
     matthews_correlation."""
     from sklearn import metrics  # takes a second to import
 
@@ -57,7 +57,8 @@ def by_class(predictions_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[
 
 
 def regression(predictions_N: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """Compares numbers: loss (mean squared error), pearson, spearman; 0 for something constant."""
+    """Computes metrics of a regression: loss (mean squared error), pearson, spearman; a correlation
+    with constant values is 0."""
     predictions_N = np.asarray(predictions_N, np.float64)
     labels_N = np.asarray(labels_N, np.float64)
     found = {
@@ -74,10 +75,10 @@ def regression(predictions_N: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
 def compare_with_teacher(
     student: Sequence[np.ndarray], teacher: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Measures {"kl", "agreement"}: KL(teacher || student) at temperature 1, nats a prediction, and
-    the share of predictions where both have the same first choice.
+    """Computes {"kl", "agreement"} of two models: KL(teacher || student) at temperature 1, nats a
+    prediction, and the share of predictions where both have the same most likely class.
 
-    Each row's logits are (C,), or (P, C) for P predictions, which count alike.
+    Each row's logits are (C,), or (P, C) for P predictions, all of equal weight.
     """
     if student[0].ndim == 1:  # all of them at once
         student, teacher = [np.stack(student)], [np.stack(teacher)]

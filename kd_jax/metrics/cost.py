@@ -1,7 +1,7 @@
-"""What a model costs to run, timed: medians over many calls, after a warm-up.
+"""Times a model's forward pass: medians over many calls, after a warm-up.
 
-The calls come from whoever has the model. They take nothing and return when the result is there
-(`jax.block_until_ready`); what they are given lies on the device already.
+A call takes no arguments and returns when its result is computed (`jax.block_until_ready`); its
+inputs are on the device already.
 """
 
 import statistics
@@ -43,9 +43,9 @@ def measure(
 
 
 def times(call: Callable[[], object], repeats: int, budget_s: float) -> list[float]:
-    """Measures the seconds of each of `repeats` calls after WARM_UP others.
+    """Measures the seconds of each of `repeats` calls, after WARM_UP calls that do not count.
 
-    Ends sooner, but never below FEWEST, once the counted calls took `budget_s` together.
+    Stops early, but not before FEWEST calls, once the counted calls took `budget_s` together.
     """
     for _ in range(WARM_UP):
         call()

@@ -1,8 +1,8 @@
-"""FLOPs that the mathematics needs: matrix products of transformers, from parameters' shapes.
+"""Counts the FLOPs of transformers' matrix products, from the shapes of their parameters.
 
-A kernel is a matrix product with every token it sees, so a parameter tree tells a model's FLOPs,
-also where blocks differ in width. Elementwise work, lookups and recomputation do not count; the
-backward pass is two products for each one of the forward pass. Attention counts all pairs of
+A kernel is multiplied with every token that it sees, so a parameter tree determines a model's
+FLOPs, also if its blocks differ in width. Elementwise work, lookups and recomputation do not count;
+the backward pass is two products for each one of the forward pass. Attention counts all pairs of
 tokens, causal or not, as is usual (Chowdhery et al., "PaLM", arXiv:2204.02311, appendix B).
 """
 
@@ -19,10 +19,10 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
 
     Args:
         params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head.
-        rows: of the batch.
-        tokens: of a row.
-        positions: tokens of a row that reach a language model's head. A classifier's sees one, a
-            span's all.
+        rows: number of rows of the batch.
+        tokens: number of tokens of a row.
+        positions: tokens of a row that reach a language model's head. A classifier's head sees
+            one token, a span's all.
         vocabulary: whether a language model's head ends in an unembedding.
     """
     products = 0  # multiplications for one row
@@ -53,8 +53,8 @@ def train_step(
     positions: int,
     vocabulary: bool = True,
 ) -> int:
-    """Counts the FLOPs of one step: a forward pass of each of the `teachers`, and three times the
-    student's and that of the objective's kernels, which see every token."""
+    """Counts the FLOPs of one training step: the forward pass of each teacher, and three times that
+    of the student and of the objective's kernels, which see every token."""
     own = 2 * rows * tokens * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(objective))
     total = 3 * (forward(student, rows, tokens, positions, vocabulary) + own)
     return total + sum(forward(each, rows, tokens, positions, vocabulary) for each in teachers)

@@ -1,13 +1,12 @@
-"""Log-likelihoods of stretches of text, and the figures of multiple choice that are made of them.
+"""Computes log-likelihoods of stretches of text, and metrics of multiple choice from them.
 
-What a language model returns becomes log-likelihoods without the logits of all tokens: only the
-tokens that predict a scored one go through the unembedding, in chunks.
+Logits are computed only for tokens that predict a scored one, in chunks, never for all tokens.
 
-A changed model is compared with the original one on the same endings. The primary figure is the
-mean absolute difference of log-likelihoods: it needs no right answers, and it tells apart what
-accuracies of small models, close to guessing, do not. An accuracy's retention is the changed
-model's over the original's (Musaeus and van der Goot 2025), and is given only where the original
-knows more than guessing: by more than two of its standard errors.
+A changed model is compared with the original one on the same endings. The primary metric is the
+mean absolute difference of log-likelihoods: it needs no right answers, and it shows differences
+that accuracies of small models, which are close to chance, do not. An accuracy's retention is the
+changed model's over the original's (Musaeus and van der Goot 2025), and is given only if the
+original is above chance by more than two standard errors.
 """
 
 import math
@@ -27,10 +26,10 @@ ERRORS = 2.0  # standard errors above chance from which on there is something to
 
 
 def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) -> Array:
-    """Sums log p(label) in nats over the tokens of weight 1, float32, (B, K).
+    """Sums log p(label) in nats over each segment's tokens of weight 1: float32 (B, K).
 
-    Column k is that of segment k + 1 of `batch.segments_BT`, K = `segments`; without segments there
-    is one column. `operand` is the type of the product that makes logits; they are float32.
+    Column k belongs to segment k + 1 of `batch.segments_BT`, K = `segments`; without segments there
+    is one column. `operand` is the operands' type in the product that makes the float32 logits.
     """
     B, T = batch.tokens_BT.shape
     features_ND = output.features.reshape(B * T, -1).astype(operand)
@@ -38,7 +37,7 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
     size = min(B * T, max(ROWS[0], min(ROWS[1], LOGITS // unembed_VD.shape[0])))
     scored_N = batch.weights.reshape(-1) > 0
     count = scored_N.sum()
-    # Numbers of the scored tokens, those of no token behind them, in whole chunks.
+    # Indices of the scored tokens, filled up to whole chunks with indices of no token.
     room = -(-B * T // size) * size
     order_R = jnp.nonzero(scored_N, size=room, fill_value=B * T)[0]
     labels_N = batch.labels.reshape(-1)
@@ -63,20 +62,20 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
 
 
 def taken(log_likelihoods: Sequence[np.ndarray]) -> np.ndarray:
-    """Chooses the most likely ending of each question, int (Q,); the first one of several alike."""
+    """Chooses the most likely ending of each question, int (Q,); the first one in a tie."""
     return np.array([int(np.argmax(values)) for values in log_likelihoods])
 
 
 def per_character(log_likelihoods: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Divides log-likelihoods of endings by the characters they have; -inf for an empty text."""
+    """Divides log-likelihoods of endings by their numbers of characters; -inf for an empty one."""
     lengths = np.array([len(text) for text in texts], np.float64)
     with np.errstate(divide="ignore"):
         return np.where(lengths > 0, log_likelihoods / lengths, -np.inf)
 
 
 def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
-    """Computes the share of True, its standard error (binomial), and Wilson's interval at 95%
-    (1927), which unlike the error is right for few questions and for shares near 0 or 1."""
+    """Computes the share of True, its standard error (binomial), and Wilson's 95% interval (1927),
+    which unlike the error also holds for few questions and for shares near 0 or 1."""
     n, p = len(hits_Q), float(np.mean(hits_Q))
     found = stats.binomtest(int(np.sum(hits_Q)), n).proportion_ci(method="wilson")
     interval = [float(found.low), float(found.high)]
@@ -84,16 +83,16 @@ def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
 
 
 def chance(counts_Q: Sequence[int]) -> float:
-    """Computes the share that guessing gets right among so many endings."""
+    """Computes the accuracy of guessing, from the number of endings of each question."""
     return float(np.mean([1 / count for count in counts_Q]))
 
 
 def difference(original_N: np.ndarray, changed_N: np.ndarray) -> dict[str, float]:
-    """Compares log-likelihoods in nats an ending: mean |difference| and its standard error over
-    endings, the largest one, and the mean of changed - original.
+    """Compares two models' log-likelihoods in nats an ending: mean and largest |difference|, the
+    mean's standard error over endings, and the mean of changed - original.
 
-    Endings that are NaN in both (left out) do not count. Raises ValueError where they are not the
-    same endings.
+    Endings that are NaN in both (left out) do not count. Raises ValueError if the endings are not
+    the same.
     """
     original_N, changed_N = (np.asarray(x, np.float64) for x in (original_N, changed_N))
     kept_N = ~np.isnan(original_N)
@@ -113,12 +112,12 @@ def difference(original_N: np.ndarray, changed_N: np.ndarray) -> dict[str, float
 def retention(
     original_Q: np.ndarray, changed_Q: np.ndarray, chance: float
 ) -> dict[str, float | None]:
-    """Compares two accuracies, from which questions each model answers rightly (bool, the same
-    questions).
+    """Compares the accuracies of two models on the same questions, from whether each answers a
+    question correctly (bool).
 
-    {"retention": changed / original, or None where the original is not above chance by two of its
-    standard errors; "retention_error": its standard error (delta method, questions paired), or
-    None; "agreement": the share of questions that both answer rightly or both wrongly}.
+    Returns {"retention": changed / original, or None if the original is not above chance by two of
+    its standard errors; "retention_error": its standard error (delta method, questions paired), or
+    None; "agreement": the share of questions that both answer correctly or both wrongly}.
     """
     a, b = (np.asarray(x, np.float64) for x in (original_Q, changed_Q))
     if a.shape != b.shape:
@@ -141,8 +140,8 @@ def compare(
     changed_hits: Mapping[str, np.ndarray],
     chance: float | None,
 ) -> dict[str, float | None]:
-    """Joins `difference` and the `retention` of each accuracy in the mappings, under its name:
-    "acc" gives "acc_retention", "acc_retention_error", "acc_agreement"."""
+    """Computes `difference`, and `retention` for each accuracy under the accuracy's name: "acc"
+    gives "acc_retention", "acc_retention_error", "acc_agreement"."""
     found: dict[str, float | None] = dict(difference(original_N, changed_N))
     for name, hits_Q in original_hits.items():
         kept = retention(hits_Q, changed_hits[name], chance)

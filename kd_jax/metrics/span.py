@@ -1,4 +1,4 @@
-"""SQuAD's figures (Rajpurkar et al. 2016, 2018) and the choice of an answer from span logits."""
+"""Computes SQuAD's metrics (Rajpurkar et al. 2016, 2018), and finds answers from span logits."""
 
 import collections
 import re
@@ -12,18 +12,19 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize(text: str) -> str:
-    """Makes text lower case, without punctuation and articles, single spaces: in this order."""
+    """Normalizes a text: lower case, then no punctuation, no articles, and single spaces."""
     text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(text.split())
 
 
 def exact_match(prediction: str, gold: str) -> float:
-    """Gives 1.0 where both normalise to the same text."""
+    """Returns 1.0 if both texts are the same once normalized, else 0.0."""
     return float(normalize(prediction) == normalize(gold))
 
 
 def f1(prediction: str, gold: str) -> float:
-    """Computes the F1 of the common words, counted with repetition; no words match only none."""
+    """Computes the F1 of the words in common, counted with repetition; an empty text matches only
+    an empty one."""
     predicted, true = normalize(prediction).split(), normalize(gold).split()
     if not predicted or not true:
         return float(predicted == true)
@@ -34,9 +35,9 @@ def f1(prediction: str, gold: str) -> float:
 def scores(
     predictions: Mapping[str, str], golds: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[float, float]]:
-    """Scores {question id: (exact match, F1)}, each the best over the gold answers. No gold answer
-    means that the right answer is the empty text. Answers that normalise to nothing do not count as
-    gold, as in the official script."""
+    """Scores each question by its best match with a gold answer: {id: (exact match, F1)}. Without
+    gold answers the right answer is the empty text. Gold answers that are empty once normalized do
+    not count, as in the official script."""
     found = {}
     for key, answers in golds.items():
         answers = [answer for answer in answers if normalize(answer)] or [""]
@@ -69,7 +70,7 @@ def figures(
 def best_spans(
     start_T: np.ndarray, end_T: np.ndarray, n_best: int, max_length: int
 ) -> list[tuple[float, int, int]]:
-    """Finds at most `n_best` (score, first, last token), the best first; perhaps none.
+    """Finds the `n_best` best spans (score, first, last token), best first; fewer if few are valid.
 
     The score is the sum of start and end logit. Candidates are the `n_best` starts with the
     `n_best` ends, first <= last, at most `max_length` tokens; ties go to the better start, then to
@@ -91,8 +92,8 @@ def best_threshold(
     best_texts: Mapping[str, str],
     golds: Mapping[str, Sequence[str]],
 ) -> float:
-    """Finds the threshold t with the best F1 where a question is answered when its null odds (score
-    of no answer minus score of the best one) are at most t; -inf answers none."""
+    """Finds the threshold t with the best F1: a question is answered if its null odds (score of no
+    answer minus score of the best span) are at most t; -inf answers none."""
     of_key = scores(best_texts, golds)
     keys = sorted(golds, key=lambda key: null_odds[key])
     gain = np.array([of_key[key][1] - (0.0 if golds[key] else 1.0) for key in keys])

@@ -1,1 +1,1 @@
-"""Model families: one small file each, over one encoder and one decoder module."""
+"""Defines models: an encoder and a decoder module, and a small file for each model family."""

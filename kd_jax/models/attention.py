@@ -1,4 +1,4 @@
-"""Multi-head self-attention of encoders and decoders, with a KV cache for writing."""
+"""Computes multi-head self-attention of encoders and decoders, with a KV cache for generation."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class Past(struct.PyTreeNode):
 
 
 class Scope(struct.PyTreeNode):
-    """Tells which tokens each token of a decoder sees, and where they stand."""
+    """Holds a decoder's attention mask, positions and cache, which tell what each token sees."""
 
     mask: Array  # as in `attention`
     # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
@@ -39,9 +39,9 @@ class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with separate q, k, v and o projections.
 
     `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
-    factor of the scores; `head_width` is width / num_heads unless given; several heads share keys
-    and values where there are fewer `num_kv_heads` (Ainslie et al. 2023, arXiv:2305.13245);
-    `value_width` is that of what `v` reads, where it is not `width`; `bias` is of q, k and v.
+    factor of the scores; `head_width` is width / num_heads by default; with fewer `num_kv_heads`,
+    several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245); `value_width` is
+    the width of the input of `v`, if not `width`; `bias` is for q, k and v.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Attention(nnx.Module):
         site: int,
         values_BTD: Array | None = None,
     ) -> tuple[Array, Heads]:
-        """Returns the output, and queries, keys and values: with a past, all that it then holds.
+        """Computes the output, and queries, keys and values (with a cache, all that it then holds).
 
-        `scope` is a mask alone where tokens have neither angles nor a past; `v` reads `values_BTD`,
-        `x_BTD` where there are none. Uses dropout sites `site` and `site + 1`.
+        `scope` is only a mask if tokens have neither angles nor a cache; `v` reads `values_BTD`, by
+        default `x_BTD`. Uses dropout sites `site` and `site + 1`.
         """
         scope = scope if isinstance(scope, Scope) else Scope(scope)
         B, T, _ = x_BTD.shape
@@ -104,11 +104,10 @@ class Attention(nnx.Module):
 def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, causal=False) -> Array:
     """Computes softmax(scale q k, masked) v, (B, T, H, K).
 
-    G divides H: that many neighbours of q share a key and value head. `mask` is boolean,
-    (B, 1, 1 or T, S), True where a query (third axis) may look at a key; `causal` says that no
-    query may look at keys behind its own, so that blocks of queries need not be compared with
-    those. The fused kernels of `policy.attention` know no dropout, so a step with it takes the
-    explicit path.
+    G divides H: each group of H / G neighboring query heads shares a key and value head. `mask` is
+    boolean, (B, 1, 1 or T, S), True where a query (third axis) may see a key; `causal` promises
+    that no query sees later keys, so that blocks of queries skip these. The fused kernels of
+    `policy.attention` have no dropout, so a step with dropout takes the explicit path.
     """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
@@ -143,7 +142,8 @@ _BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
 
 
 def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
-    """Attends block of queries by block, each to the keys up to its end: (N, J, T, K)."""
+    """Computes attention for one block of queries after the other, each with the keys up to its
+    end: (N, J, T, K)."""
     T, found = q_NJTK.shape[2], []
     size = max(_BLOCK, -(-T // _MOST))
     for start in range(0, T, size):
@@ -168,7 +168,7 @@ def _scores(q_NJTK, k_NSK, masked, policy) -> Array:
 
 
 def _mixed(weights_BHTS, v_NSK, policy) -> Array:
-    """Sums the values with their weights, (N, J, T, K)."""
+    """Computes the weighted sum of the values, (N, J, T, K)."""
     N, S, K = v_NSK.shape
     T = weights_BHTS.shape[2]
     return einsum("nqs,nsk->nqk", weights_BHTS.reshape(N, -1, S), v_NSK, policy).reshape(
@@ -177,7 +177,8 @@ def _mixed(weights_BHTS, v_NSK, policy) -> Array:
 
 
 def _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
-    """Attends with the softmax's division last, when there is less to divide: (N, J, T, K)."""
+    """Computes attention without dropout, (N, J, T, K); the softmax's division comes last, when
+    there are fewer numbers to divide."""
     scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
     largest = jax.lax.stop_gradient(scores_BHTS.max(axis=-1, keepdims=True))
     weights_BHTS = jnp.exp(scores_BHTS - largest)

@@ -1,4 +1,4 @@
-"""BERT (Devlin et al. 2018, arXiv:1810.04805)."""
+"""Describes the family BERT (Devlin et al. 2018, arXiv:1810.04805)."""
 
 from kd_jax.models.encoder import Encoder
 from kd_jax.models.family import Family, Rule, classes
@@ -53,8 +53,8 @@ IGNORE = (r"^pooler\.", r"^embeddings\.position_ids$", r"^cls\.seq_relationship\
 
 
 def second_bias(config: EncoderConfig, head: str, hf: str = "cls.predictions") -> list[Rule]:
-    """Names the second tensor in which HF keeps the bias of a masked-LM head; untied, it is the one
-    that the model adds."""
+    """Names the second HF tensor with the bias of a masked-LM head; if untied, the one that is
+    used."""
     bias = Rule(f"{hf}.decoder.bias", ("head/bias",), tied=config.tie_embeddings)
     return [bias] if head == "mlm" else []
 

@@ -1,4 +1,4 @@
-"""Models as the config describes them: architecture first, weights when they are asked for."""
+"""Describes models by sections of the config: architecture first, weights only on request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """Describes a model that is not made yet."""
+    """The description of a model: family, config, head, types and source of its weights."""
 
     name: str  # as the config calls it
     family: family.Family
@@ -40,7 +40,7 @@ class Blueprint:
 
     @property
     def hf_json(self) -> dict:
-        """The keys of the config.json that describes the model."""
+        """Returns the keys of the model's config.json."""
         return json.loads(self.config.hf_json)
 
     @property
@@ -48,7 +48,7 @@ class Blueprint:
         return family.spec(self.config)
 
     def abstract(self) -> Model:
-        """Makes the model with shapes and types for parameters."""
+        """Makes the model with shapes and types instead of parameters."""
         return self._abstract
 
     @functools.cached_property
@@ -64,15 +64,15 @@ class Blueprint:
 
     @functools.cached_property
     def stacked(self) -> nnx.GraphDef:
-        """The structure for parameters of several models under `vmap`: without cuDNN's attention,
-        whose batching rule takes no mask that heads share."""
+        """Returns the model's structure for `vmap` over parameters of several models: without
+        cuDNN's attention, whose batching rule rejects a mask that heads share."""
         if self.policy.attention != "cudnn":
             return self.abstract().graphdef
         policy = dataclasses.replace(self.policy, attention="xla")
         return family.abstract(self.family, self.config, self.head, policy).graphdef
 
     def changed(self, name: str, config: Any) -> Blueprint:
-        """Describes a model of this family that no checkpoint holds, of another config."""
+        """Describes a model of this family with another config, which no checkpoint has."""
         return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
 
     def load(self, key: Array) -> Params:
@@ -96,18 +96,18 @@ def describe(
     remat: bool = False,
     offline: bool = False,
 ) -> Blueprint:
-    """Reads the model that a section of the config describes.
+    """Describes the model of a section of the config.
 
     Args:
-        section: of the config; its keys are in kd_jax/config.py.
-        key: its name in the config, for messages.
+        section: the section; its keys are in kd_jax/config.py.
+        key: the section's name, for messages.
         head: mlm | clm | classification | span.
         policy: types to compute in.
-        base: config.json that `architecture` changes where the section names no model.
-        vocab_size: of the run's own tokenizer, where it trains one.
-        labels: class names for a classification head; None takes those of the checkpoint.
-        remat: compute blocks again in the backward pass.
-        offline: take well-known hub ids from the built-in table, without their weights.
+        base: config.json that `architecture` changes if the section names no model.
+        vocab_size: vocabulary size of the tokenizer that the run trains, if it trains one.
+        labels: class names of a classification head; None takes those of the checkpoint.
+        remat: whether blocks are recomputed in the backward pass.
+        offline: whether well-known hub ids are taken from the built-in table, without weights.
 
     Raises UserError for unknown ids, model types, keys and heads.
     """
@@ -149,8 +149,8 @@ def describe(
 def preset(model: str) -> dict:
     """Returns the config.json of a well-known hub id, with or without its organization ("gpt2").
 
-    It has the keys that fix an architecture; weights still come from the hub. Raises UserError
-    with the nearest ids where there is no preset.
+    It has the keys that define the architecture; weights still come from the hub. Raises UserError
+    with similar ids if there is no preset.
     """
     short = {name.rpartition("/")[2]: name for name in PRESETS}
     name = model if model in PRESETS else short.get(model)
@@ -164,7 +164,7 @@ def preset(model: str) -> dict:
 
 
 def stored(params: Params, policy: Policy) -> Params:
-    """Casts frozen parameters: matrices to the operand type, vectors to float32."""
+    """Casts parameters that are not trained: matrices to the operand type, vectors to float32."""
     operand = jnp.dtype(policy.operand)
     return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
 
@@ -175,5 +175,5 @@ def count(params: Params) -> int:
 
 
 def size_mb(params: Params) -> float:
-    """Computes the megabytes of parameters as they are exported."""
+    """Computes the megabytes of parameters in an export (float32)."""
     return round(sum(x.nbytes for x in jax.tree.leaves(params)) / 1e6, 2)

@@ -1,8 +1,8 @@
-"""The encoder of MobileBERT: blocks that work in a bottleneck, narrower than what flows past them.
+"""Defines the encoder of MobileBERT, whose blocks are narrower than the residual stream.
 
 A block projects its input down, attends, applies several small MLPs, and projects up again; the
-residual stream keeps its width. Token embeddings are narrow too: three neighbours together make
-one of the model's width.
+residual stream keeps its width. Token embeddings are narrow too: three neighboring ones are
+concatenated and projected to the model's width.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ DEFAULT_EPS = 1e-5  # torch's, which HF leaves in two of the norms
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(EncoderConfig):
-    """Sizes and settings of a MobileBERT, besides those of a BERT."""
+    """The sizes and settings of a MobileBERT, in addition to those of a BERT."""
 
     unequal: ClassVar[str] = ""  # all blocks are alike
     token_width: int  # of the token embeddings
@@ -45,17 +45,17 @@ class BottleneckConfig(EncoderConfig):
 
     @property
     def embedding_width(self) -> int:
-        """Width of the token embeddings."""
+        """Returns the width of the token embeddings."""
         return self.token_width
 
     @property
     def inner_width(self) -> int:
-        """The hidden size that attention and feed-forward layers of a block work on."""
+        """Returns the width of a block's attention and feed-forward layers."""
         return self.bottleneck_width if self.bottlenecks else self.width
 
 
 class NoNorm(nnx.Module):
-    """An affine map of every feature, in the place of a layer norm."""
+    """An affine map of every feature, used instead of a layer norm."""
 
     def __init__(self, width: int):
         self.scale = nnx.Param(jnp.ones((width,)))
@@ -67,12 +67,12 @@ class NoNorm(nnx.Module):
 
 
 def make_norm(config: BottleneckConfig, width: int, eps: float) -> nnx.Module:
-    """The norm that the config names."""
+    """Makes the norm that the config names."""
     return NoNorm(width) if config.normalization == "no_norm" else LayerNorm(width, eps)
 
 
 class Projection(nnx.Module):
-    """A linear layer into a bottleneck, normalised."""
+    """A linear layer into a bottleneck, followed by a norm."""
 
     def __init__(self, config: BottleneckConfig):
         self.linear = Linear(config.width, config.inner_width, config.policy)
@@ -95,10 +95,10 @@ class SmallMlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Bottleneck, self-attention, MLPs, and the way back. Takes four dropout sites.
+    """A block: projection down, self-attention, MLPs, projection up. Takes four dropout sites.
 
-    I is the width inside. Without bottlenecks it is D, and dropout is where BERT has it; with them
-    it is on the way back only.
+    I is the inner width. Without a bottleneck it is D, and dropout is where BERT has it; with one,
+    dropout is only after the projection up.
     """
 
     def __init__(self, config: BottleneckConfig):
@@ -126,7 +126,7 @@ class Block(nnx.Module):
         self.config = config
 
     def inputs(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        """Computes three inputs: of queries and keys, of values, and of the residual sum."""
+        """Computes the inputs of queries and keys, of values, and of the residual sum."""
         if not self.config.bottlenecks:
             return x_BTD, x_BTD, x_BTD
         inside_BTI = self.down(x_BTD)
@@ -164,9 +164,9 @@ class BottleneckEncoder(nnx.Module):
         self.config = config
 
     def embed(self, batch: Batch, seed: Array | None) -> Array:
-        """Sum of token, position and type embeddings, normalised, (B, T, D).
+        """Sums token, position and type embeddings and normalizes them, (B, T, D).
 
-        A row's last token sees the padding after it, where there is some, as in HF.
+        The embedding of a row's last token includes the padding token after it, if any, as in HF.
         """
         length = batch.tokens_BT.shape[1]
         check_length(length, self.config.max_tokens)
@@ -182,7 +182,7 @@ class BottleneckEncoder(nnx.Module):
         return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
-        """The embedding output and each block's output, (B, T, D); each block's attention heads."""
+        """Computes the embedding output, each block's output, (B, T, D), and attention heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
         either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, mask, seed, 4, self.config.remat, *either)

@@ -1,4 +1,4 @@
-"""Models made smaller: blocks replaced by compact ones, heads and FFN columns pruned away.
+"""Makes models smaller: replaces blocks by compact ones, and prunes heads and FFN columns.
 
 Pure functions from a model to a model whose shapes really are smaller.
 
@@ -47,23 +47,23 @@ def replace(
     init: str,
     key: Array,
 ) -> tuple[Model, ModelConfig]:
-    """Puts blocks of `shape` at `layers` (from 0): (model, its config); the rest is untouched.
+    """Replaces the blocks at `layers` (from 0) by blocks of `shape`: returns (model, its config).
 
     Args:
-        model: may be abstract (jax.ShapeDtypeStruct), so is the result then; may be traced.
-        family: the model's.
-        config: the model's.
-        layers: which blocks.
-        shape: what they become.
-        init: `random`: drawn as the family draws, but the projections that write into the residual
-            stream `SMALL` times that; a slim block that ends in a norm keeps the norms of the block
-            that was there, so that the next one reads features of the sizes it knows.
-            `pruned`: the norms and the most important heads and FFN columns of the block that was
-            there. That is for full blocks: what a bottleneck adds to the stream includes its own
-            inner stream, which no part of another block does.
-        key: of random blocks; a value depends on it and on the parameter's path alone.
+        model: the model; if abstract (jax.ShapeDtypeStruct), so is the result; may be traced.
+        family: the model's family.
+        config: the model's config.
+        layers: the blocks to replace.
+        shape: the shape of the new blocks.
+        init: `random`: drawn as in the family, but projections that write into the residual stream
+            are `SMALL` times that; a slim block that ends in a norm keeps the old block's norms, so
+            that the next block reads features of the usual scale.
+            `pruned`: the norms and the most important heads and FFN columns of the old block. Only
+            for full blocks: the output of a bottleneck includes its inner residual stream, for
+            which no old block has weights.
+        key: random key of new blocks; a value depends only on it and on the parameter's path.
 
-    Raises UserError on an unknown layer or init, and where `shape` cannot be cut out of a block.
+    Raises UserError for an unknown layer or init, and if `shape` cannot be cut out of a block.
     """
     given = [config.shape(layer) for layer in range(config.num_layers)]
     unknown = sorted(set(layers) - set(range(config.num_layers)))
@@ -99,22 +99,22 @@ def replace(
 def prune(
     model: Model, family: Family, config: ModelConfig, target: float, ranking: str
 ) -> tuple[Model, ModelConfig]:
-    """Takes the least important heads and FFN columns away: (model, its config).
+    """Removes the least important heads and FFN columns: returns (model, its config).
 
     Args:
-        model: may be abstract, so is the result then; with `global`, what would go from each layer
-            is not known then, and it is as if every layer lost the same share.
-        family: the model's.
-        config: the model's.
-        target: the share of all parameters that goes, at least, and hardly more.
-        ranking: `global`: all heads and columns of all layers are ranked together by the mean |w|
-            of their weights. That is the L1 norm that is lost for each parameter that is saved, so
-            a head compares with a column although it has many times the weights. `layer`: heads
-            and columns are ranked among those of their layer, and every layer loses the same
-            share of them, so that layers that were alike stay so.
+        model: the model; if abstract, so is the result, and with `global`, where the loss of each
+            layer is then unknown, every layer loses the same share.
+        family: the model's family.
+        config: the model's config.
+        target: the minimal share of all parameters to remove; hardly more is removed.
+        ranking: `global`: heads and columns of all layers are ranked together by the mean |w| of
+            their weights, the L1 norm lost for each parameter saved, so that heads and columns are
+            comparable although a head has many times the weights. `layer`: heads and columns are
+            ranked within their layer, and every layer loses the same share of them, so that equal
+            layers stay equal.
 
-    One head (GQA: with those that share its keys) and one column of every layer stay. Raises
-    UserError where that leaves more than `target` wants, and on an unknown ranking.
+    Every layer keeps at least one head (GQA: one group) and one column. Raises UserError if the
+    target cannot be reached so, and for an unknown ranking.
     """
     if ranking not in ("global", "layer"):
         raise UserError(f"ranking={ranking!r}: have global, layer")
@@ -154,15 +154,15 @@ def prune(
 
 
 def with_blocks(config: ModelConfig, blocks: Sequence[BlockShape]) -> ModelConfig:
-    """Makes the config of a model with these blocks; none are listed if all are the family's
-    own."""
+    """Makes the config of a model with these blocks; the list is empty if all have the family's
+    normal shape."""
     own = all(block == config.own_shape for block in blocks)
     return dataclasses.replace(config, blocks=() if own else tuple(blocks))
 
 
 class BlockStates(nnx.Module):
-    """A model without its head and, in a decoder, the last norm, though it has the parameters of a
-    `heads.HeadedModel`."""
+    """A model that stops after its blocks, without the decoder's last norm and the head; it has the
+    parameters of a `heads.HeadedModel`."""
 
     def __init__(self, backbone: nnx.Module, head: nnx.Module):
         self.backbone = backbone
@@ -171,14 +171,14 @@ class BlockStates(nnx.Module):
     def __call__(
         self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
     ) -> ModelOutput:
-        """`hidden` are the embedding output and each block's output, none normalised; there are no
-        logits."""
+        """Runs the blocks: `hidden` has the embedding output and each block's output, without a
+        last norm; there are no logits."""
         hidden, attention = self.backbone.states(batch, seed, replaced_L)
         return ModelOutput(hidden[-1], None, None, hidden, attention)
 
 
 def block_states(model: Model) -> Model:
-    """Makes a model that returns its blocks' states, of the same parameters, arrays or abstract."""
+    """Makes a model that returns its blocks' outputs, with the same parameters (or abstract)."""
 
     def make(params):
         whole = nnx.merge(model.graphdef, params)
@@ -189,15 +189,15 @@ def block_states(model: Model) -> Model:
 
 
 def _changed(model: Model, whole: Model, change: Callable[..., Params], *inputs: Any) -> Model:
-    """`whole`, which is abstract, with what `change` makes of the model's parameters; abstract
-    still where they are."""
+    """Fills the abstract model `whole` with `change` of the model's parameters; the result stays
+    abstract if they are."""
     if _abstract(model):
         return whole.replace(params=jax.eval_shape(change, model.params, *inputs))
     return whole.replace(params=change(model.params, *inputs))
 
 
 def _check_inside(shape: BlockShape, given: BlockShape, layer: int) -> None:
-    """Refuses a shape that cannot be cut out of another."""
+    """Raises UserError if a block of `shape` cannot be cut out of a block of shape `given`."""
     if shape.kind != "full" or given.kind != "full":
         raise UserError(
             f"block {layer}: only a slim block can start as a part of a full one (init pruned), "
@@ -223,10 +223,10 @@ def _check_inside(shape: BlockShape, given: BlockShape, layer: int) -> None:
 
 
 def _cut(block: Params, given: BlockShape, shape: BlockShape) -> Params:
-    """The most important heads and columns of a block, in their order. Can be traced.
+    """Cuts a smaller block out of a block: its most important heads and columns, in their order.
 
-    Of the heads that share keys the best go with them; a key/value head is as important as it is
-    with those.
+    A key/value head keeps the best of the heads that share it, and is as important as it is
+    together with these. Can be traced.
     """
     shared = shape.num_heads // shape.num_kv_heads
     scores_GR, scores_G = head_norms(block["attention"], given)
@@ -239,12 +239,12 @@ def _cut(block: Params, given: BlockShape, shape: BlockShape) -> Params:
 
 
 def _best(scores: Array, count: int) -> Array:
-    """The numbers of the highest scores along the last axis, in ascending order."""
+    """Finds the indices of the highest scores along the last axis, in ascending order."""
     return jnp.sort(jnp.argsort(scores, axis=-1, descending=True)[..., :count], axis=-1)
 
 
 def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: Any) -> Params:
-    """A block with these heads, key/value heads and columns of it alone."""
+    """Selects heads, key/value heads and columns of a block."""
     inner = _inner(block)
     attention, mlp = dict(inner["attention"]), dict(inner["mlp"])
     for name in "qkv":
@@ -263,13 +263,13 @@ def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: An
 
 
 def _heads_of(value: Any, width: int, numbers: Any) -> Any:
-    """The columns of these heads, of (..., heads x width)."""
+    """Selects the columns of heads from an array (..., heads x width)."""
     of_heads = value.reshape(*value.shape[:-1], -1, width)[..., numbers, :]
     return of_heads.reshape(*value.shape[:-1], -1)
 
 
 def _quiet(block: Params) -> Params:
-    """The block with what it adds to the residual stream made `SMALL`."""
+    """Scales a block's outputs into the residual stream by `SMALL`."""
 
     def scaled(linear: Params) -> Params:
         return linear | {"kernel": SMALL * linear["kernel"]}
@@ -284,7 +284,7 @@ def _quiet(block: Params) -> Params:
 
 
 def _inner(block: Params) -> Params:
-    """A block of the family's own kind: itself, or the one in a bottleneck."""
+    """Returns the inner block of a bottleneck; any other block itself."""
     return block.get("inner", block)
 
 
@@ -299,20 +299,20 @@ def _head(model: Model) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Scores of the heads of one layer, or of its columns."""
+    """The importance scores of one layer's heads, or of its columns."""
 
     scores: np.ndarray  # of each: mean |w| of its weights
     cost: int  # parameters of each, biases too
 
     @property
     def spare(self) -> int:
-        """The number of units that can be taken away: one stays."""
+        """Counts the units that can be removed: all but one."""
         return len(self.scores) - 1
 
 
 def head_norms(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
-    """Computes the L1 norm of the weights that go with each head, (num_kv_heads, heads that share
-    one), and of those that go with each key/value head, (num_kv_heads,)."""
+    """Computes the L1 norm of each head's weights, (num_kv_heads, heads that share one), and of
+    each key/value head's weights, (num_kv_heads,)."""
     G, K = shape.num_kv_heads, shape.head_width
     into = {name: abs(attention[name]["kernel"]).sum(0).reshape(G, -1) for name in "qkv"}
     out = abs(attention["o"]["kernel"]).sum(1).reshape(G, -1)
@@ -321,13 +321,13 @@ def head_norms(attention: Params, shape: BlockShape) -> tuple[Array, Array]:
 
 
 def column_norms(mlp: Params) -> Array:
-    """Computes the L1 norm of the weights that go with each column of the FFN, (ffn_width,)."""
+    """Computes the L1 norm of the weights of each FFN column, (ffn_width,)."""
     into = sum(abs(mlp[name]["kernel"]).sum(0) for name in mlp if name != "down")
     return into + abs(mlp["down"]["kernel"]).sum(1)
 
 
 def score_units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
-    """Scores heads and columns of a block of the family's own kind; all alike if it is abstract."""
+    """Scores heads and columns of a full block; all scores are equal if it is abstract."""
     attention, mlp = {name: block["attention"][name] for name in "qkvo"}, block["mlp"]
     parts = ((attention, "o", shape.num_kv_heads), (mlp, "down", shape.ffn_width))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(block)):
@@ -345,8 +345,8 @@ def score_units(block: Params, shape: BlockShape) -> tuple[Units, Units]:
 
 
 def take_least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Chooses the units to take from each layer, all of the model ranked together: those of the
-    lowest scores, of `need` parameters at least, but for what `need` can do without."""
+    """Chooses the units to remove from each layer by ranking all units of the model together: those
+    with the lowest scores, until they have `need` parameters; units not needed for that stay."""
     flat = [each for pair in layers for each in pair]
     owner = np.repeat(np.arange(len(flat)), [len(each.scores) for each in flat])
     scores = np.concatenate([each.scores for each in flat])
@@ -370,8 +370,8 @@ def take_least(layers: list[tuple[Units, Units]], need: int) -> list[tuple[np.nd
 def take_evenly(
     layers: list[tuple[Units, Units]], need: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Chooses the units to take from each layer so that all lose the same share of heads, and the
-    same share of its columns, of which as many go as `need` parameters still want."""
+    """Chooses the units to remove from each layer so that all layers lose the same share of heads,
+    and the same share of columns, until these have `need` parameters."""
     heads, columns = zip(*layers, strict=True)
 
     def lost(kind: tuple[Units, ...], share: float) -> list[int]:

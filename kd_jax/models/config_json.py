@@ -1,4 +1,4 @@
-"""Hugging Face's config.json: typed values of its keys, and the class names in it."""
+"""Reads Hugging Face's config.json: typed values of its keys, and class names."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ NOT_NEGATIVE = Real(least=0)
 
 
 class Fields:
-    """Reads the keys of a config.json: their types are checked, messages name the key."""
+    """A reader of a config.json's keys, which checks types and names keys in messages."""
 
     def __init__(self, hf_json: dict, where: str = "config.json"):
         self.json = hf_json
         self.where = where  # for messages
 
     def part(self, key: str | None) -> "Fields":
-        """Opens the object at `key`; an empty one where it is missing, null or no key is given."""
+        """Opens the nested object at `key`; an empty one if it is missing or null."""
         found = self.get(key, dict | None, None) if key else None
         return Fields(found or {}, f"{self.where}: {key}" if found else self.where)
 
     def get(self, key: str, kind: Any, default: Any) -> Any:
         """Reads the value of `key`, which must be a `kind`: a type, a union of types, or a range.
-        Null is allowed where it is the default."""
+        Null is allowed if it is the default."""
         value = self.json.get(key, default)
         if kind in (float, float | None):
             kind = Real()
@@ -40,10 +40,8 @@ class Fields:
         raise UserError(f"{self.where}: {key} should be {name}, not {value!r}")
 
     def only(self, key: str, *supported: Any) -> None:
-        """Refuses a key that changes the model in a way that kd_jax does not have.
-
-        The first of `supported` is the default of a missing key.
-        """
+        """Raises UserError if a key has any but the `supported` values, the first of which is the
+        default: such a model is not implemented."""
         value = self.json.get(key, supported[0])
         if value not in supported:
             have = ", ".join(map(repr, supported))
@@ -51,7 +49,7 @@ class Fields:
 
 
 def renamed(hf_json: Mapping, names: dict[str, str]) -> dict:
-    """Renames keys, old to new. Raises UserError where both are there and differ."""
+    """Renames keys, old to new. Raises UserError if both names are there with different values."""
     for key, own in names.items():
         if key in hf_json and hf_json.get(own, hf_json[key]) != hf_json[key]:
             raise UserError(f"config.json: {key} and {own} are one, and differ; keep {own}")
@@ -59,10 +57,10 @@ def renamed(hf_json: Mapping, names: dict[str, str]) -> dict:
 
 
 def read_labels(fields: Fields) -> tuple[str, ...]:
-    """Reads the class names in the order of their logits; HF's LABEL_0, LABEL_1 if none are given.
+    """Reads the class names in the order of their logits; LABEL_0, LABEL_1 (HF's) by default.
 
-    Raises UserError where classes are not numbered from 0, where two have one name, or where one
-    row may have several.
+    Raises UserError if classes are not numbered from 0, if two have the same name, or if a row may
+    have several.
     """
     fields.only("problem_type", None, "single_label_classification", "regression")
     names = fields.get("id2label", dict | None, None)
@@ -94,10 +92,10 @@ def read_labels(fields: Fields) -> tuple[str, ...]:
 
 
 def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
-    """Finds which class of a checkpoint each of `labels` is, whatever the case of its letters.
+    """Finds the index of each of `labels` among a checkpoint's classes, ignoring case.
 
-    Names that the checkpoint has in another order (NLI models differ in theirs) are found again;
-    any others are taken to be in the right one, which LABEL_0, LABEL_1 say nothing about.
+    If the checkpoint has the same names in another order (as NLI models do), they are matched;
+    otherwise, for instance with LABEL_0, LABEL_1, the orders are assumed to be the same.
     """
     wanted, have = ([name.casefold() for name in names] for names in (labels, in_file))
     if sorted(wanted) != sorted(have) or len(set(have)) < len(have):  # "A" and "a"
@@ -106,7 +104,7 @@ def order_in_file(labels: Sequence[str], in_file: Sequence[str]) -> list[int]:
 
 
 def label_keys(hf_json: dict, labels: Sequence[str] | None) -> dict:
-    """Puts these class names into `hf_json`; takes them out where `labels` is None."""
+    """Writes class names into `hf_json`; removes them if `labels` is None."""
     keys = ("id2label", "label2id", "num_labels", "problem_type")
     kept = {key: value for key, value in hf_json.items() if key not in keys}
     if labels is None:

@@ -1,4 +1,4 @@
-"""The decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, normalizing before each sub-layer."""
+"""Defines the decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, norms before sub-layers."""
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
 
 
 class Block(nnx.Module):
-    """Causal self-attention and MLP, each on a normalized copy of its input; in parallel, both on
-    the same one. Takes three dropout sites."""
+    """A block: causal self-attention and MLP, each on a normalized copy of its input; if parallel,
+    both on the same one. Takes three dropout sites."""
 
     def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
         scale = shape.head_width**-0.5 if config.scale_scores else 1.0
@@ -68,14 +68,14 @@ class Block(nnx.Module):
 
 
 def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
-    """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
+    """Makes the block of a layer, counted from 0, by the layer's shape."""
     shape = config.shape(layer)
     own = Block(config, layer, shape)
     return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far; `Decoder.start` makes one, `.extend` adds to it."""
+    """The keys and values of earlier tokens; `Decoder.start` makes it, `.extend` adds to it."""
 
     past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
     real_BS: Array  # bool, False where a place holds padding
@@ -84,7 +84,7 @@ class Cache(struct.PyTreeNode):
 
 
 class Decoder(nnx.Module):
-    """Embeddings, blocks and a last norm: the backbone of a `heads.HeadedModel`."""
+    """A decoder: embeddings, blocks and a last norm; the backbone of a `heads.HeadedModel`."""
 
     def __init__(self, config: DecoderConfig):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
     def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
-        """Collects what attention needs for tokens at these positions, in rows of these lengths."""
+        """Makes the attention scope of tokens at these positions, in rows of these lengths."""
         rotary = self.config.rotary
         if rotary is None:
             return Scope(mask)
@@ -122,7 +122,7 @@ class Decoder(nnx.Module):
         return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config.remat, *either)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
-        """Computes `states` with the last block's output normalized."""
+        """Computes `states`, and normalizes the last block's output."""
         hidden, attention = self.states(batch, seed, replaced_L)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
@@ -139,9 +139,9 @@ class Decoder(nnx.Module):
         return Cache(tuple(past), real_BS, jnp.int32(0), jnp.zeros((rows,), jnp.int32))
 
     def extend(self, cache: Cache, tokens_BT: Array, real_BT: Array) -> tuple[Array, Cache]:
-        """Runs the blocks on new tokens after those in the KV cache. Returns the last hidden states
-        (B, T, D), normalized, and the cache with the new tokens. `real_BT` (bool) is False for
-        padding, which stands behind a row's tokens."""
+        """Runs the blocks on new tokens that follow those in the KV cache. Returns the normalized
+        last hidden states (B, T, D), and the cache with the new tokens. `real_BT` (bool) is False
+        for padding, which follows a row's tokens."""
         T, S = tokens_BT.shape[1], cache.real_BS.shape[1]
         lengths_B = cache.lengths_B + real_BT.sum(axis=1)
         places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]
@@ -162,10 +162,12 @@ class Decoder(nnx.Module):
 
 
 def positions(batch: Batch, max_tokens: int) -> Array:
-    """Counts each token's position, int32, (1, T), or (B, T) where there are segments: every
-    segment's count goes on from the end of segment 0. Raises UserError for rows longer than
-    `max_tokens`; with segments, whoever makes the rows sees to it that no continuation ends beyond
-    them."""
+    """Computes each token's position, int32 (1, T), or (B, T) with segments, which each continue
+    from the end of segment 0.
+
+    Raises UserError for rows longer than `max_tokens`; with segments, the maker of the rows must
+    ensure that no continuation is too long.
+    """
     index_T = jnp.arange(batch.tokens_BT.shape[1])
     if batch.segments_BT is None:
         check_length(len(index_T), max_tokens)
@@ -180,8 +182,8 @@ def positions(batch: Batch, max_tokens: int) -> Array:
 
 
 def mask(batch: Batch) -> Array:
-    """Tells which keys (last axis) a query sees, bool, (B, 1, T, T): tokens at or before it, of
-    segment 0 and of the query's segment."""
+    """Tells which keys (last axis) a query sees, bool (B, 1, T, T): tokens at or before it, in
+    segment 0 or in its segment."""
     causal_B1TT = causal_mask(batch.mask_BT)
     if batch.segments_BT is None:
         return causal_B1TT

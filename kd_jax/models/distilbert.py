@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108)."""
+"""Describes the family DistilBERT (Sanh et al. 2019, arXiv:1910.01108)."""
 
 import jax.numpy as jnp
 
@@ -7,7 +7,7 @@ from kd_jax.models.family import Family, classes
 
 
 def _sinusoids(path, value, config):
-    """Starts positions as sinusoids (Vaswani et al. 2017) where the config asks for it, as HF does;
+    """Initializes positions as sinusoids (Vaswani et al. 2017) if the config says so, as HF does;
     they are trained like any others."""
     if path != "backbone/positions/embedding" or not config.sinusoidal:
         return value

@@ -1,4 +1,4 @@
-"""The encoder of BERT, DistilBERT and RoBERTa: blocks that normalize after each residual sum."""
+"""Defines the encoder of BERT, DistilBERT and RoBERTa: blocks with norms after residual sums."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +20,8 @@ from kd_jax.types import Array, Batch, Heads
 
 
 class Block(nnx.Module):
-    """Self-attention and MLP, a layer norm after each residual sum. Takes three dropout sites."""
+    """A block: self-attention and MLP, with a layer norm after each residual sum. Takes three
+    dropout sites."""
 
     def __init__(self, config: EncoderConfig, shape: BlockShape):
         self.attention = Attention(
@@ -47,7 +48,7 @@ class Block(nnx.Module):
 
 
 def make_block(config: EncoderConfig, layer: int) -> nnx.Module:
-    """Makes the block of one layer, counted from 0, of the kind and size that its shape has."""
+    """Makes the block of a layer, counted from 0, by the layer's shape."""
     shape = config.shape(layer)
     own = Block(config, shape)
     return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own
@@ -86,7 +87,7 @@ class Encoder(nnx.Module):
 
 
 def _positions(tokens_BT: Array, config: EncoderConfig) -> Array:
-    """Counts positions, (1, T), or (B, T) where padding is skipped, which then sits at `pad_id`."""
+    """Computes positions, (1, T), or (B, T) if padding is skipped, which then has `pad_id`."""
     length = tokens_BT.shape[1]
     check_length(length, config.max_tokens)
     if not config.skip_padding:

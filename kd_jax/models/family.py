@@ -1,8 +1,8 @@
-"""Model families: from HF's config.json and tensors to our configs and parameters, and back.
+"""Converts HF's config.json and tensors to kd_jax's configs and parameters, and back, by family.
 
 A family is one file of kd_jax/models named after HF's `model_type`, with a `FAMILY`: two tables,
-of config.json's keys and of the tensors' names, each of which works both ways, and the few things
-that no table says.
+of config.json's keys and of the tensors' names, each of which works both ways, and a few functions
+for everything else.
 """
 
 import dataclasses
@@ -82,14 +82,13 @@ _KINDS = {int: SIZE, float: NOT_NEGATIVE}  # of a config's fields
 
 
 class Rule(NamedTuple):
-    """Names one HF tensor and the parameters that it holds, joined along their last axis.
+    """A rule: the name of one HF tensor, and the parameters in it, joined along their last axis.
 
     `hf` lacks the base model's prefix ("bert."); a path of `ours` is like
     "backbone/blocks/0/attention/q/kernel". With `transpose` HF's layout is (out, in). A `tied`
-    tensor is another name of parameters that have one already: some files hold it, none need to.
-    A `base` tensor is one of HF's base model.
-    Two rules may name one parameter without that: the first that a file has is read, both are
-    written.
+    tensor is a second name of parameters: files may hold it, but need not. A `base` tensor is one
+    of HF's base model. If two other rules name one parameter, the first that a file has is read,
+    and both are written.
     """
 
     hf: str
@@ -100,20 +99,20 @@ class Rule(NamedTuple):
 
 
 def classes(stem: str, *heads: str) -> dict[str, str]:
-    """Names HF's classes of a family with these heads, and that of its base model."""
+    """Makes the names of HF's classes for these heads of a family, and for its base model."""
     return {head: stem + _SUFFIXES[head] for head in heads} | {"none": f"{stem}Model"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """Describes one HF model_type.
+    """The description of one HF model_type.
 
     `keys` maps a key of config.json to (the fields of our config that it sets, HF's default), or to
-    (fields, default, the `kind` of `Fields.get`) where the field's type does not tell it.
+    (fields, default, the `kind` of `Fields.get`) if the field's type does not determine it.
 
-    `base` and `head` map modules of HF's base model and of its heads to ours, several of which HF
-    may keep in one ("attention/q,k,v"); "#" stands for a number. All parameters of the module are
-    meant; a row for one tensor alone has its whole name ("head/bias").
+    `base` and `head` map modules of HF's base model and of its heads to ours; HF may keep several
+    of ours in one ("attention/q,k,v"); "#" stands for a number. A row covers all parameters of a
+    module, or a single tensor by its full name ("head/bias").
     """
 
     name: str  # HF's model_type
@@ -137,7 +136,7 @@ class Family:
 
     @property
     def config(self) -> type:
-        """The type of the backbone's config."""
+        """Returns the type of the backbone's config."""
         return typing.get_type_hints(self.backbone.__init__)["config"]
 
 
@@ -152,8 +151,8 @@ def read(
 ) -> tuple[Family, Any]:
     """Reads a config.json: (family, config).
 
-    `changes` go over its keys, and may have BERT's names of `SIZES` in every family. Messages call
-    the file `where`. Raises UserError on an unknown model_type or value.
+    `changes` replace its keys, and may use BERT's names of `SIZES` for every family. Messages call
+    the file `where`. Raises UserError for an unknown model_type or value.
     """
     try:
         return _read(hf_json, changes)
@@ -192,7 +191,7 @@ def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
 
 
 def _config(family: Family, fields: Fields) -> Any:
-    """Makes the config of a family's model."""
+    """Makes the config of a family's model from the keys of config.json."""
     supported = {"quantization_config": (None,), "pruned_heads": (None, {})} | family.only
     for key, values in supported.items():
         fields.only(key, *values)
@@ -208,9 +207,9 @@ def _config(family: Family, fields: Fields) -> Any:
 
 
 def write(family: Family, config: Any, head: str) -> dict:
-    """Makes the config.json of a float32 model; keys of the original that are not read are kept.
+    """Makes the config.json of a float32 model; the original's unread keys are kept.
 
-    A model with blocks of their own shapes is of a model_type of ours, which lists them.
+    A model whose blocks differ gets a model_type of kd_jax, with a list of the blocks.
     """
     kept = json.loads(config.hf_json)
     for key in _NOT_KEPT:
@@ -235,15 +234,15 @@ def write(family: Family, config: Any, head: str) -> dict:
 
 
 def code_of(hf_json: dict) -> Path | None:
-    """Finds our modeling file that a config.json refers to; None where HF has a class."""
+    """Finds kd_jax's modeling file to which a config.json refers; None if HF has a class."""
     if "auto_map" not in hf_json:
         return None
     return PYTORCH / f"{hf_json['auto_map']['AutoConfig'].partition('.')[0]}.py"
 
 
 def equal(family: Family, config: Any) -> Any:
-    """Drops `blocks` from the config where all are alike and HF's config.json can say so: a Llama
-    with fewer heads can be one of HF's, a GPT-2's heads have to fill the width."""
+    """Removes `blocks` from a config if all are equal and HF's config.json can describe them: HF's
+    Llama may have fewer heads, but a GPT-2's heads must fill the width."""
     blocks = config.blocks
     if len(set(blocks)) != 1 or blocks[0].kind != "full":
         return config
@@ -259,7 +258,7 @@ def equal(family: Family, config: Any) -> Any:
 
 
 def head_of(family: Family, hf_json: dict) -> str | None:
-    """Finds the head that `architectures` of config.json names; None where no class is known."""
+    """Finds the head that `architectures` in config.json names; None if no class is known."""
     named = hf_json.get("architectures") or []
     named = {*named, *(name.removeprefix("KDJax") for name in named)}
     heads = [*family.architectures.items(), *_OLDER.items()]
@@ -267,14 +266,14 @@ def head_of(family: Family, hf_json: dict) -> str | None:
 
 
 def check_head(family: Family, head: str) -> None:
-    """Raises UserError on a head that the family does not have."""
+    """Raises UserError for a head that the family does not have."""
     if head not in family.architectures:
         have = ", ".join(family.architectures)
         raise UserError(f"{family.name} has no head {head!r}; have: {have}")
 
 
 def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
-    """Makes a model with jax.ShapeDtypeStructs for parameters. UserError on an unknown head."""
+    """Makes a model with jax.ShapeDtypeStructs as parameters. UserError for an unknown head."""
     check_head(family, head)
     config = dataclasses.replace(config, policy=policy)
 
@@ -322,19 +321,19 @@ def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Lists the leaves by path: {"backbone/tokens/embedding": ..., ...}."""
+    """Maps the paths of a tree to its leaves: {"backbone/tokens/embedding": ..., ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: dict[str, Any], like: Params) -> Params:
-    """Fills the tree `like` with the leaves of `flat`, which may have more."""
+    """Makes a tree shaped like `like` from the leaves of `flat`, which may have more."""
     leaves = [flat[path] for path in flatten(like)]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
 
 
 def spec(config: Any) -> ModelSpec:
-    """Sums up the model for objectives: width, layers, heads, causal or not."""
+    """Summarizes a model for objectives: width, layers, heads, causal or not."""
     heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
     num_heads, causal = heads.pop() if len(heads) == 1 else 0, isinstance(config, DecoderConfig)
     return ModelSpec(config.width, config.num_layers, num_heads, causal)

@@ -1,9 +1,9 @@
-"""Writing with a causal model, token by token, with a KV cache.
+"""Generates text with a causal model, token by token, with a KV cache.
 
-One program writes for prompts of one bucket of lengths and one bucket of numbers of new tokens:
+One program is compiled for each bucket of prompt lengths and each bucket of numbers of new tokens:
 prompts are padded to the first, the cache has room for both. Temperature, top-p, stop tokens and
-the number of new tokens are inputs of that program; greedy choice, draws from the whole vocabulary
-and draws from its top-p are three programs.
+the number of new tokens are inputs of the program; greedy choice, sampling from the whole
+vocabulary and top-p sampling are three programs.
 """
 
 import functools
@@ -33,20 +33,20 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """Continues each prompt: int32 token ids, without the prompt.
+    """Generates a continuation of each prompt: int32 token ids, without the prompt.
 
     Args:
         model: a decoder with its language-modeling head.
         prompts: token ids, of any lengths; at least one each.
-        max_new_tokens: no row gets more.
-        stop: tokens that end a row, such as eos_token_id; the row's last token is then one of them.
-        temperature: logits are divided by it; 0 takes the most probable token (greedy).
-        top_p: tokens are drawn among the most probable ones whose probabilities together first
-            reach it (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751).
-        seed: of the draws. What a row gets depends on its number, not on the other rows.
+        max_new_tokens: the largest number of new tokens in a row.
+        stop: tokens that end a row, such as eos_token_id; a stop token is kept as the last one.
+        temperature: divides the logits; 0 takes the most probable token (greedy).
+        top_p: tokens are drawn among the smallest set of most probable ones whose probabilities sum
+            to at least this (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751).
+        seed: seed of the draws. A row's draws depend on its index, not on the other rows.
 
-    Raises UserError on a model that writes no text, on prompts that are empty, hold unknown ids or
-    leave no room for the new tokens, and on numbers out of range.
+    Raises UserError for a model that generates no text, for prompts that are empty, contain unknown
+    ids or leave no room for new tokens, and for numbers out of range.
     """
     module = nnx.merge(model.graphdef, model.params)
     if not isinstance(module.backbone, Decoder) or not isinstance(module.head, CausalLM):
@@ -113,7 +113,7 @@ def _write(
     greedy: bool,
     nucleus: bool,
 ) -> tuple[Array, Array]:
-    """Computes (new tokens (B, room), how many of them count)."""
+    """Generates tokens in one program: (new tokens (B, room), the number of valid ones a row)."""
     module = nnx.merge(model.graphdef, model.params)
     B, T = tokens_BT.shape
 
@@ -155,7 +155,7 @@ def _write(
 
 
 def _draw(key: Array, logits_V: Array, temperature: Array, top_p: Array) -> Array:
-    """Draws one of the tokens that top-p leaves."""
+    """Draws one token from the most probable ones that top-p keeps."""
     order_V = jnp.argsort(-logits_V)
     logits_V = logits_V[order_V] / temperature
     probs_V = jax.nn.softmax(logits_V)

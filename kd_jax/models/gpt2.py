@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) and DistilGPT-2."""
+"""Describes the family GPT-2 (Radford et al. 2019), with DistilGPT-2."""
 
 import math
 
@@ -13,7 +13,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _scale_residuals(path, value, config):
-    """Divides what adds to the residual stream by the root of the number of such matrices."""
+    """Divides initial matrices that write to the residual stream by the root of their number."""
     if path.endswith(("attention/o/kernel", "mlp/down/kernel")):
         return value / math.sqrt(2 * config.num_layers)
     return value

@@ -1,7 +1,7 @@
-"""Heads: from the backbone's last hidden state to features and an unembedding, or to few logits.
+"""Defines heads, which compute features and an unembedding, or a few logits, from hidden states.
 
-No head makes logits of a vocabulary: `ModelOutput.features` times `unembed_VD` plus `bias_V` are
-the logits, and the losses take them in chunks.
+No head computes logits over a vocabulary: these are `ModelOutput.features` times `unembed_VD` plus
+`bias_V`, and losses compute them in chunks.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ SITES = 1 << 16  # dropout sites of heads begin here; backbones count theirs fro
 class MaskedLM(nnx.Module):
     """Predicts masked tokens as BERT does: linear, activation, layer norm, unembedding with a bias.
 
-    Where embeddings are narrower than the model (MobileBERT), the table `rest` has the columns that
+    If embeddings are narrower than the model (MobileBERT), the table `rest` has the columns that
     the unembedding lacks.
     """
 
@@ -116,7 +116,7 @@ HEADS: dict[str, type[nnx.Module]] = {
 
 
 class HeadedModel(nnx.Module):
-    """Joins a backbone and the head of that name."""
+    """A model: a backbone and a head."""
 
     def __init__(self, backbone: nnx.Module, config, head: str):
         self.backbone = backbone
@@ -134,7 +134,7 @@ class HeadedModel(nnx.Module):
 
 
 def _unembed(config):
-    """Makes an unembedding, unless it is tied to the token embedding."""
+    """Makes an unembedding; None if it is tied to the token embedding."""
     if config.tie_embeddings:
         return None
     return nnx.Param(jnp.zeros((config.vocab_size, config.embedding_width)))
@@ -145,5 +145,5 @@ def _untied(unembed, embedding_VD: Array) -> Array:
 
 
 def _float32_out(policy):
-    """Changes the policy for a product that makes logits, which are not rounded."""
+    """Returns the policy for products that make logits, which stay in float32."""
     return dataclasses.replace(policy, activation="float32")

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: a folder's weights to our parameters and back, nothing left over."""
+"""Loads and saves Hugging Face checkpoints, and checks that no tensor is missing or left over."""
 
 import json
 import logging
@@ -33,8 +33,7 @@ WEIGHTS = (
 
 
 def read_config(folder: Path) -> dict:
-    """Reads config.json of a checkpoint folder. Raises UserError where there is none, or not
-    JSON."""
+    """Reads config.json of a checkpoint folder. Raises UserError if it is missing or not JSON."""
     path = Path(folder) / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -48,15 +47,14 @@ def read_config(folder: Path) -> dict:
 
 
 def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
-    """Reads a folder's weights as parameters: float32 NumPy arrays, shaped as `family.abstract` has
-    them.
+    """Reads a folder's weights as parameters: float32 NumPy arrays with the shapes of
+    `family.abstract`.
 
-    Every tensor is used or is on the family's list of those that no model here uses; anything
-    missing, left over, of a wrong shape or not finite raises UserError. One exception: a
-    checkpoint of the base model alone, or with another of the family's heads, gets a random head,
-    drawn from `key` and logged; what the base model has of it (BERT's pooler) is taken. Without a
-    key that is an error too. The columns of a classifier are put in the order of the config's
-    labels.
+    Every tensor is used or is on the family's list of unused tensors; anything missing, left over,
+    of a wrong shape or not finite raises UserError. One exception: a checkpoint of the base model
+    only, or with another head of the family, gets a random head, drawn from `key` and logged, with
+    the tensors that the base model has of it (BERT's pooler). Without a key this is an error, too.
+    The columns of a classifier are put in the order of the config's labels.
     """
     shapes = families.abstract(family, config, head, Policy()).params
     read = _read(Path(folder), family)
@@ -100,7 +98,7 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
 def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
     """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`.
 
-    A model whose blocks differ, for which HF has no class, gets a PyTorch class with them.
+    A model whose blocks differ, for which HF has no class, comes with a PyTorch class.
     """
     _write(Path(folder), *_to_hf(params, family, config, head))
 
@@ -114,13 +112,13 @@ def save_ensemble(
     config: Any,
 ) -> None:
     """Writes an ensemble as one model to `folder`: all members' tensors, and a PyTorch class that
-    averages them.
+    averages the members.
 
     Args:
         members: parameters of decoders of one shape, with their language-modeling heads.
-        weights: of the mean, one a member.
-        space: logits | probabilities, in which it is taken.
-        family, config: of every member.
+        weights: weights of the members in the mean.
+        space: space of the mean, logits | probabilities.
+        family, config: family and config of every member.
     """
     tensors: dict[str, np.ndarray] = {}
     for number, params in enumerate(members):
@@ -144,7 +142,7 @@ def save_ensemble(
 def _to_hf(
     params: Params, family: Family, config: Any, head: str
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Makes all tensors in HF's names and layouts, and the config.json that goes with them."""
+    """Makes all tensors in HF's names and layouts, and the matching config.json."""
     config = families.equal(family, config)
     flat = jax.tree.map(np.asarray, families.flatten(params))
     prefix = family.prefix if head != "none" else ""
@@ -160,7 +158,7 @@ def _to_hf(
 
 
 def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict) -> None:
-    """Writes a folder's files; our code too where `page`, the config.json, refers to it."""
+    """Writes a checkpoint's files, with kd_jax's code if `page`, the config.json, refers to it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(page, indent=2, sort_keys=True) + "\n")
     if code := families.code_of(page):
@@ -208,7 +206,7 @@ def _modules(ours: str) -> list[str]:
 
 
 def _named(path: str, places: dict, conv1d: str, inner: str) -> tuple[Rule, int] | None:
-    """Finds the HF tensor of a parameter, and which of those that the tensor holds it is."""
+    """Finds the HF tensor of a parameter, and the parameter's index among those in the tensor."""
     inside = re.match(r"backbone/blocks/\d+/inner/", path)  # the block inside a bottleneck
     own = path.replace("/inner/", "/", 1) if inside else path
     numbers = re.findall(r"\d+", own)
@@ -229,18 +227,18 @@ def _named(path: str, places: dict, conv1d: str, inner: str) -> tuple[Rule, int]
 
 
 def _plain(name: str, family: Family) -> str:
-    """Removes the base model's prefix from a name, and spells layer norms as HF does today."""
+    """Removes the base model's prefix from a tensor's name, and modernizes names of layer norms."""
     name = name.removeprefix(family.prefix)
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def _ignored(name: str, family: Family) -> bool:
-    """Tells whether no model here reads a tensor of this (plain) name."""
+    """Tells whether a tensor of this (plain) name is on the family's list of unused ones."""
     return any(re.search(pattern, name) for pattern in family.ignore)
 
 
 def _check_classes(rule: Rule, tensor, config: Any, folder: Path) -> None:
-    """Refuses a classifier for another number of classes."""
+    """Raises UserError if a checkpoint's classifier has a different number of classes."""
     if not rule.ours[0].startswith("head/classifier/") or len(tensor) == len(config.labels):
         return
     raise UserError(
@@ -273,7 +271,7 @@ def _place(rule: Rule, tensor, shapes: dict, flat: dict, folder: Path) -> None:
 
 
 def _list(sign: str, names: list[str]) -> list[str]:
-    """Lists the first few names with a sign."""
+    """Returns the first few names, each with a sign in front."""
     more = [f"{sign} {len(names) - 6} more"] if len(names) > 6 else []
     return [f"{sign} {name}" for name in names[:6]] + more
 
@@ -281,7 +279,7 @@ def _list(sign: str, names: list[str]) -> list[str]:
 def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
     """Reads all tensors of a checkpoint folder, by the names in its files.
 
-    They are finite, but for those that no model of the family reads.
+    Raises UserError for values that are not finite, except in unused tensors.
     """
     name = next((name for name in WEIGHTS if (folder / name).exists()), None)
     if name is None:
@@ -300,7 +298,7 @@ def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Reads the file of each tensor."""
+    """Reads which file holds each tensor from an index file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if all(isinstance(file, str) for file in found.values()):

@@ -1,7 +1,7 @@
-"""Layers that encoders and decoders share. They hold parameters and static numbers, no randomness.
+"""Defines the layers that encoders and decoders share, without any randomness.
 
-Parameters are born as zeros of the right shape (`family.build` draws the values), so a module can
-be built abstractly. Linear kernels are (in, out); embeddings are (rows, D).
+Parameters start as zeros of the right shape (`family.build` draws the values), so a module can be
+built abstractly. Linear kernels are (in, out); embeddings are (rows, D).
 """
 
 import functools
@@ -168,8 +168,8 @@ def dropout(x: Array, rate: float, seed: Array | None, site: int) -> Array:
 class Mlp(nnx.Module):
     """Applies two linear layers with an activation between them.
 
-    Where it is gated (Shazeer 2020, arXiv:2002.05202) the activation is that of a third one,
-    `gate`, and `up` is multiplied with it.
+    If it is gated (Shazeer 2020, arXiv:2002.05202), the activation is applied to a third layer,
+    `gate`, and multiplied with `up`.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Mlp(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """x + up(inner(down(x))), `inner` a block of another width, whose dropout sites it takes."""
+    """A block x + up(inner(down(x))), `inner` a block of another width, with its dropout sites."""
 
     def __init__(self, config: Any, shape: BlockShape, inner: nnx.Module):
         self.down = Linear(config.width, shape.width, config.policy)
@@ -215,12 +215,12 @@ class Bottleneck(nnx.Module):
 def run_blocks(
     blocks, x_BTD, mask, seed, sites: int, remat: bool, predecessors=None, replaced_L=None
 ) -> Layers:
-    """Runs blocks one after the other: (x_BTD and each block's output, each one's attention heads).
+    """Runs blocks one after the other: (x_BTD and each block's output, each block's heads).
 
-    `mask` is what the blocks take as such: a boolean array, or an `attention.Scope`. A block takes
-    `sites` dropout sites, the first one's begin at 1. With `remat` each is computed again in the
-    backward pass. Where there are `predecessors` (models/replacement.py) and draws, bool, (L,), one
-    for each block, its predecessors take its place where that is False.
+    `mask` is passed to the blocks: a boolean array, or an `attention.Scope`. A block takes `sites`
+    dropout sites, starting at 1. With `remat`, blocks are recomputed in the backward pass. With
+    `predecessors` (models/replacement.py) and `replaced_L` (bool), a block is replaced by its
+    predecessors where that is False.
     """
     hidden, attention = [x_BTD], []
     for i, block in enumerate(blocks):
@@ -246,7 +246,7 @@ def causal_mask(mask_BT: Array) -> Array:
 
 
 def check_length(length: int, max_tokens: int) -> None:
-    """Refuses rows longer than the position table, which a lookup would silently clamp."""
+    """Raises UserError for rows longer than the position table, which a lookup would clamp."""
     if length > max_tokens:
         raise UserError(
             f"rows of {length} tokens, but the model has positions for {max_tokens}: "
@@ -255,7 +255,7 @@ def check_length(length: int, max_tokens: int) -> None:
 
 
 def gather(x_BTD: Array, positions_BP: Array | None) -> Array:
-    """Takes rows' tokens at the given positions, (B, P, D); all of them where these are None."""
+    """Selects tokens at positions, (B, P, D); all tokens if positions are None."""
     if positions_BP is None:
         return x_BTD
     return jnp.take_along_axis(x_BTD, positions_BP[:, :, None], axis=1)

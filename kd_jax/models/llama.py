@@ -1,5 +1,5 @@
-"""Llama 2 and 3 (Touvron et al. 2023, arXiv:2307.09288; Dubey et al. 2024, arXiv:2407.21783), and
-what shares their architecture: TinyLlama, SmolLM."""
+"""Describes the family Llama 2 and 3 (Touvron et al. 2023, arXiv:2307.09288; Dubey et al. 2024,
+arXiv:2407.21783), with TinyLlama and SmolLM, which have the same architecture."""
 
 from kd_jax.models import rotary
 from kd_jax.models.config_json import SIZE, Fields
@@ -40,7 +40,7 @@ IGNORE = (r"^layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",)
 
 
 def read(fields: Fields, values: dict, share: float | None = None) -> dict:
-    """Reads the rotary embedding, and what some files leave out; `share` as in `rotary.read`."""
+    """Reads the rotary embedding and optional keys; `share` as in `rotary.read`."""
     pad_id = values["pad_id"]
     return {
         "num_kv_heads": values["num_kv_heads"] or values["num_heads"],

@@ -1,4 +1,4 @@
-"""MobileBERT (Sun et al. 2020, arXiv:2004.02984)."""
+"""Describes the family MobileBERT (Sun et al. 2020, arXiv:2004.02984)."""
 
 from kd_jax.errors import UserError
 from kd_jax.models import bert
@@ -15,7 +15,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _check(config: BottleneckConfig) -> None:
-    """Refuses sizes that do not make a model."""
+    """Raises UserError for sizes that do not fit together."""
     if config.inner_width < 1 or config.inner_width % config.num_heads:
         raise UserError(
             f"config.json: {config.num_heads} attention heads do not divide the width inside a "
@@ -36,7 +36,7 @@ def _check(config: BottleneckConfig) -> None:
 
 
 def _rules(config: BottleneckConfig, head: str) -> list[Rule]:
-    """Names the columns of the unembedding that the token embeddings lack."""
+    """Makes the rule of the columns of the unembedding that the token embeddings lack."""
     rules = bert.second_bias(config, head)
     if head == "mlm" and config.token_width < config.width:
         rest = ("head/rest/embedding",)

@@ -23,7 +23,7 @@ KINDS = ("full", "bottleneck")
 
 @dataclasses.dataclass(frozen=True)
 class BlockShape:
-    """The sizes of one block. Raises UserError where they do not go together."""
+    """The sizes of one block. Raises UserError if they do not fit together."""
 
     kind: str  # full | bottleneck
     width: int  # of the residual stream inside the block: the model's, or d' of a bottleneck
@@ -46,9 +46,9 @@ class BlockShape:
 
 
 def bottleneck(width: int, num_heads: int, num_kv_heads: int, ffn_width: int) -> BlockShape:
-    """Makes a bottleneck of that inner width, which its heads fill together.
+    """Makes a bottleneck of an inner width, which its heads divide among them.
 
-    Raises UserError where the heads do not divide the width, or key/value heads the heads.
+    Raises UserError if the heads do not divide the width, or key/value heads the heads.
     """
     if num_heads < 1 or width % num_heads:
         raise UserError(f"{num_heads} heads do not divide the width {width} of a bottleneck")
@@ -83,7 +83,7 @@ def write_blocks(blocks: tuple[BlockShape, ...]) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes and settings that encoders and decoders have alike."""
+    """The sizes and settings that encoders and decoders have in common."""
 
     unequal: ClassVar[str] = ""  # model_type of those whose blocks differ; none: they may not
     inner: ClassVar[str] = ""  # what HF's names have for the block inside a bottleneck
@@ -122,7 +122,7 @@ class ModelConfig:
             self.check_block(layer, block)
 
     def check_own(self) -> None:
-        """Raises UserError where the family's own numbers do not go together."""
+        """Raises UserError if the sizes of a normal block do not fit together."""
         if self.width % self.num_heads:
             raise UserError(
                 f"config.json: {self.num_heads} attention heads do not divide the width "
@@ -131,27 +131,27 @@ class ModelConfig:
         self.check_block(0, self.own_shape)
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError for a block that the model cannot have."""
+        """Raises UserError if a layer's block has a shape that the model cannot have."""
 
     @property
     def own_shape(self) -> BlockShape:
-        """The shape of every block of the family's own."""
+        """Returns the shape of a normal block of the family."""
         heads = self.num_heads, self.num_heads, self.width // self.num_heads
         return BlockShape("full", self.width, *heads, self.ffn_width)
 
     def shape(self, layer: int) -> BlockShape:
-        """The shape of one layer's block, counted from 0."""
+        """Returns the shape of a layer's block, layers counted from 0."""
         return self.blocks[layer] if self.blocks else self.own_shape
 
     @property
     def embedding_width(self) -> int:
-        """Width of the token embeddings."""
+        """Returns the width of the token embeddings."""
         return self.width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ModelConfig):
-    """Sizes and settings of an encoder."""
+    """The sizes and settings of an encoder."""
 
     unequal: ClassVar[str] = "kd_jax_encoder"
     post_norm: ClassVar[bool] = True
@@ -166,7 +166,7 @@ class EncoderConfig(ModelConfig):
     sinusoidal: bool = False  # DistilBERT: how random positions start
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError where heads share keys."""
+        """Raises UserError if heads of a layer's block share keys."""
         if block.num_kv_heads != block.num_heads:
             raise UserError(
                 f"blocks: block {layer} has {block.num_heads} heads and {block.num_kv_heads} "
@@ -175,18 +175,18 @@ class EncoderConfig(ModelConfig):
 
     @property
     def classifier_rate(self) -> float:
-        """Dropout before the classifier."""
+        """Returns the dropout rate before the classifier."""
         return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
 
     @property
     def max_tokens(self) -> int:
-        """The longest row that has positions."""
+        """Returns the length of the longest row that has positions."""
         return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(ModelConfig):
-    """Sizes and settings of a decoder."""
+    """The sizes and settings of a decoder."""
 
     unequal: ClassVar[str] = "kd_jax_decoder"
     inner: ClassVar[str] = ".inner"
@@ -204,23 +204,23 @@ class DecoderConfig(ModelConfig):
     head_bias: bool = False  # of an untied or tied unembedding
 
     def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError where the features of its heads cannot be rotated."""
+        """Raises UserError if the features of a block's heads cannot be rotated."""
         if self.rotary is not None:
             self.rotary.check(block.head_width)
 
     @property
     def own_shape(self) -> BlockShape:
-        """The shape of every block of the family's own."""
+        """Returns the shape of a normal block of the family."""
         head_width = self.head_width or self.width // self.num_heads
         heads = self.num_heads, self.num_kv_heads, head_width
         return BlockShape("full", self.width, *heads, self.ffn_width)
 
     @property
     def max_tokens(self) -> int:
-        """The longest row that has positions."""
+        """Returns the length of the longest row that has positions."""
         return self.max_positions if self.rotary is None else self.rotary.max_tokens
 
     @property
     def head_widths(self) -> set[int]:
-        """The widths of heads that occur in any layer."""
+        """Returns the widths of heads in all layers."""
         return {self.shape(layer).head_width for layer in range(self.num_layers)}

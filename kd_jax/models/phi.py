@@ -1,5 +1,6 @@
-"""Phi-1 (Gunasekar et al. 2023, arXiv:2306.11644), Phi-1.5 and Phi-2: attention and MLP read one
-layer norm and are added to the residual together; a part of each head's features is rotated."""
+"""Describes the family Phi: Phi-1 (Gunasekar et al. 2023, arXiv:2306.11644), Phi-1.5 and Phi-2, in
+which attention and MLP read the same normalized input, and some of a head's features are rotated.
+"""
 
 import functools
 

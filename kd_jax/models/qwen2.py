@@ -1,4 +1,5 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671, 2412.15115): Llama with other biases.
+"""Describes the family Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671, 2412.15115): Llama
+with biases.
 
 Sliding windows are not implemented; the published models switch them off.
 """
@@ -17,7 +18,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _refuse_windows(fields: Fields, num_layers: int, max_tokens: int) -> None:
-    """Raises UserError where some layer would not see all tokens of a long row."""
+    """Raises UserError if a sliding window would hide tokens of a long row from some layer."""
     window = fields.get("sliding_window", int | None, 4096)
     if not fields.get("use_sliding_window", bool, False):
         window = None

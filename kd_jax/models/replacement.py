@@ -1,4 +1,4 @@
-"""Blocks that are drawn at every step: a new one, or those that it replaces.
+"""Defines blocks that run, at random in every step, either a new block or those that it replaces.
 
 Xu et al. 2020, "BERT-of-Theseus" (arXiv:2002.02925), section 3: while a group of predecessor blocks
 is replaced by a successor with a probability, the successor learns to work among predecessors,
@@ -16,10 +16,10 @@ from kd_jax.types import Array, Heads, Model, Params
 
 
 class Either:
-    """The successor where `replaced` (a bool scalar) is True, else the predecessors one after the
-    other; only one of the two is computed. No gradient reaches the predecessors' parameters.
+    """A block that runs its successor if `replaced` (a bool scalar) is True, else the predecessors
+    one after the other; only one of the two is computed. Predecessors get no gradient.
 
-    Takes the dropout sites of one block, and its predecessors after the first those SITES beyond.
+    Uses the dropout sites of one block; predecessors after the first use sites from SITES on.
     """
 
     SITES = 1 << 10
@@ -30,7 +30,7 @@ class Either:
     def __call__(
         self, x_BTD: Array, mask: Array, seed: Array | None, site: int
     ) -> tuple[Array, Heads | None]:
-        """(x_BTD, None): what was compared is not told, since it differs from step to step."""
+        """Returns (x_BTD, None): no attention heads, since they differ from step to step."""
         graphdef, state = nnx.split(self.predecessors)
         frozen = nnx.merge(graphdef, jax.lax.stop_gradient(state))
 
@@ -46,34 +46,33 @@ class Either:
 
 
 def joined(successor: Model, predecessor: Model, groups: Sequence[Sequence[int]]) -> Model:
-    """Puts blocks of the predecessor beside those of its successor.
+    """Makes a model with the blocks of the successor and of its predecessor.
 
-    `groups`: for each of the successor's blocks those of the predecessor that it replaces, () for
+    `groups`: for each of the successor's blocks the predecessor's blocks that it replaces, () for
     none. The parameters, arrays or abstract, are the successor's and, under
-    backbone/predecessors/BLOCK/NUMBER, the predecessors'. Without draws (evaluation) the model is
-    the successor.
+    backbone/predecessors/BLOCK/NUMBER, the predecessor's. In evaluation only the successor runs.
     """
 
     def make(ours: Params, theirs: Params) -> Model:
         whole = nnx.merge(successor.graphdef, ours)
         blocks = nnx.merge(predecessor.graphdef, theirs).backbone.blocks
-        beside = [nnx.List([blocks[layer] for layer in group]) for group in groups]
-        whole.backbone.predecessors = nnx.data(nnx.List(beside))
+        replaced = [nnx.List([blocks[layer] for layer in group]) for group in groups]
+        whole.backbone.predecessors = nnx.data(nnx.List(replaced))
         graphdef, state = nnx.split(whole)
         return Model(nnx.to_pure_dict(state), graphdef)
 
     shapes = jax.eval_shape(make, successor.params, predecessor.params)
     blocks = predecessor.params["backbone"]["blocks"]
-    beside = {
+    replaced = {
         i: {j: blocks[layer] for j, layer in enumerate(group)}
         for i, group in enumerate(groups)
         if group
     }
-    backbone = successor.params["backbone"] | {"predecessors": beside}
+    backbone = successor.params["backbone"] | {"predecessors": replaced}
     return shapes.replace(params=successor.params | {"backbone": backbone})
 
 
 def successors(params: Params) -> Params:
-    """Takes the predecessors out of the parameters of a joined model."""
+    """Removes the predecessors from the parameters of a joined model."""
     backbone = {key: part for key, part in params["backbone"].items() if key != "predecessors"}
     return params | {"backbone": backbone}

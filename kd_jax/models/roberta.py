@@ -1,4 +1,5 @@
-"""RoBERTa (Liu et al. 2019, arXiv:1907.11692) and DistilRoBERTa: BERT with other positions."""
+"""Describes the family RoBERTa (Liu et al. 2019, arXiv:1907.11692), with DistilRoBERTa: BERT with
+positions that start after the padding id."""
 
 import functools
 
@@ -16,7 +17,7 @@ def _read(fields: Fields, values: dict) -> dict:
 
 
 def _zero_padding_position(path, value, config):
-    """Starts the position that padding has at zero, as HF does."""
+    """Initializes the position embedding of padding to zero, as HF does."""
     return value.at[config.pad_id].set(0.0) if path == "backbone/positions/embedding" else value
 
 

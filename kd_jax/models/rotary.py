@@ -1,9 +1,9 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), and how they reach long rows.
+"""Computes rotary position embeddings (Su et al. 2021, arXiv:2104.09864), scaled for long rows.
 
-A head's first features are rotated in pairs (i, i + R), R = half of what is rotated: pair i of a
-token at position p by the angle p f_i, f_i = theta^(-i / R). For long rows f_i is scaled, by a
-function here that config.json names by `rope_type` and whose keyword arguments are keys there. It
-computes f, (R,) or (B, R) for rows of those lengths (B, 1), and a factor of cosine and sine.
+A head's first 2 R features are rotated in pairs (i, i + R): pair i of a token at position p by the
+angle p f_i, f_i = theta^(-i / R). For long rows f_i is scaled by one of the functions below, which
+config.json names by `rope_type`, and whose keyword arguments are keys there. It computes f, (R,),
+or (B, R) for rows of the lengths (B, 1), and a factor of cosine and sine.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from kd_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """Settings of a model's rotary embedding."""
+    """The settings of a model's rotary embedding."""
 
     theta: float
     max_positions: int = dataclasses.field(compare=False)  # the model's
@@ -31,16 +31,16 @@ class Rotary:
 
     @property
     def max_tokens(self) -> int:
-        """The longest row that the model is made for."""
+        """Returns the length of the longest row that the model is made for."""
         reach = dict(self.settings)["factor"] if self.kind == "dynamic" else 1
         return int(self.max_positions * reach)
 
     def plain(self, R: int) -> np.ndarray:
-        """Computes f_R as it is for short rows, float64."""
+        """Computes the unscaled f_R for short rows, float64."""
         return self.theta ** (-np.arange(R) / R)
 
     def check(self, head_width: int) -> None:
-        """Raises UserError where the features of heads of that width make no pairs."""
+        """Raises UserError if the rotated features of heads of this width do not form pairs."""
         rotated = int(head_width * self.share)
         least = 4 if self.kind == "dynamic" else 2
         if rotated % 2 or not least <= rotated <= head_width:
@@ -56,10 +56,10 @@ class Rotary:
                 )
 
     def angles(self, head_width: int, positions_BT: Array, length_B1: Array) -> tuple[Array, Array]:
-        """Computes cosine and sine for heads of that width, (B, T, R), float32.
+        """Computes cosine and sine for heads of this width, (B, T, R), float32.
 
-        Some scalings react to the length of a row: its tokens without padding, so that neither
-        padding nor other rows change it. (In HF it is that of the longest row with its padding.)
+        Some scalings depend on the length of a row, here without padding, so that neither padding
+        nor other rows change the result. (HF uses the longest row's length with padding.)
         """
         pairs = int(head_width * self.share) // 2
         freq, size = SCALINGS[self.kind](self, pairs, length_B1, **dict(self.settings))
@@ -101,13 +101,13 @@ def _default(rotary: Rotary, R: int, length_B1: Array):
 
 
 def _linear(rotary: Rotary, R: int, length_B1: Array, *, factor: float):
-    """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
+    """Divides positions by `factor` (Chen et al. 2023, arXiv:2306.15595)."""
     return rotary.plain(R) / factor, 1.0
 
 
 def _dynamic(rotary: Rotary, R: int, length_B1: Array, *, factor: float):
-    """Dynamic NTK: a larger theta for rows longer than max_position_embeddings, up to `factor`
-    times that."""
+    """Scales by dynamic NTK: a larger theta for rows longer than max_position_embeddings, up to
+    `factor` times that."""
     longest = rotary.max_positions
     seen_B1 = jnp.maximum(length_B1.astype(jnp.float32), longest)
     growth_B1 = factor * seen_B1 / longest - (factor - 1.0)
@@ -129,13 +129,13 @@ def _yarn(
     mscale_all_dim: float | None = None,
     truncate: bool | None = None,
 ):
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): slow pairs are stretched, fast ones are not, those
-    between `beta_slow` and `beta_fast` turns in the original length in part."""
+    """Scales by YaRN (Peng et al. 2023, arXiv:2309.00071): slow pairs are stretched, fast ones are
+    not, those between `beta_slow` and `beta_fast` turns in the original length are interpolated."""
     original = original_max_position_embeddings
     factor = factor or rotary.max_positions / original
 
     def pair(turns: float) -> float:
-        """The pair that turns so often in the original length."""
+        """Computes the (fractional) pair that makes this many turns in the original length."""
         return R * math.log(original / (turns * 2 * math.pi)) / math.log(rotary.theta)
 
     def growth(scale: float) -> float:
@@ -164,8 +164,8 @@ def _longrope(
     factor: float | None = None,  # None: by the two lengths
     attention_factor: float | None = None,
 ):
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a stretch for each pair, another one for rows
-    longer than the original length."""
+    """Scales by LongRoPE (Ding et al. 2024, arXiv:2402.13753): a stretch for each pair, another one
+    for rows longer than the original length."""
     original = original_max_position_embeddings
     factor = factor or rotary.max_positions / original
     short, long = (
@@ -188,8 +188,8 @@ def _llama3(
     low_freq_factor: float,
     high_freq_factor: float,
 ):
-    """Llama 3.1 (Dubey et al. 2024, arXiv:2407.21783): pairs slower than `low_freq_factor` turns in
-    the original length are stretched, those faster than `high_freq_factor` are not."""
+    """Scales like Llama 3.1 (Dubey et al. 2024, arXiv:2407.21783): pairs with fewer turns in the
+    original length than `low_freq_factor` are stretched, those over `high_freq_factor` are not."""
     plain = rotary.plain(R)
     turns = original_max_position_embeddings * plain / (2 * math.pi)
     kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor)
@@ -211,7 +211,7 @@ _ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 def _settings(kind: str) -> dict[str, inspect.Parameter]:
-    """Lists the keys of config.json that a scaling reads."""
+    """Lists the keys of config.json that a scaling function reads."""
     every = inspect.signature(SCALINGS[kind]).parameters
     return {name: each for name, each in every.items() if each.kind is each.KEYWORD_ONLY}
 
@@ -220,11 +220,11 @@ def read(fields: Fields, max_positions: int, share: float | None = None) -> Rota
     """Reads the rotary embedding of a config.json.
 
     Args:
-        fields: of it.
-        max_positions: of the model.
-        share: the default of partial_rotary_factor; None where the family rotates whole heads.
+        fields: its keys.
+        max_positions: the model's number of positions.
+        share: the default of partial_rotary_factor; None if the family always rotates whole heads.
 
-    Raises UserError on a scaling that is unknown or lacks something, and on keys that contradict.
+    Raises UserError for an unknown scaling, missing keys, and contradictory keys.
     """
     keys = [
         key for key in ("rope_scaling", "rope_parameters") if fields.get(key, dict | None, None)
@@ -236,7 +236,7 @@ def read(fields: Fields, max_positions: int, share: float | None = None) -> Rota
 
 
 def _read(fields: Fields, own: Fields, max_positions: int, share: float | None) -> Rotary:
-    """Reads what the keys `own` say, and `fields` where they do not."""
+    """Reads the settings from the nested keys `own`, or else from `fields`."""
     kind = own.get("rope_type", str, own.get("type", str, "default"))
     if kind not in SCALINGS:
         have = ", ".join(SCALINGS)
@@ -271,7 +271,7 @@ def _read(fields: Fields, own: Fields, max_positions: int, share: float | None) 
 
 
 def _agreed(fields: Fields, own: Fields, key: str, default: float) -> float:
-    """Reads a number that may stand at either place, or at both if it is the same."""
+    """Reads a number from `own` or `fields`; UserError if both have it with different values."""
     outside = fields.get(key, float | None, None)
     inside = own.get(key, float | None, None)
     if inside is not None and outside is not None and inside != outside:
@@ -280,7 +280,7 @@ def _agreed(fields: Fields, own: Fields, key: str, default: float) -> float:
 
 
 def _setting(each: inspect.Parameter, fields: Fields, own: Fields, max_positions: int) -> Any:
-    """Reads one setting of a scaling."""
+    """Reads one setting of a scaling function."""
     if each.name == "original_max_position_embeddings":  # the model's own key goes first, as in HF
         inside = own.get(each.name, int, max_positions)
         return fields.get(each.name, int, inside)

@@ -1,4 +1,4 @@
-"""Students that start with their teacher's parameters."""
+"""Initializes students with their teacher's parameters."""
 
 import functools
 import logging
@@ -16,11 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def layer_map(layers: str | list[int] | tuple[int, ...], student: int, teacher: int) -> list[int]:
-    """Chooses which of `teacher` layers each of `student` layers takes; layers count from 0.
+    """Chooses the teacher layer that each student layer copies; layers count from 0.
 
-    "first" and "last" are that many neighbours. "uniform" spreads them so that a student layer
-    ends where the layer it took ends, in parts of the depth, as the uniform map of the hidden
-    objective has it: 12 to 6 is 1, 3, 5, 7, 9, 11. A list is taken as it is. Raises UserError.
+    `student` and `teacher` are numbers of layers. "first" and "last" take consecutive layers.
+    "uniform" spreads them so that a student layer ends at the same relative depth as its teacher
+    layer, like the uniform map of the hidden objective: 12 to 6 is 1, 3, 5, 7, 9, 11. A list is
+    taken unchanged. Raises UserError for an invalid choice.
     """
     if not isinstance(layers, str):
         chosen = list(layers)
@@ -62,14 +63,13 @@ _SAME = (
 
 
 def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Model:
-    """Gives a student the teacher's embeddings, head, and the layers of `layer_map`.
+    """Copies the teacher's embeddings, head, and the layers of `layer_map` to a student.
 
-    A head of another shape or kind (other classes, no pooler) is not taken, not even in parts: the
-    student keeps its own, which its `params` have to hold then. All else of them may be abstract.
-    Where the student has no token types (DistilBERT) and the teacher has, the teacher's type 0 is
-    added to the student's positions: the embedding output stays the same. A shorter position
-    table takes the first rows. The teacher may be abstract. Raises UserError where widths or
-    anything else that has to agree does not.
+    A head of another shape or kind (other classes, no pooler) is not copied at all: the student
+    keeps its own, which its `params` must then hold; everything else in them may be abstract. If
+    the student (DistilBERT) lacks the teacher's token types, the teacher's type 0 is added to the
+    student's positions, so that the embedding output stays the same. A shorter position table takes
+    the first rows. The teacher may be abstract. Raises UserError if widths or other sizes differ.
     """
     mine, its = _config(student), _config(teacher)
     for name in _SAME:
@@ -92,7 +92,7 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
 
 
 def _agree(what: str, teacher: Any, student: Any) -> None:
-    """Raises UserError where something is not the same in both models."""
+    """Raises UserError if a property is not the same in both models."""
     if teacher != student:
         raise UserError(
             f"student.init from teacher layers: {what} is {teacher!r} in the teacher and "
@@ -101,7 +101,7 @@ def _agree(what: str, teacher: Any, student: Any) -> None:
 
 
 def _head(student: Model, teacher: Model) -> Params:
-    """Chooses the teacher's head where the student's is alike, else the student's."""
+    """Chooses the teacher's head if the student's is of the same kind and shape, else its own."""
     mine, its = (model.params.get("head", {}) for model in (student, teacher))
     if _kind(student) == _kind(teacher):
         return its
@@ -115,7 +115,7 @@ def _head(student: Model, teacher: Model) -> Params:
 
 
 def _kind(model: Model) -> Any:
-    """Collects what has to agree for one head to take the other's parameters."""
+    """Collects the properties that must agree to copy one head's parameters to another."""
     head, config = model.params.get("head", {}), _config(model)
     shapes = {path: leaf.shape for path, leaf in family.flatten(head).items()}
     return shapes, (config.pooler, config.labels) if "classifier" in head else None
@@ -123,7 +123,7 @@ def _kind(model: Model) -> Any:
 
 @functools.cache
 def _say(message: str) -> None:
-    """Logs a message once, although a start is traced more than once."""
+    """Logs a message only once, although the function that calls it is traced repeatedly."""
     log.info(message)
 
 
@@ -132,7 +132,7 @@ def _config(model: Model) -> Any:
 
 
 def _rescaled(block: Params, factor: float) -> Params:
-    """Scales a block's queries for another place, where scores are divided by another number."""
+    """Scales a block's queries for a layer whose attention scores are scaled differently."""
     q = jax.tree.map(lambda x: x * factor, block["attention"]["q"])
     return block | {"attention": block["attention"] | {"q": q}}
 

@@ -1,1 +1,1 @@
-"""Losses: row-wise divergences run by one chunked engine, and terms over states and attention."""
+"""Defines losses: divergences of logits, computed in chunks, and distances between layers."""

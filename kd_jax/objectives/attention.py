@@ -1,4 +1,4 @@
-"""`attention`: the student's attention follows the teacher's, layer by layer.
+"""Defines the term `attention`: the student's attention imitates the teacher's, layer by layer.
 
 Scores: Jiao et al., "TinyBERT", arXiv:1909.10351, eq. 7, on the scores before the softmax.
 Probabilities: Wang et al., "MiniLM", arXiv:2002.10957, section 3.1, for any layers.
@@ -17,7 +17,7 @@ from kd_jax.types import Array, Heads
 
 @dataclasses.dataclass(frozen=True)
 class Attention(pairwise.Pairwise):
-    """Mean over layer pairs, heads, and queries, which are all tokens but padding.
+    """The distance of attention, a mean over layer pairs, heads and queries (tokens, not padding).
 
     scores_mse: mean over the keys of (s - t)^2, s and t the scores q k as the softmax gets them.
     kl: KL(t || s) of the attention probabilities over the keys, nats; without dropout.

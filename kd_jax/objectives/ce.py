@@ -1,4 +1,4 @@
-"""`ce`: cross-entropy of the student with the labels."""
+"""Defines the term `ce`: cross-entropy of the student with the labels."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from kd_jax.objectives.divergence import Divergence
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Divergence):
-    """-log softmax(s)[label], nats a row. No temperature: the labels are not softened."""
+    """Cross-entropy, -log softmax(s)[label], nats a row, without temperature."""
 
     needs_teacher = False
     has_temperature = False

@@ -33,7 +33,7 @@ class Softmax:
         self._exps: dict[Hashable, Array] = {}
 
     def exp(self, temperature: Temperature) -> Array:
-        """Computes exp((logits - max) / temperature), (C, V), once for each temperature."""
+        """Computes exp((logits - max) / temperature), (C, V), cached by temperature."""
         key = key_of(temperature)
         if key not in self._exps:
             root = min((k for k in self._powers if k > 1), default=None)
@@ -44,7 +44,7 @@ class Softmax:
         return self._exps[key]
 
     def normalizer(self, temperature: Temperature) -> Sums:
-        """Names the sum that `probs` and `log_normalizer` need, by a key that all terms share."""
+        """Lists the sum over the vocabulary that `probs` and `log_normalizer` need, by its key."""
         return {(self.name, key_of(temperature)): self.exp(temperature)}
 
     def probs(self, temperature: Temperature, sums: Sums) -> Array:
@@ -60,8 +60,8 @@ class Softmax:
         return self.shifted_CV / temperature - self.log_normalizer(temperature, sums)
 
     def gap(self, other: Softmax, temperature: Temperature) -> Sums:
-        """Names the sum that `kl` needs besides the normalizers, of exp(s / T) (s - o), s and o
-        the shifted logits of this one and the other."""
+        """Lists the sum that `kl` needs in addition to the normalizers, over the vocabulary:
+        exp(s / T) (s - o), where s and o are the shifted logits of this model and the other."""
         gap_CV = self.shifted_CV - other.shifted_CV
         return {("gap", self.name, other.name, key_of(temperature)): self.exp(temperature) * gap_CV}
 
@@ -75,13 +75,13 @@ class Softmax:
 
 
 def key_of(temperature: Temperature) -> Hashable:
-    """Makes the key of a temperature: equal static ones share exponentials, traced ones do not."""
+    """Makes the cache key of a temperature: equal constants share one, traced ones do not."""
     return float(temperature) if isinstance(temperature, int | float) else id(temperature)
 
 
 @dataclasses.dataclass
 class Rows:
-    """Holds one chunk: what a divergence may look at."""
+    """Holds the logits and labels of one chunk of rows, the inputs of a divergence."""
 
     student: Softmax
     teacher: Softmax | None  # over as many ids as the student here
@@ -103,10 +103,10 @@ class Rows:
 class Divergence:
     """Base of the row-wise terms: frozen dataclasses, so that a run's terms are a static argument.
 
-    `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the
-    configuration may give a temperature (1 where it has none), `suits` whether the logits may be
-    those of classes, or the one number of a regression, `of_probabilities` that a number added to
-    all logits of a row changes nothing.
+    `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the config may
+    set a temperature (default 1), `suits` whether the logits may be those of classes or the single
+    output of a regression, `of_probabilities` that adding a constant to a row's logits changes
+    nothing.
     """
 
     needs_teacher = True
@@ -115,7 +115,7 @@ class Divergence:
     of_probabilities = True
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
-        """Lists arrays (C, V) to be summed over the vocabulary, by names that equal sums share."""
+        """Lists arrays (C, V) to be summed over the vocabulary; equal sums have equal keys."""
         raise NotImplementedError
 
     def value(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
@@ -123,7 +123,7 @@ class Divergence:
         raise NotImplementedError
 
     def grad(self, rows: Rows, sums: Sums, temperature: Temperature) -> Array:
-        """Computes d value / d student logits, (C, V), by tracing: override where speed matters."""
+        """Computes d value / d student logits, (C, V), by autodiff; override it for speed."""
 
         def total(logits_CV):
             student = Softmax(rows.student.name, logits_CV, rows.student.max_C1, frozenset())
@@ -139,7 +139,7 @@ class Divergence:
 
 @dataclasses.dataclass(frozen=True)
 class Softened(Divergence):
-    """Base of the divergences of p = softmax(student / T) and q = softmax(teacher / T).
+    """Base of divergences between p = softmax(student / T) and q = softmax(teacher / T).
 
     T^2 keeps the size of the gradient independent of T; `t_squared=False` leaves it out.
     """
@@ -150,9 +150,9 @@ class Softened(Divergence):
         return {**rows.student.normalizer(temperature), **rows.teacher.normalizer(temperature)}
 
     def _factor(self, temperature: Temperature) -> Temperature:
-        """Computes the factor of the value."""
+        """Computes the factor of the value: T^2, or 1 without `t_squared`."""
         return temperature**2 if self.t_squared else 1.0
 
     def _slope(self, temperature: Temperature) -> Temperature:
-        """Computes the factor of the gradient, which has 1 / T from the softened logits."""
+        """Computes the factor of the gradient: that of the value, divided by T."""
         return temperature if self.t_squared else 1.0 / temperature

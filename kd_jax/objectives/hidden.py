@@ -1,4 +1,4 @@
-"""`hidden`: the student's hidden states follow the teacher's, layer by layer.
+"""Defines the term `hidden`: the student's hidden states imitate the teacher's, layer by layer.
 
 MSE: Jiao et al., "TinyBERT", arXiv:1909.10351, eq. 8. Cosine: Sanh et al., "DistilBERT",
 arXiv:1910.01108, section 2. Padding is left out of both.
@@ -17,11 +17,10 @@ from kd_jax.types import Array, Batch, ModelSpec, Params
 
 @dataclasses.dataclass(frozen=True)
 class Hidden(maps.LayerTerm):
-    """Mean over the pairs and over all tokens but padding.
+    """The distance of hidden states, a mean over layer pairs and tokens (not padding).
 
     mse: mean_d (P h_s - h_t)^2, in squared hidden units; cosine: 1 - cos(P h_s, h_t). P is a
-    learned linear map without bias, one a pair or one for all, present only where the widths
-    differ.
+    learned linear map without bias, one for each pair or one for all, only if the widths differ.
     """
 
     kind: str
@@ -34,7 +33,7 @@ class Hidden(maps.LayerTerm):
         return "shared" if self.shared_projection else f"pair_{number}"
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Draws projections {"pair_i" or "shared": {"kernel": (Ds, Dt)}}, Glorot uniform; {} where
+        """Draws projections {"pair_i" or "shared": {"kernel": (Ds, Dt)}}, Glorot uniform; {} if the
         widths agree."""
         pairs = self.pairs(student, teacher)
         if student.width == teacher.width:
@@ -65,7 +64,7 @@ def make(
     kind: str = "mse", layers: str | maps.Pairs = "uniform", shared_projection: bool = False
 ) -> Hidden:
     """Makes the term. `kind`: mse | cosine; `layers`: uniform | last | pairs (student, teacher), 0
-    being the embeddings; `shared_projection`: one P for all pairs, as TinyBERT has it."""
+    being the embeddings; `shared_projection`: one P for all pairs, as in TinyBERT."""
     if kind not in ("mse", "cosine"):
         raise UserError(f"objective hidden: kind={kind!r}: have cosine, mse")
     return Hidden(kind, maps.read("hidden", layers), shared_projection)

@@ -1,4 +1,4 @@
-"""`jsd`: generalized Jensen-Shannon divergence, between forward and reverse KL.
+"""Defines the term `jsd`: generalized Jensen-Shannon divergence, between forward and reverse KL.
 
 Agarwal et al., "On-Policy Distillation of Language Models" (GKD), arXiv:2306.13649, eq. 1. As
 published it vanishes at both ends of beta, where implementations jump to the two KLs; divided by
@@ -16,7 +16,7 @@ from kd_jax.ranges import Real
 
 
 def _log(ratio, u):
-    """Computes log(ratio), ratio = 1 + u: each is exact where the other is rounded away."""
+    """Computes log(ratio), where ratio = 1 + u, from whichever argument is more exact."""
     return jnp.where(u < -0.5, jnp.log(ratio), jnp.log1p(u))
 
 
@@ -28,13 +28,14 @@ def _excess(ratio, u):
 
 @dataclasses.dataclass(frozen=True)
 class JensenShannon(Softened):
-    """T^2 [b KL(q || m) + (1 - b) KL(p || m)] / (b (1 - b)), m = b q + (1 - b) p, 0 < b < 1."""
+    """Jensen-Shannon divergence T^2 [b KL(q || m) + (1 - b) KL(p || m)] / (b (1 - b)), where
+    m = b q + (1 - b) p and 0 < b < 1."""
 
     beta: float = 0.5
     scaled: bool = True
 
     def _mixture(self, rows, sums, temperature):
-        """Computes p, q, and the mixture over each: (m / p, m / p - 1), (m / q, m / q - 1)."""
+        """Computes p, q, and the mixture m relative to each: (m / p, m / p - 1), (m / q, ...)."""
         tiny, b = jnp.finfo(jnp.float32).tiny, self.beta
         p_CV = jnp.maximum(rows.student.probs(temperature, sums), tiny)
         q_CV = jnp.maximum(rows.teacher.probs(temperature, sums), tiny)
@@ -62,7 +63,7 @@ class JensenShannon(Softened):
 
 
 def make(beta: float = 0.5, scaled: bool = True, t_squared: bool = True) -> Divergence:
-    """Makes the term: `beta` 0 is forward KL, 1 reverse KL; `scaled=False` is as published."""
+    """Makes the term: `beta` 0 is forward KL, 1 reverse KL; with `scaled=False` as published."""
     Real(least=0, most=1).check(beta, "objective jsd: beta")
     if beta == 0.0:
         return ForwardKL(t_squared)

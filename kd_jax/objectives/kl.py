@@ -1,4 +1,4 @@
-"""`kl`: forward Kullback-Leibler divergence KL(teacher || student) of softened distributions.
+"""Defines the term `kl`: forward KL divergence KL(teacher || student) of softened distributions.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
 """
@@ -10,7 +10,8 @@ from kd_jax.objectives.divergence import Softened
 
 @dataclasses.dataclass(frozen=True)
 class ForwardKL(Softened):
-    """T^2 sum_v q (log q - log p), q = softmax(teacher / T), p = softmax(student / T)."""
+    """Forward KL, T^2 sum_v q (log q - log p): q = softmax(teacher / T), p = softmax(student / T).
+    Its gradient is written out."""
 
     def sums(self, rows, temperature):
         return super().sums(rows, temperature) | rows.teacher.gap(rows.student, temperature)

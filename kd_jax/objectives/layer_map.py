@@ -1,11 +1,11 @@
-"""Layer maps: which of the teacher's layers each of the student's learns from, and terms by them.
+"""Maps student layers to the teacher layers they learn from; base of the terms that compare layers.
 
 Layers count from 1, so that layer i ends in hidden state i; 0 is the embedding output. A map is
 
-    uniform   student layer i with teacher layer round(i Lt / Ls): every (Lt / Ls)-th where that is
-              whole, the last with the last (TinyBERT's g(m), Jiao et al., arXiv:1909.10351)
-    last      the last layer of each, and nothing else
-    pairs     ((student, teacher), ...) as given
+    uniform   student layer i with teacher layer round(i Lt / Ls): every (Lt / Ls)-th if that is a
+              whole number, the last with the last (TinyBERT's g(m), Jiao et al., arXiv:1909.10351)
+    last      only the last layer of each
+    pairs     ((student, teacher), ...) in the config
 """
 
 import operator
@@ -23,7 +23,7 @@ Pairs = tuple[tuple[int, int], ...]
 def read(
     objective: str, layers: str | Pairs, maps: tuple[str, ...] = ("uniform", "last")
 ) -> str | Pairs:
-    """Reads the setting `layers` of a term. Raises UserError where it is no layer map."""
+    """Reads the setting `layers` of a term. Raises UserError if it is not a layer map."""
     if isinstance(layers, str) and layers in maps:
         return layers
     try:
@@ -42,7 +42,7 @@ def pairs(
     objective: str, layers: str | Pairs, student: ModelSpec, teacher: ModelSpec, first: int = 1
 ) -> Pairs:
     """Lists the (student, teacher) layers of a map; `first` is the number of the first layer.
-    Raises UserError for layers that there are not."""
+    Raises UserError for layers that do not exist."""
     if layers == "last":
         return ((student.num_layers, teacher.num_layers),)
     if layers == "uniform":
@@ -59,9 +59,8 @@ def pairs(
 
 
 class LayerTerm:
-    """Base of the terms that compare layers: the mean of `_distance` over the pairs of the layer
-    map, summed over what counts, tokens or rows. Subclasses are frozen dataclasses with the setting
-    `layers`."""
+    """Base of the terms that compare layers: the mean of `_distance` over the layer pairs, summed
+    over tokens or rows by weight. Subclasses are frozen dataclasses with the setting `layers`."""
 
     needs_teacher = True
     name: str
@@ -69,18 +68,17 @@ class LayerTerm:
     first = 1  # number of the first layer that there is
 
     def pairs(self, student: ModelSpec, teacher: ModelSpec) -> Pairs:
-        """Lists the (student, teacher) layers that are compared; raises UserError where there are
-        no such layers."""
+        """Lists the (student, teacher) layers to compare; UserError if a layer does not exist."""
         return pairs(self.name, self.layers, student, teacher, self.first)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Draws the parameters of the term itself, {} for most; raises UserError where the models
-        do not suit."""
+        """Draws the term's own parameters, {} for most terms; raises UserError if the models cannot
+        be compared."""
         self.pairs(student, teacher)
         return {}
 
     def weights(self, batch: Batch) -> Array:
-        """Tells which tokens count, (B, T), or which rows, (B,)."""
+        """Returns the weights of tokens, (B, T), or of rows, (B,)."""
         return batch.mask_BT
 
     def total(
@@ -96,7 +94,7 @@ class LayerTerm:
         return jnp.sum(sum(each) * self.weights(batch)) / len(compared)
 
     def _states(self, output: ModelOutput) -> Sequence[Any]:
-        """Finds what is compared, by the number of the layer; 0 is the embedding output."""
+        """Returns the states to compare, indexed by layer; 0 is the embedding output."""
         return output.hidden
 
     def _projected(self, params: Params, number: int, states: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`logit_mse`: squared distance of the logits.
+"""Defines the term `logit_mse`: squared distance of the logits.
 
 Ba and Caruana, "Do Deep Nets Really Need to be Deep?", arXiv:1312.6184, eq. 2; summed over the
 vocabulary as in DistilBERT's `alpha_mse`.
@@ -11,7 +11,7 @@ from kd_jax.objectives.divergence import Divergence
 
 @dataclasses.dataclass(frozen=True)
 class LogitMSE(Divergence):
-    """sum_v (s - t)^2 a row, in squared logits. It has no temperature."""
+    """The squared distance sum_v (s - t)^2 of each row's logits, without temperature."""
 
     has_temperature = False
     suits = ("classes", "regression")

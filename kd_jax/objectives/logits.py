@@ -1,8 +1,8 @@
-"""Where the logits of a row come from, chunk by chunk: a model's head, several models' heads, what
-is left of logits on disk; and the mixture of a student with others.
+"""Computes logits chunk by chunk, from a model's head, several models' heads, or stored logits; and
+mixes a student's logits with those of other models.
 
-A source has row-wise arrays (`rows`, the rows on the first axis), of which the engine hands a chunk
-to `logits`; all else is the same for every chunk.
+A source has row-wise arrays (`rows`, the rows on the first axis), of which the engine passes a
+chunk to `logits`; everything else is the same for every chunk.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Source(Protocol):
 
 
 class Head(struct.PyTreeNode):
-    """Holds features and the unembedding that makes logits of them; without one they are logits."""
+    """Holds features and the unembedding that turns them into logits; without one, the features are
+    the logits."""
 
     features_ND: Array
     unembed_VD: Array | None
@@ -59,8 +60,8 @@ class Head(struct.PyTreeNode):
         )
 
     def pulled_back(self, x_CD: Array, slope_CV: Array, policy: Policy) -> tuple[Array, Any, Any]:
-        """Turns the gradient with respect to a chunk's logits into those of its features (C, D),
-        the unembedding, transposed (D, V), and the bias (V,), both float32."""
+        """Backpropagates a gradient from a chunk's logits to its features (C, D), the unembedding,
+        transposed (D, V), and the bias (V,), the latter two in float32."""
         if self.unembed_VD is None:
             return slope_CV.astype(x_CD.dtype), None, None
         slope_CV = slope_CV.astype(policy.operand)
@@ -77,8 +78,8 @@ class Head(struct.PyTreeNode):
 
 
 class Members(struct.PyTreeNode):
-    """Averages E models of one shape by weight: their logits, or their probabilities, of whose mean
-    the logarithm is taken."""
+    """Averages E models of one shape with weights: their logits, or the logarithm of their mean
+    probabilities."""
 
     heads: Head  # E on the first axis of each array
     weights_E: Array  # they sum to 1
@@ -123,7 +124,7 @@ SPACES = {
 
 
 class Sparse(struct.PyTreeNode):
-    """Holds logits of which K a row are known; all others of a row share one."""
+    """Holds the K largest logits of each row, and one value for all others of the row."""
 
     ids_NK: Array  # int32
     values_NK: Array  # float32
@@ -143,8 +144,7 @@ class Sparse(struct.PyTreeNode):
 
 
 def in_chunks(rows: Any, size: int) -> Any:
-    """Cuts arrays (N, ...), or a pytree of them, into (chunks, size, ...), filled up with zeros: so
-    what is computed of a row exists for one chunk at a time."""
+    """Cuts arrays (N, ...), or a pytree of them, into (chunks, size, ...), filled up with zeros."""
 
     def cut(array):
         padding = [(0, -len(array) % size)] + [(0, 0)] * (array.ndim - 1)
@@ -160,7 +160,7 @@ def head_of(output: ModelOutput) -> Head:
 
 
 def stored(logits: StoredLogits, num_classes: int) -> Source:
-    """Flattens logits that came with a batch, (B, T, ...), into a source of N = B x T rows."""
+    """Flattens a batch's stored logits, (B, T, ...), into a source of N = B x T rows."""
     values_NK = logits.values_BPK.reshape(-1, logits.values_BPK.shape[-1])
     if logits.ids_BPK is None:
         return Head(values_NK, None, None)
@@ -169,10 +169,8 @@ def stored(logits: StoredLogits, num_classes: int) -> Source:
 
 
 def sparse(logits_CV: Array, k: int) -> Sparse:
-    """Keeps the k largest logits of each row; the others share one that keeps their total mass.
-
-    Logits are normalized, so that they are log-probabilities.
-    """
+    """Keeps the k largest logits of each row, as log-probabilities; the others share one value that
+    keeps their total probability."""
     logs_CV = jax.nn.log_softmax(logits_CV, axis=1)
     values_CK, ids_CK = jax.lax.top_k(logs_CV, k)
     numbers_C1 = jnp.arange(len(logs_CV))[:, None]
@@ -183,8 +181,9 @@ def sparse(logits_CV: Array, k: int) -> Sparse:
 
 
 class Others(struct.PyTreeNode):
-    """Holds the models whose mean with the student is compared with the teacher: `share` (float32
-    scalar) of the mean is the student's, in the space that `source` was averaged in."""
+    """Holds the other members of an ensemble, whose mean with the student is compared with the
+    teacher. The student's weight in the mean is `share` (float32 scalar), in the space (logits or
+    probabilities) in which `source` was averaged."""
 
     source: Source
     share: Array
@@ -195,14 +194,14 @@ class Others(struct.PyTreeNode):
         return self.source.rows
 
     def mixture(self, student_CV: Array, rows: Any, policy: Policy) -> Mixture:
-        """Mixes the student's logits of a chunk with theirs, over the ids that both have."""
+        """Mixes the student's logits of a chunk with the others', over their common ids."""
         others_CV = self.source.logits(rows, policy)
         width = min(student_CV.shape[1], others_CV.shape[1])
         return Mixture(student_CV[:, :width], others_CV[:, :width], self.share, self.space)
 
 
 class Targets(struct.PyTreeNode):
-    """Holds what a student learns from as one of several: logits of the teacher and of others."""
+    """Holds the targets of a student in an ensemble: logits of the teacher and of other members."""
 
     teacher: Source
     others: Others | None
@@ -211,10 +210,10 @@ class Targets(struct.PyTreeNode):
 def sources_of(
     student: ModelOutput, teacher: ModelOutput | Targets | None
 ) -> tuple[Head, Source | None, Others | None]:
-    """Finds the logits of student, teacher and others, each over all of its ids.
+    """Makes the sources of the logits of student, teacher and others, each over all of its ids.
 
-    Classes are no vocabulary, of which a part may be compared: raises UserError where two heads
-    that give logits outright differ in their number.
+    Vocabularies may share only some ids, but classes must be the same: raises UserError if two
+    classification heads differ in their number of classes.
     """
     ours = head_of(student)
     if teacher is None:
@@ -236,7 +235,7 @@ def sources_of(
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Averages a chunk's logits of the student, whose share is `share`, with those of others."""
+    """Averages a chunk's logits of the student, with weight `share`, and those of others."""
 
     student_CV: Array
     others_CV: Array
@@ -252,7 +251,7 @@ class Mixture:
         return jnp.logaddexp(jnp.log(self.share) + logs[0], jnp.log1p(-self.share) + logs[1])
 
     def pulled_back(self, slope_CV: Array) -> Array:
-        """Turns the gradient with respect to the mixture's logits into that of the student's."""
+        """Backpropagates a gradient from the mixture's logits to the student's."""
         if self.space == "logits":
             return self.share * slope_CV
         # log p = log(share q + ...): d log p_v / d student_u = share q_v / p_v (1[u = v] - q_u).

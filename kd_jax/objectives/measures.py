@@ -1,4 +1,4 @@
-"""Row-wise figures that are reported, not trained: accuracy and agreement of the first choice."""
+"""Defines row-wise metrics that are logged, not trained: accuracy, agreement with the teacher."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def _first_choice(softmax):
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(_Measure):
-    """1 where the student's first choice is the label."""
+    """Accuracy: 1 if the student's most likely class or token is the label."""
 
     needs_teacher = False
 
@@ -36,7 +36,7 @@ class Accuracy(_Measure):
 
 @dataclasses.dataclass(frozen=True)
 class Agreement(_Measure):
-    """1 where student and teacher have the same first choice."""
+    """Agreement: 1 if student and teacher have the same most likely class or token."""
 
     def value(self, rows, sums, temperature):
         same_C = _first_choice(rows.student) == _first_choice(rows.teacher)
@@ -45,7 +45,7 @@ class Agreement(_Measure):
 
 @dataclasses.dataclass(frozen=True)
 class OutsideMass(_Measure):
-    """The teacher's probability of ids that the student has not, which nothing compares."""
+    """The teacher's probability of ids that the student lacks, which no term compares."""
 
     def sums(self, rows, temperature):
         probs_CV = rows.whole_teacher.exp(1.0)

@@ -1,4 +1,4 @@
-"""`mse`: squared distance of a regression's prediction from its label."""
+"""Defines the term `mse`: squared error of a regression."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ from kd_jax.objectives.divergence import Divergence
 
 @dataclasses.dataclass(frozen=True)
 class MSE(Divergence):
-    """(logit - label)^2 a row, in squared units of the label. The head has one logit, the label
-    is float32; there is neither a temperature nor a teacher."""
+    """The squared error (logit - label)^2 of each row, in squared units of the label. The head has
+    one logit, the label is float32; there is neither a temperature nor a teacher."""
 
     needs_teacher = False
     has_temperature = False

@@ -1,4 +1,4 @@
-"""A run's objective: any weighted sum of terms, each a plug-in of this package.
+"""Builds a run's objective: a weighted sum of terms, each a plug-in of this package.
 
 The configuration maps names to settings, `{"ce": {"weight": 1.0}, "kl": {"weight": 1.0,
 "temperature": 2.0}}`. The plug-in is the name's own unless `term` says another, so that one
@@ -53,16 +53,17 @@ class Objective:
 
     @property
     def needs_teacher_states(self) -> bool:
-        """Tells whether the teacher's logits are not enough, and it has to run with the student."""
+        """Tells whether a term reads more than the teacher's logits, so that it must run in the
+        step."""
         return any(term.needs_teacher for _, term in self.state_terms)
 
     @property
     def everywhere(self) -> tuple[str, ...]:
-        """Lists the row-wise terms that look at every token, not at supervised ones alone."""
+        """Lists the row-wise terms that read every token, not only supervised ones."""
         return tuple(term.name for term in self.row_terms if term.positions == "all")
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
-        """Draws the parameters of the terms themselves (projections), by term name."""
+        """Draws the terms' own parameters (projections), by term name."""
         params = {}
         for i, (name, term) in enumerate(self.state_terms):
             own = term.init(jax.random.fold_in(key, i), student, teacher)
@@ -71,9 +72,9 @@ class Objective:
         return params
 
     def dense_labels(self, batch: Batch) -> Batch:
-        """Gives a batch labels at every token where a row-wise term looks at all of them.
+        """Converts a batch to labels at every token, if a row-wise term reads every token.
 
-        Raises UserError where labels belong to rows instead of tokens.
+        Raises UserError if labels belong to rows instead of tokens.
         """
         if not self.everywhere:
             return batch
@@ -92,7 +93,7 @@ class Objective:
         return {term.name: seen[term.positions].reshape(-1) for term in terms}
 
     def denominators(self, batch: Batch) -> dict[str, Array]:
-        """Sums each term's denominator over this batch, a function of the data alone."""
+        """Computes each term's denominator on this batch, from the data alone."""
         totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
         return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
 
@@ -105,8 +106,8 @@ class Objective:
         scales: dict[str, Array],
         temperatures: dict[str, Array],
     ) -> tuple[Array, dict[str, Array]]:
-        """Computes (loss, totals): every term's weighted sum on this batch, and the sum of scale x
-        total."""
+        """Computes (loss, totals): each term's weighted sum on this batch, and the loss, the sum of
+        scale x total."""
         loss, totals = jnp.float32(0.0), {}
         if terms := self.row_terms + self.measured:
             ours, theirs, others = sources_of(student, teacher)
@@ -139,13 +140,12 @@ def build_objective(
     regression: bool = False,
     accuracy: bool = False,
 ) -> tuple[Objective, dict[str, Schedule], dict[str, Schedule]]:
-    """Builds the objective of `config`, the schedules of its terms' coefficients, and those of the
-    temperatures that are not constant; `steps` is the length that schedules refer to.
+    """Builds the objective of `config`, and schedules of its coefficients and its temperatures, as
+    far as these are not constant; `steps` is the length of a whole run for schedules.
 
-    With `regression` a row has one logit, a number, and no KL is logged. `accuracy` logs the share
-    of right first choices as well: for few classes, since over a vocabulary it costs time. Raises
-    UserError for an unknown term, setting, position or schedule, and for terms that the task has no
-    use for.
+    With `regression` a row has a single logit, and no KL is logged. `accuracy` also logs the
+    accuracy: for few classes, since over a vocabulary it costs time. Raises UserError for an
+    unknown term, setting, position or schedule, and for terms that do not fit the task.
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
@@ -182,7 +182,7 @@ def build_objective(
 
 
 def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]:
-    """Reads a term's section of the config, and finds what makes the term."""
+    """Reads a term's section of the config, and finds the function that makes the term."""
     if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
         raise UserError(f"{key}: what is logged with the terms has this name; take another")
     try:
@@ -203,7 +203,8 @@ def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]
 def _fault(
     term: Any, at: str | None, temperature: Any, with_teacher: bool, regression: bool
 ) -> str:
-    """Tells what is wrong with a term's settings, as it goes on behind the key; "" for nothing."""
+    """Describes what is wrong with a term's settings, to follow the key in a message; "" if
+    nothing."""
     if isinstance(term, Divergence):
         if regression and "regression" not in term.suits:
             return " is for classes, and a regression has none: use mse or logit_mse"
@@ -228,11 +229,11 @@ def held_out_objective(
     chunk: int = 0,
     mixed: bool = False,
 ) -> Objective:
-    """Makes the objective that a language model is evaluated by: loss (CE, nats a token) and
-    accuracy, and with a teacher kl (teacher || student at T = 1, nats a token) and agreement.
+    """Makes the objective for evaluating a language model: loss (CE, nats a token) and accuracy,
+    and with a teacher kl (teacher || student at T = 1, nats a token) and agreement.
 
-    `mixed`: these are figures of the mixture that the student is part of; those of the student
-    alone are called student_loss and so on.
+    `mixed`: these are metrics of the ensemble's mean; those of the student alone are added as
+    student_loss and so on.
     """
     figures = {"loss": ce.make(), "accuracy": measures.Accuracy()}
     if teacher_policy is not None:

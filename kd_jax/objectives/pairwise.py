@@ -1,7 +1,8 @@
-"""Numbers for every pair of tokens, query and key, and their distances: attention and relations.
+"""Computes scores for pairs of tokens (queries and keys) and their distances: base of the terms on
+attention and relations.
 
 Padding is neither a query nor a key, and a causal model's query has no later keys: means run over
-the keys that are left, so that neither padding nor the mask changes a value.
+the remaining keys, so that neither padding nor the mask changes a value.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ _MASKED = -1e9
 
 
 class Pairwise(LayerTerm):
-    """Base of the terms on what layers' attention compares. Subclasses have these settings."""
+    """Base of the terms that compare queries, keys and values, with their common settings."""
 
     causal: bool
 
     def _check(self, student: int, teacher: int) -> None:
-        """Raises UserError where layers with so many heads do not compare."""
+        """Raises UserError if layers with these numbers of heads cannot be compared."""
         raise NotImplementedError
 
     def _compare(self, student: Heads, teacher: Heads, visible_B1TS: Array) -> Array:
@@ -31,7 +32,7 @@ class Pairwise(LayerTerm):
         raise NotImplementedError
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Returns {}; raises UserError where the models' layers, heads or kinds do not suit."""
+        """Returns {}, no parameters; UserError if layers or heads cannot be compared."""
         check_causal(self.name, self.causal, student, teacher)
         if student.num_heads and teacher.num_heads:
             self._check(student.num_heads, teacher.num_heads)
@@ -48,7 +49,7 @@ class Pairwise(LayerTerm):
 
 
 def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: ModelSpec) -> None:
-    """Raises UserError where the setting `causal` is not what the models are."""
+    """Raises UserError if the setting `causal` contradicts the models."""
     for whose, spec in (("student", student), ("teacher", teacher)):
         if spec.causal != causal:
             keys = "keys at or before it" if spec.causal else "all keys"
@@ -59,8 +60,7 @@ def check_causal(objective: str, causal: bool, student: ModelSpec, teacher: Mode
 
 
 def visible(mask_BT: Array, causal: bool) -> Array:
-    """Tells where query (axis 2) and key (axis 3) are tokens and the one may see the other, bool
-    (B, 1, T, T)."""
+    """Tells which keys (axis 3) each query (axis 2) sees, without padding: bool (B, 1, T, T)."""
     real_BT = mask_BT > 0
     pairs_BTS = real_BT[:, :, None] & real_BT[:, None, :]
     if causal:
@@ -69,7 +69,7 @@ def visible(mask_BT: Array, causal: bool) -> Array:
 
 
 def scores(x_BTHK: Array, y_BTHK: Array) -> Array:
-    """Computes the dot product of every x with every y of its head, float32 (B, H, T, T)."""
+    """Computes the dot products of all x with all y, head by head: float32 (B, H, T, T)."""
     x_BTHK, y_BTHK = (array.astype(jnp.float32) for array in (x_BTHK, y_BTHK))
     return jnp.einsum("bthk,bshk->bhts", x_BTHK, y_BTHK, precision=HIGHEST)
 
@@ -80,8 +80,7 @@ def log_probs(scores_BHTS: Array, visible_B1TS: Array) -> Array:
 
 
 def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """Computes KL(theirs || ours) of log probabilities, the mean over heads for each query, (B,
-    T)."""
+    """Computes KL(theirs || ours) of log probabilities for each query, averaged over heads."""
     each_BHTS = jnp.exp(theirs_BHTS) * (theirs_BHTS - ours_BHTS)
     # Masked logarithms are so large that even two equal ones may differ by rounding.
     each_BHTS = jnp.where(visible_B1TS, each_BHTS, 0.0)
@@ -89,7 +88,7 @@ def kl(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
 
 
 def mse(ours_BHTS: Array, theirs_BHTS: Array, visible_B1TS: Array) -> Array:
-    """Computes the mean square of the gap over visible keys and heads, for every query, (B, T)."""
+    """Computes the mean squared difference over visible keys and heads, for each query, (B, T)."""
     gap_BHTS = jnp.where(visible_B1TS, ours_BHTS - theirs_BHTS, 0.0)
     keys_BT = jnp.maximum(jnp.sum(visible_B1TS[:, 0], axis=-1), 1)
     return jnp.mean(jnp.sum(jnp.square(gap_BHTS), axis=-1), axis=1) / keys_BT

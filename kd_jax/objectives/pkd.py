@@ -1,4 +1,5 @@
-"""`pkd`: the first token's states in the middle of the student follow the teacher's.
+"""Defines the term `pkd`: the first token's states in the student's inner layers imitate the
+teacher's.
 
 Sun et al., "Patient Knowledge Distillation for BERT Model Compression", arXiv:1908.09355, eq. 7.
 The equation sums over units and layers; means are taken here, as in the authors' code, so that
@@ -16,11 +17,11 @@ from kd_jax.types import Array, Batch, ModelSpec, Params
 
 
 def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-    """Lists the (student, teacher) layers of the paper's two maps, or the pairs as given.
+    """Lists the (student, teacher) layers of the paper's two maps, or of pairs in the config.
 
     The student's last layer is left to the other terms. `skip` (PKD-Skip) is the uniform map
     without it: 12 to 6 layers are 2, 4, 6, 8, 10; `last` (PKD-Last) takes the teacher's last
-    layers but one: 7 to 11. Raises UserError where the student has no such layers.
+    layers but one: 7 to 11. Raises UserError if the student has no such layers.
     """
     if layers not in ("skip", "last"):
         return maps.pairs("pkd", layers, student, teacher)
@@ -37,19 +38,19 @@ def layer_pairs(layers: str | maps.Pairs, student: ModelSpec, teacher: ModelSpec
 
 @dataclasses.dataclass(frozen=True)
 class Patient(maps.LayerTerm):
-    """Mean over rows, layer pairs and units of (h_s / |h_s| - h_t / |h_t|)^2, h the hidden state
-    of token 0; at most 4 / D."""
+    """The distance (h_s / |h_s| - h_t / |h_t|)^2, h the hidden state of token 0, a mean over rows,
+    layer pairs and units; at most 4 / D."""
 
     layers: str | maps.Pairs
 
     name = "pkd"
 
     def pairs(self, student: ModelSpec, teacher: ModelSpec) -> maps.Pairs:
-        """Lists the (student, teacher) layers that are compared."""
+        """Lists the (student, teacher) layers to compare."""
         return layer_pairs(self.layers, student, teacher)
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Returns {}; raises UserError where widths differ or there are no such layers."""
+        """Returns {}, no parameters; UserError if widths differ or a layer does not exist."""
         if student.width != teacher.width:
             raise UserError(
                 f"objective pkd: the student is {student.width} wide and the teacher "
@@ -59,7 +60,7 @@ class Patient(maps.LayerTerm):
         return super().init(key, student, teacher)
 
     def weights(self, batch: Batch) -> Array:
-        """Tells which rows count, (B,): those that have a first token."""
+        """Returns the weights of rows, (B,): 1 for rows that have a first token."""
         return batch.mask_BT[:, 0]
 
     def _distance(self, student: Array, teacher: Array, batch: Batch) -> Array:

@@ -1,4 +1,5 @@
-"""`relation`: how the tokens of a layer relate to each other by queries, keys and values.
+"""Defines the term `relation`: relations between tokens by queries, keys and values imitate the
+teacher's.
 
 Wang et al., "MiniLM", arXiv:2002.10957, sections 3.1 and 3.2: relations qk (the attention itself)
 and vv of the last layers. Wang et al., "MiniLMv2", arXiv:2012.15828, section 3.1: qq, kk and vv
@@ -20,11 +21,11 @@ from kd_jax.types import Array, Heads
 
 @dataclasses.dataclass(frozen=True)
 class Relation(pairwise.Pairwise):
-    """Sum over the relations of the mean over layer pairs, heads and tokens of KL(r_t || r_s),
-    nats, r_mn = softmax(m n / sqrt(Kr)) over the tokens but padding, for heads of width Kr.
+    """The divergence of relations KL(r_t || r_s), nats: a mean over layer pairs, heads and tokens,
+    summed over the relations; r_mn = softmax(m n / sqrt(Kr)) without padding, heads of width Kr.
 
-    With relation heads, the model's own are joined and cut again, so that models of other widths
-    and numbers of heads compare: both then have so many, each as wide as its model makes it.
+    With relation heads, a model's heads are joined and cut again into that many, so that models
+    with different widths and numbers of heads can be compared.
     """
 
     relations: tuple[tuple[str, str], ...]
@@ -80,8 +81,8 @@ def make(
     """Makes the term.
 
     `relations`: pairs of q, k, v, such as ("qk", "vv") for MiniLM; `relation_heads`: 0 takes the
-    models' own, which must be as many in both; `layers`: last | uniform | pairs (student, teacher),
-    from 1; `causal`: as the models are.
+    models' heads, equally many in both; `layers`: last | uniform | pairs (student, teacher), from
+    1; `causal`: whether the models are.
     """
     try:
         found = tuple((m, n) for m, n in relations)

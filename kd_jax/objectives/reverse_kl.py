@@ -1,4 +1,4 @@
-"""`reverse_kl`: KL(student || teacher), the mode-seeking direction.
+"""Defines the term `reverse_kl`: KL(student || teacher), the mode-seeking direction.
 
 Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", arXiv:2306.08543, eq. 1,
 taken here token by token on the given text.
@@ -11,7 +11,8 @@ from kd_jax.objectives.divergence import Softened
 
 @dataclasses.dataclass(frozen=True)
 class ReverseKL(Softened):
-    """T^2 sum_v p (log p - log q), p = softmax(student / T), q = softmax(teacher / T)."""
+    """Reverse KL, T^2 sum_v p (log p - log q): p = softmax(student / T), q = softmax(teacher / T).
+    Its gradient is written out."""
 
     def sums(self, rows, temperature):
         return super().sums(rows, temperature) | rows.student.gap(rows.teacher, temperature)

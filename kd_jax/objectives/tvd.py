@@ -1,4 +1,4 @@
-"""`tvd`: total variation distance between teacher and student.
+"""Defines the term `tvd`: total variation distance between teacher and student.
 
 Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation",
 arXiv:2307.15190, table 1.
@@ -13,7 +13,7 @@ from kd_jax.objectives.divergence import Softened
 
 @dataclasses.dataclass(frozen=True)
 class TotalVariation(Softened):
-    """T^2 / 2 sum_v |p - q|: bounded, so outlier tokens cannot dominate."""
+    """Total variation, T^2 / 2 sum_v |p - q|: bounded, so outlier tokens cannot dominate."""
 
     def value(self, rows, sums, temperature):
         p_CV = rows.student.probs(temperature, sums)

@@ -1,10 +1,10 @@
-"""The vocabulary engine: all row-wise divergences of a run in one pass that never holds the logits.
+"""Computes all row-wise divergences over a vocabulary in one pass that never holds all logits.
 
-Rows go through in chunks. For each chunk the logits of student and teacher are formed, every
-divergence is evaluated, and, when a gradient is wanted, its gradient with respect to the logits is
-pulled back to the features and the unembedding at once. Neither logits nor their gradients of all
-rows ever exist: the peak is a few (C, V) arrays instead of (N, V). Computing gradients in the
-forward pass is the idea of fused linear cross-entropy (Hsu et al., "Liger Kernel",
+Rows are processed in chunks. For each chunk the logits of student and teacher are computed, every
+divergence is evaluated, and, if a gradient is wanted, its gradient with respect to the logits is
+immediately backpropagated to the features and the unembedding. The logits of all rows, and their
+gradients, never exist: the peak is a few (C, V) arrays instead of (N, V). Computing gradients in
+the forward pass is the idea of fused linear cross-entropy (Hsu et al., "Liger Kernel",
 arXiv:2410.10989, section 3.2).
 
 Inside `shard_map` each device calls this for its own rows; nothing here communicates.
@@ -28,13 +28,13 @@ ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk 
 
 @dataclasses.dataclass(frozen=True)
 class RowTerm:
-    """Holds a divergence and the name it is logged by. `temperature` None means a traced one.
+    """Holds a divergence and the name under which it is logged; `temperature` None: it is traced.
 
-    What reads the teacher compares: over the ids that all models of the run share, the first ones,
-    each model's distribution renormalized. All else is over every id of the model it is about.
+    Terms that read the teacher compare distributions over the ids that all models of the run share
+    (the first ones), renormalized. Other terms use all ids of their model.
 
-    `of`: whose logits it is about where the student is mixed with others, "student" or "mixture".
-    None: the mixture where it reads the teacher, else the student.
+    `of`: which logits it uses if the student is mixed with others, "student" or "mixture". None:
+    the mixture if it reads the teacher, else the student.
     """
 
     name: str
@@ -44,7 +44,7 @@ class RowTerm:
     positions: str = "supervised"  # that it sees; or all: every token but padding
 
     def subject(self, mixture: Mixture | None) -> str:
-        """Tells whose logits it is about, student or mixture."""
+        """Tells which logits the term uses: "student" or "mixture"."""
         if mixture is None:
             return "student"
         return self.of or ("mixture" if self.divergence.needs_teacher else "student")
@@ -52,7 +52,7 @@ class RowTerm:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """Holds what is static: the terms, the chunk size in rows (0: by size), the models' types."""
+    """Holds the engine's static settings: terms, chunk size in rows (0: automatic), types."""
 
     terms: tuple[RowTerm, ...]
     student_policy: Policy
@@ -60,17 +60,18 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Computes a chunk's rows: as configured, or what fills ROW_LOGITS, in equal chunks."""
+        """Computes the rows of a chunk: as configured, or equal chunks of ROW_LOGITS logits."""
         chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
         num_chunks = -(-num_rows // min(chunk, num_rows))
         return -(-num_rows // num_chunks)
 
 
 def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> Sums:
-    """Joins each array's rows, (C, V) -> (C, 1), in one pass over all arrays of one width.
+    """Reduces each array over the vocabulary, (C, V) -> (C, 1), in one pass over arrays of one
+    width.
 
-    Apart, XLA's CPU backend would fold a maximum into the product that makes the logits and halve
-    that product's speed.
+    If they were separate, XLA's CPU backend would fuse a maximum into the product that makes the
+    logits, and halve that product's speed.
     """
     widths = dict.fromkeys(array.shape[1] for array in arrays.values())
     found = {}
@@ -84,8 +85,8 @@ def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> 
 
 
 def _seen(terms, logits: dict[str, Array], labels_C, temperatures, mixture) -> tuple[list, Sums]:
-    """Finds for each term (term, subject, the chunk as it sees it, temperature), and computes all
-    sums over the vocabulary that they need; `logits` by model."""
+    """Prepares each term's (term, subject, rows, temperature), where rows have only the ids that it
+    compares, and computes all sums over the vocabulary; `logits` are by model."""
     shared = min(logits_CV.shape[1] for logits_CV in logits.values())
     logits = logits | {
         f"shared {name}": logits_CV[:, :shared]
@@ -111,13 +112,13 @@ def _seen(terms, logits: dict[str, Array], labels_C, temperatures, mixture) -> t
 
 
 def _widened(slope_CV: Array, width: int) -> Array:
-    """Adds zeros for the ids that a term does not see."""
+    """Pads a gradient with zeros for ids that a term does not compare."""
     missing = width - slope_CV.shape[1]
     return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
 
 
 def _run(engine, student, teacher, labels_N, weights, scales, temperatures, others, want_grads):
-    """Computes loss, totals by term, and the gradient of the student's head when wanted."""
+    """Computes the loss, totals by term, and optionally the gradients of the student's head."""
     if student.unembed_VD is not None:  # cast once, not in every chunk
         operand = jnp.dtype(engine.student_policy.operand)
         student = student.replace(unembed_VD=student.unembed_VD.astype(operand))
@@ -190,11 +191,11 @@ def vocab_loss(
         teacher: the same of the teacher (its own width and V), or None. Any source will do.
         labels_N: int32; float32 for a regression.
         weights: for each term a float32 weight a row, (N,).
-        scales: for each term that is trained, its coefficient over its global denominator; terms
-            without a scale are measured only.
+        scales: for each trained term, its coefficient over its global denominator; terms without a
+            scale are only logged.
         temperatures: float32 scalars of the terms whose temperature is traced.
-        others: models whose mean with the student takes its place in all terms that read the
-            teacher; None: the student stands alone.
+        others: models whose mean with the student replaces it in all terms that read the teacher;
+            None: the student alone.
 
     Returns:
         (loss, totals): the sum of scale x total, and each term's weighted sum over the rows, in

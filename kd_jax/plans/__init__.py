@@ -1,1 +1,1 @@
-"""What a step takes on chips that are not there, read from compiled programs."""
+"""Estimates what a step costs on accelerators that are not present, from compiled programs."""

@@ -35,8 +35,8 @@ _BRANCHES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of exchange between devices. `shapes` and `bytes` are of what one device holds of
-    the larger side: the result of an all-gather, the operand of anything else."""
+    """One kind of exchange between devices. `shapes` and `bytes` describe the arrays on one device:
+    the results of an all-gather, the operands of other kinds."""
 
     kind: str  # all-reduce, all-gather, ...
     shapes: str  # such as "f32[1024,4096], f32[4096]"
@@ -54,29 +54,29 @@ class Cost:
     unbounded: list[str] = dataclasses.field(default_factory=list)  # loops that were counted once
 
     def add(self, other: Cost, times: int = 1) -> None:
-        """Adds what a part costs that runs so many times."""
+        """Adds the cost of another program, run `times` times."""
         self.flops += times * other.flops
         for collective, count in other.collectives.items():
             self.collectives[collective] += times * count
         self.unbounded += other.unbounded
 
     def bytes_by_kind(self) -> dict[str, int]:
-        """Adds up the bytes that a run exchanges, by kind of collective."""
+        """Sums the bytes that one run exchanges, by kind of collective."""
         total: collections.Counter[str] = collections.Counter()
         for collective, count in self.collectives.items():
             total[collective.kind] += count * collective.bytes
         return dict(total)
 
     def all_gathers(self) -> list[str]:
-        """Lists what is gathered, to see at a glance that it is parameters and nothing else."""
+        """Lists the shapes of all-gathers, to see at a glance that only parameters are gathered."""
         return sorted(c.shapes for c in self.collectives if c.kind == "all-gather")
 
 
 def cost(text: str) -> Cost:
-    """Adds up the cost of the program whose compiled HLO is `text`.
+    """Computes the cost of a program from its compiled HLO `text`.
 
-    A loop whose trips depend on data counts once and is named in `unbounded`; of a conditional
-    the branch with the most FLOPs counts.
+    A loop whose trip count depends on data counts once and is named in `unbounded`; a conditional
+    counts as its branch with the most FLOPs.
     """
     return _cost(main_frame(text), set())
 
@@ -100,8 +100,8 @@ def num_bytes(shape: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`name = shape opcode(operands), attributes`; `literal` is the text of the operands, which
-    is all there is to a constant or a parameter's number."""
+    """An instruction, `name = shape opcode(operands), attributes`; `literal` is the text of the
+    operands: the value of a constant, or the number of a parameter."""
 
     name: str
     shape: str
@@ -112,13 +112,13 @@ class Instruction:
     is_root: bool  # of its computation, whose result it is
 
     def attribute(self, name: str) -> str:
-        """Reads the value of `name=...` without braces and a name's %; "" if not there."""
+        """Reads the value of `name=...`, without braces or a leading %; "" if it is missing."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.attributes)
         return found[1].strip("{}").replace("%", "") if found else ""
 
     @property
     def called(self) -> str:
-        """The computation that a fusion, a call or the start of an asynchronous pair runs."""
+        """Names the computation that a fusion, a call or an asynchronous start runs."""
         return self.attribute("to_apply" if self.opcode == "call" else "calls")
 
 
@@ -127,10 +127,10 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A computation as one instruction runs it.
+    """A computation with the arguments of one call.
 
     `argument(number, element)` is the integer at that element of that parameter (element None:
-    the parameter itself), None where it does not follow from constants.
+    the parameter itself), or None if it cannot be derived from constants.
     """
 
     computations: dict[str, Computation]
@@ -154,12 +154,12 @@ class Frame:
         return Frame(self.computations, op.called, lambda n, i: self.value(op.operands[n], i))
 
     def result(self, element: int | None = None) -> int | None:
-        """Computes the integer that is the computation's result, or an element of it."""
+        """Computes the computation's result, an integer, or an element of it."""
         return self.value(self.root.name, element)
 
     def value(self, name: str, element: int | None = None) -> int | None:
-        """Computes the integer `name`, or an element of the tuple `name`, None where it does not
-        follow from constants. A comparison is worth left - right."""
+        """Computes the integer `name`, or an element of the tuple `name`; None if it cannot be
+        derived from constants. The value of a comparison is left - right."""
         op = self.instructions[name]
         if op.opcode == "parameter":
             return self.argument(int(op.literal), element)
@@ -183,7 +183,8 @@ class Frame:
         return None
 
     def loop(self, op: Instruction) -> tuple[Frame, Frame, int | None]:
-        """Gives body, condition and trips of a `while`; trips are None where data decide."""
+        """Returns body, condition and trip count of a `while`; the count is None if it depends on
+        data."""
 
         def start(number: int, element: int | None) -> int | None:
             return self.value(op.operands[0], element)
@@ -207,7 +208,7 @@ class Frame:
 
 
 def main_frame(text: str) -> Frame:
-    """Parses a program and gives its entry."""
+    """Parses a program and returns its entry computation."""
     computations: dict[str, Computation] = {}
     entry = ""
     for line in text.splitlines():
@@ -225,8 +226,8 @@ def main_frame(text: str) -> Frame:
 
 
 def _trips(first: Frame, second: Frame) -> int | None:
-    """Computes the trips of a loop from its condition at the first and at the second trip: the
-    integers that it compares come nearer by the same amount in each trip."""
+    """Computes a loop's trip count from its condition at the first and second trip: the difference
+    of the two compared integers shrinks by the same amount in each trip."""
     distance, next_distance = first.result(), second.result()
     if distance is None or next_distance is None:
         return None
@@ -279,8 +280,8 @@ def _dot_flops(frame: Frame, op: Instruction) -> int:
 
 
 def _convolution_flops(frame: Frame, op: Instruction) -> int:
-    """Counts a convolution: on TPU matrix products are such, a batched one with a dilated window
-    most of whose taps fall into gaps. Only taps that meet an element of the input multiply."""
+    """Counts the FLOPs of a convolution; on TPU, matrix products are convolutions too. Only taps
+    that meet an element of the input count: the dilated window of a batched product has gaps."""
     labels = re.split("_|->", op.attribute("dim_labels"))  # such as 0b1f_0o1i->01bf
     shapes = [arrays(shape)[0][1] for shape in (*frame.shapes(op), op.shape)]
     lhs, rhs, out = (dict(zip(*pair, strict=True)) for pair in zip(labels, shapes, strict=True))
@@ -297,14 +298,14 @@ def _convolution_flops(frame: Frame, op: Instruction) -> int:
 
 @functools.cache
 def _taps(lhs, rhs, out, stride, padding, lhs_dilation, rhs_dilation) -> int:
-    """Counts pairs of an output and a kernel position in one dimension that meet an input."""
+    """Counts the pairs of output and kernel positions, in one dimension, that meet an input."""
     at = np.arange(out)[:, None] * stride + np.arange(rhs) * rhs_dilation - padding
     return int(np.sum((at >= 0) & (at % lhs_dilation == 0) & (at // lhs_dilation < lhs)))
 
 
 def _attention_flops(frame: Frame, op: Instruction) -> int:
-    """Counts cuDNN's fused attention: scores and values forward; backward the scores again and the
-    four gradients. No other custom call of ours multiplies matrices."""
+    """Counts the FLOPs of cuDNN's fused attention: two products forward (scores, values), and five
+    backward (scores again, four gradients). No other custom call here multiplies matrices."""
     target = op.attribute("custom_call_target")
     if "__cudnn$fmha" not in target:
         return 0
@@ -325,8 +326,8 @@ _FLOPS = {
 
 
 def _begins(op: Instruction, chains: set[str]) -> bool:
-    """Tells the first piece from the later ones of a collective that TPU's compiler cut up to hide
-    it behind matrix products: the pieces are whole instructions that share a chain."""
+    """Tells whether an instruction is the first piece of a collective. TPU's compiler cuts some up,
+    to hide them behind matrix products, into instructions that share a chain."""
     chain = re.search(r'chain_id="(\d+)"', op.attributes)
     if chain and chain[1] in chains:
         return False

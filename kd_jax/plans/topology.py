@@ -1,4 +1,4 @@
-"""Accelerators to compile for that are not here: TPU slices and the GPUs of a machine.
+"""Describes accelerators to compile for without having them: TPU slices, the GPUs of a machine.
 
 XLA's compilers run anywhere. libtpu holds the one for TPUs; for NVIDIA GPUs jax[cuda12] needs a
 description of the chip, h100.txtpb (XLA's device description of the H100 SXM).
@@ -27,7 +27,7 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many chips of one kind, connected."""
+    """A number of connected chips of one kind."""
 
     name: str  # such as v5e:4x4
     chips: int
@@ -35,12 +35,12 @@ class Topology:
 
     @property
     def platform(self) -> str:
-        """As precision.policy_for calls it."""
+        """Names the platform as precision.policy_for does: gpu or tpu."""
         return "gpu" if self.name.startswith("h100") else "tpu"
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """Options for `lowered.compile()`: there is no GPU to time kernels on."""
+        """Returns options for `lowered.compile()`: no kernels can be timed without a GPU."""
         return {"xla_gpu_autotune_level": "0"} if self.platform == "gpu" else {}
 
 
@@ -54,12 +54,12 @@ _CHIPS = {
 
 
 def names() -> list[str]:
-    """Lists every topology there is."""
+    """Lists the names of all topologies."""
     return [f"{chip}:{shape}" for chip, (_, shapes) in _CHIPS.items() for shape in shapes]
 
 
 def find(name: str) -> Topology:
-    """Finds the topology of that name. Raises UserError listing what exists."""
+    """Finds a topology by its name. Raises UserError listing all names."""
     if name not in names():
         have = "; ".join(f"{chip}:{{{','.join(shapes)}}}" for chip, (_, shapes) in _CHIPS.items())
         raise UserError(f"unknown topology {name!r}; have: {have}")
@@ -68,7 +68,7 @@ def find(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> list[jax.Device]:
-    """Makes devices that `jit(...).lower(...).compile()` accepts and nothing runs on.
+    """Makes devices for `jit(...).lower(...).compile()`, which cannot run anything.
 
     Raises UserError naming the extra to install where the compiler is missing.
     """

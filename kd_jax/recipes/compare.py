@@ -1,6 +1,6 @@
-"""Compares finished runs: a report with tables over runs and stages, spread over seeds, and curves.
+"""Compares finished runs in a report: tables over runs and stages, spread over seeds, and curves.
 
-Runs whose config.json differs in nothing but the seed form a group: one row a stage, with mean and
+Runs whose config.json differs only in the seed form a group: one row for each stage, with mean and
 standard deviation. Reads config.json, results.json and the csv files; loads no model.
 """
 
@@ -18,13 +18,13 @@ from kd_jax.report.table import Table
 
 
 def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
-    """Writes report.html, report.md and the pictures that the latter shows into `out`.
+    """Writes report.html, report.md and the pictures of report.md into `out`.
 
     Returns:
       The tables, and the paths of the files written.
 
-    Raises UserError where a folder is no run or not finished, where two runs are the same, and
-    where runs were evaluated on different splits or tasks.
+    Raises UserError if a folder is not a finished run, if two runs are the same, or if runs were
+    evaluated on different splits or tasks.
     """
     if not workdirs:
         raise UserError("no run to compare: give one or more run directories")
@@ -56,7 +56,7 @@ def compare(workdirs: Sequence[str], out: str) -> tuple[list[Table], list[str]]:
 
 
 def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:
-    """Returns the one value that all runs have; UserError where they differ."""
+    """Returns the value of `key` that all runs share; UserError if they differ."""
     by_value = {key(run): run.workdir for run in found}
     if len(by_value) > 1:
         where = ", ".join(f"{folder}: {value}" for value, folder in by_value.items())
@@ -65,8 +65,7 @@ def _agree(what: str, found: Sequence[Run], key: Callable[[Run], str]) -> str:
 
 
 def group(found: Sequence[Run]) -> dict[str, list[Run]]:
-    """Groups runs that differ only in the seed, in the order given, under labels that tell them
-    apart."""
+    """Groups runs that differ only in the seed, in the given order, under distinct labels."""
     groups: dict[str, list[Run]] = {}
     for run in found:
         config = {key: value for key, value in run.config.items() if key != "seed"}
@@ -85,8 +84,8 @@ def group(found: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _labelled(groups: list[list[Run]]) -> dict[str, list[Run]]:
-    """Labels groups by the name of the configuration, and by what differs from others of that
-    name; where that is much, by the folder."""
+    """Labels groups by their experiment's name, and by the keys in which they differ from others of
+    that name, or by the folder if these are many."""
     names = [members[0].results["config"] for members in groups]
     found = [""] * len(groups)
     for name in set(names):

@@ -1,17 +1,17 @@
-"""Distils: trains stage after stage, of language models and in fine-tuning, then prints one table.
+"""Distils language models, classifiers and span models: trains stage after stage, prints a table.
 
 `config.stages` lists what is trained (kd_jax/config.py knows some stages by their names): `teacher`
-and further teachers (config.teachers) on the labels, left out where they are good already, and
-measured all the same; `assistant` on config.objective, from the teachers; `baseline` the student on
-the labels; `student` the same student on config.objective, from the assistant if there is one and
-else from the teachers. Baseline and student start from the same parameters and see the same
-batches, so their difference is the objective's. With a stage `intermediate` the student is first
-trained on config.intermediate (hidden states, attention: TinyBERT's two stages) and goes on from
-its last checkpoint. `substitute`, `prune` and `theseus` make the teacher itself smaller
-(kd_jax/stages), on the same batches in the same order.
+and further teachers (config.teachers) are trained on the labels, or only evaluated if they are not
+listed; `assistant` on config.objective, from the teachers; `baseline` is the student on the labels
+alone; `student` the same student on config.objective, from the assistant if there is one, else from
+the teachers. Baseline and student start from the same parameters and see the same batches, so they
+differ only by the objective. With a stage `intermediate` the student is first trained on
+config.intermediate (hidden states, attention: TinyBERT's two stages) and continues from its last
+checkpoint. `substitute`, `prune` and `theseus` make the teacher itself smaller (kd_jax/stages), on
+the same batches in the same order.
 
-The best checkpoint of a stage is the one of the best primary figure on held-out training data; what
-is reported, of another split if there is one, selects nothing.
+The best checkpoint of a stage is the one with the best primary metric on held-out training data.
+Reported metrics come from another split, if there is one, and select nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
-    """Runs what is left of the run in `place` and returns its results (see results.json)."""
+    """Runs, or continues, the run in `place` and returns its results (see results.json)."""
     watch, folder = Stopwatch(), place.folder
     if found := results.finished(folder):
         return found
@@ -78,8 +78,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
 
 
 def check(run: Run) -> None:
-    """Finds before the long work what a later stage would fail of: parameters that cannot be read,
-    widths that do not fit, tokens that differ, nothing to resume."""
+    """Raises UserError before any training if a later stage would fail: unreadable parameters,
+    widths that do not fit, different tokenizers, no checkpoint to resume."""
     if run.task.of_examples:
         texts = run.task.examples(run.task.splits[0]).pairs[0]
         for name, model in run.models.items():
@@ -105,8 +105,11 @@ def run_stage(
     split: str,
     listeners: Sequence[Listener] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Trains a stage, or what is left of it, in run.folder/STAGE. Returns figures on `split`, by
-    stage, those of what it started from first. Its best parameters go into `parameters`."""
+    """Trains, or continues, a stage in run.folder/STAGE; adds its best parameters to `parameters`.
+
+    Returns metrics on `split` by name: first those of the model it started from, if these are
+    reported, then the stage's.
+    """
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
     teacher, stream = teaching.teacher_and_batches(run, this, teachers)
     figures = functools.partial(measure.figures, run, this, teachers=teachers)

@@ -1,12 +1,12 @@
-"""Trains a sequential ensemble: round after round a new student, so that its mean with the frozen
-members before it meets the teacher; then it joins them.
+"""Trains a sequential ensemble: each round adds a student, trained so that the mean of its logits
+with those of the frozen members matches the teacher.
 
 "Distilling Large Language Models into Small LM Ensembles" (slm_ensembles, a PyTorch system). Here a
 step costs the same in every round: all rounds read the same rows of text, in another order; the
-teacher's logits of them are computed once, the members' mean once a round (run/text_logits.py).
+teacher's logits for them are computed once, the members' mean once a round (run/text_logits.py).
 config.ensemble and config.rounds: see kd_jax/stages/round.py.
 
-A round that is done has results.json in its folder RUN/round_N; nothing else says so.
+A round is finished if its folder RUN/round_N has results.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
-    """Runs what is left of the run in `place` and returns its results (see results.json)."""
+    """Runs, or continues, the run in `place` and returns its results (see results.json)."""
     began, folder = time.time(), place.folder
     if results := kept.finished(folder):
         return results
@@ -85,7 +85,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
 
 
 def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Fits the ensemble's loss and KL over its size; {} for fewer than three rounds."""
+    """Fits the ensemble's loss and KL against its size; {} for fewer than three rounds."""
     sizes = [each["members"] for each in found]
     made = {
         name: pictures.trend(sizes, [each["ensemble"][name] for each in found])
@@ -95,9 +95,9 @@ def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def past_members(this: Run) -> list[Params]:
-    """Reads the members of config.ensemble.past_run_dirs, in the order in which they were trained.
+    """Reads the members of the runs in config.ensemble.past_run_dirs, in order of their training.
 
-    Raises UserError naming the run, or the round of it, that cannot be taken.
+    Raises UserError naming the run, or its round, that cannot be used.
     """
     found, where = [], "config.ensemble.past_run_dirs"
     like = abstract_state(this, this.principal)

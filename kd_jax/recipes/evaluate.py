@@ -1,14 +1,14 @@
-"""Evaluates a model on a task: a checkpoint, a stage of a finished run or a teacher that the run
-was given (run/subject.py), or a file of predictions that any system may have written.
+"""Evaluates a checkpoint, a stage or teacher of a finished run (run/subject.py), or a file of
+predictions from any system on a task.
 
     made, report = evaluate_checkpoint("gpt2", None, "hellaswag", None, Options())
     report["acc"], made.write("out/")
 
-Tasks are of three kinds. Language modelling (mlm, clm, chat) gives loss, perplexity and accuracy on
-held-out text, with a teacher also the divergence from it and how often both choose the same token.
-Examples (classification, regression, answers) give the task's figures of logits. Likelihood gives
-the perplexity of a text, and multiple choice. Steps, masks and sums are those of training, so that
-a run's stage on the run's own split gives what its results.json says.
+There are three kinds of tasks. Language modelling (mlm, clm, chat): loss, perplexity and accuracy
+on held-out text, with a teacher also the KL divergence and the agreement of the most likely token.
+Examples (classification, regression, spans): the task's metrics. Likelihood: the perplexity of a
+text, and multiple choice. Batches, masks and sums are those of training, so that evaluating a run's
+stage on the run's own split reproduces its results.json.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TEACHER = "teacher"  # of a run: the model that others are compared with
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What may be left (None) to the run, to what is known of the model's training, or else to a
+    """Optional settings; None takes the run's setting, that of the model's training, or else a
     default."""
 
     teacher: str | None = None  # language modelling: folder or hub id; the run's, else none
@@ -71,14 +71,14 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A model's logits of each row of a split, in a task on examples."""
+    """A model's logits for each row of a split of a task on examples."""
 
     task: Any
     outputs: list[np.ndarray]
     report: Report
 
     def write(self, out: str | Path) -> list[str]:
-        """Writes predictions in the task's submission format, figures by class and the confusion
+        """Writes predictions in the task's submission format, metrics by class and the confusion
         matrix; returns the paths."""
         folder = epath.Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,16 +94,16 @@ class Predictions:
 
 
 class Evaluated(NamedTuple):
-    """Predictions or scores, where there are any to write to a folder; and the report {"model",
-    "commit", "task", "split", "data", the task's figures and settings, "parameters", "size_mb",
-    "precision", "machine", "seconds"}."""
+    """The result of an evaluation: predictions or scores that can be written to a folder, if any,
+    and the report {"model", "commit", "task", "split", "data", the task's metrics and settings,
+    "parameters", "size_mb", "precision", "machine", "seconds"}."""
 
     made: measure.Scores | Predictions | None
     report: Report
 
 
 def table(found: dict) -> Table:
-    """Makes the table of a report, or of the reports of a run's stages."""
+    """Makes a table of one report, or of the reports of a run's stages."""
     first = next(iter(found.get("stages", {"": found}).values()))
     about = [first["data"]["name"], first["task"]]
     if "stride" in first:
@@ -130,11 +130,12 @@ def make_task(
     folder: Path | None = None,
     **defaults: Any,
 ) -> Any:
-    """Makes the task that command lines call `name`, on a local file or folder, or where `data` is
-    None on the split that it reports. With a tokenizer it is read as in the training of the model
-    in `folder`, where that says how, and else with `defaults` of config.task.
+    """Makes the task called `name` on command lines, on a local file or folder, or, if `data` is
+    None, on the split that the task reports.
 
-    Raises UserError for a task that there is not, and settings that it does not have.
+    With a tokenizer, rows are made as in the training of the model in `folder`, if its files record
+    that, else with `defaults` of config.task. Raises UserError for an unknown task, and for
+    settings that it does not have.
     """
     kind, config = command.find(name), command.config(name, dataclasses.asdict(options))
     if tokenizer is not None:
@@ -146,18 +147,18 @@ def make_task(
 def evaluate_checkpoint(
     model: str, revision: str | None, task: str, data: str | None, options: Options
 ) -> Evaluated:
-    """Evaluates an HF checkpoint, with its own tokenizer.
+    """Evaluates an HF checkpoint with its tokenizer.
 
     Args:
         model: folder, or hub id of `revision`.
-        task: as command lines call it (tasks/command.py).
+        task: its name on command lines (tasks/command.py).
         data: file, folder or glob; None for the task's reported split on the hub.
-        options: defaults are no teacher, rows of text as in the model's training where its folder
-            says how (run/provenance.py), else of the task's own length or 512 tokens (or as many
-            as the models take); batches of 32 rows, of 64 examples, fp32.
+        options: defaults are no teacher; rows of text as in the model's training if its folder
+            records that (run/provenance.py), else of the task's default length or 512 tokens, or
+            as many as the models take; batches of 32 rows or 64 examples; fp32.
 
-    Raises UserError for what is wrong with any of these, and where the model has no such head or
-    no tokenizer, or the teacher has another one.
+    Raises UserError for mistakes in any of these, and if the model lacks the head or a tokenizer,
+    or the teacher has a different one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
     scored = bare.by_likelihood
@@ -209,7 +210,7 @@ def _examples_of_checkpoint(
 
 
 def _most_tokens(seq_len: int | None, *models: Subject) -> int:
-    """Computes how many tokens all models take. Raises UserError where rows are longer."""
+    """Computes the length of rows that all models take. Raises UserError if `seq_len` is longer."""
     most = min(each.described.config.max_tokens for each in models)
     if (seq_len or 0) > most:
         raise UserError(f"--seq_len={seq_len}: there are positions for {most} tokens only")
@@ -224,16 +225,17 @@ def evaluate_stage(
     split: str | None,
     options: Options,
 ) -> Evaluated:
-    """Evaluates the best checkpoint of a finished run's stage, or a teacher that the run was given;
-    see `evaluate_checkpoint`.
+    """Evaluates the best checkpoint of a finished run's stage, or a teacher that the run loaded.
 
     Args:
         folder: the run directory.
-        stage: one that the run trained, or a teacher; None for the one that the run is about.
-        task: None, or the run's; or one that is scored by likelihood.
-        data: file, folder or glob; None for the run's own, or the hub's.
-        split: of the run's own data, validation | test; None for the one that it reports.
+        stage: a trained stage, or a teacher; None for the one that the run reports as its student.
+        task: the run's task (or None), or a task that is scored by likelihood.
+        data: file, folder or glob; None for the run's data, or the task's on the hub.
+        split: of the run's data, validation | test; None for the split that the run reports.
         options: defaults are the run's settings and its teacher.
+
+    Returns and raises as `evaluate_checkpoint` does.
     """
     if stage and task and command.find(task).by_likelihood:
         return evaluate_run(folder, task, data, options, stage)[stage]
@@ -284,8 +286,8 @@ def evaluate_run(
 ) -> dict[str, Evaluated]:
     """Scores the models of a finished run by likelihood, or `only` one of them.
 
-    Returns them by name, the teacher first; the report of every other one has "beside_teacher",
-    what is left of the teacher's figures (`Scores.beside`).
+    Returns them by name, the teacher first; the report of every other model also compares it with
+    the teacher, under "beside_teacher".
     """
     this, made = make_task(task, data, options), runs.read(folder)
     name = made.config["task"]["name"]
@@ -308,8 +310,8 @@ def evaluate_run(
         scored = scored or _encoded(this, own, options, run.config.task)
         found[each] = _score(own, scored, this, task, rows)
         if len(found) > 1:
-            beside = found[each].made.beside(found[TEACHER].made)
-            found[each].report["beside_teacher"] = beside
+            comparison = found[each].made.compared_with(found[TEACHER].made)
+            found[each].report["beside_teacher"] = comparison
     return found
 
 
@@ -323,7 +325,7 @@ def evaluate_predictions(task: str, data: str | None, file: str, options: Option
 
 
 def _teacher(model: str | None, own: Subject) -> Subject | None:
-    """Describes the checkpoint of --teacher, if it is given."""
+    """Loads the description of the checkpoint that --teacher names; None without one."""
     if model is None:
         return None
     precision = own.stated["precision"]
@@ -357,7 +359,7 @@ def _examples(own: Subject, task: Any, outputs: list, name: str, split: str) -> 
 
 
 def _manifest(task: Any, split: str) -> dict[str, Any]:
-    """Names the examples that figures are of."""
+    """Describes the evaluated split, for the report: name, commit, digest, counts."""
     found = task.examples(split)
     return {"name": found.name, "digest": found.digest, "examples": len(found)}
 
@@ -365,8 +367,8 @@ def _manifest(task: Any, split: str) -> dict[str, Any]:
 def _encoded(
     task: LikelihoodTask, own: Subject, options: Options, trained: Mapping[str, Any]
 ) -> Scored:
-    """Makes the task's rows; texts begin as in training, whose config.task is `trained` ({}:
-    unknown)."""
+    """Tokenizes the task's rows; texts begin with the same token as in the model's training, whose
+    config.task is `trained` ({} if unknown)."""
     tokenizer = tokenizers.begun_by(own.tokenizer, options.separator or trained.get("separator"))
     most = _most_tokens(task.seq_len, own)
     used = trained.get("seq_len", most)

@@ -1,7 +1,7 @@
-"""Writes models as Hugging Face checkpoints, and checks that what was written is the model.
+"""Writes models as Hugging Face checkpoints, and checks that the files hold the same model.
 
-A checkpoint is written next to its place, loaded again, compared, and only then renamed: it is
-there whole and checked, or not at all, and an export that was killed is simply done again.
+A checkpoint is written under another name, loaded again, compared, and only then renamed: it is
+complete and checked, or missing, and an export that was killed is simply repeated.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def publish(
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Writes the tokenizer into its model's folder, and checks that it reads as before there;
-    returns the class of transformers that does."""
+    """Writes the tokenizer into its model's folder, and checks that it is the same when loaded from
+    there; returns the class of transformers that loads it."""
     tokenizers.save_tokenizer(tokenizer, folder)
     again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
@@ -186,8 +186,8 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     reader = tokenizers.reader_of(folder)
     if reader != "AutoTokenizer":
         log.warning(
-            "%s: AutoTokenizer reads texts otherwise beside this model; load it with %s, as kd_jax "
-            "does and the card says",
+            "%s: AutoTokenizer tokenizes texts differently for this model; load it with %s, as "
+            "kd_jax does and the card says",
             folder,
             reader,
         )
@@ -195,7 +195,7 @@ def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def check_place(out: epath.Path, source: dict[str, Any] | None = None) -> None:
-    """Refuses to write over anything but an export, of the same source where that is known."""
+    """Raises UserError if `out` holds anything but an export (of the same source, if given)."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / MARK).exists():
@@ -229,7 +229,7 @@ def _folder_next_to(out: epath.Path) -> Iterator[Path]:
 
 
 def _put(folder: Path, out: epath.Path) -> None:
-    """Moves a finished folder to its place."""
+    """Moves a finished folder to its final place."""
     if "://" in os.fspath(out):  # no rename there: the mark comes last
         out.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MARK):

@@ -25,9 +25,9 @@ Logits = Callable[[Batch], np.ndarray]  # float32, as `logits_of` gives them
 
 
 def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
-    """Computes the largest |difference| of a logit between `params` and the files, by loader.
+    """Computes the largest |difference| between logits of `params` and of the files, by loader.
 
-    Raises RuntimeError where one is too large.
+    Raises RuntimeError if one is too large.
     """
     batch, want = example_of(blueprint), functools.partial(logits_of, blueprint, params)
     kind, config = family.read(hf.read_config(folder))
@@ -39,10 +39,10 @@ def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float
 
 
 def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dict[str, float]:
-    """Computes the largest |difference| of a logit between `want` and PyTorch; {} without PyTorch.
+    """Computes the largest |difference| between `want` and PyTorch's logits; {} without PyTorch.
 
-    A causal model also writes a few tokens, keeping keys and values as `generate` does: their
-    logits are held against those of the whole text, so that each token is ours too, but for ties.
+    A causal model also generates a few tokens with PyTorch's cache of keys and values; their logits
+    are compared with kd_jax's for the whole text, so both choose the same tokens, but for ties.
     """
     if importlib.util.find_spec("torch") is None:
         return {}
@@ -58,7 +58,7 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
 
 
 def _real(head: str, batch: Batch) -> np.ndarray:
-    """Marks the logits to compare: those of real tokens, or one a row for classes."""
+    """Masks the logits to compare: those of real tokens, or one row of logits for classes."""
     real = batch.mask_BT > 0
     return real[:, :1] if head == "classification" else real
 
@@ -110,7 +110,7 @@ _computed = jax.jit(lambda model, batch: model(batch))
 
 
 def load_in_pytorch(folder: Path, head: str) -> Any:
-    """Loads the model by transformers; RuntimeError where a tensor is left over or missing."""
+    """Loads the model with transformers; RuntimeError if a tensor is left over or missing."""
     import torch
     import transformers
 
@@ -128,7 +128,7 @@ def load_in_pytorch(folder: Path, head: str) -> Any:
 
 
 def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
-    """Computes what `logits_of` does by a PyTorch model."""
+    """Computes the same logits as `logits_of`, with a PyTorch model."""
     import torch
 
     with torch.inference_mode():
@@ -144,8 +144,8 @@ def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
 
 
 def torch_writes(model: Any, batch: Batch) -> tuple[Batch, np.ndarray]:
-    """Lets PyTorch write, with its cache, after the first halves of the rows: (the rows with it,
-    float32 logits (B, N, V) that chose its N tokens)."""
+    """Generates with PyTorch, using its cache, after the first halves of the rows: returns (the
+    rows with the N new tokens, the float32 logits (B, N, V) that chose these)."""
     import torch
     import transformers
 

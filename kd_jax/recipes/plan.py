@@ -1,9 +1,10 @@
-"""Forecasts what a run takes, before there are weights, data or accelerators.
+"""Forecasts a run's parameters, FLOPs, memory and communication without weights, data or
+accelerators.
 
-Everything is built abstractly, from the config alone: parameters and the FLOPs that the mathematics
-needs, and for a topology the student's real train step, compiled for chips that are not here. That
-happens in a child process whose JAX sees CPUs only, so that planning depends on nothing of this
-process and does not touch an accelerator in use.
+Everything is built abstractly, from the config alone: parameters and FLOPs, and for a topology the
+student's real train step, compiled for chips that need not be present. That happens in a child
+process whose JAX sees only CPUs, so that planning does not depend on this process or touch an
+accelerator in use.
 
     python -m kd_jax.recipes.plan TOPOLOGY < config.json    the child: writes the plan as JSON
 """
@@ -35,10 +36,10 @@ _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends wit
 
 
 def plan(config: ConfigDict, name: str = "") -> Plan:
-    """Makes the plan of a config, with the compiled step where `name` is a topology.
+    """Makes the plan of a config; if `name` is a topology, with its compiled step.
 
-    Raises UserError for what is wrong with the config or the topology, and where the step does
-    not fit into the memory of a chip.
+    Raises UserError for mistakes in the config or the topology, and if the step does not fit into
+    the memory of a chip.
     """
     if name:
         topology.find(name)
@@ -95,12 +96,12 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
 
 
 def needed(run: Run) -> Plan:
-    """Computes sizes, and the FLOPs that one step on the global batch needs.
+    """Computes sizes of the models, and the FLOPs of one step on the global batch.
 
-    stage: what is planned; params_teacher, params_student: of what it trains, in the end;
-    reduction_percent; rows and tokens of a batch and positions of a row that reach the head;
-    flops_needed; gradient_bytes, of one step in float32; where blocks are replaced on the way,
-    phases: what `Stage.swaps` says of each.
+    stage: the planned stage; params_teacher; params_student: of the trained model in the end;
+    reduction_percent; rows and tokens of a batch, and positions of a row that reach the head;
+    flops_needed; gradient_bytes, of one step in float32; if blocks are replaced during training,
+    phases: the description of each by `Stage.swaps`.
     """
     born, *_ = abstract_step(run)
     teacher = run.models["teacher"].abstract()
@@ -130,9 +131,9 @@ def needed(run: Run) -> Plan:
 def compiled_step(run: Run, chips: topology.Topology) -> Plan:
     """Compiles the step for `chips`.
 
-    flops_compiled, of all chips together; memory_bytes_per_device and its parts; collectives of
-    one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
-    that were counted once since their trips depend on data; compile_seconds.
+    flops_compiled, of all chips together; memory_bytes_per_device, in total and by use; collectives
+    of one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
+    that were counted once since their trip count depends on data; compile_seconds.
     """
     *arguments, last = abstract_step(run)
     lowered = step.train_step.lower(*arguments, program=last)
@@ -169,7 +170,7 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
 
 
 def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception:
-    """Makes a UserError where the compiler ran out of memory; returns other errors as they are."""
+    """Converts the compiler's out-of-memory error to UserError; returns other errors unchanged."""
     reason = re.search(r"Ran out of memory[^\n]*", str(error))
     if reason is None:
         return error
@@ -181,7 +182,7 @@ def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception
 
 
 def table(found: Plan) -> Table:
-    """Makes a table of the plan."""
+    """Makes a table of a plan."""
     rows = [
         ["teacher", f"{found['params_teacher']:,} parameters"],
         [found["stage"], f"{found['params_student']:,} parameters"],
@@ -209,7 +210,7 @@ def table(found: Plan) -> Table:
 
 
 def phases(found: Plan) -> Table | None:
-    """Makes a table of the model after each swap, where blocks are replaced on the way."""
+    """Makes a table of the model after each swap; None if no blocks are replaced in training."""
     if "phases" not in found:
         return None
     rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]

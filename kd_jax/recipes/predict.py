@@ -1,7 +1,7 @@
 """Labels a file of texts, or answers a file of questions, with an HF checkpoint.
 
-The head is the checkpoint's own. Rows are computed some thousands at a time, in batches of similar
-length, and written in the order of the input.
+The checkpoint's config.json names the head. Rows are computed some thousands at a time, in batches
+of similar length, and written in the order of the input.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HEADS = {"ForSequenceClassification": "classification", "ForQuestionAnswering": 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings that have defaults, which None stands for."""
+    """Optional settings; None takes the default."""
 
     text: str | None = None  # column of the text: "text"
     pair: str | None = None  # column of a second text: none
@@ -62,17 +62,17 @@ class Options:
 def predict_file(
     model: str, revision: str | None, source: str, target: str, options: Options
 ) -> dict[str, Any]:
-    """Writes the predictions of the rows of `source` to `target`.
+    """Writes a model's predictions for the rows of the file `source` to the file `target`.
 
     Args:
         model: folder of a classifier, regression or answer extractor, or hub id of `revision`.
         source: a file as tasks/prediction.py reads it.
         target: a file as `prediction.writing` writes it. Each row has `index`, the number of the
-            text or question from 0 (a header does not count), `id` where the input has one, and
-            what `labels_of` or `answers_of` gives; None for each of these where there is no text.
+            text or question from 0 (a header does not count), `id` if the input has ids, and the
+            keys of `labels_of` or `answers_of`, all None for an empty text.
 
-    Returns {"model", "commit", "head", "rows", "seconds", "output"}. Raises UserError for what is
-    wrong with any of these, before anything is computed, and leaves no file then.
+    Returns {"model", "commit", "head", "rows", "seconds", "output"}. Raises UserError for mistakes
+    in any of these before anything is computed, and then leaves no file.
     """
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
@@ -91,7 +91,7 @@ def predict_file(
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(found)))
             rows = _encode(own.tokenizer, seq_len, found, part)
-            # The lengths of the first part, so that later ones compile nothing.
+            # Later rows are padded to the lengths of the first ones, so they compile nothing.
             buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, _shown(stream, bar, part), mesh, family.PARTITION)
@@ -112,8 +112,8 @@ def predict_file(
 
 
 def checkpoint(model: str, revision: str | None, precision: str | None) -> Subject:
-    """Describes a checkpoint with the head that config.json's `architectures` names. Raises
-    UserError where that is neither a classifier nor an answer extractor."""
+    """Reads the description of a checkpoint, with the head that `architectures` in its config.json
+    names. UserError if that is neither a classifier nor an answer extractor."""
     folder = hub.resolve(model, revision, "--model").path
     names = hf.read_config(folder).get("architectures") or []
     heads = [head for end, head in HEADS.items() for name in names if str(name).endswith(end)]
@@ -126,8 +126,8 @@ def checkpoint(model: str, revision: str | None, precision: str | None) -> Subje
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
-    """Turns logits into predictions: for each row `label`, its `probability`, and `probabilities`
-    of all classes by name; or its `score`, where one label says that it is a regression."""
+    """Converts logits into predictions: for each row `label`, its `probability`, and
+    `probabilities` of all classes by name; or for a regression (a single label) `score`."""
     if len(labels) == 1:
         return [{"score": _rounded(score)} for score in logits_NC[:, 0]]
     found = []
@@ -142,15 +142,15 @@ def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:
 def answers_of(
     made: Windows, questions: list[Question], logits: list[np.ndarray], threshold: float | None
 ) -> list[dict]:
-    """Turns logits into answers: for each question `answer`, its `probability`, `start` and `end`
-    (characters of the context, the end is the first one behind), and `no_answer`, the probability
-    that there is none.
+    """Converts span logits into answers: for each question `answer`, its `probability`, `start` and
+    `end` (characters [start, end) of the context), and `no_answer`, the probability that there is
+    none.
 
-    Probabilities are a softmax of the scores of no answer and of the 20 best spans: a span scores
-    its start plus its end logit, the same characters in two windows count once, at their better
-    score; no answer scores what [CLS] does in the window where that is least. They sum to one over
-    these alone. Where no answer scores more than `threshold` above the best span, the answer is
-    "", without start and end, and its probability that of no answer.
+    Probabilities are a softmax over the scores of no answer and of the 20 best spans. A span's
+    score is its start logit plus its end logit; the same characters in two windows count once, with
+    the better score. The score of no answer is the lowest [CLS] score among the windows. If that is
+    more than `threshold` above the best span's, the answer is "", without start and end, and its
+    probability is that of no answer.
     """
     places: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     nulls = [math.inf] * len(questions)
@@ -196,7 +196,7 @@ def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
         second = None if examples.second is None else examples.second[part]
         labels_N1 = np.zeros((len(first), 1), np.int32)
         return encoded.encode(tokenizer, first, second, labels_N1, seq_len)
-    # The task's defaults, and shares of shorter rows like those that they are of 384 tokens.
+    # The task's defaults for 384 tokens, scaled down for shorter rows.
     stride = min(SPANS["doc_stride"], seq_len // 3)
     question = min(SPANS["max_question_length"], seq_len // 6)
 

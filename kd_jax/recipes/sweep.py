@@ -1,11 +1,10 @@
-"""Tries settings of one stage of a run, side by side; one table, one heat map.
+"""Searches settings of one stage of a run, and shows the trials in one table and one heat map.
 
-Trials share data, the teachers' logits and, where they differ only in numbers, one compiled step:
-temperatures are inputs of the step then, as weights and learning rates always are. A trial is
-chosen by the primary figure on held-out training data (one that diverges is the last); the best
-one alone is measured on the split that is reported. The folder of a finished trial keeps its
-figures and curves; checkpoints stay of the best. The same command goes on with the trials that are
-missing.
+Trials share data, the teachers' logits and, if they differ only in numbers, one compiled step:
+temperatures are then inputs of the step, as weights and learning rates always are. The best trial
+is chosen by the primary metric on held-out training data (diverged trials rank last); only the best
+is evaluated on the reported split. The folder of a finished trial keeps its metrics and curves;
+only the best trial keeps its checkpoints. The same command continues with the missing trials.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Rank = Callable[[dict], float]  # of a trial: larger is better
 
 
 def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
-    """Runs the trials that are missing in `place`; returns results.json."""
+    """Runs the trials that are missing in `place`; returns the contents of results.json."""
     if config.wandb:
         raise UserError("config.wandb: a sweep does not log to W&B; leave it empty")
     watch, folder = Stopwatch(), place.folder
@@ -117,7 +116,7 @@ def _run_trial(
     teachers: TeacherLogits,
     number: int,
 ) -> dict[str, Any]:
-    """Trains and evaluates one trial, or reads its results where it is done."""
+    """Trains and evaluates one trial, or reads its results if it is finished."""
     began, config = time.time(), with_keys(run.config, trial)
     place = run.folder / "trials" / f"{number:03d}-{workdir.config_hash(config)}"
     first = jax.process_index() == 0
@@ -148,8 +147,8 @@ def _run_trial(
 
 
 def _of_trial(run: Run, trial: Trial, teachers: TeacherLogits, given: Mapping, place: epath.Path):
-    """Makes the trial's run and its teachers' logits, or takes the sweep's where the trial changes
-    numbers alone."""
+    """Makes the run of a trial and its teachers' logits; the sweep's are reused if the trial
+    changes only numbers."""
     config = with_keys(run.config, trial)
     if all(key.startswith(NUMBERS) for key in trial):
         return run.changed(config, place), teachers
@@ -159,7 +158,7 @@ def _of_trial(run: Run, trial: Trial, teachers: TeacherLogits, given: Mapping, p
 
 
 def _report(run: Run, name: str, best: dict, teachers: TeacherLogits, given: Mapping) -> dict:
-    """Computes the best trial's figures on the split that is reported."""
+    """Computes the best trial's metrics on the reported split."""
     place = run.folder / "trials" / best["folder"]
 
     def figures() -> dict[str, Any]:
@@ -173,8 +172,8 @@ def _report(run: Run, name: str, best: dict, teachers: TeacherLogits, given: Map
 
 
 def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
-    """Sets dotted keys in a copy of the config. A temperature becomes an input of the step, since
-    a constant would be compiled into it. Raises UserError for a key that the config lacks."""
+    """Sets dotted keys in a copy of the config. A temperature becomes a schedule, an input of the
+    step, since a constant would be compiled into it. UserError for a key that the config lacks."""
     changed = ConfigDict(config.to_dict(), type_safe=False)
     for key, value in trial.items():
         *path, last = key.split(".")
@@ -191,7 +190,7 @@ def with_keys(config: ConfigDict, trial: Trial) -> ConfigDict:
 
 
 def _plan(sweep: dict[str, Any], seed: int):
-    """Makes a function that, given finished trials and their rank, proposes one after the other."""
+    """Makes a function that proposes trials, given the finished ones and how they rank."""
     keys = sweep["keys"]
     if not keys:
         raise UserError("config.sweep.keys is empty: give dotted keys with their values")
@@ -206,7 +205,7 @@ def _plan(sweep: dict[str, Any], seed: int):
 
 
 def _check_values(run: Run, tried: Mapping[str, Any]) -> None:
-    """Raises UserError at a value that a trial would be refused for; of a range, at its ends."""
+    """Raises UserError for a value that is invalid in a trial; for a range, checks both ends."""
     ends = [v if isinstance(v, list | tuple) else (v["low"], v["high"]) for v in tried.values()]
     for values in itertools.product(*ends):
         trial = dict(zip(tried, values, strict=True))
@@ -217,8 +216,8 @@ def _check_values(run: Run, tried: Mapping[str, Any]) -> None:
 
 
 def _sampled(sweep: dict, space: dict, seed: int, found: list[dict], rank: Rank) -> Iterator[Trial]:
-    """Proposes trials by Optuna, which learns from each before the next. All proposals are made
-    again when a sweep is resumed, which gives the same ones."""
+    """Proposes trials with Optuna, which learns from each before the next. A resumed sweep makes
+    all proposals again, with the same results."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -258,7 +257,8 @@ def _keep_best(folder: epath.Path, found: list[dict], rank: Rank) -> None:
 
 
 def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
-    """Prints the table, writes it as trials.md, and draws a heat map of two keys' grid."""
+    """Prints the table of trials, writes it as trials.md, and draws a heat map for a grid of two
+    keys."""
     trials, keys, primary = results["trials"], list(sweep["keys"]), results["primary"]
     shown = trials_table(trials, keys, primary, rank)
     shown.print()

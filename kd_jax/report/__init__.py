@@ -1,1 +1,1 @@
-"""Finished runs for people: tables, plots, cards, one page."""
+"""Shows finished runs to people: tables, plots, model cards, one page."""

@@ -1,4 +1,4 @@
-"""Model cards: the README.md of an exported checkpoint, with the metadata that the HF hub reads."""
+"""Writes model cards: README.md of an exported checkpoint, with metadata for the HF hub."""
 
 import importlib.resources
 import json
@@ -21,7 +21,7 @@ _METRICS = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  #
 
 
 class Head(NamedTuple):
-    """How a model with a head is used."""
+    """The names and example code by which a card shows how to use a model with a head."""
 
     auto: str  # transformers' class
     pipeline: str  # the hub's name of its task
@@ -77,13 +77,13 @@ def is_hub_id(model: str) -> bool:
 
 
 def public_name(model: str) -> str:
-    """Names `model` as others may read it: a hub id, or the last part of a path on this machine."""
+    """Returns a name of `model` for others: a hub id, or the last component of a local path."""
     return model if is_hub_id(model) else Path(model).resolve().name
 
 
 def _public(value: Any) -> Any:
-    """Makes of a config's value what others may read: of paths on this machine, or of its stores,
-    only their last parts."""
+    """Shortens local paths and storage URLs in a config's value to their last components, for
+    others to read."""
     if isinstance(value, Mapping):
         return {key: _public(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -178,7 +178,7 @@ def of_stage(
 
 
 def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
-    """Fills card.md. A licence stands there only where a base model's card states one."""
+    """Fills the template card.md. It has a licence only if a base model's card states one."""
     tags = [*metadata.get("tags", ()), "kd_jax"]
     known = {key: value or None for key, value in metadata.items()} | {"tags": tags}
     data = huggingface_hub.ModelCardData(
@@ -194,7 +194,7 @@ def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
 
 
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:
-    """Gathers the figures of quality of a stage, for a card's model-index."""
+    """Gathers the metrics of a stage for a card's model-index."""
     figures, data = results["stages"].get(stage, {}), results["data"]
     name = _named(data.get(results["split"], data["train"])["name"])
     found = [
@@ -214,7 +214,7 @@ def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> d
 
 
 def _named(files: str) -> str:
-    """Names files without the folders they lie in."""
+    """Returns the names of files without their folders."""
     return re.sub(r"[^\s,]*/", "", files) if not is_hub_id(files) else files
 
 

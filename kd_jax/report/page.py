@@ -1,5 +1,4 @@
-"""Writes a report in Markdown as one HTML page that needs nothing else: no script, no font, no file
-next to it."""
+"""Converts a Markdown report to one HTML page, without scripts, fonts or other files."""
 
 import html
 import importlib.resources
@@ -14,18 +13,18 @@ from kd_jax.report.tables import CONFUSION
 
 
 def write(text: str, pictures: Mapping[str, Sequence[plots.Panel]], student: str) -> str:
-    """Writes Markdown as a page with links to its sections.
+    """Converts Markdown to an HTML page with links to its sections.
 
     Args:
-        text: as `report.build` writes it.
-        pictures: the panels of the pictures that the text shows, by their file names. The page has
-            an image of each panel.
-        student: the heading of the column that stays in sight on a narrow screen.
+        text: Markdown from `report.build`.
+        pictures: the panels of the pictures in the text, by file name. The page has an image of
+            each panel.
+        student: the heading of the column that stays visible on a narrow screen.
     """
     reader = MarkdownIt("commonmark").enable("table")
 
     def framed(_, tokens: Sequence[Token], i: int, *__) -> str:
-        """Begins a table in a frame that scrolls, since a page must not scroll sideways."""
+        """Opens a table inside a scrolling frame, since a page must not scroll sideways."""
         title = html.escape(_text(tokens[i - 2]))
         return f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>\n'
 
@@ -53,8 +52,8 @@ def _text(inline: Token) -> str:
 
 
 def _mark_tables(tokens: Sequence[Token], student: str) -> None:
-    """Makes headings of the first cells of rows, marks the student's columns, and shades the counts
-    of confusion matrices by their share of the row."""
+    """Turns the first cells of rows into headings, marks the student's columns, and shades counts
+    in confusion matrices by their share of the row."""
     header, row = [], []
     for i, token in enumerate(tokens):
         if token.type == "tr_open":
@@ -68,7 +67,7 @@ def _mark_tables(tokens: Sequence[Token], student: str) -> None:
 
 
 def _mark_row(row: Sequence[tuple[Token, str, Token]], header: Sequence[str], student: str) -> None:
-    """Marks one row, whose cells are given as (opening token, text, closing token)."""
+    """Marks the cells of one row, each (opening token, text, closing token)."""
     for (cell, *_), name in zip(row, header, strict=True):
         if name == student:
             cell.attrSet("class", "student")

@@ -1,5 +1,5 @@
-"""Draws confusion matrices and heat maps of sweeps; and the rounds of a sequential ensemble, with
-their csv and what a still larger one may reach."""
+"""Draws confusion matrices, heat maps of sweeps, and the rounds of a sequential ensemble, with a
+csv and an extrapolation to larger ensembles."""
 
 import csv
 import io
@@ -30,9 +30,9 @@ def confusion_matrix(
     A cell shows its count; its colour is the share of the row, so that rare classes show too.
 
     Args:
-        names: of the C classes.
-        counts: (C, C) examples, [true][predicted].
-        path: of the file; its folder is made if missing.
+        names: names of the C classes.
+        counts: (C, C) numbers of examples, [true][predicted].
+        path: path of the file; its folder is made if missing.
 
     Returns:
         The path.
@@ -53,15 +53,15 @@ def heat_map(
     better: int = 1,
     counts: np.ndarray | None = None,
 ) -> str:
-    """Writes a PNG of a figure over two settings; the best cell has a frame.
+    """Writes a PNG of a metric over two settings; the best cell has a frame.
 
     Args:
-        rows, columns: the values of the two settings, as they are shown.
-        values: (R, C) the figure; NaN where nothing was run, which stays blank.
-        path: of the file; its folder is made if missing.
-        labels: names of the setting of the rows, that of the columns, and of the figure.
-        better: +1 if the biggest value is the best, -1 if the smallest is, 0 where none is.
-        counts: (R, C) what the cells say instead of the figure.
+        rows, columns: the values of the two settings, as text.
+        values: (R, C) values of the metric; NaN, shown blank, where nothing was run.
+        path: path of the file; its folder is made if missing.
+        labels: names of the rows' setting, the columns' setting, and the metric.
+        better: +1 if the biggest value is the best, -1 if the smallest is, 0 if none is.
+        counts: (R, C) numbers to show in the cells instead of the metric.
 
     Returns:
         The path.
@@ -98,12 +98,12 @@ def heat_map(
 
 
 def trend(sizes: Sequence[int], values: Sequence[float | None]) -> dict[str, float]:
-    """Fits limit + slope / n over the sizes n of an ensemble, least squares: {"limit", "slope",
-    "limit_error", "slope_error"}, the latter standard errors.
+    """Fits limit + slope / n to values at the sizes n of an ensemble, by least squares: {"limit",
+    "slope", "limit_error", "slope_error"}, the errors being standard errors.
 
-    The expected loss of a mean of n alike members falls as 1 / n towards what they have in common
-    (Krogh and Vedelsby 1995, for squared errors; to second order for others). {} for fewer than
-    three sizes, which leave nothing to tell the errors by, and where a value is missing.
+    The expected loss of the mean of n similar members falls as 1 / n towards the error that they
+    share (Krogh and Vedelsby 1995, for squared errors; to second order for others). {} for fewer
+    than three sizes, which leave no residuals to estimate errors from, and if a value is missing.
     """
     if len(sizes) < 3 or None in values:
         return {}
@@ -129,7 +129,7 @@ def write_rounds(
 
 
 def _rows(teacher, found) -> list[dict[str, Any]]:
-    """Makes a row a round. gain: by how much the ensemble's loss is lower than a round before."""
+    """Makes a row for each round; `gain` is the decrease of the ensemble's loss in that round."""
     rows, elapsed, before = [], 0.0, None
     for each in found:
         elapsed += each["minutes"]
@@ -153,7 +153,7 @@ def _rows(teacher, found) -> list[dict[str, Any]]:
 
 
 def _panels(teacher, rows) -> list[plots.Panel]:
-    """Draws loss, KL and perplexity over the ensemble's size, and over its parameters."""
+    """Makes panels of loss, KL and perplexity against the ensemble's size and its parameters."""
     panels = []
     for column, over in (("size", "members"), ("parameters", "parameters of all members")):
         x = np.array([row[f"ensemble_{column}"] for row in rows], float)

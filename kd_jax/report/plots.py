@@ -1,5 +1,5 @@
-"""Panels of curves and points: training and validation of the stages of one run or of several runs
-over each other, and quality against cost.
+"""Draws panels of curves and points: training and validation of the stages of one or several runs
+in the same axes, and quality against cost.
 
 Groups are runs that differ only in their seed, under one label. A line is the mean over the group,
 the band around it one standard deviation. With one group the colours tell the stages apart, with
@@ -91,13 +91,13 @@ class Line:
     marker: str = ""
 
     def end(self) -> tuple[float, float]:
-        """Where it ends, as a mean over the runs."""
+        """Returns the last (step, value) of the line, the mean over its runs."""
         return tuple(float(np.mean([run[i][-1] for run in self.runs])) for i in range(2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one pair of axes shows: a column of the csv files, or a figure over a cost."""
+    """The contents of one pair of axes: a column of the csv files, or a metric against a cost."""
 
     title: str
     unit: str
@@ -107,7 +107,7 @@ class Panel:
     over: str = "steps"
 
     def draw(self, axes: Axes) -> dict[str, Any]:
-        """Fills the axes; returns the handles of the legend by label."""
+        """Draws the lines into the axes; returns the legend's handles by label."""
         handles = {}
         for i, line in enumerate(self.lines):
             over = sum(_same(line, other) for other in self.lines[i + 1 :])
@@ -117,7 +117,7 @@ class Panel:
         return handles
 
     def describe(self) -> str:
-        """Says what somebody who does not see it should know."""
+        """Describes the panel in words, for readers who cannot see it."""
         lines, unit = self.lines, f", {self.unit}" if self.unit else ""
         ends = [(line, *line.end()) for line in lines]
         last = [f"{n.label} {y:.4g}" + (f" at {x:.4g}" if n.marker else "") for n, x, y in ends]
@@ -137,7 +137,7 @@ Pictures = Mapping[str, Sequence[Panel]]  # the panels of each of FILES that has
 
 
 def curves(groups: Groups) -> Pictures:
-    """Makes the pictures of training and validation; none without values to draw."""
+    """Makes the pictures of training and validation; pictures without values are left out."""
     found = {f"{kind}.png": [*panels(groups, kind).values()] for kind in KINDS}
     return {file: panels for file, panels in found.items() if panels}
 
@@ -160,7 +160,7 @@ def save(figure: Figure, path: epath.PathLike) -> str:
 
 
 def sheet(found: Sequence[Panel], title: str = "") -> Figure:
-    """Draws panels next to each other, three in a row, over one legend."""
+    """Draws panels into one figure, three in a row, above a common legend."""
     with matplotlib.rc_context(STYLE):
         wide, high = min(len(found), 3), math.ceil(len(found) / 3)
         figure = Figure(layout="constrained")
@@ -181,8 +181,8 @@ def sheet(found: Sequence[Panel], title: str = "") -> Figure:
 
 
 def images(found: Sequence[Panel]) -> list[tuple[str, str]]:
-    """Draws each panel and their legend as an SVG image without a background, in text that can be
-    selected: (data URI, description) of each."""
+    """Draws each panel, and their legend, as an SVG image without background and with selectable
+    text: (data URI, description) of each."""
     drawn = []
     with matplotlib.rc_context(STYLE):
         handles: dict[str, Any] = {}
@@ -198,7 +198,7 @@ def images(found: Sequence[Panel]) -> list[tuple[str, str]]:
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """Writes a figure as a data URI, coordinates to a hundredth."""
+    """Converts a figure to a data URI of an SVG, with coordinates rounded to a hundredth."""
     file = io.BytesIO()
     # Elements of two pictures must not share ids.
     with matplotlib.rc_context({"svg.hashsalt": salt}):
@@ -235,7 +235,8 @@ def panels(groups: Groups, kind: str) -> dict[str, Panel]:
 
 
 def _columns(curves: Curves, kind: str) -> Columns:
-    """Gives the columns of a stage; those of training with the ratio of teacher to labels."""
+    """Returns the columns of a stage; for training, with the ratio of the teacher's terms to the
+    labels'."""
     found = getattr(curves, kind)
     ratio = None if kind == "validation" else distillation_ratio(found)
     return found if ratio is None else found | {"ratio": ratio}
@@ -254,7 +255,7 @@ def _lines(groups: Groups, kind: str, name: str) -> list[Line]:
 
 
 def _look(group: str, i: int, stage: str, j: int, groups: int, who: Roles) -> Line:
-    """Chooses label, colour, dash and marker of the j-th stage of the i-th of several groups."""
+    """Chooses label, color, dash and marker for the j-th stage of the i-th group."""
     other = COLOURS[(j + 2) % len(COLOURS)], "-.", "^"
     by_name = {getattr(who, role): look for role, look in LOOKS.items()}
     colour, dash, marker = by_name.get(stage, other)
@@ -264,7 +265,7 @@ def _look(group: str, i: int, stage: str, j: int, groups: int, who: Roles) -> Li
 
 
 def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Gives steps and values of the rows that have a finite value."""
+    """Returns the steps and values of the rows that have a finite value."""
     if name not in columns:
         return np.empty(0), np.empty(0)
     good = np.isfinite(columns[name])
@@ -272,7 +273,7 @@ def _values(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trade_off(groups: Groups) -> Pictures:
-    """Sets the primary figure against every one of COSTS in which the models differ."""
+    """Plots the primary metric against each of COSTS in which the models differ."""
     everything = [results for runs in groups.values() for results, _ in runs]
     quality = table.primary_of(everything)
     good, found = "higher" if quality.better > 0 else "lower", []
@@ -300,7 +301,7 @@ def _points(groups: Groups, cost: quantities.Figure, quality: quantities.Figure)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Takes the centred mean over 1 / SMOOTH of the curve; narrower at both ends, so unbiased."""
+    """Smooths a curve by a centered mean over 1 / SMOOTH of it, narrower at the ends."""
     half = len(values) // SMOOTH // 2
     if half == 0:
         return values
@@ -319,8 +320,8 @@ def _same(one: Line, other: Line) -> bool:
 
 
 def _point(axes: Axes, line: Line, noisy: bool, over: int):
-    """Draws the mean of the runs' points, so large that it is seen beneath `over` others at the
-    same place, and their spread; returns the handle for the legend."""
+    """Draws the mean of the runs' points and their spread, large enough to show beneath `over`
+    points at the same place; returns the legend's handle."""
     values = [float(values[-1]) for _, values in line.runs]
     spread = statistics.stdev(values) if len(values) > 1 else None
     style = {"color": line.colour, "marker": line.marker, "markersize": 7 + 5 * over}
@@ -328,8 +329,8 @@ def _point(axes: Axes, line: Line, noisy: bool, over: int):
 
 
 def _curve(axes: Axes, line: Line, noisy: bool, over: int):
-    """Draws the mean curve, so wide that it is seen beneath `over` others of the same values, and
-    what is around it; returns the handle for the legend."""
+    """Draws the mean curve and its spread, wide enough to show beneath `over` curves of the same
+    values; returns the legend's handle."""
     style = {"color": line.colour, "linestyle": line.dash}
     style["linewidth"] = STYLE["lines.linewidth"] + _WIDER * over
     few = max(len(steps) for steps, _ in line.runs) <= 50
@@ -349,7 +350,7 @@ def _curve(axes: Axes, line: Line, noisy: bool, over: int):
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Takes at most POINTS of the points, evenly; the first and the last stay."""
+    """Thins a curve evenly to at most POINTS points; the first and last stay."""
     if len(steps) <= POINTS:
         return steps, values
     kept = np.linspace(0, len(steps) - 1, POINTS).round().astype(int)
@@ -372,6 +373,6 @@ def _finish(axes: Axes, panel: Panel) -> None:
 
 
 def _minor_label(value: float) -> str:
-    """Labels 2, 3, 5, 20, ... between the powers of ten of a logarithmic axis."""
+    """Labels 2, 3, 5, 20, ... on a logarithmic axis, between the powers of ten."""
     leading = round(value / 10 ** math.floor(math.log10(value)))
     return f"{value:g}" if leading in (2, 3, 5) else ""

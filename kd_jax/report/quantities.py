@@ -1,8 +1,8 @@
-"""The figures of a stage: how they are called and shown, which way is better, their means over
-seeds, and what may be said of the difference between two models.
+"""Defines a stage's metrics and costs: names, format, which direction is better, means over seeds,
+and differences between two models.
 
-A difference is paired by seed: what a seed does to both (the order of batches, the first values)
-drops out of it. Its error is the standard error of the mean over the seeds; the interval is
+A difference is paired by seed, so that effects of a seed on both models (the order of batches, the
+initial values) cancel. Its error is the standard error of the mean over the seeds; the interval is
 Student's, at 95%.
 """
 
@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """How one figure of a stage's results is shown."""
+    """The name, unit, format and direction of one figure (metric or cost) in a stage's results."""
 
     key: str
     name: str
@@ -32,16 +32,16 @@ class Figure:
 
     @property
     def title(self) -> str:
-        """The name with the unit, as tables have it."""
+        """Returns the name with the unit, for headings of tables."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def signed(self, difference: float) -> str:
-        """Shows a difference with its sign."""
+        """Formats a difference with its sign."""
         return ("+" if difference > 0 else "") + self.show(difference).replace("-", "−")
 
 
 def count(number: float) -> str:
-    """Shows a number of parameters: 66,362,880 is 66.36 M."""
+    """Formats a number of parameters: 66,362,880 is 66.36 M."""
     return f"{number / 1e6:.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
 
 
@@ -92,13 +92,13 @@ COST = (
 
 
 def quality(runs: Iterable[Stages]) -> list[Figure]:
-    """Lists the figures of quality that these runs have, in their units."""
+    """Lists the metrics of quality in these runs, with their units."""
     stages = [stage for run in runs for stage in run.values()]
     return of_keys(key for stage in stages for key in stage if stage[key] is not None)
 
 
 def of_keys(keys: Iterable[str]) -> list[Figure]:
-    """Lists the figures of quality with these keys, in their units.
+    """Lists the metrics of quality with these keys, with their units.
 
     Losses of language models (which have a perplexity) are in nats a token, others in nats an
     example, but for regressions (which have a correlation). SQuAD's F1 is in percent.
@@ -116,7 +116,7 @@ def of_keys(keys: Iterable[str]) -> list[Figure]:
 
 
 def cost(runs: Iterable[Stages]) -> list[Figure]:
-    """Lists the figures of cost that these runs have."""
+    """Lists the costs (latency, size, ...) in these runs."""
     stages = [stage for run in runs for stage in run.values()]
     return [f for f in COST if any(stage.get(f.key) is not None for stage in stages)]
 
@@ -132,7 +132,7 @@ def of(stage: str, runs: Iterable[Stages]) -> list[Figures]:
 
 
 def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
-    """Takes the mean; None where a stage lacks the figure, or has one that is not finite."""
+    """Computes a figure's mean over seeds; None if one lacks it or its value is not finite."""
     values = [stage.get(figure.key) for stage in stages]
     if not values or None in values or not all(map(math.isfinite, values)):
         return None
@@ -140,7 +140,7 @@ def average(figure: Figure, stages: Sequence[Figures]) -> float | None:
 
 
 def mean(figure: Figure, stages: Sequence[Figures]) -> str:
-    """Shows the mean, with ± standard deviation where the values differ."""
+    """Formats a figure's mean over stages, with ± standard deviation if the values differ."""
     if (middle := average(figure, stages)) is None:
         return MISSING
     text, values = figure.show(middle), [stage[figure.key] for stage in stages]
@@ -150,8 +150,8 @@ def mean(figure: Figure, stages: Sequence[Figures]) -> str:
 
 
 def best(figure: Figure, values: Sequence[float | None], margin: float) -> list[int]:
-    """Finds where the best value stands; nowhere without a choice, or if it is not better by the
-    share `margin`."""
+    """Finds the indices of the best value; none if there is only one value, or if it is not better
+    than the others by the share `margin`."""
     known = sorted({figure.better * value for value in values if value is not None})
     if figure.better == 0 or len(known) < 2 or known[-1] - known[-2] < margin * abs(known[-2]):
         return []
@@ -161,8 +161,8 @@ def best(figure: Figure, values: Sequence[float | None], margin: float) -> list[
 def shown_best(
     figure: Figure, names: Sequence[str], runs: Iterable[Stages], teacher: str = ""
 ) -> list[int]:
-    """Finds the stage that is better than each other one by more than chance (`Paired`), the
-    teacher left out; its place among `names`, or nothing if that is not shown of any."""
+    """Finds the stage, except teachers, that is significantly better than each other one
+    (`Paired`): its index among `names`, or none."""
     runs, rivals = list(runs), [name for name in names if name != teacher]
 
     def beats(one: str, other: str) -> bool:
@@ -178,7 +178,7 @@ def shown_best(
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """One figure of two models, a and b, over the seeds that both have."""
+    """The paired differences of a figure between models a and b, over the seeds that both have."""
 
     figure: Figure
     differences: list[float]  # a - b, one a seed
@@ -189,13 +189,13 @@ class Paired:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean; None for a single seed."""
+        """Computes the standard error of the mean; None for a single seed."""
         n = len(self.differences)
         return statistics.stdev(self.differences) / math.sqrt(n) if n > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the mean over many seeds lies, at 95%; None for a single seed."""
+        """Computes the 95% confidence interval of the mean; None for a single seed."""
         if self.error is None:
             return None
         reach = self.error * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(self.differences) - 1)
@@ -203,31 +203,32 @@ class Paired:
 
     @property
     def wins(self) -> int:
-        """Seeds for which a is better."""
+        """Counts the seeds for which a is better."""
         return sum(self.figure.better * difference > 0 for difference in self.differences)
 
     @property
     def verdict(self) -> str:
-        """better | worse (a than b), or open: one seed, or an interval with zero in it."""
+        """Tells whether a is "better" or "worse" than b, or "open" if there is a single seed or the
+        interval contains zero."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "open"
         return "better" if self.figure.better * self.mean > 0 else "worse"
 
     def show(self) -> str:
-        """Shows mean and standard error: +0.0083 ± 0.0021."""
+        """Formats mean and standard error: +0.0083 ± 0.0021."""
         text = self.figure.signed(self.mean)
         return text if self.error is None else f"{text} ± {self.figure.show(self.error)}"
 
     def show_interval(self) -> str:
-        """Shows the interval: +0.0010 to +0.0150, or "-"."""
+        """Formats the interval: +0.0010 to +0.0150, or "-"."""
         if self.interval is None:
             return MISSING
         return " to ".join(map(self.figure.signed, self.interval))
 
 
 def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paired | None:
-    """Compares a and b at the same seeds in the same order; None where one lacks the figure, or has
-    one that is not finite."""
+    """Compares a and b, lists over the same seeds; None if one lacks the figure, or has a value
+    that is not finite."""
     values = [(one.get(figure.key), other.get(figure.key)) for one, other in zip(a, b, strict=True)]
     if not values or any(None in pair for pair in values):
         return None
@@ -236,6 +237,6 @@ def compare(figure: Figure, a: Sequence[Figures], b: Sequence[Figures]) -> Paire
 
 
 def compare_stages(figure: Figure, one: str, other: str, runs: Iterable[Stages]) -> Paired | None:
-    """Compares two stages in the runs that have both; None where one lacks the figure."""
+    """Compares two stages in the runs that have both; None if one lacks the figure."""
     both = [run for run in runs if {one, other} <= {*run}]
     return compare(figure, of(one, both), of(other, both))

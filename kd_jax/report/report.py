@@ -1,7 +1,6 @@
-"""The report of a comparison, in Markdown: what is said, in which tables and pictures.
+"""Writes the report of a comparison of runs in Markdown, with text, tables and pictures.
 
-`build` writes it. `finding` and `best_finding` say in words which model is better, by how much, how
-surely.
+`finding` and `best_finding` state which model is better, by how much, and with what confidence.
 """
 
 import statistics
@@ -19,12 +18,12 @@ Groups = Mapping[str, Sequence[Run]]
 
 
 def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
-    """Writes the report on groups of runs: those of a group differ only in their seed.
+    """Writes the report on groups of runs; the runs of a group differ only in their seed.
 
     Args:
         groups: finished runs by label; all have the same task, split and primary figure.
-        pictures: of them, by files next to the report.
-        made: a sentence, when and by which command.
+        pictures: plots of the runs, by the names of files next to the report.
+        made: a sentence that tells when and by which command the report was made.
 
     Raises UserError where the primary figure is missing from the results.
     """
@@ -71,7 +70,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
 
 
 def _how(groups: Groups) -> str:
-    """Tells how the tables of quality are to be read."""
+    """Explains how to read the tables of quality."""
     if max(map(len, groups.values())) == 1:
         return "There is one seed, so that nothing is known of how much chance does."
     return (
@@ -90,7 +89,7 @@ def _subtitle(every: Sequence[Run], split: str) -> str:
 
 
 def _quality(label: str, results: Sequence[Results], figures: Sequence[Figure]) -> Table:
-    """Shows figures of every stage, and the paired difference student - baseline."""
+    """Makes the table of every stage's metrics, with the paired difference student - baseline."""
     runs, who, several = [run["stages"] for run in results], roles(results[0]), len(results) > 1
     header = [f"{who.student} − {who.baseline}", *(table.SPREAD if several else ())]
     if not any({who.student, who.baseline} <= {*run} for run in runs):
@@ -106,7 +105,7 @@ def _quality(label: str, results: Sequence[Results], figures: Sequence[Figure]) 
 
 
 def _methods(label: str, runs: Sequence[Run]) -> list[str | Table]:
-    """Shows what was scored by likelihood of all stages, where it was."""
+    """Makes the tables of tasks that were scored by likelihood for all stages, if any."""
     found = [run.results | {"scores": tables.read_scores(run.workdir)} for run in runs]
     if not all(each["scores"] for each in found):
         return []
@@ -115,7 +114,7 @@ def _methods(label: str, runs: Sequence[Run]) -> list[str | Table]:
 
 
 def _cost(label: str, results: Sequence[Results]) -> Table | None:
-    """Shows what the stages cost, and how the student stands to its teacher."""
+    """Makes the table of the stages' costs, and of the student's relative to its teacher's."""
     runs, who = [run["stages"] for run in results], roles(results[0])
     names = stages_of(runs)
     both = {who.student, who.teacher} <= {*names}
@@ -138,8 +137,8 @@ def _cost(label: str, results: Sequence[Results]) -> Table | None:
 
 
 def _keys(groups: Groups) -> list[str | Table]:
-    """Shows the keys in which configurations differ, a column for each configuration, and all keys
-    for those who open them."""
+    """Makes a table of the keys in which configurations differ, a column for each, and a collapsed
+    table of all keys."""
     flat = [
         {key: '""' if value == "" else str(value) for key, value in leaves(runs[0].config)}
         for runs in groups.values()
@@ -157,7 +156,7 @@ def _keys(groups: Groups) -> list[str | Table]:
 
 
 def _provenance(groups: Groups) -> Table:
-    """Shows where the figures come from."""
+    """Makes a table of the folders, seeds, commits and machines behind the figures."""
     header = ["run", "configuration", "seed", "commit", "machine", "date", "minutes", "command"]
     rows = []
     for label, run in ((label, run) for label, runs in groups.items() for run in runs):
@@ -184,7 +183,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def finding(label: str, runs: Sequence[Run], figure: Figure) -> str:
-    """Says whether the student of one configuration beats its baseline."""
+    """Writes a paragraph on whether the student of one configuration beats its baseline."""
     who = roles(runs[0].results)
     both = [run.stages for run in runs if {who.student, who.baseline} <= {*run.stages}]
     found = quantities.compare_stages(figure, who.student, who.baseline, both)
@@ -204,7 +203,8 @@ def finding(label: str, runs: Sequence[Run], figure: Figure) -> str:
 
 
 def best_finding(groups: Groups, figure: Figure, split: str) -> str:
-    """Says whether the best student of several configurations beats the next one; "" for one."""
+    """Writes a paragraph on whether the best student of several configurations beats the next best;
+    "" for one configuration."""
     ranked, means = {}, {}
     for label, runs in groups.items():
         who = roles(runs[0].results)
@@ -231,8 +231,8 @@ def best_finding(groups: Groups, figure: Figure, split: str) -> str:
 
 
 def _finding(verdict: str, lead: str, text: str) -> str:
-    """Writes a paragraph that answers a question, with the answer in a few words first; `verdict`
-    tells pages how to mark it."""
+    """Writes a paragraph that begins with the answer in a few words; `verdict` tells the HTML page
+    how to mark it."""
     return f'<div class="finding {verdict}">\n\n**{escaped(lead)}** {escaped(text)}\n\n</div>'
 
 
@@ -257,7 +257,7 @@ def _evidence(found: Paired) -> str:
 
 
 def _gap(figure: Figure, student: float, baseline: float, teachers: Sequence) -> str:
-    """Says how much of the way from baseline to teacher the student has gone."""
+    """Writes how much of the gap between baseline and teacher the student closes."""
     goal = quantities.average(figure, teachers)
     if goal is None:
         return ""
@@ -268,7 +268,7 @@ def _gap(figure: Figure, student: float, baseline: float, teachers: Sequence) ->
 
 
 def _size(students: Sequence, teachers: Sequence) -> str:
-    """Says how large and how fast the student is compared with its teacher."""
+    """Writes how large and how fast the student is, relative to its teacher."""
     sizes = [models[0].get("parameters") for models in (students, teachers)]
     if not all(sizes):
         return ""

@@ -1,4 +1,4 @@
-"""Reads run directories: figures and curves of the stages, and in what configurations differ."""
+"""Reads run directories: metrics and curves of stages, and differences between configurations."""
 
 import csv
 import dataclasses
@@ -51,31 +51,31 @@ class Run:
 
     @property
     def began(self) -> str:
-        """The day, as 2026-11-29; "" for a run that did not note it."""
+        """Returns the day on which the run began, as 2026-11-29; "" if it is not recorded."""
         path = self.workdir / "manifest.json"
         starts = _json(path).get("starts") if path.exists() else None
         return str(starts[0].get("time", ""))[:10] if starts else ""
 
     @property
     def command(self) -> str:
-        """The command by which it was begun, without the folder of its Python; "" if not noted."""
+        """Returns the command that started the run, without Python's folder; "" if not recorded."""
         path = self.workdir / "command.txt"
         lines = path.read_text().splitlines() if path.exists() else []
         return re.sub(r"^\S*/", "", lines[0]) if lines else ""
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Figures by stage."""
+        """Returns the metrics of each stage, by its name."""
         return self.results["stages"]
 
     @property
     def task(self) -> str:
-        """The name of the task."""
+        """Returns the name of the task."""
         stated = self.results.get("task") or self.config.get("task") or {}
         return stated if isinstance(stated, str) else str(stated.get("name", "unknown task"))
 
     def no_stage(self, stage: str, have: Sequence[str]) -> UserError:
-        """Makes the error for a stage that the run did not train; it did those of `have`."""
+        """Makes the error for a stage that the run did not train; `have` lists those it did."""
         found = sorted(each.parent for each in self.workdir.glob("export/*/model.safetensors"))
         exports = ", ".join(str(each) for each in found if each.name != "ensemble")
         hint = f"; --model takes what it has exported: {exports}" if exports else ""
@@ -85,7 +85,7 @@ class Run:
 
 
 def roles(results: Results) -> Roles:
-    """Reads who is who; runs that did not note it have the usual names."""
+    """Reads which stages are teacher, baseline and student; older runs have the usual names."""
     return Roles(**results.get("roles", defaults.ROLES))
 
 
@@ -96,7 +96,7 @@ def ordered(stages: Iterable[str]) -> list[str]:
 
 
 def read(workdir: str) -> Run:
-    """Reads a finished run. Raises UserError where the folder is none, naming what is missing."""
+    """Reads a finished run. Raises UserError naming what is missing if the folder is not one."""
     folder = epath.Path(workdir)
     if not folder.is_dir():
         raise UserError(f"{workdir}: no such folder; give run directories (main prints its own)")
@@ -161,7 +161,7 @@ def _json(path: epath.Path) -> dict[str, Any]:
 
 
 def _progress(folder: epath.Path) -> str:
-    """Tells how far an unfinished run has come, and how to go on."""
+    """Describes how far an unfinished run has come, and how to continue it."""
     done = {path.parent.name for path in folder.glob("*/results.json")}
     begun = {path.parent.name for path in folder.glob("*/metrics.csv")} - done
     text = f"finished stages: {', '.join(ordered(done)) or 'none'}"
@@ -172,16 +172,16 @@ def _progress(folder: epath.Path) -> str:
 
 
 def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, float]]:
-    """Sums up training, a row for each evaluation; no rows where none was recorded.
+    """Summarizes training in a row for each evaluation; no rows if none was recorded.
 
     Args:
         training: metrics.csv of a stage.
         validation: its eval.csv.
 
     Returns:
-        step; train_NAME: the mean of each column since the last evaluation; kd_to_ce: weighted
-        sum of the terms that read the teacher over that of those that read the labels, where
-        there are both; NAME: the held-out figures.
+        step; train_NAME: the mean of each column since the last evaluation; kd_to_ce: the weighted
+        sum of the teacher's terms over that of the labels' terms, if there are both; NAME: the
+        held-out metrics.
     """
     rows, last = [], 0.0
     for i, step in enumerate(validation.get("step", ())):
@@ -200,8 +200,8 @@ def by_evaluation(training: Columns, validation: Columns) -> list[dict[str, floa
 
 
 def distillation_ratio(values: Mapping[str, Any]) -> Any:
-    """Divides the sum of the weighted terms that read the teacher by that of those that read the
-    labels; None where there are not both. `values`: of a step, or columns."""
+    """Divides the sum of the weighted terms that use the teacher by the sum of those that use the
+    labels; None if one kind is missing. `values` are of one step, or whole columns."""
     sums = [[], []]
     for key, value in values.items():
         if key.endswith("_weighted"):
@@ -223,9 +223,9 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Lists what each configuration has that others have not: "kl.weight=0.3", the last two parts
-    of a key with its value, or "objective.hidden", a section that others lack. Seeds do not
-    count."""
+    """Lists how each configuration differs from the others: "kl.weight=0.3", the last two names of
+    a key with its value, or "objective.hidden", a section that others lack. Seeds do not count.
+    """
     found = [*_walk({i: {**config, "seed": None} for i, config in enumerate(configs)}, "")]
     keys = {key for _, key, _ in found}
     short = {key: ".".join(key.split(".")[-2:]) for key in keys}
@@ -239,7 +239,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _walk(found: Mapping[int, Any], path: str) -> Iterator[tuple[int, str, Any]]:
-    """Yields (configuration, key, value) of every difference between those that are given."""
+    """Yields (configuration, key, value) of every difference between configurations."""
     values = list(found.values())
     if all(value == values[0] for value in values):
         return

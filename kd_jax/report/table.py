@@ -1,11 +1,11 @@
-"""Tables of figures, printed with rich or written as Markdown.
+"""Makes tables of metrics, printed with rich or written as Markdown.
 
 `of_runs` shows one configuration: a row for each figure, a column for each stage, and the
-difference student - baseline, paired by seed. `of_groups` puts configurations under each other by
-their primary figure.
+difference student - baseline, paired by seed. `of_groups` compares configurations by their primary
+figure, a row for each.
 Several seeds are shown as mean ± sample standard deviation, their differences as mean ± standard
-error. The primary figure is the one by which a run selects checkpoints and is compared: the loss of
-a language model, a task's own metric otherwise.
+error. The primary figure is the one that selects checkpoints and compares runs: the loss of a
+language model, the task's metric otherwise.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Table:
     best: frozenset[tuple[int, int]] = frozenset()  # (row, column) of the cells to stand out
 
     def print(self) -> None:
-        """Prints it, in parts where the screen is narrower; whole where that is no terminal."""
+        """Prints the table, split into several if the terminal is too narrow."""
         console = rich.console.Console()
         if not console.is_terminal:
             console = rich.console.Console(width=10_000)
@@ -55,8 +55,8 @@ class Table:
             console.print(table)
 
     def _parts(self, width: int) -> Iterator[tuple[list[int], dict[int, int]]]:
-        """Gives the columns that fit next to each other, each time after the labels, and the widths
-        of those that must not be wrapped: a figure is never broken, a heading between its words."""
+        """Splits the table for a narrow screen: yields the columns that fit next to the labels, and
+        the minimal widths that keep figures, and words of headings, unbroken."""
         cells = [max([0, *map(cell_len, column)]) for column in zip(*self.rows, strict=True)]
         names, labels = self.header, [*range(self.labels)]
         if sum(max(cell_len(n), c) + 3 for n, c in zip(names, cells, strict=True)) < width:
@@ -77,7 +77,7 @@ class Table:
         yield labels + part, whole
 
     def markdown(self) -> str:
-        """Writes the title and a Markdown table, ending in a newline."""
+        """Returns the title and table in Markdown, ending in a newline."""
         rule = ["---" if i < self.labels else "---:" for i in range(len(self.header))]
         cells = [
             [f"**{escaped(cell)}**" if (i, j) in self.best else escaped(cell) for j, cell in row]
@@ -89,7 +89,7 @@ class Table:
 
 
 def escaped(text: str) -> str:
-    """Writes a text as Markdown, in one line: nothing in it is markup, or the end of a cell."""
+    """Escapes a text for a cell of a Markdown table: on one line, and without markup."""
     text = " ".join(text.split("\n"))
     return re.sub(r"[|<>&*`~[\]]|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
@@ -102,11 +102,11 @@ def by_stage(
     more: Callable[[Figure], list[str]] = lambda figure: [],
     best: Callable[[Figure], Iterable[int]] = lambda figure: (),
 ) -> Table:
-    """Shows a row for each figure, a column for each stage, and columns under `header`.
+    """Makes a table with a row for each figure, a column for each stage, and the columns `header`.
 
     Args:
-        more: a figure's cells under `header`.
-        best: places, among `stages_of(runs)`, of the stages that stand out in a figure.
+        more: returns a figure's cells under `header`.
+        best: returns the indices, in `stages_of(runs)`, of the stages to highlight for a figure.
     """
     names, rows, marked = stages_of(runs), [], set()
     for figure in figures:
@@ -118,7 +118,7 @@ def by_stage(
 
 
 def of_runs(results: Sequence[Results], title: str = "") -> Table:
-    """Shows the stages of one configuration, over its seeds; what a stage lacks (or None) is "-".
+    """Makes a table of the stages of one configuration, over its seeds; a missing figure is "-".
     The title counts the seeds in which the student's primary figure is better than the
     baseline's."""
     runs, who = [each["stages"] for each in results], roles(results[0])
@@ -140,9 +140,9 @@ def of_runs(results: Sequence[Results], title: str = "") -> Table:
 
 
 def of_groups(groups: Mapping[str, Sequence[Results]]) -> Table:
-    """Shows the primary figure of configurations, a row each: of teacher, baseline and student, and
-    the paired difference. The best student stands out, if it is shown to be better than all others
-    at the same seeds."""
+    """Makes a table with a row for each configuration: the primary figure of teacher, baseline and
+    student, and the paired difference. The best student is highlighted if it is significantly
+    better than all others at the same seeds."""
     everything = [run for results in groups.values() for run in results]
     figure, who = primary_of(everything), dataclasses.astuple(roles(everything[0]))
     names = [name for name in who if any(name in run["stages"] for run in everything)]
@@ -160,7 +160,7 @@ def of_groups(groups: Mapping[str, Sequence[Results]]) -> Table:
 
 
 def primary_of(results: Sequence[Results]) -> Figure:
-    """Finds the primary figure of these runs; raises UserError where no stage has it."""
+    """Finds the primary figure of these runs; raises UserError if no stage has it."""
     found = {figure.key: figure for figure in quality_of(results)}
     key = results[0].get("primary", "loss")
     if key not in found:
@@ -170,13 +170,13 @@ def primary_of(results: Sequence[Results]) -> Figure:
 
 
 def quality_of(results: Iterable[Results]) -> list[Figure]:
-    """Lists the figures of quality that these runs have."""
+    """Lists the metrics of quality in these runs."""
     return quantities.quality(run["stages"] for run in results)
 
 
 def differences(figure: Figure, results: Sequence[Results]) -> list[str]:
-    """Shows the paired difference student - baseline, its interval, and in how many seeds the
-    student is better."""
+    """Formats the paired difference student - baseline, its interval, and the number of seeds in
+    which the student is better."""
     who, stages = roles(results[0]), [run["stages"] for run in results]
     found = quantities.compare_stages(figure, who.student, who.baseline, stages)
     if found is None:

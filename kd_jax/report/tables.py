@@ -1,5 +1,5 @@
-"""Tables of single subjects: classes, rounds of ensembles, ways to a small model, likelihoods; and
-what is said of them in words. Several runs are seeds of one configuration."""
+"""Makes tables by class, by round of an ensemble, by compression method and of likelihoods, and
+sentences about them. Several runs are seeds of one configuration."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ _KEPT = (  # of what the teacher knows
 
 
 def by_class(label: str, results: Sequence[Results]) -> Table | None:
-    """Shows precision, recall and F1 of each class, a column for each stage; None without any."""
+    """Makes a table of precision, recall and F1 by class, a column for each stage, or None."""
     runs, found = [run["stages"] for run in results], _with_classes(results)
     if not found:
         return None
@@ -79,8 +79,8 @@ def by_class(label: str, results: Sequence[Results]) -> Table | None:
 
 
 def confusions(results: Sequence[Results]) -> list[Table | str]:
-    """Adds up the confusion matrix of every stage over the seeds: a row for each true class, a
-    column for each predicted one. Of too many classes there is a sentence instead."""
+    """Makes a confusion matrix for every stage, summed over seeds: a row for each true class, a
+    column for each predicted one; for too many classes a sentence instead."""
     tables = []
     for stage, found in _with_classes(results).items():
         each = [figures["confusion"] for figures in found if figures.get("confusion")]
@@ -98,7 +98,7 @@ def confusions(results: Sequence[Results]) -> list[Table | str]:
 
 
 def _with_classes(results: Sequence[Results]) -> dict[str, list[Figures]]:
-    """Finds the stages that were evaluated class by class, over the seeds."""
+    """Finds the stages that have metrics by class: their metrics in all seeds."""
     runs = [run["stages"] for run in results]
     found = {
         stage: [figures for figures in of(stage, runs) if figures.get("classes")]
@@ -108,8 +108,8 @@ def _with_classes(results: Sequence[Results]) -> dict[str, list[Figures]]:
 
 
 def by_round(label: str, runs: Sequence[Results]) -> Table | None:
-    """Shows an ensemble after each round, a row each: means over the seeds ± standard deviation.
-    None where the runs have no rounds."""
+    """Makes a table of an ensemble with a row after each round: means over the seeds ± standard
+    deviation; None if the runs have no rounds."""
     if not runs or not all(run.get("rounds") for run in runs):
         return None
     shown = [(who, whose, fig) for who, whose, n in _MEMBERS for fig in _ROUNDS[:n]]
@@ -125,9 +125,9 @@ def by_round(label: str, runs: Sequence[Results]) -> Table | None:
 
 
 def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table | None:
-    """Shows the ends of several configurations, a row each: means over the seeds ± standard
-    deviation, and KL less that of the first one, paired by seed, ± standard error. None where a
-    run has no rounds."""
+    """Makes a table of final ensembles, a row for each configuration: means over the seeds ±
+    standard deviation, and the difference of KL from the first one, paired by seed, ± standard
+    error; None if a run has no rounds."""
     if not all(run.get("rounds") for runs in groups.values() for run in runs):
         return None
     first = {run["seed"]: run["stages"]["ensemble"] for run in next(iter(groups.values()))}
@@ -144,8 +144,8 @@ def ensembles(groups: Mapping[str, Sequence[Results]]) -> Table | None:
 
 
 def rounds_in_words(runs: Sequence[Results]) -> str:
-    """Says how far KL has come from the first to the last round, paired by seed, and what the fit
-    over sizes is; "" for a single round, or none."""
+    """Writes how much KL falls from the first to the last round, paired by seed, and the fit over
+    the ensemble's sizes; "" for fewer than two rounds."""
     last = len(runs[0].get("rounds", ()))
     if last < 2:
         return ""
@@ -165,8 +165,8 @@ def rounds_in_words(runs: Sequence[Results]) -> str:
 
 
 def read_scores(workdir: Path) -> dict[str, dict[str, Figures]]:
-    """Reads what was scored by likelihood, RUN/TASK.json: task -> stage -> figures; empty where a
-    task was not scored of all stages together, as these commands do:
+    """Reads metrics of tasks scored by likelihood from RUN/TASK.json: task -> stage -> metrics.
+    Tasks not scored for all stages together are left out; these commands do that:
 
     python -m kd_jax.evaluate --workdir=RUN --task=perplexity --data=FILE --json=RUN/perplexity.json
     python -m kd_jax.evaluate --workdir=RUN --task=hellaswag --json=RUN/hellaswag.json
@@ -185,8 +185,8 @@ def read_scores(workdir: Path) -> dict[str, dict[str, Figures]]:
 
 
 def by_seed(*groups: Sequence[Results]) -> list[dict[str, Figures]]:
-    """Gathers the scores of each seed: stage -> figures. A stage of a later group replaces an
-    earlier one's; "apart" is the mean |difference| of an ending's log-likelihood from the
+    """Merges groups of runs into one mapping for each seed: stage -> metrics; later groups replace
+    stages of earlier ones. "apart" is the mean |difference| of an ending's log-likelihood from the
     teacher's."""
     found: dict[int, dict[str, Figures]] = {}
     for run in (run for group in groups for run in group):
@@ -205,9 +205,9 @@ def by_seed(*groups: Sequence[Results]) -> list[dict[str, Figures]]:
 
 
 def methods(title: str, seeds: Sequence[Stages]) -> Table:
-    """Shows ways to a small model, a row each: means over `by_seed` ± standard deviation. The
-    interval of an accuracy is that of one run (the mean of Wilson's bounds): all seeds answer the
-    same questions."""
+    """Makes a table of compression methods, a row for each: means over `by_seed` ± standard
+    deviation. The interval of an accuracy is that of one run (the mean of Wilson's bounds), since
+    all seeds answer the same questions."""
     rows, figures = [], (*_EFFORT, _PERPLEXITY, _APART)
     for stage in seeds[0]:
         each = of(stage, seeds)
@@ -220,7 +220,7 @@ def methods(title: str, seeds: Sequence[Stages]) -> Table:
 
 
 def methods_in_words(seeds: Sequence[Stages]) -> str:
-    """Says how the first way to a small model differs from the others, paired by seed: mean and
+    """Writes how the first compression method differs from the others, paired by seed: mean and
     standard error."""
     said = []
     ours, *others = [stage for stage in seeds[0] if seeds[0][stage]["apart"] is not None] or [""]
@@ -235,9 +235,9 @@ def methods_in_words(seeds: Sequence[Stages]) -> str:
 
 
 def scores(found: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Shows models' figures in one task scored by likelihood, a column each: accuracies with their
-    standard error and Wilson's interval at 95%, and how near a model is to the teacher
-    (report["beside_teacher"]); "-": that an accuracy cannot be kept which is not above chance."""
+    """Makes a table of one task scored by likelihood, a column for each model: accuracies with
+    standard error and Wilson's 95% interval, and the closeness to the teacher
+    (report["beside_teacher"]); a retention is "-" if the teacher is not above chance."""
     columns = {name: _column(report) for name, report in found.items()}
     headings = dict.fromkeys(heading for column in columns.values() for heading in column)
     rows = [[each, *(column.get(each, "-") for column in columns.values())] for each in headings]

@@ -1,1 +1,1 @@
-"""What the stages of a run share: a plain `Run`, its models, teachers, figures and directory."""
+"""Defines a run and what its stages share: models, teachers, metrics and the run directory."""

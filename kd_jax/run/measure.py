@@ -51,7 +51,7 @@ Figures = dict[str, Any]
 
 
 def figures(run: Run, this: Stage, student: Model, teachers: TeacherLogits, split: str) -> Figures:
-    """Measures a stage's model on a split, compared with its teachers; a teacher alone."""
+    """Measures a stage's model on a split, and compares it with its teachers, if any."""
     alone, task = this.model in run.teachers, run.tasks[this.model]
     if not task.of_examples:
         # Whoever a stage learns from, the same model is what all are compared with.
@@ -64,8 +64,8 @@ def figures(run: Run, this: Stage, student: Model, teachers: TeacherLogits, spli
 
 
 def of_given(run: Run, name: str, teachers: TeacherLogits) -> Figures:
-    """Measures a teacher that no stage trains, on the reported split; figures of a language model
-    are kept in the folder of its name."""
+    """Measures a teacher that no stage trains, on the reported split; a language model's metrics
+    are kept in a folder of its name."""
     task = run.tasks[name]
     if task.of_examples:
         task, found = scored(task, functools.partial(teachers.of, name), run.split)
@@ -81,8 +81,8 @@ def of_given(run: Run, name: str, teachers: TeacherLogits) -> Figures:
 def of_start(
     run: Run, this: Stage, start: Callable[[], TrainState], teachers: TeacherLogits
 ) -> Figures:
-    """Measures the model of a stage's first state, which `start` makes, on the reported split; kept
-    in a folder of the name that the stage gives to it."""
+    """Measures the model of a stage's first state, made by `start`, on the reported split; kept in
+    the folder `Stage.reports_start`."""
 
     def measured() -> Figures:
         params = start().params["student"]
@@ -95,8 +95,8 @@ def of_start(
 def of_text(
     run: Run, student: Model, teacher: Model | None, split: str = "", by: str = "token"
 ) -> Figures:
-    """Measures a language model on a split (the reported one), compared with a teacher unless that
-    is None; the mean is `by` token or batch (train/passes.py)."""
+    """Measures a language model on a split (by default the reported one), and compares it with the
+    teacher, if any; means are `by` token or batch (train/passes.py)."""
     stream = run.task.held_out(split or run.split, run.config.eval.batch_size, **run.processes)
     return of_stream(student, teacher, stream, run.policy, run.mesh, run.chunk, by)
 
@@ -110,21 +110,21 @@ def of_stream(
     chunk: int = 0,
     by: str = "token",
 ) -> Figures:
-    """Measures a language model on batches of text: loss and accuracy, compared with a teacher also
-    KL and agreement."""
+    """Measures a language model on batches of text: loss and accuracy, with a teacher also KL and
+    agreement."""
     objective = held_out_objective(policy, policy if teacher is not None else None, chunk)
     how = Program(objective, mesh, family.PARTITION)
     return with_perplexity(evaluate(student, stream, teacher, how, by))
 
 
 def with_perplexity(found: Figures) -> Figures:
-    """Adds the perplexity to figures, behind the loss."""
+    """Inserts the perplexity into metrics, after the loss."""
     perplexity = math.exp(min(found["loss"], 700.0))
     return {"loss": found["loss"], "perplexity": perplexity} | found
 
 
 def logits(run: Run, name: str, model: Model, split: str) -> list[np.ndarray]:
-    """Computes the logits of each row of a split, of a model as training leaves it."""
+    """Computes a model's logits of each row of a split; parameters are sharded as in training."""
     rows = run.tasks[name].held_out(split, run.config.eval.batch_size, **run.processes)
     found = predict(model, rows.batches(), run.mesh, family.PARTITION)
     return [found[i] for i in range(len(found))]
@@ -133,8 +133,8 @@ def logits(run: Run, name: str, model: Model, split: str) -> list[np.ndarray]:
 def scored(
     task: Any, logits: Callable[[str], list[np.ndarray]], split: str
 ) -> tuple[Any, list[np.ndarray]]:
-    """Returns the task, tuned where scoring the split needs it, and a model's logits of the
-    split."""
+    """Returns the task, with its threshold tuned if the split needs that, and a model's logits of
+    the split."""
     if task.tunes(split):
         task = task.tuned(logits("validation"))
     return task, logits(split)
@@ -143,8 +143,8 @@ def scored(
 def of_logits(
     task: Any, found: list[np.ndarray], split: str, teachers: list | None = None
 ) -> Figures:
-    """Scores a model's logits: the task's figures, by class, and how near they are to the logits
-    of its teachers."""
+    """Scores a model's logits: the task's metrics, metrics by class, and the closeness to its
+    teachers' logits."""
     made = task.score(split, found)
     if teachers is not None:
         made |= compare_with_teacher(found, teachers)
@@ -152,7 +152,7 @@ def of_logits(
 
 
 def size(run: Run, params: Params) -> Figures:
-    """Counts a model's parameters, and how many fewer they are than the teacher's."""
+    """Counts a model's parameters, and computes its reduction relative to the teacher."""
     own, whole = count(params), count(run.models["teacher"].abstract().params)
     return {
         "parameters": own,
@@ -163,24 +163,24 @@ def size(run: Run, params: Params) -> Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The log-likelihoods of one model in one task that is scored by them."""
+    """The log-likelihoods of one model in a task that is scored by likelihood."""
 
     task: Scored
     log_likelihoods_N: np.ndarray  # float64, nats, one a stretch (ending, window) of the task
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The task's figures; `metrics` and the task's docstring name the units."""
+        """Computes the task's metrics; see `Scored.figures` of the task."""
         return self.task.figures(self.log_likelihoods_N)
 
-    def beside(self, original: Scores) -> dict[str, float | None]:
-        """Compares with the original model's: see `metrics.likelihood.compare`."""
+    def compared_with(self, original: Scores) -> dict[str, float | None]:
+        """Compares these scores with the original model's; see `metrics.likelihood.compare`."""
         of_original, own = original.log_likelihoods_N, self.log_likelihoods_N
         hits = self.task.hits(of_original), self.task.hits(own)
         return likelihood.compare(of_original, own, *hits, self.task.chance)
 
     def write(self, out: str | Path) -> list[str]:
-        """Writes likelihoods.jsonl, a line for each stretch in the data's order; its path."""
+        """Writes likelihoods.jsonl, a line for each stretch; returns the path."""
         path = Path(out) / "likelihoods.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lines:
@@ -190,8 +190,8 @@ class Scores:
 
 
 def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mesh) -> Scores:
-    """Computes the model's log-likelihoods, in fp32 sums; rows that share a context's endings are
-    computed `batch_size` at a time over all devices. Parameters may lie anywhere."""
+    """Computes a model's log-likelihoods in a task, summed in float32, about `batch_size` stretches
+    at a time over all devices. Parameters may be on any device or the host."""
     processes = jax.process_index(), jax.process_count()
     found = log_likelihoods(
         laid_out(model, mesh),
@@ -205,8 +205,8 @@ def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mes
 
 
 def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[str, Any]]:
-    """Measures what each model costs to run on examples: parameters, size_mb, flops_per_sample (at
-    the mean length of a row), and what `metrics.cost.measure` gives. All are timed on the same
+    """Measures the cost of each model on examples: parameters, size_mb, flops_per_sample (at the
+    mean length of a row), and the times of `metrics.cost.measure`. All are timed on the same
     examples of the reported split: one row at a time for the latency, batches of 32 for the
     throughput."""
     found = {}
@@ -224,8 +224,8 @@ def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[s
 
 
 def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int]:
-    """Returns (one, many, samples): a call runs the next single row, or batches of that many
-    samples."""
+    """Makes the functions to time: (one, many, samples), where `one` runs the next single row and
+    `many` the next `samples` rows."""
     device = jax.local_devices()[0]  # parameters may lie on all
     mesh = sharding.make_mesh(1, [device])
     model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
@@ -256,8 +256,8 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
 
 
 def cost_of_mean(run: Run, name: str, members: Sequence[Params], space: str) -> dict[str, Any]:
-    """Times the first choice of every token of real rows (`metrics.cost.measure`), by the mean of
-    several models of one shape. `name`: the model that the members are of; all processes call this
+    """Times the prediction of every token of real rows by the mean of several models of one shape
+    (`metrics.cost.measure`). `name`: the run's model with that shape; all processes call this
     together."""
     device = jax.local_devices()[0]
     stacked = ensemble.stack(map(sharding.to_host, members), run.policy)
@@ -292,8 +292,8 @@ def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
 
 
 def training_cost(run: Run, stage: Stage, parameters: Parameters) -> dict[str, int]:
-    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), the teacher's forward
-    passes included: of one that is read from disk one over each row. Where blocks are drawn at
+    """Counts the steps and FLOPs of a stage's training (metrics/flops.py), including the teacher's
+    forward passes: only one over each row if its logits are stored. If blocks are replaced at
     random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
     computing = stage.step_inputs(run, stage).computing

@@ -1,4 +1,4 @@
-"""Describes the models of a run, and reads the tokenizers that they read with."""
+"""Describes the models of a run, and loads their tokenizers."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def read(
     policy: Policy,
     trained: Collection[str],
 ) -> tuple[dict[str, Blueprint], dict[str, Any]]:
-    """Describes the models that the config has sections of, the teachers first, and reads their
+    """Describes the models that have sections in the config, teachers first, and loads their
     tokenizers.
 
     Args:
-        config: the run's.
+        config: the run's config.
         folder: the run directory; None: well-known hub ids are described from the built-in table,
             no data is read, and there are no tokenizers.
-        task: without a tokenizer; a model that is trained has its classes.
+        task: the task, without a tokenizer; trained models have its classes.
         policy: types to compute in.
         trained: the names of the models that stages train.
     """
@@ -114,7 +114,7 @@ def section_of(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> Any:
-    """Reads the run's own tokenizer, after training it on its training text if need be."""
+    """Loads the tokenizer that the run trains on its training text; trains it first if needed."""
     given, path = config.tokenizer, folder / "tokenizer"
     if "://" in os.fspath(path):
         raise UserError(
@@ -142,8 +142,8 @@ def _trained_tokenizer(config: ConfigDict, task: Task, folder: epath.Path) -> An
 def _tokenizers(
     config: ConfigDict, models: Mapping[str, Blueprint], each_its_own: bool
 ) -> dict[str, Any]:
-    """Reads each model's tokenizer: the one of config.tokenizer.path, or the teacher's; where each
-    has its own, rather that of its checkpoint."""
+    """Loads each model's tokenizer: of config.tokenizer.path, else the teacher's; if models need
+    not share one, that of the model's checkpoint."""
     named, path = None, config.tokenizer.path
     if path:
         where = Path(path).expanduser()
@@ -167,8 +167,8 @@ def _tokenizers(
 
 
 def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
-    """Raises UserError where the models cannot read with one tokenizer: their vocabularies may
-    differ in padding rows only."""
+    """Raises UserError if models cannot share a tokenizer: their vocabularies may differ only in
+    unused ids at the end."""
     for key, model in models.items():
         check_vocabulary(key, model, tokenizer, shared=True)
     for key, model in models.items():
@@ -184,14 +184,14 @@ def check_shared(tokenizer: Any, models: Mapping[str, Blueprint]) -> None:
 
 
 def compare_rules(name: str, theirs: Any, tokenizer: Any, whose: str) -> None:
-    """Warns where a model's own tokenizer cuts texts otherwise than the one it is to read with."""
+    """Warns if a model's original tokenizer encodes texts differently from the one it will use."""
     if not tokenizers.same_rules(theirs, tokenizer):
         log.warning("%s was trained on texts that its tokenizer cut otherwise than %s", name, whose)
 
 
 def check_vocabulary(name: str, model: Blueprint, tokenizer: Any, shared: bool = False) -> None:
-    """Raises UserError where a model has fewer tokens than the tokenizer that it reads with, its
-    own or the one that all models share."""
+    """Raises UserError if a model's vocabulary is smaller than that of its tokenizer, which may be
+    shared by all models."""
     size, own = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
     if own >= size:
         return
@@ -208,8 +208,8 @@ def check_vocabulary(name: str, model: Blueprint, tokenizer: Any, shared: bool =
 
 
 def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:
-    """Raises UserError where the tokenizer gives a row of `texts`, a text or a pair, token types
-    that the model has no embeddings for."""
+    """Raises UserError if the tokenizer gives `texts` (a text or a pair) token types for which the
+    model has no embeddings."""
     have = getattr(model.config, "num_types", 0)  # 0: the family does not look at them
     most = max(tokenizer(*texts, verbose=False).get("token_type_ids", [0]))
     if 0 < have <= most:
@@ -227,16 +227,16 @@ def class_order(
     task: Sequence[str],
     where: str,
 ) -> tuple[int, ...] | None:
-    """Finds where each of the task's classes stands among a model's; None where they agree.
+    """Finds the index of each of the task's classes among a model's; None if the orders agree.
 
     Args:
-        model: its name, for messages.
-        stated: names that the user gives to the model's classes, in its own order.
-        labels: the names that its config.json has.
+        model: name of the model, for messages.
+        stated: names of the model's classes according to the user, in the model's order.
+        labels: names of the model's classes in its config.json.
         task: the task's classes.
         where: the setting of `stated`, for messages.
 
-    Raises UserError where the classes are not the same, or have no names (LABEL_0).
+    Raises UserError if the classes are not the same, or have no names (LABEL_0).
     """
     theirs = tuple(stated or labels)
     if not len(theirs) == len(labels) == len(task):

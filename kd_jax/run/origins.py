@@ -1,8 +1,8 @@
-"""Records the data, models and tokenizers that a run is made of, by digest or commit.
+"""Records the data, models and tokenizers of a run, by digest or commit, to detect changes.
 
-Data and tokenizers are known by what was read of them, models in local folders by their files; a
-file whose size and time are the same is not read again. For the files that the config names as data
-size and time are kept as well, so that a run that is over can tell without reading them.
+Data and tokenizers are identified by their contents, models in local folders by their files; a file
+with an unchanged size and time is not read again. For data files in the config, size and time are
+kept as well, so that a finished run can be checked without reading them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kd_jax.run.run import Run
 
 
 def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
-    """Describes what a run that is about to begin or to go on is made of; `known`: what it was made
-    of when it began."""
+    """Describes the data, models and tokenizers of a run before it starts or continues; `known`:
+    the description from its first start."""
     files = known.get("models", {})
     return {
         "data": data,
@@ -40,8 +40,7 @@ def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
 
 
 def changed(folder: epath.Path, began: Mapping, now: Mapping) -> list[str]:
-    """Names the data, models and tokenizers of the run in `folder` that are not what it began
-    with."""
+    """Names the data, models and tokenizers that changed since the run in `folder` began."""
     changed = []
     for split, then in began.get("data", {}).items():
         if now["data"].get(split, {}).get("digest") != then.get("digest"):
@@ -57,7 +56,7 @@ def changed(folder: epath.Path, began: Mapping, now: Mapping) -> list[str]:
 
 
 def changed_since(folder: epath.Path) -> list[str]:
-    """Lists the files that a finished run was made of and that are not as they were."""
+    """Lists the files of a finished run's data and models that changed since."""
     path = folder / "manifest.json"
     try:
         began = storage.read_json(path).get("of", {}) if path.exists() else {}
@@ -115,7 +114,7 @@ def _stamp(path: Path) -> dict[str, int]:
 
 
 def _named(section: Any) -> Iterator[str]:
-    """Lists the local files that a section of the config names, alone, by folder or by glob."""
+    """Yields the local files that a section of the config names, by path, folder or glob."""
     for key, value in section.items():
         if isinstance(value, Mapping | ConfigDict):
             yield from _named(value)

@@ -1,7 +1,7 @@
-"""Keeps what a model was trained on, and how text became its rows: kd_jax.json in its folder.
+"""Records a model's training data, and how its text became rows, in kd_jax.json in its folder.
 
     task      config.task of the run with every default: name, seq_len, separator, columns, ...
-    template  digest of the chat template, where the rows were chats
+    template  digest of the chat template, for chats
     data      split -> name, digest, commit and size of its text
 
 Every export of a run has one, and `evaluate` turns text into rows in the same way.
@@ -32,7 +32,7 @@ Provenance = dict[str, Any]  # see above
 
 
 def of_run(config: Mapping, results: Mapping, tokenizer: PreTrainedTokenizerBase) -> Provenance:
-    """Describes the text of a run, by its config.json and results.json."""
+    """Describes the training text of a run, from its config.json and results.json."""
     task, data = _complete(config["task"]), config["data"]
 
     def public(split: str, about: Mapping) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def of_run(config: Mapping, results: Mapping, tokenizer: PreTrainedTokenizerBase
 
 
 def read(folder: Path | None) -> Provenance | None:
-    """Reads the kd_jax.json of a model's folder; None where there is none.
+    """Reads the kd_jax.json of a model's folder; None if there is none.
 
-    Raises UserError where the file is damaged, or of a task or settings that kd_jax has not.
+    Raises UserError if the file is damaged, or names a task or settings that kd_jax lacks.
     """
     file = Path(folder or "", FILE)
     if folder is None or not file.exists():
@@ -69,8 +69,8 @@ def read(folder: Path | None) -> Provenance | None:
 def task_of(
     folder: Path | None, name: str, given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Chooses config.task of an evaluation of the model in `folder`: keys that are `given` (and not
-    None), else those it was trained with, if on that task. Logs which."""
+    """Chooses config.task to evaluate the model in `folder`: keys of `given` that are not None,
+    else those of the model's training, if on the same task. Logs which."""
     found = read(folder) or {}
     own = found["task"] if found and found["task"]["name"] == name else {}
     given = {key: value for key, value in given.items() if value is not None}
@@ -91,12 +91,12 @@ def task_of(
 
 
 def trained(folder: Path | None) -> dict[str, Any]:
-    """Reads config.task of the training of the model in `folder`; {} where it is unknown."""
+    """Reads config.task of the training of the model in `folder`; {} if it is unknown."""
     return (read(folder) or {"task": {}})["task"]
 
 
 def sentence(task: Mapping[str, Any]) -> str:
-    """Says how a task turns text into rows."""
+    """Describes in a sentence how a task turns text into rows."""
     return ", ".join(f"{key} {value}" for key, value in task.items() if value is not None)
 
 

@@ -33,8 +33,8 @@ CLASSES = 8  # that are counted in a sentence
 
 
 def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Reads the figures in `path`; if it is not there, measures them, and the first process writes
-    it. A figure that is not finite is None, with a warning."""
+    """Reads the metrics in the file `path`, or, if it is missing, measures them and writes it (in
+    the first process). A value that is not finite becomes None, with a warning."""
     if path.exists():
         return storage.read_json(path)
     measured = measure()
@@ -48,7 +48,7 @@ def kept(path: epath.Path, measure: Callable[[], dict[str, Any]]) -> dict[str, A
 
 
 def finished(folder: epath.Path) -> dict[str, Any] | None:
-    """Reads the results of a finished run and shows them again; None for any other."""
+    """Reads the results of a finished run and shows them again; None for an unfinished run."""
     path = folder / "results.json"
     if not path.exists():
         return None
@@ -60,8 +60,8 @@ def finished(folder: epath.Path) -> dict[str, Any] | None:
 
 
 def roles(run: Run) -> dict[str, str]:
-    """Names the stages that reports compare (kd_jax/report/runs.py): the student, which the run is
-    about, its baseline, which trains the same model on the labels, and their teacher."""
+    """Names the stages that reports compare (kd_jax/report/runs.py): the student (the run's main
+    stage), its baseline, which trains the same model on the labels, and their teacher."""
     last, same = run.principal, [each for each in run.stages if each.model == run.principal.model]
     labels_only = [each.name for each in same if not each.learns and not each.made]
     baseline = next((name for name in labels_only if name not in run.teachers), "")
@@ -80,7 +80,7 @@ def show(folder: epath.Path, results: dict) -> None:
 
 
 def write_overview(stage: str, params: Params, path: epath.Path) -> None:
-    """Writes a table of all parameters to `path`, and their number to the log."""
+    """Writes a table of all parameters to `path`, and logs their number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + "\n")
     log.info("%s: %s parameters: %s", stage, f"{count(params):,}", path)
@@ -88,7 +88,7 @@ def write_overview(stage: str, params: Params, path: epath.Path) -> None:
 
 def write_epochs(folder: epath.Path, stage: str) -> None:
     """Writes epochs.json of a stage in the run directory `folder`: its curves, a row for each
-    evaluation. In the first process."""
+    evaluation; only in the first process."""
     if jax.process_index() == 0:
         curves = runs.curves(folder)[stage]
         rows = runs.by_evaluation(curves.training, curves.validation)
@@ -96,8 +96,8 @@ def write_epochs(folder: epath.Path, stage: str) -> None:
 
 
 def speed(folder: epath.Path) -> dict[str, float | None]:
-    """Computes the median of tokens and rows a second, and the share of time that was spent waiting
-    for batches."""
+    """Computes the median of tokens and rows a second, and the share of time spent waiting for
+    batches."""
     found = runs.read_columns(folder / "timing.csv")
     if not found:
         return {"tokens_per_second": None}
@@ -110,13 +110,13 @@ def speed(folder: epath.Path) -> dict[str, float | None]:
 
 
 def together(what: str) -> None:
-    """Waits until all processes are there."""
+    """Waits until all processes have reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 class Compiling:
-    """Seconds that programs took to compile while it is open (a context manager)."""
+    """A context manager that adds up the seconds of compilation inside it."""
 
     seconds = 0.0
 
@@ -133,7 +133,7 @@ class Compiling:
 
 
 class Stopwatch:
-    """Seconds by section; compilation, which happens inside of sections, is taken out of them."""
+    """A stopwatch that adds up seconds by section; compilation counts as a separate section."""
 
     def __init__(self):
         self._began = time.perf_counter()
@@ -142,7 +142,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Counts what happens meanwhile as `name`; sections do not nest."""
+        """Counts the time of the block under `name`; sections do not nest."""
         began, compiled = time.perf_counter(), self._compiling.seconds
         with self._compiling:
             yield
@@ -150,8 +150,8 @@ class Stopwatch:
         self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def report(self) -> dict:
-        """Returns for results.json the seconds since the watch was made, and of each section of
-        them, of which "compiling" is one."""
+        """Returns, for results.json, the seconds since the stopwatch was made, in total and by
+        section, including "compiling"."""
         sections = self._seconds | {"compiling": self._compiling.seconds}
         return {
             "seconds": round(time.perf_counter() - self._began, 1),
@@ -160,8 +160,8 @@ class Stopwatch:
 
 
 def describe_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[str]:
-    """Describes what was read of each split: its size, classes, longest text, and how much does not
-    fit into a row. `data`: see `Task.prepare`."""
+    """Describes each split: its size, classes, longest text, and how much does not fit into a row.
+    `data`: see `Task.prepare`."""
     found = []
     for split, about in data.items():
         sizes = [
@@ -184,8 +184,7 @@ def describe_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[s
 
 
 def describe_stage(stage: Stage) -> str:
-    """Describes what a stage is about to do; and that its learning rate will not leave its warm-up,
-    where that is so."""
+    """Describes a stage before it runs, and warns if all of it is warm-up."""
     terms = ", ".join(stage.program.objective.names)
     teachers = f" from {', '.join(stage.teachers)}" if stage.learns else ""
     epochs = f" ({stage.epochs:g} epochs)" if stage.epochs else ""
@@ -202,7 +201,7 @@ def describe_stage(stage: Stage) -> str:
 
 
 def describe_end(stage: Stage, fitted: Fit) -> list[str]:
-    """Tells why a stage ended before its last step, and how much of its schedule was left."""
+    """Explains why a stage ended before its last step, and how much of its schedule was left."""
     ended, rate = fitted.steps, stage.schedules.learning_rate
     if ended >= stage.steps:
         return []
@@ -220,11 +219,11 @@ def describe_end(stage: Stage, fitted: Fit) -> list[str]:
 def remarks(
     stages: Mapping[str, Mapping[str, Any]], task: Task, roles: Mapping[str, str]
 ) -> list[str]:
-    """Finds reported figures from which nothing follows.
+    """Warns about reported metrics that mean nothing, such as a teacher no better than chance.
 
     Args:
-        stages: figures by stage.
-        task: says which figure selects, and how many classes or tokens there are to choose from.
+        stages: metrics by stage.
+        task: the task, for its primary metric and its number of classes or tokens.
         roles: the names of the stages "teacher", "baseline" and "student", "" for none.
     """
     classes = 0
@@ -250,7 +249,7 @@ def remarks(
 
 
 def _guesses(name: str, figures: Mapping[str, Any], classes: int) -> list[str]:
-    """Finds a model that does no better than a guess that looks at nothing."""
+    """Warns about a model that is no better than guessing without reading the input."""
     loss, confusion = figures.get("loss"), figures.get("confusion")
     if classes > 1 and loss is not None and loss >= UNIFORM * math.log(classes):
         return [

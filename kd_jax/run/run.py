@@ -1,8 +1,7 @@
-"""A run: its mesh, types, models, tokenizers, tasks and stages, built top-down and each once.
+"""Builds a run: its mesh, types, models, tokenizers, tasks and stages, top-down and each once.
 
-Building finds the mistakes that can be found before any long work. What differs between language
-modelling and fine-tuning comes from the task (tasks/task.py), what differs between stages from
-their kinds (kd_jax/stages).
+Building finds mistakes before any long work. Differences between language modelling and fine-tuning
+are in the task (tasks/task.py), differences between stages in their kinds (kd_jax/stages).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ NOMINAL_STEPS = 100_000  # of a stage whose length depends on data that is not r
 
 @dataclasses.dataclass
 class Run:
-    """Everything that the stages of a run share."""
+    """A run: everything that its stages share."""
 
     config: ConfigDict
     folder: epath.Path | None  # None: all is abstract, without data, weights or network
@@ -51,40 +50,40 @@ class Run:
 
     @property
     def principal(self) -> Stage:
-        """The stage that the run is about: what is planned, and exported."""
+        """Returns the main stage of the run, which is planned and exported."""
         return next((stage for stage in self.stages if stage.principal), self.stages[-1])
 
     @property
     def task(self) -> Task:
-        """The task of the last stage's model."""
+        """Returns the task, with the tokenizer of the last stage's model."""
         return self.tasks.get(self.settings[-1].model, self.tasks["teacher"])
 
     @property
     def split(self) -> str:
-        """The split that the run reports."""
+        """Names the split on which the run reports metrics."""
         return "test" if self.task.data["test"] else "validation"
 
     @property
     def chunk(self) -> int:
-        """Rows of logits over a vocabulary that exist at a time; 0: a number that fits."""
+        """Returns the rows of a chunk of logits over a vocabulary; 0: chosen automatically."""
         return self.config.get("vocab_chunk", 0)
 
     @property
     def trained(self) -> set[str]:
-        """The names of the models that stages train."""
+        """Names the models that stages train."""
         return {each.model for each in self.settings}
 
     @property
     def processes(self) -> dict[str, int]:
-        """This process, and how many there are."""
+        """Returns this process's index and the number of processes."""
         return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def stage(self, name: str) -> Stage | None:
-        """Finds the stage of that name; None for none."""
+        """Finds a stage by its name; None if there is none."""
         return next((stage for stage in self.stages if stage.name == name), None)
 
     def ready(self, name: str, parameters: Parameters) -> Stage:
-        """Finds the stage of that name, after measuring what its model depends on."""
+        """Finds a stage by its name, after measuring the importance that its model depends on."""
         if measure := self.stage(name).measure_first:
             measure(parameters)
             self.make_stages()
@@ -95,7 +94,7 @@ class Run:
         return models.section_of(self.config, model)
 
     def order(self, model: str) -> tuple[int, ...] | None:
-        """Finds where each of the task's classes stands among a model's; None where they agree."""
+        """Finds the index of each of the task's classes among a model's; None if orders agree."""
         described, task = self.models[model], self.tasks[model]
         if self.folder is None or not task.labels or task.regression:
             return None
@@ -105,7 +104,7 @@ class Run:
         return models.class_order(described.name, stated, own, task.labels, where)
 
     def weights(self, teachers: Sequence[str]) -> list[float]:
-        """Reads the shares of teachers in their average; they sum to 1."""
+        """Reads the weights of teachers in their average; they sum to 1."""
         if len(teachers) == 1 and teachers[0] not in self.teachers:
             return [1.0]
         weights = [float(self.section(name).get("weight", 1.0)) for name in teachers]
@@ -114,14 +113,14 @@ class Run:
         return [weight / sum(weights) for weight in weights]
 
     def add(self, name: str, model: Blueprint) -> None:
-        """Adds a model that a stage makes of the teacher, with whose tokenizer it reads."""
+        """Adds a model that a stage makes from the teacher; it uses the teacher's tokenizer."""
         self.models[name], self.tasks[name] = self.labelled(model), self.tasks["teacher"]
         self.made.add(name)
         if self.tokenizers:
             self.tokenizers[name] = self.tokenizers["teacher"]
 
     def labelled(self, model: Blueprint) -> Blueprint:
-        """Describes a model with the task's classes, in their order."""
+        """Returns a model's description with the task's classes, in the task's order."""
         task = self.tasks["teacher"]
         if not task.labels or (self.folder is None and task.labels_in_data):
             return model
@@ -129,7 +128,7 @@ class Run:
         return dataclasses.replace(model, config=own)
 
     def original(self, parameters: Parameters) -> Params:
-        """Takes the teacher's parameters for a model that is made of it: its classes come in the
+        """Returns the teacher's parameters for a model that is made from it, with classes in the
         task's order."""
         params, order = parameters["teacher"], self.order("teacher")
         if order is None:
@@ -138,13 +137,13 @@ class Run:
         return params | {"head": params["head"] | {"classifier": classifier}}
 
     def make_stages(self) -> None:
-        """Makes the stages, perhaps again where their models depend on what was measured."""
+        """Makes the stages; again after a measurement that their models depend on."""
         self.settings = [self._timed(each) for each in self.settings]
         self.stages = [kind_of(each.kind).make(self, each.name, each) for each in self.settings]
 
     def changed(self, config: ConfigDict, folder: epath.Path) -> Run:
-        """Makes a run of the same models and data under a config that differs in numbers of the
-        training only."""
+        """Makes a run with the same models and data from a config that differs only in numbers of
+        the training."""
         defaults.check(config)
         settings = read(config, self.teachers)
         other = dataclasses.replace(
@@ -155,7 +154,7 @@ class Run:
         return other
 
     def _timed(self, settings: Settings) -> Settings:
-        """Turns epochs into steps in the settings of a stage."""
+        """Converts epochs to steps in the settings of a stage."""
         if settings.steps > 0:
             return settings
         if "epochs" not in self.config:
@@ -179,12 +178,12 @@ def build(
     """Builds the run of a config.
 
     Args:
-        config: of a training recipe.
-        folder: the run directory; without one everything stays abstract.
-        devices: to plan for; this process's own by default.
-        platform: likewise.
+        config: the config of a training recipe.
+        folder: the run directory; None: everything stays abstract.
+        devices: the devices to plan for; by default this process's.
+        platform: the platform to plan for; by default this process's.
 
-    Raises UserError for what is wrong with the config, the models and their tokenizers.
+    Raises UserError for mistakes in the config, the models or their tokenizers.
     """
     defaults.check(config)
     teachers = models.names_of_teachers(config)

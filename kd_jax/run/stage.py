@@ -1,7 +1,7 @@
-"""A stage of a run: one model trained once, in one or more phases.
+"""Defines a stage of a run: one model trained once, in one or more phases.
 
-A kind of stage is a module kd_jax/stages/KIND.py with `make(run, name, settings) -> Stage`; what
-differs between kinds are the fields of `Stage`. Nothing here or in kd_jax/recipes knows them.
+A kind of stage is a module kd_jax/stages/KIND.py with `make(run, name, settings) -> Stage`; kinds
+differ only in the fields of `Stage`. Nothing here or in kd_jax/recipes knows any kind.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Groups = Sequence[tuple[str, optim.Group]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """config.stages.NAME with all defaults: those of the name (kd_jax/config.py), the run's own."""
+    """The settings of a stage: config.stages.NAME, with defaults from kd_jax/config.py."""
 
     name: str
     kind: str
@@ -59,11 +59,11 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """The steps (start, end] of a stage, in which the model keeps its shape.
+    """A phase of a stage: the steps (start, end], in which the model keeps its shape.
 
-    The phases of a stage share one directory: a checkpoint's step tells its phase. A phase ends
-    with a checkpoint, and the next one's first state is a function of that checkpoint alone, so a
-    run that was killed between them makes it again, bit for bit.
+    The phases of a stage share one directory: a checkpoint's step determines its phase. A phase
+    ends with a checkpoint, and the next one's first state is a function of that checkpoint alone,
+    so a run that was killed in between makes the same state again, bit for bit.
     """
 
     start: int
@@ -75,7 +75,7 @@ class Phase:
 
 
 class StepInputs(NamedTuple):
-    """Describes what a step of a stage is called with besides its state, as shapes."""
+    """The shapes of a step's arguments: teacher and batch; and the models whose FLOPs count."""
 
     teacher: step.Teacher
     batch: Batch
@@ -83,7 +83,7 @@ class StepInputs(NamedTuple):
 
 
 def with_teacher(run: Run, stage: Stage) -> StepInputs:
-    """Describes a step with the run's teacher in it, or with its logits from disk."""
+    """Describes the inputs of a step with the run's teacher, or with its stored logits."""
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
@@ -94,20 +94,20 @@ def with_teacher(run: Run, stage: Stage) -> StepInputs:
 def last_phase(
     run: Run, stage: Stage, enter: Callable, start: int = 0, check: Callable | None = None
 ) -> Phase:
-    """Makes the last phase of a stage, or its only one; see `Phase` for `enter` and `check`."""
+    """Makes the last, or only, phase of a stage; see `Phase` for `enter` and `check`."""
     shapes = functools.partial(abstract_state, run, stage)
     return Phase(start, stage.steps, shapes, enter, check or shapes)
 
 
 def whole(run: Run, stage: Stage, parameters: Parameters) -> list[Phase]:
-    """Trains a stage in one phase, from what `initial_params` says."""
+    """Makes the single phase of a stage that starts from `initial_params`."""
     create = functools.partial(create_state, run, stage, parameters)
     return [last_phase(run, stage, lambda _: create(), check=lambda: create(abstract=True))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage(Settings):
-    """A stage, ready to be trained: its settings, and what its kind makes of them."""
+    """A stage, ready to be trained: its settings, objective and optimizer."""
 
     teachers: tuple[str, ...]  # models that it learns from; hidden states are those of the first
     learns: bool  # from its teachers; otherwise from labels alone, and is compared with them
@@ -128,15 +128,15 @@ class Stage(Settings):
     swaps: Sequence[Mapping[str, Any]] = ()  # what happens to its model on the way, for people
 
     def phases(self, run: Run, parameters: Parameters) -> Sequence[Phase]:
-        """Lists the phases of its training."""
+        """Lists the phases of the stage's training."""
         return self.phases_of(run, self, parameters)
 
 
 def read(config: ConfigDict, teachers: Sequence[str]) -> list[Settings]:
-    """Reads `config.stages`, in the order in which they can run: teachers first, then an assistant,
-    a stage after the one that it goes on from; otherwise as in kd_jax/config.py, others last.
+    """Reads `config.stages` in an order in which they can run: teachers first, then an assistant, a
+    stage after the one that it continues; otherwise as in kd_jax/config.py, then other names.
 
-    Raises UserError on unknown names, kinds and keys.
+    Raises UserError for unknown names, kinds and keys.
     """
     known = dict.fromkeys(teachers, {}) | defaults.STAGES
     known |= {name: {"model": name, "objective": ""} for name in teachers}
@@ -170,7 +170,7 @@ def _possible(config: ConfigDict, section: Mapping[str, Any]) -> bool:
 
 
 def kind_of(name: str) -> Any:
-    """Loads the module of a kind of stage."""
+    """Loads the module of a kind of stage by its name."""
     return plugins.load("stages", name, "make")
 
 
@@ -204,8 +204,8 @@ def make(
     replacement: loop.Replacement | None = None,
     **fields: Any,
 ) -> Stage:
-    """Makes a stage of these settings, whose objective is built here. `table`: where parameters
-    lie; `replacement`: what is drawn at every step; `fields`: those in which its kind differs."""
+    """Makes a stage from its settings, and builds its objective. `table`: sharding of parameters;
+    `replacement`: random replacement of blocks; `fields`: further fields, set by its kind."""
     learns = fields.setdefault("learns", bool(settings.objective))
     labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
     objective, coefficients, temperatures = build_objective(
@@ -230,7 +230,7 @@ def make(
 
 
 def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
-    """Returns (init, inputs) of a stage's first parameters, by its section's `init`."""
+    """Returns (init, inputs) that make a stage's first parameters, by its setting `init`."""
     model, section = run.models[stage.model], run.section(stage.model)
     if stage.after:
         return (lambda params: params), parameters[stage.model]
@@ -255,7 +255,7 @@ def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
 
 
 def create_state(run: Run, stage: Stage, params: Parameters, abstract: bool = False) -> TrainState:
-    """Makes the stage's state before its first step; or its shapes, after all checks."""
+    """Makes a stage's state before its first step, after all checks; or only its shapes."""
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     init, inputs = initial_params(run, stage, params, key)
     if abstract:
@@ -273,8 +273,8 @@ def first_state(
     groups: Groups | None = None,
     graphdef: nnx.GraphDef | None = None,
 ) -> TrainState:
-    """Makes a state at step 0, of the parameters that `init` makes of `inputs`; abstract where they
-    are. `model`, `groups` and `graphdef`: where they are not those that the stage ends with."""
+    """Makes a state at step 0 with the parameters `init(inputs)`; abstract if `inputs` are.
+    `model`, `groups` and `graphdef`: if they differ from those at the end of the stage."""
     model = model or run.models[stage.model]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
     objective, teacher = stage.program.objective, run.models[stage.teachers[0]]
@@ -290,7 +290,7 @@ def first_state(
 
 
 def abstract_state(run: Run, stage: Stage) -> TrainState:
-    """Describes the shapes of a stage's last state, wherever its parameters come from."""
+    """Describes a stage's last state by shapes and types; loads no parameters."""
     return first_state(run, stage, run.models[stage.model].abstract().params)
 
 
@@ -318,7 +318,7 @@ def train(
 ) -> loop.Fit:
     """Trains a stage through all of its phases, from its latest checkpoint if there is one.
 
-    Only checkpoints of the last phase are candidates for the best, by `selection`. The other
+    Only checkpoints of the last phase are candidates for the best one, by `selection`. The other
     arguments are those of `loop.fit`.
     """
     config = run.config

@@ -1,4 +1,4 @@
-"""Loads a model to evaluate: a checkpoint, or the model that a stage of a finished run trained."""
+"""Loads a model to evaluate: a checkpoint, or the trained model of a finished run's stage."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ class Subject:
 
     @functools.cached_property
     def params(self) -> Params:
-        """The parameters, on the host or laid out for training; read when they are asked for, so
-        that mistakes are found before."""
+        """Reads the parameters, to the host or sharded as for training; only when first used, so
+        that other mistakes are found before."""
         return self.load()
 
     def model(self, mesh: Mesh, frozen: bool = False) -> Model:
-        """The model with its parameters on every device; `frozen`: in its operand type, as a
-        teacher."""
+        """Returns the model with its parameters on every device; `frozen`: cast to operand types,
+        like a teacher."""
         policy = self.described.policy
         kept = blueprint.stored(self.params, policy) if frozen else self.params
         return laid_out(Model(kept, self.described.abstract().graphdef), mesh)
 
     def report(self, found: Report) -> Report:
-        """A report of the model: what it is, what was found, and what it and finding it cost."""
+        """Makes a report: the model's description, the metrics `found`, its size, the machine and
+        the time taken."""
         return {
             **self.stated,
             **found,
@@ -65,8 +66,8 @@ class Subject:
 def of_checkpoint(
     model: str, revision: str | None, head: str, precision: str | None, flag: str = "--model"
 ) -> Subject:
-    """Describes the HF checkpoint of a folder or hub id, with its own tokenizer, in fp32 by
-    default; `flag` names it, for messages."""
+    """Opens the HF checkpoint of a folder or hub id with its tokenizer, by default in fp32; `flag`
+    names it in messages."""
     began, precision = time.perf_counter(), precision or "fp32"
     policy = policy_for(precision, jax.default_backend())
     section = ConfigDict({"model": model, "revision": revision or "", "architecture": {}})
@@ -78,7 +79,7 @@ def of_checkpoint(
 
 
 def of_run(run: Run, name: str) -> Subject:
-    """Describes the best checkpoint of a stage of a run, or a teacher that no stage trained."""
+    """Opens the best checkpoint of a run's stage, or a teacher that no stage trained."""
     began = time.perf_counter()
     stage = run.stage(name)
     model = name if stage is None else stage.model
@@ -93,8 +94,8 @@ def of_run(run: Run, name: str) -> Subject:
 
 
 def for_these_devices(config: Mapping, batch_size: int, precision: str | None) -> ConfigDict:
-    """The config of a finished run, in which what concerns training alone fits any number of
-    devices; batches of `batch_size` rows."""
+    """Changes a finished run's config so that it fits any number of devices: only training
+    settings, with batches of `batch_size` rows."""
     found = ConfigDict(config, type_safe=False)
     found.precision = precision or found.precision
     found.mesh.fsdp = found.accumulate = 1
@@ -105,8 +106,8 @@ def for_these_devices(config: Mapping, batch_size: int, precision: str | None) -
 
 
 def rows(given: int | None, usual: int) -> int:
-    """Chooses the rows of a batch: those that are given, or about as many as usual. Raises
-    UserError where the devices cannot share them."""
+    """Chooses the rows of a batch: `given`, or about `usual`, a multiple of the devices. Raises
+    UserError if the devices do not divide `given`."""
     devices = jax.device_count()
     found = given or -(-usual // devices) * devices
     if found < 1 or found % devices:

@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 
 class TeacherLogits:
-    """The models of a run, frozen, and their logits over its splits."""
+    """The frozen models of a run, and their logits over its splits."""
 
     def __init__(self, run: Run, given: dict[str, Params]):
-        """`given`: parameters by model, which may come later than this but before their use."""
+        """Stores `given`, parameters by model; entries may be added later, before their use."""
         self._run, self.given = run, given
         self._rows: dict[tuple[str, str], list[np.ndarray | None]] = {}
         # As a teacher, on the mesh.
@@ -48,8 +48,8 @@ class TeacherLogits:
         self.text: dict[tuple, Any] = {}  # stores of training text, by what decides on it
 
     def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
-        """Returns the model's logits of every row, (C,) in the task's order of classes or (2,
-        length). With `ids_N`, of those rows only: others may be None."""
+        """Returns a model's logits of every row of a split, (C,) in the task's order of classes or
+        (2, length). With `ids_N`, only of those rows: others may be None."""
         rows = self._run.tasks[name].rows(split)
         found = self._rows.setdefault((name, split), [None] * len(rows))
         asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
@@ -111,7 +111,10 @@ class TeacherLogits:
 
 
 def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[Teacher | None, Any]:
-    """Returns the teacher of a stage, None where it has none, and the batches it goes with."""
+    """Returns the teacher of a stage, or None, and the stage's batches with the teacher's inputs.
+
+    Teachers run in the step, or their logits are read from disk.
+    """
     task, names = run.tasks[this.model], ", ".join(this.teachers)
     stream = task.train(this.batch_size, run.config.seed, **run.processes)
     if not this.learns:
@@ -133,9 +136,9 @@ def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[T
 
 
 def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
-    """Returns the logits of a stage's teachers, together, of all training rows that it will see,
-    those of text as (text, store) on disk; computes what is missing. None where the stage has no
-    teachers, or has them in the step."""
+    """Returns the averaged logits of a stage's teachers for all training rows that it will see; for
+    text, as (text, store) on disk. Computes missing ones. None if the stage has no teachers, or
+    runs them in the step."""
     task = run.tasks[this.model]
     if not task.of_examples:
         return _text(run, this, logits) if text_logits.are_kept(run, this) else None
@@ -175,8 +178,8 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any
 
 
 def check(run: Run, this: Stage) -> None:
-    """Raises UserError where a stage cannot learn from its teachers in the way that is asked for:
-    all of their weights are 0, they read other tokens, or more than logits is wanted from disk."""
+    """Raises UserError if a stage cannot learn from its teachers: all of their weights are 0, they
+    read other tokens, or a term needs more than stored logits."""
     if run.task.of_examples:
         if cache_settings(run)["logits"]:
             raise UserError("config.cache.logits is for language models; set config.cache.max_gb")
@@ -188,8 +191,8 @@ def check(run: Run, this: Stage) -> None:
 
 
 def check_tokens(run: Run, this: Stage) -> None:
-    """Raises UserError where a teacher that is compared token by token reads the examples in other
-    tokens."""
+    """Raises UserError if a teacher that is compared token by token tokenizes the examples
+    differently."""
     if run.head != "span" and not this.program.objective.needs_teacher_states:
         return
     what = "its loss" if run.head == "span" else "a loss on hidden states or attention"
@@ -221,8 +224,8 @@ def attach(rows: list, spans: bool, classes: int) -> Callable[[Batch], Batch]:
 def _online(
     run: Run, this: Stage, logits: TeacherLogits, stream: BucketStream
 ) -> tuple[Teacher, BucketStream]:
-    """Returns teachers in the step, and batches with the rows of those that read other tokens, or
-    token types."""
+    """Returns teachers that run in the step, and batches with the inputs of teachers whose tokens
+    or token types differ."""
     names = this.teachers
     ours = run.tasks[this.model].rows("train")
     theirs = {name: run.tasks[name].rows("train") for name in names}
@@ -264,14 +267,14 @@ def _same_tokens(ours: Encoded, theirs: Encoded) -> bool:
 
 
 def _same_types(ours: Encoded, theirs: Encoded) -> bool:
-    """Tells whether equal tokens have equal types; where the tokenizer gives none they are 0."""
+    """Tells whether two encodings have equal token types; without any they are 0."""
     zeros_F = np.zeros_like(ours.tokens_F)
     types = [zeros_F if rows.types_F is None else rows.types_F for rows in (ours, theirs)]
     return np.array_equal(*types)
 
 
 def given_params(run: Run, name: str) -> Params:
-    """Loads, or draws, the parameters of a model that no stage trains."""
+    """Loads, or draws at random, the parameters of a model that no stage trains."""
     model = run.models[name]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     if model.folder is None:
@@ -287,7 +290,7 @@ def given_teachers(run: Run) -> dict[str, Params]:
 
 
 def frozen(run: Run, name: str, params: Params) -> Model:
-    """Makes a teacher of a model: in its operand type, laid out on the mesh."""
+    """Makes a teacher: casts a model's parameters to operand types, and puts them on the mesh."""
     return on_mesh(run, name, blueprint.stored(params, run.policy))
 
 
@@ -297,7 +300,7 @@ def on_mesh(run: Run, name: str, params: Params) -> Model:
 
 
 def laid_out(model: Model, mesh: Mesh) -> Model:
-    """Lays a model's parameters, which may lie anywhere, out on a mesh."""
+    """Puts a model's parameters, from the host or any devices, on a mesh."""
     specs = sharding.param_specs(family.PARTITION, model.params, mesh)
     placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
     return model.replace(params=placed)

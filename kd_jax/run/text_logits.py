@@ -1,8 +1,8 @@
-"""Logits of training text on disk: a teacher's, or the mean of an ensemble's members'.
+"""Computes and stores logits of training text: a teacher's, or the mean of an ensemble's members.
 
-They are computed once for the rows that will be read, kept (teachers/store.py), and found again by
-content: by the next epoch, another seed, another run. To add a member to a mean is one pass over
-the rows, which reads the mean of those before it.
+They are computed once for the rows that will be read, stored (teachers/store.py), and found again
+by content: in the next epoch, with another seed, in another run. Adding a member to a mean takes
+one pass over the rows, which reads the stored mean of the members before it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SAMPLE = 1000  # tokens on which the largest logits are compared with all of the
 
 
 class TextLogits:
-    """Logits of the rows that the first batches of a stream hold."""
+    """The stored logits of the rows in the first batches of a stream."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class TextLogits:
     def of(
         self, name: str, models: Sequence[Model], others: Sequence[LogitStore] = ()
     ) -> LogitStore:
-        """Returns the store with the logits of every row, of the mean of models that are all as
-        run.models[name]; computes those that are missing.
+        """Returns the store with every row's logits of the mean of models that have the shape of
+        run.models[name]; computes missing ones.
 
-        Models of an earlier call come first in every later one. What `others` hold stays on disk.
-        Raises UserError where they do not fit, or are not finite.
+        Models of an earlier call come first in every later one. Entries of `others` stay on disk.
+        Raises UserError if logits do not fit on disk, or are not finite.
         """
         run, known = self._run, self._identities.setdefault(name, [])
         known += [identity_of(run, name, model.params) for model in models[len(known) :]]
@@ -119,7 +119,7 @@ class TextLogits:
         return stores[-1]
 
     def attach(self, batch: Batch, stores: Mapping[str, LogitStore]) -> Batch:
-        """Gives a batch (of NumPy arrays) the logits of its rows; zeros where none are wanted."""
+        """Adds the stored logits of its rows to a batch of NumPy arrays; zeros where not stored."""
         seen, found = self._seen(batch), {}
         rows = [*_rows(seen)]
         for name, store in stores.items():
@@ -138,13 +138,13 @@ class TextLogits:
         return map(self._seen, itertools.islice(self._stream.batches(), self._steps))
 
     def _seen(self, batch: Batch) -> Batch:
-        """Gives a batch a weight wherever logits are wanted, and nowhere else."""
+        """Sets a batch's weights to 1 wherever logits are stored, and 0 elsewhere."""
         if not self._everywhere:
             return batch
         return batch.replace(positions_BP=None, labels=batch.tokens_BT, weights=batch.mask_BT)
 
     def _missing(self, store: LogitStore) -> list[bytes]:
-        """Finds the rows that are not in the store of every process."""
+        """Finds the rows that are missing from the store of any process."""
         missing_N = np.array([row is None for row in store.read([*self._tokens])], bool)
         if jax.process_count() > 1:
             missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
@@ -153,7 +153,7 @@ class TextLogits:
     def _computed(
         self, model: Model, n: int, before: Sequence[LogitStore], missing: set[bytes], who: str
     ) -> Iterator[StoredLogits]:
-        """Computes the logits of rows, those of a model added to the mean of the n before it."""
+        """Computes logits of rows: a model's, averaged with the stored mean of the n before it."""
         others, rows = dict(zip([OTHERS], before, strict=False)), len(missing)
 
         def results() -> Iterator[tuple[Batch, list[int], StoredLogits]]:
@@ -211,12 +211,12 @@ class TextLogits:
 
 
 def size_of(tokens: int, k: int, vocab_size: int) -> int:
-    """Counts the bytes that k logits of each token take on disk."""
+    """Computes the bytes on disk of k logits of each token."""
     return 4 * tokens * (k if k == vocab_size else 2 * k + 1)
 
 
 def identity_of(run: Run, name: str, params: Params) -> str:
-    """Names a model of the run by all that its logits depend on, for `LogitStore`."""
+    """Names a model of the run, for `LogitStore`, by everything that its logits depend on."""
     model = run.models[name]
     shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
     about = (model.family.name, shape, model.policy, run.head)
@@ -229,7 +229,7 @@ def cache_settings(run: Run) -> dict[str, Any]:
 
 
 def folder(run: Run) -> Any:
-    """Finds where logits are kept. Processes that compute text together have a folder each."""
+    """Returns the folder of stored logits; for text, one for each process of a run."""
     root = cache.folder(cache_settings(run)["folder"]) / "teacher_logits"
     if jax.process_count() > 1 and not run.task.of_examples:
         root /= f"process_{jax.process_index()}_of_{jax.process_count()}"
@@ -237,8 +237,8 @@ def folder(run: Run) -> Any:
 
 
 def check_terms(objective: Objective, whose: str) -> None:
-    """Raises UserError where a term reads more of the teacher than its probabilities; `whose`
-    are all that there is, for people."""
+    """Raises UserError if a term reads more of the teacher than its probabilities; `whose` names
+    the logits in the message."""
     if objective.needs_teacher_states:
         names = ", ".join(name for name, _ in objective.state_terms)
         raise UserError(f"config.objective.{names}: {whose} has logits alone; leave it out")
@@ -251,7 +251,7 @@ def check_terms(objective: Objective, whose: str) -> None:
 
 
 def are_kept(run: Run, this: Stage) -> bool:
-    """Tells whether a language model's teacher is read from disk instead of run in the step."""
+    """Tells whether a stage uses stored logits of its teacher instead of running it in the step."""
     return this.learns and not run.task.of_examples and bool(cache_settings(run)["logits"])
 
 
@@ -267,7 +267,7 @@ def top_k(run: Run, this: Stage) -> int:
 
 
 def steps_of_new_rows(run: Run, this: Stage) -> int:
-    """Counts the steps of a stage until its rows come again; masks are drawn in every epoch."""
+    """Counts the steps of a stage before its rows repeat; masks are new in every epoch."""
     if run.task.redraws or run.folder is None:
         return this.steps
     rows = run.task.train(this.batch_size, run.config.seed).size
@@ -275,7 +275,7 @@ def steps_of_new_rows(run: Run, this: Stage) -> int:
 
 
 def described(run: Run, this: Stage, batch: Batch) -> tuple[Stored, Batch]:
-    """Describes a teacher that is read from disk, and an abstract batch with its logits."""
+    """Describes a teacher with stored logits, and adds their shapes to an abstract batch."""
     size, everywhere = vocab_size(run, this), this.program.objective.everywhere
     shape = (batch.tokens_BT if everywhere else batch.labels).shape
     logits = abstract(shape, top_k(run, this), size)
@@ -283,7 +283,7 @@ def described(run: Run, this: Stage, batch: Batch) -> tuple[Stored, Batch]:
 
 
 def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> StoredLogits:
-    """Makes k logits of 0 at each of (B, P) places; `xp` is numpy or jax.numpy."""
+    """Makes stored logits of zeros, k at each of (B, P) places; `xp` is numpy or jax.numpy."""
     values_BPK = xp.zeros((*shape, k), xp.float32)
     if k == vocab_size:
         return StoredLogits(values_BPK)
@@ -293,13 +293,13 @@ def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> Stor
 
 
 def abstract(shape: tuple[int, int], k: int, vocab_size: int) -> StoredLogits:
-    """Describes k logits at each of (B, P) places."""
+    """Describes the shapes of k stored logits at each of (B, P) places."""
     return jax.eval_shape(lambda: blank(shape, k, vocab_size, jnp))
 
 
 def _rows(batch: Batch) -> Iterator[tuple[int, bytes]]:
-    """Gives the number of each row that fills no batch up, and a hash (16 bytes) of what a model
-    reads of it and of where its logits are kept."""
+    """Yields the index of each row, except those that fill a batch up, and a hash (16 bytes) of its
+    model input and of the positions whose logits are stored."""
     read = batch.tokens_BT, batch.mask_BT, batch.types_BT, batch.positions_BP, batch.segments_BT
     arrays = [x for x in (*read, batch.weights > 0) if x is not None]
     for b in np.flatnonzero(batch.ids_B >= 0):
@@ -308,7 +308,7 @@ def _rows(batch: Batch) -> Iterator[tuple[int, bytes]]:
 
 
 def _to_host(tree: Any) -> Any:
-    """Gathers whole NumPy arrays, of all processes' rows."""
+    """Gathers all processes' rows of arrays as NumPy arrays."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.asarray, jax.device_get(tree))

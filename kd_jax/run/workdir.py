@@ -1,4 +1,4 @@
-"""The run directory: it describes itself, and is entered again by the same command."""
+"""Manages the run directory, which describes its run and is continued by the same command."""
 
 from __future__ import annotations
 
@@ -43,20 +43,19 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tra
 
 
 def resolved(config: ConfigDict) -> dict:
-    """Turns a config into plain JSON values."""
+    """Converts a config to plain JSON values."""
     return json.loads(config.to_json())
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Computes eight hex digits of the resolved config, as earlier versions would have written
-    it."""
+    """Computes eight hex digits, a hash of the resolved config as earlier versions wrote it."""
     text = json.dumps(defaults.reduce(resolved(config)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass
 class RunDirectory:
-    """A run directory that this process has entered: a context in which nobody else may."""
+    """A run directory that this process has locked; a context manager."""
 
     folder: epath.Path
     name: str  # of configs/NAME.py
@@ -78,10 +77,10 @@ class RunDirectory:
         self.lock.release()
 
     def begin(self, run: Run, data: dict) -> None:
-        """Writes down what the run is made of, when all checks are passed; with each start, its
-        command, commit, versions and machine. Logs the programs that it runs.
+        """Records the run's data, models and tokenizers once all checks have passed; and for each
+        start the command, commit, versions and machine. Logs the programs that it runs.
 
-        Raises UserError where data, teachers or tokenizers are not those that it began with.
+        Raises UserError if data, teachers or tokenizers changed since the run began.
         """
         path = self.folder / "manifest.json"
         try:
@@ -122,8 +121,8 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def listening(self, config: ConfigDict) -> Iterator[tuple[records.Listener, ...]]:
-        """Yields what is told of every row: the listeners, and W&B where config.wandb names a
-        project. The first process has them alone."""
+        """Yields the functions to call with every recorded row: the listeners, and W&B if
+        config.wandb names a project; only in the first process."""
         if not config.wandb or jax.process_index() > 0:
             yield self.listeners
             return
@@ -144,7 +143,7 @@ class RunDirectory:
         raise UserError(f"{self.folder} was begun with other {', '.join(changed)}; {advice}")
 
     def about(self, run: Run, data: dict) -> dict[str, Any]:
-        """Returns what results.json tells of the run, its models and data, whose figures it has."""
+        """Returns the description of the run, its models and data for results.json."""
         config = run.config
         found = {
             "config": self.name,
@@ -169,10 +168,10 @@ def enter(
     listeners: Sequence[records.Listener] = (),
     command: str = "",
 ) -> RunDirectory:
-    """Enters the directory of this run: `workdir`, or runs/NAME-HASH of the config. Prints it.
+    """Makes, locks and prints the run directory: `workdir`, or runs/NAME-HASH of the config.
 
-    Raises UserError where another process is at work there, where it cannot be a folder, and where
-    steps of another config were trained there, naming the keys that differ.
+    Raises UserError if another process uses it, if it cannot be a folder, and if another config was
+    trained there, naming the keys that differ.
     """
     folder = epath.Path(workdir or f"runs/{name}-{config_hash(config)}")
     first = jax.process_index() == 0
@@ -193,8 +192,8 @@ def enter(
 
 
 def _same_config(folder: epath.Path, config: ConfigDict) -> None:
-    """Raises UserError where `folder` holds the steps of another config. Where it holds no steps,
-    what was left by another config, or before any check was passed, is set aside."""
+    """Raises UserError if another config was trained in `folder`. If nothing was trained there, the
+    files of another config, or of a start that failed its checks, are moved aside."""
     path, wrong = folder / CONFIG, None
     try:
         now = resolved(config)
@@ -221,7 +220,7 @@ def _same_config(folder: epath.Path, config: ConfigDict) -> None:
 
 
 def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
-    """Writes a lost config.json anew, where the manifest knows that it was this one."""
+    """Writes a lost config.json again, if the manifest shows that it was the same config."""
     record, wrong = path.parent / "manifest.json", wrong or f"{path} is missing"
     there = storage.read_json(record) if record.exists() else {}
     if there.get("config_hash") != config_hash(config):
@@ -234,7 +233,7 @@ def _restore(path: epath.Path, wrong: str | None, config: ConfigDict) -> None:
 
 
 def _trained(folder: epath.Path) -> bool:
-    """Tells whether steps were trained in a run directory."""
+    """Tells whether any step was trained in a run directory."""
     stages = [stage for depth in ("*", "*/*/*") for stage in folder.glob(depth)]  # of trials too
     return (folder / "results.json").exists() or any(
         any((stage / "checkpoints").glob("*"))
@@ -244,7 +243,7 @@ def _trained(folder: epath.Path) -> bool:
 
 
 def _clear(folder: epath.Path) -> None:
-    """Sets aside the files of starts that trained nothing; other files stay."""
+    """Moves aside the files of starts that trained nothing; other files stay."""
     if jax.process_index() > 0 or not folder.exists():
         return
     left = [folder / "tokenizer"] if (folder / "tokenizer" / TRAINED_HERE).exists() else []
@@ -283,8 +282,8 @@ def machine() -> dict:
 
 
 def programs(run: Run) -> list[str]:
-    """Describes the devices, the programs of a run and the shapes that they are compiled for, as
-    lines."""
+    """Describes in lines the devices, the programs of a run, and the shapes that they are compiled
+    for."""
     kind = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     attention = run.policy.attention
     attention += "" if attention == "explicit" else ", explicit where it has dropout"
@@ -302,7 +301,7 @@ def _shape(batch: Batch) -> str:
 
 @functools.cache
 def commit() -> str:
-    """Finds the project's git commit, with "+" behind it where files differ; "" for none."""
+    """Finds the git commit of kd_jax, with "+" behind it if files differ; "" outside of git."""
     folder = epath.Path(__file__).parent
     git = ["git", "-C", os.fspath(folder)]
     try:

@@ -1,1 +1,2 @@
-"""Kinds of stages: `make(run, name, settings)` of the module that config.stages.NAME.kind names."""
+"""Defines kinds of stages: the module named by config.stages.NAME.kind has `make(run, name,
+settings)`."""

@@ -1,8 +1,8 @@
-"""Trains a model of the config from its first step to its last: teacher, baseline, student ...
+"""Trains a model of the config that does not change during training: teacher, baseline, student ...
 
-A student learns from the assistant where a stage trains one, and otherwise from the teachers. Where
-the config has a section `substitution` and none of the student's shape, the student is the model
-that substitution ends with.
+A student learns from the assistant if a stage trains one, and otherwise from the teachers. If the
+config has a section `substitution` and does not describe the student's architecture, the student is
+the model that substitution ends with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kd_jax.stages import substitute
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """Makes the stage of these settings."""
+    """Makes a stage that trains one model of the config."""
     own = settings.model == "student"
     if own and substitute.shapes_student(run):
         return substitute.make_student(run, settings)

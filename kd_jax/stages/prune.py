@@ -1,7 +1,7 @@
-"""Prunes a model by L1 norms (kd_jax/models/compact.py), once, and fine-tunes what is left.
+"""Prunes the teacher once by L1 norms (kd_jax/models/compact.py), and fine-tunes the pruned model.
 
-The least important heads and FFN columns go. The figures of the pruned model before any fine-tuning
-are those of `one_shot`.
+The least important heads and FFN columns are removed. The metrics of the pruned model before any
+fine-tuning are reported as `one_shot`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _describe(run: Run, name: str, blocks: Sequence[model_config.BlockShape]) ->
 
 
 def pruned(run: Run, name: str, parameters: Parameters) -> Params:
-    """Prunes the teacher's parameters, on the host, and writes down what shapes are left."""
+    """Prunes the teacher's parameters on the host, and writes the resulting shapes to a file."""
     params, blocks = _pruned(run, sharding.to_host(run.original(parameters)))
     _describe(run, name, blocks)
     if jax.process_index() == 0:

@@ -1,7 +1,7 @@
 """One round of a sequential ensemble, the stage that kd_jax/recipes/ensemble.py repeats: train a
 student, measure it, let it join.
 
-config.ensemble says what its members and their mean are.
+config.ensemble describes the members and their mean.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def _kept(run: Run, tokens: float) -> int:
-    """Returns how many logits of a token are kept: all where those of a teacher, a mean and the
-    next mean fit, else config.ensemble.top_k."""
+    """Chooses how many logits of a token are stored: all if those of the teacher, a mean and the
+    next mean fit on disk, else config.ensemble.top_k."""
     size = vocab_size(run, run.principal)
     whole = 3 * text_logits.size_of(tokens, size, size)
     fits = whole <= 1e9 * text_logits.cache_settings(run)["max_gb"]
@@ -130,7 +130,7 @@ def _step_inputs(run: Run, this: Stage) -> StepInputs:
 
 
 class Rounds:
-    """Trains the rounds of a run, or what is left of them."""
+    """The rounds of an ensemble's run; each is trained, or continued, by `run`."""
 
     def __init__(self, run: Run, teacher: Params, listeners: Sequence[Listener]) -> None:
         self._run, self._listeners = run, listeners
@@ -286,8 +286,8 @@ def _apart(figures: Figures) -> tuple[Figures, Figures]:
 
 
 def learned_weights(run: Run, teacher: Model, members: Sequence[Params]) -> list[float]:
-    """Learns the members' weights, which sum to 1: the softmax of what minimizes KL(teacher ||
-    mean) on the validation split, from equal ones. On one device."""
+    """Learns the members' weights, which sum to 1, by minimizing KL(teacher || mean) on the
+    validation split, starting from equal weights. Runs on one device."""
     device = run.mesh.local_devices[0]
     stacked = ensemble.stack(map(sharding.to_host, members), run.policy)
     rows = run.task.held_out("validation", run.config.eval.batch_size)
@@ -320,7 +320,7 @@ def _slope(
     space: str,
     policy: Policy,
 ) -> Array:
-    """Computes the gradient of a batch's mean KL a token by the weights' logits, (E,)."""
+    """Computes the gradient of a batch's mean KL with respect to the weights' logits, (E,)."""
     theirs = head_of(teacher(batch)).cut(size)
     weights_N = batch.weights.reshape(-1)
 

@@ -1,9 +1,9 @@
 """Replaces blocks of the teacher by compact ones, a few at a time, while the model trains.
 
-The stage starts from the teacher's own parameters, so the model that it makes is described by its
-schedule (swaps.py) and not by a section of the config. Each phase begins with a swap, a function of
-the checkpoint before it; where config.substitution.fit_steps says so, the new blocks are fitted to
-those that go before they go in.
+The stage starts from the teacher's parameters, so its final model is described by its schedule
+(swaps.py), not by a section of the config. Each phase begins with a swap, a function of the
+checkpoint before it; with config.substitution.fit_steps, new blocks are first fitted to the blocks
+that they replace.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SECTION = "substitution"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """Makes the stage that makes the teacher smaller, block by block."""
+    """Makes the stage that replaces blocks of the teacher by compact ones."""
     found = swaps.of(run)
     run.add(name, found[-1].model)
     return stage.make(
@@ -64,13 +64,13 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def shapes_student(run: Run) -> bool:
-    """Whether the student has no shape of its own, and so the one that substitution ends with."""
+    """Tells whether the config leaves the student's architecture to substitution."""
     student = run.config.student
     return SECTION in run.config and not (student.model or student.architecture)
 
 
 def make_student(run: Run, settings: Settings) -> Stage:
-    """Makes the stage of an ordinary distillation, of the model that substitution ends with."""
+    """Makes a stage of ordinary distillation into the model that substitution ends with."""
     found = swaps.of(run)
     run.add(settings.model, found[-1].model)
     fields: dict[str, Any] = {"measure_first": swaps.measure_first(run, settings)}
@@ -83,8 +83,8 @@ def make_student(run: Run, settings: Settings) -> Stage:
 
 
 def _table(run: Run, found: list[Swap]) -> list[dict[str, Any]]:
-    """Makes a row for each swap: its steps, the blocks that become compact (None: not known yet
-    which), what is left then."""
+    """Makes a row for each swap: its steps, the blocks that become compact (None: not yet known),
+    and the size of the model after it."""
     whole = count(run.models["teacher"].abstract().params)
     return [
         {
@@ -117,7 +117,7 @@ def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, i
 
 @dataclasses.dataclass(frozen=True)
 class Substituted:
-    """A swap and the steps after it."""
+    """A swap of blocks and the training steps after it, as a phase of the stage."""
 
     run: Run
     stage: Stage
@@ -127,7 +127,7 @@ class Substituted:
 
     @property
     def phase(self) -> Phase:
-        """The phase of its stage."""
+        """Makes the phase of the stage that begins with this swap."""
         return Phase(self.swap.start, self.swap.end, self._abstract, self._enter, self._check)
 
     @property
@@ -173,13 +173,13 @@ class Substituted:
         return found
 
     def _fitted(self, old: Params, params: Params) -> Params:
-        """The parameters after a short regression of the compact blocks to those they replace: mean
-        squared error of what a block writes, over its features and the tokens of training text.
+        """Fits the compact blocks to the blocks that they replace by a short regression: mean
+        squared error of a block's output, over features and tokens of training text.
 
-        It is a `fit` of its own: the student is the model with its new blocks, of which nothing
-        else moves, the teacher the model before the swap. Where several blocks go at once, the
-        upper ones read what the lower new ones write, as they will in training. Its folder, where
-        it goes on if it was killed, stays until the next regression begins.
+        This is a separate `fit`: the student is the model with its new blocks, the only ones that
+        train, the teacher is the model before the swap. If several blocks are replaced at once, the
+        upper ones read the output of the lower new ones, as they will in training. The folder, from
+        which a killed regression continues, stays until the next regression begins.
         """
         run, this, swap, config = self.run, self.stage, self.swap, self.run.config
         folder = run.folder / this.name / "fitted"
@@ -228,7 +228,7 @@ class Substituted:
         return state.continued(before, self._model(params), make, table, mesh)
 
     def _new_blocks(self, old: Params, key: Array) -> Params:
-        """The compact blocks, by layer; can be traced."""
+        """Makes the compact blocks, by layer; can be traced."""
         before, layers = self.swap.before, self.swap.layers
         shape = self.swap.model.config.shape(layers[0])
         init = self.run.config.substitution.init
@@ -237,7 +237,7 @@ class Substituted:
         return {layer: new.params["backbone"]["blocks"][layer] for layer in layers}
 
     def _swapped(self, old: Params) -> Params:
-        """The old parameters with the compact blocks' in place."""
+        """Returns the old parameters with the compact blocks in place."""
         shapes = self.swap.model.abstract().params
         places = sharding.shardings(
             sharding.param_specs(family.PARTITION, shapes, self.run.mesh), self.run.mesh
@@ -249,7 +249,7 @@ class Substituted:
         return old | {"backbone": old["backbone"] | {"blocks": blocks}}
 
     def _note(self, seconds: float, compiling: float) -> None:
-        """A row of swaps.csv, and a line."""
+        """Writes a row of swaps.csv, and logs a line."""
         swap = self.swap
         row = {
             "step": swap.start,

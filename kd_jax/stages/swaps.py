@@ -1,9 +1,9 @@
-"""Plans a substitution: which blocks become compact when, known before anything trains.
+"""Schedules a substitution before training: which blocks become compact, and at which step.
 
 Musaeus and van der Goot 2025, "Iterative Structured Knowledge Distillation" (COLING 2025 main 440):
-a few blocks at a time are replaced while the model trains, until it is as small as it should be.
-A phase of the stage begins with a swap; the last one goes on to the end of the stage, which is the
-final fine-tuning. config.substitution says which blocks, and when.
+a few blocks at a time are replaced while the model trains, until it has the wanted size. Each phase
+of the stage begins with a swap; the last phase, the final fine-tuning, lasts to the end of the
+stage. config.substitution sets which blocks, and when.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ORDERS = ("last_first", "first_first", "importance")
 
 @dataclasses.dataclass(frozen=True)
 class Swap:
-    """A swap and the steps (start, end] of a stage that follow it."""
+    """A swap: the blocks that become compact, and the steps (start, end] that follow."""
 
     number: int  # from 1
     start: int
@@ -66,7 +66,7 @@ class Swap:
 
     @property
     def pattern(self) -> str:
-        """A regex of the new blocks' parameters in a state."""
+        """Makes a regex that matches the new blocks' parameters in a state."""
         return _blocks(map(str, self.layers))
 
 
@@ -75,7 +75,7 @@ def _blocks(layers) -> str:
 
 
 def compact_shape(settings: Any, config: ModelConfig) -> BlockShape:
-    """Reads the shape of the compact blocks. Raises UserError where it is none or not smaller."""
+    """Reads the shape of the compact blocks. Raises UserError if it is invalid or not smaller."""
     counts = settings.num_heads, settings.num_kv_heads
     if settings.kind == "bottleneck":
         return bottleneck(settings.width, *counts, settings.ffn_width)
@@ -89,10 +89,10 @@ def compact_shape(settings: Any, config: ModelConfig) -> BlockShape:
 
 
 def order(settings: Any, num_layers: int, importance: Sequence[float] | None = None) -> list[int]:
-    """Lists the blocks in the order in which they go, from 0.
+    """Lists the blocks, numbered from 0, in the order in which they are replaced.
 
-    `importance`, of each block, where that tells the order: the least important goes first; None
-    where it is not known yet, and the last block goes first. Raises UserError on anything else.
+    If the order is by `importance` (of each block), the least important is replaced first; if that
+    is None, not yet measured, the last block. Raises UserError for an invalid order.
     """
     given = settings.order
     if given == "first_first":
@@ -119,16 +119,16 @@ def order(settings: Any, num_layers: int, importance: Sequence[float] | None = N
 
 
 def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) -> list[Swap]:
-    """Plans the swaps of a stage of `steps` steps.
+    """Schedules the swaps of a stage of `steps` steps.
 
     Args:
         settings: config.substitution.
         original: the model that is made smaller.
-        blocks: the order in which they go.
-        steps: of the stage.
+        blocks: the blocks in the order in which they are replaced.
+        steps: number of steps of the stage.
 
-    Raises UserError where the target is beyond reach, naming the largest that is not, and where the
-    steps do not suffice.
+    Raises UserError if the target cannot be reached, naming the largest possible one, and if there
+    are too few steps.
     """
     config, shape = original.config, compact_shape(settings, original.config)
     whole, sizes = _sizes(original)
@@ -169,7 +169,7 @@ def schedule(settings: Any, original: Blueprint, blocks: list[int], steps: int) 
 
 
 def at_once(swaps: Sequence[Swap]) -> Swap:
-    """Makes one swap of all, which replaces all blocks before the first step."""
+    """Merges swaps into one that replaces all of their blocks before the first step."""
     layers = tuple(layer for swap in swaps for layer in swap.layers)
     births = tuple(min(birth, 1) for birth in swaps[-1].births)
     return dataclasses.replace(
@@ -190,10 +190,11 @@ def _sizes(model: Blueprint) -> tuple[int, list[int]]:
 
 
 def of(run: Run) -> list[Swap]:
-    """Plans the swaps of a run, which all of its stages share. Where the order is that of an
-    importance which is not known yet, they are as if the last blocks went first: that has the same
-    sizes where all blocks are alike. Raises UserError where its blocks have no
-    compact form."""
+    """Schedules the swaps of a run, which all of its stages share.
+
+    If the order is by an importance that is not measured yet, the last blocks are replaced first:
+    with equal blocks, sizes are the same. Raises UserError if blocks have no compact form.
+    """
     settings, teacher = run.config.substitution, run.models["teacher"]
     check_blocks(teacher, f"teacher {teacher.name}")
     blocks = order(settings, teacher.config.num_layers, _importance(run))
@@ -208,7 +209,7 @@ def of(run: Run) -> list[Swap]:
 
 
 def check_blocks(teacher: Blueprint, what: str) -> None:
-    """Raises UserError where a model's blocks have no compact form."""
+    """Raises UserError if a model's blocks have no compact form."""
     if not teacher.config.unequal:
         raise UserError(
             f"{what}: the blocks of {teacher.family.name} have no compact form; take a model whose "
@@ -222,8 +223,8 @@ def known(run: Run) -> bool:
 
 
 def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] | None:
-    """Makes the function that measures the order of a run's swaps before a stage; None where the
-    order is known."""
+    """Makes a function that measures the order of a run's swaps before a stage; None if the order
+    is known."""
     if known(run):
         return None
 
@@ -238,7 +239,8 @@ def measure_first(run: Run, settings: Settings) -> Callable[[Parameters], None] 
 
 
 def _importance(run: Run) -> list[float] | None:
-    """Reads the importance of a run's blocks, where their order depends on it and it is known."""
+    """Reads the measured importance of a run's blocks; None if their order does not depend on it or
+    it is not measured yet."""
     if run.config.substitution.order != "importance":
         return None
     path = None if run.folder is None else run.folder / IMPORTANCE
@@ -248,8 +250,8 @@ def _importance(run: Run) -> list[float] | None:
 
 
 def importance(run: Run, params: Params, batch_size: int) -> list[float]:
-    """Measures how much each block of the teacher does: one minus the cosine between what it reads
-    and what it writes, a mean over the tokens of the first training batches (Men et al. 2024,
+    """Measures the importance of each block of the teacher: one minus the cosine between its input
+    and its output, a mean over the tokens of the first training batches (Men et al. 2024,
     "ShortGPT", arXiv:2403.03853, eq. 1)."""
     make = plugins.load("objectives", "hidden", "make").make
     layers = run.models["teacher"].config.num_layers

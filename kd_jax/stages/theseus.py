@@ -1,11 +1,11 @@
-"""Replaces blocks of the teacher at random, more and more of the time.
+"""Replaces blocks of the teacher at random, with growing probability, by the student's blocks.
 
 Xu et al. 2020, "BERT-of-Theseus" (arXiv:2002.02925). At every step each group of teacher blocks,
-which do not change, is replaced by its successor with a probability; afterwards the successors are
+which are frozen, is replaced by its successor with a probability; afterwards the successors are
 trained alone. The paper's probability min(k t + b, 1) is config.theseus.rate = {kind: linear,
-start: b, end: 1, steps: (1 - b) / k}; steps are those of the replacement where they are left out.
+start: b, end: 1, steps: (1 - b) / k}; `steps` defaults to the steps of replacement.
 
-The paper trains successors alone: set optim.learning_rate_multipliers to freeze what else there is.
+The paper trains only successors: set optim.learning_rate_multipliers to freeze everything else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECTION = "theseus"
 
 
 def make(run: Run, name: str, settings: Settings) -> Stage:
-    """Makes the stage in which successors replace blocks of the teacher."""
+    """Makes the stage in which successors replace blocks of the teacher at random."""
     own, teacher, swap, measure_first = run.config.theseus, run.models["teacher"], None, None
     groups: Groups = [(".*", Group("others"))]
     if own.group or substitute.SECTION not in run.config:
@@ -67,8 +67,8 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 
 
 def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
-    """Describes the model that is left in the end, where a successor replaces a group. Raises
-    UserError where groups do not divide the layers."""
+    """Describes the final model, which has one successor for each group of the teacher's blocks.
+    Raises UserError if the groups do not divide the layers."""
     if not settings.group:
         raise UserError("config.theseus.group=0: here it has to be 1 at least")
     layers = teacher.config.num_layers
@@ -83,7 +83,7 @@ def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
 
 
 def _replacement(run: Run, name: str, end: int) -> loop.Replacement:
-    """Makes the schedule by which blocks are drawn at every step of the stage."""
+    """Makes the schedule of the probability with which blocks are replaced in a step."""
     rate = run.config.theseus.rate
     schedule = value_schedule(rate, end, "config.theseus.rate", Real(least=0, most=1))
     blocks = run.models[name].config.num_layers
@@ -91,7 +91,7 @@ def _replacement(run: Run, name: str, end: int) -> loop.Replacement:
 
 
 def _end(run: Run, this: Settings) -> int:
-    """Counts the steps of replacement."""
+    """Computes the last step in which blocks are replaced at random."""
     steps = run.config.theseus.steps
     end = round(steps * this.steps) if 0 < steps < 1 else int(steps)
     if not 0 < end < this.steps:
@@ -104,7 +104,7 @@ def _end(run: Run, this: Settings) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Replacing:
-    """The steps in which blocks are drawn."""
+    """The steps in which blocks are replaced at random, the first phase of the stage."""
 
     run: Run
     stage: Stage
@@ -114,12 +114,12 @@ class Replacing:
 
     @property
     def phase(self) -> Phase:
-        """The first phase of the stage."""
+        """Makes the first phase of the stage."""
         return Phase(0, self.end, self._abstract, self._enter, self._check)
 
     @property
     def _replaced(self) -> tuple[tuple[int, ...], ...]:
-        """For each block of the successor those of the teacher that it replaces."""
+        """Lists for each block of the successor the teacher's blocks that it replaces."""
         if self.swap is not None:
             births = enumerate(self.swap.births)
             return tuple((layer,) if birth else () for layer, birth in births)
@@ -145,7 +145,7 @@ class Replacing:
         jax.eval_shape(self._init, (self.parameters["teacher"], jax.random.key(0)))
 
     def _init(self, inputs: tuple[Params, Array]) -> Params:
-        """Parameters from the teacher's and a key; can be traced."""
+        """Makes the stage's first parameters from the teacher's and a key; can be traced."""
         params, key = inputs
         config, new = self.run.config, self._new
         teacher = self.run.labelled(self.run.models["teacher"])
@@ -173,7 +173,7 @@ class Replacing:
 
 
 def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:
-    """Makes the state in which the successors are the model."""
+    """Makes the state after replacement, in which the successors alone are the model."""
     graphdef: nnx.GraphDef = run.models[this.model].abstract().graphdef
     model = Model(replacement.successors(before.params["student"]), graphdef)
     make_optimizer = functools.partial(optim.make_optimizer, this.optim, groups=this.groups)

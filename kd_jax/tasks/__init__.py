@@ -1,1 +1,1 @@
-"""Defines tasks: which text, which labels, which head."""
+"""Defines tasks: each names its text, labels, metrics and model head."""

@@ -20,7 +20,7 @@ HUB = dict(source="hub", path="fancyzhang/ag_news")
 
 
 class AGNews(ClassificationTask):
-    """Title and description are one text, with a space between them, as on the hub."""
+    """AG News; title and description are joined by a space into one text, as on the hub."""
 
     labels = ("World", "Sports", "Business", "Sci/Tech")
     metrics = ("accuracy", "macro_f1")

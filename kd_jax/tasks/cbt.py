@@ -1,10 +1,10 @@
 """The Children's Book Test (Hill et al. 2016, arXiv:1511.02301): which of ten words is missing from
 the sentence after twenty others.
 
-The context is the twenty sentences with spaces between them, as they stand in the data. The whole
-query line is scored with each of the words put in for XXXXX; the likeliest line wins, and nothing
-is normalized. The context is cut on the left where it does not fit, the query never: a question
-with a longer line than the model reads is left out, and counted.
+The context is the twenty sentences, joined by spaces. The whole query line is scored with each of
+the ten words in place of XXXXX; the likeliest line is the prediction, without normalizing by
+length. A context that does not fit is cut on the left, the query never: a question whose query is
+longer than the model's context is left out, and counted.
 
 config.task:
     name     "cbt"
@@ -30,7 +30,7 @@ from kd_jax.tasks.likelihood import POSITIONS, MultipleChoice
 
 CLASSES = ("CN", "NE", "P", "V")  # common nouns, named entities, prepositions, verbs
 SENTENCES = 20  # before the query
-BLANK = "XXXXX"  # stands in the query for the word
+BLANK = "XXXXX"  # placeholder of the missing word in the query
 
 DEFAULTS = dict(name="cbt", classes=CLASSES, seq_len=POSITIONS)
 HUB = dict(source="hub", path="cam-cst/cbt", split="test")
@@ -75,8 +75,8 @@ class ChildrensBookTest(MultipleChoice):
 
 
 def _files(path: str, name: str) -> list[Path]:
-    """Finds the files of a folder whose names tell class and test split; of a file or glob those
-    whose names do not tell another class."""
+    """Finds the files of a word class: in a folder by class and "test" in their names; of a file or
+    glob all but those named after another class."""
     found = files.find(path, "data.test", (".txt", *_TABLES))
     folder = Path(path).expanduser()
     if folder.is_dir():

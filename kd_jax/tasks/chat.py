@@ -1,15 +1,15 @@
-"""Chats: language modelling on conversations, of which the assistant's words alone are learned,
-tool calls and thoughts included (data/chats.py).
+"""Language modelling on conversations: only the assistant's tokens are learned, tool calls and
+thoughts included (data/chats.py).
 
-A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with positions
-and attention of its own; without packing it holds one. Labels are shifted here: the label of a
-token is the one after it, weight 1 where the assistant wrote that. What follows the last learned
-token is left out. A conversation that is longer than a row loses its end; one without any learned
+A row of `seq_len` tokens holds as many whole conversations as fit (`packed`), each with separate
+positions and attention; without packing it holds one. Labels are shifted here: the label of a
+token is the next token, with weight 1 if the assistant wrote that. Tokens after the last learned
+one are left out. A conversation that is longer than a row loses its end; one without any learned
 token within a row is dropped. Both are counted in the run's manifest.
 
 config.task: name, seq_len, turns (all | last: which of the assistant's messages are learned),
-column (of the messages), packed. config.data: as for other texts (tasks/language.py), its sources
-with a column of messages; a share `held_out` is of conversations.
+column (of the messages), packed. config.data: as in tasks/language.py, with a column of messages
+in each source; `held_out` is a share of the conversations.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ _VERSION = 2  # of what is cached: raise it when tokenizing changes
 
 @dataclasses.dataclass(frozen=True)
 class Conversations:
-    """Some of a source's conversations, of which all are tokenized."""
+    """A selection of a source's tokenized conversations."""
 
     name: str
     commit: str | None  # of a hub repository
@@ -56,7 +56,8 @@ class Conversations:
 
 
 class Chat(Text):
-    """Batches have a label and a weight for every token, (B, T), and segments where packed."""
+    """Conversations as a task: batches have a label and a weight for every token, (B, T), and
+    segments if packed."""
 
     head, defaults, of_chats = "clm", DEFAULTS, True
 
@@ -79,7 +80,8 @@ class Chat(Text):
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
 
     def _about(self, split):
-        """Counts conversations, cut, dropped, rows, tokens, learnt, longest."""
+        """Counts a split's conversations, cut ones, dropped ones, rows, tokens, learned tokens, and
+        the tokens of the longest conversation."""
         about, name = self._rows(split).about, self.examples(split).name
         if about["cut"] or about["dropped"]:
             log.info(
@@ -96,7 +98,7 @@ class Chat(Text):
         return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
-        """Reads a source's conversations, tokenized once."""
+        """Reads the conversations of a source, and tokenizes them once."""
         found = source.table(self.data[key], f"data.{key}")
         messages = chats.read(found, self.config["column"], "config.task.column")
         tools = chats.tools(found)
@@ -118,12 +120,12 @@ class Chat(Text):
 
 
 class Rows:
-    """Cuts conversations to length and puts them into rows."""
+    """Rows of conversations, cut to length and packed."""
 
     def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
         self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
         chosen = part.chosen_N
-        lengths = []  # of what a model reads: up to the token before the last learned one
+        lengths = []  # of the model's input: up to the token before the last learned one
         learned = cut = 0
         for number in chosen:
             _, learned_N = part.tokens[number]
@@ -155,7 +157,7 @@ class Rows:
         return len(self.rows)
 
     def batch(self, ids_B: np.ndarray, epochs_B: np.ndarray) -> Batch:
-        """Makes the rows of one batch, whatever the epoch."""
+        """Makes the rows of one batch; they are the same in every epoch."""
         rows = (map(self._piece, itertools.count(1), self.rows[number]) for number in ids_B)
         return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 

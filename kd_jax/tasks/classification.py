@@ -1,4 +1,4 @@
-"""The base of tasks with one class, or one number, for each text or pair of texts."""
+"""Defines the base of tasks that predict a class, or a number, for each text or pair of texts."""
 
 import csv
 import dataclasses
@@ -33,7 +33,8 @@ class Texts:
     commit: str | None = None
 
     def checked(self) -> "Texts":
-        """Returns itself. Raises UserError naming the first row without text."""
+        """Checks that every row has text, and returns itself. UserError names the first that has
+        none."""
         for texts in filter(None, (self.first, self.second)):
             for row, text in enumerate(texts):
                 if blank(text):
@@ -71,9 +72,9 @@ class Texts:
 
 
 def shipped_file(spec: dict, where: str, split: str, *suffixes: str) -> Path | None:
-    """Finds the file of a source in the layout in which data sets are shipped: one with one of the
-    suffixes, or `split` with the first of them in a folder. None where it is to be read as a table.
-    UserError where there is no such file."""
+    """Finds a source's file in the original layout of its data set: a file with one of `suffixes`,
+    or, in a folder, the file named `split` with the first of them. None for a source that is read
+    as a table. UserError if there is no such file."""
     if spec["source"] != "files" or not isinstance(spec["path"], str | Path) or spec["delimiter"]:
         return None
     path = Path(os.path.expanduser(spec["path"]))
@@ -88,9 +89,9 @@ def shipped_file(spec: dict, where: str, split: str, *suffixes: str) -> Path | N
 
 
 def class_name(value: object, place: str) -> str:
-    """Reads the name of the class that a label means: 1, 1.0 and "1.0" (a whole number in a column
-    with gaps, as pandas writes it) are all "1". UserError where it is missing, or no single text or
-    number."""
+    """Converts a label to the name of its class: 1, 1.0 and "1.0" (as pandas writes whole numbers
+    in a column with gaps) all become "1". UserError for a label that is missing, or not a single
+    text or number."""
     if value is None or value != value or (isinstance(value, str) and blank(value)):
         shown = "null" if value is None else repr(value)
         raise UserError(f"{place}: the label is missing ({shown}); give the row one or remove it")
@@ -104,8 +105,8 @@ def class_name(value: object, place: str) -> str:
 
 
 def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], str]) -> np.ndarray:
-    """Turns labels, as they are written, into int32 classes; `known` has the names that
-    `class_name` gives. UserError names the first label that is missing, unknown, or no single text
+    """Converts the labels of a file into int32 classes; `known` maps names, as `class_name` returns
+    them, to classes. UserError names the first label that is missing, unknown, or not a single text
     or number."""
     found = np.empty(len(values), np.int32)
     for row, value in enumerate(values):
@@ -119,8 +120,8 @@ def classes(values: Sequence, known: Mapping[str, int], place: Callable[[int], s
 def numbers(
     values: Sequence, place: Callable[[int], str], least: float = -math.inf, most: float = math.inf
 ) -> np.ndarray:
-    """Turns labels that are numbers into float32. UserError names the first that is none, or that
-    lies outside [least, most]."""
+    """Converts the labels of a regression to float32. UserError names the first that is not a
+    number, or lies outside [least, most]."""
     found = np.empty(len(values), np.float32)
     for row, value in enumerate(values):
         try:
@@ -134,8 +135,9 @@ def numbers(
 
 
 class ClassificationTask(ExampleTask):
-    """Rows have one label each, (B, 1). Subclasses set `labels`, `metrics`, `primary` and read
-    `Texts`; `written` is how the classes are called in files of predictions."""
+    """A classification or regression; rows have one label each, (B, 1). Subclasses set `labels`,
+    `metrics` and `primary`, and read `Texts`; `written` are the classes' names in files of
+    predictions."""
 
     head = "classification"
 
@@ -180,15 +182,15 @@ class ClassificationTask(ExampleTask):
         return {"loss": loss} | self._figures(logits_NC.argmax(axis=1), labels_N)
 
     def report(self, split, outputs):
-        """Returns {"classes": {name: precision, recall, f1, support}, "confusion": (C, C) counts};
-        {} for a regression."""
+        """Computes metrics for each class: {"classes": {name: precision, recall, f1, support},
+        "confusion": (C, C) counts}; {} for a regression."""
         if self.regression:
             return {}
         predictions_N = self._logits(split, outputs).argmax(axis=1)
         return classification.by_class(predictions_N, self._labels(split), self.labels)
 
     def predictions(self, split, outputs) -> list:
-        """Names each example's class, or its number."""
+        """Returns the predicted class name, or number, of each example."""
         logits_NC = self._logits(split, outputs)
         if self.regression:
             return logits_NC[:, 0].tolist()

@@ -1,10 +1,10 @@
 """Causal language modelling on blocks of text (GPT-2, Radford et al. 2019).
 
-Documents are joined by one token: that of ends (GPT-2's <|endoftext|>), or for models that have met
-<s> before every text and never </s>, that of beginnings. Row i holds the tokens [i T, (i + 1) T) of
-the text and the labels [i T + 1, (i + 1) T + 1): labels are shifted here and nowhere else, and each
-token but the very first of the text is predicted exactly once. config.task: name, seq_len,
-separator (eos | bos).
+Documents are joined by one token: the end of text (GPT-2's <|endoftext|>), or the beginning of text
+for models that were trained with <s> before every text and never </s>. Row i holds the tokens
+[i T, (i + 1) T) of the text and the labels [i T + 1, (i + 1) T + 1): labels are shifted here and
+nowhere else, and each token but the very first of the text is predicted exactly once. config.task:
+name, seq_len, separator (eos | bos).
 """
 
 import functools
@@ -25,7 +25,7 @@ DEFAULTS = dict(name="clm", seq_len=Whole(least=4, default=128), separator=Choic
 
 
 class CausalLM(TextTask):
-    """Batches have a label and a weight for every token, (B, T)."""
+    """Causal language modelling; batches have a label and a weight for every token, (B, T)."""
 
     head, defaults = "clm", DEFAULTS
 

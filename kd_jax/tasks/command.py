@@ -1,7 +1,7 @@
-"""Finds tasks as command lines name them: "squad", "glue/sst2", "text".
+"""Finds tasks by their names on command lines: "squad", "glue/sst2", "text".
 
-A task's class says the rest itself: its `alias` and `variants` make the names, `defaults` tells
-which settings it reads. A module in kd_jax/tasks is all that a new task needs.
+A task's class defines the names by its `alias` and `variants`, and its settings by `defaults`. A
+new task needs nothing but its module in kd_jax/tasks.
 """
 
 import difflib
@@ -18,8 +18,8 @@ TaskClass = type[Task] | type[LikelihoodTask]
 
 
 def tasks() -> dict[str, TaskClass]:
-    """Lists all task classes: those on examples, of language modelling, and scored by
-    likelihood."""
+    """Lists all task classes by name: tasks on examples, language modelling, and tasks that are
+    scored by likelihood."""
     found = []
     for mark in ("make", "scoring"):
         for module in plugins.names("tasks", mark):
@@ -30,7 +30,7 @@ def tasks() -> dict[str, TaskClass]:
 
 
 def names(variants: bool = False) -> list[str]:
-    """Lists the names of all tasks; with `variants` each variant's: "glue/sst2" for "glue/TASK"."""
+    """Lists the names of all tasks: "glue/TASK", or with `variants` "glue/sst2" and the others."""
     found = []
     for name, task in tasks().items():
         if not task.variants or _of_several(task):
@@ -42,8 +42,7 @@ def names(variants: bool = False) -> list[str]:
 
 
 def find(name: str) -> TaskClass:
-    """Finds the class of a task. Raises UserError for one that there is not, and names those that
-    may be meant."""
+    """Finds the class of a task by its name. UserError suggests names similar to an unknown one."""
     known = names(variants=True)
     kind = name.partition("/")[0]
     if name in known:
@@ -59,7 +58,7 @@ def find(name: str) -> TaskClass:
 
 
 def reads(task: TaskClass, flag: str) -> bool:
-    """Tells whether a flag of the command lines sets something of the task or of its source."""
+    """Tells whether a command-line flag is a setting of the task or of its source."""
     if flag == "text":  # a column
         return task.of_text or "text" in task.defaults or "column" in task.defaults
     if flag == "seq_len":  # of examples, a row may be shorter than in training
@@ -68,13 +67,13 @@ def reads(task: TaskClass, flag: str) -> bool:
 
 
 def config(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes config.task of a task, with those flags that are given and that it reads."""
+    """Makes config.task of a task from the flags that are given and that the task reads."""
     task, part = find(name), name.partition("/")[2]
     found = {"name": task.defaults["name"]}
     if part:
         found[task.variant] = (part,) if _of_several(task) else part
-    # What only some tasks know is passed on to all, which refuse it; likelihoods have the separator
-    # from elsewhere.
+    # Flags that only some tasks know are passed to all, which refuse them; likelihoods get the
+    # separator from elsewhere.
     strict = {"stride", "documents"} | ({"separator"} if not task.by_likelihood else set())
     given = {
         key: value
@@ -96,10 +95,10 @@ def source(task: TaskClass, data: str, text: str | None) -> dict[str, str]:
 def build(
     name: str, config: Mapping[str, Any], data: Mapping[str, Any] | None, tokenizer: Any = None
 ) -> Any:
-    """Makes the task that `name` stands for, on one split, config.data.test; None: its own reported
-    one.
+    """Makes the task called `name`, on one split, config.data.test; None: the split that the task
+    reports by default.
 
-    Raises UserError for settings that it does not have, and where it needs data.
+    Raises UserError for settings that the task does not have, and if it needs `data`.
     """
     task = find(name)
     if task.by_likelihood:
@@ -115,5 +114,5 @@ def build(
 
 
 def _of_several(task: TaskClass) -> bool:
-    """Tells whether the task can have several variants at once, all of them where none is named."""
+    """Tells whether a task can run several variants at once (all of them if none is named)."""
     return bool(task.variants) and isinstance(task.defaults[task.variant], tuple)

@@ -8,8 +8,8 @@ and as test its validation split, since the labels of GLUE's own test split are 
 folder in GLUE's original layout is read too, source="files": a folder's train.tsv for train,
 dev.tsv (dev_matched.tsv, dev_mismatched.tsv) for the rest, or <split>.tsv.
 
-Figures and the one that selects are those of the papers' tables: Matthews' correlation of CoLA,
-F1 of MRPC and QQP, Spearman's correlation of STS-B, accuracy of the others.
+The metrics, and the one that selects checkpoints, are those of the papers' tables: Matthews'
+correlation for CoLA, F1 for MRPC and QQP, Spearman's correlation for STS-B, else accuracy.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ HUB = dict(source="hub", path="nyu-mll/glue")
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """Columns on the hub and, where they are called otherwise, in the original files."""
+    """The columns of a GLUE task: on the hub and, if different, in the original files."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -105,7 +105,8 @@ class Glue(ClassificationTask):
 
     @property
     def written(self):
-        """GLUE's server wants names where the files have names, numbers elsewhere."""
+        """Lists the classes as GLUE's server wants them: names if the files have names, else
+        numbers."""
         if self.layout.named:
             return self.labels
         return tuple(map(str, range(len(self.labels))))
@@ -144,8 +145,8 @@ class Glue(ClassificationTask):
 
 
 def _original(path: Path, task: str) -> Table:
-    """Reads a .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's labelled
-    files. QQP's train.tsv has questions that break off at a line's end: these are left out."""
+    """Reads an original .tsv of GLUE: fields between tabs, no quoting, a header except in CoLA's
+    labelled files. QQP's train.tsv has rows that break off at a line's end: these are left out."""
     headless = task == "cola" and next(files.lines(path), "").rstrip() != "index\tsentence"
     header = ("source", "label", "original", "sentence") if headless else ()
     broken: list[str] | None = [] if task == "qqp" else None

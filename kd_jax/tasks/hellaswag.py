@@ -8,8 +8,8 @@ config.task:
     name     "hellaswag"
     seq_len  positions of the model that are used; None: all of them
 config.data as in tasks/likelihood.py: the original .jsonl, or a table of these columns, such as the
-hub's Rowan/hellaswag (the default, its split validation). A label may be text; empty, as in the
-test split, it is unknown, and there are likelihoods but no accuracies.
+hub's Rowan/hellaswag (the default, its split validation). A label may be text; if it is empty, as
+in the test split, there are likelihoods but no accuracies.
 """
 
 import re
@@ -30,7 +30,7 @@ _BRACKETS = re.compile(r"\[.*?\]")  # marks that WikiHow's part has kept
 
 
 def cleaned(text: str) -> str:
-    """Removes WikiHow's marks: " [title]" ends a sentence, other brackets go."""
+    """Removes WikiHow's markup: " [title]" becomes the end of a sentence, other brackets vanish."""
     text = text.strip().replace(" [title]", ". ")
     return _BRACKETS.sub("", text).replace("  ", " ")
 

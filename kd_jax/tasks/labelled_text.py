@@ -1,4 +1,4 @@
-"""Classifies (or rates) your own texts, by the configuration alone.
+"""Classification or regression of your own texts, set up in the config alone.
 
 config.task:
     name     "labelled_text"
@@ -37,7 +37,7 @@ DEFAULTS = dict(
 
 
 class LabelledText(ClassificationTask):
-    """Texts, or pairs of texts, in columns that the config names."""
+    """Classification or regression of texts, or pairs of texts, in columns named by the config."""
 
     defaults, alias = DEFAULTS, "text"
 
@@ -60,7 +60,7 @@ class LabelledText(ClassificationTask):
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
-        """Names the classes by the labels that stand for them, in the order of classes."""
+        """Maps labels, as the file has them, to class names, in the order of the classes."""
         given, key = self.config["labels"], _key("labels")
         if hasattr(given, "items"):
             return {class_name(label, key): str(name) for label, name in _in_order(given)}
@@ -107,8 +107,8 @@ class LabelledText(ClassificationTask):
 
 
 def _names_in(values: Sequence, place: Callable[[int], str]) -> dict[str, int]:
-    """Finds the names of the classes that a column of labels holds, each with its first row.
-    UserError where that is not what its author can have meant."""
+    """Finds the class names in a column of labels, each with its first row. UserError if the column
+    cannot have been meant as classes."""
     names: dict[str, int] = {}
     for row, value in enumerate(values):
         names.setdefault(class_name(value, place(row)), row)
@@ -140,7 +140,7 @@ def _is_fraction(name: str) -> bool:
 
 
 def _in_order(mapping: Mapping) -> list[tuple[str, Any]]:
-    """Sorts items by key. A dict's own order does not survive a ConfigDict."""
+    """Sorts items by key, since a ConfigDict does not keep the order of a dict."""
     items = [(str(key), value) for key, value in mapping.items()]
     whole = all(key.isascii() and key.isdigit() for key, _ in items)
     return sorted(items, key=lambda item: int(item[0]) if whole else item[0])

@@ -1,4 +1,4 @@
-"""The base of language modelling, masked and causal: text, a loss a token.
+"""Defines the base of the language-modelling tasks, masked and causal.
 
 config.data as in data/splits.py, with
     cache_dir  where tokens are kept (default: $KD_JAX_CACHE, else ~/.cache/kd_jax)
@@ -20,7 +20,7 @@ DATA = splits.DATA | dict(cache_dir=None)
 
 
 class Text(Task):
-    """A language-modelling task: one tokenizer, a loss a token."""
+    """A language-modelling task: all models share one tokenizer, and the loss is per token."""
 
     data_defaults = DATA
     of_examples = larger = False
@@ -32,8 +32,8 @@ class Text(Task):
 
 
 class TextTask(Text):
-    """Language modelling on text that is cut into blocks. Subclasses give the head, the blocks and
-    the batches."""
+    """Language modelling on text that is cut into blocks. Subclasses define head, blocks and
+    batches."""
 
     of_text = True
     too_small = (
@@ -65,7 +65,7 @@ class TextTask(Text):
     # What it gets.
 
     def _cut(self, split: str, training: bool) -> blocks.Blocks:
-        """Cuts a split into blocks; in training, a last one that is not full is left out."""
+        """Cuts a split into blocks; in training, an incomplete last block is left out."""
         return self._blocks(self._tokens(split), partial=not training)
 
     def _stream(self, split, batch_size, seed=None, **processes):

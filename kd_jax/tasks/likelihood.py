@@ -1,12 +1,11 @@
-"""Tasks that a causal language model is only scored on, by the likelihood it gives to text; among
-them multiple choice: every ending is scored after its context, and the likeliest one is the model's
-answer.
+"""Defines tasks that only evaluate causal language models, by the likelihood they give to text; in
+multiple choice every ending is scored after its context, and the likeliest is the prediction.
 
 A module of kd_jax.tasks is such a task when it defines `scoring(config, data)`, a `LikelihoodTask`;
 config.data has one key:
 
-    test  a source (data/source.py, and the layouts in which the task's data is shipped); where it
-          is None, the hub's reported split, for tasks that have one
+    test  a source (data/source.py, and the task's original file layouts); None: the split on the
+          hub that papers report, for tasks that have one
 """
 
 import functools
@@ -29,27 +28,28 @@ POSITIONS = Whole(least=1, default=None)  # None: all that the model has
 
 
 class Scored:
-    """A task tokenized for models with so many positions. Log-likelihoods of its stretches are
-    float (N,) nats, NaN for those left out."""
+    """A likelihood task tokenized for one context length. Log-likelihoods of its stretches are
+    float (N,) nats, NaN for stretches that were left out."""
 
     rows: Rows
     chance: float | None = None  # accuracy of guessing
 
     def figures(self, log_likelihoods_N: np.ndarray) -> dict[str, Any]:
-        """Computes what is reported, and of how much text."""
+        """Computes the reported metrics, and counts the text that was scored."""
         raise NotImplementedError
 
     def hits(self, log_likelihoods_N: np.ndarray) -> dict[str, np.ndarray]:
-        """Tells for each accuracy which questions are answered rightly; {} without questions."""
+        """Tells which questions are answered correctly: {accuracy's name: bool (Q,)}; {} for tasks
+        without questions."""
         return {}
 
     def records(self, log_likelihoods_N: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Lists every stretch with its log-likelihood, for a file of JSON lines."""
+        """Yields every stretch with its log-likelihood, as rows of a JSON-lines file."""
         raise NotImplementedError
 
 
 class LikelihoodTask:
-    """A task before any tokenizer. Subclasses read what is scored."""
+    """A task that is scored by likelihood, not yet tokenized. Subclasses read its data."""
 
     defaults: dict[str, Any]  # of config.task; seq_len: positions of the model that are used
     alias, variant, variants = "", "", ()  # as of a `Task`
@@ -63,16 +63,16 @@ class LikelihoodTask:
         self.data = settings(data, DATA, "data")
 
     def _read(self) -> Any:
-        """Reads what is scored: a `splits.Section`."""
+        """Reads the data to score: a `splits.Section`."""
         raise NotImplementedError
 
     @functools.cached_property
     def scored(self) -> Any:
-        """Holds what is scored: a `splits.Section`."""
+        """Returns the data to score, read once: a `splits.Section`."""
         return self._read()
 
     def manifest(self) -> dict[str, Any]:
-        """Describes what is scored: {"name", "commit", "digest", "examples"}."""
+        """Describes the scored data: {"name", "commit", "digest", "examples"}."""
         return splits.about(self.scored) | dict(examples=len(self.scored))
 
     def encoded(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Scored:
@@ -82,7 +82,7 @@ class LikelihoodTask:
 
 
 class MultipleChoice(LikelihoodTask):
-    """Subclasses read `Questions` of `continuations.Question`."""
+    """Multiple choice by likelihood. Subclasses read `Questions` of `continuations.Question`."""
 
     by_character = False  # whether there is an accuracy by log-likelihood a character, acc_norm
 
@@ -91,7 +91,7 @@ class MultipleChoice(LikelihoodTask):
 
 
 class ScoredChoices(Scored):
-    """Multiple choice; a stretch is an ending.
+    """A tokenized multiple-choice task; a stretch is an ending.
 
     A context that does not fit before its ending loses tokens at its beginning. A question with an
     ending that alone is longer than the model's context is left out of all figures.
@@ -124,8 +124,8 @@ class ScoredChoices(Scored):
         return likelihood.chance(counts) if counts else None
 
     def hits(self, log_likelihoods_N):
-        """{"acc": bool (Q,)} and, where the task normalizes, "acc_norm"; of the questions that have
-        a right answer and are not left out."""
+        """Tells which questions are answered correctly: {"acc": bool (Q,)}, and "acc_norm" if the
+        task normalizes; without questions that were left out or have no right answer."""
         if not self._labelled:
             return {}
         questions = [self._questions.questions[q] for q in self._labelled]
@@ -141,7 +141,7 @@ class ScoredChoices(Scored):
         return found
 
     def figures(self, log_likelihoods_N):
-        """{"acc", "acc_error" (standard, binomial), "acc_interval" (95%), the same of "acc_norm",
+        """Computes {"acc", "acc_error" (standard, binomial), "acc_interval" (95%), same "acc_norm",
         "chance", "groups" (of each group its acc and so on, where there are several), "questions",
         "endings", "truncated" (endings whose context was cut), "left_out" (questions)}."""
         hits = self.hits(log_likelihoods_N)
@@ -161,9 +161,9 @@ class ScoredChoices(Scored):
         }
 
     def records(self, log_likelihoods_N) -> Iterator[dict[str, Any]]:
-        """{"question" (its number from 0), "ending" (likewise), "text", "log_likelihood" (in nats,
-        None where left out), "tokens", "answer" (whether it is the right one, None where unknown),
-        "group"}."""
+        """Yields {"question" (its number from 0), "ending" (likewise), "text", "log_likelihood"
+        (nats, None if left out), "tokens", "answer" (whether it is the right one, None if unknown),
+        "group"} of each ending."""
         for q, question in enumerate(self._questions.questions):
             for e, text in enumerate(question.endings):
                 n = self._first_Q[q] + e

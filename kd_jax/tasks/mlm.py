@@ -21,7 +21,8 @@ DEFAULTS = dict(name="mlm", seq_len=Whole(least=4, default=128), masking=None)
 
 
 class MaskedLM(TextTask):
-    """Batches have positions: labels and weights (B, P), P as in data/masking.py."""
+    """Masked language modelling; labels and weights are (B, P), one for each masked position, P as
+    in data/masking.py."""
 
     head, defaults = "mlm", DEFAULTS
     redraws = True

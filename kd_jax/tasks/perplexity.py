@@ -2,10 +2,10 @@
 ("perplexity of fixed-length models" in HF's documentation).
 
 A window that begins at token b reads `seq_len` tokens and predicts [b + 1, b + seq_len + 1); the
-next one begins `stride` tokens later, and only what no window before has predicted counts. So every
-token but a text's first one is scored exactly once, with at least seq_len - stride + 1 tokens
-before it, as far as there are any. (HF's guide leaves the last token's prediction unused: its
-windows have one token less of context.)
+next one begins `stride` tokens later, and scores only the tokens that no earlier window predicted.
+So every token of a text but the first is scored exactly once, after at least seq_len - stride + 1
+tokens, or all that precede it. (HF's guide leaves the last token's prediction unused: its windows
+have one token less of context.)
 
 config.task:
     name       "perplexity"
@@ -46,11 +46,11 @@ DEFAULTS = dict(
     stride=POSITIONS,
     documents=Choice("joined", "alone"),
 )
-MOST = 2048  # tokens of a window, where nobody says otherwise
+MOST = 2048  # tokens of a window by default, if the model takes as many
 
 
 class Perplexity(LikelihoodTask):
-    """A stretch is what one window scores."""
+    """The perplexity of a text; a stretch holds the tokens that one window scores."""
 
     defaults = DEFAULTS
     of_text = as_trained = True
@@ -62,7 +62,7 @@ class Perplexity(LikelihoodTask):
             raise UserError("perplexity needs a text: set config.data.test to a source")
 
     def _read(self) -> Documents:
-        """Reads one text, or the documents."""
+        """Reads the documents, joined into one text unless they are scored alone."""
         given = self.data["test"]
         found = source.read(given, "data.test")
         if self.documents == "alone":
@@ -72,7 +72,7 @@ class Perplexity(LikelihoodTask):
 
     @staticmethod
     def _raw(given: dict[str, Any]) -> str:
-        """Reads a text file as it stands; "" where the source is none."""
+        """Reads a text file unchanged; "" if the source is not a text file."""
         path = given["path"]
         if given["source"] != "files" or not isinstance(path, str | Path):
             return ""
@@ -84,8 +84,8 @@ class Perplexity(LikelihoodTask):
         return splits.about(self.scored) | dict(examples=self.scored.identity.count)
 
     def encoded(self, tokenizer, max_tokens):
-        """Lays windows over all texts. UserError where the stride is longer than a window, and
-        where there is nothing to predict."""
+        """Lays windows over all texts. UserError if the stride is longer than a window, and if
+        there is nothing to predict."""
         window = self.seq_len or min(max_tokens, MOST)
         stride = self.stride or max(1, window // 2)
         if stride > window:
@@ -97,7 +97,7 @@ class Perplexity(LikelihoodTask):
 
 
 class ScoredText(Scored):
-    """Windows over texts."""
+    """A text tokenized into windows."""
 
     def __init__(self, texts, tokenizer, window, stride, documents):
         everything = list(texts)
@@ -113,8 +113,8 @@ class ScoredText(Scored):
         self._stated = {"seq_len": window, "stride": stride, "documents": documents}
 
     def figures(self, log_likelihoods_N):
-        """{"loss" (nats a token), "perplexity" (a token), "word_perplexity", "tokens" (scored),
-        "words", "windows", "seq_len", "stride", "documents"}."""
+        """Computes {"loss" (nats a token), "perplexity" (a token), "word_perplexity", "tokens"
+        (scored), "words", "windows", "seq_len", "stride", "documents"}."""
         nats, tokens = -float(log_likelihoods_N.sum()), int(self._stretches.counts_N.sum())
         return {
             "loss": nats / tokens,
@@ -126,7 +126,8 @@ class ScoredText(Scored):
         } | self._stated
 
     def records(self, log_likelihoods_N) -> Iterator[dict[str, Any]]:
-        """{"window" (its number from 0), "tokens" (that it scores), "log_likelihood" (nats)}."""
+        """Yields {"window" (its number from 0), "tokens" (that it scores), "log_likelihood" (nats)}
+        of each window."""
         counts_N = self._stretches.counts_N
         for n, value in enumerate(np.asarray(log_likelihoods_N, np.float64).tolist()):
             yield {"window": n, "tokens": int(counts_N[n]), "log_likelihood": value}

@@ -33,7 +33,7 @@ DEFAULTS = dict(name="phrasebank", level=Choice(*LEVELS), seq_len=Whole(least=8,
 
 
 class PhraseBank(ClassificationTask):
-    """Most sentences are neutral, so the mean F1 of the classes selects."""
+    """Financial PhraseBank. Most sentences are neutral, so macro F1 selects checkpoints."""
 
     labels = ("negative", "neutral", "positive")
     metrics = ("macro_f1", "accuracy")
@@ -96,7 +96,7 @@ class PhraseBank(ClassificationTask):
 
 
 def _content(path: Path, wanted: str, where: str) -> tuple[str, bytes]:
-    """Reads (name for messages, bytes) of the wanted file, or of the file that is named."""
+    """Reads a file of the data set, alone or in a folder or .zip: (name for messages, bytes)."""
     if path.suffix == ".zip" and path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:

@@ -1,5 +1,4 @@
-"""Reads the texts, pairs of texts or questions that `predict` labels, and writes what it
-predicts."""
+"""Reads the texts, pairs of texts or questions of `predict`, and writes the predictions."""
 
 import contextlib
 import csv
@@ -22,7 +21,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}  # of files that are written; others a
 
 
 class Input(NamedTuple):
-    """Texts, or questions, in the order of their file."""
+    """The texts, or questions, of an input file, in its order."""
 
     examples: Texts | list[Question]
     place: Callable[[int], str]  # where row i stands, for messages
@@ -47,8 +46,8 @@ def texts(
     (None: single texts) of a table.
 
     Raises UserError for a file of another kind, a missing column, and, unless `keep_empty`, the
-    first empty text. An empty text more often than not means that the column is the wrong one or
-    the file is broken, which is better known before the work than found in the answers.
+    first empty text: often the column is the wrong one or the file is broken, which is better found
+    before the work than in the predictions.
     """
     _check_input(path, (".txt", *TABLES))
     if path.suffix == ".txt":
@@ -101,7 +100,7 @@ def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:
 def _filled(
     columns: list[list[str]], names: Sequence[str], place: Callable[[int], str], keep_empty: bool
 ) -> tuple[list[list[str]], frozenset[int]]:
-    """Puts STAND_IN where there is no text; returns the columns, and the rows where that is so."""
+    """Replaces empty texts by STAND_IN; returns the columns, and the rows that were empty."""
     empty = frozenset(row for column in columns for row, text in enumerate(column) if blank(text))
     if empty and not keep_empty:
         row, of = min(empty), f" (one of {len(empty)})" if len(empty) > 1 else ""
@@ -134,7 +133,7 @@ def _check_input(path: Path, have: tuple[str, ...]) -> None:
 
 
 def _squad(path: Path) -> Table | None:
-    """Reads the table of a SQuAD file; None where the file is a list of rows."""
+    """Reads a SQuAD .json as a table; None if the file is a list of rows."""
     content = files.read_json(path)
     if isinstance(content, list):
         return None
@@ -149,7 +148,7 @@ def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def check_output(path: Path, source: Path) -> None:
-    """Raises UserError where `path` is of no format there is, a folder, or the input itself."""
+    """Raises UserError if `path` has an unknown suffix, is a folder, or is the input itself."""
     if path.suffix not in ("", ".jsonl", *_DELIMITERS):
         have = ", ".join((".jsonl", *_DELIMITERS))
         raise UserError(f"--output={path}: cannot write {path.suffix}; have: {have}")
@@ -161,11 +160,11 @@ def check_output(path: Path, source: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Callable[[list[dict]], None]]:
-    """Opens a file: a function that writes rows, all with the same keys, to a file of JSON lines or
-    a table.
+    """Opens a file for predictions, JSON lines or a table; yields a function that writes rows, all
+    with the same keys.
 
-    The file is written next to its place and renamed when the block ends; after an error nothing is
-    left. In a table the classes of `probabilities` are columns "probability_CLASS", None is empty.
+    The file gets its name when the block ends; after an error nothing is left. In a table the
+    classes of `probabilities` are columns "probability_CLASS", and None is an empty cell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

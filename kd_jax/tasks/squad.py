@@ -3,7 +3,7 @@ context that answers a question. A split is of v2.0 where its file has `is_impos
 
 config.task:
     name                 "squad"
-    seq_len              tokens of a window: question and a part of its context
+    seq_len              tokens of a window: question and a piece of its context
     doc_stride           tokens that two neighboring windows share
     max_question_length  tokens of a question that are kept
     max_answer_length    tokens of the longest answer that is considered
@@ -13,10 +13,10 @@ config.task:
                          validation split (`tuned`)
     best_non_null        True: always answer, also on v2.0
 
-config.data as in data/splits.py; files are SQuAD's .json, the hub's columns are read too. A
-source may say `without`: another SQuAD .json, whose contexts are left out of it, and whose articles
-are (by title) unless `same_articles` is True.
-Held-out questions are of other articles than those trained on.
+config.data as in data/splits.py; files are SQuAD's .json, the hub's columns are read too. With
+`without`, the path of another SQuAD .json, a source leaves out that file's contexts, and also its
+articles (by title) unless `same_articles` is True.
+Held-out questions come from articles that are not in the training data.
 """
 
 import copy
@@ -56,7 +56,7 @@ class _Best(NamedTuple):
 
 
 class Squad(ExampleTask):
-    """Rows are windows; labels (B, 2) are the first and last token of the answer."""
+    """SQuAD; rows are windows, labels (B, 2) are the first and last token of the answer."""
 
     head = "span"
     labels = ()
@@ -80,8 +80,8 @@ class Squad(ExampleTask):
         return self.threshold is None and split != "validation" and self._may_decline(split)
 
     def tuned(self, outputs):
-        """Returns the task with the null threshold whose F1 is best for these outputs of the
-        validation split; itself where the config gives the threshold or the split is of v1.1."""
+        """Returns a copy of the task with the null threshold that has the best F1 on these outputs
+        of the validation split; itself if the config sets the threshold or the split is v1.1."""
         if self.threshold is not None or not self._may_decline("validation"):
             return self
         other = copy.copy(self)
@@ -140,7 +140,7 @@ class Squad(ExampleTask):
     def score(self, split, outputs):
         """Computes the loss (cross-entropy of start and end, nats, mean over windows), f1 and
         exact_match in percent; on v2.0 also for each kind of question, and null_threshold. Raises
-        UserError for the test split of v2.0 where the threshold is neither given nor `tuned`."""
+        UserError for the test split of v2.0 if the threshold is neither set nor `tuned`."""
         labels_N2 = self.rows(split).labels_NP
         losses = [
             -special.log_softmax(np.asarray(logits_2T, np.float64), axis=1)[[0, 1], label_2].mean()
@@ -210,8 +210,8 @@ class Squad(ExampleTask):
         return span.best_threshold(odds, texts, self.examples(split).golds)
 
     def _best(self, split, outputs) -> dict[str, _Best]:
-        """Finds the best span over all windows of each question. No answer scores what [CLS] does
-        in the window where that is least."""
+        """Finds the best span over all windows of each question. The score of no answer is the
+        lowest [CLS] score among the windows."""
         rows, questions = self.rows(split), self.examples(split).questions
         if len(outputs) != len(rows):
             raise ValueError(f"{len(outputs)} outputs of {len(rows)} rows")

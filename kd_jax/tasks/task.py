@@ -1,4 +1,4 @@
-"""The base of every task: streams of the splits of config.data, and their figures.
+"""Defines the base of all tasks: streams of batches from splits of config.data, and metrics.
 
 A module of kd_jax.tasks is a task when it defines `make(config, data, tokenizer)`, a `Task` of
 config.task and config.data, whose tokenizer may be None where no rows are asked for; `DEFAULTS`
@@ -25,7 +25,7 @@ def batch_shapes(
     batch_size: int, seq_len: int, slots: int, label: type = np.int32, **others: int
 ) -> Batch:
     """Describes a batch by jax.ShapeDtypeStruct, with `slots` labels and weights a row; `others`
-    are fields of int32, with their second axes."""
+    maps further int32 fields to the sizes of their second axes."""
 
     def shape(length: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, length), dtype)
@@ -41,13 +41,13 @@ def batch_shapes(
 
 
 def local(train: Path, test: Path | None = None) -> dict[str, Any]:
-    """Makes config.data of local files or folders."""
+    """Makes a config.data that reads local files or folders."""
     paths = {"train": train} | ({"test": test} if test else {})
     return {key: dict(source="files", path=str(path)) for key, path in paths.items()}
 
 
 class Task(splits.Splits):
-    """A task on the splits of config.data. Subclasses read them, and make batches."""
+    """A task on the splits of config.data. Subclasses read the splits, and make batches."""
 
     head: str  # mlm | clm | classification | span
     of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
@@ -73,7 +73,7 @@ class Task(splits.Splits):
     def __init__(
         self, config: Mapping, data: Mapping | None, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """`tokenizer` may be None where no rows are asked for."""
+        """Checks config.task and config.data; `tokenizer` may be None if no rows are needed."""
         self.config = settings(config, self.defaults, "task")
         super().__init__(settings(data, self.data_defaults, "data"))
         if self.own_data is not None:
@@ -87,12 +87,12 @@ class Task(splits.Splits):
     def smoke(
         cls, task: Mapping, data: Mapping, samples: Path
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns what `:smoke` changes in config.task and takes as config.data, in place of those
-        given; `samples` has small made-up data (kd_jax/samples.py)."""
+        """Returns config.task's changes and config.data for `:smoke`, given the experiment's own;
+        `samples` is a folder of small made-up data (kd_jax/smoke.py)."""
         raise NotImplementedError
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Returns the same task, its rows written by another tokenizer."""
+        """Returns the same task with another tokenizer."""
         raise NotImplementedError
 
     def shapes(self, batch_size: int) -> Batch:
@@ -106,7 +106,7 @@ class Task(splits.Splits):
         """Counts what a split holds: see `prepare`."""
         raise NotImplementedError
 
-    # What it gets.
+    # What a subclass inherits.
 
     def train(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
@@ -126,20 +126,20 @@ class Task(splits.Splits):
         """Reads every split of the config now, and tokenizes it where there is a tokenizer, so that
         mistakes show before long work.
 
-        Returns for the run's manifest: split -> name, commit, digest, and what it holds. Of
-        examples: `examples`, their `classes` (name -> count); tokenized also `rows`, `longest`
-        (tokens of the longest example, whole) and `cut` (examples longer than a row). Of text:
-        `documents`, `tokens`, `rows`. Of chats: `conversations`, `cut`, `dropped`, `rows`,
+        Returns for the run's manifest: split -> name, commit, digest, and counts. For examples:
+        `examples`, their `classes` (name -> count); once tokenized also `rows`, `longest` (tokens
+        of the longest example before cutting) and `cut` (examples longer than a row). For text:
+        `documents`, `tokens`, `rows`. For chats: `conversations`, `cut`, `dropped`, `rows`,
         `tokens`, `learnt` (tokens), `longest`.
         """
         return {s: splits.about(self.examples(s)) | self._about(s) for s in self.splits}
 
 
 class ExampleTask(Task):
-    """A task on examples. Subclasses read and tokenize them, and score what a model returns.
+    """A task on examples. Subclasses read and tokenize them, and score a model's logits.
 
-    `metrics` are the figures of `score` besides the loss; `primary` is the one that selects, and
-    bigger is better.
+    `metrics` are the figures of `score` without the loss; `primary` is the one that selects
+    checkpoints, and bigger is better.
     """
 
     of_examples = larger = True
@@ -155,14 +155,13 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     def has_labels(self, split: str) -> bool:
-        """Tells whether a split can be scored. Labels of test sets that servers score are
-        secret."""
+        """Tells whether a split has labels; a benchmark may keep those of its test set secret."""
         return True
 
     def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        """Computes the loss and the `metrics` of a model's outputs: one float array for each row of
-        `rows(split)`, in their order; (C,) logits of a classification or regression, (2, T) start
-        and end logits of a span."""
+        """Computes the loss and the `metrics` from logits: one float array for each row of
+        `rows(split)`, in their order, (C,) for classification or regression, (2, T) start and end
+        logits for spans."""
         raise NotImplementedError
 
     def report(self, split: str, outputs: Sequence[np.ndarray]) -> dict:
@@ -174,12 +173,12 @@ class ExampleTask(Task):
         return False
 
     def tuned(self, outputs: Sequence[np.ndarray]) -> "ExampleTask":
-        """Returns the task with what is chosen by a model's outputs of the validation split, for
-        scoring that model on test; itself where nothing is."""
+        """Returns the task with its threshold tuned on a model's logits of the validation split,
+        for scoring that model on test; itself if there is nothing to tune."""
         return self
 
     def predictions(self, split: str, outputs: Sequence[np.ndarray]) -> Any:
-        """Turns outputs into plain words: what `write_submission` writes down."""
+        """Converts logits into predictions, as `write_submission` writes them."""
         raise NotImplementedError
 
     def write_submission(self, split: str, outputs: Sequence[np.ndarray], path: str) -> None:
@@ -187,25 +186,25 @@ class ExampleTask(Task):
         raise NotImplementedError
 
     def read_predictions(self, split: str, path: str) -> Any:
-        """Reads predictions from such a file, which may come from another system. Raises UserError
-        for missing, unknown and repeated examples."""
+        """Reads predictions from a file in the format of `write_submission`, perhaps from another
+        system. Raises UserError for missing, unknown and repeated examples."""
         raise NotImplementedError
 
     def score_predictions(self, split: str, predictions: Any) -> dict[str, float]:
-        """Computes the figures that need no logits."""
+        """Computes the metrics of predictions, which need no logits."""
         raise NotImplementedError
 
-    # What it gets.
+    # What a subclass inherits.
 
     @classmethod
     def smoke(cls, task, data, samples):
-        """Takes sentences of two classes; 16 tokens are two lengths to compile for."""
+        """Replaces the data by sentences of two classes; 16 tokens give two bucket lengths."""
         return dict(seq_len=16), local(
             *(samples / "SST-2" / f"{name}.tsv" for name in ("train", "dev"))
         )
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """Returns the same task, its rows written by another tokenizer; examples are read once."""
+        """Returns the same task with another tokenizer; examples are not read again."""
         other = copy.copy(self)
         other.tokenizer, other._rows = tokenizer, {}
         return other
@@ -222,7 +221,7 @@ class ExampleTask(Task):
         return [text for texts in self.examples(split).pairs for text in texts]
 
     def rows(self, split: str) -> Encoded:
-        """Tokenizes a split, once."""
+        """Tokenizes the rows of a split, once."""
         if split not in self._rows:
             self._rows[split] = self._encode(split)
         return self._rows[split]
@@ -233,12 +232,12 @@ class ExampleTask(Task):
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lists the lengths of batches in training, ascending."""
+        """Lists the lengths of training batches (in tokens), ascending."""
         return self.buckets_of("train")
 
     def buckets_of(self, split: str) -> tuple[int, ...]:
-        """Lists the lengths of a split's batches, ascending: those in training, so that all splits
-        run through the same compiled programs, and one more where a split has longer rows."""
+        """Lists the lengths of a split's batches, ascending: those of training, so that all splits
+        use the same compiled programs, plus one if the split has longer rows."""
         first = "train" if "train" in self.splits else split
         found = lengths_of(self.rows(first).lengths_N, self.seq_len)
         longest = lengths_of(self.rows(split).lengths_N, self.seq_len)[-1]
@@ -250,8 +249,8 @@ class ExampleTask(Task):
         return BucketStream(lengths_N, buckets, rows.batch, batch_size, seed=seed, **processes)
 
     def shapes(self, batch_size: int, length: int | None = None) -> Batch:
-        """Describes a batch by jax.ShapeDtypeStruct, of rows of `length` tokens: by default the
-        longest bucket in training, or seq_len where there is no tokenizer."""
+        """Describes a batch by jax.ShapeDtypeStruct, with rows of `length` tokens: by default the
+        longest bucket in training, or seq_len without a tokenizer."""
         if length is None:
             length = self.seq_len if self.tokenizer is None else self.buckets[-1]
         typed = self.tokenizer is not None and "token_type_ids" in self.tokenizer.model_input_names

@@ -1,1 +1,1 @@
-"""Teachers other than a single model that reads the same rows, and their logits on disk."""
+"""Combines several teachers, and stores teachers' logits on disk."""

@@ -37,13 +37,14 @@ PARTITION = (
 
 
 class Stored(struct.PyTreeNode):
-    """A teacher whose logits come with the batch: all of them, or of `num_classes` the largest."""
+    """A teacher whose stored logits come with the batch: all of them, or the largest of
+    `num_classes`."""
 
     num_classes: int = struct.field(pytree_node=False)
     params: Params = struct.field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> ModelOutput | Targets:
-        """Returns the logits at every label of the batch."""
+        """Returns the stored logits for every label of the batch."""
         logits = batch.stored[TEACHER]
         if logits.ids_BPK is None:
             return ModelOutput(logits.values_BPK, None, None)
@@ -51,11 +52,11 @@ class Stored(struct.PyTreeNode):
 
 
 class EnsembleTeacher(struct.PyTreeNode):
-    """The teacher, and the other members of the ensemble that a student joins.
+    """A teacher together with the earlier members of an ensemble that the student joins.
 
-    params: `teacher` and `members` (stacked, E on the first axis) where these are online;
-    `weights`, (E,), of the members; `share` of the mean that is the student's, 1 / (n + 1); without
-    one the student is alone.
+    params: `teacher` and `members` (stacked, E on the first axis) if these run in the step;
+    `weights`, (E,), of the members; `share`, the student's weight in the mean, 1 / (n + 1); without
+    a share the student is alone.
     """
 
     params: Params
@@ -65,7 +66,7 @@ class EnsembleTeacher(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False, default="logits")
 
     def __call__(self, batch: Batch) -> Targets:
-        """Returns the sources of logits for every token of the batch."""
+        """Returns sources of the teacher's and the members' logits for every token of the batch."""
         if self.teacher is None:
             teacher = stored(batch.stored[TEACHER], self.vocab_size)
         else:
@@ -83,7 +84,7 @@ class EnsembleTeacher(struct.PyTreeNode):
 def members(
     params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
 ) -> Members:
-    """Runs models whose parameters are stacked, E on the first axis: the mean of their logits."""
+    """Runs models with stacked parameters (E on the first axis), and averages their logits."""
     heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
     return Members(heads, weights_E, space)
 
@@ -96,7 +97,7 @@ def stack(models: Iterable[Params], policy: Policy) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """The static part of one teacher."""
+    """The static description of one of several teachers."""
 
     name: str
     graphdef: nnx.GraphDef
@@ -106,7 +107,7 @@ class Member:
 
 
 class Several(struct.PyTreeNode):
-    """Runs members, with their parameters by name, and averages their logits. Hidden states and
+    """Runs several teachers, with parameters by name, and averages their logits. Hidden states and
     attention are those of the first."""
 
     params: dict[str, Params]
@@ -114,7 +115,7 @@ class Several(struct.PyTreeNode):
     space: str = struct.field(pytree_node=False)  # logits | probabilities
 
     def __call__(self, batch: Batch) -> ModelOutput:
-        """Computes the logits of the average, (B, P, C)."""
+        """Computes the averaged logits, (B, P, C)."""
         outputs = [Model(self.params[m.name], m.graphdef)(_rows(batch, m)) for m in self.members]
         logits = [
             in_order(out.logits, m.order) for out, m in zip(outputs, self.members, strict=True)
@@ -131,7 +132,7 @@ def _rows(batch: Batch, member: Member) -> Batch:
 
 
 def in_order(logits: Array, order: tuple[int, ...] | None) -> Array:
-    """Puts logits (..., C) in the task's order of classes."""
+    """Reorders logits (..., C) to the task's order of classes."""
     return logits if order is None else logits[..., list(order)]
 
 

@@ -1,14 +1,14 @@
-"""Logits on disk, found again by content: computed once, reused over epochs, stages and runs.
+"""Stores logits on disk by content: computed once, reused over epochs, stages and runs.
 
-What computed them, a model or the mean of several, has a name (`identity`); a row is known by 16
-bytes, a hash of what is read of it: tokens, not text, so another tokenizer finds nothing, and the
-same row in another order, split or run is found. Rows that were computed together are an entry of
-the cache (data/cache.py):
+The model, or the mean of several, that computed them has a name (`identity`); a row is identified
+by 16 bytes, a hash of the model's input: of tokens, not text, so that the same row is found in
+another order, split or run, but not with another tokenizer. Rows that were computed together are an
+entry of the cache (data/cache.py):
 
     ROOT/NAME-ENTRY/digests.npy    uint8 (N, 16), of rows
     ROOT/NAME-ENTRY/sizes.npy      int64 (N, 2): positions x logits of each row
     ROOT/NAME-ENTRY/logits.npy     float32, all rows' logits one after another
-    ROOT/NAME-ENTRY/ids.npy        int32, whose they are; not there where all logits are kept
+    ROOT/NAME-ENTRY/ids.npy        int32, the ids of the logits; missing if all logits are kept
     ROOT/NAME-ENTRY/rest.npy       float32, at each position: the logit of each of the other ids
 """
 
@@ -31,8 +31,8 @@ NOT_FINITE = "its weights hold NaN or infinity, or are too large for config.prec
 
 
 def identity(params: Params, about: Any) -> str:
-    """Names a model, by 32 hex digits of its weights by path and of `about`, what else its logits
-    depend on (architecture, types)."""
+    """Names a model by 32 hex digits, a hash of its parameters and of `about`, the other things
+    that its logits depend on (architecture, types)."""
     digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
@@ -41,10 +41,11 @@ def identity(params: Params, about: Any) -> str:
 
 
 class LogitStore:
-    """The logits of one model, or of one mean of models."""
+    """The stored logits of one model, or of the mean of several."""
 
     def __init__(self, root: Path, name: str, max_gb: float, vocab_size: int | None = None):
-        """`max_gb` bounds all that is kept under `root`; ids are below `vocab_size`."""
+        """Opens the logits of the model `name` under `root`, of which all entries together take at
+        most `max_gb`; ids are below `vocab_size`."""
         self.name, self._root, self._max_bytes = name, Path(root), max_gb * 1e9
         self._vocab_size = vocab_size
         # (entry, first logit, (positions, logits of each)) by the row's digest.
@@ -52,8 +53,7 @@ class LogitStore:
         self._arrays: dict[Path, list[np.ndarray]] = {}  # of entries, from their first use on
 
     def read(self, digests: Sequence[bytes]) -> list[StoredLogits | None]:
-        """Reads the logits of each row, (P, K), mapped into memory; None for those that are not
-        there."""
+        """Reads the logits of each row, (P, K), memory-mapped; None for rows that are missing."""
         if not self._places.keys() >= set(digests):
             self._look()
         return [self._row(digest) for digest in digests]
@@ -65,11 +65,11 @@ class LogitStore:
         rows: Iterable[StoredLogits],
         others: Sequence["LogitStore"] = (),
     ) -> None:
-        """Adds rows, each of as many positions and logits as its size says. Entries that were
-        unused longest make room for them, but none that this store or `others` have read.
+        """Stores logits of rows; `sizes` has positions and logits of each. If room is needed, the
+        least recently used entries are removed, but none that this store or `others` have read.
 
-        Programs of one machine that write the same rows wait for the first, and use its own. Raises
-        UserError where there is no room within `max_gb`, or the folder cannot be written.
+        Programs of one machine that write the same rows wait for the first, and use its entry.
+        Raises UserError if `max_gb` is too small, or the folder cannot be written.
         """
         positions, logits = _totals(sizes)
         size = 4 * (2 * logits + positions if self._sparse(sizes[0][1]) else logits)
@@ -85,7 +85,7 @@ class LogitStore:
         cache.once(self._entry(digests), save, SETTING)
 
     def remove(self, digests: Sequence[bytes]) -> None:
-        """Removes the entry that these rows were written to, if it is there."""
+        """Removes the entry with these rows, if it exists."""
         cache.remove(self._entry(digests), SETTING)
 
     def _entry(self, digests: Sequence[bytes]) -> Path:
@@ -93,7 +93,7 @@ class LogitStore:
         return self._root / f"{self.name}-{name}"
 
     def _look(self) -> None:
-        """Finds the rows of entries that are new."""
+        """Looks for new entries, and notes their rows."""
         known = {entry for entry, *_ in self._places.values()}
         for entry in cache.entries(self._root, f"{self.name}-*"):
             if entry not in known and (arrays := _mapped(entry, "digests", "sizes")):
@@ -120,11 +120,11 @@ class LogitStore:
         )
 
     def _sparse(self, k: int) -> bool:
-        """Tells whether k logits of each position are a part of them."""
+        """Tells whether k logits of each position are fewer than all."""
         return self._vocab_size is not None and k < self._vocab_size
 
     def _open(self, entry: Path, sparse: bool) -> bool:
-        """Maps the logits of an entry; forgets its rows where it is damaged, or has made room."""
+        """Maps the logits of an entry into memory; forgets its rows if it is damaged or removed."""
         arrays = _mapped(entry, "logits", *(("ids", "rest") if sparse else ()))
         if not arrays:
             self._places = {key: each for key, each in self._places.items() if each[0] != entry}
@@ -137,7 +137,7 @@ class LogitStore:
 
 
 def _mapped(entry: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of an entry; none where they are damaged, or have just made room."""
+    """Maps arrays of an entry into memory; returns none if they are damaged, or just removed."""
     files = [f"{name}.npy" for name in names]
     try:
         there = cache.whole(entry, files)
@@ -147,7 +147,7 @@ def _mapped(entry: Path, *names: str) -> list[np.ndarray]:
 
 
 def _totals(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Positions, and logits, of all rows."""
+    """Counts the positions, and the logits, of all rows."""
     sizes_N2 = np.asarray(sizes, np.int64)
     return int(sizes_N2[:, 0].sum()), int(sizes_N2.prod(axis=1).sum())
 

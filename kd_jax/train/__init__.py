@@ -1,1 +1,1 @@
-"""The one train step, the one loop, and what they keep."""
+"""Trains models: one train step, one loop, checkpoints and records."""

@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax, asynchronous, the last N and the best.
+"""Saves and restores checkpoints with Orbax, asynchronously; keeps the last N and the best.
 
-A checkpoint is written under another name and renamed when it is whole, so one that a crash left
-unfinished is never seen. It holds the whole TrainState; the data stream needs only its step. Its
-file metrics/metrics has its rank among others, and digests of the state, which are compared when it
-is read: Orbax does not see a wrong byte in an array.
+A checkpoint is written under another name and renamed when it is complete, so an unfinished one is
+never read after a crash. It holds the whole TrainState; the data stream needs only its step. Its
+file metrics/metrics has its rank among others, and digests of the state, which are checked when it
+is read: Orbax does not detect a wrong byte in an array.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _NOT_DAMAGE = re.compile(
 
 
 class Damaged(UserError):
-    """Reports a checkpoint that is not what was written."""
+    """The error of a checkpoint whose files differ from what was written."""
 
 
 def _rank(metrics: dict) -> list[float]:
@@ -46,15 +46,14 @@ def _rank(metrics: dict) -> list[float]:
 
 
 class Checkpoints:
-    """Saves and reads the checkpoints of one training stage, in `directory` (local or gs://)."""
+    """The checkpoints of one training stage, in `directory` (local or gs://)."""
 
     def __init__(self, directory: epath.PathLike, keep: int | None):
-        """`keep`: how many of the last ones stay, besides the best. None only reads: the run that
-        the directory belongs to may be writing there.
+        """Opens the directory, to keep the last `keep` checkpoints and the best; None: only to
+        read, since another run may be writing there.
 
-        A checkpoint of which nobody can tell any more whether it is the best is set aside, with
-        those after it, which are trained again. Raises Damaged where none is before it, or where it
-        is only to be read.
+        A checkpoint whose rank is unreadable is moved aside with all later ones, which are trained
+        again. Raises Damaged if there is none before it, or if the directory is only read.
         """
         self.directory = epath.Path(directory).absolute()
         options = dict(create=False, read_only=True, save_interval_steps=0)
@@ -79,24 +78,24 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Finds the step of the newest whole checkpoint."""
+        """Finds the step of the newest complete checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """Finds the step of the lowest rank, or the newest where none has one."""
+        """Finds the step of the checkpoint with the lowest rank, or the newest if none has one."""
         best = self._manager.best_step()
         return best if best is not None and self._metrics(best).get("rank") else self.latest
 
     def save(
         self, state: TrainState, rank: list[float] | None, about: Mapping[str, str] | None = None
     ) -> None:
-        """Saves `state` under its step; writes in the background. Steps may donate `state` at once:
-        while Orbax reads an array, JAX leaves it its memory. `rank`: numbers that are compared from
-        the left, the lowest is the best checkpoint; None: not a candidate. `about`: what `note`
-        gives back.
+        """Saves `state` under its step, in the background; the next step may donate `state` at
+        once, since JAX keeps an array's memory while Orbax reads it.
 
-        Raises UserError where the file system refuses (a full disk); what was saved stays.
+        `rank`: numbers that are compared from the left, the lowest is the best checkpoint; None:
+        not a candidate. `about`: text that `note` returns. Raises UserError if the file system
+        refuses (a full disk); earlier checkpoints stay.
         """
         tree = _arrays(state)
         digests = {name: checksum(part) for name, part in tree.items()}
@@ -107,8 +106,8 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of `step`, onto the devices and in the layout of `like`, and of the
-        optimizer's nothing where that of `like` is (). Raises Damaged."""
+        """Reads the state of `step` onto the devices and in the layout of `like`; the optimizer's
+        state is skipped if that of `like` is (). Raises Damaged."""
         item = {name: part for name, part in _arrays(abstract(like)).items() if part != ()}
         how = ocp.args.PyTreeRestore(
             item=item,
@@ -126,10 +125,10 @@ class Checkpoints:
         return like.replace(**restored)
 
     def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
-        """Reads the last checkpoint beyond step `after` that is not damaged; None where there is
-        none. Later ones, which are damaged, are set aside.
+        """Reads the last undamaged checkpoint beyond step `after`; None if there is no checkpoint.
+        Later, damaged ones are moved aside.
 
-        Raises UserError where all are damaged.
+        Raises UserError if all are damaged.
         """
         damaged = None
         for step in sorted((s for s in self._manager.all_steps() if s > after), reverse=True):
@@ -152,8 +151,8 @@ class Checkpoints:
         return None
 
     def chosen(self, like: TrainState) -> TrainState:
-        """Reads the best state, without the optimizer's. Raises Damaged; the same command then
-        trains it again, from a checkpoint before it."""
+        """Reads the best checkpoint, without the optimizer's state. Raises Damaged; the same
+        command then trains it again, from an earlier checkpoint."""
         try:
             return self.restore(self.best, like.replace(opt_state=()))
         except Damaged as error:
@@ -161,7 +160,7 @@ class Checkpoints:
             raise Damaged(f"{error}: the same command trains it again") from error
 
     def note(self, step: int) -> Mapping[str, str]:
-        """Reads what `save` was told `about` the checkpoint of `step`."""
+        """Reads the texts `about` that were saved with the checkpoint of `step`."""
         return self._metrics(step).get("about", {})
 
     def fits(self, step: int, like: TrainState) -> bool:
@@ -171,18 +170,18 @@ class Checkpoints:
         return _shapes(there["params"]) == _shapes(like.params)
 
     def check(self) -> None:
-        """Raises UserError where a write in the background has failed."""
+        """Raises UserError if a write in the background has failed."""
         with self._file_errors():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Blocks until everything is on disk. Raises UserError where it cannot be written."""
+        """Blocks until everything is on disk. Raises UserError if it cannot be written."""
         with self._file_errors():
             self._manager.wait_until_finished()
         self.check()
 
     def close(self) -> None:
-        """Waits and lets go of the directory."""
+        """Waits for writes, and closes the directory."""
         self.wait()
         self._manager.close()
 
@@ -191,7 +190,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in found if path.name.isdecimal())
 
     def _metrics(self, step: int) -> dict[str, Any]:
-        """Reads what `save` wrote besides the arrays; {} where older versions had no figures."""
+        """Reads the metadata of a checkpoint, without arrays; {} if an older version wrote none."""
         path = self.directory / str(step) / "metrics" / "metrics"
         if not path.exists():
             return {}
@@ -209,7 +208,7 @@ class Checkpoints:
         return found
 
     def _set_aside(self, first: int, error: Damaged) -> None:
-        """Moves checkpoints from step `first` on out of the folder, if there is one before them."""
+        """Moves checkpoints from step `first` on out of the folder, if there is an earlier one."""
         earlier = [step for step in self._steps() if step < first]
         if not earlier:
             raise Damaged(f"{error}; none is before it: rename it to go on without it") from error
@@ -260,9 +259,9 @@ def _shapes(params: Any) -> set[tuple]:
 
 
 def resume_from(directory: str, steps: int) -> Checkpoints:
-    """Opens the checkpoints of another stage directory, to go on from the last one.
+    """Opens the checkpoints of another stage directory, to continue from the last one.
 
-    Raises UserError where there is none, or only one beyond this stage's `steps`.
+    Raises UserError if there is none, or only one beyond this stage's `steps`.
     """
     source = Checkpoints(epath.Path(directory) / "checkpoints", keep=None)
     if source.latest is None:
@@ -279,9 +278,9 @@ def checksum(tree: Any) -> str:
     """Computes 16 hex digits from the arrays of a tree and their paths, the same in any layout on
     any number of devices.
 
-    Each word of an array is mixed with its place, by steps that can be undone, so that a word that
-    changes changes the sum of all, modulo 2^32. Accelerators sum where the array lies; a CPU needs
-    no program for it.
+    Each word of an array is mixed with its index by invertible steps, so that any changed word
+    changes the sum of all, modulo 2^32. Accelerators sum on the device; a CPU needs no compiled
+    program for it.
     """
     found = jax.tree_util.tree_leaves_with_path(tree)
     sums = jax.device_get([_sum_of(leaf) for _, leaf in found])

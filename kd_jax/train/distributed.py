@@ -1,9 +1,9 @@
-"""Start-up of jax.distributed: who the processes of a run are, and how they find each other.
+"""Starts jax.distributed: finds out the processes of a run, and connects them.
 
-The first of these that applies tells: the flags --coordinator, --process_id, --process_count; the
+The first of these sources is used: the flags --coordinator, --process_id, --process_count; the
 environment variables JAX_COORDINATOR_ADDRESS, JAX_PROCESS_COUNT and JAX_PROCESS_ID (or a Kubernetes
-Job's JOB_COMPLETION_INDEX); SLURM, inside `srun`; a TPU pod, which JAX knows itself. Otherwise the
-run has one process.
+Job's JOB_COMPLETION_INDEX); SLURM, inside `srun`; a TPU pod, which JAX detects. Otherwise the run
+has one process.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 60
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Describes the place of this process in a run of several."""
+    """The processes of a run, and the number of this one."""
 
     source: str  # where this was learnt, for messages
     coordinator: str  # HOST:PORT of process 0
@@ -56,9 +56,9 @@ def initialize(
 ) -> None:
     """Joins the processes of the run, if there are several. Call it before JAX sees its devices.
 
-    The arguments are the flags of these names. Raises UserError where they or the variables are
-    incomplete; where the processes do not find each other within `start_timeout` seconds, prints
-    one line and ends this process with status 1.
+    The arguments are the flags of these names. Raises UserError if they or the variables are
+    incomplete; if the processes do not find each other within `start_timeout` seconds, prints one
+    line and ends this process with status 1.
     """
     explicit = dict(coordinator=coordinator, process_id=process_id, process_count=process_count)
     cluster = detect(explicit, os.environ)
@@ -73,8 +73,8 @@ def initialize(
 
 
 def detect(explicit: Mapping[str, object], environ: Mapping[str, str]) -> Cluster | None:
-    """Reads the cluster from flags (`explicit`, None where not given) or variables; None
-    without."""
+    """Finds the cluster in flags (`explicit`, each may be None) or environment variables; None if
+    the run has one process."""
     given = {name: value for name, value in explicit.items() if value is not None}
     if given:
         missing = [f"--{name}" for name in explicit if name not in given]
@@ -123,7 +123,7 @@ def _integer(environ: Mapping[str, str], name: str) -> int:
 
 
 def join(cluster: Cluster, timeout: int) -> None:
-    """Joins `cluster`; see `initialize`."""
+    """Connects this process to the others of a cluster; see `initialize`."""
     own = f"process {cluster.process_id} of {cluster.process_count} ({cluster.source})"
     log.info("%s, coordinator %s", own, cluster.coordinator)
     if cluster.process_id == 0:
@@ -161,7 +161,7 @@ def _join_tpu_pod(timeout: int) -> None:
 
 
 def _diagnosis(cluster: Cluster) -> str:
-    """Tells why the processes may not have met."""
+    """Explains why the processes may not have found each other."""
     if cluster.process_id == 0:
         return (
             f"some of the {cluster.process_count} processes have not come to "
@@ -180,8 +180,8 @@ def _diagnosis(cluster: Cluster) -> str:
 
 @contextlib.contextmanager
 def _within(seconds: float, message: Callable[[], str]) -> Iterator[None]:
-    """Ends the process when its time is up. jax.distributed would abort with a stack dump, and no
-    exception can interrupt it while it waits."""
+    """Ends the process with a message if the block takes too long. jax.distributed would abort with
+    a stack dump, and no exception can interrupt it while it waits."""
 
     def end() -> NoReturn:
         print(f"error: {message()}", file=sys.stderr, flush=True)

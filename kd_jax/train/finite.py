@@ -1,4 +1,4 @@
-"""Why a loss or a gradient is no finite number, and what to do about it."""
+"""Explains why a loss or a gradient is not finite, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kd_jax.types import Array, Batch
 def likely_cause(
     update: int, teacher: Teacher | None, batch: Batch | None, program: Program
 ) -> str:
-    """Tells why a figure of update number `update` is not finite, and what to change; `batch`: the
-    one that it was computed from, where it is known."""
+    """Explains why a loss or gradient of update `update` is not finite, and what to change;
+    `batch`: the batch that it was computed from, if known."""
     asked = teacher is not None and batch is not None
     if asked and not teacher_is_finite(
         teacher, sharding.place(batch, program.mesh), program=program
@@ -37,8 +37,8 @@ def likely_cause(
 
 @functools.partial(jax.jit, static_argnames="program")
 def teacher_is_finite(teacher: Teacher, batch: Batch, *, program: Program) -> Array:
-    """Tells whether there is neither NaN nor +infinity in what a teacher returns for a batch, a
-    bool scalar; -infinity is the logarithm of 0."""
+    """Tells whether a teacher's output for a batch has no NaN or +infinity, a bool scalar;
+    -infinity is allowed, the logarithm of 0."""
 
     def local(teacher, batch):
         found = teacher(program.objective.dense_labels(batch))

@@ -1,4 +1,4 @@
-"""THE training loop: every stage of every recipe is one call of `fit`."""
+"""Defines the training loop: every stage of every recipe is trained by `fit`."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from kd_jax.types import Batch, Model
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """Draws which of `blocks` blocks take the place of their predecessors in a step."""
+    """The random choice, at every step, of which new blocks replace the teacher's (Theseus)."""
 
     rate: Schedule
     blocks: int
 
     def at(self, seed: int, step: int) -> np.ndarray:
-        """Draws independently, True with probability `rate`: a function of (seed, step)."""
+        """Draws a bool for each block, True with probability `rate`: a function of (seed, step)."""
         draws = np.random.default_rng([seed, step, self.blocks]).random(self.blocks)
         return draws < self.rate(step)
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """Holds everything that changes with the step, as functions of it."""
+    """The schedules of a stage: everything that changes with the step, as functions of it."""
 
     learning_rate: Schedule
     coefficients: dict[str, Schedule]  # of the objective's terms
@@ -63,7 +63,7 @@ class Schedules:
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Counts the steps between evaluations, checkpoints and timing rows."""
+    """The numbers of steps between evaluations, checkpoints and timing rows."""
 
     evaluate: int
     save: int
@@ -72,9 +72,9 @@ class Intervals:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Tells which held-out figure makes the best checkpoint, and when to stop waiting for a better.
+    """The rule that selects the best checkpoint by a held-out metric, and stops training early.
 
-    Equal figures are decided by the lower loss.
+    Ties are decided by the lower loss.
     """
 
     figure: str = "loss"
@@ -82,15 +82,16 @@ class Selection:
     patience: int = 0  # evaluations without a better one that end the stage; 0: none do
 
     def rank(self, figures: dict[str, float]) -> list[float]:
-        """Ranks figures: smaller is better, compared from the left; what is not finite comes
-        last."""
+        """Converts metrics to a rank: a list that is compared from the left, smaller is better;
+        values that are not finite come last."""
         sign = -1.0 if self.larger else 1.0
         rank = sign * figures[self.figure], figures["loss"]
         return [value if math.isfinite(value) else sys.float_info.max for value in rank]
 
     def gives_up(self, step: int, every: int, checkpoints: Checkpoints) -> bool:
-        """Tells whether the best checkpoint lies `patience` evaluations back, one `every` so many
-        steps. Known from checkpoints alone, so an interrupted run ends where another one does."""
+        """Tells whether to stop: whether the best checkpoint lies `patience` evaluations back, with
+        one evaluation `every` so many steps. Depends on checkpoints alone, so an interrupted run
+        ends at the same step."""
         if not self.patience or step % every or checkpoints.best is None:
             return False
         return step - checkpoints.best >= self.patience * every
@@ -98,8 +99,8 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` leaves: the best state of those it saved, without the optimizer's where it is not
-    the last one, and after how many steps it ended."""
+    """The result of `fit`: the best saved state (without the optimizer's, unless it is the last),
+    and the step at which training ended."""
 
     state: TrainState
     best_step: int
@@ -139,13 +140,13 @@ def fit(
 ) -> Fit:
     """Trains `state` until `steps` steps are done, from its latest checkpoint if there is one.
 
-    A stage whose model changes on its way is one call of `fit` for each model, in one directory:
-    `begin` is then the step at which the one before ended, whose last checkpoint lies there.
+    A stage whose model changes during training calls `fit` for each model, in one directory:
+    `begin` is then the step at which the previous call ended, whose last checkpoint is there.
 
     Args:
-        state: a new state, at step `begin`; replaced by the latest checkpoint in
-            `directory`/checkpoints that is beyond it, and may be abstract where there is one.
-        stage: the name shown.
+        state: a new state, at step `begin`; replaced by the latest checkpoint beyond that step in
+            `directory`/checkpoints; it may be abstract if there is one.
+        stage: the name for messages.
         program: the static part of the step.
         stream: `stream.batches(step)` yields this process's rows from that step on.
         teacher: an argument of the step, never saved; None without distillation.
@@ -155,11 +156,10 @@ def fit(
         intervals: steps between evaluations, checkpoints, timing rows.
         keep: how many of the last checkpoints stay, besides the best one.
         directory: the stage's directory.
-        selection: which of the checkpoints whose step was evaluated is the best. Its patience needs
-            a checkpoint at every evaluation. None: no checkpoint is a candidate, and the last state
-            is what the call leaves.
-        resume: another stage directory to go on from where this one has no checkpoint yet.
-        listeners: told of every row that the first process writes.
+        selection: selects the best of the checkpoints whose step was evaluated. Its patience needs
+            a checkpoint at every evaluation. None: the last state is returned.
+        resume: another stage directory to continue from if this one has no checkpoint yet.
+        listeners: called with every row that the first process writes.
         begin: the step of `state`.
 
     Raises Diverged on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
@@ -193,7 +193,7 @@ def fit(
                 )
 
         def write_pending() -> None:
-            """Writes the previous step's metrics; a loss that is not finite ends the run here."""
+            """Writes the previous step's metrics; raises Diverged if the loss is not finite."""
             nonlocal pending
             if pending is None:
                 return

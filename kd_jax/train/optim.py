@@ -1,4 +1,4 @@
-"""AdamW with regex tables: which parameters decay, learn faster, or not at all.
+"""Makes AdamW, with regex tables that set the weight decay and learning rate of parameters.
 
 The learning rate is not part of the optimizer: `update` gets it as an input, so schedules never
 recompile and never hide a step counter.
@@ -24,10 +24,10 @@ FACTOR = Real(least=0)  # of the learning rate
 
 
 class Group(NamedTuple):
-    """Names parameters that came into the model together, and have one Adam count.
+    """A group of parameters that were added to the model together and share one Adam step count.
 
-    Zero moments under the count of older parameters would lack the bias correction that they need:
-    the first update would be (1 - beta1) / sqrt(1 - beta2) times too large, about three.
+    With the count of older parameters, new zero moments would lack their bias correction: the first
+    update would be (1 - beta1) / sqrt(1 - beta2) times too large, about three.
     """
 
     name: str  # of its part in the optimizer's state
@@ -36,8 +36,7 @@ class Group(NamedTuple):
 
 
 def multipliers(table: Any, params: Params, key: str) -> Params:
-    """Finds the first matching (pattern, number) of `table` for each parameter: a tree of
-    floats."""
+    """Finds each parameter's number, by the first matching pattern of `table`: a tree of floats."""
     rows = tuple((str(pattern), value) for pattern, value in table)
     rows = tuple((each, float(FACTOR.check(value, f"{key}: {each!r}"))) for each, value in rows)
     return match(rows, params, key)
@@ -52,10 +51,10 @@ def make_optimizer(
         config: `optim`: weight_decay, beta1, beta2, epsilon, clip_norm (0: none) and
             learning_rate_multipliers, (pattern, factor) rows, first match wins, 0 freezes.
         params: the parameters, arrays or abstract.
-        groups: (pattern, Group) rows, first match wins; () makes one of all, without a name.
+        groups: (pattern, Group) rows, first match wins; () makes a single group without a name.
 
-    Returns updates that `apply` multiplies by the learning rate. Frozen parameters have no
-    moments and do not count in the norm that is clipped.
+    Returns an optimizer whose updates `apply` multiplies by the learning rate. Frozen parameters
+    have no moments, and do not count in the norm that is clipped.
     """
     factors = multipliers(
         config.learning_rate_multipliers, params, "optim.learning_rate_multipliers"
@@ -102,19 +101,19 @@ def _adamw(weight_decay, beta1, beta2, epsilon, clip_norm, groups, rows, tree):
 
 
 def _warm_up(updates: int) -> optax.GradientTransformation:
-    """Grows to 1 over the first `updates` updates, which it counts itself."""
+    """Scales updates by a factor that grows to 1 over the first `updates` updates."""
     if not updates:
         return optax.identity()
     return optax.scale_by_schedule(lambda count: jnp.minimum((count + 1) / (updates + 1), 1.0))
 
 
 def _look_up(table: dict[str, str], params: Params) -> Params:
-    """Looks up the value of each parameter's path."""
+    """Looks up each parameter's value in a table by path: a tree."""
     return jax.tree_util.tree_map_with_path(lambda path, _: table[path_name(path)], params)
 
 
 def _scale_and_decay(table: dict[str, tuple[float, float]]) -> optax.GradientTransformation:
-    """Maps update to -factor (update + decay x parameter); `table`: factor and decay by path."""
+    """Maps updates to -factor (update + decay x parameter); `table`: factor and decay by path."""
 
     def update(updates, state, params=None):
         def scale(path, u, p):
@@ -133,7 +132,7 @@ def apply(
     params: Params,
     learning_rate: Array,
 ) -> tuple[Params, Any]:
-    """Applies one optimizer step; returns (params, opt_state)."""
+    """Applies one optimizer step to parameters; returns (params, opt_state)."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
     step = lambda p, u: p + (learning_rate * u).astype(p.dtype)  # noqa: E731
     return jax.tree.map(step, params, updates), opt_state

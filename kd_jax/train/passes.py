@@ -1,6 +1,6 @@
-"""Passes over data that train nothing: held-out figures, logits, log-likelihoods.
+"""Runs models over data without training: held-out metrics, logits, log-likelihoods.
 
-A batch's results are read when the next batch is already under way, so devices never wait.
+A batch's results are read only when the next batch has been started, so devices never wait.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def delayed(results: Iterable[T], by: int = 1) -> Iterator[T]:
 def evaluate(
     student: Model, stream, teacher: Teacher | None, program: Program, by: str = "token"
 ) -> dict[str, float]:
-    """Computes the mean of each term of `program.objective` over the stream's supervised rows, in
-    float64; `by` batch: over the means of batches, each of the same weight."""
+    """Computes the mean of each term of `program.objective` over the stream, weighted by token, in
+    float64; `by` "batch": the mean of the batches' means."""
     totals: dict[str, np.ndarray] = {}
     batches = (place(batch, program.mesh) for batch in stream.batches())
     for terms in delayed(eval_step(student, batch, teacher, program=program) for batch in batches):
@@ -84,8 +84,9 @@ def predict(
 def log_likelihoods(
     model: Model, batches: Iterable[Batch], segments: int, operand: str, mesh: Mesh, table: Table
 ) -> dict[int, np.ndarray]:
-    """Computes for every row of the batches, by its id, (K,) float32 sums of log p in nats, one a
-    segment; see `metrics.likelihood.of_segments`.
+    """Computes the log-likelihoods of each row's K segments, by the row's id: (K,) float32 nats.
+
+    See `metrics.likelihood.of_segments`.
 
     All processes call this together, and all get every row.
     """
@@ -107,8 +108,8 @@ def log_likelihoods(
 
 
 def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
-    """Yields each row's id and its part of every array, of all processes' batches, but not of rows
-    that fill a batch up."""
+    """Yields each row's id and its row of every array, for all processes' rows, but not those that
+    fill a batch up."""
     arrays = ids_B, *arrays
     if jax.process_count() > 1:
         arrays = multihost_utils.process_allgather(arrays, tiled=True)
@@ -121,8 +122,8 @@ def _by_row(ids_B: np.ndarray, *arrays: Any) -> Iterator[tuple]:
 def eval_step(
     student: Model, batch: Batch, teacher: Teacher | None, *, program: Program
 ) -> dict[str, Ratio]:
-    """Computes every term of `program.objective` on one batch, as Ratios over all devices; dropout
-    off."""
+    """Computes every term of `program.objective` on one batch, as Ratios over all devices, without
+    dropout."""
     objective = program.objective
 
     def local(student, teacher, batch):
@@ -138,7 +139,7 @@ def eval_step(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "table"))
 def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: Table) -> Array:
-    """Computes float32 logits of a head that predicts once a row, (B, P, C); dropout off."""
+    """Computes float32 logits of a head that predicts once a row, (B, P, C), without dropout."""
     local = lambda model, batch: model(batch).logits  # noqa: E731
     return per_device(local, mesh, table, (model,), batch)
 
@@ -168,13 +169,13 @@ def log_probs_step(
     mesh: Mesh,
     table: Table,
 ) -> StoredLogits:
-    """Computes the model's log-probabilities at every label of a batch; where logits of "others"
-    come with it, the mean of both, of which `share` (float32 scalar) is the model's.
+    """Computes a model's log-probabilities at every label of a batch; if stored logits of "others"
+    come with the batch, the mean of both, with weight `share` (float32 scalar) for the model.
 
     Args:
-        model: of at least `vocab_size` ids; those beyond are padding.
-        k: how many of them are kept, by size; vocab_size: all, exactly.
-        space: that of the mean, logits or probabilities.
+        model: a model with at least `vocab_size` ids; those beyond are padding.
+        k: number of largest log-probabilities to keep; vocab_size: all, exactly.
+        space: the space of the mean, logits or probabilities.
         policy: types of the product that makes logits.
     """
 

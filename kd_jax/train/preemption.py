@@ -1,8 +1,8 @@
-"""SIGTERM means: save and leave. On several processes all agree on the step to save at.
+"""Handles SIGTERM: all processes of a run agree on a step, save there and exit.
 
-One process may get the signal before the others, or alone. So they all ask each other at every
-step, by a program of one number that runs behind the step's own and is read a step later, when it
-is long done. (JAX's own preemption service loses a signal that comes between two stages.)
+One process may get the signal before the others, or alone. So they exchange a flag at every step,
+by a small program that runs after the train step and is read a step later, when it has long
+finished. (JAX's preemption service loses a signal that comes between two stages.)
 """
 
 import signal
@@ -16,7 +16,7 @@ _sum = jax.jit(lambda caught_N: caught_N.sum())
 
 
 class Preemption:
-    """Catches SIGTERM while it is open (a context manager)."""
+    """A context manager that catches SIGTERM."""
 
     def __init__(self, mesh: Mesh):
         self._caught, self._asked = False, None
@@ -35,7 +35,7 @@ class Preemption:
         self._caught = True
 
     def requested(self) -> bool:
-        """Tells whether to save now and leave: the same on every process, if all of them ask."""
+        """Tells whether to save now and exit; all processes call it, and get the same result."""
         if self._alone:
             return self._caught
         found = self._asked is not None and bool(self._asked)
@@ -44,13 +44,14 @@ class Preemption:
         return found
 
     def requested_now(self) -> bool:
-        """Tells what `requested` does, as of now: the processes wait for each other."""
+        """Tells whether to save now and exit, without the delay of a step: processes wait for each
+        other."""
         self.requested()
         return self.requested()
 
 
 class Preempted(SystemExit):
-    """Raised after the last save. Its exit status is that of a process ended by SIGTERM."""
+    """The exit after the last save, with the status of a process that SIGTERM ended."""
 
     def __init__(self):
         super().__init__(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a bar on a terminal, lines in a log file."""
+"""Shows the progress of training: a bar on a terminal, lines in a log file."""
 
 import datetime
 import re
@@ -14,8 +14,8 @@ _BAR, _REST = 16, 12  # columns of the bar; of the time left and the gaps
 
 
 def wrapped(text: str, width: int) -> str:
-    """Breaks a text between words into lines of at most `width` columns; a number stays with the
-    word before it, and a word that is wider, as a path may be, stays whole."""
+    """Wraps a text into lines of at most `width` columns; a number stays with the word before it,
+    and a longer word, such as a path, is not broken."""
     kept = re.sub(r"(?<=\w) (?=-?\d)", "\xa0", text)
     lines = textwrap.wrap(
         kept, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
@@ -24,10 +24,10 @@ def wrapped(text: str, width: int) -> str:
 
 
 class ProgressBar:
-    """Shows a stage's progress from step `start` to `steps`, with losses and tokens a second.
+    """A progress bar of a stage from step `start` to `steps`, with losses and tokens a second.
 
-    A bar leaves a line behind, as it stands in a log file, and other lines go above it: whatever
-    is printed meanwhile, and logged (`cli.start_jax`).
+    When it ends, the bar leaves a line, as in a log file; everything that is printed or logged
+    meanwhile (`cli.start_jax`) appears above it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ProgressBar:
             self._bar.start()
 
     def update(self, step: int, losses: dict[str, float], tokens_per_second: float) -> None:
-        """Shows that `step` steps are done."""
+        """Redraws the bar after `step` steps."""
         found = [f"{name} {value:.4g}" for name, value in losses.items()]
         if tokens_per_second:
             found.append(f"{tokens_per_second:,.0f} tokens/s")
@@ -83,8 +83,8 @@ class ProgressBar:
             self.say(line)
 
     def compiling(self, shape: tuple[int, int]) -> None:
-        """Shows that the step is compiled for batches of that shape (rows, tokens); on a line of
-        its own for the first one."""
+        """Shows that the step is being compiled for batches of a shape (rows, tokens); the first
+        time on a separate line."""
         text = f"compiling the step for {shape[0]} rows of {shape[1]} tokens ..."
         if self._bar is not None:
             self._bar.update(self._task, status=text)

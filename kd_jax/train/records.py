@@ -1,8 +1,7 @@
-"""What a run writes as it goes: CSV files, TensorBoard events, Weights & Biases.
+"""Records a run's metrics: CSV files, TensorBoard events, Weights & Biases.
 
-metrics.csv and eval.csv hold nothing but what the computation determines, to the last bit, so two
-runs can be compared by `cmp`; times go to timing.csv. A CSV is cut back to the step that a
-resumed run starts from.
+metrics.csv and eval.csv hold only values that are reproducible to the last bit, so two runs can be
+compared by `cmp`; times go to timing.csv. A CSV is cut back to the step from which a run resumes.
 """
 
 import contextlib
@@ -31,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Table:
-    """Writes a CSV file whose rows have a first column `step`; it is cut back to `start` first."""
+    """A CSV file whose first column is `step`, cut back to step `start` when it is opened."""
 
     def __init__(self, path: epath.PathLike, start: int, written: str | None = None):
-        """`written`: the digest of the rows up to `start` where it is known; other rows are set
-        aside, and said."""
+        """Opens the file. `written`: the digest of the rows up to `start`, if known; a file with
+        other rows is moved aside, with a warning."""
         self.path = epath.Path(path)
         rows = [row for row in read(self.path) if _step(row) <= start]
         self._take(rows)
@@ -80,7 +79,7 @@ class Table:
         self._file.flush()
 
     def sync(self) -> None:
-        """Puts every row on disk: called before a checkpoint that the rows belong to."""
+        """Flushes every row to disk; called before a checkpoint of the same step is saved."""
         self._file.flush()
         with contextlib.suppress(AttributeError, OSError):  # a remote file has no descriptor
             os.fsync(self._file.fileno())
@@ -91,7 +90,7 @@ class Table:
 
 
 def read(path: epath.PathLike) -> list[dict[str, str]]:
-    """Reads the whole rows of a CSV; a last line that a crash cut short is left out."""
+    """Reads the rows of a CSV; an incomplete last line, after a crash, is left out."""
     path = epath.Path(path)
     if not path.exists():
         return []
@@ -102,14 +101,14 @@ def read(path: epath.PathLike) -> list[dict[str, str]]:
 
 
 def _step(row: dict[str, str]) -> float:
-    """Reads the step of a row; of a damaged one, a step that is never reached."""
+    """Reads the step of a row; for a damaged row, infinity."""
     text = row.get("step", "")
     return int(text) if text.isdecimal() else math.inf
 
 
 class Events:
-    """Writes TensorBoard curves, here and now: tensorboardX's own SummaryWriter does it in a thread
-    that dies of a full disk unheard, after which the run would wait for it forever."""
+    """A synchronous writer of TensorBoard curves: tensorboardX's SummaryWriter writes in a thread
+    that dies silently on a full disk, after which the run would wait for it forever."""
 
     def __init__(self, directory: epath.PathLike, start: int):
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,7 @@ Listener = Callable[[str, str, Mapping[str, Any]], None]
 
 
 class Records:
-    """Writes a stage's records and tells listeners, in the first process of a run alone."""
+    """The records of a stage: tables, curves and listeners, in the first process of a run only."""
 
     # The tables, and the folder of each one's curves.
     _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
@@ -147,7 +146,8 @@ class Records:
         listeners: Sequence[Listener] = (),
         written: Mapping[str, str] | None = None,
     ):
-        """`written`: what `sync` gave at step `start`, where there is a checkpoint of it."""
+        """Opens the records. `written`: the result of `sync` at step `start`, if that has a
+        checkpoint."""
         directory = epath.Path(directory)
         self._tables: dict[str, Table] = {}
         self._files: tuple[Table | Events, ...] = ()
@@ -173,7 +173,7 @@ class Records:
             listener(self._stage, kind, row)
 
     def sync(self) -> dict[str, str]:
-        """Puts everything so far on disk; returns digests of the tables, by file name."""
+        """Flushes everything to disk; returns digests of the tables, by file name."""
         for file in self._files:
             file.sync()
         return {table.path.name: table.digest for table in self._tables.values()}
@@ -184,7 +184,7 @@ class Records:
 
 
 class Clock:
-    """Measures training without evaluation and saving, and how long it waited for batches."""
+    """A clock of training time, without evaluation and saving, and of the wait for batches."""
 
     def __init__(self):
         self.rate = 0.0  # tokens a second of the last row
@@ -193,12 +193,12 @@ class Clock:
         self._start = self._began
 
     def restart(self) -> None:
-        """Begins a new row."""
+        """Starts the clock of a new row."""
         self._began = time.perf_counter()
         self.waited = self.steps = self.rows = self.tokens = 0
 
     def count(self, batch: Batch) -> None:
-        """Counts a step on this process's rows, without padding and rows that fill a batch up."""
+        """Counts a step, and this process's rows and tokens without padding and filling rows."""
         processes = jax.process_count()
         rows = processes * int((batch.ids_B >= 0).sum())
         tokens = processes * int(batch.mask_BT.sum())
@@ -208,14 +208,14 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what happens meanwhile as waiting for a batch."""
+        """Counts the time of the block as waiting for a batch."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves out what happens meanwhile."""
+        """Stops the clock during the block."""
         began = time.perf_counter()
         yield
         spent = time.perf_counter() - began
@@ -236,8 +236,8 @@ class Clock:
         return row
 
     def last_row(self, step: int) -> dict[str, float] | None:
-        """Makes the row of a stage's last steps. Where no step was timed, since each had a shape to
-        compile, it is of all of them with their compilation; None where there was no step."""
+        """Makes the row of a stage's last steps; None if there were none. If no step was timed,
+        since each had a shape to compile, compilation is included."""
         if not self.steps and not self.rate:
             self.steps, self.rows, self.tokens = self.all_steps, self.all_rows, self.all_tokens
             self._began = self._start
@@ -248,10 +248,10 @@ class Clock:
 def wandb_listener(
     project: str, name: str, config: dict, folder: epath.PathLike
 ) -> Iterator[Listener]:
-    """Opens a W&B run for the run directory `folder`, the same one when the run is continued, and
-    logs to it what it is told.
+    """Opens the W&B run of the run directory `folder`, or continues it; yields a listener that logs
+    every row to it.
 
-    WANDB_MODE=offline keeps it in `folder`/wandb. Raises UserError where wandb is not installed or
+    WANDB_MODE=offline keeps it in `folder`/wandb. Raises UserError if wandb is not installed or
     refuses.
     """
     try:

@@ -1,6 +1,6 @@
-"""The mesh, and where parameters and batches live on it.
+"""Makes the device mesh, and places parameters and batches on it.
 
-Two axes: `data`, plain data parallelism as PyTorch's DDP, and `fsdp`, over which parameters,
+Two axes: `data`, plain data parallelism like PyTorch's DDP, and `fsdp`, over which parameters,
 gradients and optimizer moments are split as well (ZeRO, Rajbhandari et al., arXiv:1910.02054). A
 batch is split over both. Gradients are computed per device inside `shard_map`, so that the only
 collectives are those written here: parameters are gathered once, gradients summed once.
@@ -36,8 +36,7 @@ def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
 
 
 def path_name(path: tuple) -> str:
-    """Writes a tree path as it stands in regex tables:
-    "student/backbone/blocks/0/ffn_in/kernel"."""
+    """Converts a tree path to a name for regex tables: "student/backbone/blocks/0/q/kernel"."""
     return "/".join(str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path)
 
 
@@ -62,7 +61,7 @@ def match(table: tuple[tuple[str, Any], ...], tree: Any, what: str) -> Any:
 
 
 def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
-    """Finds the PartitionSpecs of `params`; a dimension that fsdp does not divide stays whole."""
+    """Finds the PartitionSpecs of `params`; a dimension that fsdp does not divide is not split."""
     fsdp = mesh.shape["fsdp"]
 
     def fitting(spec, leaf):
@@ -84,7 +83,7 @@ def _split_axis(spec: P) -> int | None:
 
 
 def gather(params: Params, specs: Params) -> Params:
-    """Gathers whole parameters from all devices' parts; inside shard_map."""
+    """Gathers whole parameters from all devices' shards; inside shard_map."""
 
     def whole(spec, part):
         axis = _split_axis(spec)
@@ -94,7 +93,7 @@ def gather(params: Params, specs: Params) -> Params:
 
 
 def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
-    """Sums all devices' gradients, each device keeping its own part; inside shard_map."""
+    """Sums all devices' gradients, and keeps each device's shard; inside shard_map."""
 
     def summed(spec, grad):
         axis = _split_axis(spec)
@@ -117,14 +116,14 @@ def per_device(
     *numbers: Any,
     out: Any = BATCH,
 ) -> Any:
-    """Calls `run(*models, batch, *numbers)` on every device, on its own rows of the batch.
+    """Calls `run(*models, batch, *numbers)` on every device with the device's rows of the batch.
 
     Args:
-        run: returns arrays of which all devices have the same, or each its own rows; see `out`.
-        models: `Model`s or other pytrees of `params`, laid out by `table`, which `run` gets whole;
+        run: returns arrays that are equal on all devices, or have a device's rows; see `out`.
+        models: `Model`s or other pytrees of `params`, sharded by `table` and gathered for `run`;
             None stays None.
-        numbers: the same on all devices.
-        out: how results are laid out: BATCH, or P() for equal ones; or a tree of these.
+        numbers: arguments that are equal on all devices.
+        out: the layout of results: BATCH for rows, P() for equal ones; or a tree of these.
     """
     parts = [None if model is None else model.params for model in models]
     specs = [param_specs(table, params, mesh) for params in parts]
@@ -141,8 +140,8 @@ def per_device(
 
 
 def to_host(params: Params) -> Params:
-    """Fetches whole arrays to this host, of parameters that may be split over processes; all
-    processes call this together."""
+    """Copies whole parameters, which may be split over processes, to this host; all processes call
+    this together."""
 
     def whole(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -153,7 +152,7 @@ def to_host(params: Params) -> Params:
 
 
 def device_index() -> Array:
-    """Computes this device's number, uint32; inside shard_map."""
+    """Returns this device's number on the mesh, uint32; inside shard_map."""
     index = jax.lax.axis_index("data") * jax.lax.axis_size("fsdp") + jax.lax.axis_index("fsdp")
     return index.astype(jnp.uint32)
 

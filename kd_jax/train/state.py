@@ -1,4 +1,4 @@
-"""The training state, born on its devices."""
+"""Creates the training state on its devices, and changes its model during training."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kd_jax.types import Array, Model, Params
 
 
 class TrainState(struct.PyTreeNode):
-    """Holds what a step changes. `params` holds the student and, apart, the objective's own.
+    """The state that a step updates. `params` holds the student's parameters and the objective's.
 
-    The structure of the student is static: a student of another shape retraces the step, once.
+    The structure of the student is static: the step is traced again for another structure.
     """
 
     step: Array  # int32, steps done
@@ -30,12 +30,12 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def student(self) -> Model:
-        """Makes a model of the student."""
+        """Returns the student as a `Model`."""
         return Model(self.params["student"], self.graphdef)
 
 
 def state_specs(state: TrainState, table: Table, mesh: Mesh) -> TrainState:
-    """Finds the PartitionSpecs of an (abstract) state; moments lie where their parameters do."""
+    """Finds the PartitionSpecs of an (abstract) state; moments are split like their parameters."""
     specs = param_specs(table, state.params, mesh)
     frozen = optax.MaskedNode  # stands where a frozen parameter would have moments
     opt_specs = optax.tree_utils.tree_map_params(
@@ -57,15 +57,15 @@ def create(
     table: Table,
     mesh: Mesh,
 ) -> TrainState:
-    """Creates a state, every array where it will live.
+    """Creates a state with every array on its devices.
 
     Args:
-        init: from `inputs` to {"student", "objective"} parameters; runs under jit.
+        init: function from `inputs` to {"student", "objective"} parameters; runs under jit.
         inputs: arrays that parameters are made from: a random key, weights that were read. They
-            are arguments, since what a jitted function closes over is compiled into it. With
+            are arguments, since jit would compile arrays of a closure into the program. With
             jax.ShapeDtypeStructs the state is abstract too.
         graphdef: the student's structure.
-        make_optimizer: from abstract parameters.
+        make_optimizer: makes the optimizer from abstract parameters.
         table: sharding table of the parameters.
         mesh: the mesh.
     """
@@ -91,16 +91,16 @@ def continued(
     table: Table,
     mesh: Mesh,
 ) -> TrainState:
-    """Goes on from the state `before` with another student, at the same step.
+    """Makes a state with another student from the state `before`, at the same step.
 
-    What of the optimizer's state has the same path and shape in both is kept: moments and counts of
-    the parameters that stay in their group (`optim.Group`). All else of it starts anew. Arrays that
-    are kept are not copied, so `before` is used up with the first step on the new state.
+    Optimizer state with the same path and shape in both is kept: moments and counts of parameters
+    that stay in their group (`optim.Group`). The rest starts anew. Kept arrays are not copied, so
+    the first step on the new state consumes `before`.
 
     Args:
-        before: a state; its objective's parameters stay.
-        student: with parameters, which may be those of `before` in part.
-        make_optimizer: from abstract parameters.
+        before: a state; its objective's parameters are kept.
+        student: the new student; it may share parameters with `before`.
+        make_optimizer: makes the optimizer from abstract parameters.
         table: sharding table of the parameters.
         mesh: the mesh.
     """

@@ -1,4 +1,4 @@
-"""THE train step.
+"""Defines the train step.
 
 Teacher forward, student forward and backward, and the optimizer are one program. The gradient is
 computed per device inside `shard_map` on the device's own rows; the loss is a sum of terms, each a
@@ -24,7 +24,7 @@ from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
 
 
 class Inputs(struct.PyTreeNode):
-    """Holds one step's numbers: schedules are evaluated on the host, so they never recompile."""
+    """The scheduled numbers of one step, evaluated on the host, so that they never recompile."""
 
     learning_rate: Array
     coefficients: dict[str, Array]
@@ -34,7 +34,7 @@ class Inputs(struct.PyTreeNode):
 
 
 class Teacher(Protocol):
-    """Gives what the student learns from: a `Model`, or a pytree of kd_jax/teachers."""
+    """A callable that computes a student's targets: a `Model`, or a pytree of kd_jax/teachers."""
 
     params: Params
 
@@ -44,7 +44,7 @@ class Teacher(Protocol):
 
 
 class Objective(Protocol):
-    """Describes what the step needs of an objective (kd_jax/objectives/objective.py)."""
+    """The interface of an objective (kd_jax/objectives/objective.py)."""
 
     names: list[str]
 
@@ -57,7 +57,7 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Holds the static part of a step."""
+    """The static arguments of a step."""
 
     objective: Objective
     mesh: Mesh
@@ -73,7 +73,7 @@ def global_denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
 
 
 def ratios(totals: dict[str, Array], denominators: dict[str, Array]) -> dict[str, Ratio]:
-    """Sums each term's total over all devices, and puts it over its denominator."""
+    """Sums each term's total over all devices: Ratios of totals and denominators."""
     return {
         name: Ratio(jax.lax.psum(total, sharding.AXES), denominators[name])
         for name, total in totals.items()
@@ -81,7 +81,7 @@ def ratios(totals: dict[str, Array], denominators: dict[str, Array]) -> dict[str
 
 
 def _over_micro_batches(gradient, params: Params, batch: Batch, seed: Array, count: int):
-    """Sums what `gradient` returns over `count` parts of the batch, one after the other."""
+    """Sums the results of `gradient` over `count` micro-batches, one after the other."""
     if count == 1:
         return gradient(params, batch, seed)
 
@@ -100,7 +100,7 @@ def _over_micro_batches(gradient, params: Params, batch: Batch, seed: Array, cou
 def gradient(
     state: TrainState, batch: Batch, teacher: Teacher | None, inputs: Inputs, program: Program
 ) -> tuple[Params, dict[str, Ratio]]:
-    """Computes the gradient of the global batch, laid out like the parameters, and each term's
+    """Computes the gradient of the global batch, sharded like the parameters, and each term's
     Ratio."""
     objective = program.objective
     specs = sharding.param_specs(program.table, state.params, program.mesh)

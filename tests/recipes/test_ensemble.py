@@ -117,14 +117,14 @@ def kill(monkeypatch):
 
             monkeypatch.setattr(text_logits, "log_probs_step", log_probs_step)
         else:
-            calls, judge = iter(range(100)), round.Rounds._measured
+            calls, original = iter(range(100)), round.Rounds._measured
 
-            def judged(*args):
+            def evaluate(*args):
                 if next(calls) == 5:  # twice while it trains, once at the end
                     raise Killed
-                return judge(*args)
+                return original(*args)
 
-            monkeypatch.setattr(round.Rounds, "_measured", judged)
+            monkeypatch.setattr(round.Rounds, "_measured", evaluate)
 
     return arm
 

@@ -322,7 +322,7 @@ def test_another_tokenizer_beside_a_qwen2(tmp_path, tokenizer, caplog, monkeypat
     export.publish(export.writer(blueprint, params), tokenizer, out, page, SOURCE, None, [origin])
     again = tokenizers.load_tokenizer(out)
     assert again(export.SAMPLE)["input_ids"] == tokenizer(export.SAMPLE)["input_ids"]
-    assert "AutoTokenizer reads texts otherwise beside this model" in caplog.text
+    assert "AutoTokenizer tokenizes texts differently for this model" in caplog.text
     written = (out / "README.md").read_text()
     assert "tokenizer = PreTrainedTokenizerFast.from_pretrained(source)" in written
     assert "AutoTokenizer of transformers 5 would read other tokens" in written

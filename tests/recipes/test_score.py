@@ -128,11 +128,11 @@ def test_beside_the_original(gpt2, files, tmp_path):
     data, options = str(files / "val.jsonl"), Options(batch_size=32)
     original, _ = evaluate_checkpoint(str(gpt2[0]), None, "hellaswag", data, options)
     changed, _ = evaluate_checkpoint(str(save(tmp_path, 1)), None, "hellaswag", data, options)
-    found = changed.beside(original)
+    found = changed.compared_with(original)
     differences = np.abs(changed.log_likelihoods_N - original.log_likelihoods_N)
     assert found["mean_difference"] == pytest.approx(differences.mean()) and differences.any()
     assert found["acc_retention"] is None or found["acc_retention"] >= 0
-    assert original.beside(original)["mean_difference"] == 0.0
+    assert original.compared_with(original)["mean_difference"] == 0.0
 
 
 def test_a_stage_of_a_run(files, tmp_path):
@@ -150,7 +150,7 @@ def test_a_stage_of_a_run(files, tmp_path):
     assert "beside_teacher" not in every["teacher"][1]
     assert {key: every["student"][1][key] for key in keys} == {key: same[key] for key in keys}
     made, beside = every["student"][0], every["student"][1]["beside_teacher"]
-    assert beside == made.beside(every["teacher"][0]) and beside["mean_difference"] > 0
+    assert beside == made.compared_with(every["teacher"][0]) and beside["mean_difference"] > 0
     with pytest.raises(UserError, match="has no stage 'pupil'; have: teacher, "):
         evaluate_stage(str(run.folder), "pupil", "perplexity", text, None, options)
     (tmp_path / "config.json").write_text('{"task": {"name": "mlm"}}')

@@ -1,4 +1,4 @@
-"""PyTorch model of an ensemble of causal language models of one shape, as kd_jax exports it.
+"""Defines the PyTorch model of an ensemble of causal language models of one shape, for exports.
 
 The logits are the weighted mean of the members' logits, or the logarithm of that of their
 probabilities (`space` of config.json). It needs torch and transformers alone (4.57 and 5 were
@@ -36,7 +36,7 @@ def known(arguments, *names):
 
 
 def shares(cache, members, layers):
-    """Splits a cache into those of the members, which hold their layers."""
+    """Splits a cache into one for each member, with the member's layers."""
     if type(cache) is not DynamicCache:
         raise ValueError(f"an ensemble's cache is a DynamicCache, not a {type(cache).__name__}")
     if cache.get_seq_length() and len(cache.layers) != members * layers:
@@ -50,8 +50,8 @@ def shares(cache, members, layers):
 
 
 class KDJaxEnsembleConfig(PretrainedConfig):
-    """`member`: config.json of every member; `weights`: one a member, which sum to 1; `space`:
-    logits | probabilities."""
+    """The config. `member`: config.json of every member; `weights`: one for each member, which
+    sum to 1; `space`: logits | probabilities."""
 
     model_type = "kd_jax_ensemble"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
@@ -72,7 +72,7 @@ class KDJaxEnsembleConfig(PretrainedConfig):
 
 
 class KDJaxEnsembleForCausalLM(PreTrainedModel, GenerationMixin):
-    """Averages the members."""
+    """An ensemble, which averages its members' logits."""
 
     config_class = KDJaxEnsembleConfig
     base_model_prefix = "members"
