@@ -21,7 +21,9 @@ from kd_jax.report import plots
 from kd_jax.run import text_logits, workdir
 from kd_jax.stages import mixing
 from kd_jax.train import loop, passes, step
-from kd_jax.train.passes import eval_step  # as it is, whatever stands in its place in passes
+
+# As they are, whatever stands in their places in passes.
+from kd_jax.train.passes import eval_step, log_probs_step
 
 _SESSION = Path(os.environ["KD_JAX_TESTS"])  # conftest.py
 
@@ -133,7 +135,7 @@ def compilations():
         if event == "/jax/core/compile/backend_compile_duration":
             found[details["fun_name"]] += 1
 
-    for program in (step.train_step, eval_step):
+    for program in (step.train_step, eval_step, log_probs_step):
         program.clear_cache()
     jax.monitoring.register_event_duration_secs_listener(note)
     try:
