@@ -1,12 +1,19 @@
 """All tests run on the CPU, as on eight devices, and strictly."""
 
+import gc
 import os
 import tempfile
+
+# A folder for all test processes of a session, which the first of them makes and removes.
+if "KD_JAX_TESTS" not in os.environ:
+    _session = tempfile.TemporaryDirectory(prefix="kd_jax-tests-", ignore_cleanup_errors=True)
+    os.environ["KD_JAX_TESTS"] = _session.name
 
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="kd_jax-modules-")  # code beside weights
+# Code next to weights.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-", dir=os.environ["KD_JAX_TESTS"])
 
 from pathlib import Path
 
@@ -18,6 +25,7 @@ from kd_jax.cli import CPU_FLAGS
 # Programs compile sooner: without the fusion emitters alone, in half the time. In parts, for many
 # threads, small ones take longer in all, and the other core is the other test process's.
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST += " --xla_llvm_disable_expensive_passes=true"
 FAST += " --xla_cpu_parallel_codegen_split_count=1"
 
 # Before JAX looks at its devices.
@@ -26,6 +34,14 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def pytest_collection_finish():
+    """What has been imported stays: looking for garbage in it again and again takes a sixth of the
+    time of a run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def test_the_report_of_a_run(tmp_path):
     _, written = compare([str(run.folder)], str(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert str(tmp_path / "report.html") in written
-    assert "Sci/Tech" in page and "samples/s, batch 32" in page and page.count("<svg") > 3
+    assert "Sci/Tech" in page and "samples/s, batch 32" in page and page.count("data:image/svg") > 3
 
 
 # What is read of a model only where it is a checkpoint: test_language.py looks at these.

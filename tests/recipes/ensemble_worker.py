@@ -19,7 +19,7 @@ def main() -> None:
     start_jax()
     distributed.initialize(**args)
     config = ensembles.two_rounds(folder)
-    with workdir.enter(config, "example", str(folder / "run")) as place:
+    with ensembles.quick(), workdir.enter(config, "example", str(folder / "run")) as place:
         ensemble.run(config, place)
 
 

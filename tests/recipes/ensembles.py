@@ -1,9 +1,12 @@
 """Tiny runs of ensembles on one device."""
 
+import contextlib
 from pathlib import Path
+from unittest import mock
 
 from kd_jax import config as defaults
-from kd_jax.recipes import ensemble
+from kd_jax.recipes import ensemble, export_check
+from kd_jax.report import plots
 from kd_jax.run import workdir
 from tests import tiny_config
 from tests.recipes import substituting
@@ -46,7 +49,24 @@ def two_rounds(folder: Path):
     return c
 
 
+@contextlib.contextmanager
+def quick():
+    """No pictures, and no checks of what is exported."""
+    with (
+        mock.patch.object(plots, "save"),
+        mock.patch.object(export_check, "check", lambda *args: {}),
+        mock.patch.object(export_check, "check_in_pytorch", lambda *args: {}),
+    ):
+        yield
+
+
 def run(config, folder: Path) -> dict:
-    """The results of a run in `folder`."""
+    """The results of a quick run in `folder`."""
+    with quick():
+        return whole_run(config, folder)
+
+
+def whole_run(config, folder: Path) -> dict:
+    """The results of a run in `folder`, with pictures and a checked export."""
     with substituting.quick(), workdir.enter(config, "example", str(folder)) as place:
         return ensemble.run(config, place)

@@ -8,7 +8,7 @@ import jax
 
 from kd_jax.config import substitution
 from kd_jax.recipes import distil
-from kd_jax.run import workdir
+from kd_jax.run import cost, workdir
 from kd_jax.run.run import build as build_run
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
@@ -48,7 +48,7 @@ def config(folder: Path, **changes):
 
 @contextlib.contextmanager
 def quick():
-    """One device; no plots, no export."""
+    """One device; no plots, no export; models are timed a few times."""
     make_mesh = sharding.make_mesh
     alone = lambda fsdp=1, devices=None: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
     with contextlib.ExitStack() as stack:
@@ -59,6 +59,7 @@ def quick():
         patch(sharding, "make_mesh", alone)
         patch(distil.export, "export_run", lambda *args: {"path": "nowhere"})
         patch(distil.plots, "draw", lambda *args: None)
+        patch(cost, "CALLS", 1)
         yield
 
 
@@ -81,10 +82,8 @@ def checked(config):
         phase.check()
 
 
-def undisturbed(how, folder):
-    """(config, run directory, results, programs compiled) of a run as `how`, a module like this,
-    makes it."""
-    config = how.config(folder)
+def undisturbed(config, run, folder):
+    """(config, run directory, results, programs compiled) of a run, by a function like `run`."""
     with smoke.compilations() as compiled:
-        results = how.run(config, folder / "run")
+        results = run(config, folder / "run")
     return config, folder / "run", results, dict(compiled)

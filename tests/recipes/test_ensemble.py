@@ -25,7 +25,8 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return substituting.undisturbed(ensembles, tmp_path_factory.mktemp("ensemble"))
+    folder = tmp_path_factory.mktemp("ensemble")
+    return substituting.undisturbed(ensembles.config(folder), ensembles.whole_run, folder)
 
 
 def test_a_row_a_round(whole):

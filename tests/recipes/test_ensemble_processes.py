@@ -17,7 +17,8 @@ def test_two_processes_make_the_same_ensemble(tmp_path):
     alone = ensembles.run(ensembles.two_rounds(tmp_path), tmp_path / "alone")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_"))}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     script = [ROOT / "launch" / "local_processes.sh", "2", ensemble_worker.__file__]
     command = [*script, f"--folder={tmp_path}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

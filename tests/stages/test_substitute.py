@@ -20,7 +20,8 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return substituting.undisturbed(substituting, tmp_path_factory.mktemp("substitute"))
+    folder = tmp_path_factory.mktemp("substitute")
+    return substituting.undisturbed(substituting.config(folder), substituting.run, folder)
 
 
 def test_the_parameters_go_phase_by_phase(whole):
