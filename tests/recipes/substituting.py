@@ -8,7 +8,7 @@ import jax
 
 from kd_jax.config import substitution
 from kd_jax.recipes import distil
-from kd_jax.run import cost, workdir
+from kd_jax.run import measure, workdir
 from kd_jax.run.run import build as build_run
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
@@ -59,7 +59,7 @@ def quick():
         patch(sharding, "make_mesh", alone)
         patch(distil.export, "export_run", lambda *args: {"path": "nowhere"})
         patch(distil.plots, "draw", lambda *args: None)
-        patch(cost, "CALLS", 1)
+        patch(measure, "CALLS", 1)
         yield
 
 
