@@ -232,10 +232,9 @@ def summary(*names: str) -> str:
     rows, sources = [], set()
     for name in names:
         entry = _entry(name)
-        stages, primary = [run["stages"] for run in entry["runs"]], entry["runs"][0]["primary"]
-        figure = quantities.the_primary(quantities.quality(stages), primary)
+        stages, figure = [run["stages"] for run in entry["runs"]], table.primary_of(entry["runs"])
         names = ("teacher", "baseline", "student")
-        paired = table.paired(figure, entry["runs"])
+        paired = quantities.compare_stages(figure, "student", "baseline", stages)
         middle = {n: quantities.average(figure, quantities.of(n, stages)) for n in names}
         speed = [run["student"]["throughput"] / run["teacher"]["throughput"] for run in stages]
         row = [name.removeprefix("small_"), figure.title]

@@ -71,10 +71,10 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
 def _kept(run: Run, tokens: float) -> int:
     """Chooses how many logits of a token are stored: all if those of the teacher, a mean and the
     next mean fit on disk, else config.ensemble.top_k."""
-    size = vocab_size(run, run.principal)
+    size, top_k = vocab_size(run, run.principal), run.config.ensemble.top_k
     whole = 3 * text_logits.size_of(tokens, size, size)
     fits = whole <= 1e9 * text_logits.cache_settings(run)["max_gb"]
-    return size if fits else min(size, run.config.ensemble.top_k)
+    return size if fits else min(size, top_k)
 
 
 def _train(run: Run) -> Stream:

@@ -162,7 +162,7 @@ def test_rows_of_empty_cells_are_rows_and_blank_lines_are_not(tmp_path):
         ("a.tsv", "text\n".encode("utf-16-be"), "to be UTF-16; .* iconv -f utf-16be -t utf-8"),
         ("._a.csv", b"\x00\x05\x16\x07\x00\xff", "what macOS notes down .*; remove it"),
         ("a.csv", gzip.compress(b"text\na\n", mtime=0), "a.csv is compressed, .* with gunzip"),
-        ("a.csv", "text;label\na, b;x\n", "one column, 'text;label'; .* set delimiter=';' beside"),
+        ("a.csv", "text;label\na, b;x\n", "one column, 'text;label'; .* set delimiter=';' next to"),
         ("a.tsv", "text,label|b\n", r"one column, .* delimiter='\|' .* write the file with 'tabs"),
         ("a.tsv", 'text\tlabel\n"a\nb"\tx\n', r"row 2: 1 fields .* quoted, set delimiter='\\t'"),
     ],
