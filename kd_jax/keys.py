@@ -84,9 +84,11 @@ def _legal(section: Any, path: Sequence[str], key: str) -> bool:
 def _read(section: ConfigDict, name: str, key: str, given: Any) -> Any:
     """Converts the value of a key, or its text, to the type of the present value, if any."""
     kind = section.get_type(name) if name in section else object
-    if issubclass(kind, ConfigDict):
-        raise UserError(f"--config.{key}={given}: a section; set its keys, one by one")
     value = value_of(given) if isinstance(given, str) and kind is not str else given
+    if issubclass(kind, ConfigDict):
+        if isinstance(value, Mapping):  # the whole section anew
+            return ConfigDict(value)
+        raise UserError(f"--config.{key}={given}: a section; set its keys, one by one")
     whole = float if kind is float and type(value) is int else type(value)
     if kind in _TYPES and whole is not kind:
         raise UserError(f"--config.{key}={given} should be {_TYPES[kind]}")

@@ -93,6 +93,11 @@ def test_a_list_may_be_given_one_by_one():
     assert found.teacher.labels == ("a", "b")
 
 
+def test_a_whole_section():
+    found = set_by("--config.stages={'student': {'steps': 3}}")
+    assert found.stages.to_dict() == {"student": {"steps": 3}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
