@@ -94,7 +94,7 @@ def test_a_list_may_be_given_one_by_one():
 
 
 def test_a_whole_section():
-    found = set_by("--config.stages={'student': {'steps': 3}}")
+    found, _ = set_by("--config.stages={'student': {'steps': 3}}")
     assert found.stages.to_dict() == {"student": {"steps": 3}}
 
 
