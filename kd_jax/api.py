@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from ml_collections import ConfigDict
 
-from kd_jax import cli, experiments, hub, keys, plugins
+from kd_jax import cli, experiments, hub, keys, plugins, storage
 from kd_jax.errors import UserError
 from kd_jax.recipes import compare, evaluate, export, plan, predict
 from kd_jax.report import runs
@@ -115,13 +115,14 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     table = _table(rows, key)
     if not table.num_rows:
         raise UserError(f"{key}: a table without rows; give at least one")
-    content = json.dumps(table.to_pylist(), default=str, sort_keys=True).encode()
-    path = folder / f"{key}-{hashlib.blake2b(content, digest_size=6).hexdigest()}.parquet"
+    content = hashlib.blake2b(digest_size=6)
+    for batch in table.to_batches(max_chunksize=1000):  # as Python values, which are large
+        for row in batch.to_pylist():
+            content.update(json.dumps(row, default=str, sort_keys=True).encode())
+    path = folder / f"{key}-{content.hexdigest()}.parquet"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            pyarrow.parquet.write_table(table, Path(unfinished) / path.name)
-            os.replace(Path(unfinished) / path.name, path)
+        storage.write(path, functools.partial(pyarrow.parquet.write_table, table))
     return str(path)
 
 

@@ -329,7 +329,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_section(section: ConfigDict, name: str, where: str, config: Mapping) -> None:
-    """Checks config.<where> as `check` does, by the keys of the section `name`."""
+    """Checks that config.<where> has the keys of the section `name`, with legal values."""
     keys = table(name, config)
     settings(section, ranges(keys), where)
     path = f"config.{where}." if where else "config."

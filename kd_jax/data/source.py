@@ -54,7 +54,7 @@ class Identity(NamedTuple):
 
 
 class Documents:
-    """The documents of one source, read again by every iteration, in a fixed order."""
+    """The documents of one source; each iteration reads them anew, in the same order."""
 
     def __init__(
         self, name: str, read: Callable[[], Iterator[str]], commit: str | None = None

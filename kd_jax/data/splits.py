@@ -40,7 +40,7 @@ class Section(Protocol):
         """Computes a hash of all texts and labels."""
 
     def part(self, chosen_N: np.ndarray, name: str) -> "Section":
-        """Selects those where the bool array is True."""
+        """Selects the examples at which the bool array `chosen_N` is True."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Questions:
         return digest.hexdigest()
 
     def part(self, chosen_N: np.ndarray, name: str) -> Self:
-        """Selects those where the bool array is True."""
+        """Selects the examples at which the bool array `chosen_N` is True."""
         rows = np.flatnonzero(chosen_N).tolist()
         chosen = [self.questions[row] for row in rows]
         place = self.place

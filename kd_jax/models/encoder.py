@@ -48,7 +48,7 @@ class Block(nnx.Module):
 
 
 def make_block(config: EncoderConfig, layer: int) -> nnx.Module:
-    """Makes the block of a layer, counted from 0, by the layer's shape."""
+    """Makes the block of layer number `layer`, from 0: a whole block, or a bottleneck."""
     shape = config.shape(layer)
     own = Block(config, shape)
     return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own

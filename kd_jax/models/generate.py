@@ -113,7 +113,7 @@ def _write(
     greedy: bool,
     nucleus: bool,
 ) -> tuple[Array, Array]:
-    """Generates tokens in one program: (new tokens (B, room), the number of valid ones a row)."""
+    """Generates tokens in one compiled loop; returns them, (B, room), and how many a row has."""
     module = nnx.merge(model.graphdef, model.params)
     B, T = tokens_BT.shape
 

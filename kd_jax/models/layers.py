@@ -47,7 +47,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str):
-    """Finds the elementwise function that HF calls `name`. Raises UserError listing what exists."""
+    """Finds an activation function by its HF name. Raises UserError listing what exists."""
     if name not in ACTIVATIONS:
         raise UserError(f"unknown activation {name!r}; have: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

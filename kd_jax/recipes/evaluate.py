@@ -302,7 +302,7 @@ def evaluate_run(
     stages = [each.name for each in run.stages if each.name in made.stages]
     have = list(dict.fromkeys([TEACHER, *stages]))
     if not stages or only not in (None, *have):
-        raise made.no_stage(only or "student", have if stages else ())
+        raise made.no_stage(only or run.principal.name, have if stages else ())
     found: dict[str, Evaluated] = {}
     scored = None
     for each in have if only is None else [only]:

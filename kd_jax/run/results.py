@@ -250,18 +250,18 @@ def remarks(
 
 def _guesses(name: str, figures: Mapping[str, Any], classes: int) -> list[str]:
     """Warns about a model that is no better than guessing without reading the input."""
-    loss, confusion = figures.get("loss"), figures.get("confusion")
+    loss, counts = figures.get("loss"), [sum(row) for row in figures.get("confusion", [])]
+    accuracy, most = figures.get("accuracy"), max(counts, default=0) / (sum(counts) or 1)
+    if counts and accuracy is not None and accuracy > most:
+        return []  # whatever its loss, which a classifier that is too sure of itself makes large
     if classes > 1 and loss is not None and loss >= UNIFORM * math.log(classes):
         return [
             f"{name} has learnt nothing: its loss of {loss:.4f} is that of a uniform guess among "
             f"{classes:,}, {math.log(classes):.4f}"
         ]
-    if confusion and figures.get("accuracy") is not None:
-        counts = [sum(row) for row in confusion]
-        most = max(counts) / sum(counts)
-        if figures["accuracy"] <= most:
-            return [
-                f"{name} is no better than naming the most frequent class always (accuracy "
-                f"{figures['accuracy']:.4f} and {most:.4f})"
-            ]
+    if counts and accuracy is not None:
+        return [
+            f"{name} is no better than naming the most frequent class always (accuracy "
+            f"{accuracy:.4f} and {most:.4f})"
+        ]
     return []

@@ -45,7 +45,14 @@ class TeacherLogits:
         # As a teacher, on the mesh.
         self.model = functools.cache(lambda name: frozen(run, name, given[name]))
         self._store = functools.cache(self._open)
-        self.text: dict[tuple, Any] = {}  # stores of training text, by what decides on it
+        self._last: tuple[Any, Any] = None, None  # what `once` made last, and its key
+
+    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """Returns what `make` made for the same key in the call before; else calls it."""
+        if self._last[0] != key:
+            self._last = None, None  # lets go of it first
+            self._last = key, make()
+        return self._last[1]
 
     def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
         """Returns a model's logits of every row of a split, (C,) in the task's order of classes or
@@ -139,18 +146,19 @@ def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
     """Returns the averaged logits of a stage's teachers for all training rows that it will see; for
     text, as (text, store) on disk. Computes missing ones. None if the stage has no teachers, or
     runs them in the step."""
-    task = run.tasks[this.model]
-    if not task.of_examples:
-        return _text(run, this, logits) if text_logits.are_kept(run, this) else None
-    if not (this.learns and "cache" in run.config and cache_settings(run)["max_gb"]):
+    if not run.task.of_examples:
+        if not text_logits.are_kept(run, this):
+            return None
+        make = _text
+    elif not (this.learns and "cache" in run.config and cache_settings(run)["max_gb"]):
         return None
-    if this.program.objective.needs_teacher_states:
+    elif this.program.objective.needs_teacher_states:
         return None
-    stream, ids_N = task.train(this.batch_size, run.config.seed), None
-    if this.steps < stream.steps_per_epoch:
-        ids_N = np.concatenate([stream[step].ids_B for step in range(this.steps)])
-        ids_N = ids_N[ids_N >= 0]
-    return together(run, this, logits, "train", ids_N)
+    else:
+        make = _examples
+    everywhere = bool(this.program.objective.everywhere)
+    key = this.teachers, this.model, this.batch_size, this.steps, run.config.seed, everywhere
+    return logits.once(key, functools.partial(make, run, this, logits))
 
 
 def together(
@@ -165,16 +173,19 @@ def together(
     ]
 
 
-def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Any]:
-    everywhere = bool(this.program.objective.everywhere)
-    name, seed = this.teachers[0], run.config.seed
-    key = name, this.model, this.batch_size, this.steps, seed, everywhere
-    if key not in logits.text:
-        stream = run.task.train(this.batch_size, seed, **run.processes)
-        steps, k = text_logits.steps_of_new_rows(run, this), text_logits.top_k(run, this)
-        text = TextLogits(run, this, stream, steps, lambda tokens: k)
-        logits.text[key] = text, text.of(name, [logits.model(name)])
-    return logits.text[key]
+def _examples(run: Run, this: Stage, logits: TeacherLogits) -> list:
+    stream, ids_N = run.tasks[this.model].train(this.batch_size, run.config.seed), None
+    if this.steps < stream.steps_per_epoch:
+        ids_N = np.concatenate([stream[step].ids_B for step in range(this.steps)])
+        ids_N = ids_N[ids_N >= 0]
+    return together(run, this, logits, "train", ids_N)
+
+
+def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, LogitStore]:
+    stream = run.task.train(this.batch_size, run.config.seed, **run.processes)
+    steps, k = text_logits.steps_of_new_rows(run, this), text_logits.top_k(run, this)
+    text = TextLogits(run, this, stream, steps, lambda tokens: k)
+    return text, text.of(this.teachers[0], [logits.model(this.teachers[0])])
 
 
 def check(run: Run, this: Stage) -> None:

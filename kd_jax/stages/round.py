@@ -278,7 +278,7 @@ class Rounds:
 
 
 def _apart(figures: Figures) -> tuple[Figures, Figures]:
-    """Splits figures into the student's and those of the mean."""
+    """Splits metrics into those of the student alone and those of the ensemble's mean."""
     own = {key: value for key, value in figures.items() if key.startswith("student_")}
     mean = {key: value for key, value in figures.items() if key not in own}
     student = {key.removeprefix("student_"): value for key, value in own.items()}

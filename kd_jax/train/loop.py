@@ -216,7 +216,8 @@ def fit(
             saving = fresh and (planned or leaving)
             if evaluating or saving:
                 write_pending()
-            if last and saving and (row := clock.last_row(step)):
+            # A stage that ends early has a row of timing as well.
+            if saving and (last or not clock.rate) and (row := clock.last_row(step)):
                 records.add("timing", row)
             figures = None
             with clock.stopped():

@@ -158,7 +158,7 @@ def device_index() -> Array:
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """Puts a global batch on the mesh, from this process's rows (NumPy)."""
+    """Puts this process's rows of a batch (NumPy) on the mesh; returns the global batch."""
     sharding = NamedSharding(mesh, BATCH)
     put = lambda rows: jax.make_array_from_process_local_data(sharding, rows)  # noqa: E731
     return jax.tree.map(put, batch)

@@ -22,6 +22,7 @@ from kd_jax.run import workdir
 from kd_jax.run.run import build
 from kd_jax.types import Batch
 from tests import tiny_config
+from tests.plugged import plug_in
 from tests.recipes import substituting
 
 MODULE = '''
@@ -84,9 +85,7 @@ SIZES = dict(vocab_size=300, channels=16, depth=2, heads=2, inner=64, longest=16
 @pytest.fixture
 def family(tmp_path, monkeypatch):
     """kd_jax/models/minigpt.py, in another folder."""
-    (tmp_path / "families").mkdir()
-    (tmp_path / "families" / "minigpt.py").write_text(MODULE)
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path / "families")])
+    plug_in(monkeypatch, tmp_path, models, "minigpt", MODULE)
 
 
 @pytest.fixture

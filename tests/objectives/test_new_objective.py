@@ -10,6 +10,7 @@ from kd_jax.run import workdir
 from kd_jax.run.run import build
 from kd_jax.train import records
 from tests import tiny_config
+from tests.plugged import plug_in
 from tests.recipes import substituting
 
 MODULE = '''
@@ -44,9 +45,7 @@ def make(t_squared=True, size=1.0):
 @pytest.fixture
 def term(tmp_path, monkeypatch):
     """kd_jax/objectives/hellinger.py, in another folder."""
-    (tmp_path / "terms").mkdir()
-    (tmp_path / "terms" / "hellinger.py").write_text(MODULE)
-    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path / "terms")])
+    plug_in(monkeypatch, tmp_path, objectives, "hellinger", MODULE)
 
 
 @pytest.fixture

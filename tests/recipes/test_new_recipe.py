@@ -6,6 +6,7 @@ import pytest
 
 from kd_jax import cli, compare, evaluate, main, plan, recipes
 from tests import tiny_config
+from tests.plugged import plug_in
 from tests.recipes import substituting
 
 MODULE = '''
@@ -34,10 +35,8 @@ def get_config(text):
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """--config of a file that names kd_jax/recipes/counting.py, which is in another folder."""
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "counting.py").write_text(MODULE)
     (tmp_path / "own.py").write_text(CONFIG)
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(tmp_path / "recipes")])
+    plug_in(monkeypatch, tmp_path, recipes, "counting", MODULE)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     monkeypatch.chdir(tmp_path)
     return f"{tmp_path / 'own.py'}:{tiny_config.write_text(tmp_path)}"

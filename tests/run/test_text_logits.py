@@ -3,6 +3,7 @@
 import csv
 import functools
 import logging
+import re
 import shutil
 from unittest import mock
 
@@ -166,7 +167,9 @@ def test_the_largest_alone(stored, folder, caplog):
     with caplog.at_level(logging.INFO, "kd_jax.run.text_logits"):
         rows, _ = run(config(folder, logits="top_k"), folder / "largest")
     assert "20 of 280 logits are kept: KL(all || kept) " in caplog.text
-    tokens = int(caplog.text.split(" tokens of")[0].split()[-1].replace(",", ""))
+    tokens = int(
+        re.search(r"([\d,]+) tokens of [\d,]+ different rows", caplog.text)[1].replace(",", "")
+    )
     assert f"the 20 largest logits of each take {4 * 41 * tokens:,} bytes" in caplog.text
     ours, whole = rows[0], stored[0][0]
     assert ours["ce"] == pytest.approx(whole["ce"], rel=1e-6)

@@ -11,6 +11,7 @@ from kd_jax.recipes.evaluate import Options, evaluate_stage
 from kd_jax.run import workdir
 from kd_jax.run.run import build
 from tests import tiny_config
+from tests.plugged import plug_in
 from tests.recipes import substituting
 
 MODULE = '''
@@ -41,9 +42,7 @@ def make(run, name, settings):
 @pytest.fixture
 def kind(tmp_path, monkeypatch):
     """kd_jax/stages/scaled.py, in another folder."""
-    (tmp_path / "kinds").mkdir()
-    (tmp_path / "kinds" / "scaled.py").write_text(MODULE)
-    monkeypatch.setattr(stages, "__path__", [*stages.__path__, str(tmp_path / "kinds")])
+    plug_in(monkeypatch, tmp_path, stages, "scaled", MODULE)
 
 
 @pytest.fixture

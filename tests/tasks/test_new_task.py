@@ -11,6 +11,7 @@ from kd_jax.recipes import plan
 from kd_jax.recipes.compare import compare
 from kd_jax.run.run import build
 from kd_jax.tasks import command
+from tests.plugged import plug_in
 from tests.recipes import finetuning
 
 MODULE = '''
@@ -65,9 +66,7 @@ def config():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """kd_jax/tasks/loudness.py, in another folder."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "loudness.py").write_text(MODULE)
-    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path / "own")])
+    plug_in(monkeypatch, tmp_path, tasks, "loudness", MODULE)
     monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return tmp_path
