@@ -188,6 +188,13 @@ def test_what_is_stored_is_not_computed_again(stored, folder):
     assert len(computed) == 1 and computed[0] < 64  # rows that the first run did not see
 
 
+def test_logits_of_a_stage_s_teachers_are_averaged_once(stored, folder, monkeypatch):
+    calls, original = [], teaching.together
+    monkeypatch.setattr(teaching, "together", lambda *a: calls.append(a[3]) or original(*a))
+    run(cached(folder, "student"), folder / "once")
+    assert calls.count("train") == 1
+
+
 def test_the_reported_split_selects_nothing(stored):
     order = [what for what in stored.seen if what[0] in ("step", "score")]
     step, judge = ("step", Stored), ("score", "validation")

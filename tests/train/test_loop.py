@@ -311,6 +311,14 @@ def test_the_shortest_stage_has_timing(tmp_path, events):
     assert row["step"] == "1" and float(row["tokens_per_second"]) > 0
 
 
+def test_a_stage_that_ends_early_has_timing(tmp_path, events):
+    worse = {step: float(step) for step in range(STEPS)}
+    how = dict(intervals=Intervals(evaluate=2, save=2, log=1000), selection=Selection(patience=2))
+    assert fit(tmp_path, events, losses=worse, **how).steps < STEPS
+    (row,) = records.read(tmp_path / "timing.csv")  # from the first save
+    assert row["step"] == "2" and float(row["tokens_per_second"]) > 0
+
+
 def test_compiling_is_said_once(tmp_path, events, capsys):
     fit(tmp_path, events)
     assert capsys.readouterr().out.count("compiling the step for 8 rows of 4 tokens") == 1
