@@ -40,6 +40,8 @@ class Policy:
     operand: str = "float32"  # what matrix products multiply
     activation: str = "float32"  # what flows between layers
     attention: str = "explicit"  # attention without dropout: explicit | xla | cudnn
+    reduction: str = "float32"  # of kernels' gradients that are summed over devices in parts
+    least_rows: int = 8  # of a chunk of logits over a vocabulary, where none are configured
 
     @property
     def on_cpu_in_bf16(self) -> bool:
@@ -93,9 +95,6 @@ def _einsum_bwd(spec, policy, residual, g):
     a, b = residual
     spec_a, spec_b, out = _specs(spec)
     da = _product(out, g, spec_b, b, spec_a, policy, a.dtype)
-    if spec_b == spec_a[-1] + out[-1] and spec_a[:-1] == out[:-1]:  # a linear layer
-        rows = (a.reshape(-1, a.shape[-1]), g.reshape(-1, g.shape[-1]))
-        return da, rows_product(*rows, policy).astype(b.dtype)
     return da, _product(spec_a, a, out, g, spec_b, policy, b.dtype)
 
 

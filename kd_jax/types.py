@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from kd_jax import axes
+
 Array = jax.Array
 Params = dict[str, Any]  # nested dicts of arrays
 
@@ -96,30 +98,39 @@ class Heads(struct.PyTreeNode):
 
 class ModelOutput(struct.PyTreeNode):
     """Holds a model's output. Logits are features times the unembedding, computed only on request;
-    for heads with few classes, `unembed_VD` is None and the features are the logits."""
+    for heads with few classes, `unembed_VD` is None and the features are the logits.
+
+    On a mesh the unembedding and its bias may be this device's part of the ids (`axes.VOCAB`); rows
+    beyond `vocab_size` belong to no id.
+    """
 
     features: Array  # (B, P, D) at the batch's positions, or (B, T, D) where it has none
     unembed_VD: Array | None
     bias_V: Array | None
     hidden: tuple[Array, ...] = ()  # L + 1 arrays (B, T, D), hidden[0] is the embedding output
     attention: tuple[Heads, ...] = ()  # L, first layer first; unused ones cost nothing
+    # ids of the model; None: as many as the unembedding has rows
+    vocab_size: int | None = struct.field(pytree_node=False, default=None)
 
     @property
     def logits(self) -> Array:
         """Computes all logits in float32, (..., V). Losses must not: objectives/vocab.py computes
         them in chunks."""
-        if self.unembed_VD is None:
-            return self.features.astype(jnp.float32)
-        logits = jnp.einsum(
-            "...d,vd->...v",
-            self.features.astype(jnp.float32),
-            self.unembed_VD.astype(jnp.float32),
-            precision="highest",
-        )
-        if self.bias_V is None:
+        features, unembed_VD, bias_V = self.whole()
+        if unembed_VD is None:
+            return features.astype(jnp.float32)
+        operands = (x.astype(jnp.float32) for x in (features, unembed_VD))
+        logits = jnp.einsum("...d,vd->...v", *operands, precision="highest")
+        if bias_V is None:
             return logits
-        bias_V = self.bias_V.astype(jnp.float32)
-        return logits + jax.lax.expand_dims(bias_V, range(logits.ndim - 1))
+        return logits + jax.lax.expand_dims(bias_V.astype(jnp.float32), range(logits.ndim - 1))
+
+    def whole(self) -> tuple[Array, Array | None, Array | None]:
+        """Returns features, and unembedding and bias of all ids, gathered if they are parts."""
+        tables = (self.unembed_VD, self.bias_V)
+        if self.unembed_VD is not None and self.vocab_size is not None:
+            tables = (x if x is None else axes.whole_table(x, self.vocab_size) for x in tables)
+        return self.features, *tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,11 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
     is one column. `operand` is the operands' type in the product that makes the float32 logits.
     """
     B, T = batch.tokens_BT.shape
-    features_ND = output.features.reshape(B * T, -1).astype(operand)
-    unembed_VD = output.unembed_VD.astype(operand)
+    features, unembed_VD, bias_V = output.whole()
+    features_ND, unembed_VD = (
+        features.reshape(B * T, -1).astype(operand),
+        unembed_VD.astype(operand),
+    )
     size = min(B * T, max(ROWS[0], min(ROWS[1], LOGITS // unembed_VD.shape[0])))
     scored_N = batch.weights.reshape(-1) > 0
     count = scored_N.sum()
@@ -46,8 +49,8 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
         rows_C = jax.lax.dynamic_slice(order_R, (i * size,), (size,))
         features_CD = features_ND.at[rows_C].get(mode="clip")
         logits_CV = product("cd,vd->cv", features_CD, unembed_VD, operand)
-        if output.bias_V is not None:
-            logits_CV += output.bias_V.astype(jnp.float32)[None]
+        if bias_V is not None:
+            logits_CV += bias_V.astype(jnp.float32)[None]
         labels_C1 = labels_N.at[rows_C].get(mode="clip")[:, None]
         label_C = jnp.take_along_axis(logits_CV, labels_C1, axis=1)[:, 0]
         log_p_C = label_C - jax.nn.logsumexp(logits_CV, axis=1)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from kd_jax import axes
 from kd_jax.models import rotary
 from kd_jax.models.layers import MASKED, Linear, dropout
 from kd_jax.precision import Policy, einsum, exact
@@ -86,6 +87,8 @@ class Attention(nnx.Module):
         scope = scope if isinstance(scope, Scope) else Scope(scope)
         B, T, _ = x_BTD.shape
         values_BTD = x_BTD if values_BTD is None else values_BTD
+        if self.q.in_columns:  # of this device's heads
+            x_BTD, values_BTD = (axes.shared(x, (axes.MODEL,)) for x in (x_BTD, values_BTD))
         q, k, v = (
             project(inputs).reshape(B, T, -1, self.head_width)
             for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
@@ -94,8 +97,11 @@ class Attention(nnx.Module):
             q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
         if scope.past is not None:
             k, v = scope.past.extended(k, v)
+        of_heads = seed
+        if self.q.in_columns and seed is not None:
+            of_heads = seed + axes.index((axes.MODEL,)) * jnp.uint32(0xC2B2AE3D)
         y_BTHK = attention(
-            q, k, v, scope.mask, self.scale, self.rate, seed, site, self.policy, scope.causal
+            q, k, v, scope.mask, self.scale, self.rate, of_heads, site, self.policy, scope.causal
         )
         y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
         return y_BTD, Heads(q * self.scale, k, v)

@@ -185,4 +185,4 @@ class BottleneckEncoder(nnx.Module):
         """Computes the embedding output, each block's output, (B, T, D), and attention heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
         either = self.predecessors, replaced_L
-        return run_blocks(self.blocks, x_BTD, mask, seed, 4, self.config.remat, *either)
+        return run_blocks(self.blocks, x_BTD, mask, seed, 4, self.config, *either)

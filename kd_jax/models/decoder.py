@@ -15,6 +15,7 @@ from kd_jax.models.layers import (
     causal_mask,
     check_length,
     dropout,
+    each_block,
     run_blocks,
 )
 from kd_jax.models.model_config import BlockShape, DecoderConfig
@@ -119,7 +120,7 @@ class Decoder(nnx.Module):
         scope = self.scope(mask(batch), places_BT, lengths_B).replace(causal=True)
         x_BTD = self.embed(batch.tokens_BT, places_BT, seed)
         either = self.predecessors, replaced_L
-        return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config.remat, *either)
+        return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config, *either)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes `states`, and normalizes the last block's output."""
@@ -150,7 +151,8 @@ class Decoder(nnx.Module):
         before_TS = jnp.arange(S)[None] <= cache.used + jnp.arange(T)[:, None]
         scope = self.scope(real_BS[:, None, None] & before_TS[None, None], places_BT, lengths_B)
         x_BTD, kept = self.embed(tokens_BT, places_BT, None), []
-        for block, (k_BSGK, v_BSGK) in zip(self.blocks, cache.past, strict=True):
+        blocks = each_block(self.blocks, self.config)
+        for block, (k_BSGK, v_BSGK) in zip(blocks, cache.past, strict=True):
             past = Past(k_BSGK, v_BSGK, cache.used)
             x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
             kept.append((heads.k_BTGK, heads.v_BTGK))

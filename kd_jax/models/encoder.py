@@ -81,7 +81,7 @@ class Encoder(nnx.Module):
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""
         x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
         either = self.predecessors, replaced_L
-        return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config.remat, *either)
+        return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config, *either)
 
     states = __call__  # of blocks alone: no norm comes after the last one
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from kd_jax import plugins
+from kd_jax import axes, plugins
 from kd_jax.errors import UserError
 from kd_jax.models.config_json import (
     NOT_NEGATIVE,
@@ -37,11 +37,19 @@ from kd_jax.models.model_config import DecoderConfig, read_blocks, write_blocks
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
-# How parameters are split over the mesh axis `fsdp`, first match wins. Embeddings are split on
-# their width, since vocabularies are rarely divisible; vectors are small and replicated.
+# How parameters are split over the mesh (kd_jax/axes.py), first match wins. Linear kernels are
+# gathered over `fsdp` along their rows; over `model` heads and FFN columns are split (Megatron's
+# columns of what makes them, rows of what reads them). Tables over the vocabulary are split by ids.
+# Small tables and vectors are on every device.
 PARTITION = (
-    (r"(embedding|unembed)$", PartitionSpec(None, "fsdp")),
-    (r"kernel$", PartitionSpec("fsdp", None)),
+    (r"^objective/", PartitionSpec()),
+    (r"(tokens/embedding|head/unembed|rest/embedding)$", PartitionSpec(axes.VOCAB, None)),
+    (r"(^|/)head/bias$", PartitionSpec(axes.VOCAB)),
+    (r"embedding$", PartitionSpec()),
+    (r"(attention/[qkv]|mlp/(up|gate))/kernel$", PartitionSpec(axes.FSDP, axes.MODEL)),
+    (r"(attention/[qkv]|mlp/(up|gate))/bias$", PartitionSpec(axes.MODEL)),
+    (r"(attention/o|mlp/down)/kernel$", PartitionSpec((axes.MODEL, *axes.FSDP), None)),
+    (r"kernel$", PartitionSpec(axes.FSDP, None)),
     (r"(bias|scale)$", PartitionSpec()),
 )
 

@@ -119,7 +119,8 @@ def _write(
 
     def choose(x_BD: Array, step: Array) -> Array:
         unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
-        logits_BV = ModelOutput(x_BD, *unembedding).logits
+        size = module.backbone.config.vocab_size
+        logits_BV = ModelOutput(x_BD, *unembedding, vocab_size=size).logits
         if greedy:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         draws = jax.random.fold_in(key, step)

@@ -130,7 +130,8 @@ class HeadedModel(nnx.Module):
         hidden, attention = self.backbone(batch, seed, replaced_L)
         embedding_VD = self.backbone.tokens.embedding[...]
         features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
-        return ModelOutput(features, unembed_VD, bias_V, hidden, attention)
+        size = self.backbone.config.vocab_size
+        return ModelOutput(features, unembed_VD, bias_V, hidden, attention, size)
 
 
 def _unembed(config):

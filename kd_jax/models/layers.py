@@ -6,18 +6,22 @@ built abstractly. Linear kernels are (in, out); embeddings are (rows, D).
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from kd_jax import axes
 from kd_jax.errors import UserError
-from kd_jax.models.model_config import BlockShape
+from kd_jax.models.model_config import BlockShape, ModelConfig
 from kd_jax.models.replacement import Either
-from kd_jax.precision import Policy, einsum
+from kd_jax.precision import Policy, product, rows_product
 from kd_jax.types import Array, Heads
 
+PRODUCT = "product"  # the name of results of linear layers, for `jax.checkpoint`
 MASKED = -1e9  # a finite score, so that a row without any token gives an even softmax and no NaN
 Layers = tuple[tuple[Array, ...], tuple[Heads, ...]]  # (hidden, attention) of `ModelOutput`
 
@@ -54,18 +58,75 @@ def activation(name: str):
 
 
 class Linear(nnx.Module):
-    """Maps (B, T, in) to (B, T, out)."""
+    """Maps (B, T, in) to (B, T, out).
+
+    On a mesh the kernel may be a part of the whole one. Parts of its rows over `fsdp` are gathered
+    here, in the operands' type, and again in the backward pass, where the gradient is summed and
+    scattered at once: no device ever holds more than one whole kernel. Over `model` it may have
+    some of the columns, and the bias too: the output is that part, and the input must have gone
+    through `axes.shared`. Or some of the rows, which x then has too: the output is summed.
+    """
 
     def __init__(self, d_in: int, d_out: int, policy: Policy, bias: bool = True):
         self.kernel = nnx.Param(jnp.zeros((d_in, d_out)))
         self.bias = nnx.Param(jnp.zeros((d_out,))) if bias else None
+        self.d_in, self.d_out = d_in, d_out
         self.policy = policy
 
+    @property
+    def in_columns(self) -> bool:
+        """Tells whether this device has only some columns of the kernel."""
+        return self.kernel.shape[1] < self.d_out
+
     def __call__(self, x_BTD: Array) -> Array:
-        y_BTF = einsum("btd,df->btf", x_BTD, self.kernel[...], self.policy)
-        if self.bias is None:
-            return y_BTF
-        return y_BTF + self.bias[...].astype(y_BTF.dtype)[None, None]
+        y_BTF = _linear(x_BTD, self.kernel[...], self.policy)
+        if x_BTD.shape[-1] < self.d_in:
+            y_BTF = axes.summed(y_BTF, (axes.MODEL,))
+        return y_BTF if self.bias is None else _add_bias(y_BTF, self.bias[...])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _linear(x_BTD: Array, part: Array, policy: Policy) -> Array:
+    kernel = _whole(part, x_BTD, policy)
+    return product("btd,df->btf", x_BTD, kernel, policy.operand).astype(policy.activation)
+
+
+def _whole(part: Array, x_BTD: Array, policy: Policy) -> Array:
+    """Gathers the rows of a kernel that fit x, unless they are there."""
+    part = part.astype(policy.operand)
+    return part if part.shape[0] == x_BTD.shape[-1] else axes.gathered(part, axes.FSDP)
+
+
+def _linear_fwd(x_BTD, part, policy):
+    return checkpoint_name(_linear(x_BTD, part, policy), PRODUCT), (x_BTD, part)
+
+
+def _linear_bwd(policy, residual, g_BTF):
+    x_BTD, part = residual
+    split = part.shape[0] < x_BTD.shape[-1]
+    if split:  # what the forward pass gathered is gone
+        part, g_BTF = jax.lax.optimization_barrier((part, g_BTF))
+    dx_BTD = product("btf,df->btd", g_BTF, _whole(part, x_BTD, policy), policy.operand)
+    rows = (x.reshape(-1, x.shape[-1]) for x in (x_BTD, g_BTF))
+    dw_DF = rows_product(*rows, policy)
+    if split:
+        dw_DF = axes.scattered(dw_DF.astype(policy.reduction), axes.FSDP)
+    return dx_BTD.astype(x_BTD.dtype), dw_DF.astype(part.dtype)
+
+
+_linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+@jax.custom_vjp
+def _add_bias(y_BTF: Array, bias_F: Array) -> Array:
+    return y_BTF + bias_F.astype(y_BTF.dtype)[None, None]
+
+
+def _add_bias_bwd(bias_F, g_BTF):  # float32 sums, whatever the activations are
+    return g_BTF, jnp.sum(g_BTF, axis=(0, 1), dtype=jnp.float32).astype(bias_F.dtype)
+
+
+_add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), bias), _add_bias_bwd)
 
 
 class LayerNorm(nnx.Module):
@@ -103,14 +164,74 @@ class RmsNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Looks up rows of a table by ids."""
+    """Looks up rows of a table by ids; on a mesh the table may be a part of the whole one's rows.
+
+    Then each device looks up the ids of all devices that share the table in its own part, and the
+    results are summed and scattered: no table is gathered.
+    """
 
     def __init__(self, rows: int, width: int, policy: Policy):
         self.embedding = nnx.Param(jnp.zeros((rows, width)))
+        self.rows = rows
         self.policy = policy
 
-    def __call__(self, ids: Array) -> Array:
-        return self.embedding[...][ids].astype(self.policy.activation)
+    def __call__(self, ids_BT: Array) -> Array:
+        table = self.embedding[...]
+        if table.shape[0] >= self.rows:
+            return table[ids_BT].astype(self.policy.activation)
+        return _look_up(table, ids_BT, self.policy.activation)
+
+
+LOOKED_UP = 2**27  # numbers that a look-up in parts of a table holds at a time
+
+
+def _pieces(ids_BT: Array, width: int) -> int:
+    """Counts the pieces of rows' tokens that are looked up one after the other."""
+    B, T = ids_BT.shape
+    pieces = -(-axes.size(axes.FSDP) * B * T * width // LOOKED_UP)
+    return next(n for n in range(min(pieces, T), T + 1) if T % n == 0)
+
+
+def _own_rows(ids_BT: Array, size: int) -> tuple[Array, Array]:
+    """Gathers the ids of all devices that share a table: (row of this device's part, whether it is
+    there)."""
+    start = axes.index(axes.VOCAB).astype(jnp.int32) * size
+    ids_BT = axes.gathered(ids_BT, axes.FSDP) - start
+    return jnp.clip(ids_BT, 0, size - 1), (ids_BT >= 0) & (ids_BT < size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(part_VD: Array, ids_BT: Array, dtype: str) -> Array:
+    B, T = ids_BT.shape
+
+    def piece(ids_BS):
+        rows, here = _own_rows(ids_BS, len(part_VD))
+        x_BSD = jnp.where(here[..., None], part_VD[rows].astype(dtype), 0)
+        return axes.scattered(axes.total(x_BSD, (axes.MODEL,)), axes.FSDP)
+
+    count = _pieces(ids_BT, part_VD.shape[1])
+    x = jax.lax.map(piece, ids_BT.reshape(B, count, T // count).swapaxes(0, 1))
+    return x.swapaxes(0, 1).reshape(B, T, -1)
+
+
+def _look_up_bwd(dtype, residual, g_BTD):
+    part_VD, ids_BT = residual
+    B, T = ids_BT.shape
+
+    def piece(sums_VD, piece):
+        ids_BS, g_BSD = piece
+        rows, here = _own_rows(ids_BS, len(part_VD))
+        g_BSD = axes.gathered(g_BSD, axes.FSDP).astype(jnp.float32)
+        return sums_VD.at[rows].add(jnp.where(here[..., None], g_BSD, 0.0)), None
+
+    count = _pieces(ids_BT, part_VD.shape[1])
+    pieces = (x.reshape(B, count, T // count, *x.shape[2:]).swapaxes(0, 1) for x in (ids_BT, g_BTD))
+    zeros_VD = jnp.zeros(part_VD.shape, jnp.float32)
+    sums_VD, _ = jax.lax.scan(piece, zeros_VD, tuple(pieces))
+    return sums_VD.astype(part_VD.dtype), None
+
+
+_look_up.defvjp(lambda part, ids, dtype: (_look_up(part, ids, dtype), (part, ids)), _look_up_bwd)
 
 
 def _mix(x: Array) -> Array:
@@ -119,7 +240,7 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def keep_mask(shape: tuple[int, ...], rate: float, seed: Array, site: int) -> Array:
+def keep_mask(shape: tuple[int, ...], rate: float, seed: Array, site: Array) -> Array:
     """Draws bools of `shape`, True with probability 1 - rate: a function of (seed, site, index)."""
     # One iota a dimension: a flat one reshaped costs a division per element.
     index = jnp.uint32(0)
@@ -127,21 +248,21 @@ def keep_mask(shape: tuple[int, ...], rate: float, seed: Array, site: int) -> Ar
         stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return _mix(_mix(index ^ seed) + _mix(seed + jnp.uint32(site))) >= threshold
+    return _mix(_mix(index ^ seed) + _mix(seed + site)) >= threshold
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _drop(x, rate, seed, site):
     keep = keep_mask(x.shape, rate, seed, site)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def _drop_fwd(x, rate, seed, site):
-    return _drop(x, rate, seed, site), seed
+    return _drop(x, rate, seed, site), (seed, site)
 
 
-def _drop_bwd(rate, site, seed, g):
-    return _drop(g, rate, seed, site), None
+def _drop_bwd(rate, residual, g):
+    return _drop(g, rate, *residual), None, None
 
 
 _drop.defvjp(_drop_fwd, _drop_bwd)
@@ -162,7 +283,7 @@ def dropout(x: Array, rate: float, seed: Array | None, site: int) -> Array:
     """
     if seed is None or rate == 0.0:
         return x
-    return _drop(x, rate, seed, site)
+    return _drop(x, rate, seed, jnp.uint32(site))
 
 
 class Mlp(nnx.Module):
@@ -189,6 +310,8 @@ class Mlp(nnx.Module):
         self.rate = rate
 
     def __call__(self, x_BTD: Array, seed: Array | None, site: int) -> Array:
+        if self.up.in_columns:
+            x_BTD = axes.shared(x_BTD, (axes.MODEL,))
         y_BTF = self.up(x_BTD)
         if self.gate is None:
             y_BTF = self.activation(y_BTF)
@@ -213,24 +336,100 @@ class Bottleneck(nnx.Module):
 
 
 def run_blocks(
-    blocks, x_BTD, mask, seed, sites: int, remat: bool, predecessors=None, replaced_L=None
+    blocks: Sequence[nnx.Module],
+    x_BTD: Array,
+    mask: Any,
+    seed: Array | None,
+    sites: int,
+    config: ModelConfig,
+    predecessors: Any = None,
+    replaced_L: Array | None = None,
 ) -> Layers:
     """Runs blocks one after the other: (x_BTD and each block's output, each block's heads).
 
     `mask` is passed to the blocks: a boolean array, or an `attention.Scope`. A block takes `sites`
-    dropout sites, starting at 1. With `remat`, blocks are recomputed in the backward pass. With
+    dropout sites, starting at 1. With `config.remat`, blocks are recomputed in the backward pass.
+    With `config.scan`, equal blocks that follow each other are one loop in the program, over their
+    stacked parameters; `config.stacked` tells that these are stacked already (`stack_blocks`). With
     `predecessors` (models/replacement.py) and `replaced_L` (bool), a block is replaced by its
     predecessors where that is False.
     """
     hidden, attention = [x_BTD], []
-    for i, block in enumerate(blocks):
-        if predecessors is not None and replaced_L is not None and len(predecessors[i]):
-            block = Either(block, predecessors[i], replaced_L[i])
-        run = jax.checkpoint(block, static_argnums=3) if remat else block
-        x_BTD, heads = run(x_BTD, mask, seed, 1 + sites * i)
-        hidden.append(x_BTD)
-        attention.append(heads)
+
+    def run(block: nnx.Module, x_BTD: Array, first: Any) -> tuple[Array, Heads]:
+        call = block if not config.remat else jax.checkpoint(block, policy=_kept(config))
+        return call(x_BTD, mask, seed, 1 + sites * first)
+
+    if config.stacked:
+        runs = zip(blocks, config.stacked, strict=True)
+        split = [(*nnx.split(block), count) for block, count in runs]
+    elif config.scan and replaced_L is None:
+        split = [(*stacked(group), len(group)) for group in equal_runs(blocks)]
+    else:
+        split = []
+        for i, block in enumerate(blocks):
+            if predecessors is not None and replaced_L is not None and len(predecessors[i]):
+                block = Either(block, predecessors[i], replaced_L[i])
+            x_BTD, heads = run(block, x_BTD, i)
+            hidden.append(x_BTD)
+            attention.append(heads)
+    for graphdef, params, count in split:
+        first = len(attention)
+        if count == 1:
+            x_BTD, heads = run(nnx.merge(graphdef, params), x_BTD, first)
+            hidden, attention = [*hidden, x_BTD], [*attention, heads]
+            continue
+
+        def layer(x_BTD, own, graphdef=graphdef):
+            number, params = own
+            x_BTD, heads = run(nnx.merge(graphdef, params), x_BTD, number)
+            return x_BTD, (x_BTD, heads)
+
+        numbers = first + jnp.arange(count, dtype=jnp.uint32)
+        x_BTD, outputs = jax.lax.scan(layer, x_BTD, (numbers, params))
+        of_layer = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
+        hidden += [states for states, _ in of_layer]
+        attention += [heads for _, heads in of_layer]
     return tuple(hidden), tuple(attention)
+
+
+def _kept(config: ModelConfig) -> Any:
+    """Chooses what `jax.checkpoint` keeps: nothing (None), or the results of linear layers."""
+    if not config.remat_keeps:
+        return None
+    return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+
+
+def equal_runs(blocks: Sequence[nnx.Module]) -> list[list[nnx.Module]]:
+    """Groups consecutive blocks of the same structure and shapes."""
+    runs, last = [], None
+    for block in blocks:
+        graphdef, params = nnx.split(block)
+        kind = graphdef, jax.tree.map(lambda x: (x.shape, x.dtype), nnx.to_pure_dict(params))
+        if kind == last:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+        last = kind
+    return runs
+
+
+def each_block(blocks: Sequence[nnx.Module], config: ModelConfig) -> Iterator[nnx.Module]:
+    """Yields every layer's block, also of stacked ones."""
+    for block, count in zip(blocks, config.stacked or (1,) * len(blocks), strict=True):
+        graphdef, params = nnx.split(block)
+        for i in range(count):
+            own = params if count == 1 else jax.tree.map(lambda x, i=i: x[i], params)
+            yield nnx.merge(graphdef, own)
+
+
+def stacked(blocks: Sequence[nnx.Module]) -> tuple[nnx.GraphDef, Any]:
+    """Stacks the parameters of equal blocks, layers on the first axis: (structure of one, state);
+    those of a single block stay as they are."""
+    graphdef, params = nnx.split(blocks[0])
+    if len(blocks) > 1:
+        params = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.split(block)[1] for block in blocks))
+    return graphdef, params
 
 
 def key_mask(mask_BT: Array) -> Array:

@@ -107,6 +107,9 @@ class ModelConfig:
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)  # all keys read from
     policy: Policy = Policy()
     remat: bool = False  # compute each block again in the backward pass
+    remat_keeps: str = ""  # what is not computed again: products | nothing
+    scan: bool = False  # run equal blocks that follow each other as one loop
+    stacked: tuple[int, ...] = ()  # how many layers each entry of the parameters' blocks holds
 
     def __post_init__(self):
         if self.blocks and len(self.blocks) != self.num_layers:

@@ -14,17 +14,57 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 
+from kd_jax import axes
 from kd_jax.types import Array
 
+MASKED = -1e9  # the logit of an id that does not count
 Temperature = float | Array  # a float is static, an array is traced (a schedule, a sweep)
 Sums = dict[Hashable, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Tells which ids the columns of a chunk's logits belong to: all, or on a mesh this device's
+    part of them, from `start` (int32 scalar) on; the rest is on other devices along `axes.VOCAB`.
+    """
+
+    start: Array | None = None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names the mesh axes over which sums over the vocabulary go."""
+        return () if self.start is None else axes.VOCAB
+
+    def ids(self, shape: tuple[int, int]) -> Array:
+        """Lists the id of each column, int32 (C, V)."""
+        ids_CV = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+        return ids_CV if self.start is None else ids_CV + self.start
+
+    def below(self, logits_CV: Array, size: int) -> Array:
+        """Leaves out ids from `size` on: cuts them off, or in a part masks them, so that parts of
+        all models stay aligned."""
+        if self.start is None:
+            return logits_CV[:, :size]
+        return jnp.where(self.ids(logits_CV.shape) < size, logits_CV, MASKED)
+
+    def total(self, array_CV: Array) -> Array:
+        """Sums over the vocabulary, (C, 1)."""
+        return axes.summed(jnp.sum(array_CV, axis=1, keepdims=True), self.axes)
 
 
 class Softmax:
     """Holds one model's logits (C, V), with the shifted exponentials that several terms share."""
 
-    def __init__(self, name: str, logits_CV: Array, max_C1: Array, powers: frozenset[int]):
+    def __init__(
+        self,
+        name: str,
+        logits_CV: Array,
+        max_C1: Array,
+        powers: frozenset[int],
+        columns: Columns = Columns(),
+    ):
         self.name = name
+        self.columns = columns
         self.logits_CV = logits_CV
         # The largest is 0: what depends on no offset of the logits is not rounded at its size.
         self.max_C1 = max_C1
@@ -65,6 +105,14 @@ class Softmax:
         gap_CV = self.shifted_CV - other.shifted_CV
         return {("gap", self.name, other.name, key_of(temperature)): self.exp(temperature) * gap_CV}
 
+    def first_choice(self) -> Array:
+        """Finds the most likely id of each row, the first in a tie, int32 (C,)."""
+        if self.columns.start is None:
+            return jnp.argmax(self.logits_CV, axis=1)
+        ids_CV = self.columns.ids(self.logits_CV.shape)
+        best_CV = jnp.where(self.logits_CV == self.max_C1, -ids_CV, jnp.iinfo(jnp.int32).min)
+        return -axes.largest(best_CV.max(axis=1), self.columns.axes)
+
     def kl(self, other: Softmax, temperature: Temperature, sums: Sums) -> Array:
         """Computes KL(this || other) of the softened distributions in nats, (C, 1)."""
         key = key_of(temperature)
@@ -87,17 +135,28 @@ class Rows:
     teacher: Softmax | None  # over as many ids as the student here
     labels_C: Array  # int32; float32 for a regression
     whole_teacher: Softmax | None = None  # over all of its ids
+    shared: int = 0  # ids that student and teacher share
 
     def student_at_label(self) -> Array:
         """Looks up the student's shifted logit of each row's label, (C, 1)."""
+        columns, logits_CV = self.student.columns, self.student.logits_CV
         labels_C1 = self.labels_C[:, None]
-        logit_C1 = jnp.take_along_axis(self.student.logits_CV, labels_C1, axis=1)
-        return logit_C1 - self.student.max_C1
+        if columns.start is None:
+            return jnp.take_along_axis(logits_CV, labels_C1, axis=1) - self.student.max_C1
+        own_C1 = labels_C1 - columns.start
+        here_C1 = (own_C1 >= 0) & (own_C1 < logits_CV.shape[1])
+        own_C1 = jnp.clip(own_C1, 0, logits_CV.shape[1] - 1)
+        logit_C1 = jnp.where(here_C1, jnp.take_along_axis(logits_CV, own_C1, axis=1), 0.0)
+        return axes.summed(logit_C1, columns.axes) - self.student.max_C1
 
     def is_label(self) -> Array:
         """Marks each row's label, bool (C, V)."""
-        ids_CV = jax.lax.broadcasted_iota(jnp.int32, self.student.logits_CV.shape, 1)
+        ids_CV = self.student.columns.ids(self.student.logits_CV.shape)
         return ids_CV == self.labels_C[:, None]
+
+    def total(self, array_CV: Array) -> Array:
+        """Sums over the vocabulary, (C, 1)."""
+        return self.student.columns.total(array_CV)
 
 
 class Divergence:
@@ -126,12 +185,11 @@ class Divergence:
         """Computes d value / d student logits, (C, V), by autodiff; override it for speed."""
 
         def total(logits_CV):
-            student = Softmax(rows.student.name, logits_CV, rows.student.max_C1, frozenset())
+            own = rows.student
+            student = Softmax(own.name, logits_CV, own.max_C1, frozenset(), own.columns)
             moved = dataclasses.replace(rows, student=student)
-            fresh = {
-                name: jnp.sum(array, axis=1, keepdims=True)
-                for name, array in self.sums(moved, temperature).items()
-            }
+            named = self.sums(moved, temperature)
+            fresh = {name: rows.total(array_CV) for name, array_CV in named.items()}
             return jnp.sum(self.value(moved, fresh, temperature))
 
         return jax.grad(total)(rows.student.logits_CV)

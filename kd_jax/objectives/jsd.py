@@ -52,12 +52,12 @@ class JensenShannon(Softened):
         of_q_CV, of_p_CV = q_CV * _excess(*over_q), p_CV * _excess(*over_p)
         mix_CV = self.beta * of_q_CV + (1.0 - self.beta) * of_p_CV
         factor = self._scale() * self._factor(temperature)
-        return factor * jnp.sum(mix_CV, axis=1, keepdims=True)
+        return factor * rows.total(mix_CV)
 
     def grad(self, rows, sums, temperature):
         p_CV, _, over_p, _ = self._mixture(rows, sums, temperature)
         slope_CV = -(1.0 - self.beta) * _log(*over_p)  # d/dp of the bracket: (1-b) log(p/m)
-        mean_C1 = jnp.sum(p_CV * slope_CV, axis=1, keepdims=True)
+        mean_C1 = rows.total(p_CV * slope_CV)
         factor = self._scale() * self._slope(temperature)
         return factor * p_CV * (slope_CV - mean_C1)
 

@@ -35,16 +35,30 @@ class Source(Protocol):
 
 class Head(struct.PyTreeNode):
     """Holds features and the unembedding that turns them into logits; without one, the features are
-    the logits."""
+    the logits. On a mesh the unembedding may be this device's part of the ids."""
 
     features_ND: Array
     unembed_VD: Array | None
     bias_V: Array | None
+    vocab_size: int | None = struct.field(pytree_node=False, default=None)  # as `ModelOutput`'s
 
     @property
     def num_classes(self) -> int:
         """Counts the logits of a row, V."""
-        return (self.features_ND.T if self.unembed_VD is None else self.unembed_VD).shape[0]
+        if self.unembed_VD is None:
+            return self.features_ND.shape[1]
+        return self.vocab_size or self.unembed_VD.shape[0]
+
+    @property
+    def part(self) -> int:
+        """Counts the ids of this device's part of the unembedding; 0 if it has them all."""
+        rows = self.num_classes if self.unembed_VD is None else self.unembed_VD.shape[0]
+        return rows if rows < self.num_classes else 0
+
+    def whole(self) -> Head:
+        """Gathers the unembedding and bias of all ids, if they are parts."""
+        output = ModelOutput(self.features_ND, self.unembed_VD, self.bias_V)
+        return Head(*output.replace(vocab_size=self.vocab_size).whole())
 
     @property
     def rows(self) -> Array:
@@ -61,11 +75,11 @@ class Head(struct.PyTreeNode):
 
     def pulled_back(self, x_CD: Array, slope_CV: Array, policy: Policy) -> tuple[Array, Any, Any]:
         """Backpropagates a gradient from a chunk's logits to its features (C, D), the unembedding,
-        transposed (D, V), and the bias (V,), the latter two in float32."""
+        transposed (D, V), and the bias (V,), all in float32."""
         if self.unembed_VD is None:
-            return slope_CV.astype(x_CD.dtype), None, None
+            return slope_CV, None, None
         slope_CV = slope_CV.astype(policy.operand)
-        dx_CD = product("cv,vd->cd", slope_CV, self.unembed_VD, policy.operand).astype(x_CD.dtype)
+        dx_CD = product("cv,vd->cd", slope_CV, self.unembed_VD, policy.operand)
         db_V = None if self.bias_V is None else jnp.sum(slope_CV, axis=0, dtype=jnp.float32)
         return dx_CD, rows_product(x_CD, slope_CV, policy), db_V
 
@@ -73,6 +87,7 @@ class Head(struct.PyTreeNode):
         """Drops all but the first `num_classes` logits of each row."""
         if self.unembed_VD is None:
             return self.replace(features_ND=self.features_ND[:, :num_classes])
+        self = self.whole()
         bias_V = None if self.bias_V is None else self.bias_V[:num_classes]
         return self.replace(unembed_VD=self.unembed_VD[:num_classes], bias_V=bias_V)
 
@@ -156,7 +171,7 @@ def in_chunks(rows: Any, size: int) -> Any:
 def head_of(output: ModelOutput) -> Head:
     """Flattens a language model's output (B, T, ...) into a source of N = B x T rows of logits."""
     features_ND = output.features.reshape(-1, output.features.shape[-1])
-    return Head(features_ND, output.unembed_VD, output.bias_V)
+    return Head(features_ND, output.unembed_VD, output.bias_V, output.vocab_size)
 
 
 def stored(logits: StoredLogits, num_classes: int) -> Source:
@@ -215,12 +230,17 @@ def sources_of(
     Vocabularies may share only some ids, but classes must be the same: raises UserError if two
     classification heads differ in their number of classes.
     """
-    ours = head_of(student)
-    if teacher is None:
-        return ours, None, None
+    ours, theirs, others = head_of(student), None, None
     if isinstance(teacher, Targets):
-        return ours, *jax.lax.stop_gradient((teacher.teacher, teacher.others))
-    theirs = head_of(jax.lax.stop_gradient(teacher))
+        theirs, others = jax.lax.stop_gradient((teacher.teacher, teacher.others))
+    elif teacher is not None:
+        theirs = head_of(jax.lax.stop_gradient(teacher))
+    alike = theirs is None or (isinstance(theirs, Head) and theirs.part == ours.part)
+    if not (ours.part and alike and others is None):  # only parts of the same ids can be compared
+        ours = ours.whole()
+        theirs = theirs.whole() if isinstance(theirs, Head) else theirs
+    if theirs is None or isinstance(teacher, Targets):
+        return ours, theirs, others
     if ours.unembed_VD is None and theirs.unembed_VD is None:
         if ours.num_classes != theirs.num_classes:
             raise UserError(

@@ -19,10 +19,6 @@ class _Measure(Divergence):
         return jnp.zeros_like(rows.student.logits_CV)
 
 
-def _first_choice(softmax):
-    return jnp.argmax(softmax.logits_CV, axis=1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Accuracy(_Measure):
     """Accuracy: 1 if the student's most likely class or token is the label."""
@@ -30,7 +26,7 @@ class Accuracy(_Measure):
     needs_teacher = False
 
     def value(self, rows, sums, temperature):
-        right_C = _first_choice(rows.student) == rows.labels_C
+        right_C = rows.student.first_choice() == rows.labels_C
         return right_C.astype(jnp.float32)[:, None]
 
 
@@ -39,7 +35,7 @@ class Agreement(_Measure):
     """Agreement: 1 if student and teacher have the same most likely class or token."""
 
     def value(self, rows, sums, temperature):
-        same_C = _first_choice(rows.student) == _first_choice(rows.teacher)
+        same_C = rows.student.first_choice() == rows.teacher.first_choice()
         return same_C.astype(jnp.float32)[:, None]
 
 
@@ -48,9 +44,12 @@ class OutsideMass(_Measure):
     """The teacher's probability of ids that the student lacks, which no term compares."""
 
     def sums(self, rows, temperature):
-        probs_CV = rows.whole_teacher.exp(1.0)
-        shared = rows.teacher.logits_CV.shape[1]
-        return rows.whole_teacher.normalizer(1.0) | {"outside": probs_CV[:, shared:]}
+        probs_CV, columns = rows.whole_teacher.exp(1.0), rows.whole_teacher.columns
+        if columns.start is None:
+            outside_CV = probs_CV[:, rows.shared :]
+        else:
+            outside_CV = jnp.where(columns.ids(probs_CV.shape) >= rows.shared, probs_CV, 0.0)
+        return rows.whole_teacher.normalizer(1.0) | {"outside": outside_CV}
 
     def value(self, rows, sums, temperature):
         return sums["outside"] / sums[rows.whole_teacher.name, key_of(1.0)]

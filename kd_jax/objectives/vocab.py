@@ -7,7 +7,11 @@ gradients, never exist: the peak is a few (C, V) arrays instead of (N, V). Compu
 the forward pass is the idea of fused linear cross-entropy (Hsu et al., "Liger Kernel",
 arXiv:2410.10989, section 3.2).
 
-Inside `shard_map` each device calls this for its own rows; nothing here communicates.
+Inside `shard_map` each device calls this for its own rows. Where it holds only a part of the
+unembedding (`axes.VOCAB`), the devices that share one gather their chunks' features instead: each
+computes its part of all their rows' logits, sums over the vocabulary are summed over devices (an
+online softmax), and gradients of features go back to whose they are. So no device ever holds the
+unembedding, or a gradient of it, whole.
 """
 
 import dataclasses
@@ -18,12 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.objectives.divergence import Divergence, Rows, Softmax, Sums
+from kd_jax import axes
+from kd_jax.objectives.divergence import Columns, Divergence, Rows, Softmax, Sums
 from kd_jax.objectives.logits import Head, Mixture, Others, Source, in_chunks
 from kd_jax.precision import Policy
 from kd_jax.types import Array
 
 ROW_LOGITS = 2**25  # logits of one chunk where the configuration sets no chunk size: 128 MB
+TILE = 128  # rows that accelerators multiply at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +66,28 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Computes the rows of a chunk: as configured, or equal chunks of ROW_LOGITS logits."""
-        chunk = self.chunk or max(8, ROW_LOGITS // vocab_size)
+        """Computes the rows of a chunk: as configured, or equal chunks of ROW_LOGITS logits, but of
+        the rows that a product needs to be fast on this platform."""
+        least = self.student_policy.least_rows
+        chunk = self.chunk or max(least, ROW_LOGITS // vocab_size)
         num_chunks = -(-num_rows // min(chunk, num_rows))
-        return -(-num_rows // num_chunks)
+        size = -(-num_rows // num_chunks)
+        if self.chunk or num_chunks == 1 or least < TILE:
+            return size
+        return -(-size // TILE) * TILE
 
 
-def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> Sums:
-    """Reduces each array over the vocabulary, (C, V) -> (C, 1), in one pass over arrays of one
-    width.
+def _over_vocabulary(arrays: dict[Hashable, Array], columns: Columns, join: Any) -> Sums:
+    """Reduces each array over the vocabulary, (C, V) -> (C, 1), by addition or maximum, in one pass
+    over arrays of one width, and then over the devices that have its parts.
 
     If they were separate, XLA's CPU backend would fuse a maximum into the product that makes the
     logits, and halve that product's speed.
     """
+    first, over_devices = {
+        jax.lax.max: (-jnp.inf, axes.largest),
+        jax.lax.add: (0.0, axes.total),
+    }[join]
     widths = dict.fromkeys(array.shape[1] for array in arrays.values())
     found = {}
     for width in widths:
@@ -80,35 +95,42 @@ def _over_vocabulary(arrays: dict[Hashable, Array], first: float, join: Any) -> 
         starts = tuple(jnp.float32(first) for _ in group)
         both = lambda left, right: tuple(map(join, left, right))  # noqa: E731
         rows = jax.lax.reduce(tuple(group.values()), starts, both, (1,))
+        rows = over_devices(rows, columns.axes)
         found |= {key: row_C[:, None] for key, row_C in zip(group, rows, strict=True)}
     return found
 
 
-def _seen(terms, logits: dict[str, Array], labels_C, temperatures, mixture) -> tuple[list, Sums]:
+def _seen(
+    terms, logits: dict[str, Array], sizes: dict[str, int], columns, labels_C, temperatures, mixture
+) -> tuple[list, Sums]:
     """Prepares each term's (term, subject, rows, temperature), where rows have only the ids that it
-    compares, and computes all sums over the vocabulary; `logits` are by model."""
-    shared = min(logits_CV.shape[1] for logits_CV in logits.values())
+    compares, and computes all sums over the vocabulary; `logits` and `sizes` are by model."""
+    shared = min(sizes.values())
+    if columns.start is not None:  # parts have padding
+        logits = {name: columns.below(x_CV, sizes[name]) for name, x_CV in logits.items()}
     logits = logits | {
-        f"shared {name}": logits_CV[:, :shared]
+        f"shared {name}": columns.below(logits_CV, shared)
         for name, logits_CV in logits.items()
-        if logits_CV.shape[1] > shared
+        if sizes[name] > shared
     }
-    maxima = _over_vocabulary(logits, -jnp.inf, jax.lax.max)
+    maxima = _over_vocabulary(logits, columns, jax.lax.max)
     temps = [
         temperatures[term.name] if term.temperature is None else term.temperature for term in terms
     ]
     powers = frozenset(int(t) for t in temps if isinstance(t, float) and t.is_integer())
-    softmax = {name: Softmax(name, x_CV, maxima[name], powers) for name, x_CV in logits.items()}
+    softmax = {
+        name: Softmax(name, x_CV, maxima[name], powers, columns) for name, x_CV in logits.items()
+    }
     seen, arrays = [], {}
     for term, temperature in zip(terms, temps, strict=True):
         subject = term.subject(mixture)
         rows = Rows(softmax[subject], None, labels_C)
         if term.divergence.needs_teacher:
             pair = (softmax.get(f"shared {name}", softmax[name]) for name in (subject, "teacher"))
-            rows = Rows(*pair, labels_C, softmax["teacher"])
+            rows = Rows(*pair, labels_C, softmax["teacher"], shared)
         seen.append((term, subject, rows, temperature))
         arrays |= term.divergence.sums(rows, temperature)
-    return seen, _over_vocabulary(arrays, 0.0, jax.lax.add)
+    return seen, _over_vocabulary(arrays, columns, jax.lax.add)
 
 
 def _widened(slope_CV: Array, width: int) -> Array:
@@ -117,30 +139,50 @@ def _widened(slope_CV: Array, width: int) -> Array:
     return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
 
 
+def _own(rows_C1: Array, split: tuple[str, ...]) -> Array:
+    """Cuts the rows of this device out of those that devices gathered along axes."""
+    if not split:
+        return rows_C1
+    size = len(rows_C1) // axes.size(split)
+    return jax.lax.dynamic_slice_in_dim(rows_C1, axes.index(split).astype(jnp.int32) * size, size)
+
+
 def _run(engine, student, teacher, labels_N, weights, scales, temperatures, others, want_grads):
     """Computes the loss, totals by term, and optionally the gradients of the student's head."""
     if student.unembed_VD is not None:  # cast once, not in every chunk
         operand = jnp.dtype(engine.student_policy.operand)
         student = student.replace(unembed_VD=student.unembed_VD.astype(operand))
 
+    split = axes.FSDP if student.part else ()  # the devices that share the unembedding's parts
+    devices = axes.size(split)
+    columns = Columns()
+    if student.part:
+        columns = Columns(axes.index(axes.VOCAB).astype(jnp.int32) * student.part)
+    sizes = {"student": student.num_classes}
+    if teacher is not None:
+        sizes["teacher"] = teacher.num_classes
+
     def add_chunk(carry, chunk):
-        (student_rows, teacher_rows, other_rows), labels_C, weights_C = chunk
+        rows, labels_C, weights_C = jax.tree.map(lambda x: axes.gathered(x, split), chunk)
+        student_rows, teacher_rows, other_rows = rows
         totals, head_slopes = carry
         logits = {"student": student.logits(student_rows, engine.student_policy)}
-        mixture = None
+        mixture, widths = None, dict(sizes)
         if teacher is not None:
             logits["teacher"] = teacher.logits(teacher_rows, engine.teacher_policy)
         if others is not None:
             mixture = others.mixture(logits["student"], other_rows, engine.teacher_policy)
             logits["mixture"] = mixture.logits_CV
-        seen, sums = _seen(engine.terms, logits, labels_C, temperatures, mixture)
+            widths["mixture"] = mixture.logits_CV.shape[1]
+        seen, sums = _seen(engine.terms, logits, widths, columns, labels_C, temperatures, mixture)
         totals = dict(totals)
         slopes = {name: jnp.zeros_like(logits_CV) for name, logits_CV in logits.items()}
         for term, subject, rows, temperature in seen:
             weight_C1 = weights_C[term.name][:, None]
             value_C1 = term.divergence.value(rows, sums, temperature)
             # A row of weight 0 may hold anything, and 0 times infinity is no number.
-            totals[term.name] += jnp.sum(jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0))
+            weighed_C1 = jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0)
+            totals[term.name] += jnp.sum(_own(weighed_C1, split))
             if want_grads and term.name in scales:
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
                 slope_CV = jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)
@@ -151,10 +193,14 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
         if mixture is not None:
             slope_CV += _widened(mixture.pulled_back(slopes["mixture"]), student.num_classes)
         dx_CD, *of_head = student.pulled_back(student_rows, slope_CV, engine.student_policy)
-        return (totals, jax.tree.map(jnp.add, head_slopes, of_head)), dx_CD
+        if student.part:
+            dx_CD = axes.scattered(axes.total(dx_CD, (axes.MODEL,)), split)
+        head_slopes = jax.tree.map(jnp.add, head_slopes, of_head)
+        return (totals, head_slopes), dx_CD.astype(student_rows.dtype)
 
     num_rows = len(labels_N)
-    size = engine.rows_per_chunk(num_rows, student.num_classes)
+    width = student.part or student.num_classes
+    size = -(-engine.rows_per_chunk(num_rows * devices, width) // devices)
     rows = tuple(None if x is None else x.rows for x in (student, teacher, others))
     zeros = {term.name: jnp.float32(0.0) for term in engine.terms}
     none_yet = [  # the unembedding's, transposed, and the bias's
@@ -169,7 +215,8 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
     if dw_DV is not None:
         # The barrier keeps XLA from folding the transposition into the last chunk's product.
         dw_DV = jax.lax.optimization_barrier(dw_DV).T
-    return loss, totals, Head(dx.reshape(-1, dx.shape[-1])[:num_rows], dw_DV, db_V)
+    dx_ND = dx.reshape(-1, dx.shape[-1])[:num_rows]
+    return loss, totals, student.replace(features_ND=dx_ND, unembed_VD=dw_DV, bias_V=db_V)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -29,11 +29,7 @@ from kd_jax.types import Array, Batch, Model, ModelOutput, Params
 
 TEACHER, OTHERS = "teacher", "others"  # keys of `Batch.stored`
 # Where the parameters of `EnsembleTeacher` lie: those of stacked members as one member's, behind E.
-PARTITION = (
-    *((f"^members/.*{pattern}", P(None, *spec)) for pattern, spec in family.PARTITION),
-    ("^(share|weights)$", P()),
-    *family.PARTITION,
-)
+PARTITION = (("^(share|weights)$", P()), *family.PARTITION)
 
 
 class Stored(struct.PyTreeNode):
@@ -85,7 +81,7 @@ def members(
     params: Params, graphdef: nnx.GraphDef, weights_E: Array, batch: Batch, space: str
 ) -> Members:
     """Runs models with stacked parameters (E on the first axis), and averages their logits."""
-    heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)))(params)
+    heads = jax.vmap(lambda params: head_of(Model(params, graphdef)(batch)).whole())(params)
     return Members(heads, weights_E, space)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from kd_jax import axes
 from kd_jax.train import sharding
 from kd_jax.train.step import Program, Teacher
 from kd_jax.types import Array, Batch
@@ -44,6 +45,6 @@ def teacher_is_finite(teacher: Teacher, batch: Batch, *, program: Program) -> Ar
         found = teacher(program.objective.dense_labels(batch))
         numbers = [x for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating)]
         bad = sum(jnp.sum(~(x < jnp.inf)) for x in numbers)
-        return jax.lax.psum(bad, sharding.AXES) == 0
+        return axes.total(bad, axes.ROWS) == 0
 
     return sharding.per_device(local, program.mesh, program.table, (teacher,), batch, out=P())

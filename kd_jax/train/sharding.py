@@ -1,38 +1,74 @@
 """Makes the device mesh, and places parameters and batches on it.
 
-Two axes: `data`, plain data parallelism like PyTorch's DDP, and `fsdp`, over which parameters,
-gradients and optimizer moments are split as well (ZeRO, Rajbhandari et al., arXiv:1910.02054). A
-batch is split over both. Gradients are computed per device inside `shard_map`, so that the only
-collectives are those written here: parameters are gathered once, gradients summed once.
+The axes are those of kd_jax/axes.py: `data`, plain data parallelism like PyTorch's DDP; `fsdp`,
+over which parameters, gradients and optimizer moments are split as well; `model`, over which the
+work on a row is split. Gradients are computed per device inside `shard_map`, so that the only
+collectives are those written down: modules gather parameters where they use them, and sum the
+gradients of these parts there; `reduce` sums the rest.
 """
 
+import collections
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kd_jax import axes
 from kd_jax.errors import UserError
 from kd_jax.types import Array, Batch, Params
 
-AXES = ("data", "fsdp")
-BATCH = P(AXES)  # rows of a batch over all devices
+BATCH = P(axes.ROWS)  # rows of a batch over all devices, but those along `model`
 Table = tuple[tuple[str, P], ...]
 
 
-def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """Makes a mesh data x fsdp over `devices` (all by default); `fsdp` must divide their number."""
+def make_mesh(fsdp: int = 1, devices: list | None = None, model: int = 1) -> Mesh:
+    """Makes a mesh data x fsdp x model over `devices` (all by default).
+
+    Raises UserError if `fsdp` x `model` does not divide the number of devices, or `model` the
+    number of each process's.
+    """
     devices = jax.devices() if devices is None else devices
-    if fsdp < 1 or len(devices) % fsdp:
-        raise UserError(f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices")
-    shape = (len(devices) // fsdp, fsdp)
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+    if fsdp < 1 or model < 1 or len(devices) % (fsdp * model):
+        sizes = f"mesh.fsdp={fsdp}" + (f" x mesh.model={model}" if model != 1 else "")
+        verb = "do" if model != 1 else "does"
+        raise UserError(f"{sizes} {verb} not divide the {len(devices)} devices")
+    own = collections.Counter(device.process_index for device in devices)
+    if any(count % model for count in own.values()):
+        raise UserError(
+            f"mesh.model={model} does not divide the {min(own.values())} devices of a process, "
+            f"which share their rows"
+        )
+    shape = (len(devices) // (fsdp * model), *_rings(devices, fsdp), model)
+    placed = _placed(devices, shape)
+    return Mesh(placed, axes.AXES, axis_types=(AxisType.Auto,) * len(axes.AXES))
+
+
+def _rings(devices: list, fsdp: int) -> tuple[int, int]:
+    """Divides `fsdp` into two axes, each along one dimension of a TPU slice's torus, where that is
+    possible; elsewhere the second one is 1."""
+    coords = np.array([getattr(device, "coords", (0,)) for device in devices])
+    sides = sorted(np.ptp(coords, axis=0) + 1, reverse=True)
+    fitting = [int(side) for side in sides if side > 1 and fsdp % side == 0]
+    first = fitting[0] if fitting and fitting[0] < fsdp else fsdp
+    return first, fsdp // first
+
+
+def _placed(devices: list, shape: tuple[int, ...]) -> np.ndarray:
+    """Arranges devices so that neighbors on an axis are neighbors in a TPU's torus, as long as each
+    process keeps consecutive rows of a batch; elsewhere in their order."""
+    if hasattr(devices[0], "coords"):
+        found = mesh_utils.create_device_mesh(shape, devices)
+        processes = [device.process_index for device in found.flat]
+        if processes == sorted(processes):
+            return found
+    return np.asarray(devices).reshape(shape)
 
 
 def path_name(path: tuple) -> str:
@@ -61,16 +97,31 @@ def match(table: tuple[tuple[str, Any], ...], tree: Any, what: str) -> Any:
 
 
 def param_specs(table: Table, params: Params, mesh: Mesh) -> Params:
-    """Finds the PartitionSpecs of `params`; a dimension that fsdp does not divide is not split."""
-    fsdp = mesh.shape["fsdp"]
+    """Finds the PartitionSpecs of `params`. A spec is that of an array's last dimensions (stacked
+    parameters have more); a dimension that its axes do not divide is not split over the last of
+    them."""
 
     def fitting(spec, leaf):
-        names = tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
-        whole = fsdp == 1 or any(n and d % fsdp for n, d in zip(names, leaf.shape, strict=True))
-        return P() if whole else spec
+        names = (None,) * (len(leaf.shape) - len(spec)) + tuple(spec)
+        split = [_fitting(n, d, mesh) for n, d in zip(names, leaf.shape, strict=True)]
+        return P(*split) if any(split) else P()
 
     specs = match(table, params, "sharding table")
     return jax.tree.map(fitting, specs, params)
+
+
+def _fitting(names: Any, size: int, mesh: Mesh) -> tuple[str, ...] | None:
+    """Chooses the axes over which a dimension is split: those that are not of size 1, if all of
+    them together divide it; of tables over `model` and `fsdp` perhaps `model` alone."""
+    names = tuple(name for name in _names(names) if mesh.shape[name] > 1)
+    while names and size % math.prod(mesh.shape[name] for name in names):
+        names = tuple(name for name in names if name == axes.MODEL) if len(names) > 1 else ()
+    return names or None
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Lists the axes in an entry of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def shardings(specs: Any, mesh: Mesh) -> Any:
@@ -78,32 +129,14 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
-def _split_axis(spec: P) -> int | None:
-    return next((i for i, name in enumerate(spec) if name == "fsdp"), None)
-
-
-def gather(params: Params, specs: Params) -> Params:
-    """Gathers whole parameters from all devices' shards; inside shard_map."""
-
-    def whole(spec, part):
-        axis = _split_axis(spec)
-        return part if axis is None else jax.lax.all_gather(part, "fsdp", axis=axis, tiled=True)
-
-    return jax.tree.map(whole, specs, params)
-
-
 def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
-    """Sums all devices' gradients, and keeps each device's shard; inside shard_map."""
+    """Sums all devices' gradients of the parameters that each of them holds; inside shard_map.
+    Modules have summed those of parts over the devices with which they share them."""
 
     def summed(spec, grad):
-        axis = _split_axis(spec)
-        if axis is None:
-            return jax.lax.psum(grad, AXES)
-        part = jax.lax.psum_scatter(grad, "fsdp", scatter_dimension=axis, tiled=True)
-        return jax.lax.psum(part, "data")
+        split = {name for names in spec for name in _names(names)}
+        return axes.total(grad, tuple(axis for axis in axes.ROWS if axis not in split))
 
-    if mesh.size == 1:
-        return grads
     return jax.tree.map(summed, specs, grads)
 
 
@@ -120,8 +153,8 @@ def per_device(
 
     Args:
         run: returns arrays that are equal on all devices, or have a device's rows; see `out`.
-        models: `Model`s or other pytrees of `params`, sharded by `table` and gathered for `run`;
-            None stays None.
+        models: `Model`s or other pytrees of `params`, sharded by `table`: each device has its
+            parts, which modules gather where they need them; None stays None.
         numbers: arguments that are equal on all devices.
         out: the layout of results: BATCH for rows, P() for equal ones; or a tree of these.
     """
@@ -129,8 +162,7 @@ def per_device(
     specs = [param_specs(table, params, mesh) for params in parts]
 
     def local(parts, *rest):
-        whole = map(gather, parts, specs)
-        pairs = zip(models, whole, strict=True)
+        pairs = zip(models, parts, strict=True)
         given = [None if model is None else model.replace(params=own) for model, own in pairs]
         return run(*given, *rest)
 
@@ -152,9 +184,13 @@ def to_host(params: Params) -> Params:
 
 
 def device_index() -> Array:
-    """Returns this device's number on the mesh, uint32; inside shard_map."""
-    index = jax.lax.axis_index("data") * jax.lax.axis_size("fsdp") + jax.lax.axis_index("fsdp")
-    return index.astype(jnp.uint32)
+    """Returns the number of this device's rows on the mesh, uint32; inside shard_map."""
+    return axes.index(axes.ROWS)
+
+
+def num_parts(mesh: Mesh) -> int:
+    """Counts the parts into which a batch's rows are cut."""
+    return mesh.size // mesh.shape[axes.MODEL]
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:

@@ -18,6 +18,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from kd_jax import axes
 from kd_jax.train import optim, sharding
 from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
@@ -69,13 +70,13 @@ class Program:
 def global_denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
     """Sums each term's denominator over all devices; inside shard_map."""
     local = objective.denominators(batch)
-    return {name: jax.lax.psum(total, sharding.AXES) for name, total in local.items()}
+    return {name: axes.total(total, axes.ROWS) for name, total in local.items()}
 
 
 def ratios(totals: dict[str, Array], denominators: dict[str, Array]) -> dict[str, Ratio]:
     """Sums each term's total over all devices: Ratios of totals and denominators."""
     return {
-        name: Ratio(jax.lax.psum(total, sharding.AXES), denominators[name])
+        name: Ratio(axes.total(total, axes.ROWS), denominators[name])
         for name, total in totals.items()
     }
 

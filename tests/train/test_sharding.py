@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from kd_jax import axes
 from kd_jax.errors import UserError
 from kd_jax.train import sharding
 from kd_jax.types import Model
@@ -88,7 +89,7 @@ def test_each_device_gets_whole_models_its_own_rows_and_the_numbers():
 
     def run(model, none, batch, number):
         assert none is None and batch.tokens_BT.shape == (4, 12)
-        return batch.tokens_BT * number, jax.lax.psum(model.params["kernel"], sharding.AXES)
+        return batch.tokens_BT * number, jax.lax.psum(model.params["kernel"], axes.ROWS)
 
     out = sharding.BATCH, P()
     found, sums = jax.jit(

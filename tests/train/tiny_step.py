@@ -62,12 +62,14 @@ def batch(head: str, rows: int = ROWS) -> Batch:
     )
 
 
-def program(settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True):
+def program(
+    settings, devices=1, fsdp=1, accumulate=1, chunk=0, dropout=False, teacher=True, model=1
+):
     """A float32 step of an objective, as configured, on the first `devices` devices."""
     objective, *schedules = build_objective(
         settings, 10, Policy(), Policy() if teacher else None, chunk
     )
-    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices], model)
     return step.Program(objective, mesh, families.PARTITION, accumulate, dropout), schedules
 
 
