@@ -40,6 +40,12 @@ RUN: Table = dict(
     batch_size=(_rows(256), "global rows a step, a multiple of devices x accumulate"),
     accumulate=(_whole(1), "micro-batches a step, exact"),
     remat=(False, "compute blocks again in the backward pass: less memory, more time"),
+    remat_keeps=(Choice("", "products"), "what remat does not compute again: nothing | products"),
+    scan=(
+        Choice("auto", "always", "never"),
+        "run equal blocks as one loop, so that compile time does not grow with depth; auto: where "
+        "the mesh splits parameters",
+    ),
     steps=(_whole(100_000), "optimizer steps a stage"),
     stages=({}, "stage -> what differs there; its keys are those of `stages.NAME`"),
     objective=({}, "of the student: term -> settings (kd_jax/objectives)"),
@@ -68,7 +74,14 @@ STUDENT: Table = MODEL | dict(
     layers=(Free("uniform"), "uniform | first | last | a list from 0, for init=teacher"),
 )
 SECTIONS: dict[str, Table] = dict(
-    mesh=dict(fsdp=(_whole(1), "devices that share one copy of the parameters")),
+    mesh=dict(
+        fsdp=(_whole(1), "devices that share one copy of the parameters"),
+        model=(_whole(1), "devices that share the work on each row: heads, FFN columns, ids"),
+        reduction=(
+            Choice("float32", "bfloat16"),
+            "type in which the gradients of kernels are summed over the devices of fsdp",
+        ),
+    ),
     teacher=MODEL
     | dict(
         init=(Choice("", "scratch"), "random, with neither a checkpoint nor a stage to train it"),

@@ -7,16 +7,19 @@ import difflib
 import functools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf
+from kd_jax.models import block_runs, family, hf
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
@@ -37,6 +40,7 @@ class Blueprint:
     policy: Policy
     folder: Path | None = None  # of a checkpoint
     commit: str | None = None
+    table_rows: int = 0  # on the mesh, of tables over the vocabulary, which are padded to them
 
     @property
     def hf_json(self) -> dict:
@@ -56,14 +60,39 @@ class Blueprint:
         return family.abstract(self.family, self.config, self.head, self.policy)
 
     def frozen(self) -> Model:
-        """Makes the model with shapes for parameters that no step trains, in their operand
-        types."""
-        model = self.abstract()
-        kept = jax.eval_shape(lambda params: stored(params, self.policy), model.params)
-        return model.replace(params=kept)
+        """Makes the model with shapes for parameters that no step trains: as `freeze` makes
+        them."""
+        config, params = self.config, self.abstract().params
+        if self.layers_of_runs:
+            config = dataclasses.replace(config, stacked=self.layers_of_runs)
+        graphdef = family.abstract(self.family, config, self.head, self.policy).graphdef
+        return Model(jax.eval_shape(self.freeze, params), graphdef)
+
+    def freeze(self, params: Params) -> Params:
+        """Prepares parameters that no step trains: in operand types, padded as on the mesh, and
+        with equal blocks stacked if these run as one loop."""
+        params = self.padded(stored(params, self.policy))
+        return family.stack_blocks(params, self.layers_of_runs, _stack)
 
     @functools.cached_property
-    def stacked(self) -> nnx.GraphDef:
+    def layers_of_runs(self) -> tuple[int, ...]:
+        """Counts the layers of each run of equal blocks; () unless they run as one loop."""
+        if not self.config.scan:
+            return ()
+        model = self.abstract()
+        blocks = nnx.merge(model.graphdef, model.params).backbone.blocks
+        return tuple(map(len, block_runs.equal_runs(blocks)))
+
+    def padded(self, params: Params) -> Params:
+        """Pads tables over the vocabulary with rows of zeros, as on the mesh."""
+        return family.with_rows(params, max(self.table_rows, self.config.vocab_size))
+
+    def cut(self, params: Params) -> Params:
+        """Removes the padding of tables over the vocabulary."""
+        return family.with_rows(params, self.config.vocab_size)
+
+    @functools.cached_property
+    def of_members(self) -> nnx.GraphDef:
         """Returns the model's structure for `vmap` over parameters of several models: without
         cuDNN's attention, whose batching rule rejects a mask that heads share."""
         if self.policy.attention != "cudnn":
@@ -93,7 +122,7 @@ def describe(
     base: dict | None = None,
     vocab_size: int | None = None,
     labels: tuple[str, ...] | None = None,
-    remat: bool = False,
+    execution: Mapping[str, Any] = MappingProxyType({}),
     offline: bool = False,
 ) -> Blueprint:
     """Describes the model of a section of the config.
@@ -106,7 +135,7 @@ def describe(
         base: config.json that `architecture` changes if the section names no model.
         vocab_size: vocabulary size of the tokenizer that the run trains, if it trains one.
         labels: class names of a classification head; None takes those of the checkpoint.
-        remat: whether blocks are recomputed in the backward pass.
+        execution: how blocks run: remat, remat_keeps and scan of `ModelConfig`.
         offline: whether well-known hub ids are taken from the built-in table, without weights.
 
     Raises UserError for unknown ids, model types, keys and heads.
@@ -141,7 +170,7 @@ def describe(
         raise UserError(f"{section.model or key}: {error}; take another model or task") from None
     if labels is not None:
         config = dataclasses.replace(config, labels=labels)
-    config = dataclasses.replace(config, policy=policy, remat=remat)
+    config = dataclasses.replace(config, policy=policy, **execution)
     name = section.model or f"{kind.name} of {key}.architecture"
     return Blueprint(name, kind, config, head, policy, folder, commit)
 
@@ -167,6 +196,10 @@ def stored(params: Params, policy: Policy) -> Params:
     """Casts parameters that are not trained: matrices to the operand type, vectors to float32."""
     operand = jnp.dtype(policy.operand)
     return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
+
+
+def _stack(parts: Sequence[Array]) -> Array:
+    return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
 
 
 def count(params: Params) -> int:

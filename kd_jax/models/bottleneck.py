@@ -12,17 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models.attention import Attention
+from kd_jax.models.block_runs import Layers, run_blocks
 from kd_jax.models.encoder import EncoderConfig
 from kd_jax.models.layers import (
     Embedding,
     LayerNorm,
-    Layers,
     Linear,
     Mlp,
     check_length,
     dropout,
     key_mask,
-    run_blocks,
 )
 from kd_jax.types import Array, Batch, Heads
 
@@ -159,7 +158,7 @@ class BottleneckEncoder(nnx.Module):
         self.positions = Embedding(config.max_positions, config.width, policy)
         self.types = Embedding(config.num_types, config.width, policy)
         self.norm = make_norm(config, config.width, DEFAULT_EPS)
-        self.blocks = nnx.List([Block(config) for _ in range(config.num_layers)])
+        self.blocks = nnx.List([Block(config) for _ in config.block_layers])
         self.predecessors = None  # models/replacement.py
         self.config = config
 

@@ -5,18 +5,16 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from kd_jax.models.attention import Attention, Past, Scope
+from kd_jax.models.block_runs import Layers, each_block, run_blocks
 from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
     LayerNorm,
-    Layers,
     Mlp,
     RmsNorm,
     causal_mask,
     check_length,
     dropout,
-    each_block,
-    run_blocks,
 )
 from kd_jax.models.model_config import BlockShape, DecoderConfig
 from kd_jax.types import Array, Batch, Heads
@@ -91,7 +89,7 @@ class Decoder(nnx.Module):
         self.tokens = Embedding(config.vocab_size, config.width, config.policy)
         if config.rotary is None:
             self.positions = Embedding(config.max_positions, config.width, config.policy)
-        self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
+        self.blocks = nnx.List([make_block(config, i) for i in config.block_layers])
         self.predecessors = None  # models/replacement.py
         self.norm = make_norm(config, config.width)
         self.config = config

@@ -4,16 +4,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kd_jax.models.attention import Attention
+from kd_jax.models.block_runs import Layers, run_blocks
 from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
     LayerNorm,
-    Layers,
     Mlp,
     check_length,
     dropout,
     key_mask,
-    run_blocks,
 )
 from kd_jax.models.model_config import BlockShape, EncoderConfig
 from kd_jax.types import Array, Batch, Heads
@@ -63,7 +62,7 @@ class Encoder(nnx.Module):
         if config.num_types:
             self.types = Embedding(config.num_types, config.width, config.policy)
         self.norm = LayerNorm(config.width, config.norm_eps)
-        self.blocks = nnx.List([make_block(config, i) for i in range(config.num_layers)])
+        self.blocks = nnx.List([make_block(config, i) for i in config.block_layers])
         self.predecessors = None  # models/replacement.py
         self.config = config
 

@@ -8,15 +8,17 @@ for everything else.
 import dataclasses
 import functools
 import json
+import re
 import typing
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -41,10 +43,12 @@ from kd_jax.types import Array, Model, ModelSpec, Params
 # gathered over `fsdp` along their rows; over `model` heads and FFN columns are split (Megatron's
 # columns of what makes them, rows of what reads them). Tables over the vocabulary are split by ids.
 # Small tables and vectors are on every device.
+TABLES = r"(^|/)(tokens/embedding|head/unembed|head/rest/embedding)$"
+TABLE_OF_NUMBERS = r"(^|/)head/bias$"
 PARTITION = (
     (r"^objective/", PartitionSpec()),
-    (r"(tokens/embedding|head/unembed|rest/embedding)$", PartitionSpec(axes.VOCAB, None)),
-    (r"(^|/)head/bias$", PartitionSpec(axes.VOCAB)),
+    (TABLES, PartitionSpec(axes.VOCAB, None)),
+    (TABLE_OF_NUMBERS, PartitionSpec(axes.VOCAB)),
     (r"embedding$", PartitionSpec()),
     (r"(attention/[qkv]|mlp/(up|gate))/kernel$", PartitionSpec(axes.FSDP, axes.MODEL)),
     (r"(attention/[qkv]|mlp/(up|gate))/bias$", PartitionSpec(axes.MODEL)),
@@ -338,6 +342,34 @@ def unflatten(flat: dict[str, Any], like: Params) -> Params:
     """Makes a tree shaped like `like` from the leaves of `flat`, which may have more."""
     leaves = [flat[path] for path in flatten(like)]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
+
+
+def with_rows(params: Params, rows: int) -> Params:
+    """Pads tables over the vocabulary with rows of zeros, or cuts them."""
+
+    def changed(path: str, leaf: Any) -> Any:
+        is_table = re.search(TABLES, path) or re.search(TABLE_OF_NUMBERS, path)
+        if not is_table or leaf.shape[0] == rows:
+            return leaf
+        if leaf.shape[0] > rows:
+            return leaf[:rows]
+        xp = np if isinstance(leaf, np.ndarray) else jnp
+        return xp.pad(leaf, [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1))
+
+    return unflatten({path: changed(path, leaf) for path, leaf in flatten(params).items()}, params)
+
+
+def stack_blocks(params: Params, runs: Sequence[int], stack: Callable[[list], Any]) -> Params:
+    """Stacks the parameters of runs of equal blocks, layers on the first axis; a run of one layer
+    stays as it is. `stack` joins a list of arrays; without `runs` nothing changes."""
+    if not runs:
+        return params
+    blocks, found, first = params["backbone"]["blocks"], {}, 0
+    for number, count in enumerate(runs):
+        own = [blocks[layer] for layer in range(first, first + count)]
+        joined = jax.tree.map(lambda *parts: stack(list(parts)), *own)
+        found[number], first = own[0] if count == 1 else joined, first + count
+    return params | {"backbone": params["backbone"] | {"blocks": found}}
 
 
 def spec(config: Any) -> ModelSpec:

@@ -147,6 +147,14 @@ class ModelConfig:
         return self.blocks[layer] if self.blocks else self.own_shape
 
     @property
+    def block_layers(self) -> tuple[int, ...]:
+        """Lists the first layer of each entry of the parameters' blocks: every one, or those of
+        stacked runs."""
+        if not self.stacked:
+            return tuple(range(self.num_layers))
+        return tuple(sum(self.stacked[:i]) for i in range(len(self.stacked)))
+
+    @property
     def embedding_width(self) -> int:
         """Returns the width of the token embeddings."""
         return self.width

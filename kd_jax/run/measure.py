@@ -195,7 +195,7 @@ def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mes
     processes = jax.process_index(), jax.process_count()
     found = log_likelihoods(
         laid_out(model, mesh),
-        task.rows.batches(batch_size, mesh.size, *processes),
+        task.rows.batches(batch_size, sharding.num_parts(mesh), *processes),
         task.rows.branches,
         policy.operand,
         mesh,
@@ -262,7 +262,7 @@ def cost_of_mean(run: Run, name: str, members: Sequence[Params], space: str) -> 
     device = jax.local_devices()[0]
     stacked = ensemble.stack(map(sharding.to_host, members), run.policy)
     stacked = jax.device_put(stacked, device)
-    graphdef = run.models[name].stacked
+    graphdef = run.models[name].of_members
 
     def call(rows: int) -> Any:
         batch = jax.device_put(run.task.held_out(run.split, rows)[0], device)

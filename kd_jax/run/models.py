@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -33,6 +33,7 @@ def read(
     task: Task,
     policy: Policy,
     trained: Collection[str],
+    parts: int = 1,
 ) -> tuple[dict[str, Blueprint], dict[str, Any]]:
     """Describes the models that have sections in the config, teachers first, and loads their
     tokenizers.
@@ -44,9 +45,17 @@ def read(
         task: the task, without a tokenizer; trained models have its classes.
         policy: types to compute in.
         trained: the names of the models that stages train.
+        parts: into how many parts the mesh splits tables over the vocabulary.
     """
     own = config.tokenizer
-    described = functools.partial(_describe, config, folder is None, task, policy, trained)
+
+    def described(vocab_size: int | None) -> dict[str, Blueprint]:
+        found = _describe(config, folder is None, task, policy, trained, vocab_size)
+        # In all models alike, so that devices have parts of the same ids.
+        rows = max(model.config.vocab_size for model in found.values())
+        rows = -(-rows // parts) * parts if parts > 1 else 0
+        return {name: dataclasses.replace(one, table_rows=rows) for name, one in found.items()}
+
     found = described(own.vocab_size if own.train else None)
     if folder is None:
         return found, {}
@@ -91,11 +100,18 @@ def _describe(
             policy,
             base=None if name in teachers else found["teacher"].hf_json,
             labels=None if given or unknown else task.labels or None,
-            remat=config.remat and name not in teachers,
+            execution=execution(config) | ({"remat": False} if name in teachers else {}),
             vocab_size=vocab_size,
             offline=offline,
         )
     return found
+
+
+def execution(config: ConfigDict) -> dict[str, Any]:
+    """Reads how blocks run: remat, remat_keeps and scan of `ModelConfig`."""
+    parts = config.mesh.fsdp * config.mesh.model
+    scan = config.scan == "always" or (config.scan == "auto" and parts > 1)
+    return {"remat": config.remat, "remat_keeps": config.remat_keeps, "scan": scan}
 
 
 def names_of_teachers(config: ConfigDict) -> tuple[str, ...]:

@@ -190,12 +190,13 @@ def build(
     for name in teachers[1:]:
         if name in defaults.STAGES:
             raise UserError(f"config.teachers.{name}: a stage has this name; take another")
-    mesh = sharding.make_mesh(config.mesh.fsdp, devices)
+    mesh = sharding.make_mesh(config.mesh.fsdp, devices, config.mesh.model)
     settings = read(config, teachers)
     for each in settings:
         _check_rows(mesh, each.batch_size, config.accumulate, f"batch size of {each.name}")
     _check_rows(mesh, config.eval.batch_size, 1, "eval.batch_size")
     policy = policy_for(config.precision, platform or jax.default_backend())
+    policy = dataclasses.replace(policy, reduction=config.mesh.reduction)
     task = plugins.load("tasks", config.task.name, "make").make(config.task, config.data, None)
     if task.regression and len(teachers) > 1 and config.average == "probabilities":
         raise UserError("config.average='probabilities': a regression has none; take logits")
@@ -203,7 +204,8 @@ def build(
     # A run that makes a model of the teacher may have no student.
     if not any(each.makes_model for each in settings):
         trained.add("student")
-    described, tokenizers = models.read(config, folder, task, policy, trained)
+    parts = config.mesh.fsdp * config.mesh.model
+    described, tokenizers = models.read(config, folder, task, policy, trained, parts)
     tasks = dict.fromkeys(described, task)
     if task.of_examples:
         tasks = {name: task.with_tokenizer(own) for name, own in tokenizers.items()} or tasks
@@ -219,14 +221,30 @@ def build(
                 f"for {model.config.max_tokens} tokens; shorten the rows"
             )
         run.order(name)
+        _check_heads(name, model, config.mesh.model)
     run.make_stages()
     return run
 
 
+def _check_heads(name: str, model: Blueprint, parts: int) -> None:
+    """Raises UserError if mesh.model does not divide what it splits."""
+    for layer in range(model.config.num_layers):
+        shape = model.config.shape(layer)
+        sizes = {"key/value heads": shape.num_kv_heads, "FFN columns": shape.ffn_width}
+        for what, size in sizes.items():
+            if size % parts:
+                raise UserError(
+                    f"config.mesh.model={parts} does not divide the {size} {what} of {name} "
+                    f"{model.name}; lower it"
+                )
+
+
 def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
-    parts = mesh.size * accumulate
+    devices = sharding.num_parts(mesh)
+    parts = devices * accumulate
     if rows <= 0 or rows % parts:
+        shared = f" that share rows by {mesh.shape['model']}" if devices < mesh.size else ""
         raise UserError(
-            f"{what}: {rows} rows cannot be divided among {mesh.size} devices x "
+            f"{what}: {rows} rows cannot be divided among {mesh.size} devices{shared} x "
             f"{accumulate} micro-batches; make it a multiple of {parts}"
         )

@@ -23,6 +23,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives.objective import build_objective
+from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import settings
 from kd_jax.run import text_logits
 from kd_jax.schedules import learning_rate
@@ -87,8 +88,9 @@ def with_teacher(run: Run, stage: Stage) -> StepInputs:
     batch = run.tasks[stage.model].shapes(stage.batch_size)
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
-    teacher = run.models["teacher"].frozen()
-    return StepInputs(teacher, batch, [teacher.params] if stage.learns else [])
+    model = run.models["teacher"]
+    computing = [model.abstract().params] if stage.learns else []
+    return StepInputs(model.frozen(), batch, computing)
 
 
 def last_phase(
@@ -217,6 +219,13 @@ def make(
         regression=run.task.regression,
         accuracy=run.task.of_examples,
     )
+    if run.mesh.shape["model"] > 1:
+        for name, term in objective.state_terms:
+            if isinstance(term, Pairwise):
+                raise UserError(
+                    f"config.{settings.objective}.{name} compares attention heads, which "
+                    f"mesh.model={run.mesh.shape['model']} splits; leave it out, or take mesh.fsdp"
+                )
     rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
     # config.resume is for the last stage that distils the student.
     students = [each.name for each in run.settings if each.model == "student" and each.objective]
@@ -281,7 +290,7 @@ def first_state(
 
     def both(inputs):
         terms = objective.init(key, model.spec, teacher.spec)
-        return {"student": init(inputs), "objective": terms}
+        return {"student": model.padded(init(inputs)), "objective": terms}
 
     groups = stage.groups if groups is None else groups
     make_optimizer = functools.partial(optim.make_optimizer, stage.optim, groups=groups)
@@ -301,7 +310,7 @@ def restore_best(run: Run, stage: Stage) -> Params:
         raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
     restored = checkpoints.restore(checkpoints.best, abstract_state(run, stage))
     checkpoints.close()
-    return restored.params["student"]
+    return run.models[stage.model].cut(restored.params["student"])
 
 
 def train(

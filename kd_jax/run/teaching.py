@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
-from kd_jax.models import blueprint, family
+from kd_jax.models import family
 from kd_jax.models.layers import MASKED
 from kd_jax.run import text_logits
 from kd_jax.run.run import Run
@@ -301,13 +301,15 @@ def given_teachers(run: Run) -> dict[str, Params]:
 
 
 def frozen(run: Run, name: str, params: Params) -> Model:
-    """Makes a teacher: casts a model's parameters to operand types, and puts them on the mesh."""
-    return on_mesh(run, name, blueprint.stored(params, run.policy))
+    """Makes a teacher: a model's parameters as `Blueprint.freeze` prepares them, on the mesh."""
+    model = run.models[name]
+    return laid_out(model.frozen().replace(params=model.freeze(params)), run.mesh)
 
 
 def on_mesh(run: Run, name: str, params: Params) -> Model:
     """Makes a model of parameters, which may lie anywhere, and lays it out on the mesh."""
-    return laid_out(run.models[name].abstract().replace(params=params), run.mesh)
+    model = run.models[name]
+    return laid_out(model.abstract().replace(params=model.padded(params)), run.mesh)
 
 
 def laid_out(model: Model, mesh: Mesh) -> Model:

@@ -15,7 +15,7 @@ from etils import epath
 from kd_jax import storage
 from kd_jax.models import compact, model_config
 from kd_jax.models.blueprint import count
-from kd_jax.run import stage
+from kd_jax.run import models, stage
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings, Stage, first_state, last_phase
 from kd_jax.stages import substitute, swaps
@@ -71,7 +71,7 @@ def _pruned(run: Run, params: Params) -> tuple[Params, list[model_config.BlockSh
 
 def _describe(run: Run, name: str, blocks: Sequence[model_config.BlockShape]) -> None:
     teacher = run.models["teacher"]
-    config = dataclasses.replace(teacher.config, remat=run.config.remat)
+    config = dataclasses.replace(teacher.config, **models.execution(run.config))
     config = compact.with_blocks(config, blocks)
     run.add(name, teacher.changed(f"{teacher.name}, pruned", config))
 

@@ -115,14 +115,19 @@ def _step_inputs(run: Run, this: Stage) -> StepInputs:
     batch, shape = run.task.shapes(this.batch_size), jax.ShapeDtypeStruct
     params = {"share": shape((), np.float32)} if n else {}
     if settings.fresh:
-        teacher, member = (run.models[name].frozen() for name in ("teacher", "student"))
+        models = [run.models[name] for name in ("teacher", "student")]
+        teacher, (whole, member) = models[0].frozen(), (each.abstract().params for each in models)
         params["teacher"] = teacher.params
         if n:
-            stacked = jax.tree.map(lambda x: shape((n, *x.shape), x.dtype), member.params)
+            stacked = jax.eval_shape(
+                lambda: ensemble.stack(
+                    n * [jax.tree.map(lambda x: jnp.zeros(x.shape), member)], run.policy
+                )
+            )
             params |= {"members": stacked, "weights": shape((n,), np.float32)}
-        graphdef = run.models["student"].stacked if n else None
-        whole = EnsembleTeacher(params, size, teacher.graphdef, graphdef, settings.space)
-        return StepInputs(whole, batch, [teacher.params, *[member.params] * n])
+        graphdef = models[1].of_members if n else None
+        found = EnsembleTeacher(params, size, teacher.graphdef, graphdef, settings.space)
+        return StepInputs(found, batch, [whole, *[member] * n])
     k = _kept(run, batch.tokens_BT.shape[1] * settings.rows or math.inf)
     logits, names = text_logits.abstract(batch.tokens_BT.shape, k, size), (TEACHER, OTHERS)
     batch = batch.replace(stored=dict.fromkeys(names if n else names[:1], logits))
@@ -252,7 +257,7 @@ class Rounds:
             others = np.asarray(weights[:-1], np.float32)
             mixed = {"weights": others / others.sum(), "share": share}
             params |= sharding.everywhere(mixed, run.mesh)
-        graphdefs = self._teacher.graphdef, run.models["student"].stacked if members else None
+        graphdefs = self._teacher.graphdef, run.models["student"].of_members if members else None
         size = vocab_size(run, self._stage)
         return EnsembleTeacher(params, size, *graphdefs, self._settings.space)
 
@@ -293,7 +298,7 @@ def learned_weights(run: Run, teacher: Model, members: Sequence[Params]) -> list
     rows = run.task.held_out("validation", run.config.eval.batch_size)
     batches = [jax.device_put(rows[step], device) for step in range(min(rows.steps, BATCHES))]
     params, stacked = jax.device_put((sharding.to_host(teacher.params), stacked), device)
-    models = Model(params, teacher.graphdef), stacked, run.models["student"].stacked
+    models = Model(params, teacher.graphdef), stacked, run.models["student"].of_members
     how = dict(
         size=vocab_size(run, run.principal), space=run.config.ensemble.space, policy=run.policy
     )

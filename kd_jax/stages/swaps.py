@@ -25,6 +25,7 @@ from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.models.compact import block_states
 from kd_jax.models.model_config import BlockShape, ModelConfig, bottleneck
 from kd_jax.objectives.objective import Objective
+from kd_jax.run import models
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Parameters, Settings
 from kd_jax.run.teaching import frozen
@@ -201,7 +202,7 @@ def of(run: Run) -> list[Swap]:
     key = ("swaps", *blocks)
     if key not in run.shared:
         own = [each.steps for each in run.settings if each.kind == "substitute"]
-        config = dataclasses.replace(teacher.config, remat=run.config.remat)
+        config = dataclasses.replace(teacher.config, **models.execution(run.config))
         original = run.labelled(dataclasses.replace(teacher, config=config))
         steps = own[0] if own else run.settings[-1].steps
         run.shared[key] = schedule(settings, original, blocks, steps)

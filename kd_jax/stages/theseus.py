@@ -24,7 +24,7 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.replacement import joined
 from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
-from kd_jax.run import stage
+from kd_jax.run import models, stage
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state, last_phase
 from kd_jax.schedules import value_schedule
@@ -43,7 +43,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     own, teacher, swap, measure_first = run.config.theseus, run.models["teacher"], None, None
     groups: Groups = [(".*", Group("others"))]
     if own.group or substitute.SECTION not in run.config:
-        new = successor(own, teacher, run.config.remat)
+        new = successor(own, teacher, models.execution(run.config))
     else:
         swaps.check_blocks(teacher, f"config.theseus.group=0: teacher {teacher.name}")
         swap, measure_first = at_once(swaps.of(run)), swaps.measure_first(run, settings)
@@ -66,7 +66,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     )
 
 
-def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
+def successor(settings: Any, teacher: Blueprint, execution: dict[str, Any]) -> Blueprint:
     """Describes the final model, which has one successor for each group of the teacher's blocks.
     Raises UserError if the groups do not divide the layers."""
     if not settings.group:
@@ -78,7 +78,7 @@ def successor(settings: Any, teacher: Blueprint, remat: bool) -> Blueprint:
             f"teacher {teacher.name}"
         )
     count = layers // settings.group
-    own = dataclasses.replace(teacher.config, num_layers=count, remat=remat)
+    own = dataclasses.replace(teacher.config, num_layers=count, **execution)
     return teacher.changed(f"{teacher.name}, {settings.group} blocks in one", own)
 
 

@@ -54,7 +54,7 @@ def test_stacked_models_do_without_the_kernel_that_cannot_be_batched():
     two = [described.draw(jax.random.key(seed)) for seed in (0, 1)]
     weights_E = np.full(2, 0.5, np.float32)
     batch = tiny.batch("llama")
-    found = members(stack(two, described.policy), described.stacked, weights_E, batch, "logits")
+    found = members(stack(two, described.policy), described.of_members, weights_E, batch, "logits")
     one = Model(two[1], tiny.model("llama", "clm").graphdef)(batch)
     np.testing.assert_allclose(
         np.asarray(found.heads.features_ND)[1], one.features.reshape(-1, 32), atol=1e-5
