@@ -64,7 +64,7 @@ def _placed(devices: list, shape: tuple[int, ...]) -> np.ndarray:
     """Arranges devices so that neighbors on an axis are neighbors in a TPU's torus, as long as each
     process keeps consecutive rows of a batch; elsewhere in their order."""
     if hasattr(devices[0], "coords"):
-        found = mesh_utils.create_device_mesh(shape, devices)
+        found = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         processes = [device.process_index for device in found.flat]
         if processes == sorted(processes):
             return found

@@ -96,7 +96,7 @@ def teacher(path: str, **changes):
 def quick():
     """One device; no costs, no plots, no check of the export."""
     make_mesh = sharding.make_mesh
-    alone = lambda fsdp=1, devices=None: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
+    alone = lambda fsdp=1, devices=None, model=1: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
     with contextlib.ExitStack() as stack:
         patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
         jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longest

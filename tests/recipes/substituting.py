@@ -50,7 +50,7 @@ def config(folder: Path, **changes):
 def quick():
     """One device; no plots, no export; models are timed a few times."""
     make_mesh = sharding.make_mesh
-    alone = lambda fsdp=1, devices=None: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
+    alone = lambda fsdp=1, devices=None, model=1: make_mesh(fsdp, devices or jax.devices()[:1])  # noqa: E731
     with contextlib.ExitStack() as stack:
         patch = lambda *args: stack.enter_context(mock.patch.object(*args))  # noqa: E731
         stack.enter_context(smoke.private_caches())  # compiling takes longest
