@@ -38,50 +38,46 @@ def run_blocks(
     `predecessors` (models/replacement.py) and `replaced_L` (bool), a block is replaced by its
     predecessors where that is False.
     """
-    hidden, attention = [x_BTD], []
-
-    def run(block: nnx.Module, x_BTD: Array, first: Any) -> tuple[Array, Heads]:
-        call = block if not config.remat else jax.checkpoint(block, policy=_kept(config))
-        return call(x_BTD, mask, seed, 1 + sites * first)
-
+    drawn = predecessors is not None and replaced_L is not None
     if config.stacked:
-        runs = zip(blocks, config.stacked, strict=True)
-        split = [(*nnx.split(block), count) for block, count in runs]
-    elif config.scan and replaced_L is None:
-        split = [(*stacked(group), len(group)) for group in equal_runs(blocks)]
+        runs = list(zip(blocks, config.stacked, strict=True))
+    elif config.scan and not drawn:
+        runs = [(_stacked(group), len(group)) for group in equal_runs(blocks)]
     else:
-        split = []
-        for i, block in enumerate(blocks):
-            if predecessors is not None and replaced_L is not None and len(predecessors[i]):
-                block = Either(block, predecessors[i], replaced_L[i])
-            x_BTD, heads = run(block, x_BTD, i)
-            hidden.append(x_BTD)
-            attention.append(heads)
-    for graphdef, params, count in split:
-        first = len(attention)
+        runs = [(block, 1) for block in blocks]
+    policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if config.remat_keeps else None
+
+    def run(block: Any, x_BTD: Array, layer: Any) -> tuple[Array, Heads]:
+        call = jax.checkpoint(block, policy=policy) if config.remat else block
+        return call(x_BTD, mask, seed, 1 + sites * layer)
+
+    hidden, attention = [x_BTD], []
+    for block, count in runs:
+        layer = len(attention)
         if count == 1:
-            x_BTD, heads = run(nnx.merge(graphdef, params), x_BTD, first)
-            hidden, attention = [*hidden, x_BTD], [*attention, heads]
-            continue
-
-        def layer(x_BTD, own, graphdef=graphdef):
-            number, params = own
-            x_BTD, heads = run(nnx.merge(graphdef, params), x_BTD, number)
-            return x_BTD, (x_BTD, heads)
-
-        numbers = first + jnp.arange(count, dtype=jnp.uint32)
-        x_BTD, outputs = jax.lax.scan(layer, x_BTD, (numbers, params))
-        of_layer = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
-        hidden += [states for states, _ in of_layer]
-        attention += [heads for _, heads in of_layer]
+            if drawn and len(predecessors[layer]):
+                block = Either(block, predecessors[layer], replaced_L[layer])
+            x_BTD, heads = run(block, x_BTD, layer)
+            outputs = [(x_BTD, heads)]
+        else:
+            x_BTD, outputs = _loop(run, block, x_BTD, layer, count)
+        hidden += [states_BTD for states_BTD, _ in outputs]
+        attention += [heads for _, heads in outputs]
     return tuple(hidden), tuple(attention)
 
 
-def _kept(config: ModelConfig) -> Any:
-    """Chooses what `jax.checkpoint` keeps: nothing (None), or the results of linear layers."""
-    if not config.remat_keeps:
-        return None
-    return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+def _loop(run, block: nnx.Module, x_BTD: Array, first: int, count: int) -> tuple[Array, list]:
+    """Runs `count` blocks, whose parameters are stacked: (x_BTD, each layer's output and heads)."""
+    graphdef, params = nnx.split(block)
+
+    def step(x_BTD, own):
+        layer, params = own
+        output = run(nnx.merge(graphdef, params), x_BTD, layer)
+        return output[0], output
+
+    layers = jnp.uint32(first) + jnp.arange(count, dtype=jnp.uint32)
+    x_BTD, outputs = jax.lax.scan(step, x_BTD, (layers, params))
+    return x_BTD, [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
 
 
 def equal_runs(blocks: Sequence[nnx.Module]) -> list[list[nnx.Module]]:
@@ -98,6 +94,16 @@ def equal_runs(blocks: Sequence[nnx.Module]) -> list[list[nnx.Module]]:
     return runs
 
 
+def _stacked(blocks: Sequence[nnx.Module]) -> nnx.Module:
+    """Stacks the parameters of equal blocks, layers on the first axis; a single one stays as it
+    is."""
+    if len(blocks) == 1:
+        return blocks[0]
+    graphdef, params = nnx.split(blocks[0])
+    every = [params, *(nnx.split(block)[1] for block in blocks[1:])]
+    return nnx.merge(graphdef, jax.tree.map(lambda *parts: jnp.stack(parts), *every))
+
+
 def each_block(blocks: Sequence[nnx.Module], config: ModelConfig) -> Iterator[nnx.Module]:
     """Yields every layer's block, also of stacked ones."""
     for block, count in zip(blocks, config.stacked or (1,) * len(blocks), strict=True):
@@ -105,12 +111,3 @@ def each_block(blocks: Sequence[nnx.Module], config: ModelConfig) -> Iterator[nn
         for i in range(count):
             own = params if count == 1 else jax.tree.map(lambda x, i=i: x[i], params)
             yield nnx.merge(graphdef, own)
-
-
-def stacked(blocks: Sequence[nnx.Module]) -> tuple[nnx.GraphDef, Any]:
-    """Stacks the parameters of equal blocks, layers on the first axis: (structure of one, state);
-    those of a single block stay as they are."""
-    graphdef, params = nnx.split(blocks[0])
-    if len(blocks) > 1:
-        params = jax.tree.map(lambda *x: jnp.stack(x), *(nnx.split(block)[1] for block in blocks))
-    return graphdef, params

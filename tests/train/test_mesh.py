@@ -1,0 +1,128 @@
+"""The loss and its gradient are the same on every mesh, whether equal blocks are a loop or not."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.models import family as families
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.precision import Policy
+from kd_jax.train import sharding
+from kd_jax.types import Model, ModelSpec
+from tests.models import tiny
+from tests.train import tiny_step
+from tests.train.test_step import check_same, run
+
+# Every term over logits, with gradients written out and not, and one over hidden states.
+SETTINGS = {
+    "ce": {"weight": 1.0},
+    "kl": {"weight": 0.7, "temperature": 2.0},
+    "reverse_kl": {"weight": 0.3},
+    "jsd": {"weight": 0.3},
+    "tvd": {"weight": 0.3},
+    "logit_mse": {"weight": 0.01},
+    "hidden": {"weight": 0.3},
+}
+SIZES = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 40}
+LAYERS, WIDTHS = {"student": 3, "teacher": 2}, {"student": 16, "teacher": 32}
+OWN_SPECS = ModelSpec(16, 3), ModelSpec(32, 2)
+MORE_IDS = tiny.VOCAB + 8  # of a teacher whose vocabulary is longer
+MESHES = [  # fsdp, model of 8 devices; the rest is data
+    (1, 1),
+    (2, 1),
+    (4, 1),
+    (8, 1),
+    (1, 2),
+    (2, 2),
+    (4, 2),
+    (1, 4),
+    (2, 4),
+    (1, 8),
+]
+
+
+def blueprint(name: str, ids: int, **execution) -> Blueprint:
+    changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
+    family, config = families.read(tiny.CONFIGS["llama"] | changes | {"vocab_size": ids})
+    return Blueprint(name, family, dataclasses.replace(config, **execution), "clm", Policy())
+
+
+@functools.cache
+def params(name: str, ids: int):
+    changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
+    seed = 1 if name == "student" else 2
+    return tiny.model("llama", "clm", seed=seed, vocab_size=ids, **changes).params
+
+
+def gradient(fsdp=1, model=1, ids=tiny.VOCAB, devices=8, accumulate=1, chunk=0, **execution):
+    """(gradient, terms) on the host; tables and their gradients without padding."""
+    shape = dict(devices=devices, fsdp=fsdp, model=model)
+    program, schedules = tiny_step.program(SETTINGS, accumulate=accumulate, chunk=chunk, **shape)
+    student = blueprint("student", tiny.VOCAB, **execution)
+    teacher = blueprint("teacher", ids, **execution)
+    rows = -(-max(ids, tiny.VOCAB) // (fsdp * model)) * fsdp * model
+    student, teacher = (dataclasses.replace(x, table_rows=rows) for x in (student, teacher))
+    own = program.objective.init(jax.random.key(0), *OWN_SPECS)
+    graphdef = student.abstract().graphdef
+    begun = Model(student.padded(params("student", tiny.VOCAB)), graphdef)
+    frozen = teacher.frozen().replace(params=teacher.freeze(params("teacher", ids)))
+    state, batch = tiny_step.state(begun, own), tiny_step.batch("clm")
+    found = run(state, batch, frozen, tiny_step.inputs(schedules), program)
+    grads, terms = jax.device_get(found)
+    return grads | {"student": student.cut(grads["student"])}, terms
+
+
+reference = functools.cache(lambda ids=tiny.VOCAB: gradient(devices=1, ids=ids))
+
+
+@pytest.mark.parametrize(("fsdp", "model"), MESHES)
+def test_same_on_every_mesh(fsdp, model):
+    check_same(gradient(fsdp, model), reference())
+
+
+@pytest.mark.parametrize(("fsdp", "model"), [(1, 1), (4, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize("how", [dict(), dict(remat=True, accumulate=2, chunk=5)])
+def test_same_with_equal_blocks_as_a_loop(fsdp, model, how):
+    check_same(gradient(fsdp, model, scan=True, **how), reference())
+
+
+@pytest.mark.parametrize(("fsdp", "model"), [(8, 1), (2, 2)])
+def test_same_with_a_longer_vocabulary_of_the_teacher(fsdp, model):
+    """Tables are padded to the same rows, and what is padding is no id."""
+    found = gradient(fsdp, model, ids=MORE_IDS)
+    assert found[1]["teacher_outside"].total > 0
+    check_same(found, reference(MORE_IDS))
+
+
+def test_same_over_two_axes_of_a_torus(monkeypatch):
+    monkeypatch.setattr(sharding, "_rings", lambda devices, fsdp: (2, fsdp // 2))
+    check_same(gradient(4, 2, accumulate=2), reference())
+
+
+def test_remat_may_keep_products():
+    found = gradient(2, 1, scan=True, remat=True, remat_keeps="products")
+    check_same(found, reference())
+
+
+def test_gradients_may_be_summed_in_bfloat16():
+    """Those of kernels alone; the sum of two devices' is rounded, no more."""
+    head, settings = "mlm", {"ce": {"weight": 1.0}}
+    student, _ = tiny_step.models(head)
+    program, schedules = tiny_step.program(settings, devices=2, fsdp=2, teacher=False)
+
+    def grads(reduction):
+        module_policy = Policy(reduction=reduction)
+        family, config = families.read(tiny.CONFIGS["bert"] | tiny_step.STUDENT[head])
+        graphdef = families.abstract(family, config, head, module_policy).graphdef
+        state = tiny_step.state(Model(student.params, graphdef))
+        inputs = tiny_step.inputs(schedules)
+        return jax.device_get(run(state, tiny_step.batch(head), None, inputs, program))[0]
+
+    exact, rounded = (grads(reduction)["student"] for reduction in ("float32", "bfloat16"))
+    differ = jax.tree.map(lambda a, b: not np.array_equal(a, b), exact, rounded)
+    block = differ["backbone"]["blocks"][0]
+    assert block["attention"]["q"]["kernel"] and not block["attention"]["q"]["bias"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), exact, rounded)
