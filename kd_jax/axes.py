@@ -77,6 +77,14 @@ def scattered(x: Array, axes: Sequence[str], axis: int = 0) -> Array:
     return x
 
 
+def own(rows: Array, axes: Sequence[str]) -> Array:
+    """Cuts the rows of this device out of those that devices along axes gathered."""
+    if not axes:
+        return rows
+    count = len(rows) // size(axes)
+    return jax.lax.dynamic_slice_in_dim(rows, index(axes).astype(jnp.int32) * count, count)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def summed(x: Array, axes: Sequence[str]) -> Array:
     """Sums parts along axes, where what follows is the same on all of them: each device's part has

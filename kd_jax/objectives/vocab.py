@@ -16,7 +16,6 @@ unembedding, or a gradient of it, whole.
 
 import dataclasses
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -77,29 +76,6 @@ class Engine:
         return -(-size // TILE) * TILE
 
 
-def _over_vocabulary(arrays: dict[Hashable, Array], columns: Columns, join: Any) -> Sums:
-    """Reduces each array over the vocabulary, (C, V) -> (C, 1), by addition or maximum, in one pass
-    over arrays of one width, and then over the devices that have its parts.
-
-    If they were separate, XLA's CPU backend would fuse a maximum into the product that makes the
-    logits, and halve that product's speed.
-    """
-    first, over_devices = {
-        jax.lax.max: (-jnp.inf, axes.largest),
-        jax.lax.add: (0.0, axes.total),
-    }[join]
-    widths = dict.fromkeys(array.shape[1] for array in arrays.values())
-    found = {}
-    for width in widths:
-        group = {key: array for key, array in arrays.items() if array.shape[1] == width}
-        starts = tuple(jnp.float32(first) for _ in group)
-        both = lambda left, right: tuple(map(join, left, right))  # noqa: E731
-        rows = jax.lax.reduce(tuple(group.values()), starts, both, (1,))
-        rows = over_devices(rows, columns.axes)
-        found |= {key: row_C[:, None] for key, row_C in zip(group, rows, strict=True)}
-    return found
-
-
 def _seen(
     terms, logits: dict[str, Array], sizes: dict[str, int], columns, labels_C, temperatures, mixture
 ) -> tuple[list, Sums]:
@@ -113,7 +89,7 @@ def _seen(
         for name, logits_CV in logits.items()
         if sizes[name] > shared
     }
-    maxima = _over_vocabulary(logits, columns, jax.lax.max)
+    maxima = columns.reduced(logits, jax.lax.max)
     temps = [
         temperatures[term.name] if term.temperature is None else term.temperature for term in terms
     ]
@@ -130,21 +106,13 @@ def _seen(
             rows = Rows(*pair, labels_C, softmax["teacher"], shared)
         seen.append((term, subject, rows, temperature))
         arrays |= term.divergence.sums(rows, temperature)
-    return seen, _over_vocabulary(arrays, columns, jax.lax.add)
+    return seen, columns.reduced(arrays, jax.lax.add)
 
 
 def _widened(slope_CV: Array, width: int) -> Array:
     """Pads a gradient with zeros for ids that a term does not compare."""
     missing = width - slope_CV.shape[1]
     return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
-
-
-def _own(rows_C1: Array, split: tuple[str, ...]) -> Array:
-    """Cuts the rows of this device out of those that devices gathered along axes."""
-    if not split:
-        return rows_C1
-    size = len(rows_C1) // axes.size(split)
-    return jax.lax.dynamic_slice_in_dim(rows_C1, axes.index(split).astype(jnp.int32) * size, size)
 
 
 def _run(engine, student, teacher, labels_N, weights, scales, temperatures, others, want_grads):
@@ -182,7 +150,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
             value_C1 = term.divergence.value(rows, sums, temperature)
             # A row of weight 0 may hold anything, and 0 times infinity is no number.
             weighed_C1 = jnp.where(weight_C1 > 0, weight_C1 * value_C1, 0.0)
-            totals[term.name] += jnp.sum(_own(weighed_C1, split))
+            totals[term.name] += jnp.sum(axes.own(weighed_C1, split))
             if want_grads and term.name in scales:
                 slope_CV = scales[term.name] * term.divergence.grad(rows, sums, temperature)
                 slope_CV = jnp.where(weight_C1 > 0, weight_C1 * slope_CV, 0.0)

@@ -223,6 +223,19 @@ def check_vocabulary(name: str, model: Blueprint, tokenizer: Any, shared: bool =
     )
 
 
+def check_heads(name: str, model: Blueprint, parts: int) -> None:
+    """Raises UserError if mesh.model does not divide what it splits."""
+    for layer in range(model.config.num_layers):
+        shape = model.config.shape(layer)
+        sizes = {"key/value heads": shape.num_kv_heads, "FFN columns": shape.ffn_width}
+        for what, size in sizes.items():
+            if size % parts:
+                raise UserError(
+                    f"config.mesh.model={parts} does not divide the {size} {what} of {name} "
+                    f"{model.name}; lower it"
+                )
+
+
 def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:
     """Raises UserError if the tokenizer gives `texts` (a text or a pair) token types for which the
     model has no embeddings."""

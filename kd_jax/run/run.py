@@ -221,22 +221,9 @@ def build(
                 f"for {model.config.max_tokens} tokens; shorten the rows"
             )
         run.order(name)
-        _check_heads(name, model, config.mesh.model)
+        models.check_heads(name, model, config.mesh.model)
     run.make_stages()
     return run
-
-
-def _check_heads(name: str, model: Blueprint, parts: int) -> None:
-    """Raises UserError if mesh.model does not divide what it splits."""
-    for layer in range(model.config.num_layers):
-        shape = model.config.shape(layer)
-        sizes = {"key/value heads": shape.num_kv_heads, "FFN columns": shape.ffn_width}
-        for what, size in sizes.items():
-            if size % parts:
-                raise UserError(
-                    f"config.mesh.model={parts} does not divide the {size} {what} of {name} "
-                    f"{model.name}; lower it"
-                )
 
 
 def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
