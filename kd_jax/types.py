@@ -163,6 +163,13 @@ class Model(struct.PyTreeNode):
     params: Params
     graphdef: nnx.GraphDef = struct.field(pytree_node=False)
 
+    @property
+    def vocab_size(self) -> int | None:
+        """Returns the number of ids of a language model's vocabulary; None for other modules."""
+        if self.graphdef is None:
+            return None
+        return getattr(nnx.merge(self.graphdef, self.params), "vocab_size", None)
+
     def __call__(
         self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
     ) -> ModelOutput:

@@ -121,6 +121,7 @@ class HeadedModel(nnx.Module):
     def __init__(self, backbone: nnx.Module, config, head: str):
         self.backbone = backbone
         self.head = HEADS[head](config)
+        self.vocab_size = config.vocab_size
 
     def __call__(
         self, batch: Batch, seed: Array | None = None, replaced_L: Array | None = None
@@ -130,8 +131,7 @@ class HeadedModel(nnx.Module):
         hidden, attention = self.backbone(batch, seed, replaced_L)
         embedding_VD = self.backbone.tokens.embedding[...]
         features, unembed_VD, bias_V = self.head(hidden[-1], batch, seed, embedding_VD)
-        size = self.backbone.config.vocab_size
-        return ModelOutput(features, unembed_VD, bias_V, hidden, attention, size)
+        return ModelOutput(features, unembed_VD, bias_V, hidden, attention, self.vocab_size)
 
 
 def _unembed(config):

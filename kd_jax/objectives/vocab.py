@@ -16,7 +16,6 @@ unembedding, or a gradient of it, whole.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -7,6 +7,7 @@ is read: Orbax does not detect a wrong byte in an array.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from kd_jax import storage
@@ -108,7 +110,14 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads the state of `step` onto the devices and in the layout of `like`; the optimizer's
         state is skipped if that of `like` is (). Raises Damaged."""
-        item = {name: part for name, part in _arrays(abstract(like)).items() if part != ()}
+        wanted = {name: part for name, part in _arrays(abstract(like)).items() if part != ()}
+        tables = {}
+        with contextlib.suppress(Exception):  # without shapes on disk there is only one layout
+            tables = _padded_otherwise(self._params(step), like)
+        as_stored = functools.partial(_as_stored, tables)
+        item = {
+            name: jax.tree_util.tree_map_with_path(as_stored, part) for name, part in wanted.items()
+        }
         how = ocp.args.PyTreeRestore(
             item=item,
             restore_args=ocp.checkpoint_utils.construct_restore_args(item),
@@ -122,6 +131,12 @@ class Checkpoints:
         for name, part in restored.items() if written is not None else ():
             if checksum(part) != written.get(name):
                 raise Damaged(f"{self.directory}/{step} is damaged: other {name} than were saved")
+        if tables:
+            resize = jax.jit(
+                lambda found: jax.tree.map(_with_rows, found, wanted),
+                out_shardings=jax.tree.map(lambda x: x.sharding, wanted),
+            )
+            restored = resize(restored)
         return like.replace(**restored)
 
     def newest(self, like: TrainState, after: int = -1) -> TrainState | None:
@@ -165,9 +180,19 @@ class Checkpoints:
 
     def fits(self, step: int, like: TrainState) -> bool:
         """Tells whether the parameters of `step` have the names and shapes of those of `like`."""
-        with self._damage(step), ocp.StandardCheckpointer() as reader:
+        with self._damage(step):
+            there = self._params(step)
+            tables = _padded_otherwise(there, like)
+        own = {path: x.shape for path, x in _by_name(like.params).items()}
+        return {p: s for p, s in there.items() if p not in tables} == {
+            p: s for p, s in own.items() if p not in tables
+        }
+
+    def _params(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Reads the shapes of the parameters of `step`, by path name."""
+        with ocp.StandardCheckpointer() as reader:
             there = reader.metadata(self.directory / str(step) / "default").item_metadata.tree
-        return _shapes(there["params"]) == _shapes(like.params)
+        return {name: tuple(x.shape) for name, x in _by_name(there["params"]).items()}
 
     def check(self) -> None:
         """Raises UserError if a write in the background has failed."""
@@ -253,9 +278,43 @@ def _arrays(state: TrainState) -> dict:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _shapes(params: Any) -> set[tuple]:
-    found = jax.tree_util.tree_leaves_with_path(params)
-    return {(path_name(path), leaf.shape) for path, leaf in found}
+def _by_name(params: Any) -> dict[str, Any]:
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _padded_otherwise(
+    there: dict[str, tuple[int, ...]], like: TrainState
+) -> dict[str, tuple[int, ...]]:
+    """Finds the tables over the vocabulary that were saved on a mesh with other padding: their
+    stored shapes by the parameter's name."""
+    size = like.student.vocab_size
+    found = {}
+    for name, leaf in _by_name(like.params).items():
+        stored = there.get(name, leaf.shape)
+        if stored[1:] == leaf.shape[1:] and stored != leaf.shape:
+            if size is not None and min(stored[0], leaf.shape[0]) >= size:
+                found[name] = stored
+    return found
+
+
+def _as_stored(tables: dict[str, tuple[int, ...]], path: tuple, wanted: Any) -> Any:
+    """Describes an array as it is on disk: a table, or its moments, with the rows that it has
+    there, on every device."""
+    name = path_name(path)
+    shape = next((s for table, s in tables.items() if name.endswith(f"/{table}")), None)
+    if shape is None:
+        return wanted
+    place = NamedSharding(wanted.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, wanted.dtype, sharding=place)
+
+
+def _with_rows(found: Array, wanted: Any) -> Array:
+    """Pads an array with rows of zeros, or cuts them."""
+    if not found.ndim:
+        return found
+    missing = wanted.shape[0] - len(found)
+    padding = [(0, max(missing, 0))] + [(0, 0)] * (found.ndim - 1)
+    return jnp.pad(found, padding)[: wanted.shape[0]]
 
 
 def resume_from(directory: str, steps: int) -> Checkpoints:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import resource
 import shutil
@@ -11,9 +12,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.errors import UserError
+from kd_jax.models import family as families
 from kd_jax.train import checkpoint, sharding
 from kd_jax.train.checkpoint import Checkpoints, Damaged
-from kd_jax.train.state import TrainState
+from kd_jax.train.state import TrainState, create
+from tests.models import tiny
 
 MESH = sharding.make_mesh(2)
 WHOLE = NamedSharding(MESH, P())
@@ -366,3 +369,42 @@ def test_what_is_saved_about_a_state_comes_back(folder):
     checkpoints.wait()
     assert checkpoints.note(1) == {"metrics.csv": "abc"}
     checkpoints.close()
+
+
+def of_model(fsdp: int, model: int = 1) -> TrainState:
+    """A state of a model whose tables are padded as on this mesh; every number is 1."""
+    student = tiny.model("bert", "mlm", num_hidden_layers=1, vocab_size=97)
+    rows = 97 if fsdp * model == 1 else -(-97 // (fsdp * model)) * fsdp * model
+    ones = jax.tree.map(jnp.ones_like, student.params)
+    padded = families.with_rows(ones, rows)
+    params = {"student": padded, "objective": {}}
+    mesh = sharding.make_mesh(fsdp, jax.devices()[: fsdp * model], model)
+    make = lambda _: OPTIMIZER  # noqa: E731
+    return create(lambda x: x, params, student.graphdef, make, families.PARTITION, mesh)
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [((1, 1), (4, 2)), ((4, 2), (2, 1)), ((2, 1), (1, 1))]
+)
+def test_tables_fit_a_mesh_with_other_padding(tmp_path, saved, wanted):
+    state, like = of_model(*saved), of_model(*wanted)
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        checkpoints.save(state, None)
+        checkpoints.wait()
+        assert checkpoints.fits(0, like)
+        found = checkpoints.restore(0, like)
+    for one, other in zip(*map(jax.tree.leaves, (found, like)), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.sharding == other.sharding
+
+
+def test_another_vocabulary_is_no_padding(tmp_path):
+    state, like = of_model(1), of_model(1)
+    longer = tiny.model("bert", "mlm", num_hidden_layers=1, vocab_size=98)
+    like = like.replace(
+        params={"student": longer.params, "objective": {}}, graphdef=longer.graphdef
+    )
+    with contextlib.closing(Checkpoints(tmp_path, keep=2)) as checkpoints:
+        checkpoints.save(state, None)
+        checkpoints.wait()
+        assert not checkpoints.fits(0, like)
