@@ -301,7 +301,7 @@ def _as_stored(tables: dict[str, tuple[int, ...]], path: tuple, wanted: Any) -> 
     """Describes an array as it is on disk: a table, or its moments, with the rows that it has
     there, on every device."""
     name = path_name(path)
-    shape = next((s for table, s in tables.items() if name.endswith(f"/{table}")), None)
+    shape = next((s for table, s in tables.items() if f"/{name}".endswith(f"/{table}")), None)
     if shape is None:
         return wanted
     place = NamedSharding(wanted.sharding.mesh, PartitionSpec())
