@@ -129,8 +129,9 @@ def test_every_parameter_has_a_rule_and_a_sharding(name):
             assert named == paths.keys()
             for path, leaf in paths.items():
                 found = next(spec for regex, spec in families.PARTITION if re.search(regex, path))
-                assert len(found) in (0, leaf.ndim), path
-                assert (len(found) == 0) == (leaf.ndim == 1), path
+                assert len(found) <= leaf.ndim, path
+                large = path.endswith("kernel") or config.vocab_size in leaf.shape
+                assert not large or found[0] is not None, path  # split over fsdp
 
 
 def test_a_parameter_starts_by_its_path_alone():

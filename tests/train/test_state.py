@@ -75,7 +75,7 @@ def test_born_where_the_table_says(stepped):
     kernel = stepped.after.params["student"]["backbone"]["blocks"][0]["attention"]["q"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(8, 16)}
     projection = stepped.after.params["objective"]["hidden"]["pair_0"]["kernel"]
-    assert {shard.data.shape for shard in projection.addressable_shards} == {(8, 32)}
+    assert {shard.data.shape for shard in projection.addressable_shards} == {(16, 32)}
 
 
 def test_moments_lie_where_their_parameters_do(stepped):
