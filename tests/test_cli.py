@@ -101,6 +101,7 @@ def started(monkeypatch):
     cache, others = jax.config.jax_compilation_cache_dir, logging.getLogger().level
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable))
     monkeypatch.setenv("XLA_FLAGS", cli.os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("KD_JAX_KEEP_MEMORY", "0")  # it would hold for all later tests
     seen = []
     cli.start_jax()
     yield seen
@@ -131,6 +132,49 @@ def test_on_a_terminal_the_log_is_wrapped_between_words(started, monkeypatch):
         monkeypatch.setattr(stderr, "isatty", lambda: True)
         logging.getLogger("kd_jax").info("tokens of a file: 214042 in 0.2 s")
     assert stderr.getvalue() == "tokens of a file: 214042\n  in 0.2 s\n"
+
+
+class Glibc:
+    def __init__(self):
+        self.asked = []
+
+    def gnu_get_libc_version(self):
+        return b"2.36"
+
+    def mallopt(self, parameter, value):
+        self.asked.append((parameter, value))
+        return 1
+
+
+def test_glibc_keeps_what_a_step_frees(monkeypatch, started):
+    """M_MMAP_MAX 0, M_TRIM_THRESHOLD -1 and M_ARENA_MAX 1, by their numbers in malloc.h."""
+    libc = Glibc()
+    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("KD_JAX_KEEP_MEMORY", "1")
+    cli.start_jax()  # on a CPU, as all tests
+    assert libc.asked == [(-4, 0), (-1, -1), (-8, 1)]
+
+
+@pytest.mark.parametrize("case", ["switched off", "musl", "macOS", "accelerator"])
+def test_memory_is_given_back_elsewhere(case, monkeypatch, started):
+    libc = Glibc()
+    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: object() if case == "musl" else libc)
+    monkeypatch.setattr(sys, "platform", "darwin" if case == "macOS" else "linux")
+    monkeypatch.setenv("KD_JAX_KEEP_MEMORY", "0" if case == "switched off" else "1")
+    if case == "accelerator":
+        monkeypatch.setattr(cli.jax, "config", AsOnGpu())
+    else:
+        assert not cli.keep_memory()
+    cli.start_jax()
+    assert libc.asked == []
+
+
+class AsOnGpu:
+    jax_platforms = "cuda,cpu"
+
+    def update(self, name, value):
+        pass
 
 
 def test_late_writes_are_not_told(started):
