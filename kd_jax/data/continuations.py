@@ -95,7 +95,7 @@ class Rows:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
-        """Makes batches of all rows, in one pass, grouped by a few padded lengths.
+        """Makes batches of all rows, in one pass, the longest first, padded to a few lengths.
 
         Each length is compiled, so little data gets fewer lengths. A batch of the shortest rows
         has about `batch_size` stretches; batches of longer rows have as many tokens, so that all
@@ -104,17 +104,22 @@ class Rows:
         longest = -(-int(self.lengths_R.max()) // 8) * 8
         most = max(1, len(self._stretches) // (_WORTH * batch_size))
         lengths = lengths_of(self.lengths_R, longest, most)
-        bucket_R = np.searchsorted(lengths, self.lengths_R)
-        for bucket, length in enumerate(lengths):
-            rows_R = np.flatnonzero(bucket_R == bucket)
-            if not len(rows_R):
+        order_R = np.argsort(self.lengths_R, kind="stable")
+        shorter = np.searchsorted(self.lengths_R[order_R], (0, *lengths[:-1]), side="right")
+        stop = len(order_R)
+        for length, first in zip(reversed(lengths), reversed(shorter.tolist()), strict=True):
+            if first >= stop:
                 continue
             count = batch_size * lengths[0] // (self.branches * length)
+            count = max(1, count // devices) * devices
+            # The last batch is filled up with rows of the next shorter length.
+            first = max(0, stop - -(-(stop - first) // count) * count)
+            rows_R, stop = order_R[first:stop], first
             stream = BucketStream(
                 self.lengths_R[rows_R],
                 (length,),
                 lambda ids_B, length, rows_R=rows_R: self.batch(rows_R[ids_B], length),
-                max(1, count // devices) * devices,
+                count,
                 process_index=process_index,
                 process_count=process_count,
             )

@@ -176,11 +176,11 @@ class BucketStream(Batches):
     With a seed, endless: an epoch has n // B batches, at least one. Its rows are shuffled (n % B
     of them, different ones in every epoch, are skipped), each bucket is cut into batches of B,
     left-over rows move to the next longer bucket, and the batches are shuffled. The rows of a step
-    are a function of (seed, step) alone. Without a seed: one pass over all rows, shortest bucket
-    first.
+    are a function of (seed, step) alone. Without a seed: one pass over all rows in the order of
+    their length, as few batches as there can be, each in the shortest bucket that holds its rows.
 
-    A batch with too few rows (n < B; the last batch of a bucket in one pass) is filled up with
-    rows of id -1, mask 0 and weight 0.
+    A batch with too few rows (n < B; the first and shortest one of a pass) is filled up with rows
+    of id -1, mask 0 and weight 0.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class BucketStream(Batches):
         self.buckets = tuple(buckets)
         bucket_N = np.searchsorted(self.buckets, lengths_N)
         if seed is None:
-            plan = functools.cache(lambda epoch: _one_pass(bucket_N, batch_size))
+            plan = functools.cache(lambda epoch: _one_pass(lengths_N, bucket_N, batch_size))
             self.steps_per_epoch = len(plan(0)[0])
             self.steps = self.steps_per_epoch
             numbers = grain.MapDataset.range(self.steps)
@@ -242,12 +242,10 @@ def _epoch(bucket_N, batch_size, seed, epoch):
     return ids_SB, bucket_N[ids_SB].max(axis=1)
 
 
-def _one_pass(bucket_N, batch_size):
-    """Orders the rows of one pass as `_epoch` does, unshuffled, bucket after bucket."""
-    ids, buckets = [], []
-    for bucket in np.unique(bucket_N):
-        rows = np.flatnonzero(bucket_N == bucket)
-        rows = np.pad(rows, (0, -len(rows) % batch_size), constant_values=-1)
-        ids.append(rows.reshape(-1, batch_size))
-        buckets += [bucket] * len(ids[-1])
-    return np.concatenate(ids), np.array(buckets)
+def _one_pass(lengths_N, bucket_N, batch_size):
+    """Orders the rows of one pass, as `_epoch` does: cut from the longest row downwards, since no
+    other way leaves fewer padded tokens in batches of one size."""
+    order_N = np.argsort(lengths_N, kind="stable")
+    filling = -len(order_N) % batch_size
+    ids_SB = np.pad(order_N, (filling, 0), constant_values=-1).reshape(-1, batch_size)
+    return ids_SB, bucket_N[ids_SB[:, -1]]

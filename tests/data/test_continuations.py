@@ -181,14 +181,23 @@ def test_batches_of_long_rows_have_fewer_of_them():
     made, owners = stretches(*[(6, 2)] * 80, *[(30, 10)] * 80)
     rows = Rows(made, 64, owners)
     shapes = [batch.tokens_BT.shape for batch in rows.batches(20)]
-    assert shapes == [(20, 8)] * 4 + [(4, 40)] * 20
+    assert shapes == [(4, 40)] * 20 + [(20, 8)] * 4
     shapes = [batch.tokens_BT.shape for batch in rows.batches(20, devices=8)]
-    assert shapes == [(16, 8)] * 5 + [(8, 40)] * 10
+    assert shapes == [(8, 40)] * 10 + [(16, 8)] * 5
     # Another length would be compiled for less than four batches.
     assert [batch.tokens_BT.shape for batch in rows.batches(40)] == [(40, 40)] * 4
     halves = [list(rows.batches(20, 8, p, 2)) for p in range(2)]
     for one, two, whole in zip(*halves, rows.batches(20, 8), strict=True):
         np.testing.assert_array_equal(np.r_[one.ids_B, two.ids_B], whole.ids_B)
+
+
+def test_the_last_batch_of_a_length_is_filled_up_with_shorter_rows():
+    made, owners = stretches(*[(6, 2)] * 83, *[(30, 10)] * 81)
+    rows = Rows(made, 64, owners)
+    batches = list(rows.batches(20))
+    # 81 long rows leave room for three others in their last batch, and 80 are four whole batches.
+    assert [batch.tokens_BT.shape for batch in batches] == [(4, 40)] * 21 + [(20, 8)] * 4
+    assert sorted(np.concatenate([batch.ids_B for batch in batches])) == list(range(164))
 
 
 def test_values_come_back_by_stretch():

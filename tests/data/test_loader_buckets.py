@@ -118,19 +118,27 @@ def test_prefetched_batches_are_those_of_random_access_from_any_step(start):
         assert same(batch, made[step])
 
 
-def test_one_pass_covers_every_row_and_fills_up_each_bucket():
+def test_one_pass_covers_every_row_in_the_order_of_length():
     made = stream(batch_size=4, seed=None)
     batches = list(made.batches())
-    assert len(batches) == made.steps == made.steps_per_epoch
+    assert len(batches) == made.steps == made.steps_per_epoch == 12
     ids = np.concatenate([batch.ids_B for batch in batches])
-    assert sorted(ids[ids >= 0].tolist()) == list(range(45))
-    lengths = [batch.tokens_BT.shape[1] for batch in batches]
-    assert lengths == sorted(lengths)
+    assert (ids[:3] == -1).all() and sorted(ids[3:].tolist()) == list(range(45))
+    assert (np.diff(LENGTHS[ids[3:]]) >= 0).all()
     for batch in batches:
         blank = batch.ids_B < 0
         assert (batch.weights[:, 0] == ~blank).all() and not batch.mask_BT[blank].any()
         longest = max(b for b in (0, 16, 24) if b < batch.tokens_BT.shape[1])
-        assert (LENGTHS[batch.ids_B[~blank]] > longest).all()
+        assert LENGTHS[batch.ids_B[~blank]].max() > longest
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 16])
+def test_one_pass_computes_no_more_than_sorted_batches_in_these_lengths(batch_size):
+    """Filling every bucket's last batch with blank rows took up to a batch a bucket more."""
+    computed = sum(b.tokens_BT.size for b in stream(batch_size=batch_size, seed=None).batches())
+    longest_first = np.sort(LENGTHS)[::-1]
+    cut = longest_first[::batch_size]  # the longest of each batch
+    assert computed == batch_size * sum(min(b for b in (16, 24, 40) if b >= n) for n in cut)
 
 
 def test_fewer_rows_than_a_batch():
