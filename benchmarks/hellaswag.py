@@ -10,9 +10,11 @@ recipes/evaluate.py, where the endings of a question share their context, with i
 endings a batch, and with PyTorch's.
 
 Texts are tokenised before. A process makes one pass that compiles and is reported as "first", then
-timed ones. Every row runs in a process of its own; rounds go through all rows in turn, so that a
-slow spell of the machine falls on all of them, and a row's figure is its fastest pass, the one that
-others disturbed least. ratio is a row's speed divided by that of the best PyTorch row. "apart" is
+timed ones. Every row runs in a process of its own; rounds go through the rows in turn (rounds.py),
+so that a slow spell of the machine falls on all of them, and a row's figure is its fastest pass,
+the one that others disturbed least. PyTorch runs with and without kd_jax's settings of the
+allocator, and the better of both counts. With --json the same command continues after an
+interruption. ratio is a row's speed divided by that of the best PyTorch row. "apart" is
 the largest difference of a log-likelihood from the first PyTorch row's, in nats.
 
 Model: models/stories260K beside $KD_JAX_DATA, or --model. Questions: hellaswag/ of $KD_JAX_DATA, or
@@ -20,19 +22,20 @@ Model: models/stories260K beside $KD_JAX_DATA, or --model. Questions: hellaswag/
 """
 
 import argparse
-import collections
 import json
 import os
 import pathlib
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 
 import numpy as np
 import rich.console
 import rich.progress
 import rich.table
 from pretrain_step import launch
+from rounds import Rounds, shown
 
 SYSTEMS = {  # in the order of the table; what computes a row
     "kd_jax": ("hellaswag_kd_jax.py", "--own_batch_size"),
@@ -42,40 +45,51 @@ SYSTEMS = {  # in the order of the table; what computes a row
 }
 
 
-def measure(systems: list[str], args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Results of every row, one a round."""
-    results = collections.defaultdict(list)
+def measure(systems: list[str], args: argparse.Namespace) -> Rounds:
+    """Results of every row."""
     with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
         cache = pathlib.Path(folder)
-        bar = progress.add_task("", total=args.rounds * len(systems))
-        for number in range(args.rounds):
-            for system in systems:
-                progress.update(bar, description=system)
-                values = cache / f"{system}.npz"
-                arguments = [
-                    *SYSTEMS[system],
-                    f"--model={args.model}",
-                    f"--data={args.data}",
-                    f"--batch_size={args.batch_size}",
-                    f"--steps={args.passes}",
-                    f"--out={values}",
-                ]
-                results[system].append(launch(arguments, cache))
-                if number == 0:  # later rounds find their programs compiled
-                    with np.load(values) as found:
-                        results[system][0] |= {key: found[key] for key in found.files}
-                progress.advance(bar)
-    return dict(results)
+        bar = progress.add_task("", total=None)
+
+        def child(row: tuple[str], environment: Mapping[str, str]) -> dict:
+            values = cache / "values.npz"
+            arguments = [
+                *SYSTEMS[row[0]],
+                f"--model={args.model}",
+                f"--data={args.data}",
+                f"--batch_size={args.batch_size}",
+                f"--steps={args.passes}",
+                f"--out={values}",
+            ]
+            found = launch(arguments, cache, more=environment)
+            with np.load(values) as written:
+                return found | {key: written[key].tolist() for key in written.files}
+
+        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
+        rounds.run(
+            [(system,) for system in systems],
+            args.rounds,
+            child,
+            lambda row: (),
+            lambda row: progress.update(bar, description=" ".join(row)),
+        )
+    return rounds
 
 
-def summarise(results: dict[str, list[dict]]) -> list[dict]:
+def seconds_of(row: tuple[str], runs: list[dict]) -> float:
+    """A row's fastest pass."""
+    return min(min(run["seconds"]) for run in runs)
+
+
+def summarise(rounds: Rounds) -> list[dict]:
     """One dict a row, as --json writes them."""
-    seconds = {system: min(min(run["seconds"]) for run in runs) for system, runs in results.items()}
+    results = {row[0]: runs for row, runs in rounds.better().items()}
+    seconds = {system: seconds_of((system,), runs) for system, runs in results.items()}
     pytorch = [system for system in results if system.startswith("pytorch")]
     best = min((seconds[system] for system in pytorch), default=None)
     summary = []
     for system, runs in results.items():
-        values_N = runs[0]["log_likelihoods"]
+        values_N = np.array(runs[0]["log_likelihoods"])
         apart = np.abs(values_N - results[pytorch[0]][0]["log_likelihoods"]) if pytorch else None
         summary.append(
             {
@@ -90,6 +104,8 @@ def summarise(results: dict[str, list[dict]]) -> list[dict]:
                 "acc_norm": float(runs[0]["acc_norm"]),
                 "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "others_share": max(statistics.mean(run["others"]) for run in runs),
+                "allocators": rounds.of_allocators((system,)),
+                "rounds": len(runs),
             }
         )
     return summary
@@ -99,7 +115,7 @@ def show(summary: list[dict]) -> None:
     table = rich.table.Table(title="HellaSwag")
     table.add_column("system")
     headings = ("s/pass", "first", "endings/s", "ratio", "apart", "acc", "acc_norm", "peak GB")
-    for heading in (*headings, "others"):
+    for heading in (*headings, "others", "malloc"):
         table.add_column(heading, justify="right")
     for row in summary:
         table.add_row(
@@ -113,8 +129,9 @@ def show(summary: list[dict]) -> None:
             f"{row['acc_norm']:.4f}",
             f"{row['peak_bytes'] / 1e9:.2f}",
             f"{row['others_share']:.0%}",
+            shown(row),
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 110).print(table)
+    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 
 def main() -> None:
@@ -140,10 +157,12 @@ def main() -> None:
         parser.error(f"{args.data} does not exist: give --data, or set KD_JAX_DATA")
     if not (args.model / "config.json").is_file():
         parser.error(f"{args.model} is no HF checkpoint: give --model")
-    summary = summarise(measure(systems, args))
+    rounds = measure(systems, args)
+    summary = summarise(rounds)
     show(summary)
     if args.json:
         args.json.write_text(json.dumps(summary, indent=2) + "\n")
+    rounds.end()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@
 
 A step is the teacher's forward pass, the student's forward and backward pass with dropout, and an
 AdamW update (cases.py has the shapes; both systems start from the same weights and batch). Every
-row runs in a process of its own; rounds go through all rows in turn, so that a slow spell of the
-machine falls on all of them, and a row's figure is the median over rounds of its median step.
+row runs in a process of its own; rounds go through the rows in turn (rounds.py), so that a slow
+spell of the machine falls on all of them, and a row's figure is the median over rounds of its
+median step. PyTorch runs with and without kd_jax's settings of the allocator, and the better of
+both counts. With --json the same command continues after an interruption.
 
 ratio says how many times faster kd_jax is at the same precision: in a PyTorch row than this row,
 in a kd_jax row than the better of PyTorch eager and compiled. "PyTorch" computes the logits of
@@ -26,11 +28,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import types
+from collections.abc import Mapping
 
 import rich.console
 import rich.progress
 import rich.table
 from cases import CASES, ON, TINY
+from rounds import Rounds, shown
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ("fp32", "bf16")
@@ -46,8 +51,14 @@ LIKE_FOR_LIKE = ("pytorch-eager", "pytorch-compiled")
 Row = tuple[str, str, str]  # case, system, precision
 
 
-def launch(arguments: list[str], cache: pathlib.Path, device: str = "cpu") -> dict:
-    """Runs a script of this folder and returns the JSON of its last line.
+def launch(
+    arguments: list[str],
+    cache: pathlib.Path,
+    device: str = "cpu",
+    more: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict:
+    """Runs a script of this folder and returns the JSON of its last line; `more` is added to its
+    environment.
 
     This process imports neither jax nor torch: a child's ru_maxrss starts from its parent's size.
     """
@@ -59,6 +70,7 @@ def launch(arguments: list[str], cache: pathlib.Path, device: str = "cpu") -> di
         # Later rounds need not compile again.
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        **more,
     }
     command = [sys.executable, str(HERE / arguments[0]), *arguments[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -68,43 +80,55 @@ def launch(arguments: list[str], cache: pathlib.Path, device: str = "cpu") -> di
     return json.loads(lines[-1]) if lines else {}
 
 
-def measure(rows: list[Row], args: argparse.Namespace) -> tuple[dict[Row, list], dict[str, float]]:
-    """Results of every row, one a round, and the best FLOP/s of a matrix product a precision."""
-    results, peaks = collections.defaultdict(list), collections.defaultdict(float)
+def measure(rows: list[Row], args: argparse.Namespace) -> tuple[Rounds, dict[str, float]]:
+    """Results of every row, and the best FLOP/s of a matrix product a precision."""
+    peaks = collections.defaultdict(float)
     tiny = ["--tiny"] * args.tiny
     with tempfile.TemporaryDirectory() as folder, rich.progress.Progress() as progress:
         cache = pathlib.Path(folder)
-        bar = progress.add_task("", total=args.rounds * len(rows))
+        bar = progress.add_task("", total=None)
         for case in {case: None for case, _, _ in rows}:
             shapes = [f"--case={case}", f"--dropout={args.dropout}", *tiny]
             launch(["hf_models.py", *shapes, f"--out={cache / case}"], cache)
-        for _ in range(args.rounds):
-            for precision in {precision: None for _, _, precision in rows}:
-                product = ["matmul_peak.py", f"--precision={precision}", f"--device={args.device}"]
+        for precision in {precision: None for _, _, precision in rows}:
+            product = ["matmul_peak.py", f"--precision={precision}", f"--device={args.device}"]
+            for _ in range(args.rounds):
                 found = launch(product + tiny, cache, args.device)
                 peaks[precision] = max(peaks[precision], found["flops_per_second"])
-            for case, system, precision in rows:
-                progress.update(bar, description=f"{case} {system} {precision}")
-                arguments = [
-                    *SYSTEMS[system],
-                    f"--case={case}",
-                    f"--precision={precision}",
-                    f"--models={cache / case}",
-                    f"--steps={args.steps}",
-                    f"--device={args.device}",
-                ]
-                found = launch(arguments + tiny, cache, args.device)
-                results[case, system, precision].append(found)
-                progress.advance(bar)
-    return results, peaks
+
+        def child(row: Row, environment: Mapping[str, str]) -> dict:
+            case, system, precision = row
+            arguments = [
+                *SYSTEMS[system],
+                f"--case={case}",
+                f"--precision={precision}",
+                f"--models={cache / case}",
+                f"--steps={args.steps}",
+                f"--device={args.device}",
+            ]
+            return launch(arguments + tiny, cache, args.device, environment)
+
+        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
+        rounds.run(
+            rows,
+            args.rounds,
+            child,
+            lambda row: (row[0], row[2]),
+            lambda row: progress.update(bar, description=" ".join(row)),
+            both=not args.tiny and args.device == "cpu",
+        )
+    return rounds, peaks
 
 
-def summarise(results: dict[Row, list], peaks: dict[str, float], tiny: bool) -> list[dict]:
+def seconds_of(row: Row, runs: list[dict]) -> float:
+    """A row's step: the median over rounds of its median step."""
+    return statistics.median(statistics.median(run["seconds"]) for run in runs)
+
+
+def summarise(rounds: Rounds, peaks: dict[str, float], tiny: bool) -> list[dict]:
     """One dict a row, as --json writes them."""
-    seconds = {
-        row: statistics.median(statistics.median(run["seconds"]) for run in runs)
-        for row, runs in results.items()
-    }
+    results = rounds.better()
+    seconds = {row: seconds_of(row, runs) for row, runs in results.items()}
     summary = []
     for (case, system, precision), runs in results.items():
         row_seconds = seconds[case, system, precision]
@@ -128,6 +152,8 @@ def summarise(results: dict[Row, list], peaks: dict[str, float], tiny: bool) -> 
                 "matmul_peak_share": shapes.flops() / row_seconds / peaks[precision],
                 "last_loss": statistics.median(run["losses"][-1] for run in runs),
                 "others_share": max(statistics.mean(run["others"]) for run in runs),
+                "allocators": rounds.of_allocators((case, system, precision)),
+                "rounds": len(runs),
             }
         )
     return summary
@@ -137,7 +163,8 @@ def show(summary: list[dict], peaks: dict[str, float]) -> None:
     table = rich.table.Table(title="One distillation step")
     for heading in ("case", "system", "precision"):
         table.add_column(heading)
-    for heading in ("s/step", "tokens/s", "peak GB", "of peak", "ratio", "loss", "others"):
+    headings = ("s/step", "tokens/s", "peak GB", "of peak", "ratio", "loss", "others", "malloc")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for index, row in enumerate(summary):
         last = index + 1 == len(summary) or summary[index + 1]["case"] != row["case"]
@@ -152,9 +179,10 @@ def show(summary: list[dict], peaks: dict[str, float]) -> None:
             f"{row['ratio']:.2f}x" if row["ratio"] else "-",
             f"{row['last_loss']:.4f}",
             f"{row['others_share']:.0%}",
+            shown(row),
             end_section=last,
         )
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 110)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     measured = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
     console.print(f"Measured matmul peak: {measured}; {os.cpu_count()} cores")
@@ -188,11 +216,12 @@ def main() -> None:
         if wanted - names:
             parser.error(f"--rows: unknown {sorted(wanted - names)}; have {sorted(names)}")
         rows = [(c, s, p) for c, s, p in rows if {s, f"{s}-{p}"} & wanted]
-    results, peaks = measure(rows, args)
-    summary = summarise(results, peaks, args.tiny)
+    rounds, peaks = measure(rows, args)
+    summary = summarise(rounds, peaks, args.tiny)
     show(summary, peaks)
     if args.json:
         args.json.write_text(json.dumps(summary, indent=2) + "\n")
+    rounds.end()
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _pretraining(rows: list[Row]) -> str:
         times = "" if row["system"] == "kd_jax" else f"{row['ratio']:.2f}"
         speed = [f"{row['median_s']:.3f}", f"{row['tokens_per_s']:,.0f}"]
         found.append([row["case"], row["precision"], row["system"], *speed, _memory(row), times])
-    return table.Table("", header, found, labels=3).markdown()
+    return _with_allocators(rows, header, found, labels=3)
 
 
 def _finetuning(rows: list[Row]) -> str:
@@ -103,7 +103,7 @@ def _finetuning(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return table.Table("", header, found, labels=3).markdown()
+    return _with_allocators(rows, header, found, labels=3)
 
 
 def _hellaswag(rows: list[Row]) -> str:
@@ -115,7 +115,16 @@ def _hellaswag(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return table.Table("", header, found, labels=1).markdown()
+    return _with_allocators(rows, header, found, labels=1)
+
+
+def _with_allocators(rows: list[Row], header: list[str], found: list[list], labels: int) -> str:
+    """Adds the allocator of the better runs (benchmarks/rounds.py), where both were timed."""
+    if "allocators" in rows[0]:
+        header = [*header, "allocator"]
+        best = (min(row["allocators"], key=row["allocators"].get) for row in rows)
+        found = [[*cells, allocator] for cells, allocator in zip(found, best, strict=True)]
+    return table.Table("", header, found, labels=labels).markdown()
 
 
 def _memory(row: Row) -> str:
