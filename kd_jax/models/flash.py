@@ -20,7 +20,7 @@ from kd_jax.precision import exact
 from kd_jax.types import Array
 
 PADDING = -1  # the id of keys that nobody sees; keys with id 0 are seen by all
-_LANES, _LARGEST = 128, 640  # block sizes: all multiples of the first, up to the second
+_LANES, _LARGEST = 128, 512  # block sizes: all multiples of the first, up to the second
 
 
 @dataclasses.dataclass(frozen=True)

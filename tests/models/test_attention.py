@@ -170,12 +170,10 @@ def run_whole(results):
 
 
 def test_bf16_on_a_tpu_follows_fp32(small):
-    q, k, v, real = inputs(300)
-    scope = Scope(real, causal=True)
-    wanted = attend("explicit", scope, 0.1)(q, k, v)
-    found = attend("pallas", scope, 0.1, dtype="bfloat16")(
-        *(x.astype("bfloat16") for x in (q, k, v))
-    )
+    *qkv, real = inputs(300)
+    scope, halves = Scope(real, causal=True), [jnp.asarray(x, jnp.bfloat16) for x in qkv]
+    wanted = jax.jit(attend("explicit", scope, 0.1))(*qkv)
+    found = jax.jit(attend("pallas", scope, 0.1, dtype="bfloat16"))(*halves)
     assert found.dtype == jnp.bfloat16
     error = np.std(np.asarray(found - wanted)[real]) / np.std(np.asarray(wanted)[real])
     assert 1e-4 < error < 1e-2

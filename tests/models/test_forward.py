@@ -135,7 +135,7 @@ def test_bf16_follows_fp32(name):
 def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
     seen = []
 
-    def record(x, rate, seed, site):
+    def record(x, rate, seed, site, *_):
         seen.append((rate, site))
         return x
 
@@ -162,7 +162,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
 def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
     seen = {heads: [], attention: [], layers: []}
     for module, calls in seen.items():
-        note = lambda x, rate, seed, site, calls=calls: calls.append((rate, site)) or x  # noqa: E731
+        note = lambda x, rate, seed, site, *_, calls=calls: calls.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     model, batch = tiny.model(name, head, **rates), tiny.batch(name)
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
@@ -209,7 +209,7 @@ def test_attention_that_nobody_reads_costs_nothing(remat, monkeypatch):
 def test_dropout_of_mobilebert(bottlenecks, block, monkeypatch):
     seen = []
     for module in (bottleneck, attention, layers):
-        note = lambda x, rate, seed, site: seen.append((rate, site)) or x  # noqa: E731
+        note = lambda x, rate, seed, site, *_: seen.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
     model = tiny.model("mobilebert", use_bottleneck=bottlenecks, **rates)
