@@ -168,7 +168,9 @@ def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     return _explicit(*given, scale, rate, seed, site, policy, window)
 
 
-SHORT = 128  # on a TPU, the scores of rows with fewer tokens are smaller than what a kernel saves
+# On a TPU, kernels read and write less from here on (docs/scaling.md): at 128 tokens, all scores
+# at once are as good.
+SHORT = 256
 
 
 def _on_tpu(q_BTHK, k_BTGK, v_BTGK, scope, scale, rate, seed, site, policy, window) -> Array:
@@ -201,10 +203,8 @@ def _by_cudnn(q_BTHK, k_BTGK, v_BTGK, scope, scale, window) -> Array:
     )
 
 
-# Blocks of queries: at least and at most so many ...
-_LEAST, _MOST = 64, 8  # queries; blocks of a row, where a block skips later keys
-# ... and so many scores at once, on a CPU only where more than four times as many are in all.
-_SCORES = 2**26
+_SCORES = 2**26  # at most, of a block of queries; a CPU computes up to four times as many at once
+_LEAST, _MOST = 64, 8  # queries of a block that skips later keys, blocks of a row
 
 
 def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, window) -> Array:
@@ -234,7 +234,9 @@ def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     on_cpu = policy.attention == "explicit"
     fits = max(_SCORES // (B * H * S), 1)  # queries
     small = T <= (4 * fits if on_cpu else min(fits, 256))
-    skip = scope.causal and scope.past is None and T >= 2 * _LEAST and (seed is None or not small)
+    # On others, one loop over all blocks is compiled in a fraction of the time.
+    skip = on_cpu and scope.causal and scope.past is None and T >= 2 * _LEAST
+    skip = skip and (seed is None or not small)
     size = max(_LEAST, -(-T // _MOST)) if skip else T
     found = []
     for start in range(0, T, size):

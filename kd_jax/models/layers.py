@@ -356,8 +356,6 @@ class Bottleneck(nnx.Module):
         return x_BTD + self.up(y), heads
 
 
-
-
 def check_length(length: int, max_tokens: int) -> None:
     """Raises UserError for rows longer than the position table, which a lookup would clamp."""
     if length > max_tokens:
