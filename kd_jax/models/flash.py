@@ -56,6 +56,11 @@ class Kernels:
         return min(self.blocks - 1, seen)
 
     @property
+    def steps(self) -> int:
+        """Returns the number of steps in which a block meets all blocks that it may see."""
+        return self.reach + 1 if self.causal else self.blocks
+
+    @property
     def pairs(self) -> int:
         """Counts the pairs of a query and a key whose scores are computed, per head of a row."""
         if not self.causal:
@@ -226,7 +231,7 @@ def _pair(query_id, key_id):
 def _forward(q, k, v, more, kernels):
     """Computes the output, and logarithms of the sums of exponentials, (B, H, 1, T)."""
     B, H, T, K = q.shape
-    steps, shared = kernels.reach + 1 if kernels.causal else kernels.blocks, H // k.shape[1]
+    steps, shared = kernels.steps, H // k.shape[1]
     return _call(
         _attention_forward,
         kernels,
@@ -279,7 +284,7 @@ def _weights(kernels, q, k, v, dy, logs, means, drawn, ids, head, i, j):
 def _backward_queries(q, k, v, dy, logs, means, more, kernels):
     """Computes the queries' gradient."""
     B, H, _, K = q.shape
-    steps, shared = kernels.reach + 1 if kernels.causal else kernels.blocks, H // k.shape[1]
+    steps, shared = kernels.steps, H // k.shape[1]
     (dq,) = _call(
         _attention_backward_queries,
         kernels,
@@ -319,7 +324,7 @@ def _attention_backward_queries(
 def _backward_keys(q, k, v, dy, logs, means, more, kernels):
     """Computes the gradients of keys and values, summed over the heads that share them."""
     (B, H, _, K), G = q.shape, k.shape[1]
-    steps, shared = kernels.reach + 1 if kernels.causal else kernels.blocks, H // G
+    steps, shared = kernels.steps, H // G
     return _call(
         _attention_backward_keys,
         kernels,
