@@ -8,12 +8,15 @@ is float32, and XLA would multiply it with bfloat16 weights at float32 speed (on
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -39,7 +42,7 @@ class Policy:
 
     operand: str = "float32"  # what matrix products multiply
     activation: str = "float32"  # what flows between layers
-    attention: str = "explicit"  # attention without dropout: explicit | xla | cudnn
+    attention: str = "explicit"  # whole (CPU); no T x T scores: blocks | pallas | cudnn
     reduction: str = "float32"  # of kernels' gradients that are summed over devices in parts
     least_rows: int = 8  # of a chunk of logits over a vocabulary, where none are configured
 
@@ -57,12 +60,30 @@ def policy_for(precision: str, platform: str) -> Policy:
     """
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision={precision!r}: have fp32, bf16")
-    if precision == "fp32":
-        return Policy(attention="explicit" if platform == "cpu" else "xla")
     if platform == "cpu":
-        return Policy(operand="bfloat16")
-    attention = "cudnn" if platform in ("gpu", "cuda") else "xla"
+        return Policy() if precision == "fp32" else Policy(operand="bfloat16")
+    attention = "pallas" if platform == "tpu" else "blocks"
+    if precision == "fp32":  # for which cuDNN has no attention
+        return Policy(attention=attention)
+    if attention == "blocks" and _has_cudnn_attention():
+        attention = "cudnn"
     return Policy("bfloat16", "bfloat16", attention)
+
+
+@functools.cache
+def _has_cudnn_attention() -> bool:
+    """Tells whether cuDNN's attention runs on the GPU here, or on those that are compiled for."""
+    if jax.default_backend() != "gpu":
+        return True
+    device = jax.local_devices()[0]
+    version = getattr(device, "compute_capability", "0")  # AMD's are named otherwise: gfx90a
+    if "cuda" in device.client.platform_version and float(version) >= 8.0:
+        return True
+    log.warning(
+        "%s: no fused attention, which needs NVIDIA's Ampere or later; it is computed in blocks",
+        device.device_kind,
+    )
+    return False
 
 
 def _product(spec_a: str, a, spec_b: str, b, out: str, policy: Policy, out_dtype):

@@ -1,12 +1,14 @@
 import dataclasses
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax import precision
 from kd_jax.errors import UserError
 from kd_jax.metrics import likelihood
 from kd_jax.models import family
@@ -95,12 +97,39 @@ def test_rows_product(width, policy):
 
 def test_policies():
     assert policy_for("fp32", "cpu") == Policy("float32", "float32", "explicit")
-    assert policy_for("fp32", "tpu") == Policy("float32", "float32", "xla")
+    assert policy_for("fp32", "tpu") == Policy("float32", "float32", "pallas")
     assert ON_CPU == Policy("bfloat16", "float32", "explicit") and ON_CPU.on_cpu_in_bf16
     assert ON_GPU == Policy("bfloat16", "bfloat16", "cudnn") and not ON_GPU.on_cpu_in_bf16
-    assert policy_for("bf16", "tpu") == Policy("bfloat16", "bfloat16", "xla")
+    assert policy_for("bf16", "tpu") == Policy("bfloat16", "bfloat16", "pallas")
+    assert policy_for("fp32", "gpu") == Policy("float32", "float32", "blocks")
     with pytest.raises(UserError, match="precision='fp16': have fp32, bf16"):
         policy_for("fp16", "gpu")
+
+
+@pytest.mark.parametrize(
+    "version, capability, attention",
+    [
+        ("cuda 12090", "8.0", "cudnn"),
+        ("cuda 12090", "7.5", "blocks"),
+        ("rocm 6", "gfx90a", "blocks"),
+    ],
+)
+def test_a_card_without_fused_attention_says_so_once(
+    version, capability, attention, monkeypatch, caplog
+):
+    client = types.SimpleNamespace(platform_version=version)
+    card = types.SimpleNamespace(client=client, compute_capability=capability, device_kind="A card")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    precision._has_cudnn_attention.cache_clear()
+    try:
+        assert [policy_for("bf16", "gpu").attention for _ in range(2)] == [attention] * 2
+    finally:
+        precision._has_cudnn_attention.cache_clear()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line[:28] for line in lines] == ["A card: no fused attention, "] * (
+        attention == "blocks"
+    )
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -1,13 +1,15 @@
 """Computes multi-head self-attention of encoders and decoders, with a KV cache for generation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
 from kd_jax import axes
-from kd_jax.models import rotary
+from kd_jax.models import flash, rotary
 from kd_jax.models.layers import MASKED, Linear, dropout
-from kd_jax.precision import Policy, einsum, exact
+from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
 
@@ -27,13 +29,49 @@ class Past(struct.PyTreeNode):
 
 
 class Scope(struct.PyTreeNode):
-    """Holds a decoder's attention mask, positions and cache, which tell what each token sees."""
+    """Tells which keys each token's query sees, and holds positions and cache.
 
-    mask: Array  # as in `attention`
+    A query sees keys that are tokens; if `causal`, only those at or before it; with segments, those
+    of segment 0 and of its own; with the window of a layer, those at most so many positions before.
+    """
+
+    real_BS: Array  # bool, False where a key is padding, which comes last if there is no cache
+    segments_BS: Array | None = None  # int32
+    places_BS: Array | None = None  # int32: positions, if they are not the index in the row
     # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
     angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
     past: Past | None = None  # of this layer; the tokens come after those in it
-    causal: bool = struct.field(pytree_node=False, default=False)  # as in `attention`
+    causal: bool = struct.field(pytree_node=False, default=False)
+
+    def mask(self, first: Array | int, queries: int, keys: int, window: int | None) -> Array:
+        """Tells which of the first `keys` keys each of `queries` queries sees, counted from number
+        `first`: bool, (B, 1, 1 or queries, keys)."""
+        first = first if self.past is None else self.past.start + first
+        query, key = (first + jnp.arange(queries))[None], jnp.arange(keys)[None]
+        seen = self.real_BS[:, None, None, :keys]
+        if self.causal:
+            seen = seen & (_of_keys(key) <= _of_queries(query))
+        if self.segments_BS is not None:
+            own, other = self._numbers(self.segments_BS, query, keys)
+            seen = seen & ((other == 0) | (other == own))
+        if window is not None:
+            own, other = _of_queries(query), _of_keys(key)
+            if self.places_BS is not None:
+                own, other = self._numbers(self.places_BS, query, keys)
+            seen = seen & (other > own - window)
+        return seen
+
+    def _numbers(self, x_BS: Array, query: Array, keys: int) -> tuple[Array, Array]:
+        """Selects what belongs to queries, (B, 1, T, 1), and to keys, (B, 1, 1, S)."""
+        return _of_queries(jnp.take(x_BS, query[0], axis=1, mode="clip")), _of_keys(x_BS[:, :keys])
+
+
+def _of_queries(x_BT: Array) -> Array:
+    return x_BT[:, None, :, None]
+
+
+def _of_keys(x_BS: Array) -> Array:
+    return x_BS[:, None, None, :]
 
 
 class Attention(nnx.Module):
@@ -42,7 +80,9 @@ class Attention(nnx.Module):
     `rate` is the dropout of the attention weights, `out_rate` that of the output; `scale` is a
     factor of the scores; `head_width` is width / num_heads by default; with fewer `num_kv_heads`,
     several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245); `value_width` is
-    the width of the input of `v`, if not `width`; `bias` is for q, k and v.
+    the width of the input of `v`, if not `width`; `bias` is for q, k and v; with a `window`,
+    a decoder's queries see so many tokens, their own included (Beltagy et al. 2020,
+    arXiv:2004.05150).
     """
 
     def __init__(
@@ -58,6 +98,7 @@ class Attention(nnx.Module):
         head_width: int | None = None,
         bias: bool = True,
         out_bias: bool = True,
+        window: int | None = None,
     ):
         head_width = head_width or width // num_heads
         inner, shared = num_heads * head_width, (num_kv_heads or num_heads) * head_width
@@ -70,21 +111,20 @@ class Attention(nnx.Module):
         self.rate = rate
         self.out_rate = out_rate
         self.policy = policy
+        self.window = window
 
     def __call__(
         self,
         x_BTD: Array,
-        scope: Scope | Array,
+        scope: Scope,
         seed: Array | None,
         site: int,
         values_BTD: Array | None = None,
     ) -> tuple[Array, Heads]:
         """Computes the output, and queries, keys and values (with a cache, all that it then holds).
 
-        `scope` is only a mask if tokens have neither angles nor a cache; `v` reads `values_BTD`, by
-        default `x_BTD`. Uses dropout sites `site` and `site + 1`.
+        `v` reads `values_BTD`, by default `x_BTD`. Uses dropout sites `site` and `site + 1`.
         """
-        scope = scope if isinstance(scope, Scope) else Scope(scope)
         B, T, _ = x_BTD.shape
         values_BTD = x_BTD if values_BTD is None else values_BTD
         if self.q.in_columns:  # of this device's heads
@@ -101,69 +141,130 @@ class Attention(nnx.Module):
         if self.q.in_columns and seed is not None:
             of_heads = seed + axes.index((axes.MODEL,)) * jnp.uint32(0xC2B2AE3D)
         y_BTHK = attention(
-            q, k, v, scope.mask, self.scale, self.rate, of_heads, site, self.policy, scope.causal
+            q, k, v, scope, self.scale, self.rate, of_heads, site, self.policy, self.window
         )
         y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
         return y_BTD, Heads(q * self.scale, k, v)
 
 
-def attention(q_BTHK, k_BSGK, v_BSGK, mask, scale, rate, seed, site, policy, causal=False) -> Array:
-    """Computes softmax(scale q k, masked) v, (B, T, H, K).
+def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, window=None) -> Array:
+    """Computes softmax(scale q k, masked) v, (B, T, H, K), where `scope` tells what queries see.
 
-    G divides H: each group of H / G neighboring query heads shares a key and value head. `mask` is
-    boolean, (B, 1, 1 or T, S), True where a query (third axis) may see a key; `causal` promises
-    that no query sees later keys, so that blocks of queries skip these. The fused kernels of
-    `policy.attention` have no dropout, so a step with dropout takes the explicit path.
+    G divides H: each group of H / G neighboring query heads shares a key and value head.
+    `policy.attention` names the way; what its kernel cannot do is computed in blocks of queries.
+    All of them give the same figures, with the same dropout. Of padding, what comes out differs.
     """
+    T, K = q_BTHK.shape[1::2]
+    seed = seed if rate > 0.0 or policy.attention == "explicit" else None
+    window = None if window is None or window >= k_BSGK.shape[1] else window
+    # Positions that are no index tell distances that kernels do not know.
+    plain = scope.past is None and (window is None or scope.places_BS is None)
+    given = q_BTHK, k_BSGK, v_BSGK, scope
+    if policy.attention == "pallas" and plain and T >= SHORT:
+        return _on_tpu(*given, scale, rate, seed, site, policy, window)
+    # cuDNN's dropout has a seed that is part of the program, so each step would drop the same.
+    if policy.attention == "cudnn" and plain and seed is None and K % 8 == 0 and K <= 128:
+        return _by_cudnn(*given, scale, window)
+    return _explicit(*given, scale, rate, seed, site, policy, window)
+
+
+# On a TPU, kernels read and write less from here on (docs/scaling.md): at 128 tokens, all scores
+# at once are as good.
+SHORT = 256
+
+
+def _on_tpu(q_BTHK, k_BTGK, v_BTGK, scope, scale, rate, seed, site, policy, window) -> Array:
+    kernels = flash.Kernels(
+        length=q_BTHK.shape[1],
+        causal=scope.causal,
+        window=window,
+        rate=0.0 if seed is None else rate,
+        operand=policy.operand,
+    )
+    ids = None
+    if scope.segments_BS is not None or not scope.causal:  # causal queries see no padding
+        own_BT = scope.segments_BS
+        own_BT = jnp.zeros(scope.real_BS.shape, jnp.int32) if own_BT is None else own_BT
+        ids = own_BT, jnp.where(scope.real_BS, own_BT, flash.PADDING)
+    return flash.attend(q_BTHK * scale, k_BTGK, v_BTGK, ids, (seed, site), kernels)
+
+
+def _by_cudnn(q_BTHK, k_BTGK, v_BTGK, scope, scale, window) -> Array:
+    T = q_BTHK.shape[1]
+    told = {"is_causal": scope.causal}
+    if window is not None:
+        told["local_window_size"] = (window - 1, 0)
+    if scope.segments_BS is not None:
+        told["mask"] = scope.mask(0, T, T, None)
+    elif not scope.causal:  # causal queries see no padding
+        told["key_value_seq_lengths"] = jnp.maximum(scope.real_BS.sum(axis=1), 1).astype(jnp.int32)
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BTGK, v_BTGK, scale=scale, implementation="cudnn", **told
+    )
+
+
+_SCORES = 2**26  # at most, of a block of queries; a CPU computes up to four times as many at once
+_LEAST, _MOST = 64, 8  # queries of a block that skips later keys, blocks of a row
+
+
+def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, window) -> Array:
+    """Computes attention with its scores in memory: of all queries, or of a block of them at a
+    time, which the backward pass computes again."""
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
-    if policy.attention != "explicit" and (seed is None or rate == 0.0):
-        # cuDNN takes no mask whose query axis is broadcast, and no single tokens with a past.
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], T, S))
-        kernel = policy.attention if T == S else "xla"
-        with jax.default_matmul_precision("highest" if exact(policy.operand) else "default"):
-            return jax.nn.dot_product_attention(
-                q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=scale, implementation=kernel
-            )
     # One leading batch axis: XLA's CPU backend runs such products at full speed, others do not.
     # Queries that share a key follow each other, as if they were more tokens.
     q_BTGJK = (q_BTHK * scale).reshape(B, T, G, H // G, K)
     q_NJTK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
     k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
-    # As a summand, once for all heads: XLA would compute a mask again for each of them.
-    masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
-    if seed is not None:
-        scores_BHTS = _scores(q_NJTK, k_NSK, masked, policy)
-        weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(policy.activation)
-        weights_BHTS = dropout(weights_BHTS, rate, seed, site)
-        y_NJTK = _mixed(weights_BHTS, v_NSK, policy)
-    elif causal and T >= 2 * _BLOCK:
-        y_NJTK = _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy)
-    else:
-        y_NJTK = _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
+
+    def some(q_NJTK, k_NSK, v_NSK, first):
+        """Attends from the queries that begin with number `first`."""
+        queries, keys = q_NJTK.shape[2], k_NSK.shape[1]
+        mask = scope.mask(first, queries, keys, window)
+        # As a summand, once for all heads: XLA would compute a mask again for each of them.
+        masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
+        if seed is None:
+            return _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
+        weights_BHTS = jax.nn.softmax(_scores(q_NJTK, k_NSK, masked, policy), axis=-1)
+        weights_BHTS = weights_BHTS.astype(policy.activation)
+        weights_BHTS = dropout(weights_BHTS, rate, seed, site, (B, H, T, S), first * S)
+        return _mixed(weights_BHTS, v_NSK, policy)
+
+    on_cpu = policy.attention == "explicit"
+    fits = max(_SCORES // (B * H * S), 1)  # queries
+    small = T <= (4 * fits if on_cpu else min(fits, 256))
+    # Blocks skip later keys on a CPU; elsewhere one loop over all of them compiles much faster.
+    skip = on_cpu and scope.causal and scope.past is None and T >= 2 * _LEAST
+    skip = skip and (seed is None or not small)
+    size = max(_LEAST, -(-T // _MOST)) if skip else T
+    found = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        keys = end if skip else S
+        block = q_NJTK[:, :, start:end], k_NSK[:, :keys], v_NSK[:, :keys]
+        if skip:  # not all at once: the scores of one block stay near the processor
+            block, found = jax.lax.optimization_barrier((block, found))
+        run = some if small else functools.partial(_in_turn, some, min(fits, 256))
+        found = [*found, run(*block, start)]
+    y_NJTK = found[0] if len(found) == 1 else jnp.concatenate(found, axis=2)
     return y_NJTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)
 
 
-_BLOCK, _MOST = 64, 8  # queries of a block at least, blocks of a row at most
+def _in_turn(some, most, q_NJTK, k_NSK, v_NSK, first) -> Array:
+    """Runs `some` on blocks of at most `most` queries, one after the other."""
+    N, J, T, K = q_NJTK.shape
+    count = -(-T // most)
+    size = -(-T // count)
+    q_NJTK = jnp.pad(q_NJTK, ((0, 0), (0, 0), (0, count * size - T), (0, 0)))
+    blocks = jnp.moveaxis(q_NJTK.reshape(N, J, count, size, K), 2, 0)
 
+    @jax.checkpoint
+    def run(block, start):
+        return some(block, k_NSK, v_NSK, start)
 
-def _in_blocks(q_NJTK, k_NSK, v_NSK, masked, policy) -> Array:
-    """Computes attention for one block of queries after the other, each with the keys up to its
-    end: (N, J, T, K)."""
-    T, found = q_NJTK.shape[2], []
-    size = max(_BLOCK, -(-T // _MOST))
-    for start in range(0, T, size):
-        end = min(start + size, T)
-        block = (
-            q_NJTK[:, :, start:end],
-            k_NSK[:, :end],
-            v_NSK[:, :end],
-            masked[..., start:end, :end],
-        )
-        # Not all at once: the scores of one block stay near the processor.
-        block, found = jax.lax.optimization_barrier((block, found))
-        found = [*found, _without_dropout(*block, policy)]
-    return jnp.concatenate(found, axis=2)
+    y = jax.lax.map(lambda pair: run(*pair), (blocks, first + size * jnp.arange(count)))
+    return jnp.moveaxis(y, 0, 2).reshape(N, J, count * size, K)[:, :, :T]
 
 
 def _scores(q_NJTK, k_NSK, masked, policy) -> Array:

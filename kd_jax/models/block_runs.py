@@ -31,9 +31,9 @@ def run_blocks(
 ) -> Layers:
     """Runs blocks one after the other: (x_BTD and each block's output, each block's heads).
 
-    `mask` is passed to the blocks: a boolean array, or an `attention.Scope`. A block takes `sites`
-    dropout sites, starting at 1. With `config.remat`, blocks are recomputed in the backward pass.
-    With `config.scan`, equal blocks that follow each other are one loop in the program, over their
+    `mask`, an `attention.Scope`, is passed to the blocks. A block takes `sites` dropout sites,
+    starting at 1. With `config.remat`, blocks are recomputed in the backward pass. With
+    `config.scan`, equal blocks that follow each other are one loop in the program, over their
     stacked parameters; `config.stacked` tells that these are stacked already (`stack_blocks`). With
     `predecessors` (models/replacement.py) and `replaced_L` (bool), a block is replaced by its
     predecessors where that is False.

@@ -97,7 +97,7 @@ class Blueprint:
         cuDNN's attention, whose batching rule rejects a mask that heads share."""
         if self.policy.attention != "cudnn":
             return self.abstract().graphdef
-        policy = dataclasses.replace(self.policy, attention="xla")
+        policy = dataclasses.replace(self.policy, attention="blocks")
         return family.abstract(self.family, self.config, self.head, policy).graphdef
 
     def changed(self, name: str, config: Any) -> Blueprint:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.attention import Attention
+from kd_jax.models.attention import Attention, Scope
 from kd_jax.models.block_runs import Layers, run_blocks
 from kd_jax.models.encoder import EncoderConfig
 from kd_jax.models.layers import (
@@ -21,7 +21,6 @@ from kd_jax.models.layers import (
     Mlp,
     check_length,
     dropout,
-    key_mask,
 )
 from kd_jax.types import Array, Batch, Heads
 
@@ -134,10 +133,10 @@ class Block(nnx.Module):
         return (x_BTD if self.query_key is None else self.query_key(x_BTD)), x_BTD, inside_BTI
 
     def __call__(
-        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
+        self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
     ) -> tuple[Array, Heads]:
         queries, values, y_BTI = self.inputs(x_BTD)
-        attended_BTI, heads = self.attention(queries, mask, seed, site, values)
+        attended_BTI, heads = self.attention(queries, scope, seed, site, values)
         y_BTI = self.attention_norm(y_BTI + attended_BTI)
         for small_mlp in self.small_mlps:
             y_BTI = small_mlp(y_BTI)
@@ -182,6 +181,6 @@ class BottleneckEncoder(nnx.Module):
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output, each block's output, (B, T, D), and attention heads."""
-        x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
+        x_BTD, scope = self.embed(batch, seed), Scope(batch.mask_BT > 0)
         either = self.predecessors, replaced_L
-        return run_blocks(self.blocks, x_BTD, mask, seed, 4, self.config, *either)
+        return run_blocks(self.blocks, x_BTD, scope, seed, 4, self.config, *either)

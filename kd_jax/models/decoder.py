@@ -12,7 +12,6 @@ from kd_jax.models.layers import (
     LayerNorm,
     Mlp,
     RmsNorm,
-    causal_mask,
     check_length,
     dropout,
 )
@@ -101,21 +100,23 @@ class Decoder(nnx.Module):
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def scope(self, mask: Array, places_BT: Array, lengths_B: Array) -> Scope:
-        """Makes the attention scope of tokens at these positions, in rows of these lengths."""
+    def angles(self, places_BT: Array, lengths_B: Array) -> dict[int, tuple[Array, Array]]:
+        """Computes `Scope.angles` of tokens at these positions, in rows of these lengths."""
         rotary = self.config.rotary
-        if rotary is None:
-            return Scope(mask)
-        widths = self.config.head_widths
-        return Scope(
-            mask, {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in sorted(widths)}
-        )
+        widths = () if rotary is None else sorted(self.config.head_widths)
+        return {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in widths}
 
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""
         places_BT = positions(batch, self.config.max_tokens)
         lengths_B = jnp.where(batch.mask_BT > 0, places_BT, 0).max(axis=1) + 1
-        scope = self.scope(mask(batch), places_BT, lengths_B).replace(causal=True)
+        scope = Scope(
+            batch.mask_BT > 0,
+            batch.segments_BT,
+            None if batch.segments_BT is None else places_BT,
+            self.angles(places_BT, lengths_B),
+            causal=True,
+        )
         x_BTD = self.embed(batch.tokens_BT, places_BT, seed)
         either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config, *either)
@@ -146,13 +147,14 @@ class Decoder(nnx.Module):
         places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]
         real_BS = jnp.roll(jnp.pad(real_BT, ((0, 0), (0, S - T))), cache.used, axis=1)
         real_BS = cache.real_BS | real_BS
-        before_TS = jnp.arange(S)[None] <= cache.used + jnp.arange(T)[:, None]
-        scope = self.scope(real_BS[:, None, None] & before_TS[None, None], places_BT, lengths_B)
+        angles = self.angles(places_BT, lengths_B)
+        places_BS = jnp.cumsum(real_BS, axis=1) - 1
         x_BTD, kept = self.embed(tokens_BT, places_BT, None), []
         blocks = each_block(self.blocks, self.config)
         for block, (k_BSGK, v_BSGK) in zip(blocks, cache.past, strict=True):
             past = Past(k_BSGK, v_BSGK, cache.used)
-            x_BTD, heads = block(x_BTD, scope.replace(past=past), None, 0)
+            scope = Scope(real_BS, None, places_BS, angles, past, causal=True)
+            x_BTD, heads = block(x_BTD, scope, None, 0)
             kept.append((heads.k_BTGK, heads.v_BTGK))
         return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)
 
@@ -179,13 +181,3 @@ def positions(batch: Batch, max_tokens: int) -> Array:
     begun_BT = jax.lax.cummax(starts_BT, axis=1)  # where the token's segment begins
     places_BT = jnp.where(segments_BT == 0, index_T[None], shared_B1 + index_T[None] - begun_BT)
     return jnp.minimum(places_BT, max_tokens - 1)  # padding
-
-
-def mask(batch: Batch) -> Array:
-    """Tells which keys (last axis) a query sees, bool (B, 1, T, T): tokens at or before it, in
-    segment 0 or in its segment."""
-    causal_B1TT = causal_mask(batch.mask_BT)
-    if batch.segments_BT is None:
-        return causal_B1TT
-    keys_B11T = batch.segments_BT[:, None, None, :]
-    return causal_B1TT & ((keys_B11T == 0) | (keys_B11T == batch.segments_BT[:, None, :, None]))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from kd_jax.models.attention import Attention
+from kd_jax.models.attention import Attention, Scope
 from kd_jax.models.block_runs import Layers, run_blocks
 from kd_jax.models.layers import (
     Bottleneck,
@@ -12,7 +12,6 @@ from kd_jax.models.layers import (
     Mlp,
     check_length,
     dropout,
-    key_mask,
 )
 from kd_jax.models.model_config import BlockShape, EncoderConfig
 from kd_jax.types import Array, Batch, Heads
@@ -39,9 +38,9 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(shape.width, config.norm_eps)
 
     def __call__(
-        self, x_BTD: Array, mask: Array, seed: Array | None, site: int
+        self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
     ) -> tuple[Array, Heads]:
-        y_BTD, heads = self.attention(x_BTD, mask, seed, site)
+        y_BTD, heads = self.attention(x_BTD, scope, seed, site)
         x_BTD = self.attention_norm(x_BTD + y_BTD)
         return self.mlp_norm(x_BTD + self.mlp(x_BTD, seed, site + 2)), heads
 
@@ -78,9 +77,9 @@ class Encoder(nnx.Module):
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""
-        x_BTD, mask = self.embed(batch, seed), key_mask(batch.mask_BT)
+        x_BTD, scope = self.embed(batch, seed), Scope(batch.mask_BT > 0)
         either = self.predecessors, replaced_L
-        return run_blocks(self.blocks, x_BTD, mask, seed, 3, self.config, *either)
+        return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config, *either)
 
     states = __call__  # of blocks alone: no norm comes after the last one
 

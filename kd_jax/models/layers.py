@@ -237,39 +237,63 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def keep_mask(shape: tuple[int, ...], rate: float, seed: Array, site: Array) -> Array:
-    """Draws bools of `shape`, True with probability 1 - rate: a function of (seed, site, index)."""
-    # One iota a dimension: a flat one reshaped costs a division per element.
-    index = jnp.uint32(0)
-    for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+def survives(index: Array, rate: float, seed: Array, site: Array) -> Array:
+    """Tells, with probability 1 - rate, whether dropout keeps the elements with these numbers
+    (uint32): bools, a function of (seed, site, index)."""
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
     return _mix(_mix(index ^ seed) + _mix(seed + site)) >= threshold
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _drop(x, rate, seed, site):
-    keep = keep_mask(x.shape, rate, seed, site)
+def keep_mask(
+    shape: tuple[int, ...],
+    rate: float,
+    seed: Array,
+    site: Array,
+    whole: tuple[int, ...] | None = None,
+    first: Array | int = 0,
+) -> Array:
+    """Draws bools of `shape`, True with probability 1 - rate: a function of (seed, site, index).
+
+    They may be a part of those of an array `whole`, from its element number `first` on.
+    """
+    # One iota a dimension: a flat one reshaped costs a division per element.
+    index, whole = jnp.uint32(first), whole or shape
+    for axis in range(len(shape)):
+        stride = jnp.uint32(math.prod(whole[axis + 1 :]) % 2**32)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return survives(index, rate, seed, site)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _drop(x, rate, whole, *where):
+    seed, site, first = where
+    keep = keep_mask(x.shape, rate, seed, site, whole, first)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def _drop_fwd(x, rate, seed, site):
-    return _drop(x, rate, seed, site), (seed, site)
+def _drop_fwd(x, rate, whole, *where):
+    return _drop(x, rate, whole, *where), where
 
 
-def _drop_bwd(rate, residual, g):
-    return _drop(g, rate, *residual), None, None
+def _drop_bwd(rate, whole, where, g):
+    return _drop(g, rate, whole, *where), None, None, None
 
 
 _drop.defvjp(_drop_fwd, _drop_bwd)
 
 
-def dropout(x: Array, rate: float, seed: Array | None, site: int) -> Array:
+def dropout(
+    x: Array,
+    rate: float,
+    seed: Array | None,
+    site: Array | int,
+    whole: tuple[int, ...] | None = None,
+    first: Array | int = 0,
+) -> Array:
     """Drops x (Srivastava et al. 2014): 0 with probability `rate`, else x / (1 - rate).
 
     `seed` is a uint32 scalar, new at every step; None switches dropout off. `site` tells the
-    calls of one model apart.
+    calls of one model apart. `whole` and `first` are for a part of an array, as in `keep_mask`.
 
     The mask is a hash of the element's index: no random bits are stored or drawn.
     `jax.random.bernoulli` spends twenty rounds of threefry on every element and autodiff keeps the
@@ -280,7 +304,7 @@ def dropout(x: Array, rate: float, seed: Array | None, site: int) -> Array:
     """
     if seed is None or rate == 0.0:
         return x
-    return _drop(x, rate, seed, jnp.uint32(site))
+    return _drop(x, rate, whole, seed, jnp.uint32(site), jnp.uint32(first))
 
 
 class Mlp(nnx.Module):
@@ -330,18 +354,6 @@ class Bottleneck(nnx.Module):
     ) -> tuple[Array, Heads]:
         y, heads = self.inner(self.down(x_BTD), mask, seed, site)
         return x_BTD + self.up(y), heads
-
-
-def key_mask(mask_BT: Array) -> Array:
-    """Masks padding: True where a key is a token, bool (B, 1, 1, T)."""
-    return (mask_BT > 0)[:, None, None, :]
-
-
-def causal_mask(mask_BT: Array) -> Array:
-    """Masks padding and later tokens: query t sees those at or before t, bool (B, 1, T, T)."""
-    length = mask_BT.shape[1]
-    lower_TT = jnp.tril(jnp.ones((length, length), bool))
-    return key_mask(mask_BT) & lower_TT[None, None]
 
 
 def check_length(length: int, max_tokens: int) -> None:

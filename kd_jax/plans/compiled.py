@@ -304,9 +304,13 @@ def _taps(lhs, rhs, out, stride, padding, lhs_dilation, rhs_dilation) -> int:
 
 
 def _attention_flops(frame: Frame, op: Instruction) -> int:
-    """Counts the FLOPs of cuDNN's fused attention: two products forward (scores, values), and five
-    backward (scores again, four gradients). No other custom call here multiplies matrices."""
+    """Counts the FLOPs of fused attention. cuDNN's has two products forward (scores, values), and
+    five backward (scores again, four gradients); a TPU kernel states what it computes. No other
+    custom call here multiplies matrices."""
     target = op.attribute("custom_call_target")
+    if "tpu_custom_call" in target:
+        stated = re.search(r'"cost_estimate": ?\{"flops": ?"?(\d+)', op.attributes)
+        return int(stated[1]) if stated else 0
     if "__cudnn$fmha" not in target:
         return 0
     scores_BHTS = re.search(

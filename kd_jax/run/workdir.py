@@ -286,7 +286,7 @@ def programs(run: Run) -> list[str]:
     for."""
     kind = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     attention = run.policy.attention
-    attention += "" if attention == "explicit" else ", explicit where it has dropout"
+    attention += ", blocks where it has dropout" if attention == "cudnn" else ""
     lines = [f"{kind}, {run.config.precision}, attention: {attention}"]
     for stage in run.stages:
         batch = _shape(run.tasks[stage.model].shapes(stage.batch_size))

@@ -5,21 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.models.attention import attention
+from kd_jax.models import attention as module
+from kd_jax.models import flash
+from kd_jax.models.attention import Past, Scope, attention
 from kd_jax.plans import compiled
 from kd_jax.precision import Policy
 
 B, H, G, K = 2, 4, 2, 8
+SEED = jnp.uint32(5)
 
 
 def inputs(length):
-    """q, k, v and a causal mask; the second row ends in padding, and padding sees nothing."""
+    """q, k, v, and which keys are tokens; the second row ends in padding."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((B, length, n, K), np.float32) for n in (H, G, G))
-    mask = np.tril(np.ones((B, 1, length, length), bool))
-    mask[1, :, :, length // 2 :] = False
-    mask[1, :, -3:] = False
-    return q, k, v, mask
+    real = np.ones((B, length), bool)
+    real[1, -length // 3 :] = False
+    return q, k, v, real
+
+
+def segments(length):
+    """A first row of a beginning and two continuations, a second one of three conversations."""
+    numbers = np.repeat([[0, 1, 2], [1, 2, 3]], -(-length // 3), axis=1)[:, :length]
+    return numbers.astype(np.int32)
 
 
 def plain(q, k, v, mask):
@@ -30,20 +38,46 @@ def plain(q, k, v, mask):
     return np.einsum("bhts,bshk->bthk", weights / weights.sum(-1, keepdims=True), v)
 
 
+def attend(way, scope, rate=0.0, window=None, dtype="float32"):
+    """The function of q, k and v, by one of the ways."""
+    policy = Policy(dtype, dtype, way)
+    seed = SEED if rate else None
+    return lambda q, k, v: attention(q, k, v, scope, 0.5, rate, seed, 3, policy, window)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Lets short rows have several blocks, kernels run here, and cuDNN be stood in for."""
+    monkeypatch.setattr(module, "_SCORES", B * H * 300 * 40)  # 40 queries at a time
+    monkeypatch.setattr(flash, "_LARGEST", 128)
+    monkeypatch.setattr(flash, "Kernels", functools.partial(flash.Kernels, interpret=True))
+    fused = jax.nn.dot_product_attention
+
+    def cudnn(*arrays, implementation, **told):
+        assert implementation == "cudnn" and {x.dtype for x in arrays} != {jnp.float32}
+        calls.append(set(told))
+        return fused(*arrays, implementation="xla", **told)
+
+    calls = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    return calls
+
+
 @pytest.mark.parametrize("length", [40, 150, 600])  # one block of queries, two and a bit, eight
 def test_without_dropout(length):
-    run = functools.partial(attention, scale=0.5, rate=0.1, seed=None, site=0, policy=Policy())
-    made = inputs(length)
+    *qkv, real = inputs(length)
+    lower = np.tril(np.ones((length, length), bool))
     for causal in (False, True):
-        found = jax.jit(functools.partial(run, causal=causal))(*made)
-        np.testing.assert_allclose(found, plain(*made), rtol=1e-4, atol=1e-5)
+        mask = real[:, None, None] & (lower if causal else True)
+        found = jax.jit(attend("explicit", Scope(real, causal=causal)))(*qkv)
+        np.testing.assert_allclose(found, plain(*qkv, mask), rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_compute_fewer_scores():
-    run = functools.partial(attention, scale=1.0, rate=0.0, seed=None, site=0, policy=Policy())
+    *qkv, real = inputs(512)
     cost = {
         causal: compiled.cost(
-            jax.jit(functools.partial(run, causal=causal)).lower(*inputs(512)).compile().as_text()
+            jax.jit(attend("explicit", Scope(real, causal=causal))).lower(*qkv).compile().as_text()
         ).flops
         for causal in (False, True)
     }
@@ -51,13 +85,124 @@ def test_blocks_compute_fewer_scores():
 
 
 def test_gradient_is_that_of_the_path_with_dropout():
-    q, k, v, mask = inputs(150)
+    *qkv, real = inputs(150)
+    scope = Scope(real, causal=True)
 
-    def loss(q, k, v, seed, causal):
-        y = attention(q, k, v, mask, 0.5, 0.0, seed, 0, Policy(), causal)
-        return jnp.sum(jnp.sin(y))
+    def loss(q, k, v, seed):
+        return jnp.sum(jnp.sin(attention(q, k, v, scope, 0.5, 0.0, seed, 0, Policy())))
 
     grad = jax.grad(loss, argnums=(0, 1, 2))
-    wanted = grad(q, k, v, jnp.uint32(1), False)
-    for found, want in zip(grad(q, k, v, None, True), wanted, strict=True):
+    for found, want in zip(grad(*qkv, None), grad(*qkv, SEED), strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_queries_see():
+    real, packed = np.array([[1, 1, 1, 1, 1, 0]], bool), np.array([[0, 0, 1, 1, 2, 0]])
+    rows = Scope(real, packed, np.array([[0, 1, 2, 3, 2, 5]]), causal=True)
+
+    def seen(scope, window=None, first=0, queries=6):
+        found = np.broadcast_to(scope.mask(first, queries, 6, window), (1, 1, queries, 6))[0, 0]
+        return ["".join(map(str, np.flatnonzero(row))) for row in found]
+
+    assert seen(Scope(real)) == ["01234"] * 6
+    assert seen(Scope(real, causal=True)) == ["0", "01", "012", "0123", "01234", "01234"]
+    assert seen(Scope(real, causal=True), 2) == ["0", "01", "12", "23", "34", "4"]
+    assert seen(rows) == ["0", "01", "012", "0123", "014", "01"]
+    assert seen(rows, 2)[:5] == ["0", "01", "12", "23", "14"]  # position 2 comes after 1
+    # New tokens in a cache, where a prompt of two was padded to four.
+    real, past = np.array([[1, 1, 0, 0, 1, 1]], bool), Past(None, None, jnp.int32(3))
+    cached = Scope(real, None, np.cumsum(real, axis=1) - 1, past=past, causal=True)
+    assert seen(cached, None, 1, 2) == ["014", "0145"]
+    assert seen(cached, 2, 1, 2) == ["14", "45"]
+
+
+CASES = {
+    "causal": {},
+    "causal, window": {"window": 150},
+    "segments": {"segments": True},
+    "segments, window": {"segments": True, "window": 40},
+    "both": {"causal": False},
+}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", ["blocks", "pallas", "cudnn"])
+def test_every_way_is_the_explicit_one(way, case, rate, small):
+    causal, window = CASES[case].get("causal", True), CASES[case].get("window")
+    q, k, v, real = inputs(300)
+    scope = Scope(real, causal=causal)
+    if "segments" in CASES[case]:
+        scope = scope.replace(segments_BS=segments(300), places_BS=np.arange(300)[None] % 100)
+    dtype = "bfloat16" if way == "cudnn" else "float32"
+    q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
+    dy = np.random.default_rng(1).standard_normal(q.shape) * real[:, :, None, None]
+
+    def run(way):
+        y, pull = jax.vjp(attend(way, scope, rate, window, dtype), q, k, v)
+        return y * real[:, :, None, None], *pull(jnp.asarray(dy, dtype))
+
+    results = jax.jit(run, static_argnums=0)
+    wanted = run_whole(results)
+    within = 3e-2 if way == "cudnn" else 2e-5
+    for found, want in zip(results(way), wanted, strict=True):
+        assert found.dtype == dtype
+        error = np.abs(np.asarray(found - want, np.float32)).max()
+        assert error <= within * np.abs(np.asarray(want, np.float32)).max()
+    told = {"causal": {"is_causal"}, "both": {"is_causal", "key_value_seq_lengths"}}
+    told |= {
+        "causal, window": {"is_causal", "local_window_size"},
+        "segments": {"is_causal", "mask"},
+    }
+    if way == "cudnn" and rate == 0.0 and case in told:
+        assert small == [told[case] | {"scale"}]
+    else:
+        assert not small
+
+
+def run_whole(results):
+    """Runs the explicit way with all scores at once."""
+    small, module._SCORES = module._SCORES, 2**26
+    try:
+        return results("explicit")
+    finally:
+        module._SCORES = small
+
+
+def test_bf16_on_a_tpu_follows_fp32(small):
+    *qkv, real = inputs(300)
+    scope, halves = Scope(real, causal=True), [jnp.asarray(x, jnp.bfloat16) for x in qkv]
+    wanted = jax.jit(attend("explicit", scope, 0.1))(*qkv)
+    found = jax.jit(attend("pallas", scope, 0.1, dtype="bfloat16"))(*halves)
+    assert found.dtype == jnp.bfloat16
+    error = np.std(np.asarray(found - wanted)[real]) / np.std(np.asarray(wanted)[real])
+    assert 1e-4 < error < 1e-2
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+@pytest.mark.parametrize("way", ["blocks", "explicit"])
+def test_no_array_has_all_scores(way, rate, monkeypatch):
+    monkeypatch.setattr(module, "_SCORES", B * H * 1024 * 64)
+    *qkv, real = inputs(1024)
+
+    def loss(*qkv):
+        return attend(way, Scope(real, causal=True), rate)(*qkv).sum()
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*qkv).compile().as_text()
+    largest = max(int(np.prod(dims)) for _, dims in compiled.arrays(text))
+    assert largest <= B * H * 1024 * 128
+
+
+def test_new_tokens_after_those_in_a_cache(small):
+    q, k, v, real = inputs(300)
+    places = np.cumsum(real, axis=1) - 1
+    for first, count in ((200, 1), (0, 300), (100, 120)):
+        scope = Scope(real, None, places, past=Past(k, v, jnp.int32(first)), causal=True)
+        new = q[:, first : first + count]
+        for window in (None, 60):
+            wanted = attend("explicit", Scope(real, causal=True), window=window)(q, k, v)
+            wanted = np.where(real[:, :, None, None], wanted, 0)[:, first : first + count]
+            for way in ("blocks", "pallas"):
+                found = attend(way, scope, window=window)(new, k, v)
+                found = np.where(real[:, first : first + count, None, None], found, 0)
+                np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -1,5 +1,7 @@
 """What the forward pass promises besides the numbers of PyTorch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import attention, bottleneck, decoder, encoder, heads, layers
+from kd_jax.models import attention, bottleneck, decoder, encoder, flash, heads, layers
 from kd_jax.precision import Policy
 from tests import IN_ORDER
 from tests.models import tiny
@@ -82,21 +84,20 @@ def test_remat_changes_memory_only(name):
     "name, changes",
     [("bert", {}), ("gpt2", {"scale_attn_weights": False}), ("llama", {"attention_dropout": 0.1})],
 )
-def test_fused_attention_is_the_explicit_one(name, changes):
+def test_fused_attention_is_the_explicit_one(name, changes, monkeypatch):
     batch = tiny.batch(name)
     explicit = tiny.model(name, **changes)
-    fused = tiny.model(name, policy=Policy(attention="xla"), **changes)
     real = np.asarray(batch.mask_BT) > 0
-    run = jax.jit(features)
-    np.testing.assert_allclose(
-        run(explicit.params, explicit, batch)[real],
-        run(fused.params, fused, batch)[real],
-        atol=1e-5,
-    )
-    seed = jnp.uint32(3)  # it knows no dropout, so with a seed both take the explicit path
-    np.testing.assert_array_equal(
-        run(explicit.params, explicit, batch, seed), run(fused.params, fused, batch, seed)
-    )
+    monkeypatch.setattr(attention, "SHORT", 1)
+    monkeypatch.setattr(flash, "Kernels", functools.partial(flash.Kernels, interpret=True))
+    for way in ("pallas", "blocks"):
+        fused = tiny.model(name, policy=Policy(attention=way), **changes)
+        for seed in (None, jnp.uint32(3)):
+            np.testing.assert_allclose(
+                jax.jit(features)(explicit.params, explicit, batch, seed)[real],
+                jax.jit(features)(fused.params, fused, batch, seed)[real],
+                atol=1e-5,
+            )
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
@@ -134,7 +135,7 @@ def test_bf16_follows_fp32(name):
 def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
     seen = []
 
-    def record(x, rate, seed, site):
+    def record(x, rate, seed, site, *_):
         seen.append((rate, site))
         return x
 
@@ -161,7 +162,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
 def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
     seen = {heads: [], attention: [], layers: []}
     for module, calls in seen.items():
-        note = lambda x, rate, seed, site, calls=calls: calls.append((rate, site)) or x  # noqa: E731
+        note = lambda x, rate, seed, site, *_, calls=calls: calls.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     model, batch = tiny.model(name, head, **rates), tiny.batch(name)
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
@@ -208,7 +209,7 @@ def test_attention_that_nobody_reads_costs_nothing(remat, monkeypatch):
 def test_dropout_of_mobilebert(bottlenecks, block, monkeypatch):
     seen = []
     for module in (bottleneck, attention, layers):
-        note = lambda x, rate, seed, site: seen.append((rate, site)) or x  # noqa: E731
+        note = lambda x, rate, seed, site, *_: seen.append((rate, site)) or x  # noqa: E731
         monkeypatch.setattr(module, "dropout", note)
     rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
     model = tiny.model("mobilebert", use_bottleneck=bottlenecks, **rates)

@@ -12,7 +12,7 @@ from flax import nnx
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models import family as families
-from kd_jax.models import hf, layers, model_config
+from kd_jax.models import hf, model_config
 from kd_jax.models.attention import Scope
 from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
@@ -49,7 +49,7 @@ def test_unequal_blocks_survive_a_folder(tmp_path):
 
 def test_a_bottleneck_is_what_its_formula_says():
     model, batch = tiny.model("gpt2", blocks=(SMALL, SMALL)), tiny.batch("gpt2")
-    scope = Scope(layers.causal_mask(batch.mask_BT))
+    scope = Scope(batch.mask_BT > 0, causal=True)
     out = run(model, batch)
     block = jax.tree.map(np.asarray, model.params["backbone"]["blocks"][0])
     x, y = (np.asarray(hidden) for hidden in out.hidden[:2])

@@ -326,3 +326,21 @@ def test_constants_reach_the_body_and_what_changes_does_not():
         assert frame.argument(0, 2) == 5
         assert frame.argument(0, 1) is None
         assert frame.argument(0, 0) is None
+
+
+def test_a_kernel_of_a_tpu_states_its_flops():
+    kernel = (
+        'custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", backend_config='
+        '{"custom_call_config":{"body":"TUzvUg","cost_estimate":{"flops":"2415919104",'
+        '"transcendentals":"9437184"},"needs_layout_passes":true}}'
+    )
+    text = f"""HloModule example
+
+ENTRY %main (q: bf16[1,12,1024,64]) -> bf16[1,12,1024,64] {{
+  %q = bf16[1,12,1024,64]{{3,2,1,0}} parameter(0)
+  %other = bf16[8]{{0}} custom-call(%q), custom_call_target="tpu_custom_call", backend_config={{}}
+  ROOT %y = bf16[1,12,1024,64]{{3,2,1,0:T(8,128)(2,1)}} {kernel}
+}}
+"""
+    # Two products of 64; of four blocks of 512 x 512 pairs, causal attention computes three.
+    assert compiled.cost(text).flops == 2 * 2 * 12 * 64 * 3 * 512**2
