@@ -63,11 +63,13 @@ def policy_for(precision: str, platform: str) -> Policy:
     if platform == "cpu":
         return Policy() if precision == "fp32" else Policy(operand="bfloat16")
     attention = "pallas" if platform == "tpu" else "blocks"
+    # A product with fewer rows is bound by reading the unembedding.
+    own = {"attention": attention, "least_rows": 1024}
     if precision == "fp32":  # for which cuDNN has no attention
-        return Policy(attention=attention)
+        return Policy(**own)
     if attention == "blocks" and _has_cudnn_attention():
-        attention = "cudnn"
-    return Policy("bfloat16", "bfloat16", attention)
+        own["attention"] = "cudnn"
+    return Policy("bfloat16", "bfloat16", **own)
 
 
 @functools.cache

@@ -97,11 +97,13 @@ def test_rows_product(width, policy):
 
 def test_policies():
     assert policy_for("fp32", "cpu") == Policy("float32", "float32", "explicit")
-    assert policy_for("fp32", "tpu") == Policy("float32", "float32", "pallas")
+    accelerator = {"least_rows": 1024}
+    assert policy_for("fp32", "tpu") == Policy("float32", "float32", "pallas", **accelerator)
     assert ON_CPU == Policy("bfloat16", "float32", "explicit") and ON_CPU.on_cpu_in_bf16
-    assert ON_GPU == Policy("bfloat16", "bfloat16", "cudnn") and not ON_GPU.on_cpu_in_bf16
-    assert policy_for("bf16", "tpu") == Policy("bfloat16", "bfloat16", "pallas")
-    assert policy_for("fp32", "gpu") == Policy("float32", "float32", "blocks")
+    assert ON_GPU == Policy("bfloat16", "bfloat16", "cudnn", **accelerator)
+    assert not ON_GPU.on_cpu_in_bf16
+    assert policy_for("bf16", "tpu") == Policy("bfloat16", "bfloat16", "pallas", **accelerator)
+    assert policy_for("fp32", "gpu") == Policy("float32", "float32", "blocks", **accelerator)
     with pytest.raises(UserError, match="precision='fp16': have fp32, bf16"):
         policy_for("fp16", "gpu")
 
@@ -152,7 +154,7 @@ def test_fp32_is_float32_on_every_platform(head, platform):
         traced = jitted.trace(state, rows, teacher, inputs)
         only_highest(traced.lower(lowering_platforms=(platform,)))
     if head == "clm":
-        score = functools.partial(likelihood.of_segments, segments=1, operand=policy.operand)
+        score = functools.partial(likelihood.of_segments, segments=1, policy=policy)
         traced = jax.jit(lambda batch: score(student(batch), batch)).trace(rows)
         only_highest(traced.lower(lowering_platforms=(platform,)))
 

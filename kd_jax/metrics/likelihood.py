@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from kd_jax.precision import product
+from kd_jax.precision import Policy, product
 from kd_jax.types import Array, Batch, ModelOutput
 
 LOGITS = 2**22  # of a chunk: 16 MB
@@ -25,19 +25,20 @@ ROWS = 128, 1024  # of a chunk, at least and at most
 ERRORS = 2.0  # standard errors above chance from which on there is something to retain
 
 
-def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) -> Array:
+def of_segments(output: ModelOutput, batch: Batch, segments: int, policy: Policy) -> Array:
     """Sums log p(label) in nats over each segment's tokens of weight 1: float32 (B, K).
 
     Column k belongs to segment k + 1 of `batch.segments_BT`, K = `segments`; without segments there
-    is one column. `operand` is the operands' type in the product that makes the float32 logits.
+    is one column. `policy` has the types of the product that makes the float32 logits.
     """
     B, T = batch.tokens_BT.shape
     features, unembed_VD, bias_V = output.whole()
     features_ND, unembed_VD = (
-        features.reshape(B * T, -1).astype(operand),
-        unembed_VD.astype(operand),
+        features.reshape(B * T, -1).astype(policy.operand),
+        unembed_VD.astype(policy.operand),
     )
-    size = min(B * T, max(ROWS[0], min(ROWS[1], LOGITS // unembed_VD.shape[0])))
+    least = max(ROWS[0], policy.least_rows)
+    size = min(B * T, max(least, min(ROWS[1], LOGITS // unembed_VD.shape[0])))
     scored_N = batch.weights.reshape(-1) > 0
     count = scored_N.sum()
     # Indices of the scored tokens, filled up to whole chunks with indices of no token.
@@ -48,7 +49,7 @@ def of_segments(output: ModelOutput, batch: Batch, segments: int, operand: str) 
     def chunk(i: Array, found_N: Array) -> Array:
         rows_C = jax.lax.dynamic_slice(order_R, (i * size,), (size,))
         features_CD = features_ND.at[rows_C].get(mode="clip")
-        logits_CV = product("cd,vd->cv", features_CD, unembed_VD, operand)
+        logits_CV = product("cd,vd->cv", features_CD, unembed_VD, policy.operand)
         if bias_V is not None:
             logits_CV += bias_V.astype(jnp.float32)[None]
         labels_C1 = labels_N.at[rows_C].get(mode="clip")[:, None]

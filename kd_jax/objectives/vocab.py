@@ -64,15 +64,15 @@ class Engine:
     chunk: int = 0
 
     def rows_per_chunk(self, num_rows: int, vocab_size: int) -> int:
-        """Computes the rows of a chunk: as configured, or equal chunks of ROW_LOGITS logits, but of
-        the rows that a product needs to be fast on this platform."""
+        """Computes the rows of a chunk: as configured, or equal chunks of ROW_LOGITS logits; on an
+        accelerator at least as many rows as a product needs to be fast, in multiples of TILE."""
         least = self.student_policy.least_rows
-        chunk = self.chunk or max(least, ROW_LOGITS // vocab_size)
-        num_chunks = -(-num_rows // min(chunk, num_rows))
-        size = -(-num_rows // num_chunks)
-        if self.chunk or num_chunks == 1 or least < TILE:
-            return size
-        return -(-size // TILE) * TILE
+        chunk = min(self.chunk or max(least, ROW_LOGITS // vocab_size), num_rows)
+        if self.chunk or least < TILE:
+            num_chunks = -(-num_rows // chunk)
+            return -(-num_rows // num_chunks)
+        size = -(-num_rows // (num_rows // chunk))
+        return size if size == num_rows else -(-size // TILE) * TILE
 
 
 def _seen(

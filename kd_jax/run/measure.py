@@ -197,7 +197,7 @@ def score(model: Model, task: Scored, policy: Policy, batch_size: int, mesh: Mes
         laid_out(model, mesh),
         task.rows.batches(batch_size, sharding.num_parts(mesh), *processes),
         task.rows.branches,
-        policy.operand,
+        policy,
         mesh,
         family.PARTITION,
     )

@@ -82,7 +82,7 @@ def predict(
 
 
 def log_likelihoods(
-    model: Model, batches: Iterable[Batch], segments: int, operand: str, mesh: Mesh, table: Table
+    model: Model, batches: Iterable[Batch], segments: int, policy: Policy, mesh: Mesh, table: Table
 ) -> dict[int, np.ndarray]:
     """Computes the log-likelihoods of each row's K segments, by the row's id: (K,) float32 nats.
 
@@ -96,7 +96,7 @@ def log_likelihoods(
     def sums(batch: Batch) -> tuple[np.ndarray, Array]:
         on_mesh = place(batch, mesh)
         sums_BK = likelihood_step(
-            model, on_mesh, segments=segments, operand=operand, mesh=mesh, table=table
+            model, on_mesh, segments=segments, policy=policy, mesh=mesh, table=table
         )
         return batch.ids_B, jax.block_until_ready(sums_BK)
 
@@ -144,14 +144,14 @@ def predict_step(model: Model, batch: Batch, *, mesh: Mesh, table: Table) -> Arr
     return per_device(local, mesh, table, (model,), batch)
 
 
-@functools.partial(jax.jit, static_argnames=("segments", "operand", "mesh", "table"))
+@functools.partial(jax.jit, static_argnames=("segments", "policy", "mesh", "table"))
 def likelihood_step(
-    model: Model, batch: Batch, *, segments: int, operand: str, mesh: Mesh, table: Table
+    model: Model, batch: Batch, *, segments: int, policy: Policy, mesh: Mesh, table: Table
 ) -> Array:
     """Computes `metrics.likelihood.of_segments` of one batch, (B, K); dropout off."""
 
     def local(model, batch):
-        return likelihood.of_segments(model(batch), batch, segments, operand)
+        return likelihood.of_segments(model(batch), batch, segments, policy)
 
     return per_device(local, mesh, table, (model,), batch)
 
@@ -183,7 +183,7 @@ def log_probs_step(
         own = head_of(model(batch)).cut(vocab_size)
         before = None if batch.stored is None else stored(batch.stored["others"], vocab_size)
         rows = len(own.features_ND)
-        size = min(rows, max(8, CHUNK_LOGITS // vocab_size))
+        size = min(rows, max(policy.least_rows, CHUNK_LOGITS // vocab_size))
 
         def chunk(parts):
             own_rows, before_rows = parts

@@ -4,6 +4,7 @@ import pytest
 from scipy import special, stats
 
 from kd_jax.metrics import likelihood
+from kd_jax.precision import Policy
 from kd_jax.types import Batch, ModelOutput
 
 B, T, D, V = 3, 11, 4, 23
@@ -32,7 +33,7 @@ def test_sums_are_those_of_whole_logits(bias, segments, rows, monkeypatch):
     monkeypatch.setattr(likelihood, "LOGITS", 4 * V)
     output, batch = example(bias, segments)
     run = jax.jit(likelihood.of_segments, static_argnums=(2, 3))
-    found = run(output, batch, 2, "float32")
+    found = run(output, batch, 2, Policy())
     assert found.dtype == np.float32 and found.shape == (B, 2 if segments else 1)
     logits = output.features.astype(np.float64) @ output.unembed_VD.T.astype(np.float64)
     logits += 0 if output.bias_V is None else output.bias_V
@@ -51,7 +52,7 @@ def test_only_scored_tokens_meet_the_vocabulary():
     output = ModelOutput(np.zeros((16, 512, width)), np.zeros((vocabulary, width)), None)
     zeros = np.zeros((16, 512), np.int32)
     batch = Batch(np.arange(16), zeros, zeros, zeros, np.ones((16, 512)))
-    run = jax.jit(likelihood.of_segments, static_argnums=(2, 3)).lower(output, batch, 1, "float32")
+    run = jax.jit(likelihood.of_segments, static_argnums=(2, 3)).lower(output, batch, 1, Policy())
     assert run.compile().memory_analysis().temp_size_in_bytes < tokens * vocabulary * 4 / 4
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kd_jax.objectives import vocab
 from kd_jax.objectives.logits import Others, sources_of
-from kd_jax.precision import Policy
+from kd_jax.precision import Policy, policy_for
 from kd_jax.types import ModelOutput
 from tests.objectives.rows import DIVERGENCES, FP32, head, logits
 
@@ -264,4 +264,14 @@ def test_no_array_of_rows_times_vocabulary():
 )
 def test_rows_per_chunk(chunk, num_rows, vocab_size, rows):
     engine = vocab.Engine((), FP32, None, chunk)
+    assert engine.rows_per_chunk(num_rows, vocab_size) == rows
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "vocab_size", "rows"),
+    [(2048, 151_936, 1024), (3000, 151_936, 1536), (2500, 50_257, 1280), (500, 151_936, 500)],
+)
+def test_chunks_on_accelerators_are_long_and_even(num_rows, vocab_size, rows):
+    """At least 1,024 rows, unless there are fewer, in multiples of 128."""
+    engine = vocab.Engine((), policy_for("bf16", "tpu"), None)
     assert engine.rows_per_chunk(num_rows, vocab_size) == rows

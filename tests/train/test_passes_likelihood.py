@@ -6,6 +6,7 @@ import pytest
 
 from kd_jax.data.continuations import Rows
 from kd_jax.models import family
+from kd_jax.precision import Policy
 from kd_jax.train import sharding
 from kd_jax.train.passes import log_likelihoods
 from tests.data.test_continuations import stretches
@@ -24,7 +25,7 @@ def found(devices, fsdp, batch_size):
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
     rows, model = example(), tiny.model("gpt2", "clm", vocab_size=1024)
     batches = rows.batches(batch_size, devices)
-    values = log_likelihoods(model, batches, rows.branches, "float32", mesh, family.PARTITION)
+    values = log_likelihoods(model, batches, rows.branches, Policy(), mesh, family.PARTITION)
     assert sorted(values) == list(range(len(rows)))  # none of the rows that fill a batch up
     return rows.by_stretch(values)
 
