@@ -122,7 +122,8 @@ def main() -> None:
         mfu = "" if row["mfu"] is None else f", MFU {row['mfu']:.1%}"
         speed = f"{row['tokens_per_s']:,.0f} tokens/s{mfu}, {row['peak_bytes'] / 1e9:.2f} GB"
         print(f"{row['accelerator']:9} {row['system']:17} {speed}, {row['ratio']:.2f} x kd_jax's")
-    print("\n".join(f"missing: {each}" for each in missing))
+    for each in missing:
+        print(f"missing: {each}")
     if args.tiny:
         print(NO_MEANING)
     if args.json:
