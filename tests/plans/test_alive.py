@@ -75,3 +75,19 @@ def test_agrees_with_a_compiled_program():
     made = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
     found = alive.total(alive.at_peak(made.as_text()))
     assert found == pytest.approx(made.memory_analysis().temp_size_in_bytes, rel=0.25)
+
+
+def test_memory_is_handed_on():
+    chain = "\n".join(
+        [
+            "ENTRY %main (given: f32[1000]) -> f32[1000] {",
+            "  %given = f32[1000]{0} parameter(0)",
+            "  %a = f32[1000]{0} add(%given, %given)",
+            "  %b = f32[1000]{0} negate(%a)",
+            "  ROOT %c = f32[1000]{0} multiply(%b, %b)",
+            "}",
+        ]
+    )
+    assert alive.total(alive.at_peak(chain)) == 4000
+    # A result of another shape has a place of its own.
+    assert alive.total(alive.at_peak(chain.replace("%b = f32[1000]", "%b = f32[500]"))) == 6000
