@@ -81,8 +81,8 @@ def step_of(run: Run) -> tuple[Callable[[], Any], int]:
     this = run.principal
     key = jax.random.key(0)
     teacher = run.models["teacher"]
-    drawn = jax.jit(lambda key: stored(teacher.draw(key), run.policy))(key)
-    teacher = teacher.abstract().replace(params=drawn)
+    drawn = jax.jit(lambda key: teacher.freeze(teacher.draw(key)))(key)
+    teacher = teacher.frozen().replace(params=drawn)
     state = stage.create_state(run, this, {"teacher": drawn})
     shapes = run.task.shapes(this.batch_size)
     sizes = [run.models[name].config.vocab_size for name in ("teacher", "student")]

@@ -101,7 +101,7 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
     if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.cache.max_gb = 0.1
-    c.mesh.update(dict.fromkeys(c.mesh, 1))
+    c.mesh.update(fsdp=1, model=1)
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(_tiny(family))
     c.teacher.init = "scratch"

@@ -11,7 +11,6 @@ depend on this process or touch an accelerator in use.
 
 import dataclasses
 import json
-import math
 import os
 import re
 import subprocess
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
+from kd_jax.models import family
 from kd_jax.models.blueprint import count
 from kd_jax.plans import alive, compiled, topology
 from kd_jax.report.table import Table
@@ -65,7 +65,7 @@ def plan(
     memory of a chip.
     """
     chips = topology.find(name) if name else None
-    devices = chips.chips if chips else math.prod(config.mesh.values())  # as few as the mesh needs
+    devices = chips.chips if chips else config.mesh.fsdp * config.mesh.model  # as few as it needs
     compiles = compiles and chips is not None
     request = dict(
         config=workdir.resolved(config),
@@ -163,7 +163,7 @@ def needed(run: Run, this: Stage | None = None) -> Plan:
     this = this or run.principal
     born, batch, teacher_in_step, *_ = abstract_step(run, this)
     teacher = run.models["teacher"].abstract()
-    student = born.params["student"]
+    student = run.models[this.model].abstract().params
     rows, tokens, positions = measure.shape_of_step(run, this)
     teacher_size, student_size = count(teacher.params), count(student)
     rounds = run.config.get("rounds", 1)
@@ -246,22 +246,24 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
 
 
 def _kinds(born: state.TrainState, teacher: Any) -> Callable[[alive.Alive], str]:
-    """Makes a function that tells what an array of the program is, by its sizes: a parameter's are
-    those of its gradient in float32, and of the gathered parameter in other types."""
+    """Makes a function that tells what an array of the program is, by its sizes: a kernel's or a
+    table's are those of its gradient in float32, and of the gathered parameter in other types."""
     params, sizes, vocabularies = [born.params], set(), set()
     params += [] if teacher is None else [teacher.params]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape)):
-            for part in (shape, shape[1:]):  # of stacked blocks, one
-                dims = tuple(sorted(size for size in part if size != 1))
-                sizes |= {dims} if len(dims) > 1 else set()
-        if sharding.path_name(path).endswith(("embedding", "unembed")):
-            vocabularies.add(leaf.shape[0])
+        name = sharding.path_name(path)
+        shapes = {leaf.shape, leaf.sharding.shard_shape(leaf.shape)}
+        if re.search(family.TABLES, name):
+            vocabularies |= {shape[0] for shape in shapes}
+        elif not name.endswith("kernel"):
+            continue
+        sizes |= {tuple(sorted(shape[-2:])) for shape in shapes}
 
     def kind(each: alive.Alive) -> str:
-        if each.dims in sizes:
+        dims = each.dims
+        if sizes & {dims, *(dims[:i] + dims[i + 1 :] for i in range(len(dims)))}:  # or stacked
             return "gradients" if each.shape.startswith("f32") else "gathered"
-        return "logits" if vocabularies & {*each.dims} else "activations"
+        return "logits" if vocabularies & {*dims} else "activations"
 
     return kind
 
@@ -274,15 +276,17 @@ def _does_not_fit(
     reason = re.search(r"Ran out of memory[^\n]*", str(error))
     if reason is None:
         return error
-    accumulate, split = run.config.accumulate, math.prod(run.config.mesh.values())
-    rows = this.batch_size // run.mesh.size
+    accumulate, mesh = run.config.accumulate, run.config.mesh
+    rows = this.batch_size // sharding.num_parts(run.mesh)
     helps = []
     if rows > accumulate:
         helps.append(f"raise accumulate to at most {rows}, or lower batch_size")
     if not run.config.remat:
         helps.append("set remat=True")
-    if split < run.mesh.size:
-        helps.append(f"split parameters over more chips than {split} (mesh.fsdp)")
+    if mesh.fsdp * mesh.model < run.mesh.size:
+        helps.append(f"split parameters over more chips than {mesh.fsdp * mesh.model} (mesh.fsdp)")
+    if rows == 1:
+        helps.append("split the work on each row over chips (mesh.model)")
     helps.append("take more chips, or such with more memory")
     return UserError(
         f"stage {this.name}: the step does not fit into a chip of {chips.name}: "

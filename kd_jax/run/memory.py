@@ -43,8 +43,7 @@ def arguments(state: Any, batch: Any, teacher: Any) -> Kinds:
 
 def estimate(run: Run, this: Stage, state: Any, batch: Any, teacher: Any) -> Kinds:
     """Estimates the bytes of a step: its `arguments`; gradients, split as their parameters are;
-    whole parameters, gathered for one block and for the vocabulary; logits of one chunk; and
-    activations.
+    kernels of one block, gathered; logits of one chunk; and activations.
 
     state, batch, teacher: the arguments of the step, with shardings.
     """
@@ -63,21 +62,24 @@ def estimate(run: Run, this: Stage, state: Any, batch: Any, teacher: Any) -> Kin
 
 
 def chunk(run: Run, this: Stage) -> dict[str, int]:
-    """Computes the rows of a chunk of the vocabulary loss on one device, and the bytes of its
-    float32 logits: the student's, the teacher's, and their gradient. 0 without a vocabulary."""
+    """Computes the rows of a chunk of the vocabulary loss on one device, and the bytes of their
+    float32 logits there: the student's, the teacher's, and the gradient. 0 without a vocabulary."""
     if run.head not in ("mlm", "clm"):
         return {"rows": 0, "bytes": 0}
     _, _, positions = measure.shape_of_step(run, this)
-    objective, size = this.program.objective, run.models[this.model].config.vocab_size
+    objective, model, mesh = this.program.objective, run.models[this.model], run.config.mesh
+    # The devices of fsdp compute their parts of the logits of each other's rows.
+    devices = mesh.fsdp
+    size = max(model.table_rows, model.config.vocab_size) // (devices * mesh.model)
     engine = vocab.Engine((), objective.student_policy, None, objective.chunk)
-    rows = engine.rows_per_chunk(_micro_batch(run, this) * positions, size)
+    rows = engine.rows_per_chunk(_micro_batch(run, this) * positions * devices, size)
+    rows = -(-rows // devices) * devices
     return {"rows": rows, "bytes": 4 * rows * size * (3 if this.learns else 2)}
 
 
 def _micro_batch(run: Run, this: Stage) -> int:
     """Counts the rows that a device computes at a time."""
-    split = math.prod(run.mesh.shape[axis] for axis in sharding.AXES)
-    return this.batch_size // split // this.program.accumulate
+    return this.batch_size // sharding.num_parts(run.mesh) // this.program.accumulate
 
 
 def _part(leaf: Any) -> tuple[int, ...]:
@@ -86,18 +88,13 @@ def _part(leaf: Any) -> tuple[int, ...]:
 
 
 def _gathered(params: Params, model: Blueprint, size: int) -> int:
-    """Computes the bytes, `size` for each number, of the split parameters of one block and of the
-    unembedding, whole."""
-    blocks = tables = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if _part(leaf) == leaf.shape:
-            continue
-        name, count = sharding.path_name(path), math.prod(leaf.shape)
-        if "blocks/" in name:
-            blocks += count
-        elif name.endswith(("embedding", "unembed")):
-            tables = max(tables, count)
-    return size * (blocks // model.spec.num_layers + tables)
+    """Computes the bytes, `size` for each number, of the split kernels of one block, whole."""
+    count = sum(
+        math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if "blocks/" in sharding.path_name(path) and _part(leaf) != leaf.shape
+    )
+    return size * count // model.spec.num_layers
 
 
 def _activations(run: Run, this: Stage) -> int:
@@ -106,16 +103,19 @@ def _activations(run: Run, this: Stage) -> int:
     model = run.models[this.model]
     batch = run.tasks[this.model].shapes(_micro_batch(run, this))
     states = bool(this.program.objective.state_terms)
-    kept = _residuals(model, batch, states)
+    kept, parts = _residuals(model, batch, states), run.config.mesh.model
     if not model.config.remat:
-        return kept
+        return kept // parts
     plain = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
-    return kept + (_residuals(plain, batch, states) - kept) // model.spec.num_layers
+    inside = (_residuals(plain, batch, states) - kept) // model.spec.num_layers
+    return kept + inside // parts
 
 
 def _residuals(model: Blueprint, batch: Batch, states: bool) -> int:
     abstract = model.changed(model.name, model.config).abstract()
+    layers = (model.spec.num_layers,)  # stacked blocks have an axis more
     of_params = {leaf.shape for leaf in jax.tree.leaves(abstract.params)}
+    of_params |= {layers + shape for shape in of_params}
 
     def kept(params: Params, batch: Batch) -> list:
         def run(params: Params) -> Any:
@@ -128,5 +128,5 @@ def _residuals(model: Blueprint, batch: Batch, states: bool) -> int:
     # Kernels in the operand type are kept as well: those are gathered again. A compiler keeps the
     # narrower arrays that float32 ones are made from, and of dropout nothing but the seed.
     widest = jnp.dtype(model.policy.activation).itemsize
-    kept_of = [x for x in found if x.shape not in of_params and x.dtype != jnp.bool]
-    return sum(x.size * min(x.dtype.itemsize, widest) for x in kept_of)
+    others = [x for x in found if x.shape not in of_params and x.dtype != jnp.bool]
+    return sum(x.size * min(x.dtype.itemsize, widest) for x in others)

@@ -118,6 +118,9 @@ def test_memory_by_kind_is_that_of_the_compiled_step():
     split = whole["memory_estimate"]["gradients"] / alone["memory_estimate"]["gradients"]
     assert 1 / 8 <= split < 1 / 6  # vectors are whole on every device
     assert alone["memory_estimate"]["gathered"] == 0 < estimate["gathered"]
+    # Eight devices compute an eighth of the logits of eight times the rows.
+    assert whole["chunk"]["rows"] == 8 * alone["chunk"]["rows"]
+    assert whole["chunk"]["bytes"] == alone["chunk"]["bytes"]
 
 
 def test_blocks_computed_again_keep_less():
@@ -187,9 +190,9 @@ def test_out_of_memory_says_what_would_help():
     assert "(46.96G) exceeds available HBM (15.75G). What helps: raise accumulate to at" in message
     assert "at most 4, or lower batch_size; set remat=True; split parameters over more" in message
     # Nothing that is done already, or that could not be.
-    whole = dict(fsdp=8)
+    whole = dict(fsdp=8, model=1, reduction="float32")
     message = advice(accumulate=4, remat=True, mesh=whole)
-    assert message.endswith("What helps: take more chips, or such with more memory")
+    assert message.endswith("(15.75G). What helps: take more chips, or such with more memory")
     other = JaxRuntimeError("INTERNAL: something else")
     run = build(config(), None, jax.devices())
     assert plan._does_not_fit(other, CPUS, run, run.principal) is other
