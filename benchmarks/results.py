@@ -89,6 +89,8 @@ def rows_of(name: str) -> list[Row]:
 
 def _table(rows: list[Row]) -> str:
     """Markdown of the rows of one benchmark, which their keys tell."""
+    if not rows:
+        return "No row has been made yet.\n"
     for key, make in _TABLES.items():
         if key in rows[0]:
             return make(rows)
