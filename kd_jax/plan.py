@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Plans the run of `argv`, prints tables; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
     from kd_jax import cli
-    from kd_jax.recipes.plan import memory_table, phases, plan, table, totals
+    from kd_jax.recipes.plan import plan
+    from kd_jax.report.plan import memory_table, phases, table, totals
 
     with cli.plain_errors():
         config = experiments.read(args.config)

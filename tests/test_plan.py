@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kd_jax.recipes import plan
+from kd_jax.report import plan
 
 FOUND = {
     "stage": "student",

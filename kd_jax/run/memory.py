@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kd_jax.models import family
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives import vocab
+from kd_jax.plans import alive
 from kd_jax.run import measure
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Stage
@@ -75,6 +79,32 @@ def chunk(run: Run, this: Stage) -> dict[str, int]:
     rows = engine.rows_per_chunk(_micro_batch(run, this) * positions * devices, size)
     rows = -(-rows // devices) * devices
     return {"rows": rows, "bytes": 4 * rows * size * (3 if this.learns else 2)}
+
+
+def kinds(born: Any, teacher: Any) -> Callable[[alive.Alive], str]:
+    """Makes a function that tells what an array of a compiled step is, by its sizes: those of a
+    kernel or table are its gradient's in float32, and the gathered parameter's in other types.
+
+    born, teacher: the step's state and teacher, with shardings.
+    """
+    params, sizes, vocabularies = [born.params], set(), set()
+    params += [] if teacher is None else [teacher.params]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = sharding.path_name(path)
+        shapes = {leaf.shape, leaf.sharding.shard_shape(leaf.shape)}
+        if re.search(family.TABLES, name):
+            vocabularies |= {shape[0] for shape in shapes}
+        elif not name.endswith("kernel"):
+            continue
+        sizes |= {tuple(sorted(shape[-2:])) for shape in shapes}
+
+    def kind(each: alive.Alive) -> str:
+        dims = each.dims
+        if sizes & {dims, *(dims[:i] + dims[i + 1 :] for i in range(len(dims)))}:  # or stacked
+            return "gradients" if each.shape.startswith("f32") else "gathered"
+        return "logits" if vocabularies & {*dims} else "activations"
+
+    return kind
 
 
 def _micro_batch(run: Run, this: Stage) -> int:

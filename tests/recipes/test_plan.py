@@ -7,6 +7,7 @@ from jax.errors import JaxRuntimeError
 from kd_jax.errors import UserError
 from kd_jax.plans.topology import Topology
 from kd_jax.recipes import plan
+from kd_jax.report import plan as tables
 from kd_jax.run.run import build
 from tests import smoke
 
@@ -162,7 +163,7 @@ def test_hours_of_a_run():
         assert "topology" not in each  # nothing was compiled
     total = sum(each["chip_hours"] for each in one["stages"])
     assert one["total"]["chip_hours"] == total > 0
-    cells = plan.totals(one).rows
+    cells = tables.totals(one).rows
     assert [row[0] for row in cells] == ["baseline", "student", "all"]
 
 
