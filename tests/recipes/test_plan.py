@@ -115,9 +115,9 @@ def test_memory_by_kind_is_that_of_the_compiled_step():
     arguments = step["memory_parts"]["arguments"]
     assert sum(estimate[kind] for kind in exact) == pytest.approx(arguments, rel=0.02)
     assert kinds["moments"] == pytest.approx(2 * kinds["weights"], rel=0.01)
-    alone, _ = compiled_step(config(batch_size=64))
+    alone = plan.needed(build(config(batch_size=64), None, jax.devices()))
     split = whole["memory_estimate"]["gradients"] / alone["memory_estimate"]["gradients"]
-    assert 1 / 8 <= split < 1 / 6  # vectors are whole on every device
+    assert 1 / 8 <= split < 1 / 5  # vectors and small tables are whole on every device
     assert alone["memory_estimate"]["gathered"] == 0 < estimate["gathered"]
     # Eight devices compute an eighth of the logits of eight times the rows.
     assert whole["chunk"]["rows"] == 8 * alone["chunk"]["rows"]
