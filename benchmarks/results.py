@@ -63,21 +63,34 @@ def _write(name: str, entry: dict) -> Path:
     return path
 
 
-def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
+def keep_rows(name: str, rows: list[Row], command: str, note: str) -> Path:
     """Writes results/NAME.json from the rows that a benchmark measured here."""
-    stated, rows = workdir.manifest(), json.loads(Path(file).read_text())
+    stated = workdir.manifest()
     entry = {
         "note": note,
         "command": command,
         "commit": stated["commit"],
         "machine": stated["machine"],
-        "rows": rows if isinstance(rows, list) else [rows],
+        "rows": rows,
     }
     return _write(name, entry)
 
 
+def keep_benchmark(name: str, file: str, command: str, note: str) -> Path:
+    """Writes results/NAME.json from the rows in a benchmark's --json=FILE."""
+    rows = json.loads(Path(file).read_text())
+    return keep_rows(name, rows if isinstance(rows, list) else [rows], command, note)
+
+
+def rows_of(name: str) -> list[Row]:
+    """Reads the rows of results/NAME.json; none if there is no such file."""
+    return _entry(name)["rows"] if (ROOT / "results" / f"{name}.json").exists() else []
+
+
 def _table(rows: list[Row]) -> str:
     """Markdown of the rows of one benchmark, which their keys tell."""
+    if not rows:
+        return "No row has been made yet.\n"
     for key, make in _TABLES.items():
         if key in rows[0]:
             return make(rows)
@@ -168,7 +181,50 @@ def _ensemble(rows: list[Row]) -> str:
     return table.Table("", header, found, labels=2).markdown()
 
 
+def _plans(rows: list[Row]) -> str:
+    header = ["step", "chips", "fsdp", "micro-batches", "GB a chip", "of it", "weights", "moments"]
+    header += ["gradients", "gathered", "logits", "activations", "FLOPs", "GB exchanged"]
+    header += ["hours", "compile (CPU-s)"]
+    found = []
+    for row in rows:
+        cells = [row["title"], row["topology"], str(row["mesh"]["fsdp"]), str(row["accumulate"])]
+        if "error" in row:
+            found.append([*cells, "does not fit", *[""] * (len(header) - 5)])
+            continue
+        used, kinds = row["memory_bytes_per_device"], dict(row["memory_by_kind"])
+        kinds["weights"] += kinds.pop("teacher")
+        cells += [f"{used / 1e9:.2f}", f"{used / row['memory_bytes_of_chip']:.0%}"]
+        cells += [f"{kinds.get(kind, 0) / 1e9:.2f}" for kind in header[6:12]]
+        cells += [f"{row['flops_compiled'] / row['flops_needed']:.3f}"]
+        cells += [f"{sum(row['collective_bytes'].values()) / 1e9:.2f}", f"{row['hours']:.1f}"]
+        found.append([*cells, f"{row['compile_cpu_seconds']:,.0f}"])
+    return table.Table("", header, found, labels=2).markdown()
+
+
+def _rooflines(rows: list[Row]) -> str:
+    kinds = dict.fromkeys(kind for row in rows for kind in row["kinds"])
+    header = ["program", "ms", "ms of FLOPs at peak", *kinds]
+    found = []
+    for row in rows:
+        parts = [f"{row['kinds'].get(kind, {}).get('ms', 0.0):.1f}" for kind in kinds]
+        found.append([row["roofline"], f"{row['ms']:.1f}", f"{row['flops_ms']:.1f}", *parts])
+    return table.Table("", header, found, labels=1).markdown()
+
+
+def _accelerator(rows: list[Row]) -> str:
+    header = ["work", "system", "tokens/s", "MFU", "peak GB", "ms", "times kd_jax's"]
+    found = []
+    for row in rows:
+        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
+        cells = [row["accelerator"], row["system"], f"{row['tokens_per_s']:,.0f}", mfu]
+        found.append([*cells, _memory(row), f"{1e3 * row['median_s']:.1f}", f"{row['ratio']:.2f}"])
+    return table.Table("", header, found, labels=2).markdown()
+
+
 _TABLES = {
+    "plan": _plans,
+    "roofline": _rooflines,
+    "accelerator": _accelerator,
     "way": _ensemble,
     "case": _pretraining,
     "work": _finetuning,

@@ -60,6 +60,8 @@ def resolve(
         if not (folder / "config.json").exists():
             raise UserError(f"{model}: no config.json; give the folder of an HF checkpoint")
         return Source(folder, None)
+    if folder.is_file():
+        raise UserError(f"{model} is a file; give the folder of the whole checkpoint")
     if model.startswith((".", "~", "/")) or model.count("/") > 1:
         raise UserError(f"{model}: no such folder")
     try:

@@ -100,7 +100,8 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         _substitute(c, 0.3 if family == "gpt2" else 0.2)
     if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
-        c.mesh.fsdp, c.cache.max_gb = 1, 0.1
+        c.cache.max_gb = 0.1
+    c.mesh.update(fsdp=1, model=1)
     student = c.student.architecture.get("model_type")
     c.teacher.model, c.teacher.architecture = "", ConfigDict(_tiny(family))
     c.teacher.init = "scratch"

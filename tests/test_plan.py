@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kd_jax.recipes import plan
+from kd_jax.report import plan
 
 FOUND = {
     "stage": "student",
@@ -15,6 +15,11 @@ FOUND = {
     "positions": 80,
     "flops_needed": 4 * 10**14,
     "gradient_bytes": 433_575_144,
+    "steps": 10_000,
+    "total_tokens": 2_621_440_000,
+    "total_flops": 4 * 10**18,
+    "memory_estimate": {"weights": 434_000_000, "activations": 9_000_000_000},
+    "chunk": {"rows": 854, "bytes": 312_700_000},
 }
 STEP = {
     "topology": "v5e:4x4",
@@ -24,7 +29,10 @@ STEP = {
     "memory_bytes_of_chip": 2**34,
     "collective_bytes": {"all-reduce": 433_575_160},
     "unbounded_loops": [],
+    "memory_by_kind": {"weights": 434_000_000, "logits": 200_000_000},
+    "largest": [{"shape": "f32[8,9]", "bytes": 200_000_000, "kind": "logits", "made_by": "dot"}],
     "compile_seconds": 200.1,
+    "compile_cpu_seconds": 350.1,
 }
 
 
@@ -39,7 +47,24 @@ def test_table_without_topology():
         "reduction": "67.66%",
         "batch": "512 x 512 tokens, 80 to the head",
         "FLOPs needed a step": "4e+14",
+        "altogether": "10,000 steps, 2.62e+09 tokens, 4e+18 FLOPs",
+        "rows with logits at a time": "854 a device",
     }
+
+
+def test_table_of_memory():
+    assert plan.memory_table(FOUND).rows == [
+        ["weights", "0.434"],
+        ["activations", "9.000"],
+        ["all", "9.434"],
+    ]
+    assert plan.memory_table(FOUND | STEP).rows == [
+        ["weights", "0.434", "0.434"],
+        ["activations", "9.000", ""],
+        ["logits", "", "0.200"],
+        ["all", "9.434", "0.634"],
+        ["logits f32[8,9]", "", "0.200"],
+    ]
 
 
 def test_table_with_topology():
@@ -67,14 +92,23 @@ def test_command(tmp_path):
     ran = run(f"--json={tmp_path / 'plan.json'}")
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert f"{found['params_student']:,} parameters" in ran.stdout
-    assert set(found) == set(FOUND)
+    assert [each["stage"] for each in found["stages"]] == ["teacher", "baseline", "student"]
+    for each in found["stages"]:
+        assert f"{each['params_student']:,} parameters" in ran.stdout
+        assert set(each) == set(FOUND)
+    assert found["total"]["total_flops"] == sum(each["total_flops"] for each in found["stages"])
 
 
 def test_a_file_that_could_not_be_written_is_found_first(tmp_path):
     ran = run(f"--json={tmp_path / 'none' / 'plan.json'}")
     assert ran.returncode == 1 and not ran.stdout  # the table has not been made
     assert ran.stderr.splitlines()[-1].startswith(f"error: --json={tmp_path}/none/plan.json: there")
+
+
+def test_a_share_is_above_0_and_up_to_1():
+    ran = run("--mfu=1.5")
+    assert ran.returncode == 1 and not ran.stdout
+    assert "--mfu" in ran.stderr.splitlines()[-1] and "Traceback" not in ran.stderr
 
 
 def test_a_mistake_is_one_line():

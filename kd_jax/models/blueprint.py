@@ -136,13 +136,16 @@ def describe(
         vocab_size: vocabulary size of the tokenizer that the run trains, if it trains one.
         labels: class names of a classification head; None takes those of the checkpoint.
         execution: how blocks run: remat, remat_keeps and scan of `ModelConfig`.
-        offline: whether well-known hub ids are taken from the built-in table, without weights.
+        offline: whether no weights are needed: well-known hub ids are taken from the built-in
+            table, and a model may be the path of a config.json.
 
     Raises UserError for unknown ids, model types, keys and heads.
     """
     folder = commit = None
     if section.model:
-        if offline and not Path(section.model).is_dir():
+        if offline and (given := Path(section.model).expanduser()).name == "config.json":
+            base = hf.read_config(given.parent)
+        elif offline and not given.is_dir():
             base = preset(section.model)
         else:
             named = key if key.startswith("--") else f"{key}.model"
@@ -186,7 +189,7 @@ def preset(model: str) -> dict:
     if name is None:
         close = difflib.get_close_matches(model, [*PRESETS, *short], n=3, cutoff=0.0)
         raise UserError(
-            f"no built-in shape for {model!r}; give a local folder with its config.json, or one of "
+            f"no built-in shape for {model!r}; give the path of its config.json, or one of "
             f"{len(PRESETS)} known ids, nearest: {', '.join(close)}"
         )
     return dict(PRESETS[name])

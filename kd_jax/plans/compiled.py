@@ -81,6 +81,13 @@ def cost(text: str) -> Cost:
     return _cost(main_frame(text), set())
 
 
+def flops(frame: Frame, op: Instruction) -> int:
+    """Counts the FLOPs of an instruction and of what it calls; loops are no part of it."""
+    if op.opcode in _FLOPS:
+        return _FLOPS[op.opcode](frame, op)
+    return _cost(frame.enter(op), set()).flops if op.called else 0
+
+
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
     """Reads the arrays in an HLO shape: "(f32[8]{0}, s32[])" -> [("f32", (8,)), ("s32", ())]."""
     return [

@@ -1,12 +1,12 @@
-"""Forecasts a run's parameters, FLOPs, memory and communication without weights, data or
+"""Forecasts a run's parameters, FLOPs, hours, memory and communication without weights, data or
 accelerators.
 
-Everything is built abstractly, from the config alone: parameters and FLOPs, and for a topology the
-student's real train step, compiled for chips that need not be present. That happens in a child
-process whose JAX sees only CPUs, so that planning does not depend on this process or touch an
-accelerator in use.
+Everything is built abstractly, from the config alone: parameters, FLOPs and an estimate of the
+memory of each stage, and for a topology each stage's real train step, compiled for chips that need
+not be present. That happens in a child process whose JAX sees only CPUs, so that planning does not
+depend on this process or touch an accelerator in use.
 
-    python -m kd_jax.recipes.plan TOPOLOGY < config.json    the child: writes the plan as JSON
+    python -m kd_jax.recipes.plan < REQUEST    the child: writes the plan as JSON
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,29 +26,55 @@ from ml_collections import ConfigDict
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
 from kd_jax.models.blueprint import count
-from kd_jax.plans import compiled, topology
-from kd_jax.report.table import Table
-from kd_jax.run import measure, stage, workdir
+from kd_jax.plans import alive, compiled, topology
+from kd_jax.run import measure, memory, stage, workdir
 from kd_jax.run.run import Run, build
+from kd_jax.run.stage import Stage
 from kd_jax.train import sharding, state, step
 
-Plan = dict[str, Any]  # keys: see `needed` and `compiled_step`
+Plan = dict[str, Any]  # keys: see `plan`, `needed` and `compiled_step`
+MFU = 0.4  # share of a chip's peak FLOP/s that hours are computed for
+LARGEST = 8  # arrays that are listed
 _USER_ERROR = 3  # the child's exit status; what the interpreter itself ends with is 1 or 2
 
 
-def plan(config: ConfigDict, name: str = "") -> Plan:
-    """Makes the plan of a config; if `name` is a topology, with its compiled step.
+def plan(
+    config: ConfigDict,
+    name: str = "",
+    stages: Sequence[str] = (),
+    mfu: float = MFU,
+    compiles: bool = True,
+) -> Plan:
+    """Makes the plan of a config.
 
-    Raises UserError for mistakes in the config or the topology, and if the step does not fit into
-    the memory of a chip.
+    Args:
+        config: the config of a training recipe.
+        name: a topology, or "".
+        stages: the names of the stages to plan; none: all.
+        mfu: the share of the peak FLOP/s at which hours are computed.
+        compiles: whether steps are compiled for the topology, which takes minutes.
+
+    Returns:
+        topology; devices; mfu; stages: a dict for each, with the keys of `needed`, those of
+        `compiled_step` if compiled, and hours and chip_hours if there is a topology; total: tokens,
+        flops and chip_hours of the whole run as far as they are known.
+
+    Raises UserError for mistakes in the config or the topology, and if a step does not fit into the
+    memory of a chip.
     """
-    if name:
-        topology.find(name)
-    cpus = str(max(1, config.mesh.fsdp))  # without a topology, as few as the mesh needs
+    chips = topology.find(name) if name else None
+    devices = chips.chips if chips else config.mesh.fsdp * config.mesh.model  # as few as it needs
+    compiles = compiles and chips is not None
+    request = dict(
+        config=workdir.resolved(config),
+        topology=name,
+        stages=[*stages],
+        compiles=compiles,
+    )
     child = subprocess.run(
-        [sys.executable, "-m", "kd_jax.recipes.plan", name],
-        input=json.dumps(workdir.resolved(config)),
-        env=os.environ | topology.ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": cpus},
+        [sys.executable, "-m", "kd_jax.recipes.plan"],
+        input=json.dumps(request),
+        env=os.environ | topology.ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(max(1, devices))},
         capture_output=True,
         text=True,
     )
@@ -55,30 +82,53 @@ def plan(config: ConfigDict, name: str = "") -> Plan:
         raise UserError(child.stderr.strip().splitlines()[-1])
     if child.returncode:
         raise RuntimeError(f"planning ended with status {child.returncode}:\n{child.stderr}")
-    return json.loads(child.stdout)
+    found = {"topology": name, "devices": devices, "mfu": mfu, "stages": json.loads(child.stdout)}
+    timed = chips is not None and config.precision == "bf16"  # whose peak is known
+    for each in found["stages"] if timed else ():
+        seconds = each["total_flops"] / (devices * chips.peak_flops * mfu)
+        each["hours"], each["chip_hours"] = seconds / 3600, devices * seconds / 3600
+    keys = ("total_tokens", "total_flops", *(["chip_hours"] if timed else []))
+    found["total"] = {key: sum(each[key] for each in found["stages"]) for key in keys}
+    return found
 
 
-def _child(name: str) -> None:
-    config = ConfigDict(json.load(sys.stdin))
+def _child() -> None:
+    request = json.load(sys.stdin)
+    config, name = ConfigDict(request["config"]), request["topology"]
     try:
         chips = topology.find(name) if name else None
-        devices = topology.devices(chips) if chips else None
+        devices = topology.devices(chips) if request["compiles"] else None
         run = build(config, None, devices, chips.platform if chips else None)
-        found = needed(run)
-        if chips:
-            found |= compiled_step(run, chips)
+        found = []
+        for this in _chosen(run, request["stages"]):
+            found.append(needed(run, this))
+            if request["compiles"]:
+                found[-1] |= compiled_step(run, chips, this)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(_USER_ERROR)
     print(json.dumps(found))
 
 
-def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Program]:
-    """Makes the arguments of the planned stage's last `train_step`: shapes, types and shardings."""
-    last, program = run.principal, run.principal.program
+def _chosen(run: Run, names: Sequence[str]) -> list[Stage]:
+    for name in names:
+        if run.stage(name) is None:
+            have = ", ".join(each.name for each in run.stages)
+            raise UserError(f"--stage={name}: no such stage; have: {have}")
+    return [each for each in run.stages if not names or each.name in names]
+
+
+def abstract_step(
+    run: Run, this: Stage | None = None
+) -> tuple[state.TrainState, Any, Any, step.Inputs, step.Program]:
+    """Makes the arguments of a stage's last `train_step`: shapes, types and shardings. The stage is
+    by default the run's main one."""
+    last = this or run.principal
+    program = last.program
     teacher = run.models["teacher"].abstract()
     # Do the teacher's layers fit the student?
-    if last.model == "student" and run.config.student.init == "teacher" and not last.after:
+    plain = last.phases_of is stage.whole and not last.after
+    if plain and last.model == "student" and run.config.student.init == "teacher":
         given = {"teacher": teacher.params}
         jax.eval_shape(*stage.initial_params(run, last, given, jax.random.key(0)))
 
@@ -88,28 +138,37 @@ def abstract_step(run: Run) -> tuple[state.TrainState, Any, Any, step.Inputs, st
 
     born = stage.abstract_state(run, last)
     others, batch, _ = last.step_inputs(run, last)
-    specs = sharding.param_specs(program.table, others.params, run.mesh)
-    others = others.replace(params=placed(others.params, specs))
+    if last.learns:
+        specs = sharding.param_specs(program.table, others.params, run.mesh)
+        others = others.replace(params=placed(others.params, specs))
     batch = placed(batch, jax.tree.map(lambda _: sharding.BATCH, batch))
     inputs = dataclasses.replace(last.schedules, seed=0, replacement=None).at(0)
-    return born, batch, others, inputs, program
+    return born, batch, others if last.learns else None, inputs, program
 
 
-def needed(run: Run) -> Plan:
-    """Computes sizes of the models, and the FLOPs of one step on the global batch.
+def needed(run: Run, this: Stage | None = None) -> Plan:
+    """Computes a stage's sizes, the FLOPs of one step on the global batch, and its memory by
+    arithmetic. The stage is by default the run's main one.
 
-    stage: the planned stage; params_teacher; params_student: of the trained model in the end;
-    reduction_percent; rows and tokens of a batch, and positions of a row that reach the head;
-    flops_needed; gradient_bytes, of one step in float32; if blocks are replaced during training,
-    phases: the description of each by `Stage.swaps`.
+    stage; params_teacher; params_student: of the trained model in the end; reduction_percent; rows
+    and tokens of a batch, and positions of a row that reach the head; flops_needed;
+    gradient_bytes, of one step in float32; steps (0 where epochs of data decide); total_tokens;
+    total_flops, its models' forward passes outside the step included; memory_estimate: bytes of a
+    device by kind (run/memory.py); chunk: the rows of the vocabulary loss that have logits at a
+    time, and their bytes; if blocks are replaced during training, phases: the description of each
+    by `Stage.swaps`.
     """
-    born, *_ = abstract_step(run)
+    this = this or run.principal
+    born, batch, teacher_in_step, *_ = abstract_step(run, this)
     teacher = run.models["teacher"].abstract()
-    student = born.params["student"]
-    rows, tokens, positions = measure.shape_of_step(run, run.principal)
+    student = run.models[this.model].abstract().params
+    rows, tokens, positions = measure.shape_of_step(run, this)
     teacher_size, student_size = count(teacher.params), count(student)
+    rounds = run.config.get("rounds", 1)
+    counted = run.config.stages[this.name].get("steps", run.config.steps) > 0
+    cost = measure.training_cost(run, this, {}) if counted else {"steps": 0, "training_flops": 0}
     found = {
-        "stage": run.principal.name,
+        "stage": this.name,
         "params_teacher": teacher_size,
         "params_student": student_size,
         "reduction_percent": round(100 * (1 - student_size / teacher_size), 2),
@@ -118,39 +177,51 @@ def needed(run: Run) -> Plan:
         "positions": positions,
         "flops_needed": flops.train_step(
             student,
-            run.principal.step_inputs(run, run.principal).computing,
+            this.step_inputs(run, this).computing,
             born.params["objective"],
             *(rows, tokens, positions),
         ),
         "gradient_bytes": 4 * count(born.params),
+        "steps": rounds * cost["steps"],
+        "total_tokens": rounds * cost["steps"] * rows * tokens,
+        "total_flops": rounds * cost["training_flops"],
+        "memory_estimate": memory.estimate(run, this, born, batch, teacher_in_step),
+        "chunk": memory.chunk(run, this),
     }
-    swaps = list(run.principal.swaps)
+    swaps = list(this.swaps)
     return found | ({"phases": swaps} if swaps else {})
 
 
-def compiled_step(run: Run, chips: topology.Topology) -> Plan:
-    """Compiles the step for `chips`.
+def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None) -> Plan:
+    """Compiles the step of a stage, by default the run's main one, for `chips`.
 
-    flops_compiled, of all chips together; memory_bytes_per_device, in total and by use; collectives
-    of one device: kind, shapes, bytes, count; collective_bytes; all_gathers: their shapes; loops
-    that were counted once since their trip count depends on data; compile_seconds.
+    flops_compiled, of all chips together; memory_bytes_per_device, in total and by use;
+    memory_by_kind: of the arguments, and of the arrays that are alive at the peak; largest: the
+    largest of those (shape, bytes, kind, made_by); collectives of one device: kind, shapes, bytes,
+    count; collective_bytes; all_gathers: their shapes; loops that were counted once since their
+    trip count depends on data; compile_seconds and compile_cpu_seconds.
     """
-    *arguments, last = abstract_step(run)
-    lowered = step.train_step.lower(*arguments, program=last)
-    began = time.perf_counter()
+    this = this or run.principal
+    born, batch, teacher, inputs, program = abstract_step(run, this)
+    lowered = step.train_step.lower(born, batch, teacher, inputs, program=program)
+    began, cpu = time.perf_counter(), time.process_time()
     try:
-        program = lowered.compile(compiler_options=chips.compiler_options)
+        made = lowered.compile(compiler_options=chips.compiler_options)
     except JaxRuntimeError as error:
-        raise _does_not_fit(error, chips) from None
-    seconds = round(time.perf_counter() - began, 1)
-    memory = program.memory_analysis()
+        raise _does_not_fit(error, chips, run, this) from None
+    seconds = [round(each, 1) for each in (time.perf_counter() - began, time.process_time() - cpu)]
+    size, text = made.memory_analysis(), made.as_text()
     parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "outputs": memory.output_size_in_bytes,
-        "aliased": memory.alias_size_in_bytes,
+        "arguments": size.argument_size_in_bytes,
+        "temporaries": size.temp_size_in_bytes,
+        "outputs": size.output_size_in_bytes,
+        "aliased": size.alias_size_in_bytes,
     }
-    spent = compiled.cost(program.as_text())
+    spent, kind_of = compiled.cost(text), memory.kinds(born, teacher)
+    at_peak = [(each, kind_of(each)) for each in alive.at_peak(text)]
+    by_kind = memory.arguments(born, batch, teacher)
+    for each, kind in at_peak:
+        by_kind[kind] = by_kind.get(kind, 0) + each.bytes
     return {
         "topology": chips.name,
         "devices": chips.chips,
@@ -158,6 +229,8 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
         "memory_bytes_per_device": sum(parts.values()) - 2 * parts["aliased"],
         "memory_parts": parts,
         "memory_bytes_of_chip": chips.memory_bytes,
+        "memory_by_kind": by_kind,
+        "largest": [dataclasses.asdict(each) | {"kind": kind} for each, kind in at_peak[:LARGEST]],
         "collectives": [
             {"kind": c.kind, "shapes": c.shapes, "bytes": c.bytes, "count": times}
             for c, times in spent.collectives.items()
@@ -165,68 +238,36 @@ def compiled_step(run: Run, chips: topology.Topology) -> Plan:
         "collective_bytes": spent.bytes_by_kind(),
         "all_gathers": spent.all_gathers(),
         "unbounded_loops": spent.unbounded,
-        "compile_seconds": seconds,
+        "compile_seconds": seconds[0],
+        "compile_cpu_seconds": seconds[1],
     }
 
 
-def _does_not_fit(error: JaxRuntimeError, chips: topology.Topology) -> Exception:
-    """Converts the compiler's out-of-memory error to UserError; returns other errors unchanged."""
+def _does_not_fit(
+    error: JaxRuntimeError, chips: topology.Topology, run: Run, this: Stage
+) -> Exception:
+    """Converts the compiler's out-of-memory error to UserError, with what would help; returns other
+    errors unchanged."""
     reason = re.search(r"Ran out of memory[^\n]*", str(error))
     if reason is None:
         return error
+    accumulate, mesh = run.config.accumulate, run.config.mesh
+    rows = this.batch_size // sharding.num_parts(run.mesh)
+    helps = []
+    if rows > accumulate:
+        helps.append(f"raise accumulate to at most {rows}, or lower batch_size")
+    if not run.config.remat:
+        helps.append("set remat=True")
+    if mesh.fsdp * mesh.model < run.mesh.size:
+        helps.append(f"split parameters over more chips than {mesh.fsdp * mesh.model} (mesh.fsdp)")
+    if rows == 1:
+        helps.append("split the work on each row over chips (mesh.model)")
+    helps.append("take more chips, or such with more memory")
     return UserError(
-        f"the step does not fit into a chip of {chips.name}: "
-        f"{reason[0].partition(' HLO module')[0]} Lower batch_size, raise accumulate, set "
-        f"remat=True, or split parameters with mesh.fsdp"
+        f"stage {this.name}: the step does not fit into a chip of {chips.name}: "
+        f"{reason[0].partition(' HLO module')[0]} What helps: {'; '.join(helps)}"
     )
 
 
-def table(found: Plan) -> Table:
-    """Makes a table of a plan."""
-    rows = [
-        ["teacher", f"{found['params_teacher']:,} parameters"],
-        [found["stage"], f"{found['params_student']:,} parameters"],
-        ["reduction", f"{found['reduction_percent']:.2f}%"],
-        ["batch", f"{found['rows']} x {found['tokens']} tokens, {found['positions']} to the head"],
-        ["FLOPs needed a step", f"{found['flops_needed']:.4g}"],
-    ]
-    if "topology" in found:
-        used, memory = found["memory_bytes_per_device"], found["memory_parts"]
-        parts = [f"{name} {size / 1e9:.2f}" for name, size in memory.items()]
-        ratio = found["flops_compiled"] / found["flops_needed"]
-        share = used / found["memory_bytes_of_chip"]
-        verdict = "fits" if share <= 1 else "does not fit"
-        rows += [
-            ["FLOPs compiled", f"{found['flops_compiled']:.4g}, {ratio:.3f} of those needed"],
-            ["memory a chip", f"{used / 1e9:.2f} GB ({', '.join(parts)}), {share:.0%}: {verdict}"],
-        ]
-        for kind, size in found["collective_bytes"].items():
-            share = size / found["gradient_bytes"]
-            rows.append([kind, f"{size / 1e9:.3f} GB a chip, {share:.3f} of the gradients'"])
-        if found["unbounded_loops"]:
-            rows.append(["loops counted once", ", ".join(found["unbounded_loops"])])
-        rows.append(["compiled in", f"{found['compile_seconds']} s"])
-    return Table(found.get("topology", "one step"), ["", f"stage {found['stage']}"], rows)
-
-
-def phases(found: Plan) -> Table | None:
-    """Makes a table of the model after each swap; None if no blocks are replaced in training."""
-    if "phases" not in found:
-        return None
-    rows = [["0", "", "", f"{found['params_teacher']:,}", "0.00%"]]
-    for row in found["phases"]:
-        first, last = row["steps"]
-        rows.append(
-            [
-                str(row["phase"]),
-                f"{first:,} to {last:,}",
-                "by importance" if row["blocks"] is None else ", ".join(map(str, row["blocks"])),
-                f"{row['parameters']:,}",
-                f"{row['reduction_percent']:.2f}%",
-            ]
-        )
-    return Table("phases", ["phase", "steps", "blocks replaced", "parameters", "reduction"], rows)
-
-
 if __name__ == "__main__":
-    _child(sys.argv[1])
+    _child()

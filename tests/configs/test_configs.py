@@ -32,6 +32,7 @@ def abstract(name):
         config.teacher.init = "scratch"
     if config.recipe == "sweep":
         config = finetuning_of(config)
+    config.mesh.fsdp = min(config.mesh.fsdp, jax.device_count())
     return build(config)
 
 

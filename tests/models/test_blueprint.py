@@ -1,5 +1,7 @@
 """Labels and heads of models that a config section describes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -79,3 +81,13 @@ def test_a_head_that_the_family_does_not_have():
 def test_architecture_takes_keys_of_heads(base, change, field):
     described = describe("classification", LABELS, base, **change)
     assert getattr(described.config, field) == next(iter(change.values()))
+
+
+def test_planning_needs_no_more_than_a_config_json(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(blueprint.preset("Qwen/Qwen2.5-72B")))
+    for model in (tmp_path, tmp_path / "config.json"):
+        section = ConfigDict(dict(model=str(model), revision="", architecture={}))
+        found = blueprint.describe(section, "teacher", "clm", Policy(), offline=True)
+        assert blueprint.count(found.abstract().params) == 72_706_203_648
+    with pytest.raises(UserError, match="config.json is a file; give the folder of the whole"):
+        blueprint.describe(section, "teacher", "clm", Policy())

@@ -192,6 +192,41 @@ def test_presets_have_the_published_sizes(model, millions):
     assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+# Parameters as the hub counts those of the safetensors files, a tied table once.
+SIZES = {
+    r"Llama-2-7b": 6_738_415_616,
+    r"Llama-2-13b": 13_015_864_320,
+    r"Llama-2-70b": 68_976_648_192,
+    r"Llama-3(\.1)?-8B": 8_030_261_248,
+    r"Llama-3(\.[13])?-70B": 70_553_706_496,
+    r"Llama-3\.1-405B": 405_853_388_800,
+    r"Llama-3\.2-1B": 1_235_814_400,
+    r"Llama-3\.2-3B": 3_212_749_824,
+    r"TinyLlama-1\.1B": 1_100_048_384,
+    r"SmolLM2?-135M": 134_515_008,
+    r"SmolLM2?-360M": 361_821_120,
+    r"SmolLM2?-1\.7B": 1_711_376_384,
+    r"Qwen2(\.5)?-0\.5B": 494_032_768,
+    r"Qwen2(\.5)?-1\.5B": 1_543_714_304,
+    r"Qwen2\.5-3B": 3_085_938_688,
+    r"Qwen2(\.5)?-7B": 7_615_616_512,
+    r"Qwen2\.5-14B": 14_770_033_664,
+    r"Qwen2\.5-32B": 32_763_876_352,
+    r"Qwen2(\.5)?-72B": 72_706_203_648,
+}
+
+
+def test_decoders_have_exactly_the_published_sizes():
+    checked = set()
+    for name, hf_json in blueprint.PRESETS.items():
+        for pattern in (each for each in SIZES if re.search(each, name)):
+            family, config = families.read(hf_json)
+            params = families.abstract(family, config, "clm", Policy()).params
+            assert blueprint.count(params) == SIZES[pattern], name
+            checked.add(pattern)
+    assert checked == {*SIZES}
+
+
 def test_all_presets_are_readable_and_unknown_ones_refused():
     for hf_json in blueprint.PRESETS.values():
         families.read(hf_json)

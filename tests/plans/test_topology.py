@@ -4,12 +4,15 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.plans import topology
 
+CHIPS = {"v5e": "4x4", "v6e": "4x4", "v5p": "2x2x1", "h100": "8", "h200": "8"}
+FOLDER = Path(topology.__file__).parent
 PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -90,7 +93,26 @@ def test_names():
     assert topology.find("h100:8").platform == "gpu"
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "h200:8", ""])
+def test_facts_of_chips():
+    chips = {name: topology.find(f"{name}:{shape}") for name, shape in CHIPS.items()}
+    assert {name: chip.memory_bytes // 2**30 for name, chip in chips.items()} == {
+        **{"v5e": 16, "v6e": 32, "v5p": 95, "h100": 79, "h200": 140}
+    }
+    ridges = {name: round(chip.peak_flops / chip.bandwidth) for name, chip in chips.items()}
+    assert ridges == {"v5e": 241, "v6e": 560, "v5p": 166, "h100": 295, "h200": 201}
+
+
+@pytest.mark.parametrize("chip", ["h100", "h200"])
+def test_a_gpu_is_described_as_the_table_has_it(chip):
+    text = (FOLDER / f"{chip}.txtpb").read_text()
+    facts = {key: int(value) for key, value in re.findall(r"(\w+): (\d+)$", text, re.M)}
+    found = topology.find(f"{chip}:8")
+    assert facts["device_memory_size"] == found.memory_bytes
+    assert facts["memory_bandwidth"] == pytest.approx(found.bandwidth, rel=1e-3)
+    assert found.platform == "gpu"
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "h300:8", ""])
 def test_an_unknown_topology_lists_what_exists(name):
     with pytest.raises(UserError, match=re.escape(f"unknown topology {name!r}; have: v5e:{{1x1,")):
         topology.find(name)

@@ -9,6 +9,7 @@ from configs import substitute_gpt2, substitute_phi1
 from kd_jax.errors import UserError
 from kd_jax.models import compact
 from kd_jax.recipes import plan
+from kd_jax.report import plan as tables
 from kd_jax.run.run import build
 from kd_jax.stages import swaps
 from kd_jax.train import optim
@@ -26,7 +27,7 @@ def test_reductions_of_the_paper(module, whole, published):
     assert reductions == sorted(set(reductions)) and reductions[-1] == found["reduction_percent"]
     assert abs(reductions[-1] - published) <= 0.5
     assert found["phases"][-1]["parameters"] == found["params_student"]
-    table = plan.phases(found)
+    table = tables.phases(found)
     assert table.rows[0][-2:] == [f"{whole:,}", "0.00%"] and len(table.rows) == 1 + len(reductions)
     assert table.rows[1][2] == ("11" if module is substitute_gpt2 else "by importance")
 
