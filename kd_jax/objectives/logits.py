@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from kd_jax import axes
 from kd_jax.errors import UserError
+from kd_jax.objectives.divergence import Columns
 from kd_jax.precision import Policy, product, rows_product
 from kd_jax.types import Array, ModelOutput, StoredLogits
 
@@ -54,6 +56,13 @@ class Head(struct.PyTreeNode):
         """Counts the ids of this device's part of the unembedding; 0 if it has them all."""
         rows = self.num_classes if self.unembed_VD is None else self.unembed_VD.shape[0]
         return rows if rows < self.num_classes else 0
+
+    @property
+    def columns(self) -> Columns:
+        """Tells which ids this device has."""
+        if not self.part:
+            return Columns()
+        return Columns(axes.index(axes.VOCAB).astype(jnp.int32) * self.part)
 
     def whole(self) -> Head:
         """Gathers the unembedding and bias of all ids, if they are parts."""

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import axes
-from kd_jax.objectives.divergence import Columns, Divergence, Rows, Softmax, Sums
+from kd_jax.objectives.divergence import Divergence, Rows, Softmax, Sums
 from kd_jax.objectives.logits import Head, Mixture, Others, Source, in_chunks
 from kd_jax.precision import Policy
 from kd_jax.types import Array
@@ -122,12 +122,8 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
 
     split = axes.FSDP if student.part else ()  # the devices that share the unembedding's parts
     devices = axes.size(split)
-    columns = Columns()
-    if student.part:
-        columns = Columns(axes.index(axes.VOCAB).astype(jnp.int32) * student.part)
-    sizes = {"student": student.num_classes}
-    if teacher is not None:
-        sizes["teacher"] = teacher.num_classes
+    columns, sources = student.columns, {"student": student, "teacher": teacher}
+    sizes = {name: each.num_classes for name, each in sources.items() if each is not None}
 
     def add_chunk(carry, chunk):
         rows, labels_C, weights_C = jax.tree.map(lambda x: axes.gathered(x, split), chunk)

@@ -19,6 +19,8 @@ from kd_jax.data import source, tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
+from kd_jax.objectives.objective import Objective
+from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.precision import Policy
 from kd_jax.tasks.task import Task
 
@@ -33,7 +35,6 @@ def read(
     task: Task,
     policy: Policy,
     trained: Collection[str],
-    parts: int = 1,
 ) -> tuple[dict[str, Blueprint], dict[str, Any]]:
     """Describes the models that have sections in the config, teachers first, and loads their
     tokenizers.
@@ -45,9 +46,8 @@ def read(
         task: the task, without a tokenizer; trained models have its classes.
         policy: types to compute in.
         trained: the names of the models that stages train.
-        parts: into how many parts the mesh splits tables over the vocabulary.
     """
-    own = config.tokenizer
+    own, parts = config.tokenizer, config.mesh.fsdp * config.mesh.model
 
     def described(vocab_size: int | None) -> dict[str, Blueprint]:
         found = _describe(config, folder is None, task, policy, trained, vocab_size)
@@ -234,6 +234,16 @@ def check_heads(name: str, model: Blueprint, parts: int) -> None:
                     f"config.mesh.model={parts} does not divide the {size} {what} of {name} "
                     f"{model.name}; lower it"
                 )
+
+
+def check_terms(objective: Objective, key: str, parts: int) -> None:
+    """Raises UserError if a term compares attention heads, and mesh.model splits them."""
+    for name, term in objective.state_terms if parts > 1 else ():
+        if isinstance(term, Pairwise):
+            raise UserError(
+                f"config.{key}.{name} compares attention heads, which mesh.model={parts} splits; "
+                f"leave it out, or take mesh.fsdp"
+            )
 
 
 def check_types(name: str, model: Blueprint, tokenizer: Any, texts: Sequence[str]) -> None:

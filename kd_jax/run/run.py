@@ -204,8 +204,7 @@ def build(
     # A run that makes a model of the teacher may have no student.
     if not any(each.makes_model for each in settings):
         trained.add("student")
-    parts = config.mesh.fsdp * config.mesh.model
-    described, tokenizers = models.read(config, folder, task, policy, trained, parts)
+    described, tokenizers = models.read(config, folder, task, policy, trained)
     tasks = dict.fromkeys(described, task)
     if task.of_examples:
         tasks = {name: task.with_tokenizer(own) for name, own in tokenizers.items()} or tasks

@@ -23,9 +23,9 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, surgery
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.objectives.objective import build_objective
-from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import settings
 from kd_jax.run import text_logits
+from kd_jax.run.models import check_terms
 from kd_jax.schedules import learning_rate
 from kd_jax.train import loop, optim, sharding, state, step
 from kd_jax.train.checkpoint import Checkpoints
@@ -219,13 +219,7 @@ def make(
         regression=run.task.regression,
         accuracy=run.task.of_examples,
     )
-    if run.mesh.shape["model"] > 1:
-        for name, term in objective.state_terms:
-            if isinstance(term, Pairwise):
-                raise UserError(
-                    f"config.{settings.objective}.{name} compares attention heads, which "
-                    f"mesh.model={run.mesh.shape['model']} splits; leave it out, or take mesh.fsdp"
-                )
+    check_terms(objective, settings.objective, run.mesh.shape["model"])
     rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
     # config.resume is for the last stage that distils the student.
     students = [each.name for each in run.settings if each.model == "student" and each.objective]
