@@ -87,7 +87,7 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
 
 
 def _table(path: Path, delimiter: str | None) -> Table:
-    return files.rows({"path": str(path), "delimiter": delimiter}, "input")
+    return source.table({"path": str(path), "delimiter": delimiter}, "input")
 
 
 def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:
