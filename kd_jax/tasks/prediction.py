@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_jax import storage
-from kd_jax.data import files, squad
+from kd_jax.data import files, source, squad
 from kd_jax.data.source import Table, blank
 from kd_jax.data.squad import Question
 from kd_jax.errors import UserError
