@@ -1,7 +1,7 @@
 """Measures the start on many conversations: cold, while they are tokenized, and warm.
 
-    python benchmarks/start_chats.py --folder=/tmp/chats --tokenizer=QWEN
-    python benchmarks/start_chats.py --folder=/tmp/chats --tokenizer=QWEN --conversations=20000
+    python benchmarks/start_chats.py --folder=chats --tokenizer=QWEN
+    python benchmarks/start_chats.py --folder=chats --tokenizer=QWEN --conversations=20000
 
 Writes a table of made-up conversations (by default as many as Tulu-3 has, of a few dozen words),
 then starts a process after the other on it, as a run of the task `chat` does up to its first batch:

@@ -94,6 +94,14 @@ def test_a_damaged_record_is_made_again_with_a_line(tmp_path, caplog):
     assert f"{record} is damaged: what it held is computed again" in caplog.text
 
 
+def test_a_cache_that_may_only_be_read_remembers_nothing_new(tmp_path, monkeypatch):
+    file, root = tmp_path / "a.txt", tmp_path / "cache"
+    write(file, "a\nb\n")
+    root.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != root)
+    assert documents(file, root).identity.count == 2 and not list(root.iterdir())
+
+
 def test_every_kind_of_source_has_a_stamp(tmp_path):
     write(tmp_path / "a.txt", "a")
     (stamp,) = documents(tmp_path / "a.txt", None).stamp()
