@@ -16,6 +16,7 @@ from kd_jax.data import arrays
 from kd_jax.types import Batch, Encoding
 
 _OF_MARKED = ("tokens", "lengths", "spans", "counts")
+_SLICE = 10_000  # examples tokenized at a time: bounds the memory
 _LONGEST = 16  # examples with the most characters; the one with the most tokens is taken of them
 
 
@@ -165,11 +166,17 @@ def encode(
     """Tokenizes texts, or pairs of texts, with the tokenizer's special tokens. Rows longer than
     `seq_len` lose tokens at the end, pairs at the end of their longer text."""
     texts = [list(first)] if second is None else [list(first), list(second)]
-    found = tokenizer(
-        *texts, truncation="longest_first", max_length=seq_len, return_attention_mask=False
-    )
-    rows = join(found["input_ids"], found.get("token_type_ids"), labels_NP, pad_id(tokenizer))
-    cut = [row for row, each in enumerate(found.encodings) if each.overflowing]
+    ids, types, cut = [], [], []
+    for start in range(0, max(1, len(first)), _SLICE):
+        some = (each[start : start + _SLICE] for each in texts)
+        found = tokenizer(
+            *some, truncation="longest_first", max_length=seq_len, return_attention_mask=False
+        )
+        ids += [np.array(row, np.int32) for row in found["input_ids"]]
+        types += [np.array(row, np.int32) for row in found.get("token_type_ids", ())]
+        cut += [start + row for row, each in enumerate(found.encodings) if each.overflowing]
+    typed = "token_type_ids" in found
+    rows = join(ids, types if typed else None, labels_NP, pad_id(tokenizer))
     longest = int(rows.lengths_N.max(initial=0))
     if cut:  # their tokens were not counted; the longest has the most characters, or nearly so
         cut.sort(key=lambda row: -sum(len(each[row]) for each in texts))

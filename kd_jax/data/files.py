@@ -59,12 +59,11 @@ def documents(spec: dict, where: str) -> Documents:
     return Documents(name, read, stamp=lambda: identity.of_files(files))
 
 
-def rows(spec: dict, where: str, columns: Sequence[str] = ()) -> Records:
+def rows(spec: dict, where: str) -> Records:
     """Opens the rows of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
-    `spec["path"]`; of a .parquet no more than `columns`, if these are given and there. Raises
-    UserError like `documents`."""
+    `spec["path"]`; of a .parquet no more than `spec["columns"]`, if these are given and there.
+    Raises UserError like `documents`."""
     name, files = _find(spec, where, _RECORDS)
-    spec = spec | {"columns": columns}
 
     def read() -> Iterator[tuple[str, dict]]:
         for file in files:

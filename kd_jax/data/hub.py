@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import huggingface_hub
@@ -36,11 +36,12 @@ def documents(spec: dict, where: str) -> Documents:
     return Documents(name, read, commit, lambda: _stamp(table, commit))
 
 
-def rows(spec: dict, where: str, columns: Sequence[str] = ()) -> Records:
-    """Opens the rows of a split, with `columns` alone if these are given and there; classes are
-    read as numbers, a missing class (-1 on the hub) as None. Raises UserError like `documents`."""
+def rows(spec: dict, where: str) -> Records:
+    """Opens the rows of a split, with `spec["columns"]` alone if these are given and there; classes
+    are read as numbers, a missing class (-1 on the hub) as None. Raises UserError like `documents`.
+    """
     table, name, commit = _load(spec, where)
-    table = table.select_columns(needed(table.column_names, columns))
+    table = table.select_columns(needed(table.column_names, spec.get("columns", ())))
     of_classes = [name for name, feature in table.features.items() if hasattr(feature, "names")]
 
     def read() -> Iterator[tuple[str, dict]]:
@@ -55,9 +56,9 @@ def rows(spec: dict, where: str, columns: Sequence[str] = ()) -> Records:
     return Records(name, read, commit, lambda: _stamp(table, commit))
 
 
-def _stamp(table: Any, commit: str | None) -> identity.Stamp:
+def _stamp(table: Any, commit: str | None) -> identity.Stamp | None:
     files = [each["filename"] for each in table.cache_files]
-    return (commit,) if commit else identity.of_files(files)
+    return (commit,) if commit else identity.of_files(files) or None
 
 
 def _load(spec, where):

@@ -15,7 +15,7 @@ A source is a dict with these keys (all but `source` and `path` may be left out)
     revision  hub: branch, tag or commit
 
 A module is a source when it defines `documents(spec, where) -> Documents`; with
-`rows(spec, where, columns) -> Records` it gives tables too; where that is cheaper, `columns` alone.
+`rows(spec, where) -> Records` it gives tables too; where that is cheaper, spec["columns"] alone.
 
 What a document is: a row of a table (hub, tfds, .jsonl, .csv, .tsv, .parquet); in a text file,
 what stands between blank lines, or each line where a file has no blank lines. WikiText is the
@@ -63,7 +63,7 @@ class Source(Generic[Item]):
         name: str,
         read: Callable[[], Iterator[Item]],
         commit: str | None = None,
-        stamp: Callable[[], Stamp] | None = None,
+        stamp: Callable[[], Stamp | None] | None = None,
     ) -> None:
         """Takes how to read it, and what changes whenever its contents do (data/identity.py)."""
         self.name = name  # for messages and the run's manifest
@@ -195,17 +195,17 @@ def table(config: Mapping, where: str) -> Table:
 def records(config: Mapping, where: str, *columns: str) -> Records:
     """Opens the rows of the source `config`, the section config.<where>; other columns than
     `columns`, if these are given, may be missing. UserError as `read`, while they are read."""
-    return _open(config, where, OF_TABLES, "rows", columns)
+    return _open(config, where, OF_TABLES, "rows", columns=columns)
 
 
-def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str, *more: Any) -> Any:
+def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str, **more: Any) -> Any:
     """Imports a source's module and calls its function `kind` ("documents" or "rows")."""
-    spec = settings(config, defaults, where)
+    spec = settings(config, defaults, where) | more
     spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
     if spec["path"] is None and spec["source"] != "python":
         raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    found = getattr(module, kind)(spec, where, *more)
+    found = getattr(module, kind)(spec, where)
     found.settings = json.dumps(spec, sort_keys=True, default=str)
     return found
 

@@ -1,7 +1,7 @@
 """Reads datasets prepared by TensorFlow Datasets, without TensorFlow."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def documents(spec: dict, where: str) -> Documents:
     return Documents(name, read, stamp=stamp)
 
 
-def rows(spec: dict, where: str, columns: Sequence[str] = ()) -> Records:
+def rows(spec: dict, where: str) -> Records:
     """Opens the rows of the split with all features, classes as their numbers. Raises UserError
     like `documents`."""
     table, _, stamp = _load(spec, where)

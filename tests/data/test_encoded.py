@@ -72,6 +72,18 @@ def test_tokenizing_single_texts_and_pairs(data_folder):
     assert rows.types_F is None and rows.pad_id == 0
 
 
+def test_slices_of_examples_are_tokenized_as_one(data_folder, monkeypatch):
+    for name in ("bert-base-uncased", "gpt2"):
+        tokenizer = load_tokenizer(data_folder / "tokenizers" / name)
+        texts = ["a man " * (n % 7 + 1) for n in range(25)]
+        whole = encoded.encode(tokenizer, texts, texts[::-1], np.arange(25)[:, None], 12)
+        monkeypatch.setattr(encoded, "_SLICE", 10)
+        cut = encoded.encode(tokenizer, texts, texts[::-1], np.arange(25)[:, None], 12)
+        monkeypatch.undo()
+        assert cut.digests == whole.digests and (cut.types_F is None) == (name == "gpt2")
+        assert (cut.cut, cut.longest) == (whole.cut, whole.longest) and cut.cut > 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_items_are_packed_once_and_tightly(seed):
     random = np.random.default_rng(seed)
