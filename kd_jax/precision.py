@@ -52,8 +52,8 @@ class Policy:
         return self.operand == "bfloat16" and self.activation == "float32"
 
 
-def policy_for(precision: str, platform: str) -> Policy:
-    """Makes the policy for `fp32` or `bf16` on `cpu`, `gpu` or `tpu`.
+def policy_for(precision: str, platform: str, reduction: str = "float32") -> Policy:
+    """Makes the policy for `fp32` or `bf16` on `cpu`, `gpu` or `tpu`; `reduction`: as in `Policy`.
 
     bf16 on CPU keeps activations in float32: bf16 x bf16 -> float32 products run at twice the
     float32 rate there, while everything elementwise is slower in bfloat16.
@@ -61,10 +61,11 @@ def policy_for(precision: str, platform: str) -> Policy:
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision={precision!r}: have fp32, bf16")
     if platform == "cpu":
-        return Policy() if precision == "fp32" else Policy(operand="bfloat16")
+        operand = "float32" if precision == "fp32" else "bfloat16"
+        return Policy(operand, reduction=reduction)
     attention = "pallas" if platform == "tpu" else "blocks"
     # A product with fewer rows is bound by reading the unembedding.
-    own = {"attention": attention, "least_rows": 1024}
+    own = {"attention": attention, "least_rows": 1024, "reduction": reduction}
     if precision == "fp32":  # for which cuDNN has no attention
         return Policy(**own)
     if attention == "blocks" and _has_cudnn_attention():

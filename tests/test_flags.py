@@ -12,6 +12,7 @@ from tests import forked
 
 HEAVY = "jax numpy scipy sklearn optax flax orbax transformers datasets matplotlib optuna".split()
 HEAVY += ["tensorflow_datasets", "pyarrow", "torch"]
+LATER = "torch tensorboardX matplotlib datasets pandas sklearn pyarrow scipy.stats optuna".split()
 OWN_PARSERS = [verb for verb in command.VERBS if verb not in ("configs", "keys")]
 
 
@@ -30,6 +31,27 @@ print(*sorted({set(HEAVY)} & set(sys.modules)))
         [sys.executable, "-c", program], cwd=forked.ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "distil_chat"])
+def test_a_run_starts_without_what_it_needs_later(experiment, tmp_path):
+    """Until the data is ready: what pictures, exports and other sources need is imported then."""
+    program = f"""
+import logging, sys
+class Ready(logging.Filter):
+    def filter(self, record):
+        if "stage 1 of" in record.getMessage():
+            print(*sorted({set(LATER)} & set(sys.modules)), flush=True)
+            raise SystemExit
+        return True
+logging.getLogger("kd_jax.recipes.distil").addFilter(Ready())
+from kd_jax import main
+main.main(["--config=configs/{experiment}.py:smoke", "--workdir={tmp_path}"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=forked.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"run directory: {tmp_path}", ""]
 
 
 @pytest.mark.parametrize("verb", OWN_PARSERS)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from kd_jax.data import cache
+from kd_jax.data import arrays, cache, identity
 from kd_jax.data.source import Documents
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ def tokenize(
 ) -> np.ndarray:
     """Tokenizes all documents, each followed by `separator`: a memory-mapped (N,) array.
 
-    Tokenizes at the first call, on all cores, and finds the file in `folder` later. Processes of
-    one machine that ask for the same file wait for the first; a damaged one is made again. Raises
-    UserError where the folder cannot be written, or is full.
+    Tokenizes at the first call, on all cores, and finds the file in `folder` later. Processes that
+    ask for the same file, on all hosts that share the folder, wait for the first; a damaged one is
+    made again. Raises UserError where the folder cannot be written, or is full.
     """
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the caller's keeps its settings
     tokenizer.no_truncation()
@@ -72,41 +72,30 @@ def tokenize(
     size = 1 + max([separator, *tokenizer.get_vocab().values()])  # ids may have gaps
 
     def write(made: Path) -> None:
-        dtype = np.dtype(np.uint16 if size <= 2**16 else np.int32)
-        _write(documents, tokenizer, separator, dtype, made / "tokens.npy")
+        _write(documents, tokenizer, separator, arrays.type_of_ids(size), made / "tokens.npy")
 
     if cache.once(entry, write, "config.data.cache_dir"):
         log.info("tokens of %s: cached in %s", documents.name, entry)
-    tokens_N = np.load(entry / "tokens.npy", mmap_mode="r")
-    cache.check_ids(tokens_N, size, entry)
-    return tokens_N
+    return arrays.load(entry / "tokens.npy")
 
 
 def _write(documents: Documents, tokenizer: Tokenizer, separator: int, dtype, file: Path) -> None:
     start = time.perf_counter()
-    with file.open("wb") as stream:
-        _header(stream, dtype, 0)
-        count = 0
+    with arrays.Growing(file, dtype) as tokens:
         for tokens_N in _encode(documents, tokenizer, separator, dtype):
-            stream.write(tokens_N.tobytes())
-            count += len(tokens_N)
-        stream.seek(0)
-        _header(stream, dtype, count)
+            tokens.append(tokens_N)
+    identity.check_unchanged(documents)
     seconds = time.perf_counter() - start
     log.info(
         "tokens of %s: %d in %.1f s (%d tokens/s), kept in %s",
-        *(documents.name, count, seconds, count / seconds, file.parent.parent),
+        *(documents.name, tokens.count, seconds, tokens.count / seconds, file.parent.parent),
     )
 
 
-def _header(stream, dtype: np.dtype, count: int) -> None:
-    # NumPy leaves room for the first axis to grow, so the header's length does not change.
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(stream, header)
-
-
 def _encode(documents, tokenizer, separator, dtype) -> Iterator[np.ndarray]:
-    pieces = (piece for document in documents for piece in _pieces(document))
+    total = documents.identity.count
+    watched = identity.watched(documents, f"tokenizing {documents.name}", total)
+    pieces = (piece for document in watched for piece in _pieces(document))
     for texts, is_last in _slices(pieces):
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         ids = (

@@ -3,7 +3,9 @@
     ROOT/NAME/kd_jax-cache.json   digests of the entry's files, written last: compared when these
                                   are read, and the mark without which nothing is removed
     ROOT/NAME.HOST.PID.partial/   an entry that a process is making, or removing
-    ROOT/NAME.lock, ROOT/.lock    held while one is made; while entries come and go
+    ROOT/NAME.claim               names the process that makes an entry; the others, also on other
+                                  hosts that share the folder, wait until it is done or dead
+    ROOT/.lock                    held while entries come and go
 
 NAME is a hash of whatever the entry was made from. A damaged entry counts as missing: it is logged
 and removed, so that it is made again.
@@ -19,6 +21,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 MARK = "kd_jax-cache.json"
 _HOST = socket.gethostname()
 _PARTIAL = re.compile(rf".+\.{re.escape(_HOST)}\.(\d{{1,9}})\.partial")
+_BEAT = 5.0  # seconds between two signs of life of a process that makes an entry
+_DEAD = 120.0  # seconds without any, after which another host takes the work over
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,14 +57,14 @@ def key(*parts: object) -> str:
 def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
     """Makes a cache entry unless an undamaged one exists: `write` puts files into an empty folder.
 
-    Processes of one machine that ask for the same entry wait for the first. Returns whether it
-    existed. Raises UserError where the folder cannot be written, or the disk is full; it names
-    `setting`.
+    Processes that ask for the same entry wait for the first, on all hosts that share the folder;
+    if that one dies, the next begins anew. Returns whether the entry existed. Raises UserError
+    where the folder cannot be written, or the disk is full; it names `setting`.
     """
     if whole(entry):  # no lock, since a complete cache may be read-only
         touch(entry)
         return True
-    with _writing(entry.parent, setting), storage.lock(entry.with_name(f"{entry.name}.lock")):
+    with _writing(entry.parent, setting), _claimed(entry):
         if whole(entry):
             return True
         with _locked(entry.parent):
@@ -72,7 +77,7 @@ def once(entry: Path, write: Callable[[Path], None], setting: str) -> bool:
             _seal(unfinished)
             try:
                 unfinished.rename(entry)
-            except OSError:  # another machine was first, where locks do not reach
+            except OSError:  # another host was first, which had thought this process dead
                 if not whole(entry):
                     raise
         finally:
@@ -141,6 +146,90 @@ def check_ids(ids: np.ndarray, vocab_size: int, entry: Path) -> None:
             f"{entry} holds token ids from {ids.min()} to {ids.max()}, beyond a vocabulary of "
             f"{vocab_size}; remove it, and it is made again"
         )
+
+
+@contextlib.contextmanager
+def _claimed(entry: Path) -> Iterator[None]:
+    """Runs the block in one process at a time of all that share the folder.
+
+    A file that only one of them can create names it; while the block runs, its time of change is
+    renewed. Where the file stays as it is, or its process is gone from this host, the next process
+    takes its place. Should two ever run together, both make the same entry, and one is kept.
+    """
+    claim = entry.with_name(f"{entry.name}.claim")
+    own = f"process {os.getpid()} on {_HOST}, {time.time_ns()}"
+    while not _create(claim, own):
+        _wait(claim, entry)
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT):
+            touch(claim)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _release(claim, own)
+
+
+def _create(claim: Path, text: str) -> bool:
+    try:
+        number = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return False
+    with open(number, "w") as file:
+        file.write(text)
+    return True
+
+
+def _wait(claim: Path, entry: Path) -> None:
+    """Waits until a claim is gone, and removes it where its process is."""
+    if (first := _sign(claim)) is None:
+        return
+    seen = first
+    began = changed = time.monotonic()
+    told, pause = began + 1, 0.02
+    while (sign := _sign(claim)) is not None and sign[0] == first[0]:
+        now = time.monotonic()
+        seen, changed = sign, (changed if sign == seen else now)
+        if _gone(sign[0]) or now - changed > _DEAD:
+            log.warning("%s was being made by %s, which is gone: begun anew", entry, sign[0])
+            _release(claim, sign[0])
+            return
+        if now > told:
+            log.info("%s is being made by %s: waiting for it", entry, sign[0])
+            told = now + 60
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def _sign(claim: Path) -> tuple[str, int] | None:
+    """Reads a claim's text and time of change; None if it is gone. Opens the file, since network
+    file systems keep times for a while otherwise."""
+    try:
+        with open(os.open(claim, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+
+
+def _gone(text: str) -> bool:
+    """Tells whether a claim is of a process of this host that has ended."""
+    made = re.fullmatch(rf"process (\d{{1,9}}) on {re.escape(_HOST)}, \d+", text)
+    return made is not None and not _alive(int(made[1]))
+
+
+def _release(claim: Path, text: str) -> None:
+    """Removes a claim if it is still the one with this text."""
+    with contextlib.suppress(OSError):
+        if (sign := _sign(claim)) and sign[0] == text:
+            claim.unlink()
 
 
 def _damaged(entry: Path, names: Collection[str]) -> Path | None:

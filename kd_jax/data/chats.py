@@ -21,15 +21,16 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import files
-from kd_jax.data.source import Table
+from kd_jax.data.identity import Identity
 from kd_jax.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -39,6 +40,8 @@ Tools = list[dict[str, Any]]
 
 _PRIVATE = 0xF0000  # characters of Unicode's private use, which stand for messages
 _MARK = chr(_PRIVATE)
+_IN_MEMORY = 64_000_000  # bytes of tools that are hashed without a file
+_SLICE = 4_000_000  # characters tokenized at a time, on all cores: bounds the memory
 # What an assistant may write besides its content.
 _WRITTEN = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _UNLIKE = (
@@ -47,25 +50,32 @@ _UNLIKE = (
 )
 
 
-def read(table: Table, column: str, key: str) -> list[Conversation]:
-    """Reads the conversations of a table's column; `key` is the config key that names it.
+class Row(NamedTuple):
+    """A conversation of a source."""
+
+    place: str  # where it stands, for messages
+    messages: Conversation
+    tools: Tools | None = None
+
+
+def read(rows: Iterable[tuple[str, dict]], column: str, key: str) -> Iterator[Row]:
+    """Reads the conversations in a column of (place, row) pairs, one after the other; `key` is the
+    config key that names the column.
 
     Raises UserError naming the first row that holds no list of messages, an unknown role, a
-    content that is no text, or no message of an assistant.
+    content that is no text, no message of an assistant, or tools that are no JSON schemas.
     """
-    return [_check(value, table.place(i)) for i, value in enumerate(table.column(column, key))]
+    for place, row in rows:
+        if column not in row:
+            raise UserError(f"{place}: no column {column!r}; set {key} to one of: {', '.join(row)}")
+        yield Row(place, _check(row[column], place), _tools(row.get("tools"), f"{place}, tools"))
 
 
-def tools(table: Table) -> list[Tools | None]:
-    """Reads the tools of each conversation. UserError names the first row with something else."""
-    found = []
-    for i, value in enumerate(table.columns.get("tools", [None] * len(table))):
-        place = f"{table.place(i)}, tools"
-        value = files.parse(value, place) if isinstance(value, str) and value.strip() else value
-        if value and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
-            raise UserError(f"{place}: want a list of JSON schemas, not {value!r:.60}")
-        found.append(value or None)
-    return found
+def _tools(value: Any, place: str) -> Tools | None:
+    value = files.parse(value, place) if isinstance(value, str) and value.strip() else value
+    if value and not (isinstance(value, list) and all(isinstance(v, dict) for v in value)):
+        raise UserError(f"{place}: want a list of JSON schemas, not {value!r:.60}")
+    return value or None
 
 
 def _check(messages: Any, place: str) -> Conversation:
@@ -98,14 +108,28 @@ def _check_calls(calls: Any, place: str) -> None:
             raise UserError(f"{place}: {call!r:.60} in tool_calls is no call of a named function")
 
 
-def digest(conversations: Sequence[Conversation], tools: Sequence[Tools | None] = ()) -> str:
-    """Computes a hash of all conversations, and their tools, in their order."""
-    found = hashlib.blake2b(digest_size=16)
-    for part in (*conversations, *([tools] if any(tools) else [])):
-        line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
-        found.update(len(line).to_bytes(8, "little"))
-        found.update(line)
-    return found.hexdigest()
+def identity(rows: Iterable[Row]) -> Identity:
+    """Hashes and counts conversations, with their tools, in their order."""
+    found, count, any_tools = hashlib.blake2b(digest_size=16), 0, False
+    # The tools are hashed behind all conversations, as one list, if there are any.
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as listed:
+        for row in rows:
+            line = _json(row.messages)
+            found.update(len(line).to_bytes(8, "little"))
+            found.update(line)
+            listed.write((b", " if count else b"[") + _json(row.tools))
+            count, any_tools = count + 1, any_tools or row.tools is not None
+        if any_tools:
+            found.update((listed.tell() + 1).to_bytes(8, "little"))
+            listed.seek(0)
+            for part in iter(lambda: listed.read(2**20), b""):
+                found.update(part)
+            found.update(b"]")
+    return Identity(found.hexdigest(), count)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str).encode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +141,7 @@ class Piece:
     learned: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The tokens of a conversation, and which of them are learned."""
 
     ids_N: np.ndarray  # int32
@@ -166,19 +189,23 @@ class Template:
             found += [Piece(content, False, i in learned) for content in shown[i : i + 1]]
         return _joined(found)
 
-    def encode(
-        self,
-        conversations: Sequence[Conversation],
-        place: Callable[[int], str],
-        tools: Sequence[Tools | None] | None = None,
-    ) -> list[Tokens]:
-        """Tokenizes every conversation; `place(i)` says where one stands, for messages."""
-        pieces = []
-        for i, messages in enumerate(conversations):
+    def encode(self, rows: Iterable[Row]) -> Iterator[list[Tokens]]:
+        """Tokenizes conversations, some megabytes of text at a time. UserError names the place of
+        one that the template refuses."""
+        pieces, size = [], 0
+        for row in rows:
             try:
-                pieces.append(self.pieces(messages, tools and tools[i]))
+                pieces.append(self.pieces(row.messages, row.tools))
             except UserError as error:
-                raise UserError(f"{place(i)}: {error}") from None
+                raise UserError(f"{row.place}: {error}") from None
+            size += sum(len(piece.text) for piece in pieces[-1])
+            if size >= _SLICE:
+                yield self._encode(pieces)
+                pieces, size = [], 0
+        if pieces:
+            yield self._encode(pieces)
+
+    def _encode(self, pieces: list[list[Piece]]) -> list[Tokens]:
         texts = [piece.text for each in pieces for piece in each if not piece.special]
         encoded = iter(self._plain.encode_batch_fast(texts, add_special_tokens=False))
         found = []

@@ -1,6 +1,7 @@
 """Tokenizes examples into rows of any lengths, and pads them to batches."""
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from kd_jax.data import arrays
 from kd_jax.types import Batch, Encoding
 
+_OF_MARKED = ("tokens", "lengths", "spans", "counts")
+_SLICE = 10_000  # examples tokenized at a time: bounds the memory
 _LONGEST = 16  # examples with the most characters; the one with the most tokens is taken of them
 
 
@@ -21,46 +25,82 @@ class Flat:
     """N rows of any lengths in flat arrays: row i is tokens_F[starts_N[i] : starts_N[i] +
     lengths_N[i]], and likewise in every other array."""
 
-    tokens_F: np.ndarray  # int32, all rows one after another
-    lengths_N: np.ndarray  # int64
+    tokens_F: np.ndarray  # int32, or uint16 where kept on disk: all rows one after another
+    lengths_N: np.ndarray  # int32 or int64
 
     def __len__(self) -> int:
         return len(self.lengths_N)
 
     @functools.cached_property
     def starts_N(self) -> np.ndarray:
-        return np.cumsum(self.lengths_N) - self.lengths_N
+        return np.cumsum(self.lengths_N, dtype=np.int64) - self.lengths_N
 
 
 @dataclasses.dataclass(frozen=True)
 class Marked(Flat):
-    """Rows in which each token is marked or not."""
+    """Rows in which each token is marked or not. The marks are kept as spans, so that what depends
+    on them and on lengths alone needs no pass over tokens."""
 
-    marks_F: np.ndarray  # bool
-
-    @classmethod
-    def of(cls, tokens: Sequence[np.ndarray], marks: Sequence[np.ndarray]) -> "Marked":
-        """Joins lists of tokens and of their marks into flat arrays; there is at least one row."""
-        lengths_N = np.array([len(row) for row in tokens], np.int64)
-        return cls(_flat(tokens), lengths_N, np.concatenate(marks))
+    spans_S2: np.ndarray  # int32 (first, end) within a row: the marked stretches of all rows
+    counts_N: np.ndarray  # int32, spans of each row
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (tokens, marks) of one row."""
-        here = slice(self.starts_N[row], self.starts_N[row] + self.lengths_N[row])
-        return self.tokens_F[here], self.marks_F[here]
+        """Returns (tokens, marks) of one row: int32 and bool."""
+        tokens_T = self.tokens_F[self.starts_N[row] :][: self.lengths_N[row]].astype(np.int32)
+        marks_T = np.zeros(len(tokens_T), bool)
+        for first, end in self.spans_S2[self._ends_N[row] - self.counts_N[row] : self._ends_N[row]]:
+            marks_T[first:end] = True
+        return tokens_T, marks_T
 
-    def save(self, folder: Path) -> None:
-        """Writes every array as a .npy file."""
-        np.save(folder / "tokens.npy", self.tokens_F)
-        np.save(folder / "marks.npy", np.packbits(self.marks_F))
-        np.save(folder / "lengths.npy", self.lengths_N)
+    @functools.cached_property
+    def _ends_N(self) -> np.ndarray:
+        return np.cumsum(self.counts_N, dtype=np.int64)
+
+    def within(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts the marks at positions [begin, end) of each row, finds the end of the last of
+        them, 0 if there is none, and tells whether there are any behind: three arrays (N,)."""
+        row_S = np.repeat(np.arange(len(self)), self.counts_N)
+        first_S, end_S = self.spans_S2.T
+        stop_S = np.minimum(end_S, end)
+        size_S = np.maximum(stop_S - np.maximum(first_S, begin), 0)
+        count_N = np.bincount(row_S, size_S, len(self)).astype(np.int64)
+        last_N, behind_N = np.zeros(len(self), np.int64), np.zeros(len(self), bool)
+        np.maximum.at(last_N, row_S[size_S > 0], stop_S[size_S > 0])
+        behind_N[row_S[end_S > end]] = True
+        return count_N, last_N, behind_N
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        slices: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]],
+        dtype: np.dtype,
+    ) -> None:
+        """Writes slices of rows, each (tokens, marks), as .npy files with tokens of `dtype`."""
+        with contextlib.ExitStack() as stack:
+            tokens, lengths, spans, counts = (
+                stack.enter_context(arrays.Growing(folder / f"{name}.npy", *about))
+                for name, about in zip(
+                    _OF_MARKED, [(dtype,), (np.int32,), (np.int32, 2), (np.int32,)], strict=True
+                )
+            )
+            for rows in slices:
+                tokens.append(np.concatenate([tokens_T for tokens_T, _ in rows]))
+                lengths.append(np.array([len(tokens_T) for tokens_T, _ in rows]))
+                found = [_spans(marks_T) for _, marks_T in rows]
+                spans.append(np.concatenate(found))
+                counts.append(np.array([len(each) for each in found]))
 
     @classmethod
     def load(cls, folder: Path) -> "Marked":
-        """Reads the arrays that `save` wrote."""
-        tokens_F = np.load(folder / "tokens.npy")
-        marks_F = np.unpackbits(np.load(folder / "marks.npy"), count=len(tokens_F)).astype(bool)
-        return cls(tokens_F, np.load(folder / "lengths.npy"), marks_F)
+        """Opens the files that `write` wrote."""
+        return cls(*(np.asarray(arrays.load(folder / f"{name}.npy")) for name in _OF_MARKED))
+
+
+def _spans(marks_T: np.ndarray) -> np.ndarray:
+    """Finds the stretches of True: int (S, 2), (first, end) of each."""
+    edges = np.flatnonzero(np.diff(np.asarray(marks_T, np.int8), prepend=0, append=0))
+    return edges.reshape(-1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +166,17 @@ def encode(
     """Tokenizes texts, or pairs of texts, with the tokenizer's special tokens. Rows longer than
     `seq_len` lose tokens at the end, pairs at the end of their longer text."""
     texts = [list(first)] if second is None else [list(first), list(second)]
-    found = tokenizer(
-        *texts, truncation="longest_first", max_length=seq_len, return_attention_mask=False
-    )
-    rows = join(found["input_ids"], found.get("token_type_ids"), labels_NP, pad_id(tokenizer))
-    cut = [row for row, each in enumerate(found.encodings) if each.overflowing]
+    ids, types, cut = [], [], []
+    for start in range(0, max(1, len(first)), _SLICE):
+        some = (each[start : start + _SLICE] for each in texts)
+        found = tokenizer(
+            *some, truncation="longest_first", max_length=seq_len, return_attention_mask=False
+        )
+        ids += [np.array(row, np.int32) for row in found["input_ids"]]
+        types += [np.array(row, np.int32) for row in found.get("token_type_ids", ())]
+        cut += [start + row for row, each in enumerate(found.encodings) if each.overflowing]
+    typed = "token_type_ids" in found
+    rows = join(ids, types if typed else None, labels_NP, pad_id(tokenizer))
     longest = int(rows.lengths_N.max(initial=0))
     if cut:  # their tokens were not counted; the longest has the most characters, or nearly so
         cut.sort(key=lambda row: -sum(len(each[row]) for each in texts))
@@ -169,35 +215,63 @@ def _flat(rows) -> np.ndarray:
     return np.concatenate([np.asarray(row, np.int32) for row in rows] or [np.zeros(0, np.int32)])
 
 
-def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Packs items into bins of size `room`: returns the indices of the items in each bin.
+@dataclasses.dataclass(frozen=True)
+class Bins:
+    """Items in bins: those of bin b are items_N[starts[b] : starts[b + 1]]."""
+
+    items_N: np.ndarray
+    starts: np.ndarray  # one more than bins
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.items_N[self.starts[number] : self.starts[number + 1]]
+
+
+def pack(lengths_N: np.ndarray, room: int) -> Bins:
+    """Packs items of lengths >= 1 into bins of size `room`.
 
     Best fit decreasing (Johnson 1974): the longest item first, into the fullest bin that it fits;
     never more than 11/9 of the bins of the best packing, plus four. Depends on the lengths alone.
     Raises ValueError for an item longer than `room`.
     """
-    bins: list[list[int]] = []
+    lengths_N = np.asarray(lengths_N, np.int64)
+    order_N = np.argsort(-lengths_N, kind="stable")
+    if len(order_N) and lengths_N[order_N[0]] > room:
+        item = order_N[0]
+        raise ValueError(f"item {item} of length {lengths_N[item]} does not fit into {room}")
+    bin_N = np.empty(len(order_N), np.int64)  # of each item, in that order
     of_room: list[list[int]] = [[] for _ in range(room + 1)]  # bins by the room that is left
     rooms: list[int] = []  # those that some bin has, ascending
-    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
-        length = lengths[item]
-        if length > room:
-            raise ValueError(f"item {item} of length {length} does not fit into {room}")
-        at = bisect.bisect_left(rooms, length)
-        if at == len(rooms):
-            number, left = len(bins), room
-            bins.append([])
-        else:
-            left = rooms[at]
-            number = of_room[left].pop()
-            if not of_room[left]:
-                del rooms[at]
-        bins[number].append(item)
-        left -= length
-        if not of_room[left]:
-            bisect.insort(rooms, left)
-        of_room[left].append(number)
-    return bins
+    count = at = 0
+    sizes, numbers = np.unique(lengths_N, return_counts=True)
+    # The fullest bin that an item fits stays so until no other of its length fits: all items of one
+    # length are placed at a time, in the bins of one room.
+    for length, many in zip(sizes[::-1].tolist(), numbers[::-1].tolist(), strict=True):
+        while many:
+            first = bisect.bisect_left(rooms, length)
+            left = rooms[first] if first < len(rooms) else room
+            each = left // length
+            wanted = -(-many // each)
+            if first < len(rooms):
+                taken = of_room[left][: -wanted - 1 : -1]
+                del of_room[left][-len(taken) :]
+                if not of_room[left]:
+                    del rooms[first]
+            else:
+                taken = list(range(count, count + wanted))
+                count += wanted
+            placed = min(many, each * len(taken))
+            bin_N[at : at + placed] = np.repeat(taken, each)[:placed]
+            at, many = at + placed, many - placed
+            last = placed - each * (len(taken) - 1)  # items in the last of them
+            for bins, items in ((taken[:-1], each), (taken[-1:], last)):
+                if bins and not of_room[left - items * length]:
+                    bisect.insort(rooms, left - items * length)
+                of_room[left - items * length] += bins
+    starts = np.concatenate([[0], np.cumsum(np.bincount(bin_N, minlength=count))])
+    return Bins(order_N[np.argsort(bin_N, kind="stable")], starts)
 
 
 def batch(ids_B: np.ndarray, rows: Iterable[Iterable[tuple]], length: int, several: bool) -> Batch:

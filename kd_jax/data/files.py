@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_jax.data.source import Documents, Table, from_lines, from_rows
+from kd_jax.data import identity
+from kd_jax.data.source import Documents, Records, from_lines, from_rows, needed
 from kd_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -55,15 +56,20 @@ def documents(spec: dict, where: str) -> Documents:
             yield first
             yield from found
 
-    return Documents(name, read)
+    return Documents(name, read, stamp=lambda: identity.of_files(files))
 
 
-def rows(spec: dict, where: str) -> Table:
-    """Reads all columns of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
-    `spec["path"]`. Raises UserError like `documents`, and where rows differ in their columns."""
+def rows(spec: dict, where: str) -> Records:
+    """Opens the rows of the .csv, .tsv, .jsonl, .json (a list of objects) and .parquet files in
+    `spec["path"]`; of a .parquet no more than `spec["columns"]`, if these are given and there.
+    Raises UserError like `documents`."""
     name, files = _find(spec, where, _RECORDS)
-    records = (record for file in files for record in _RECORDS[file.suffix](file, spec))
-    return Table.of_records(name, records)
+
+    def read() -> Iterator[tuple[str, dict]]:
+        for file in files:
+            yield from _RECORDS[file.suffix](file, spec)
+
+    return Records(name, read, stamp=lambda: identity.of_files(files))
 
 
 def _find(spec: dict, where: str, kinds: Collection[str]) -> tuple[str, list[Path]]:
@@ -308,6 +314,7 @@ def _parquet(file: Path, spec: dict) -> Iterator[tuple[str, dict]]:
         with pyarrow.parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
             check_header(names, str(file))
+            names = needed(names, spec.get("columns", ()))
             if column is not None:
                 _field(dict.fromkeys(names), column, str(file))
                 names = [column]

@@ -3,12 +3,14 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
 
 from kd_jax import hub
-from kd_jax.data.source import Documents, Table, check_text, from_rows
+from kd_jax.data import identity
+from kd_jax.data.source import Documents, Records, check_text, from_rows, needed
 from kd_jax.errors import UserError, line
 
 log = logging.getLogger(__name__)
@@ -31,18 +33,32 @@ def documents(spec: dict, where: str) -> Documents:
         batches = table.select_columns(column).iter(batch_size=1024)
         return from_rows(text or "" for batch in batches for text in batch[column])
 
-    return Documents(name, read, commit)
+    return Documents(name, read, commit, lambda: _stamp(table, commit))
 
 
-def rows(spec: dict, where: str) -> Table:
-    """Reads all columns of a split; classes are read as numbers, a missing class (-1 on the hub) as
-    None. Raises UserError like `documents`."""
+def rows(spec: dict, where: str) -> Records:
+    """Opens the rows of a split, with `spec["columns"]` alone if these are given and there; classes
+    are read as numbers, a missing class (-1 on the hub) as None. Raises UserError like `documents`.
+    """
     table, name, commit = _load(spec, where)
-    columns = {column: list(table[column]) for column in table.column_names}
-    for column, feature in table.features.items():
-        if hasattr(feature, "names"):
-            columns[column] = [None if value == -1 else value for value in columns[column]]
-    return Table(name, columns, lambda row: f"{name}, row {row}", commit)
+    table = table.select_columns(needed(table.column_names, spec.get("columns", ())))
+    of_classes = [name for name, feature in table.features.items() if hasattr(feature, "names")]
+
+    def read() -> Iterator[tuple[str, dict]]:
+        number = 0
+        for batch in table.iter(batch_size=1024):
+            for column in of_classes:
+                batch[column] = [None if value == -1 else value for value in batch[column]]
+            for values in zip(*batch.values(), strict=True):
+                yield f"{name}, row {number}", dict(zip(batch, values, strict=True))
+                number += 1
+
+    return Records(name, read, commit, lambda: _stamp(table, commit))
+
+
+def _stamp(table: Any, commit: str | None) -> identity.Stamp | None:
+    files = [each["filename"] for each in table.cache_files]
+    return (commit,) if commit else identity.of_files(files) or None
 
 
 def _load(spec, where):

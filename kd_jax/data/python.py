@@ -7,12 +7,14 @@ are parsed, not imported.
 
 import ast
 import functools
+import importlib.util
 import platform
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from kd_jax.data import identity
 from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
 
@@ -25,24 +27,40 @@ def documents(spec: dict, where: str) -> Documents:
     """Opens documents: one for each topic of the reference, then one for each standard module."""
     version = platform.python_version()
     if spec["path"] is None:
-        return Documents(f"Python {version}'s own text", lambda: iter(_reference() + _library()))
+        name = f"Python {version}'s own text"
+        return Documents(
+            name, _all, stamp=lambda: identity.of_files([_topics(), *_modules(_stdlib())])
+        )
     if spec["path"] != "reference":
         raise UserError(
             f"config.{where}.path={spec['path']!r}: source 'python' takes 'reference', or no path"
         )
-    return Documents(f"the language reference of Python {version}", lambda: iter(_reference()))
+    name = f"the language reference of Python {version}"
+    return Documents(name, _reference, stamp=lambda: identity.of_files([_topics()]))
 
 
-def _reference() -> tuple[str, ...]:
+def _all() -> Iterator[str]:
+    yield from _reference()
+    yield from _library()
+
+
+def _reference() -> Iterator[str]:
     from pydoc_data.topics import topics
 
-    return tuple(topics[name] for name in sorted(topics))
+    return (topics[name] for name in sorted(topics))
+
+
+def _topics() -> str:
+    return importlib.util.find_spec("pydoc_data.topics").origin
 
 
 @functools.cache
 def _library() -> tuple[str, ...]:
-    modules = (_docstrings(file) for file in _modules(Path(sysconfig.get_path("stdlib"))))
-    return tuple(filter(None, modules))
+    return tuple(filter(None, map(_docstrings, _modules(_stdlib()))))
+
+
+def _stdlib() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
 
 
 def _modules(library: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ A source is a dict with these keys (all but `source` and `path` may be left out)
     revision  hub: branch, tag or commit
 
 A module is a source when it defines `documents(spec, where) -> Documents`; with
-`rows(spec, where) -> Table` it gives tables too.
+`rows(spec, where) -> Records` it gives tables too; where that is cheaper, spec["columns"] alone.
 
 What a document is: a row of a table (hub, tfds, .jsonl, .csv, .tsv, .parquet); in a text file,
 what stands between blank lines, or each line where a file has no blank lines. WikiText is the
@@ -28,13 +28,17 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from kd_jax import plugins
+from kd_jax.data import identity
+from kd_jax.data.identity import Identity, Stamp
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
 
@@ -43,34 +47,51 @@ DEFAULTS = dict(
 )
 OF_TABLES = {key: value for key, value in DEFAULTS.items() if key != "text"}
 
+Item = TypeVar("Item")
+
 _HEADING = re.compile(r"= [^=]+ =")
 
 
-class Identity(NamedTuple):
-    """The identity of a text: a hash of all documents, and how many there are."""
+class Source(Generic[Item]):
+    """What one source holds; each iteration reads it anew, in the same order."""
 
-    digest: str
-    count: int
-
-
-class Documents:
-    """The documents of one source; each iteration reads them anew, in the same order."""
+    settings = ""  # of the config
+    seen: Stamp | None = None  # the stamp of what its identity was found from
 
     def __init__(
-        self, name: str, read: Callable[[], Iterator[str]], commit: str | None = None
+        self,
+        name: str,
+        read: Callable[[], Iterator[Item]],
+        commit: str | None = None,
+        stamp: Callable[[], Stamp | None] | None = None,
     ) -> None:
+        """Takes how to read it, and what changes whenever its contents do (data/identity.py)."""
         self.name = name  # for messages and the run's manifest
         self.commit = commit  # of a hub repository
+        self.stamp = stamp
         self._read = read
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Item]:
         return self._read()
+
+
+class Records(Source[tuple[str, dict[str, Any]]]):
+    """The rows of one source: pairs of where a row stands ("train.csv, row 7") and its columns."""
+
+
+class Documents(Source[str]):
+    """The documents of one source."""
+
+    root: Path | None = None  # the cache folder that remembers their identity
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """Hashes and counts the documents, reading everything once."""
+        """Hashes and counts the documents; reads everything unless the cache remembers it."""
+        return identity.remembered(self, "documents", self._digest, self.root)
+
+    def _digest(self) -> Identity:
         digest, count = hashlib.blake2b(digest_size=16), 0
-        for document in self:
+        for document in identity.watched(self, f"reading {self.name}"):
             count += 1
             text = document.encode()
             digest.update(len(text).to_bytes(8, "little"))
@@ -83,11 +104,11 @@ class Documents:
 
     def part(self, chosen: np.ndarray, name: str) -> "Documents":
         """Selects the documents where the bool array `chosen` is True."""
-        part = Documents(name, lambda: itertools.compress(self, chosen), self.commit)
+        part = Documents(name, lambda: itertools.compress(self, chosen), self.commit, self.stamp)
         digest = hashlib.blake2b(np.packbits(chosen).tobytes(), digest_size=16)
         digest.update(self.identity.digest.encode())
         # Derived from the whole's identity, so that the documents are not read again.
-        part.identity = Identity(digest.hexdigest(), int(chosen.sum()))
+        part.identity, part.seen = Identity(digest.hexdigest(), int(chosen.sum())), self.seen
         return part
 
 
@@ -101,7 +122,9 @@ class Table:
     commit: str | None = None  # of a hub repository
 
     @classmethod
-    def of_records(cls, name: str, records: Iterable[tuple[str, dict]]) -> "Table":
+    def of_records(
+        cls, name: str, records: Iterable[tuple[str, dict]], commit: str | None = None
+    ) -> "Table":
         """Makes a table of (place, row) pairs. Raises UserError where there are none, and where a
         row has other columns than the first one."""
         places, columns = [], {}
@@ -117,7 +140,7 @@ class Table:
                 columns[column].append(value)
         if not places:
             raise UserError(f"{name} holds no rows")
-        return cls(name, columns, places.__getitem__)
+        return cls(name, columns, places.__getitem__, commit)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -149,34 +172,42 @@ class Table:
         return values
 
 
-def read(config: Mapping, where: str) -> Documents:
+def read(config: Mapping, where: str, root: Path | None = None) -> Documents:
     """Opens the documents of the source `config`, the section config.<where> (say "data.train").
 
-    Reads the first document, so that most mistakes show at once. Raises UserError for whatever is
-    wrong with the config or the source.
+    Reads the first document, so that most mistakes show at once; with a cache folder `root` all of
+    them, unless it remembers them. Raises UserError for whatever is wrong with the config or the
+    source.
     """
     found = _open(config, where, DEFAULTS, "documents")
-    if next(iter(found), None) is None:
+    found.root = root
+    if not found.identity.count if root else next(iter(found), None) is None:
         raise UserError(f"{found.name} (config.{where}) holds no text")
     return found
 
 
 def table(config: Mapping, where: str) -> Table:
     """Reads the table of the source `config`, the section config.<where>. UserError as `read`."""
-    found = _open(config, where, OF_TABLES, "rows")
-    if not len(found):
-        raise UserError(f"{found.name} (config.{where}) holds no rows")
-    return found
+    found = records(config, where)
+    return Table.of_records(found.name, found, found.commit)
 
 
-def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str) -> Any:
+def records(config: Mapping, where: str, *columns: str) -> Records:
+    """Opens the rows of the source `config`, the section config.<where>; other columns than
+    `columns`, if these are given, may be missing. UserError as `read`, while they are read."""
+    return _open(config, where, OF_TABLES, "rows", columns=columns)
+
+
+def _open(config: Mapping, where: str, defaults: dict[str, Any], kind: str, **more: Any) -> Any:
     """Imports a source's module and calls its function `kind` ("documents" or "rows")."""
-    spec = settings(config, defaults, where)
+    spec = settings(config, defaults, where) | more
     spec["split"] = spec["split"] or where.rsplit(".", 1)[-1]
     module = plugins.load("data", spec["source"], kind)
     if spec["path"] is None and spec["source"] != "python":
         raise UserError(f"config.{where}.path is not set: source {spec['source']!r} needs it")
-    return getattr(module, kind)(spec, where)
+    found = getattr(module, kind)(spec, where)
+    found.settings = json.dumps(spec, sort_keys=True, default=str)
+    return found
 
 
 def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) -> None:
@@ -186,6 +217,13 @@ def check_text(name: str, columns: Mapping[str, bool], column: str, where: str) 
         what = f"no text in {column!r}" if column in columns else f"no column {column!r}"
         have = ", ".join(each for each, text in columns.items() if text)
         raise UserError(f"{name} has {what}; set config.{where}.text to one of: {have}")
+
+
+def needed(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Lists those of a table's columns that are among `columns`; all of them if none are asked for,
+    or if the first is not there, so that the message about it can list them."""
+    given = columns and columns[0] in names
+    return [name for name in names if not given or name in columns]
 
 
 def blank(text: str) -> bool:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd_jax.data.source import Documents, Table, check_text, from_rows
+from kd_jax.data import identity
+from kd_jax.data.source import Documents, Records, check_text, from_rows
 from kd_jax.errors import UserError
 
 
@@ -20,7 +22,7 @@ def documents(spec: dict, where: str) -> Documents:
     """
     import tensorflow_datasets as tfds
 
-    table, features = _load(spec, where)
+    table, features, stamp = _load(spec, where)
     name, column = _name(spec), spec["text"]
     columns = {each: isinstance(features[each], tfds.features.Text) for each in features}
     check_text(name, columns, column, where)
@@ -28,16 +30,19 @@ def documents(spec: dict, where: str) -> Documents:
     def read() -> Iterator[str]:
         return from_rows(table[row][column].decode() for row in range(len(table)))
 
-    return Documents(name, read)
+    return Documents(name, read, stamp=stamp)
 
 
-def rows(spec: dict, where: str) -> Table:
-    """Reads all features of the split, classes as their numbers. Raises UserError like
-    `documents`."""
-    table, _ = _load(spec, where)
+def rows(spec: dict, where: str) -> Records:
+    """Opens the rows of the split with all features, classes as their numbers. Raises UserError
+    like `documents`."""
+    table, _, stamp = _load(spec, where)
     name = _name(spec)
-    records = ((f"{name}, row {row}", _plain(table[row])) for row in range(len(table)))
-    return Table.of_records(name, records)
+
+    def read() -> Iterator[tuple[str, dict]]:
+        return ((f"{name}, row {row}", _plain(table[row])) for row in range(len(table)))
+
+    return Records(name, read, stamp=stamp)
 
 
 def _name(spec: dict) -> str:
@@ -56,7 +61,8 @@ def _plain(value: Any) -> Any:
 
 
 def _load(spec, where):
-    """Loads a split: returns (the split, with random access; the dataset's features)."""
+    """Loads a split: returns (the split, with random access; the dataset's features; what makes
+    its stamp)."""
     import tensorflow_datasets as tfds
 
     path, split = spec["path"], spec["split"]
@@ -81,4 +87,5 @@ def _load(spec, where):
             f"tfds dataset {path!r}, split {split!r} (config.{where}.split): {error}; "
             f"have: {', '.join(splits)}"
         ) from error
-    return table, builder.info.features
+    folder = Path(builder.data_dir)
+    return table, builder.info.features, lambda: identity.of_files(sorted(folder.iterdir()))

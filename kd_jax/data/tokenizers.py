@@ -1,21 +1,21 @@
 """Loads, trains and saves tokenizers, and looks up their special tokens and word boundaries."""
 
 import collections
+import contextlib
 import copy
+import importlib.util
 import json
-from collections.abc import Iterable
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoTokenizer,
-    BertTokenizer,
-    GPT2Tokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from kd_jax.data.masking import Vocabulary
 from kd_jax.errors import UserError
@@ -45,9 +45,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if not has_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer: it needs {_FILES}")
     try:
-        tokenizer = _load(AutoTokenizer, folder)
+        tokenizer = _load("AutoTokenizer", folder)
         if not _as_in_file(tokenizer, folder):
-            tokenizer = _load(PreTrainedTokenizerFast, folder)
+            tokenizer = _load("PreTrainedTokenizerFast", folder)
     except Exception as error:  # a damaged tokenizer.json raises no other class
         code = "trust_remote_code" in str(error)
         reason = "it needs code of its own (auto_map), which is never run" if code else _line(error)
@@ -61,8 +61,37 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(kind: type, folder: Path) -> PreTrainedTokenizerBase:
-    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def _load(kind: str, folder: Path) -> PreTrainedTokenizerBase:
+    with _without_torch():
+        of_kind = getattr(transformers, kind)
+        return of_kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keeps transformers from importing PyTorch in the block, which takes a second: of all that it
+    wants it for models, a tokenizer needs the names of types in config.json at most. Whatever else
+    is asked of the module that stands in for PyTorch, also later, is the real one's."""
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    if spec is None:
+        yield
+        return
+    stand_in = types.ModuleType("torch")
+
+    def attribute(name: str) -> Any:
+        if sys.modules.get("torch") is stand_in:
+            if re.fullmatch(r"b?float\d+\w*", name):
+                return name
+            del sys.modules["torch"]
+        return getattr(importlib.import_module("torch"), name)
+
+    stand_in.__spec__, stand_in.__getattr__ = spec, attribute
+    sys.modules["torch"] = stand_in
+    try:
+        yield
+    finally:
+        if sys.modules.get("torch") is stand_in:
+            del sys.modules["torch"]
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
@@ -102,7 +131,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
 
 def reader_of(folder: str | Path) -> str:
     """Names the class of transformers that loads the tokenizer of a folder as kd_jax does."""
-    faithful = _as_in_file(_load(AutoTokenizer, Path(folder)), Path(folder))
+    faithful = _as_in_file(_load("AutoTokenizer", Path(folder)), Path(folder))
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
 

@@ -8,7 +8,7 @@ precision, recall or F1 of 0, and a correlation with constant values is 0.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 
 def cross_entropy(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
@@ -67,6 +67,8 @@ def regression(predictions_N: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
         "spearman": 0.0,
     }
     if np.ptp(predictions_N) > 0 and np.ptp(labels_N) > 0:
+        from scipy import stats  # takes half a second to import
+
         found["pearson"] = float(stats.pearsonr(predictions_N, labels_N).statistic)
         found["spearman"] = float(stats.spearmanr(predictions_N, labels_N).statistic)
     return found

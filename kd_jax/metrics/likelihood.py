@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from kd_jax.precision import Policy, product
 from kd_jax.types import Array, Batch, ModelOutput
@@ -81,6 +80,8 @@ def share(hits_Q: np.ndarray) -> dict[str, float | list[float]]:
     """Computes the share of True, its standard error (binomial), and Wilson's 95% interval (1927),
     which unlike the error also holds for few questions and for shares near 0 or 1."""
     n, p = len(hits_Q), float(np.mean(hits_Q))
+    from scipy import stats  # takes half a second to import
+
     found = stats.binomtest(int(np.sum(hits_Q)), n).proportion_ci(method="wilson")
     interval = [float(found.low), float(found.high)]
     return {"value": p, "error": math.sqrt(p * (1 - p) / n), "interval": interval}

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.recipes import export
-from kd_jax.report import plots, runs
+from kd_jax.report import runs
 from kd_jax.run import measure, results, stage, teaching
 from kd_jax.run.models import check_types
 from kd_jax.run.results import Stopwatch
@@ -167,6 +167,8 @@ def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwat
     with watch.section("export"):
         found["export"] = export.export_run(run, last, parameters[last.model], found)
     found |= watch.report()
+    from kd_jax.report import plots  # with matplotlib, which takes half a second to import
+
     curves = plots.curves({folder.name: [(found, runs.curves(folder))]})
     plots.draw(curves, folder.name, folder / "plots")
     storage.write_json(folder / "results.json", found)

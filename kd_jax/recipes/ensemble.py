@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from kd_jax import storage
 from kd_jax.errors import UserError
 from kd_jax.recipes import export
-from kd_jax.report import pictures, runs
+from kd_jax.report import runs
 from kd_jax.run import results as kept
 from kd_jax.run import stage
 from kd_jax.run.run import Run, build
@@ -59,6 +59,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
             members.append(params)
             found.append(figures)
             if jax.process_index() == 0:
+                from kd_jax.report import pictures  # with matplotlib, slow to import
+
                 pictures.write_rounds(folder, training.of_teacher, found)
     weights, learned = training.weights(members)
     found[-1]["ensemble"] |= {
@@ -86,6 +88,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
 
 def _trend(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Fits the ensemble's loss and KL against its size; {} for fewer than three rounds."""
+    from kd_jax.report import pictures  # with matplotlib, which takes half a second to import
+
     sizes = [each["members"] for each in found]
     made = {
         name: pictures.trend(sizes, [each["ensemble"][name] for each in found])

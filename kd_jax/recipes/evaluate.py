@@ -29,7 +29,7 @@ from kd_jax.data import tokenizers
 from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.report import pictures, runs, tables
+from kd_jax.report import runs, tables
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
 from kd_jax.run.models import check_types, class_order, compare_rules
@@ -85,6 +85,8 @@ class Predictions:
         written = [folder / f"predictions.{'json' if self.task.head == 'span' else 'tsv'}"]
         self.task.write_submission(self.report["split"], self.outputs, str(written[0]))
         if "classes" in self.report:
+            from kd_jax.report import pictures  # with matplotlib, slow to import
+
             written += [folder / "classes.md", folder / "confusion.png"]
             shown = tables.by_class(self.report["task"], [{"stages": {"": self.report}}])
             written[1].write_text(shown.markdown())

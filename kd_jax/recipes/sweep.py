@@ -25,7 +25,7 @@ from kd_jax import storage
 from kd_jax.errors import Diverged, UserError
 from kd_jax.ranges import Real, settings
 from kd_jax.recipes import distil
-from kd_jax.report import pictures, quantities, table
+from kd_jax.report import quantities, table
 from kd_jax.report.quantities import MISSING
 from kd_jax.run import measure, stage, workdir
 from kd_jax.run.results import Stopwatch, kept, together
@@ -267,6 +267,8 @@ def _show(sweep: dict, rank: Rank, results: dict, folder: epath.Path) -> None:
         f"best: trial {results['best']['trial']}, {folder / 'trials' / results['best']['folder']}"
     )
     if len(keys) == 2 and sweep["sampler"] == "grid":
+        from kd_jax.report import pictures  # with matplotlib, slow to import
+
         rows, columns = (list(sweep["keys"][key]) for key in keys)
         at = {tuple(t["keys"].values()): t["figures"].get(primary, math.nan) for t in trials}
         values = [[at[row, column] for column in columns] for row in rows]

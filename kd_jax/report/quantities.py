@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import scipy.stats
+from scipy import special
 
 Figures = Mapping[str, Any]  # of one stage, as in results.json
 Stages = Mapping[str, Figures]  # of one run
@@ -198,7 +198,7 @@ class Paired:
         """Computes the 95% confidence interval of the mean; None for a single seed."""
         if self.error is None:
             return None
-        reach = self.error * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(self.differences) - 1)
+        reach = self.error * special.stdtrit(len(self.differences) - 1, (1 + CONFIDENCE) / 2)
         return self.mean - reach, self.mean + reach
 
     @property

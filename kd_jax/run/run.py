@@ -195,8 +195,7 @@ def build(
     for each in settings:
         _check_rows(mesh, each.batch_size, config.accumulate, f"batch size of {each.name}")
     _check_rows(mesh, config.eval.batch_size, 1, "eval.batch_size")
-    policy = policy_for(config.precision, platform or jax.default_backend())
-    policy = dataclasses.replace(policy, reduction=config.mesh.reduction)
+    policy = policy_for(config.precision, platform or jax.default_backend(), config.mesh.reduction)
     task = plugins.load("tasks", config.task.name, "make").make(config.task, config.data, None)
     if task.regression and len(teachers) > 1 and config.average == "probabilities":
         raise UserError("config.average='probabilities': a regression has none; take logits")
@@ -226,11 +225,9 @@ def build(
 
 
 def _check_rows(mesh: Mesh, rows: int, accumulate: int, what: str) -> None:
-    devices = sharding.num_parts(mesh)
-    parts = devices * accumulate
+    parts = sharding.num_parts(mesh) * accumulate
     if rows <= 0 or rows % parts:
-        shared = f" that share rows by {mesh.shape['model']}" if devices < mesh.size else ""
         raise UserError(
-            f"{what}: {rows} rows cannot be divided among {mesh.size} devices{shared} x "
+            f"{what}: {rows} rows cannot be divided among {parts // accumulate} devices x "
             f"{accumulate} micro-batches; make it a multiple of {parts}"
         )

@@ -16,10 +16,12 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from kd_jax.data import cache, chats, encoded, source, splits
+from kd_jax.data import arrays, cache, chats, encoded, identity, source, splits
 from kd_jax.data.encoded import Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
@@ -38,7 +40,7 @@ DEFAULTS = dict(
     column="messages",
     packed=True,
 )
-_VERSION = 2  # of what is cached: raise it when tokenizing changes
+_VERSION = 3  # of what is cached: raise it when tokenizing changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,24 +100,32 @@ class Chat(Text):
         return splits.random_share(len(whole.tokens), self.data["held_out"], HELD_OUT_SEED)
 
     def _read(self, key) -> Conversations:
-        """Reads the conversations of a source, and tokenizes them once."""
-        found = source.table(self.data[key], f"data.{key}")
-        messages = chats.read(found, self.config["column"], "config.task.column")
-        tools = chats.tools(found)
-        digest = chats.digest(messages, tools)
-        tokenizer = self.tokenizer
-        template = tokenizer.chat_template, self.config["turns"]
-        key = cache.key(_VERSION, digest, tokenizer.backend_tokenizer.to_str(), *template)
-        entry = cache.folder(self.data["cache_dir"]) / f"chats-{key}"
+        """Opens the conversations of a source, which are tokenized once."""
+        column, template = self.config["column"], self._template
+        found = source.records(self.data[key], f"data.{key}", column, "tools")
+        root, setting = cache.folder(self.data["cache_dir"]), "config.task.column"
 
-        def write(path):
-            rows = self._template.encode(messages, found.place, tools)
-            Marked.of([each.ids_N for each in rows], [e.learned_N for e in rows]).save(path)
+        def rows(doing: str, total: int | None = None) -> Iterator[chats.Row]:
+            watched = identity.watched(found, f"{doing} {found.name}", total)
+            return chats.read(watched, column, setting)
+
+        digest, count = identity.remembered(
+            found, f"chats in {column}", lambda: chats.identity(rows("reading")), root
+        )
+        if not count:
+            raise UserError(f"{found.name} (config.data.{key}) holds no rows")
+        tokenizer = self.tokenizer
+        rules = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.config["turns"]
+        entry = root / f"chats-{cache.key(_VERSION, digest, *rules)}"
+
+        def write(folder: Path) -> None:
+            ids = arrays.type_of_ids(1 + max(tokenizer.get_vocab().values()))
+            Marked.write(folder, template.encode(rows("tokenizing", count)), ids)
+            identity.check_unchanged(found)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
         tokens = Marked.load(entry)
-        cache.check_ids(tokens.tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
         return Conversations(found.name, found.commit, digest, tokens, np.arange(len(tokens)))
 
 
@@ -124,33 +134,30 @@ class Rows:
 
     def __init__(self, part: Conversations, seq_len: int, packed: bool) -> None:
         self.tokens, self.seq_len, self.packed = part.tokens, seq_len, packed
-        chosen = part.chosen_N
-        lengths = []  # of the model's input: up to the token before the last learned one
-        learned = cut = 0
-        for number in chosen:
-            _, learned_N = part.tokens[number]
-            ends = np.flatnonzero(learned_N[1 : seq_len + 1])
-            lengths.append(ends[-1] + 1 if len(ends) else 0)
-            learned += len(ends)
-            cut += bool(learned_N[seq_len + 1 :].any())
-        lengths = np.array(lengths)
-        self.lengths = dict(zip(chosen.tolist(), lengths.tolist(), strict=True))
-        kept = chosen[lengths > 0]
-        if not len(kept):
+        chosen_N = part.chosen_N
+        learned_N, ends_N, cut_N = part.tokens.within(1, seq_len + 1)
+        # Of the model's input: up to the token before the last learned one.
+        self.lengths_N = np.maximum(ends_N - 1, 0)
+        lengths_N = self.lengths_N[chosen_N]
+        kept_N = chosen_N[lengths_N > 0]
+        if not len(kept_N):
             raise UserError(
                 f"{part.name}: no conversation has a word of the assistant within "
                 f"config.task.seq_len={seq_len} tokens; lengthen the rows"
             )
-        bins = encoded.pack(lengths[lengths > 0].tolist(), seq_len) if packed else None
-        self.rows = [kept[each].tolist() for each in bins] if packed else kept[:, None].tolist()
+        if packed:
+            bins = encoded.pack(self.lengths_N[kept_N], seq_len)
+        else:
+            bins = encoded.Bins(np.arange(len(kept_N)), np.arange(len(kept_N) + 1))
+        self.rows = dataclasses.replace(bins, items_N=kept_N[bins.items_N])
         self.about = dict(
-            conversations=len(chosen),
-            cut=cut,
-            dropped=int((lengths == 0).sum()),
+            conversations=len(chosen_N),
+            cut=int(cut_N[chosen_N].sum()),
+            dropped=int((lengths_N == 0).sum()),
             rows=len(self.rows),
-            tokens=int(lengths.sum()),
-            learnt=learned,
-            longest=int(part.tokens.lengths_N[chosen].max()),
+            tokens=int(lengths_N.sum()),
+            learnt=int(learned_N[chosen_N].sum()),
+            longest=int(part.tokens.lengths_N[chosen_N].max()),
         )
 
     def __len__(self) -> int:
@@ -162,7 +169,7 @@ class Rows:
         return encoded.batch(ids_B, rows, self.seq_len, self.packed)
 
     def _piece(self, segment: int, conversation: int) -> tuple:
-        (ids_N, learned_N), length = self.tokens[conversation], self.lengths[conversation]
+        (ids_N, learned_N), length = self.tokens[conversation], self.lengths_N[conversation]
         return ids_N[:length], ids_N[1 : length + 1], learned_N[1 : length + 1], segment
 
 

@@ -86,7 +86,7 @@ class TextTask(Text):
         )
 
     def _read(self, key) -> Documents:
-        return source.read(self.data[key], f"data.{key}")
+        return source.read(self.data[key], f"data.{key}", cache.folder(self.data["cache_dir"]))
 
     def _held_out(self, whole):
         return splits.random_share(whole.identity.count, self.data["held_out"], HELD_OUT_SEED)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kd_jax import storage
-from kd_jax.data import files, squad
+from kd_jax.data import files, source, squad
 from kd_jax.data.source import Table, blank
 from kd_jax.data.squad import Question
 from kd_jax.errors import UserError
@@ -87,7 +87,7 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
 
 
 def _table(path: Path, delimiter: str | None) -> Table:
-    return files.rows({"path": str(path), "delimiter": delimiter}, "input")
+    return source.table({"path": str(path), "delimiter": delimiter}, "input")
 
 
 def _texts(table: Table, name: str, key: str, keep_empty: bool) -> list[str]:

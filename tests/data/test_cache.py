@@ -123,7 +123,7 @@ def test_what_killed_processes_left_is_removed(tmp_path, dead, caplog):
     assert f"{partial(entry, dead)} is removed" in caplog.text
 
 
-@pytest.mark.parametrize("planted", ["x.lock", ".lock", "partial", "x"])
+@pytest.mark.parametrize("planted", ["x.claim", ".lock", "partial", "x"])
 def test_links_that_others_planted_are_not_followed(tmp_path, planted):
     root, victim = tmp_path / "cache", tmp_path / "victim"
     root.mkdir()
@@ -148,10 +148,13 @@ def test_a_complete_cache_may_be_read_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "utime", read_only)
     monkeypatch.setattr(storage, "lock", read_only)
+    monkeypatch.setattr(cache, "_create", read_only)
     assert make(tmp_path / "x")
-    with pytest.raises(UserError, match="cannot write .*y.lock: Read-only file system; set config"):
+    with pytest.raises(
+        UserError, match="cannot write .*y.claim: Read-only file system; set config"
+    ):
         make(tmp_path / "y")
-    with pytest.raises(UserError, match="cannot write .*broken.lock: Read-only file system"):
+    with pytest.raises(UserError, match="cannot write .*broken.claim: Read-only file system"):
         make(tmp_path / "broken")
 
 
@@ -213,3 +216,92 @@ def test_what_cannot_be_read_is_not_blamed_on_the_cache(tmp_path):
 
     with pytest.raises(PermissionError, match="text.txt"):
         cache.once(tmp_path / "x", read, SETTING)
+
+
+def claim(entry, holder):
+    path = entry.with_name(f"{entry.name}.claim")
+    path.write_text(f"process {holder}, 1")
+    return path
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path, dead, caplog):
+    claim(tmp_path / "x", f"{dead} on {cache._HOST}")
+    assert not make(tmp_path / "x") and names(tmp_path) == ["x"]
+    assert f"was being made by process {dead} on {cache._HOST}" in caplog.text
+
+
+def test_another_host_is_waited_for_while_it_shows_signs_of_life(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "_DEAD", 0.6)
+    path = claim(tmp_path / "x", "7 on elsewhere")
+    made = []
+    thread = threading.Thread(target=lambda: made.append(make(tmp_path / "x")))
+    with caplog.at_level("INFO", logger="kd_jax"):
+        thread.start()
+        for beat in range(15):
+            os.utime(path, (beat, beat))
+            thread.join(0.1)
+            assert thread.is_alive()
+        make(tmp_path / "y")
+        (tmp_path / "y").rename(tmp_path / "x")  # which is then done
+        path.unlink()
+        thread.join()
+    assert made == [True] and "x is being made by process 7 on elsewhere, 1: waiting" in caplog.text
+
+
+def test_another_host_that_shows_none_is_taken_for_dead(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cache, "_DEAD", 0.3)
+    claim(tmp_path / "x", "7 on elsewhere")
+    assert not make(tmp_path / "x") and names(tmp_path) == ["x"]
+    assert "which is gone: begun anew" in caplog.text
+
+
+def test_a_process_that_makes_an_entry_shows_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_BEAT", 0.01)
+
+    def write(made):
+        path = tmp_path / "x.claim"
+        os.utime(path, (1, 1))
+        while os.stat(path).st_mtime < 2:
+            pass
+        (made / "x.bin").write_text("whole")
+
+    assert not cache.once(tmp_path / "x", write, SETTING) and names(tmp_path) == ["x"]
+
+
+def test_hosts_that_share_a_folder_tokenize_once(tmp_path):
+    """Three processes, each under the name of another host; locks between them do not count."""
+    program = f"""
+import fcntl, time
+from pathlib import Path
+from kd_jax.data import cache
+cache._HOST = __import__("sys").argv[1]
+fcntl.flock = lambda *_: None
+def write(made):
+    (Path({str(tmp_path)!r}) / ("made." + cache._HOST)).touch()
+    time.sleep(1)
+    (made / "x.bin").touch()
+cache.once(Path({str(tmp_path / "cache" / "x")!r}), write, "")
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", program, host]) for host in "abc"]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    assert len(list(tmp_path.glob("made.*"))) == 1 and names(tmp_path / "cache") == ["x"]
+
+
+def test_after_a_kill_the_next_begins_anew(tmp_path):
+    program = f"""
+import time
+from pathlib import Path
+from kd_jax.data import cache
+def write(made):
+    (made / "half.bin").touch()
+    print("writing", flush=True)
+    time.sleep(60)
+cache.once(Path({str(tmp_path / "x")!r}), write, "")
+"""
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    run.stdout.readline()
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    assert not make(tmp_path / "x") and names(tmp_path) == ["x"]
+    assert names(tmp_path / "x") == [cache.MARK, "x.bin"]

@@ -1,24 +1,30 @@
 """Rows of messages that are no conversations are refused, by name of the row."""
 
 import datetime
+import hashlib
 import json
 
 import pytest
 
 from kd_jax.data import chats
-from kd_jax.data.source import Table
 from kd_jax.errors import UserError
 
 ASKED = {"role": "user", "content": "2 + 2?"}
 ANSWERED = {"role": "assistant", "content": "4"}
 
 
-def table(*rows):
-    return Table("chats.jsonl", {"messages": list(rows)}, lambda i: f"chats.jsonl, row {i + 1}")
+def table(column, *values):
+    return [(f"chats.jsonl, row {i}", {column: value}) for i, value in enumerate(values, 1)]
 
 
 def read(*rows):
-    return chats.read(table(*rows), "messages", "config.task.column")
+    found = chats.read(table("messages", *rows), "messages", "config.task.column")
+    return [row.messages for row in found]
+
+
+def digest(conversations, tools=None):
+    pairs = zip(conversations, tools or [None] * len(conversations), strict=True)
+    return chats.identity(chats.Row("", *pair) for pair in pairs).digest
 
 
 def test_conversations_stay_as_they_are():
@@ -43,13 +49,14 @@ def test_a_row_that_is_none_is_named(row, message):
 
 
 def test_a_missing_column():
-    with pytest.raises(UserError, match="no column 'chat'; set config.task.column"):
-        chats.read(table([ASKED, ANSWERED]), "chat", "config.task.column")
+    rows = table("messages", [ASKED, ANSWERED])
+    with pytest.raises(UserError, match="row 1: no column 'chat'; set config.task.column to one"):
+        list(chats.read(rows, "chat", "config.task.column"))
 
 
 def test_the_digest_tells_order_and_words_apart():
     one, other = [ASKED, ANSWERED], [ASKED, ANSWERED, ASKED]
-    found = {chats.digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
+    found = {digest(rows) for rows in ([one, other], [other, one], [one], [one, one])}
     assert len(found) == 4
 
 
@@ -72,19 +79,36 @@ def test_calls_need_no_content_and_nothing_is_left_of_null():
 def test_tools_are_lists_or_their_json():
     schema = {"type": "function", "function": {"name": "add"}}
     values = [[schema], json.dumps([schema]), None, "", []]
-    with_tools = Table("t", {"tools": values}, lambda i: f"t, row {i + 1}")
-    assert chats.tools(with_tools) == [[schema], [schema], None, None, None]
-    assert chats.tools(table([ASKED], [ASKED])) == [None, None]
+
+    def tools(*values):
+        said = [(place, row | {"messages": [ASKED, ANSWERED]}) for place, row in values]
+        return [row.tools for row in chats.read(said, "messages", "config.task.column")]
+
+    assert tools(*table("tools", *values)) == [[schema], [schema], None, None, None]
+    assert tools(("no such column", {})) == [None]
     for value, message in [
         ("[", "row 1, tools is not JSON"),
         (["add"], "row 1, tools: want a list"),
     ]:
         with pytest.raises(UserError, match=message):
-            chats.tools(Table("t", {"tools": [value]}, lambda i: f"t, row {i + 1}"))
+            tools(*table("tools", value))
 
 
 def test_the_digest_tells_tools_apart_and_takes_dates():
     one = [ASKED, ANSWERED | {"at": datetime.date(2024, 1, 1)}]
     rows, tool = [one, one], [{"name": "add"}]
-    given = ([], [None, None], [tool, None], [None, tool])
-    assert len({chats.digest(rows, tools) for tools in given}) == 3
+    given = ([None, None], [tool, None], [None, tool])
+    assert len({digest(rows, tools) for tools in given}) == 3
+
+
+@pytest.mark.parametrize("tools", [[None, None], [[{"name": "é"}], None]])
+def test_the_digest_is_that_of_runs_before(tools, monkeypatch):
+    """Which had it from lists in memory: their manifests and caches still agree."""
+    rows = [[ASKED, ANSWERED], [ASKED, ANSWERED | {"content": "vier, é"}]]
+    want = hashlib.blake2b(digest_size=16)
+    for part in (*rows, *([tools] if any(tools) else [])):
+        line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
+        want.update(len(line).to_bytes(8, "little"))
+        want.update(line)
+    monkeypatch.setattr(chats, "_IN_MEMORY", 5)
+    assert digest(rows, tools) == want.hexdigest()

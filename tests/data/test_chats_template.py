@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory):
 
 
 def encode(tokenizer, messages, turns="all"):
-    return Template(tokenizer, turns).encode([messages], str)[0]
+    return chats.encode(Template(tokenizer, turns), [messages])[0]
 
 
 def learned(tokenizer, messages, turns="all"):
@@ -89,7 +89,7 @@ def test_templates_that_cannot_be_followed(tmp_path, tokenizer):
     ]:
         broken = chats.tokenizer(tmp_path, template)
         with pytest.raises(UserError, match=message):
-            Template(broken).encode([conversation("red?", "yes")], "row {}".format)
+            chats.encode(Template(broken), [conversation("red?", "yes")])
     with pytest.raises(UserError, match="has no chat template: take the tokenizer of a chat"):
         Template(chats.tokenizer(tmp_path, None))
 
@@ -159,7 +159,7 @@ def test_thoughts_are_learnt_where_the_template_shows_them(tmp_path, thinking):
 
 def test_tools_are_shown_and_not_learnt(thinking):
     messages = asked(said("ten"))
-    (found,) = Template(thinking).encode([messages], str, [TOOLS])
+    (found,) = chats.encode(Template(thinking), [messages], [TOOLS])
     want = thinking.apply_chat_template(messages, TOOLS, tokenize=True, return_dict=False)
     assert found.ids_N.tolist() == want
     assert thinking.decode(found.ids_N[found.learned_N]).endswith("</think>\n\nten<|im_end|>")
@@ -211,7 +211,7 @@ def test_calls_of_templates_whose_prompt_is_the_end_of_a_question(tmp_path):
 def test_what_cannot_be_learnt_is_refused(tmp_path, template, message, tools, error):
     tokenizer = chats.tokenizer(tmp_path, template)
     with pytest.raises(UserError, match="^row 0: .*" + error.replace("|", r"\|")):
-        Template(tokenizer).encode([asked(message)], "row {}".format, [tools])
+        chats.encode(Template(tokenizer), [asked(message)], [tools])
 
 
 def test_every_character_of_unicode_may_stand_in_a_message(tokenizer):
@@ -228,7 +228,7 @@ def test_real_conversations_are_learnt_to_the_letter(file, count):
     lines = Path(DATA, "chat", file).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line)["messages"] for line in lines]
     assert len(rows) == count
-    for messages, found in zip(rows, Template(tokenizer).encode(rows, str), strict=True):
+    for messages, found in zip(rows, chats.encode(Template(tokenizer), rows), strict=True):
         said = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
         assert tokenizer.decode(found.ids_N[found.learned_N]) == "".join(said)
         want = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)

@@ -72,6 +72,18 @@ def test_tokenizing_single_texts_and_pairs(data_folder):
     assert rows.types_F is None and rows.pad_id == 0
 
 
+def test_slices_of_examples_are_tokenized_as_one(data_folder, monkeypatch):
+    for name in ("bert-base-uncased", "gpt2"):
+        tokenizer = load_tokenizer(data_folder / "tokenizers" / name)
+        texts = ["a man " * (40 if n == 23 else n % 7 + 1) for n in range(25)]
+        whole = encoded.encode(tokenizer, texts, ["man"] * 25, np.arange(25)[:, None], 12)
+        monkeypatch.setattr(encoded, "_SLICE", 10)
+        cut = encoded.encode(tokenizer, texts, ["man"] * 25, np.arange(25)[:, None], 12)
+        monkeypatch.undo()
+        assert cut.digests == whole.digests and (cut.types_F is None) == (name == "gpt2")
+        assert (cut.cut, cut.longest) == (whole.cut, whole.longest) and cut.cut > 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_items_are_packed_once_and_tightly(seed):
     random = np.random.default_rng(seed)
@@ -82,9 +94,52 @@ def test_items_are_packed_once_and_tightly(seed):
     assert len(bins) <= 1.05 * sum(lengths) / 64 + 1
 
 
+@pytest.mark.parametrize("room", [7, 64, 500])
+@pytest.mark.parametrize("many", [0, 1, 2_000])
+def test_packing_is_that_of_one_item_at_a_time(many, room):
+    """So that rows stay what they were in runs that are continued."""
+    random = np.random.default_rng(many + room)
+    skewed = (room * random.random(many) ** 3).astype(int) + 1
+    for lengths in (random.integers(1, room + 1, many), skewed):
+        bins, rooms = [], []
+        left = {}  # bins by room, the last one first
+        for item in sorted(range(many), key=lambda item: -lengths[item]):
+            rooms = [free for free in sorted(left) if left[free] and free >= lengths[item]]
+            if rooms:
+                number, free = left[rooms[0]].pop(), rooms[0]
+            else:
+                number, free = len(bins), room
+                bins.append([])
+            bins[number].append(item)
+            left.setdefault(free - lengths[item], []).append(number)
+        assert [each.tolist() for each in pack(lengths, room)] == bins
+
+
+def marked(folder, rows, dtype=np.uint16):
+    encoded.Marked.write(folder, [rows[:3], rows[3:]], dtype)
+    return encoded.Marked.load(folder)
+
+
+def test_marked_rows_on_disk_are_those_that_were_written(tmp_path):
+    random = np.random.default_rng(0)
+    rows = [(random.integers(0, 2**16, n), random.random(n) < 0.6) for n in (5, 0, 1, 40, 9, 70)]
+    rows.append((np.arange(4), np.ones(4, bool)))
+    found = marked(tmp_path, rows)
+    assert len(found) == len(rows) and found.tokens_F.dtype == np.uint16
+    for row, (tokens_T, marks_T) in enumerate(rows):
+        assert [each.tolist() for each in found[row]] == [tokens_T.tolist(), marks_T.tolist()]
+        assert [each.dtype for each in found[row]] == [np.int32, bool]
+    for begin, end in ((0, 100), (1, 6), (1, 41), (3, 4)):
+        counts, ends, behind = found.within(begin, end)
+        for row, (_, marks_T) in enumerate(rows):
+            at = begin + np.flatnonzero(marks_T[begin:end])
+            assert counts[row] == len(at) and behind[row] == marks_T[end:].any()
+            assert ends[row] == (at[-1] + 1 if len(at) else 0)
+
+
 def test_what_fits_exactly():
-    assert pack([3, 5, 8, 1, 7], 8) == [[2], [4, 3], [1, 0]]
-    assert pack([], 8) == []
+    assert [each.tolist() for each in pack([3, 5, 8, 1, 7], 8)] == [[2], [4, 3], [1, 0]]
+    assert len(pack([], 8)) == 0
 
 
 def test_an_item_that_fits_nowhere():

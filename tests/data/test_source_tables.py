@@ -42,6 +42,10 @@ def test_a_folder_in_the_hubs_layout(tmp_path, monkeypatch):
     found = read(tmp_path / "hub", "data.test", source="hub")
     assert found.columns == {"text": ["a", 'b, "c"'], "label": [1, 0]}
     assert found.place(1) == f"{tmp_path}/hub:test, row 1"
+    path = {"source": "hub", "path": str(tmp_path / "hub")}
+    rows = source.records(path, "data.test", "label", "other")
+    assert list(rows)[1] == (f"{tmp_path}/hub:test, row 1", {"label": 0})
+    assert [part.path.endswith(".arrow") for part in rows.stamp()] == [True]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from kd_jax.data import tokenizers
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import distil, export_check
+from kd_jax.report import plots
 from kd_jax.run import measure, workdir
 from kd_jax.smoke import samples
 from kd_jax.train import sharding
@@ -104,7 +105,7 @@ def quick():
         patch(sharding, "make_mesh", alone)
         patch(measure, "costs", lambda run, given, repeats: dict.fromkeys(given, {}))
         patch(export_check, "check", lambda *args: {})
-        patch(distil.plots, "draw", lambda *args: None)
+        patch(plots, "draw", lambda *args: None)
         yield
 
 

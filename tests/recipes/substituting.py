@@ -8,6 +8,7 @@ import jax
 
 from kd_jax.config import substitution
 from kd_jax.recipes import distil
+from kd_jax.report import plots
 from kd_jax.run import measure, workdir
 from kd_jax.run.run import build as build_run
 from kd_jax.train import sharding
@@ -58,7 +59,7 @@ def quick():
         stack.callback(jax.config.update, "jax_disable_most_optimizations", False)
         patch(sharding, "make_mesh", alone)
         patch(distil.export, "export_run", lambda *args: {"path": "nowhere"})
-        patch(distil.plots, "draw", lambda *args: None)
+        patch(plots, "draw", lambda *args: None)
         patch(measure, "CALLS", 1)
         yield
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kd_jax.data import tokenizers
+from kd_jax.data.chats import Row
 
 # One conversation to a turn, as ChatML has it.
 CHATML = (
@@ -27,3 +28,10 @@ def conversation(*contents: str, first: str = "user") -> list[dict]:
         {"role": roles[i] if i < len(roles) else roles[-2 + (i - len(roles)) % 2], "content": text}
         for i, text in enumerate(contents)
     ]
+
+
+def encode(template, conversations, tools=None):
+    """The tokens of each conversation; they stand in "row 0", "row 1", ..."""
+    tools = tools or [None] * len(conversations)
+    rows = [Row(f"row {i}", *row) for i, row in enumerate(zip(conversations, tools, strict=True))]
+    return [tokens for some in template.encode(rows) for tokens in some]

@@ -1,13 +1,17 @@
 """The chat task: rows, packing, what is cut and dropped."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.data import encoded, files, splits
 from kd_jax.data.chats import Template
+from kd_jax.data.encoded import pack
+from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.tasks import chat
 from kd_jax.types import Model
@@ -62,7 +66,7 @@ def test_batches_have_the_promised_shapes(data, tokenizer, packed):
 @pytest.mark.parametrize("packed", [True, False])
 def test_all_answers_are_learnt_once(data, tokenizer, packed):
     want = []
-    for row in Template(tokenizer).encode(ROWS, str):
+    for row in chats.encode(Template(tokenizer), ROWS):
         at = np.flatnonzero(row.learned_N)
         want += zip(row.ids_N[at - 1].tolist(), row.ids_N[at].tolist(), strict=True)
     task = make(data, tokenizer, packed=packed)
@@ -108,9 +112,8 @@ def test_held_out_conversations_are_not_trained_on(data, tokenizer):
     task = make(data, tokenizer, packed=False)
     about = task.prepare()
     assert (about["train"]["conversations"], about["validation"]["conversations"]) == (18, 2)
-    trained, held = (task._rows(split).rows for split in ("train", "validation"))
-    assert sorted(sum(trained + held, [])) == list(range(20))
-    assert not {*sum(trained, [])} & {*sum(held, [])}
+    trained, held = (task._rows(split).rows.items_N for split in ("train", "validation"))
+    assert sorted([*trained, *held]) == list(range(20))
 
 
 def test_of_one_conversation_nothing_can_be_held_out(tmp_path, tokenizer):
@@ -126,6 +129,53 @@ def test_tokens_are_kept_by_content(data, tokenizer, monkeypatch):
     assert (first.tokens_BT == again.tokens_BT).all()
     with pytest.raises(TypeError):
         make(data, tokenizer, turns="last").prepare()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_batches_are_those_of_lists_in_memory(data, tokenizer, packed, monkeypatch):
+    """The straightforward way, conversation by conversation: a run that began so goes on so."""
+    monkeypatch.setattr("kd_jax.data.chats._SLICE", 100)  # characters: several slices
+    seq_len = 60
+    all_rows = chats.encode(Template(tokenizer), ROWS)
+    held_N = splits.random_share(len(ROWS), 0.3, splits.HELD_OUT_SEED)
+    task = make({**data, "held_out": 0.3}, tokenizer, packed=packed, seq_len=seq_len)
+    for split, chosen_N in (("train", ~held_N), ("validation", held_N)):
+        pieces = []
+        for row in np.flatnonzero(chosen_N):
+            ids_N, learned_N = all_rows[row]
+            ends = np.flatnonzero(learned_N[1 : seq_len + 1])
+            stop = ends[-1] + 1 if len(ends) else 0
+            if stop:
+                pieces.append((ids_N[:stop], ids_N[1 : stop + 1], learned_N[1 : stop + 1]))
+        lengths = [len(piece[0]) for piece in pieces]
+        rows = pack(lengths, seq_len) if packed else [[i] for i in range(len(pieces))]
+
+        def want(ids_B, epochs_B, rows=rows, pieces=pieces):
+            chosen = ([(*pieces[i], n) for n, i in enumerate(rows[b], 1)] for b in ids_B)
+            return encoded.batch(ids_B, chosen, seq_len, packed)
+
+        for seed in (None, 3):
+            stream = Stream(len(rows), want, 2, seed=seed)
+            found = task.train(2, 3) if seed else task.held_out(split, 2)
+            for step in range(stream.steps or 12 if split == "train" or not seed else 0):
+                same = jax.tree.map(np.array_equal, found[step], stream[step])
+                assert all(jax.tree.leaves(same)), (split, seed, step)
+
+
+def test_a_warm_start_reads_no_text(data, tokenizer, monkeypatch):
+    for split in ("train", "test"):
+        os.utime(data[split]["path"], (10**9, 10**9))
+    first = make(data, tokenizer).prepare()
+    monkeypatch.setattr(files, "lines", None)
+    monkeypatch.setattr(Template, "encode", None)
+    assert make(data, tokenizer).prepare() == first
+
+
+def test_an_empty_table_is_named(tmp_path, tokenizer):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    data = {"train": {"path": str(tmp_path / "empty.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="empty.jsonl .config.data.train. holds no rows"):
+        make(data, tokenizer).prepare()
 
 
 def test_settings_that_cannot_be(data, tokenizer):

@@ -21,10 +21,14 @@ def tokens(root: Path) -> list:
 
 
 def chats(root: Path) -> list:
-    made = Marked.of([np.array([1, 2, 3]), np.array([4])], [np.array([1, 0, 1]), np.array([1])])
-    cache.once(root / "chats-x", made.save, "config.data.cache_dir")
+    rows = [(np.array([1, 2, 3]), np.array([1, 0, 1])), (np.array([4]), np.array([1]))]
+
+    def write(folder: Path) -> None:
+        Marked.write(folder, [rows], np.uint16)
+
+    cache.once(root / "chats-x", write, "config.data.cache_dir")
     found = Marked.load(root / "chats-x")
-    return [found.tokens_F, found.marks_F, found.lengths_N]
+    return [array for row in range(2) for array in found[row]]
 
 
 def logits(root: Path) -> list:

@@ -1,9 +1,12 @@
+import math
 import struct
 import sys
+import time
 import types
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from kd_jax.errors import UserError
 from kd_jax.train import records
@@ -73,6 +76,9 @@ def read_events(folder) -> list[Event]:
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
+            for begin, end in ((0, 8), (12, 12 + length)):
+                check = struct.unpack("<I", data[end : end + 4])[0]
+                assert check == masked_crc32c(data[begin:end])
             events.append(Event.FromString(data[12 : 12 + length]))
             data = data[12 + length + 4 :]
     return events
@@ -89,6 +95,10 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     assert (again.step, again.session_log.status) == (5, SessionLog.START)
     found = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in events]
     assert found == [(5, "train/loss", 0.5), (5, "train/ce", 0.25), (5, "eval/loss", 0.75)]
+    assert all(abs(e.wall_time - time.time()) < 60 for e in events)
+    all_of_them.add("metrics", {"step": 10**9, "loss": math.nan, "ce": 1.0})
+    all_of_them.sync()
+    assert read_events(tmp_path / "tensorboard")[-1].step == 10**9
     all_of_them.close()
 
 
@@ -98,7 +108,7 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(all_of_them._events._writer._py_recordio_writer, "write", full)
+    monkeypatch.setattr(all_of_them._events, "_write", full)
     with pytest.raises(OSError, match="No space left"):
         for step in range(100):
             all_of_them.add("metrics", {"step": step, "loss": 0.5})
