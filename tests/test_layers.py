@@ -14,7 +14,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys("errors axes types plugins precision ranges schedules storage hub".split(), 0),
+    **dict.fromkeys("errors axes types tensors plugins precision".split(), 0),
+    **dict.fromkeys("ranges schedules storage hub".split(), 0),
     **dict.fromkeys("config experiments keys".split(), 0),
     **dict.fromkeys("models objectives data metrics plans report".split(), 1),
     **dict.fromkeys("tasks teachers train".split(), 2),

@@ -104,13 +104,22 @@ class Blueprint:
         """Describes a model of this family with another config, which no checkpoint has."""
         return dataclasses.replace(self, name=name, config=config, folder=None, commit=None)
 
-    def load(self, key: Array) -> Params:
-        """Loads the checkpoint's parameters, float32 NumPy; a missing head is drawn from `key`."""
-        return hf.load(self.folder, self.family, self.config, self.head, key)
+    def load(self, key: Array | None) -> Params:
+        """Opens the checkpoint's parameters, float32 lazy tensors; a missing head is drawn from
+        `key`."""
+        return hf.open(self.folder, self.family, self.config, self.head, key)
 
     def draw(self, key: Array) -> Params:
         """Draws random parameters; can run under jit."""
         return family.build(self.family, self.config, self.head, self.policy, key).params
+
+    def with_drawn_head(self, key: Array) -> Model:
+        """Makes the model with a random head, that of `draw`, and only shapes of the backbone."""
+        model, kind = self.abstract(), self.family
+        if not (head := model.params.get("head")):
+            return model
+        drawn = jax.jit(lambda key: family.draw(kind, self.config, {"head": head}, key))(key)
+        return model.replace(params=model.params | drawn)
 
 
 def describe(
@@ -198,7 +207,7 @@ def preset(model: str) -> dict:
 def stored(params: Params, policy: Policy) -> Params:
     """Casts parameters that are not trained: matrices to the operand type, vectors to float32."""
     operand = jnp.dtype(policy.operand)
-    return jax.tree.map(lambda x: x.astype(operand) if x.ndim > 1 else jnp.asarray(x), params)
+    return jax.tree.map(lambda x: x.astype(operand if x.ndim > 1 else jnp.float32), params)
 
 
 def _stack(parts: Sequence[Array]) -> Array:

@@ -1,35 +1,31 @@
 """Loads and saves Hugging Face checkpoints, and checks that no tensor is missing or left over."""
 
+import functools
 import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from kd_jax import tensors
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
+from kd_jax.models import weight_files
 from kd_jax.models.config_json import Fields, order_in_file, read_labels
 from kd_jax.models.family import Family, Rule
+from kd_jax.models.weight_files import Stored, list_names
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Params
 
 log = logging.getLogger(__name__)
 
 ENSEMBLE_CODE = "modeling_kd_jax_ensemble"  # a file in families.PYTORCH
-# In the order of preference; an index names the files of a checkpoint in several.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+Gather = Callable[[Any], np.ndarray]  # makes a whole array of a parameter
 
 
 def read_config(folder: Path) -> dict:
@@ -46,48 +42,46 @@ def read_config(folder: Path) -> dict:
     return found
 
 
-def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
-    """Reads a folder's weights as parameters: float32 NumPy arrays with the shapes of
-    `family.abstract`.
+def open(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
+    """Opens a folder's weights as parameters: float32 lazy tensors (kd_jax/tensors.py) with the
+    shapes of `family.abstract`. Only names and shapes are read.
 
-    Every tensor is used or is on the family's list of unused tensors; anything missing, left over,
-    of a wrong shape or not finite raises UserError. One exception: a checkpoint of the base model
-    only, or with another head of the family, gets a random head, drawn from `key` and logged, with
-    the tensors that the base model has of it (BERT's pooler). Without a key this is an error, too.
-    The columns of a classifier are put in the order of the config's labels.
+    Every tensor is used or is on the family's list of unused tensors; anything missing, left over
+    or of a wrong shape raises UserError, and so does reading what is not finite or differs from
+    what it is tied to. One exception: a checkpoint of the base model only, or with another head of
+    the family, gets a random head, drawn from `key` and logged, with the tensors that the base
+    model has of it (BERT's pooler). Without a key this is an error, too. The columns of a
+    classifier are put in the order of the config's labels.
     """
     shapes = families.abstract(family, config, head, Policy()).params
-    read = _read(Path(folder), family)
-    tensors = {_plain(name, family): value for name, value in read.items()}
+    stored = weight_files.read(Path(folder)).items()
+    found = {_plain(name, family): tensor for name, tensor in stored}
     rules = rules_of(family, config, head)
     flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
-    flat: dict[str, np.ndarray] = {}
+    flat: dict[str, tensors.LazyTensor] = {}
     for rule in rules:
-        if rule.hf in tensors:
-            _check_classes(rule, tensors[rule.hf], config, folder)
-            _place(rule, tensors[rule.hf], flat_shapes, flat, folder)
+        if rule.hf in found:
+            tensor = found[rule.hf]
+            if rule.ours[0].startswith("head/classifier/"):
+                tensor = _in_order(rule, tensor, config, folder)
+            _place(rule, tensor, flat_shapes, flat, folder)
 
-    if "head/classifier/kernel" in flat:
-        in_file = read_labels(Fields(json.loads(config.hf_json)))
-        order = order_in_file(config.labels, in_file)
-        for path in ("head/classifier/kernel", "head/classifier/bias"):
-            flat[path] = flat[path][..., order]
     of_head = [rule for rule in rules if rule.ours[0].startswith("head/") and not rule.base]
     known = {rule.hf for rule in rules}
-    if key is not None and of_head and not any(rule.hf in tensors for rule in of_head):
+    if key is not None and of_head and not any(rule.hf in found for rule in of_head):
         fresh = families.flatten(families.draw(family, config, {"head": shapes["head"]}, key))
         drawn = {path: np.asarray(value) for path, value in fresh.items() if path not in flat}
         parts = ", ".join(sorted({path.rpartition("/")[0] for path in drawn}))
         log.warning("%s has no %s head: random values in %s", folder, head, parts)
-        flat |= drawn
+        flat |= {path: tensors.of_array(value, np.float32) for path, value in drawn.items()}
         of_head = []
     if not of_head:  # other heads' tensors are left over only where this one's are there
         for other in family.architectures:
             known |= {rule.hf for rule in rules_of(family, config, other)}
-    extra = [name for name in sorted(tensors.keys() - known) if not _ignored(name, family)]
+    extra = [name for name in sorted(found.keys() - known) if not _ignored(name, family)]
     missing = [rule for rule in rules if not rule.tied and not flat.keys() >= set(rule.ours)]
     if missing or extra:
-        lists = _list("-", [rule.hf for rule in missing]) + _list("+", extra)
+        lists = list_names("-", [rule.hf for rule in missing]) + list_names("+", extra)
         raise UserError(
             f"{folder}: weights are not those of a {family.name} with head {head!r} "
             f"(- missing, + left over): {', '.join(lists)}; check config.json and the head"
@@ -95,21 +89,42 @@ def load(folder: Path, family: Family, config: Any, head: str, key: Array | None
     return families.unflatten(flat, shapes)
 
 
-def save(folder: Path, params: Params, family: Family, config: Any, head: str) -> None:
-    """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`.
+def load(folder: Path, family: Family, config: Any, head: str, key: Array | None = None) -> Params:
+    """Reads a folder's weights whole, as float32 NumPy arrays; otherwise as `open`."""
+    return jax.tree.map(np.asarray, open(folder, family, config, head, key))
+
+
+def save(
+    folder: Path | None,
+    params: Params,
+    family: Family,
+    config: Any,
+    head: str,
+    gather: Gather = np.asarray,
+) -> None:
+    """Writes config.json and model.safetensors, in HF's names and layouts, to `folder`, tensor by
+    tensor; large models in several files.
 
     A model whose blocks differ, for which HF has no class, comes with a PyTorch class.
+
+    Args:
+        folder: the folder; None in processes that only take part in `gather`.
+        params: parameters, arrays of any kind.
+        family, config, head: of the model.
+        gather: makes a whole array of a parameter, which may be split over processes; called in
+            the same order in all of them.
     """
-    _write(Path(folder), *_to_hf(params, family, config, head))
+    _write(folder, *_to_hf(params, family, config, head, gather))
 
 
 def save_ensemble(
-    folder: Path,
+    folder: Path | None,
     members: Sequence[Params],
     weights: Sequence[float],
     space: str,
     family: Family,
     config: Any,
+    gather: Gather = np.asarray,
 ) -> None:
     """Writes an ensemble as one model to `folder`: all members' tensors, and a PyTorch class that
     averages the members.
@@ -119,11 +134,14 @@ def save_ensemble(
         weights: weights of the members in the mean.
         space: space of the mean, logits | probabilities.
         family, config: family and config of every member.
+        folder, gather: see `save`.
     """
-    tensors: dict[str, np.ndarray] = {}
+    made: dict[str, Callable[[], np.ndarray]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for number, params in enumerate(members):
-        own, member = _to_hf(params, family, config, "clm")
-        tensors |= {f"members.{number}.{name}": tensor for name, tensor in own.items()}
+        own_shapes, own, member = _to_hf(params, family, config, "clm", gather)
+        shapes |= {f"members.{number}.{name}": shape for name, shape in own_shapes.items()}
+        made |= {f"members.{number}.{name}": make for name, make in own.items()}
     kept = ("bos_token_id", "eos_token_id", "pad_token_id")
     page = {name: member[name] for name in kept if name in member} | {
         "model_type": "kd_jax_ensemble",
@@ -136,36 +154,51 @@ def save_ensemble(
         "weights": [float(weight) for weight in weights],
         "space": space,
     }
-    _write(Path(folder), tensors, page)
+    _write(folder, shapes, made, page)
 
 
 def _to_hf(
-    params: Params, family: Family, config: Any, head: str
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Makes all tensors in HF's names and layouts, and the matching config.json."""
-    config = families.equal(family, config)
-    flat = jax.tree.map(np.asarray, families.flatten(params))
+    params: Params, family: Family, config: Any, head: str, gather: Gather
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Callable[[], np.ndarray]], dict]:
+    """Finds the shapes of all tensors in HF's names and layouts, functions that make them, and the
+    matching config.json."""
+    config, flat = families.equal(family, config), families.flatten(params)
     prefix = family.prefix if head != "none" else ""
-    tensors = {}
+    shapes, made = {}, {}
+
+    def tensor(rule: Rule) -> np.ndarray:
+        parts = [gather(flat[path]) for path in rule.ours]
+        whole = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        return whole.T if rule.transpose else whole
+
     for rule in rules_of(family, config, head):
         if rule.tied:
             continue
-        tensor = np.concatenate([flat[path] for path in rule.ours], axis=-1)
         name = prefix + rule.hf if rule.base else rule.hf
-        # safetensors writes the buffer as it lies, whatever the strides say
-        tensors[name] = np.ascontiguousarray(tensor.T if rule.transpose else tensor)
-    return tensors, families.write(family, config, head)
+        leaves = [flat[path] for path in rule.ours]
+        shape = *leaves[0].shape[:-1], sum(leaf.shape[-1] for leaf in leaves)
+        shapes[name] = shape[::-1] if rule.transpose else shape
+        made[name] = functools.partial(tensor, rule)
+    return shapes, made, families.write(family, config, head)
 
 
-def _write(folder: Path, tensors: dict[str, np.ndarray], page: dict) -> None:
+def _write(
+    folder: Path | None,
+    shapes: dict[str, tuple[int, ...]],
+    made: dict[str, Callable[[], np.ndarray]],
+    page: dict,
+) -> None:
     """Writes a checkpoint's files, with kd_jax's code if `page`, the config.json, refers to it."""
+    if folder is None:
+        for make in made.values():
+            make()
+        return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(page, indent=2, sort_keys=True) + "\n")
     if code := families.code_of(page):
         shutil.copy(code, folder)
-    weights = folder / "model.safetensors"
-    safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors gives it to its owner alone
+    weight_files.write(folder, shapes, (make() for make in made.values()))
 
 
 def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
@@ -237,125 +270,59 @@ def _ignored(name: str, family: Family) -> bool:
     return any(re.search(pattern, name) for pattern in family.ignore)
 
 
-def _check_classes(rule: Rule, tensor, config: Any, folder: Path) -> None:
-    """Raises UserError if a checkpoint's classifier has a different number of classes."""
-    if not rule.ours[0].startswith("head/classifier/") or len(tensor) == len(config.labels):
-        return
-    raise UserError(
-        f"{folder}: {rule.hf} is for {len(tensor)} classes, but {len(config.labels)} are wanted "
-        f"({', '.join(config.labels)}); take a checkpoint that was fine-tuned on them, or one "
-        f"without a classifier"
-    )
+def _in_order(rule: Rule, tensor: Stored, config: Any, folder: Path) -> Stored:
+    """Puts the classes of a checkpoint's classifier in the order of the config's labels. Raises
+    UserError if it has a different number of them."""
+    if len(tensor.array) != len(config.labels):
+        raise UserError(
+            f"{folder}: {rule.hf} is for {len(tensor.array)} classes, but {len(config.labels)} are "
+            f"wanted ({', '.join(config.labels)}); take a checkpoint that was fine-tuned on them, "
+            f"or one without a classifier"
+        )
+    order = order_in_file(config.labels, read_labels(Fields(json.loads(config.hf_json))))
+    return tensor._replace(array=tensor.array[np.asarray(order)])
 
 
-def _place(rule: Rule, tensor, shapes: dict, flat: dict, folder: Path) -> None:
+def _place(rule: Rule, tensor: Stored, shapes: dict, flat: dict, folder: Path) -> None:
     """Splits one HF tensor into the parameters it holds."""
-    value = tensor.T if rule.transpose else tensor
+    value = tensor.array.T if rule.transpose else tensor.array
     widths = [shapes[path][-1] for path in rule.ours]
     want = (*shapes[rule.ours[0]][:-1], sum(widths))
     if value.shape != want:
         want = want[::-1] if rule.transpose else want
         raise UserError(
-            f"{folder}: {rule.hf} has shape {tensor.shape}, but config.json asks for {want}; "
+            f"{folder}: {rule.hf} has shape {tensor.array.shape}, but config.json asks for {want}; "
             f"config.json and the weights do not belong together"
         )
     parts = np.split(value, np.cumsum(widths)[:-1], axis=-1)
     for path, part in zip(rule.ours, parts, strict=True):
+        check = functools.partial(_check_finite, tensor.where)
+        lazy = tensors.of_array(part, np.float32).checked(check)
         if path not in flat:
-            flat[path] = part.astype(np.float32)
-        elif rule.tied and not np.array_equal(flat[path], part.astype(np.float32)):
-            raise UserError(
-                f"{folder}: {rule.hf} differs from the weights that config.json ties it to; "
-                f"set tie_word_embeddings to false there"
-            )
+            flat[path] = lazy
+        elif rule.tied:
+            check = functools.partial(_check_tied, lazy, f"{folder}: {rule.hf}")
+            flat[path] = flat[path].checked(check)
 
 
-def _list(sign: str, names: list[str]) -> list[str]:
-    """Returns the first few names, each with a sign in front."""
-    more = [f"{sign} {len(names) - 6} more"] if len(names) > 6 else []
-    return [f"{sign} {name}" for name in names[:6]] + more
-
-
-def _read(folder: Path, family: Family) -> dict[str, np.ndarray]:
-    """Reads all tensors of a checkpoint folder, by the names in its files.
-
-    Raises UserError for values that are not finite, except in unused tensors.
-    """
-    name = next((name for name in WEIGHTS if (folder / name).exists()), None)
-    if name is None:
-        have = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(f"{folder}: no weights; want {' or '.join(WEIGHTS)}, have {have}")
-    if not name.endswith(".index.json"):
-        return _read_file(folder / name, family)
-    shard_of = _read_index(folder / name)
-    tensors = {}
-    for shard in sorted(set(shard_of.values())):
-        tensors |= _read_file(folder / shard, family)
-    absent = sorted(shard_of.keys() - tensors.keys())
-    if absent:
-        raise UserError(f"{folder / name}: its files lack {', '.join(_list('-', absent))}")
-    return tensors
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Reads which file holds each tensor from an index file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if all(isinstance(file, str) for file in found.values()):
-            return found
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(
-        f"{path}: its weight_map should give the file of each tensor by name; download it again"
-    )
-
-
-def _read_file(path: Path, family: Family) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise UserError(f"{path}: missing, though the index names it; download it again")
-    tensors = _read_torch(path) if path.suffix == ".bin" else _read_safetensors(path)
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind in "iub" or _ignored(_plain(name, family), family):
-            continue
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(tensor.astype(np.float32, copy=False))
-        if not finite.all():
-            raise UserError(
-                f"{path}: {name} holds {finite.size - finite.sum()} values that are not finite "
-                f"float32 numbers; the weights are damaged, or their training diverged"
-            )
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
+def _check_finite(where: str, part: np.ndarray, index: tensors.Index) -> None:
+    if part.dtype.kind in "iub":
+        return
+    with np.errstate(over="ignore"):
+        own = part.astype(np.float32) if part.dtype.itemsize > 4 else part
+        finite = np.isfinite(own)
+    if not finite.all():
         raise UserError(
-            f"{path}: truncated or not safetensors ({error}); download it again"
-        ) from None
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{path}: reading it needs torch; pip install torch, or convert it to safetensors"
-        ) from None
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: truncated, or more than weights ({reason})") from None
-    if not isinstance(found, dict) or not found:
-        what = f"a {type(found).__name__}" if found or not isinstance(found, dict) else "nothing"
-        raise UserError(f"{path}: holds {what}, no tensors by name; save model.state_dict() there")
-    others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise UserError(
-            f"{path}: holds more than tensors ({', '.join(others[:6])}); save model.state_dict() "
-            f"alone there"
+            f"{where} holds {finite.size - finite.sum()} values that are not finite float32 "
+            f"numbers; the weights are damaged, or their training diverged"
         )
-    return {str(name): tensor.float().numpy() for name, tensor in found.items()}
+
+
+def _check_tied(
+    other: tensors.LazyTensor, what: str, part: np.ndarray, index: tensors.Index
+) -> None:
+    if not np.array_equal(other.read(index), part):
+        raise UserError(
+            f"{what} differs from the weights that config.json ties it to; set "
+            f"tie_word_embeddings to false there"
+        )

@@ -10,6 +10,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.tensors import LazyTensor
 from kd_jax.types import Model, Params
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     keeps its own, which its `params` must then hold; everything else in them may be abstract. If
     the student (DistilBERT) lacks the teacher's token types, the teacher's type 0 is added to the
     student's positions, so that the embedding output stays the same. A shorter position table takes
-    the first rows. The teacher may be abstract. Raises UserError if widths or other sizes differ.
+    the first rows. The teacher may be abstract, or lazy tensors. Raises UserError if widths or
+    other sizes differ.
     """
     mine, its = _config(student), _config(teacher)
     for name in _SAME:
@@ -138,9 +140,11 @@ def _rescaled(block: Params, factor: float) -> Params:
 
 
 def _take(student: Params, source: Params) -> Params:
-    """Copies the source's arrays into the student's tree."""
+    """Copies the source's arrays into the student's tree; lazy tensors stay so."""
     have, taken = family.flatten(source), {}
     for path, wanted in family.flatten(student).items():
         _agree(path, have[path].shape if path in have else "missing", wanted.shape)
-        taken[path] = jnp.array(have[path], wanted.dtype)
+        given = have[path]
+        lazy = isinstance(given, LazyTensor)
+        taken[path] = given.astype(wanted.dtype) if lazy else jnp.array(given, wanted.dtype)
     return family.unflatten(taken, student)

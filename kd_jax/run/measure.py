@@ -208,9 +208,12 @@ def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[s
     """Measures the cost of each model on examples: parameters, size_mb, flops_per_sample (at the
     mean length of a row), and the times of `metrics.cost.measure`. All are timed on the same
     examples of the reported split: one row at a time for the latency, batches of 32 for the
-    throughput."""
+    throughput. All processes call this together, the first one measures; {} in the others."""
     found = {}
     for name, own in params.items():
+        own = sharding.gathered(own)
+        if own is None:
+            continue
         rows = run.tasks[name].rows(run.split)
         tokens = round(float(rows.lengths_N.mean()))
         one, many, samples = _calls(run, name, own)
@@ -228,7 +231,7 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
     `many` the next `samples` rows."""
     device = jax.local_devices()[0]  # parameters may lie on all
     mesh = sharding.make_mesh(1, [device])
-    model = Model(jax.device_put(params, device), run.models[name].abstract().graphdef)
+    model = laid_out(Model(params, run.models[name].abstract().graphdef), mesh)
     rows = run.tasks[name].rows(run.split)
     buckets = run.tasks[name].buckets_of(run.split)
     # The same examples for all models: drawn by number.

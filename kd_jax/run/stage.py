@@ -244,8 +244,7 @@ def initial_params(run: Run, stage: Stage, parameters: Parameters, key: Array):
         def from_teacher(inputs):
             params, key = inputs
             whole = source.abstract().replace(params=params)
-            fresh = model.abstract().replace(params=model.draw(key))
-            return surgery.from_teacher(fresh, whole, section.layers).params
+            return surgery.from_teacher(model.with_drawn_head(key), whole, section.layers).params
 
         return from_teacher, (parameters["teacher"], key)
     if init == "model":

@@ -285,18 +285,20 @@ def _same_types(ours: Encoded, theirs: Encoded) -> bool:
 
 
 def given_params(run: Run, name: str) -> Params:
-    """Loads, or draws at random, the parameters of a model that no stage trains."""
+    """Opens the parameters of a model that no stage trains, lazy tensors, or draws them at
+    random."""
     model = run.models[name]
     key = jax.random.fold_in(jax.random.key(run.config.seed), 0)
     if model.folder is None:
         init = run.section(name).init
         log.warning("%s has random parameters: config.%s.init=%r", name, name, init)
-        return model.draw(key)
+        places = sharding.shardings(_specs(model.abstract().params, run.mesh), run.mesh)
+        return jax.jit(model.draw, out_shardings=places)(key)
     return model.load(key)
 
 
 def given_teachers(run: Run) -> dict[str, Params]:
-    """Loads the parameters of the teachers that no stage trains, by name."""
+    """Opens the parameters of the teachers that no stage trains, by name."""
     return {name: given_params(run, name) for name in run.teachers if name not in run.trained}
 
 
@@ -313,7 +315,9 @@ def on_mesh(run: Run, name: str, params: Params) -> Model:
 
 
 def laid_out(model: Model, mesh: Mesh) -> Model:
-    """Puts a model's parameters, from the host or any devices, on a mesh."""
-    specs = sharding.param_specs(family.PARTITION, model.params, mesh)
-    placed = jax.device_put(model.params, sharding.shardings(specs, mesh))
-    return model.replace(params=placed)
+    """Puts a model's parameters, from files, the host or any devices, on a mesh."""
+    return model.replace(params=sharding.put(model.params, _specs(model.params, mesh), mesh))
+
+
+def _specs(params: Params, mesh: Mesh) -> Params:
+    return sharding.param_specs(family.PARTITION, params, mesh)

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax import axes
 from kd_jax.errors import UserError
+from kd_jax.tensors import LazyTensor
 from kd_jax.types import Array, Batch, Params
 
 BATCH = P(axes.ROWS)  # rows of a batch over all devices, but those along `model`
@@ -171,16 +172,49 @@ def per_device(
     return mapped(parts, batch, *numbers)
 
 
+def put(params: Params, specs: Params, mesh: Mesh) -> Params:
+    """Puts parameters on the mesh: lazy tensors, of which each process reads only its own parts,
+    NumPy arrays that are the same in all processes, or arrays on any devices."""
+
+    def placed(leaf, sharding):
+        local = getattr(leaf, "is_fully_addressable", False)
+        if isinstance(leaf, jax.Array) and (sharding.is_fully_addressable or not local):
+            return jax.device_put(leaf, sharding)
+        # jax.device_put would send whole arrays to all processes, to compare them.
+        read = leaf.read if isinstance(leaf, LazyTensor) else np.asarray(leaf).__getitem__
+        parts: dict[str, np.ndarray] = {}  # of which several devices have the same
+
+        def part(index):
+            if str(index) not in parts:
+                parts[str(index)] = read(index)
+            return parts[str(index)]
+
+        return jax.make_array_from_callback(leaf.shape, sharding, part, dtype=leaf.dtype)
+
+    return jax.tree.map(placed, params, shardings(specs, mesh))
+
+
 def to_host(params: Params) -> Params:
     """Copies whole parameters, which may be split over processes, to this host; all processes call
     this together."""
-
-    def whole(leaf):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf)
-
     return jax.tree.map(whole, params)
+
+
+def whole(leaf: Any) -> np.ndarray:
+    """Copies a whole parameter, which may be split over processes, to this host; all processes call
+    this together."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def gathered(params: Params) -> Params | None:
+    """Copies whole parameters to the host of the first process, one by one; None in the others. All
+    processes call this together."""
+    leaves, tree = jax.tree.flatten(params)
+    first = jax.process_index() == 0
+    kept = [found for leaf in leaves if (found := whole(leaf)) is not None and first]
+    return jax.tree.unflatten(tree, kept) if first else None
 
 
 def device_index() -> Array:

@@ -12,7 +12,8 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from kd_jax.train.sharding import Table, param_specs, shardings
+from kd_jax.tensors import is_lazy
+from kd_jax.train.sharding import Table, param_specs, put, shardings
 from kd_jax.types import Array, Model, Params
 
 
@@ -60,9 +61,10 @@ def create(
     """Creates a state with every array on its devices.
 
     Args:
-        init: function from `inputs` to {"student", "objective"} parameters; runs under jit.
-        inputs: arrays that parameters are made from: a random key, weights that were read. They
-            are arguments, since jit would compile arrays of a closure into the program. With
+        init: function from `inputs` to {"student", "objective"} parameters; runs under jit, unless
+            there are lazy tensors in `inputs`, which it may only arrange.
+        inputs: what parameters are made from: a random key, arrays, weights that are not read yet.
+            They are arguments, since jit would compile arrays of a closure into the program. With
             jax.ShapeDtypeStructs the state is abstract too.
         graphdef: the student's structure.
         make_optimizer: makes the optimizer from abstract parameters.
@@ -81,7 +83,14 @@ def create(
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
         )
-    return jax.jit(lambda inputs: state_of(init(inputs)), out_shardings=places)(inputs)
+    if not is_lazy(inputs):
+        return jax.jit(lambda inputs: state_of(init(inputs)), out_shardings=places)(inputs)
+    params = put(init(inputs), param_specs(table, abstract, mesh), mesh)
+    rest = jax.jit(
+        lambda params: state_of(params).replace(params=None),
+        out_shardings=places.replace(params=None),
+    )
+    return rest(params).replace(params=params)
 
 
 def continued(
