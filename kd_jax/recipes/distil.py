@@ -35,7 +35,7 @@ from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Parameters, Stage
 from kd_jax.run.teaching import TeacherLogits
 from kd_jax.run.workdir import RunDirectory
-from kd_jax.train import loop, sharding
+from kd_jax.train import loop
 from kd_jax.train.checkpoint import resume_from
 from kd_jax.train.records import Listener
 from kd_jax.types import Model
@@ -68,11 +68,10 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
                 teaching.stored_logits(built, this, teachers)
             with watch.section(name):
                 figures |= run_stage(built, this, parameters, teachers, built.split, listeners)
-    parameters, roles = sharding.to_host(parameters), results.roles(built)
+    roles = results.roles(built)
     found = place.about(built, data) | {"roles": roles, "stages": figures}
     found["remarks"] = results.remarks(figures, built.task, roles)
-    if jax.process_index() == 0:
-        _end(built, parameters, found, watch)
+    _end(built, parameters, found, watch)
     results.together("end of the run")
     return found
 
@@ -156,7 +155,8 @@ def run_stage(
 
 
 def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwatch) -> None:
-    """Finishes the run in the first process: costs, export, plots, results, table."""
+    """Finishes the run: costs, export, plots, results, table. The first process does it, others
+    help to gather what is split over them."""
     folder, last = run.folder, run.principal
     if "cost" in run.config:
         with watch.section("cost"):
@@ -166,6 +166,8 @@ def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwat
             figures.update(costs.get(models.get(name, name), {}))
     with watch.section("export"):
         found["export"] = export.export_run(run, last, parameters[last.model], found)
+    if jax.process_index() > 0:
+        return
     found |= watch.report()
     from kd_jax.report import plots  # with matplotlib, which takes half a second to import
 

@@ -76,7 +76,7 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         "rounds": found,
         "trend": _trend(found),
     }
-    members = [sharding.to_host(params) for params in members]
+    members = [sharding.gathered(params) for params in members]
     if jax.process_index() == 0:
         results["export"] = export.export_ensemble(built, members, weights, results)
         results["seconds"] = round(time.time() - began, 1)

@@ -35,20 +35,22 @@ from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage, restore_best
 from kd_jax.teachers.ensemble import average
+from kd_jax.train import sharding
 from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"  # how a model generates: temperature, tokens that end texts
 SAMPLE = "The 1,234 boys' caf\u00e9s  aren\u2019t  OPEN;\n\tsee \u4e2d\u6587 \U0001f600!"
-Write = Callable[[Path], dict[str, float]]  # see `publish`
+Write = Callable[[Path | None], dict[str, float]]  # see `publish`
 MARK = "export.json"  # in every folder that this module wrote: what was exported and checked
 
 
 def export_run(
     run: Run, stage: Stage, params: Params, results: dict, out: epath.Path | None = None
 ) -> dict[str, Any]:
-    """Exports the model of a run's stage to `out`, by default to RUN/export/STAGE."""
+    """Exports the model of a run's stage to `out`, by default to RUN/export/STAGE. All processes
+    call this together, the first one writes; {} in the others."""
     blueprint = run.models[stage.model]
     how = _size(blueprint, params), writer(blueprint, params)
     return _export(run, stage.name, stage.model, *how, results, out, stage.made)
@@ -104,7 +106,7 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     if head is None:
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
-    params = hf.load(source.path, kind, config, head)
+    params = hf.open(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
     has_tokenizer = tokenizers.has_tokenizer(source.path)
     tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
@@ -118,10 +120,11 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
 
 def writer(blueprint: Blueprint, params: Params) -> Write:
     """Makes the function that writes one model, and checks it."""
-    params = jax.device_get(params)
 
-    def write(folder: Path) -> dict[str, float]:
-        hf.save(folder, params, blueprint.family, blueprint.config, blueprint.head)
+    def write(folder: Path | None) -> dict[str, float]:
+        gather = sharding.take_part if folder is None else sharding.whole
+        about = blueprint.family, blueprint.config, blueprint.head
+        hf.save(folder, params, *about, gather)
         return export_check.check(folder, blueprint, params)
 
     return write
@@ -141,7 +144,7 @@ def publish(
 
     Args:
         write: makes the files of the model in an empty folder, and gives the largest difference of
-            a logit by loader.
+            a logit by loader; with None, helps the first process to do so.
         tokenizer: the model's, None where there is none.
         out: the folder, local or gs://; replaced where it holds an export of the same `source`.
         page: makes the text of README.md.
@@ -157,6 +160,8 @@ def publish(
 
     Raises UserError where `out` holds anything else, RuntimeError where the check fails.
     """
+    if jax.process_index() > 0:
+        return write(None)
     out = epath.Path(out)
     check_place(out, source)
     with _folder_next_to(out) as folder:

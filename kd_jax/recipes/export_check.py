@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import family, hf
-from kd_jax.models.blueprint import Blueprint
+from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
 from kd_jax.report import card
+from kd_jax.train import sharding
 from kd_jax.types import Batch, Params
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
 NEW_TOKENS = 4  # that PyTorch writes
+COMPARED = 4_000_000_000  # parameters of the largest model of which PyTorch computes logits
 
 Logits = Callable[[Batch], np.ndarray]  # float32, as `logits_of` gives them
 
 
-def check(folder: Path, blueprint: Blueprint, params: Params) -> dict[str, float]:
-    """Computes the largest |difference| between logits of `params` and of the files, by loader.
+def check(folder: Path | None, blueprint: Blueprint, params: Params) -> dict[str, float]:
+    """Compares the files with `params`, tensor by tensor, and PyTorch's logits with kd_jax's.
 
-    Raises RuntimeError if one is too large.
+    All processes call this together; `folder` is None in all but the first one. Returns the largest
+    |difference| of a logit by loader; raises RuntimeError if one is too large, or tensors differ.
     """
-    batch, want = example_of(blueprint), functools.partial(logits_of, blueprint, params)
+    if folder is None:
+        for leaf in jax.tree.leaves(params):
+            sharding.take_part(leaf)
+        return {}
     kind, config = family.read(hf.read_config(folder))
-    again = Blueprint("", kind, config, blueprint.head, Policy())
-    found = logits_of(again, hf.load(folder, kind, config, blueprint.head), batch)
-    real = _real(blueprint.head, batch)
-    ours = _difference(folder, "kd_jax", found[real], want(batch)[real])
-    return {"kd_jax": ours} | check_in_pytorch(folder, blueprint.head, batch, want)
+    again = hf.open(folder, kind, config, blueprint.head)
+    flat = family.flatten(again)
+    for path, leaf in family.flatten(params).items():
+        if not np.array_equal(flat[path], sharding.whole(leaf)):
+            raise RuntimeError(f"{folder}: loaded again, {path} differs from the model's")
+    if count(params) > COMPARED:
+        log.warning("%s is too large for this host to compare PyTorch's logits as well", folder)
+        return {"kd_jax": 0.0}
+    again = jax.tree.map(np.asarray, again)
+    own = Blueprint("", kind, config, blueprint.head, Policy())
+    want = functools.partial(logits_of, own, again)
+    found = check_in_pytorch(folder, blueprint.head, example_of(blueprint), want)
+    return {"kd_jax": 0.0} | found
 
 
 def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dict[str, float]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -26,15 +27,15 @@ from kd_jax.run.run import Run
 def of(run: Run, data: Mapping[str, Mapping], known: Mapping) -> dict:
     """Describes the data, models and tokenizers of a run before it starts or continues; `known`:
     the description from its first start."""
-    files = known.get("models", {})
+    models = dict(known.get("models", {}))
+    if jax.process_index() == 0:  # reads the files for all
+        files = {name: each for model in models.values() for name, each in model["files"].items()}
+        given = {name: model for name, model in run.models.items() if model.folder is not None}
+        models = {name: _model(model, files) for name, model in given.items()}
     return {
         "data": data,
         "files": {path: _stamp(Path(path)) for path in sorted(_named(run.config.data))},
-        "models": {
-            name: _model(model, files.get(name, {}).get("files", {}))
-            for name, model in run.models.items()
-            if model.folder is not None
-        },
+        "models": models,
         "tokenizers": _tokenizers(run.tokenizers),
     }
 
@@ -84,14 +85,16 @@ def _differing(name: str, then: Mapping, now: Mapping) -> list[str]:
     return [f"{name} ({file})" for file, a, b in zip(files, *digests, strict=True) if a != b]
 
 
-def _model(model: Any, known: Mapping[str, Mapping]) -> dict:
+def _model(model: Any, known: dict[str, Mapping]) -> dict:
+    """Describes a model; adds its files to those that are known."""
     files = {}
     for path in sorted(model.folder.iterdir()) if model.commit is None else ():
         if path.suffix not in (".json", ".safetensors", ".bin") or not path.is_file():
             continue
         then, stamp = known.get(str(path), {}), _stamp(path)
         same = all(then.get(key) == value for key, value in stamp.items())
-        files[str(path)] = stamp | {"digest": then["digest"] if same else storage.digest(path)}
+        digest = then["digest"] if same else storage.digest(path)
+        files[str(path)] = known[str(path)] = stamp | {"digest": digest}
     return {"name": model.name, "commit": model.commit, "files": files}
 
 

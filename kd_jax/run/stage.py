@@ -297,11 +297,12 @@ def abstract_state(run: Run, stage: Stage) -> TrainState:
 
 
 def restore_best(run: Run, stage: Stage) -> Params:
-    """Reads the parameters of a stage's best checkpoint."""
+    """Reads the parameters of a stage's best checkpoint, without the optimizer's state."""
     checkpoints = Checkpoints(run.folder / stage.name / "checkpoints", keep=None)
     if checkpoints.best is None:
         raise UserError(f"{checkpoints.directory}: no checkpoint; run the run's command again")
-    restored = checkpoints.restore(checkpoints.best, abstract_state(run, stage))
+    like = abstract_state(run, stage).replace(opt_state=())
+    restored = checkpoints.restore(checkpoints.best, like)
     checkpoints.close()
     return run.models[stage.model].cut(restored.params["student"])
 

@@ -216,11 +216,17 @@ def size_of(tokens: int, k: int, vocab_size: int) -> int:
 
 
 def identity_of(run: Run, name: str, params: Params) -> str:
-    """Names a model of the run, for `LogitStore`, by everything that its logits depend on."""
+    """Names a model of the run, for `LogitStore`, by everything that its logits depend on. The
+    first process reads its parameters, one by one; all call this together."""
     model = run.models[name]
     shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
     about = (model.family.name, shape, model.policy, run.head)
-    return identity(sharding.to_host(params), about)
+    if jax.process_count() == 1:
+        return identity(params, about)
+    first = jax.process_index() == 0
+    own = identity(params, about, sharding.whole if first else sharding.take_part)
+    digits = multihost_utils.broadcast_one_to_all(np.frombuffer(bytes.fromhex(own), np.uint8))
+    return bytes(digits).hex()
 
 
 def cache_settings(run: Run) -> dict[str, Any]:

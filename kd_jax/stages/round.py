@@ -140,7 +140,7 @@ class Rounds:
     def __init__(self, run: Run, teacher: Params, listeners: Sequence[Listener]) -> None:
         self._run, self._listeners = run, listeners
         self._stage, self._settings = run.principal, run.config.ensemble
-        self._teacher = frozen(run, "teacher", teacher)
+        self._given, self._teacher = teacher, frozen(run, "teacher", teacher)
         self._member = run.models["student"].abstract().graphdef
         self._text = None if self._settings.fresh else self._read_text()
         objective = held_out_objective(run.policy, run.policy, run.chunk, mixed=True)
@@ -214,7 +214,7 @@ class Rounds:
     def _start(self, members: Sequence[Params]) -> TrainState:
         if self._settings.start == "previous" and members:
             return stage.first_state(self._run, self._stage, members[-1])
-        return stage.create_state(self._run, self._stage, {"teacher": self._teacher.params})
+        return stage.create_state(self._run, self._stage, {"teacher": self._given})
 
     def _read_text(self) -> TextLogits:
         """Finds the logits of the rows that all rounds share."""

@@ -28,7 +28,7 @@ from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
-from kd_jax.run.teaching import laid_out
+from kd_jax.run.teaching import laid_out, on_mesh
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap
 from kd_jax.train import loop, optim, sharding, state
@@ -157,7 +157,10 @@ class Substituted:
         return self._first(self.swap.model.abstract().params)
 
     def _enter(self, before: TrainState | None) -> TrainState:
-        old = self.run.original(self.parameters) if before is None else before.params["student"]
+        if before is None:
+            old = on_mesh(self.run, "teacher", self.run.original(self.parameters)).params
+        else:
+            old = before.params["student"]
         began = time.perf_counter()
         with Compiling() as compiling:
             params = jax.block_until_ready(self._swapped(old))

@@ -27,6 +27,7 @@ from kd_jax.ranges import Real
 from kd_jax.run import models, stage
 from kd_jax.run.run import Run
 from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state, last_phase
+from kd_jax.run.teaching import on_mesh
 from kd_jax.schedules import value_schedule
 from kd_jax.stages import substitute, swaps
 from kd_jax.stages.swaps import Swap, at_once
@@ -151,8 +152,7 @@ class Replacing:
         teacher = self.run.labelled(self.run.models["teacher"])
         whole = teacher.abstract().replace(params=params)
         if self.swap is None:
-            fresh = new.abstract().replace(params=new.draw(key))
-            ours = surgery.from_teacher(fresh, whole, config.theseus.layers)
+            ours = surgery.from_teacher(new.with_drawn_head(key), whole, config.theseus.layers)
         else:
             layers, init = self.swap.layers, config.substitution.init
             how = layers, self.swap.model.config.shape(layers[0]), init, key
@@ -169,7 +169,8 @@ class Replacing:
 
     def _enter(self, before: TrainState | None) -> TrainState:
         key = jax.random.fold_in(jax.random.key(self.run.config.seed), 0)
-        return self._first((self.run.original(self.parameters), key), self._init)
+        teacher = on_mesh(self.run, "teacher", self.run.original(self.parameters)).params
+        return self._first((teacher, key), self._init)
 
 
 def _alone(run: Run, this: Stage, before: TrainState) -> TrainState:

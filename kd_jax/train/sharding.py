@@ -211,10 +211,16 @@ def whole(leaf: Any) -> np.ndarray:
 def gathered(params: Params) -> Params | None:
     """Copies whole parameters to the host of the first process, one by one; None in the others. All
     processes call this together."""
-    leaves, tree = jax.tree.flatten(params)
-    first = jax.process_index() == 0
-    kept = [found for leaf in leaves if (found := whole(leaf)) is not None and first]
-    return jax.tree.unflatten(tree, kept) if first else None
+    if jax.process_index() == 0:
+        return jax.tree.map(whole, params)
+    for leaf in jax.tree.leaves(params):
+        take_part(leaf)
+    return None
+
+
+def take_part(leaf: Any) -> np.ndarray:
+    """Helps the first process to copy a whole parameter that is split over processes."""
+    return whole(leaf) if isinstance(leaf, jax.Array) else np.empty(0)
 
 
 def device_index() -> Array:
