@@ -43,7 +43,7 @@ def check(folder: Path | None, blueprint: Blueprint, params: Params) -> dict[str
     again = hf.open(folder, kind, config, blueprint.head)
     flat = family.flatten(again)
     for path, leaf in family.flatten(params).items():
-        if not np.array_equal(flat[path], sharding.whole(leaf)):
+        if not np.array_equal(flat[path].read(), sharding.whole(leaf)):
             raise RuntimeError(f"{folder}: loaded again, {path} differs from the model's")
     if count(params) > COMPARED:
         log.warning("%s is too large for this host to compare PyTorch's logits as well", folder)

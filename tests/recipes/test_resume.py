@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import kill_resume
 from benchmarks.kill_resume import Kill
+from kd_jax import storage
 from kd_jax.train.distributed import HEARTBEAT_SECONDS
 from tests import forked, tiny_config
 
@@ -109,21 +110,24 @@ def test_a_run_of_another_config_is_refused(undisturbed, start):
     )
 
 
+# A run that ends only when it is told to, and saves only then.
+ENDLESS = [
+    "--config.steps=1000000",
+    "--config.eval.every=1000000",
+    "--config.checkpoint.every=1000000",
+]
+
+
 @pytest.fixture
 def two_processes(start):
-    """Starts two processes of one endless run, which saves only when it is told to."""
+    """Starts two processes of one run."""
     started = []
 
-    def both(run):
+    def both(run, *more):
         with socket.create_server(("", 0)) as server:
             at = f"--coordinator=127.0.0.1:{server.getsockname()[1]}"
-        endless = [
-            "--config.steps=1000000",
-            "--config.eval.every=1000000",
-            "--config.checkpoint.every=1000000",
-        ]
         cluster = [[at, f"--process_id={i}", "--process_count=2"] for i in range(2)]
-        started.extend(start(run, *endless, *flags) for flags in cluster)
+        started.extend(start(run, *more, *flags) for flags in cluster)
         return started[-2:]
 
     yield both
@@ -132,9 +136,9 @@ def two_processes(start):
             process.kill()
 
 
-def until_step(run, step, processes):
+def until_step(run, step, processes, stage="teacher"):
     deadline = time.monotonic() + 120
-    while kill_resume.last_step(run, "teacher") < step:
+    while kill_resume.last_step(run, stage) < step:
         assert all(process.poll() is None for process in processes), processes[0].error()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -142,7 +146,7 @@ def until_step(run, step, processes):
 
 def test_two_processes_agree_on_the_step_to_save_and_end_together(folder, two_processes):
     run = folder / "two"
-    processes = two_processes(run)
+    processes = two_processes(run, *ENDLESS)
     until_step(run, 5, processes)
     processes[1].send_signal(signal.SIGTERM)  # one of them is told
     assert [process.wait() for process in processes] == [143, 143]
@@ -151,7 +155,7 @@ def test_two_processes_agree_on_the_step_to_save_and_end_together(folder, two_pr
     assert f"teacher {saved}/1000000  saved" in processes[0].output()
     assert "saved" not in processes[1].output() + processes[1].error()
 
-    processes = two_processes(run)
+    processes = two_processes(run, *ENDLESS)
     until_step(run, saved + 5, processes)
     metrics = (run / "teacher" / "metrics.csv").read_text().splitlines()
     assert [int(row.split(",")[0]) for row in metrics[1 : saved + 4]] == list(range(1, saved + 4))
@@ -162,3 +166,35 @@ def test_two_processes_agree_on_the_step_to_save_and_end_together(folder, two_pr
     errors = [line for line in processes[0].error().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "process 0 of 2 cannot go on" in errors[0]
     assert "Traceback" not in processes[0].error()
+
+
+def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
+    undisturbed, folder, two_processes
+):
+    """Its teacher is a checkpoint, of which each process reads its part; the student starts from
+    it."""
+    flags = [
+        f"--config.teacher.model={undisturbed / 'export' / 'student'}",
+        "--config.student.init=teacher",
+        "--config.stages={'student': {}}",
+        "--config.tokenizer.train=",
+        "--config.mesh.fsdp=2",
+        "--config.steps=40",
+    ]
+    whole, killed = folder / "split", folder / "split_killed"
+    processes = two_processes(killed, *flags)
+    until_step(killed, 5, processes, "student")
+    processes[1].kill()
+    assert processes[0].wait() == 1
+    assert 0 < max(kill_resume.checkpoints(killed, "student")) < 40
+    for run in (killed, whole):
+        assert [process.wait() for process in two_processes(run, *flags)] == [0, 0]
+    for name in ("metrics.csv", "eval.csv"):
+        assert (whole / "student" / name).read_bytes() == (killed / "student" / name).read_bytes()
+    weights = "export/student/model.safetensors"
+    assert (whole / weights).read_bytes() == (killed / weights).read_bytes()
+    # The digests of parameters and moments.
+    last = [
+        storage.read_json(run / "student/checkpoints/40/metrics/metrics") for run in (whole, killed)
+    ]
+    assert last[0]["state"] == last[1]["state"] and len(last[0]["state"]) == 3
