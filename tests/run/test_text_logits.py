@@ -138,7 +138,7 @@ def test_a_run_of_another_seed_finds_them(stored, folder, monkeypatch):
     """Of the same teacher, which other seeds would draw anew."""
     calls, c = [], config(folder)
     key, c.seed = jax.random.fold_in(jax.random.key(c.seed), 0), 5
-    same = lambda run: {"teacher": run.models["teacher"].draw(key)}  # noqa: E731
+    same = lambda run: {"teacher": jax.jit(run.models["teacher"].draw)(key)}  # noqa: E731
     monkeypatch.setattr(substituting.distil.teaching, "given_teachers", same)
     rows, _ = run(c, folder / "again", calls)
     assert calls == [] and rows[0] != stored[0][0]
