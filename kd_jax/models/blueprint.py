@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kd_jax import hub
+from kd_jax import hub, tensors
 from kd_jax.errors import UserError
 from kd_jax.models import block_runs, family, hf
 from kd_jax.precision import Policy
@@ -211,6 +211,8 @@ def stored(params: Params, policy: Policy) -> Params:
 
 
 def _stack(parts: Sequence[Array]) -> Array:
+    if isinstance(parts[0], tensors.LazyTensor):
+        return tensors.stacked(parts)
     return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
 
 

@@ -37,6 +37,7 @@ from kd_jax.models.heads import HeadedModel
 from kd_jax.models.layers import activation
 from kd_jax.models.model_config import DecoderConfig, read_blocks, write_blocks
 from kd_jax.precision import Policy
+from kd_jax.tensors import LazyTensor
 from kd_jax.types import Array, Model, ModelSpec, Params
 
 # How parameters are split over the mesh (kd_jax/axes.py), first match wins. Linear kernels are
@@ -353,6 +354,8 @@ def with_rows(params: Params, rows: int) -> Params:
             return leaf
         if leaf.shape[0] > rows:
             return leaf[:rows]
+        if isinstance(leaf, LazyTensor):
+            return leaf.padded(rows)
         xp = np if isinstance(leaf, np.ndarray) else jnp
         return xp.pad(leaf, [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1))
 
