@@ -135,7 +135,7 @@ def run_stage(
         directory=folder,
         listeners=listeners,
     )
-    parameters[this.model] = fitted.state.params["student"]
+    parameters[this.model] = run.models[this.model].cut(fitted.state.params["student"])
     for line in results.describe_end(this, fitted):
         log.info("%s", line)
 
