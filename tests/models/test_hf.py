@@ -308,3 +308,22 @@ def test_reads_config(tmp_path):
             hf.read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert hf.read_config(tmp_path) == {"a": 1}
+
+
+def test_only_what_is_read_is_checked(saved):
+    folder, _, family, config = saved
+    found = tensors(folder)
+    found["bert.encoder.layer.0.output.dense.weight"][3, 5] = np.nan  # (out, in)
+    table = found["bert.embeddings.word_embeddings.weight"].copy()
+    table[7] += 1
+    rewrite(folder, found | {"cls.predictions.decoder.weight": table})
+    params = hf.open(folder, family, config, "mlm")
+    kernel = params["backbone"]["blocks"][0]["mlp"]["down"]["kernel"]
+    assert kernel.read((slice(6, 48),)).shape == (42, 32)
+    for rows, says in ((slice(0, 6), "1 values that are not"), (slice(None), "1 values")):
+        with pytest.raises(UserError, match=f"output.dense.weight holds {says}"):
+            kernel.read((rows, slice(2, 4)))
+    embedding = params["backbone"]["tokens"]["embedding"]
+    np.testing.assert_array_equal(embedding.read((slice(8, 12),)), table[8:12])
+    with pytest.raises(UserError, match="set tie_word_embeddings to false"):
+        embedding.read((slice(4, 8),))

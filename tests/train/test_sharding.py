@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from kd_jax import axes
+from kd_jax import axes, tensors
 from kd_jax.errors import UserError
 from kd_jax.train import sharding
 from kd_jax.types import Model
@@ -165,3 +165,26 @@ def test_place():
     placed = sharding.place(batch, sharding.make_mesh(2))
     jax.tree.map(np.testing.assert_array_equal, placed, batch)
     assert {s.data.shape for s in placed.tokens_BT.addressable_shards} == {(4, 12)}
+
+
+def test_puts_parts_on_their_devices():
+    """Of a lazy tensor each part is read once, although several devices have it."""
+    mesh, places = sharding.make_mesh(4), []
+    whole = np.arange(48, dtype=np.float32).reshape(8, 6)
+    lazy = tensors.of_array(whole, np.float32).checked(lambda part, at: places.append(at))
+    given = {"lazy": lazy, "numpy": whole, "jax": jnp.asarray(whole)}
+    specs = dict.fromkeys(given, P("fsdp", None)) | {"all": P()}
+    found = sharding.put(given | {"all": lazy.astype("bfloat16")}, specs, mesh)
+    for name, array in found.items():
+        assert array.sharding == jax.sharding.NamedSharding(mesh, specs[name])
+        np.testing.assert_array_equal(array, whole)
+    assert found["all"].dtype == "bfloat16"
+    rows = [(at[0].start, at[0].stop) for at in places]
+    assert sorted(rows) == [(0, 2), (0, 8), (2, 4), (4, 6), (6, 8)]
+
+
+def test_the_first_process_has_it_all():
+    array = jnp.arange(6.0)
+    found = sharding.gathered({"a": array, "b": tensors.of_array(np.ones(2), np.float32)})
+    assert isinstance(found["a"], np.ndarray) and isinstance(found["b"], np.ndarray)
+    np.testing.assert_array_equal(found["a"], array)
