@@ -68,9 +68,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
                 teaching.stored_logits(built, this, teachers)
             with watch.section(name):
                 figures |= run_stage(built, this, parameters, teachers, built.split, listeners)
-    roles = results.roles(built)
-    found = place.about(built, data) | {"roles": roles, "stages": figures}
-    found["remarks"] = results.remarks(figures, built.task, roles)
+    found = place.about(built, data) | {"roles": results.roles(built), "stages": figures}
+    found["remarks"] = results.remarks(figures, built.task, found["roles"])
     _end(built, parameters, found, watch)
     results.together("end of the run")
     return found
@@ -155,8 +154,7 @@ def run_stage(
 
 
 def _end(run: Run, parameters: Parameters, found: dict[str, Any], watch: Stopwatch) -> None:
-    """Finishes the run: costs, export, plots, results, table. The first process does it, others
-    help to gather what is split over them."""
+    """Finishes the run: costs, export, plots, results, table; the first process writes them."""
     folder, last = run.folder, run.principal
     if "cost" in run.config:
         with watch.section("cost"):
