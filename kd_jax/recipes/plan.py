@@ -210,13 +210,22 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
     except JaxRuntimeError as error:
         raise _does_not_fit(error, chips, run, this) from None
     seconds = [round(each, 1) for each in (time.perf_counter() - began, time.process_time() - cpu)]
-    size, text = made.memory_analysis(), made.as_text()
+    size = made.memory_analysis()
     parts = {
         "arguments": size.argument_size_in_bytes,
         "temporaries": size.temp_size_in_bytes,
         "outputs": size.output_size_in_bytes,
         "aliased": size.alias_size_in_bytes,
     }
+    used = sum(parts.values()) - 2 * parts["aliased"]
+    try:
+        text = made.as_text()
+    except JaxRuntimeError:  # some of libtpu's programs for v6e
+        raise UserError(
+            f"the step takes {used / 1e9:.2f} of the {chips.memory_bytes / 1e9:.2f} GB of a chip of "
+            f"{chips.name}; no more is known, since this libtpu's program cannot be read: take "
+            f"--estimate, or chips of another kind"
+        ) from None
     spent, kind_of = compiled.cost(text), memory.kinds(born, teacher)
     at_peak = [(each, kind_of(each)) for each in alive.at_peak(text)]
     by_kind = memory.arguments(born, batch, teacher)
@@ -226,7 +235,7 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
         "topology": chips.name,
         "devices": chips.chips,
         "flops_compiled": chips.chips * spent.flops,
-        "memory_bytes_per_device": sum(parts.values()) - 2 * parts["aliased"],
+        "memory_bytes_per_device": used,
         "memory_parts": parts,
         "memory_bytes_of_chip": chips.memory_bytes,
         "memory_by_kind": by_kind,

@@ -381,7 +381,7 @@ def finished(tmp_path_factory):
     by_name = {each.name: each for each in run.stages}
 
     teacher = stage.create_state(run, by_name["teacher"], {})
-    given = {"teacher": teacher.params["student"]}
+    given = {"teacher": run.models["teacher"].cut(teacher.params["student"])}
     student = stage.create_state(run, by_name["student"], given)
     teacher, student = (state.replace(step=state.step + 1) for state in (teacher, student))
     worse = jax.tree.map(lambda x: 2 * x, student.params)

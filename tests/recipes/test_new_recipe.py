@@ -54,7 +54,7 @@ def test_it_is_run_evaluated_compared_and_planned(config, tmp_path, capsys):
     compare.main(["run", "--out=report"])
     assert "teacher" in (tmp_path / "report" / "report.md").read_text()
     plan.main([*flags, "--json=plan.json"])
-    assert json.loads((tmp_path / "plan.json").read_text())["stage"] == "teacher"
+    assert json.loads((tmp_path / "plan.json").read_text())["stages"][0]["stage"] == "teacher"
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main.main(["--config", config, "--config.recipe=countin", "--workdir=other"])

@@ -94,15 +94,15 @@ def test_compiled_step_takes_what_is_needed():
     assert found["collective_bytes"]["all-reduce"] == total
 
 
-def test_fsdp_gathers_parameters():
+def test_fsdp_gathers_kernels_and_no_table():
     found = config()
     found.mesh.fsdp = 4
     _, step = compiled_step(found)
     assert {"all-gather", "reduce-scatter"} <= set(step["collective_bytes"])
     gathered = {shape for shapes in step["all_gathers"] for shape in shapes.split(", ")}
-    assert {shape.partition("[")[2] for shape in gathered} <= {
-        f"{rows},{columns}]" for rows in (512, 64, 32, 2) for columns in (32, 64)
-    }
+    sizes = [tuple(map(int, shape.rstrip("]").partition("[")[2].split(","))) for shape in gathered]
+    assert (32, 32) in sizes, "kernels"
+    assert max(max(size) for size in sizes) < found.tokenizer.vocab_size == 512
 
 
 def test_memory_by_kind_is_that_of_the_compiled_step():
