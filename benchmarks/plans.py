@@ -51,7 +51,6 @@ ROWS = [
     ),
     Row(LLAMA, "distil_llama:8b", "v5e:4x4", _rows(16, 1)),
     Row(LARGE, "distil_llama:70b", "v5e:8x8", _rows(64, 1)),
-    Row(LARGE, "distil_llama:70b", "v5p:2x2x4", _rows(16, 1, fsdp=16)),
     Row("BERT-large to 6 layers, 32 x 512", "pretrain_wikitext", "v5e:4x4"),
     Row("GPT-2 to 6 layers, 2 x 4 x 1,024", "pretrain_gpt2", "v5e:4x4"),
 ]
