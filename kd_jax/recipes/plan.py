@@ -222,8 +222,8 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
         text = made.as_text()
     except JaxRuntimeError:  # some of libtpu's programs for v6e
         raise UserError(
-            f"the step takes {used / 1e9:.2f} of the {chips.memory_bytes / 1e9:.2f} GB of a chip of "
-            f"{chips.name}; no more is known, since this libtpu's program cannot be read: take "
+            f"the step takes {used / 1e9:.2f} of the {chips.memory_bytes / 1e9:.2f} GB of a chip "
+            f"of {chips.name}; no more is known, since this libtpu's program cannot be read: take "
             f"--estimate, or chips of another kind"
         ) from None
     spent, kind_of = compiled.cost(text), memory.kinds(born, teacher)
