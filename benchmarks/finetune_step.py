@@ -36,7 +36,7 @@ import rich.progress
 import rich.table
 from finetune_cases import ROWS, WORKS
 from pretrain_step import PRECISIONS, launch
-from rounds import Rounds, shown
+from rounds import Rounds, measured, shown
 
 COMPILED = ("finetune_pytorch.py", "--compile")
 TRAINING = {
@@ -90,15 +90,8 @@ def measure(rows: list[Row], args: argparse.Namespace) -> tuple[Rounds, int]:
         def seconds_of(row: Row, runs: list[dict]) -> float:
             return 1 / speed(row, runs, sentences)
 
-        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
-        rounds.run(
-            rows,
-            args.rounds,
-            child,
-            lambda row: (row[0], row[2]),
-            lambda row: progress.update(bar, description=" ".join(row)),
-            both=not args.tiny,
-        )
+        group, both = lambda row: (row[0], row[2]), not args.tiny
+        rounds = measured(args, rows, seconds_of, child, group, (progress, bar), both)
     return rounds, sentences
 
 

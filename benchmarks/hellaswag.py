@@ -35,7 +35,7 @@ import rich.console
 import rich.progress
 import rich.table
 from pretrain_step import launch
-from rounds import Rounds, shown
+from rounds import Rounds, measured, shown
 
 SYSTEMS = {  # in the order of the table; what computes a row
     "kd_jax": ("hellaswag_kd_jax.py", "--own_batch_size"),
@@ -65,14 +65,8 @@ def measure(systems: list[str], args: argparse.Namespace) -> Rounds:
             with np.load(values) as written:
                 return found | {key: written[key].tolist() for key in written.files}
 
-        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
-        rounds.run(
-            [(system,) for system in systems],
-            args.rounds,
-            child,
-            lambda row: (),
-            lambda row: progress.update(bar, description=" ".join(row)),
-        )
+        rows = [(system,) for system in systems]
+        rounds = measured(args, rows, seconds_of, child, lambda row: (), (progress, bar))
     return rounds
 
 

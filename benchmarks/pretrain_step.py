@@ -35,7 +35,7 @@ import rich.console
 import rich.progress
 import rich.table
 from cases import CASES, ON, TINY
-from rounds import Rounds, shown
+from rounds import Rounds, measured, shown
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ("fp32", "bf16")
@@ -108,15 +108,8 @@ def measure(rows: list[Row], args: argparse.Namespace) -> tuple[Rounds, dict[str
             ]
             return launch(arguments + tiny, cache, args.device, environment)
 
-        rounds = Rounds(seconds_of, args.json, {**vars(args), "rounds": None})
-        rounds.run(
-            rows,
-            args.rounds,
-            child,
-            lambda row: (row[0], row[2]),
-            lambda row: progress.update(bar, description=" ".join(row)),
-            both=not args.tiny and args.device == "cpu",
-        )
+        group, both = lambda row: (row[0], row[2]), not args.tiny and args.device == "cpu"
+        rounds = measured(args, rows, seconds_of, child, group, (progress, bar), both)
     return rounds, peaks
 
 

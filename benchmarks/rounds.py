@@ -6,10 +6,13 @@ kd_jax's rows and those of PyTorch that came within `CLOSE` of the best one that
 with: the others cannot become the best one.
 """
 
+import argparse
 import collections
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+
+import rich.progress
 
 CLOSE = 1.05
 ALLOCATORS = {  # what PyTorch's processes find in their environment
@@ -113,3 +116,19 @@ def is_pytorch(row: Row) -> bool:
 def shown(row: dict) -> str:
     """The allocator of the better runs of a summary's row."""
     return min(row["allocators"], key=row["allocators"].get)
+
+
+def measured(
+    args: argparse.Namespace,
+    rows: Sequence[Row],
+    seconds: Seconds,
+    child: Callable[[Row, dict[str, str]], dict | None],
+    group: Callable[[Row], Row],
+    bar: tuple[rich.progress.Progress, rich.progress.TaskID],
+    both: bool = True,
+) -> Rounds:
+    """Runs the rounds of a benchmark's command line, and shows the row at work in a bar."""
+    rounds, (progress, task) = Rounds(seconds, args.json, {**vars(args), "rounds": None}), bar
+    tell = lambda row: progress.update(task, description=" ".join(row))  # noqa: E731
+    rounds.run(rows, args.rounds, child, group, tell, both)
+    return rounds

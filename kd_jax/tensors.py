@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Index = tuple[slice, ...]  # of every axis
@@ -87,9 +88,11 @@ def of_array(array: np.ndarray, dtype: Any) -> LazyTensor:
     return LazyTensor(array.shape, np.dtype(dtype), lambda index: array[index])
 
 
-def stacked(tensors: Sequence[LazyTensor]) -> LazyTensor:
-    """Stacks lazy tensors of one shape and type along a new first axis."""
+def stacked(tensors: Sequence[Any]) -> Any:
+    """Stacks tensors of one shape and type along a new first axis, lazy ones lazily."""
     first = tensors[0]
+    if not isinstance(first, LazyTensor):
+        return (np if isinstance(first, np.ndarray) else jnp).stack(tensors)
 
     def part(index: Index) -> np.ndarray:
         chosen, rest = tensors[index[0]], index[1:]
@@ -100,6 +103,17 @@ def stacked(tensors: Sequence[LazyTensor]) -> LazyTensor:
         return found
 
     return LazyTensor((len(tensors), *first.shape), first.dtype, part)
+
+
+def with_rows(array: Any, rows: int) -> Any:
+    """Pads an array of any kind with rows of zeros at the end of its first axis, or cuts it."""
+    have = array.shape[0]
+    if have >= rows:
+        return array if have == rows else array[:rows]
+    if isinstance(array, LazyTensor):
+        return array.padded(rows)
+    xp = np if isinstance(array, np.ndarray) else jnp
+    return xp.pad(array, [(0, rows - have)] + [(0, 0)] * (array.ndim - 1))
 
 
 def is_lazy(tree: Any) -> bool:

@@ -226,7 +226,7 @@ def _gone(text: str) -> bool:
 
 
 def _release(claim: Path, text: str) -> None:
-    """Removes a claim if it is still the one with this text."""
+    """Deletes a claim file, unless another process has replaced it: its text is then another."""
     with contextlib.suppress(OSError):
         if (sign := _sign(claim)) and sign[0] == text:
             claim.unlink()

@@ -1,14 +1,9 @@
 """Loads, trains and saves tokenizers, and looks up their special tokens and word boundaries."""
 
 import collections
-import contextlib
 import copy
-import importlib.util
 import json
-import re
-import sys
-import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
 
 from kd_jax.data.masking import Vocabulary
 from kd_jax.errors import UserError
+from kd_jax.plugins import without_torch
 
 _FILES = "tokenizer.json, or vocab.txt, or vocab.json with merges.txt"
 
@@ -62,36 +58,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _load(kind: str, folder: Path) -> PreTrainedTokenizerBase:
-    with _without_torch():
+    with without_torch():  # which transformers needs for models alone
         of_kind = getattr(transformers, kind)
         return of_kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """Keeps transformers from importing PyTorch in the block, which takes a second: of all that it
-    wants it for models, a tokenizer needs the names of types in config.json at most. Whatever else
-    is asked of the module that stands in for PyTorch, also later, is the real one's."""
-    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
-    if spec is None:
-        yield
-        return
-    stand_in = types.ModuleType("torch")
-
-    def attribute(name: str) -> Any:
-        if sys.modules.get("torch") is stand_in:
-            if re.fullmatch(r"b?float\d+\w*", name):
-                return name
-            del sys.modules["torch"]
-        return getattr(importlib.import_module("torch"), name)
-
-    stand_in.__spec__, stand_in.__getattr__ = spec, attribute
-    sys.modules["torch"] = stand_in
-    try:
-        yield
-    finally:
-        if sys.modules.get("torch") is stand_in:
-            del sys.modules["torch"]
 
 
 def _as_in_file(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:

@@ -29,7 +29,7 @@ class Past(struct.PyTreeNode):
 
 
 class Scope(struct.PyTreeNode):
-    """Tells which keys each token's query sees, and holds positions and cache.
+    """Describes which keys each query may attend to, with the tokens' positions and the KV cache.
 
     A query sees keys that are tokens; if `causal`, only those at or before it; with segments, those
     of segment 0 and of its own; with the window of a layer, those at most so many positions before.

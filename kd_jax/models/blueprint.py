@@ -7,17 +7,16 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from kd_jax import hub, tensors
+from kd_jax import hub
 from kd_jax.errors import UserError
 from kd_jax.models import block_runs, family, hf
 from kd_jax.precision import Policy
@@ -62,6 +61,10 @@ class Blueprint:
     def frozen(self) -> Model:
         """Makes the model with shapes for parameters that no step trains: as `freeze` makes
         them."""
+        return self._frozen
+
+    @functools.cached_property
+    def _frozen(self) -> Model:
         config, params = self.config, self.abstract().params
         if self.layers_of_runs:
             config = dataclasses.replace(config, stacked=self.layers_of_runs)
@@ -72,7 +75,7 @@ class Blueprint:
         """Prepares parameters that no step trains: in operand types, padded as on the mesh, and
         with equal blocks stacked if these run as one loop."""
         params = self.padded(stored(params, self.policy))
-        return family.stack_blocks(params, self.layers_of_runs, _stack)
+        return family.stack_blocks(params, self.layers_of_runs)
 
     @functools.cached_property
     def layers_of_runs(self) -> tuple[int, ...]:
@@ -208,12 +211,6 @@ def stored(params: Params, policy: Policy) -> Params:
     """Casts parameters that are not trained: matrices to the operand type, vectors to float32."""
     operand = jnp.dtype(policy.operand)
     return jax.tree.map(lambda x: x.astype(operand if x.ndim > 1 else jnp.float32), params)
-
-
-def _stack(parts: Sequence[Array]) -> Array:
-    if isinstance(parts[0], tensors.LazyTensor):
-        return tensors.stacked(parts)
-    return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
 
 
 def count(params: Params) -> int:

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from kd_jax import axes, plugins
+from kd_jax import axes, plugins, tensors
 from kd_jax.errors import UserError
 from kd_jax.models.config_json import (
     NOT_NEGATIVE,
@@ -37,7 +36,6 @@ from kd_jax.models.heads import HeadedModel
 from kd_jax.models.layers import activation
 from kd_jax.models.model_config import DecoderConfig, read_blocks, write_blocks
 from kd_jax.precision import Policy
-from kd_jax.tensors import LazyTensor
 from kd_jax.types import Array, Model, ModelSpec, Params
 
 # How parameters are split over the mesh (kd_jax/axes.py), first match wins. Linear kernels are
@@ -350,27 +348,20 @@ def with_rows(params: Params, rows: int) -> Params:
 
     def changed(path: str, leaf: Any) -> Any:
         is_table = re.search(TABLES, path) or re.search(TABLE_OF_NUMBERS, path)
-        if not is_table or leaf.shape[0] == rows:
-            return leaf
-        if leaf.shape[0] > rows:
-            return leaf[:rows]
-        if isinstance(leaf, LazyTensor):
-            return leaf.padded(rows)
-        xp = np if isinstance(leaf, np.ndarray) else jnp
-        return xp.pad(leaf, [(0, rows - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1))
+        return tensors.with_rows(leaf, rows) if is_table else leaf
 
     return unflatten({path: changed(path, leaf) for path, leaf in flatten(params).items()}, params)
 
 
-def stack_blocks(params: Params, runs: Sequence[int], stack: Callable[[list], Any]) -> Params:
+def stack_blocks(params: Params, runs: Sequence[int]) -> Params:
     """Stacks the parameters of runs of equal blocks, layers on the first axis; a run of one layer
-    stays as it is. `stack` joins a list of arrays; without `runs` nothing changes."""
+    stays as it is. Without `runs` nothing changes."""
     if not runs:
         return params
     blocks, found, first = params["backbone"]["blocks"], {}, 0
     for number, count in enumerate(runs):
         own = [blocks[layer] for layer in range(first, first + count)]
-        joined = jax.tree.map(lambda *parts: stack(list(parts)), *own)
+        joined = jax.tree.map(lambda *parts: tensors.stacked(parts), *own)
         found[number], first = own[0] if count == 1 else joined, first + count
     return params | {"backbone": params["backbone"] | {"blocks": found}}
 

@@ -44,12 +44,10 @@ class OutsideMass(_Measure):
     """The teacher's probability of ids that the student lacks, which no term compares."""
 
     def sums(self, rows, temperature):
-        probs_CV, columns = rows.whole_teacher.exp(1.0), rows.whole_teacher.columns
-        if columns.start is None:
-            outside_CV = probs_CV[:, rows.shared :]
-        else:
-            outside_CV = jnp.where(columns.ids(probs_CV.shape) >= rows.shared, probs_CV, 0.0)
-        return rows.whole_teacher.normalizer(1.0) | {"outside": outside_CV}
+        teacher = rows.whole_teacher
+        probs_CV, ids_CV = teacher.exp(1.0), teacher.columns.ids(teacher.logits_CV.shape)
+        outside_CV = jnp.where(ids_CV >= rows.shared, probs_CV, 0.0)
+        return teacher.normalizer(1.0) | {"outside": outside_CV}
 
     def value(self, rows, sums, temperature):
         return sums["outside"] / sums[rows.whole_teacher.name, key_of(1.0)]

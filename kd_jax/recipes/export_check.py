@@ -56,7 +56,8 @@ def check(folder: Path | None, blueprint: Blueprint, params: Params) -> dict[str
 
 
 def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dict[str, float]:
-    """Computes the largest |difference| between `want` and PyTorch's logits; {} without PyTorch.
+    """Computes the largest absolute difference of PyTorch's logits from `want`, ours; returns {}
+    where PyTorch is not installed.
 
     A causal model also generates a few tokens with PyTorch's cache of keys and values; their logits
     are compared with kd_jax's for the whole text, so both choose the same tokens, but for ties.

@@ -48,7 +48,8 @@ class Stored(struct.PyTreeNode):
 
 
 class EnsembleTeacher(struct.PyTreeNode):
-    """A teacher together with the earlier members of an ensemble that the student joins.
+    """Computes the logits of a teacher and of the earlier members of an ensemble that the student
+    joins.
 
     params: `teacher` and `members` (stacked, E on the first axis) if these run in the step;
     `weights`, (E,), of the members; `share`, the student's weight in the mean, 1 / (n + 1); without

@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from kd_jax import storage
 from kd_jax.errors import UserError, line
+from kd_jax.tensors import with_rows
 from kd_jax.train.sharding import path_name
 from kd_jax.train.state import TrainState, abstract
 from kd_jax.types import Array
@@ -133,7 +134,7 @@ class Checkpoints:
                 raise Damaged(f"{self.directory}/{step} is damaged: other {name} than were saved")
         if tables:
             resize = jax.jit(
-                lambda found: jax.tree.map(_with_rows, found, wanted),
+                lambda found: jax.tree.map(_fitted, found, wanted),
                 out_shardings=jax.tree.map(lambda x: x.sharding, wanted),
             )
             restored = resize(restored)
@@ -308,13 +309,8 @@ def _as_stored(tables: dict[str, tuple[int, ...]], path: tuple, wanted: Any) -> 
     return jax.ShapeDtypeStruct(shape, wanted.dtype, sharding=place)
 
 
-def _with_rows(found: Array, wanted: Any) -> Array:
-    """Pads an array with rows of zeros, or cuts them."""
-    if not found.ndim:
-        return found
-    missing = wanted.shape[0] - len(found)
-    padding = [(0, max(missing, 0))] + [(0, 0)] * (found.ndim - 1)
-    return jnp.pad(found, padding)[: wanted.shape[0]]
+def _fitted(found: Array, wanted: Any) -> Array:
+    return with_rows(found, wanted.shape[0]) if wanted.ndim else found
 
 
 def resume_from(directory: str, steps: int) -> Checkpoints:

@@ -12,18 +12,16 @@ import logging
 import math
 import os
 import secrets
-import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from kd_jax import storage
 from kd_jax.errors import UserError, line
+from kd_jax.plugins import without_torch
 from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
@@ -107,68 +105,32 @@ def _step(row: dict[str, str]) -> float:
 
 
 class Events:
-    """A file of TensorBoard curves, written as rows come: the records of a TFRecord file, each an
-    `Event` in the wire format of Protocol Buffers."""
+    """A synchronous writer of TensorBoard curves: tensorboardX's SummaryWriter writes in a thread
+    that dies silently on a full disk, after which the run would wait for it forever."""
 
     def __init__(self, directory: epath.PathLike, start: int):
-        folder = epath.Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._file = (folder / name).open("wb")
-        self._write(_bytes(3, b"brain.Event:2"))  # the version of the format
-        # Its status, START, hides what an interrupted run wrote of the steps that are done again.
-        self._write(_integer(2, start + 1) + _bytes(7, _integer(1, 1)))
+        with without_torch():
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+        self._event, self._scalar = Event, summary.scalar
+        self._writer = event_file_writer.EventsWriter(os.fspath(epath.Path(directory) / "events"))
+        # Hides what an interrupted run wrote of the steps that are done again.
+        self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            with np.errstate(over="ignore"):  # what is too large for float32 is infinite
-                point = _bytes(1, name.encode()) + b"\x15" + np.float32(value).tobytes()
-            self._write(_integer(2, step) + _bytes(5, _bytes(1, point)))
+            self._write(step, summary=self._scalar(name, value))
 
-    def _write(self, event: bytes) -> None:
-        event = b"\x09" + struct.pack("<d", time.time()) + event
-        length = struct.pack("<Q", len(event))
-        self._file.write(length + _checksum(length) + event + _checksum(event))
+    def _write(self, step: int, **what: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **what))
 
     def sync(self) -> None:
-        self._file.flush()
+        self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
-
-
-def _integer(field: int, value: int) -> bytes:
-    return bytes([field << 3]) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return bytes([field << 3 | 2]) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
-
-
-def _checksum(data: bytes) -> bytes:
-    """Computes the CRC-32C of some bytes as TFRecord masks it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _CRC[(crc ^ byte) & 255]
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _crc_of(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-    return byte
-
-
-_CRC = tuple(map(_crc_of, range(256)))
+        self._writer.close()
 
 
 # What is told of every row: the stage, the kind (train, eval, time), the row.

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from kd_jax import axes
 from kd_jax.errors import UserError
 from kd_jax.tensors import LazyTensor
-from kd_jax.types import Array, Batch, Params
+from kd_jax.types import Batch, Params
 
 BATCH = P(axes.ROWS)  # rows of a batch over all devices, but those along `model`
 Table = tuple[tuple[str, P], ...]
@@ -130,7 +130,7 @@ def shardings(specs: Any, mesh: Mesh) -> Any:
     return jax.tree.map(functools.partial(NamedSharding, mesh), specs)
 
 
-def reduce(grads: Params, specs: Params, mesh: Mesh) -> Params:
+def reduce(grads: Params, specs: Params) -> Params:
     """Sums all devices' gradients of the parameters that each of them holds; inside shard_map.
     Modules have summed those of parts over the devices with which they share them."""
 
@@ -221,11 +221,6 @@ def gathered(params: Params) -> Params | None:
 def take_part(leaf: Any) -> np.ndarray:
     """Helps the first process to copy a whole parameter that is split over processes."""
     return whole(leaf) if isinstance(leaf, jax.Array) else np.empty(0)
-
-
-def device_index() -> Array:
-    """Returns the number of this device's rows on the mesh, uint32; inside shard_map."""
-    return axes.index(axes.ROWS)
 
 
 def num_parts(mesh: Mesh) -> int:

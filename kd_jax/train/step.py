@@ -123,10 +123,10 @@ def gradient(
                 params["objective"], output, targets, rows, scales, inputs.temperatures
             )
 
-        seed = inputs.seed + sharding.device_index() * jnp.uint32(0x9E3779B9)
+        seed = inputs.seed + axes.index(axes.ROWS) * jnp.uint32(0x9E3779B9)
         both = jax.grad(loss, has_aux=True)
         grads, totals = _over_micro_batches(both, state.params, batch, seed, program.accumulate)
-        return sharding.reduce(grads, specs, program.mesh), ratios(totals, denominators)
+        return sharding.reduce(grads, specs), ratios(totals, denominators)
 
     models, out = (state, teacher), (specs, P())
     return sharding.per_device(local, program.mesh, program.table, models, batch, inputs, out=out)

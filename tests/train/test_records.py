@@ -108,7 +108,7 @@ def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(all_of_them._events, "_write", full)
+    monkeypatch.setattr(all_of_them._events._writer._py_recordio_writer, "write", full)
     with pytest.raises(OSError, match="No space left"):
         for step in range(100):
             all_of_them.add("metrics", {"step": step, "loss": 0.5})

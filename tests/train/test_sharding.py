@@ -116,7 +116,7 @@ def test_reduce_sums_what_every_device_has(fsdp):
     specs = sharding.param_specs(TABLE, params, mesh)
 
     def local(params, factor):
-        return sharding.reduce(jax.tree.map(lambda x: x * factor[0], params), specs, mesh)
+        return sharding.reduce(jax.tree.map(lambda x: x * factor[0], params), specs)
 
     factors = jnp.arange(8.0)
     run = jax.shard_map(
@@ -132,7 +132,7 @@ def test_reduce_sums_what_every_device_has(fsdp):
 def test_devices_are_numbered_as_their_rows():
     mesh = sharding.make_mesh(2)
     run = jax.shard_map(
-        lambda rows: rows * 0 + sharding.device_index(),
+        lambda rows: rows * 0 + axes.index(axes.ROWS),
         mesh=mesh,
         in_specs=sharding.BATCH,
         out_specs=sharding.BATCH,
