@@ -60,20 +60,20 @@ def largest(x: Any, axes: Sequence[str]) -> Any:
     return jax.lax.pmax(x, axes) if axes else x
 
 
-def gathered(part: Array, axes: Sequence[str], axis: int = 0) -> Array:
-    """Joins the parts of all devices along an axis of the array."""
+def gathered(part: Array, axes: Sequence[str]) -> Array:
+    """Joins the rows of all devices along axes."""
     axes = _real(axes)
-    return jax.lax.all_gather(part, axes, axis=axis, tiled=True) if axes else part
+    return jax.lax.all_gather(part, axes, tiled=True) if axes else part
 
 
-def scattered(x: Array, axes: Sequence[str], axis: int = 0) -> Array:
-    """Sums the arrays of all devices; each keeps its part along an axis of the array.
+def scattered(x: Array, axes: Sequence[str]) -> Array:
+    """Sums the arrays of all devices along axes; each keeps its part of the rows.
 
     One mesh axis after the other: TPUs reduce and scatter at once only along one dimension of a
     torus, and otherwise reduce whole arrays and cut them.
     """
     for name in _real(axes):
-        x = jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
+        x = jax.lax.psum_scatter(x, name, tiled=True)
     return x
 
 
@@ -116,9 +116,7 @@ def _joined(part: Array) -> Array:
 
 
 def _joined_bwd(_, g: Array) -> tuple[Array]:
-    g = scattered(g, FSDP)  # along `model` all have the same
-    own = g.shape[0] // jax.lax.axis_size(MODEL)
-    return (jax.lax.dynamic_slice_in_dim(g, jax.lax.axis_index(MODEL) * own, own),)
+    return (own(scattered(g, FSDP), (MODEL,)),)  # along `model` all have the same
 
 
 _joined.defvjp(lambda part: (_joined(part), None), _joined_bwd)

@@ -76,7 +76,9 @@ def tokenize(
 
     if cache.once(entry, write, "config.data.cache_dir"):
         log.info("tokens of %s: cached in %s", documents.name, entry)
-    return arrays.load(entry / "tokens.npy")
+    tokens_N = arrays.load(entry / "tokens.npy")
+    cache.check_ids(tokens_N, size, entry)
+    return tokens_N
 
 
 def _write(documents: Documents, tokenizer: Tokenizer, separator: int, dtype, file: Path) -> None:

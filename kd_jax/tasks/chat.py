@@ -118,14 +118,17 @@ class Chat(Text):
         rules = tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, self.config["turns"]
         entry = root / f"chats-{cache.key(_VERSION, digest, *rules)}"
 
+        size = 1 + max(tokenizer.get_vocab().values())
+
         def write(folder: Path) -> None:
-            ids = arrays.type_of_ids(1 + max(tokenizer.get_vocab().values()))
+            ids = arrays.type_of_ids(size)
             Marked.write(folder, template.encode(rows("tokenizing", count)), ids)
             identity.check_unchanged(found)
 
         cached = cache.once(entry, write, "config.data.cache_dir")
         log.info("tokens of %s: %s %s", found.name, "cached in" if cached else "kept in", entry)
         tokens = Marked.load(entry)
+        cache.check_ids(tokens.tokens_F, size, entry)
         return Conversations(found.name, found.commit, digest, tokens, np.arange(len(tokens)))
 
 

@@ -1,12 +1,13 @@
 import errno
 import logging as std_logging
 import os
+import shutil
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from kd_jax.data import blocks
+from kd_jax.data import blocks, cache
 from kd_jax.data.blocks import Blocks, tokenize
 from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
@@ -38,11 +39,16 @@ def test_large_vocabularies_need_four_bytes(tmp_path):
     assert tokens_N.dtype == np.int32 and tokens_N.tolist() == [len(words) - 1, END]
 
 
-def test_ids_may_have_gaps(tmp_path):
+def test_ids_may_have_gaps_and_are_within_the_vocabulary(tmp_path):
     """The number of words says nothing of the largest id."""
     ids = {"<end>": 0, "<unk>": 1, "a": 70_000}
     made = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     assert tokenize(listed(["a"]), made, END, tmp_path).tolist() == [70_000, END]
+    entry = next(tmp_path.glob("tokens-*/"))
+    shutil.rmtree(entry)
+    cache.once(entry, lambda made: np.save(made / "tokens.npy", np.int32([70_001])), "")
+    with pytest.raises(UserError, match=f"{entry} holds token ids from 70001 to 70001, beyond a v"):
+        tokenize(listed(["a"]), made, END, tmp_path)
 
 
 def test_truncation_and_padding_of_the_tokenizer_do_not_count(tmp_path):
