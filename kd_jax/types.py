@@ -63,6 +63,8 @@ class Batch(struct.PyTreeNode):
     segments_BT: Array | None = None  # int32; None means one row of text
     teacher_inputs: tuple[Encoding, ...] = ()  # what teachers with other tokenizers read
     stored: dict[str, StoredLogits] | None = None  # by model: teacher, others
+    # float32 like labels: the log-probability of each under the model that wrote it, at T = 1
+    written: Array | None = None
 
     def dense(self) -> Batch:
         """Returns the batch with a label and a weight for every token, (B, T) instead of (B, P)."""

@@ -127,6 +127,17 @@ class Softmax:
         gap_CV = self.shifted_CV - other.shifted_CV
         return {("gap", self.name, other.name, key_of(temperature)): self.exp(temperature) * gap_CV}
 
+    def at(self, ids_C1: Array) -> Array:
+        """Looks up the shifted logit of an id of each row, (C, 1)."""
+        columns, logits_CV = self.columns, self.logits_CV
+        if columns.start is None:
+            return jnp.take_along_axis(logits_CV, ids_C1, axis=1) - self.max_C1
+        own_C1 = ids_C1 - columns.start
+        here_C1 = (own_C1 >= 0) & (own_C1 < logits_CV.shape[1])
+        own_C1 = jnp.clip(own_C1, 0, logits_CV.shape[1] - 1)
+        logit_C1 = jnp.where(here_C1, jnp.take_along_axis(logits_CV, own_C1, axis=1), 0.0)
+        return axes.summed(logit_C1, columns.axes) - self.max_C1
+
     def first_choice(self) -> Array:
         """Finds the most likely id of each row, the first in a tie, int32 (C,)."""
         if self.columns.start is None:
@@ -158,18 +169,11 @@ class Rows:
     labels_C: Array  # int32; float32 for a regression
     whole_teacher: Softmax | None = None  # over all of its ids
     shared: int = 0  # ids that student and teacher share
+    written_C: Array | None = None  # `Batch.written`
 
     def student_at_label(self) -> Array:
         """Looks up the student's shifted logit of each row's label, (C, 1)."""
-        columns, logits_CV = self.student.columns, self.student.logits_CV
-        labels_C1 = self.labels_C[:, None]
-        if columns.start is None:
-            return jnp.take_along_axis(logits_CV, labels_C1, axis=1) - self.student.max_C1
-        own_C1 = labels_C1 - columns.start
-        here_C1 = (own_C1 >= 0) & (own_C1 < logits_CV.shape[1])
-        own_C1 = jnp.clip(own_C1, 0, logits_CV.shape[1] - 1)
-        logit_C1 = jnp.where(here_C1, jnp.take_along_axis(logits_CV, own_C1, axis=1), 0.0)
-        return axes.summed(logit_C1, columns.axes) - self.student.max_C1
+        return self.student.at(self.labels_C[:, None])
 
     def is_label(self) -> Array:
         """Marks each row's label, bool (C, V)."""
@@ -184,13 +188,14 @@ class Rows:
 class Divergence:
     """Base of the row-wise terms: frozen dataclasses, so that a run's terms are a static argument.
 
-    `needs_teacher` tells whether `rows.teacher` is read, `has_temperature` whether the config may
-    set a temperature (default 1), `suits` whether the logits may be those of classes or the single
-    output of a regression, `of_probabilities` that adding a constant to a row's logits changes
-    nothing.
+    `needs_teacher` tells whether `rows.teacher` is read, `of_written` whether labels have to be
+    words that the student wrote itself, `has_temperature` whether the config may set a temperature
+    (default 1), `suits` whether the logits may be those of classes or the single output of a
+    regression, `of_probabilities` that adding a constant to a row's logits changes nothing.
     """
 
     needs_teacher = True
+    of_written = False
     has_temperature = True
     suits = ("classes",)
     of_probabilities = True

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from kd_jax.objectives.divergence import Divergence, key_of
 from kd_jax.objectives.kl import ForwardKL
+from kd_jax.objectives.reverse_kl import ReverseKL
 from kd_jax.objectives.vocab import RowTerm
 
 
@@ -40,6 +41,23 @@ class Agreement(_Measure):
 
 
 @dataclasses.dataclass(frozen=True)
+class Entropy(_Measure):
+    """Entropy of the student's distribution, in nats."""
+
+    needs_teacher = False
+
+    def sums(self, rows, temperature):
+        student = rows.student
+        own_CV = student.exp(1.0) * student.shifted_CV
+        return student.normalizer(1.0) | {("own", student.name): own_CV}
+
+    def value(self, rows, sums, temperature):
+        student = rows.student
+        mean_C1 = sums["own", student.name] / sums[student.name, key_of(1.0)]
+        return student.log_normalizer(1.0, sums) - mean_C1
+
+
+@dataclasses.dataclass(frozen=True)
 class OutsideMass(_Measure):
     """The teacher's probability of ids that the student lacks, which no term compares."""
 
@@ -56,3 +74,6 @@ class OutsideMass(_Measure):
 ACCURACY = RowTerm("accuracy", Accuracy())
 OUTSIDE = RowTerm("teacher_outside", OutsideMass())  # where the teacher has more ids
 KL_T1 = RowTerm("kl_t1", ForwardKL(), 1.0)  # logged whatever the training temperature is
+# On words that the student wrote.
+REVERSE_KL_T1 = RowTerm("reverse_kl_t1", ReverseKL(), 1.0)
+ENTROPY = RowTerm("entropy", Entropy())

@@ -124,6 +124,7 @@ class Objective:
                 {term.name: scales[term.name] for term in self.row_terms},
                 temperatures,
                 others,
+                None if batch.written is None else batch.written.reshape(-1),
             )
         for name, term in self.state_terms:
             totals[name] = term.total(params.get(name, {}), student, teacher, batch)
@@ -214,7 +215,7 @@ def _fault(
             return " takes no temperature"
         if at not in (None, "supervised", "all"):
             return f".positions={at!r}: have all, supervised"
-        if at == "all" and not term.needs_teacher:
+        if at == "all" and (term.of_written or not term.needs_teacher):
             return ".positions='all': there are labels at supervised positions only"
     elif at is not None or temperature is not None:
         return " takes neither positions nor a temperature"

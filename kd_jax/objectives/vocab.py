@@ -76,10 +76,11 @@ class Engine:
 
 
 def _seen(
-    terms, logits: dict[str, Array], sizes: dict[str, int], columns, labels_C, temperatures, mixture
+    terms, logits: dict[str, Array], sizes: dict[str, int], columns, given, temperatures, mixture
 ) -> tuple[list, Sums]:
     """Prepares each term's (term, subject, rows, temperature), where rows have only the ids that it
-    compares, and computes all sums over the vocabulary; `logits` and `sizes` are by model."""
+    compares, and computes all sums over the vocabulary; `logits` and `sizes` are by model, `given`
+    are the rows' labels and, if known, their log-probabilities when they were written."""
     shared = min(sizes.values())
     if columns.start is not None:  # parts have padding
         logits = {name: columns.below(x_CV, sizes[name]) for name, x_CV in logits.items()}
@@ -99,10 +100,11 @@ def _seen(
     seen, arrays = [], {}
     for term, temperature in zip(terms, temps, strict=True):
         subject = term.subject(mixture)
+        labels_C, written_C = given
         rows = Rows(softmax[subject], None, labels_C)
         if term.divergence.needs_teacher:
             pair = (softmax.get(f"shared {name}", softmax[name]) for name in (subject, "teacher"))
-            rows = Rows(*pair, labels_C, softmax["teacher"], shared)
+            rows = Rows(*pair, labels_C, softmax["teacher"], shared, written_C)
         seen.append((term, subject, rows, temperature))
         arrays |= term.divergence.sums(rows, temperature)
     return seen, columns.reduced(arrays, jax.lax.add)
@@ -114,7 +116,9 @@ def _widened(slope_CV: Array, width: int) -> Array:
     return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
 
 
-def _run(engine, student, teacher, labels_N, weights, scales, temperatures, others, want_grads):
+def _run(
+    engine, student, teacher, labels_N, weights, scales, temperatures, others, written_N, want_grads
+):
     """Computes the loss, totals by term, and optionally the gradients of the student's head."""
     if student.unembed_VD is not None:  # cast once, not in every chunk
         operand = jnp.dtype(engine.student_policy.operand)
@@ -126,7 +130,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
     sizes = {name: each.num_classes for name, each in sources.items() if each is not None}
 
     def add_chunk(carry, chunk):
-        rows, labels_C, weights_C = jax.tree.map(lambda x: axes.gathered(x, split), chunk)
+        rows, given, weights_C = jax.tree.map(lambda x: axes.gathered(x, split), chunk)
         student_rows, teacher_rows, other_rows = rows
         totals, head_slopes = carry
         logits = {"student": student.logits(student_rows, engine.student_policy)}
@@ -137,7 +141,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
             mixture = others.mixture(logits["student"], other_rows, engine.teacher_policy)
             logits["mixture"] = mixture.logits_CV
             widths["mixture"] = mixture.logits_CV.shape[1]
-        seen, sums = _seen(engine.terms, logits, widths, columns, labels_C, temperatures, mixture)
+        seen, sums = _seen(engine.terms, logits, widths, columns, given, temperatures, mixture)
         totals = dict(totals)
         slopes = {name: jnp.zeros_like(logits_CV) for name, logits_CV in logits.items()}
         for term, subject, rows, temperature in seen:
@@ -170,7 +174,7 @@ def _run(engine, student, teacher, labels_N, weights, scales, temperatures, othe
         None if x is None or not want_grads else jnp.zeros(x.shape[::-1], jnp.float32)
         for x in (student.unembed_VD, student.bias_V)
     ]
-    chunks = in_chunks((rows, labels_N, weights), size)
+    chunks = in_chunks((rows, (labels_N, written_N), weights), size)
     (totals, (dw_DV, db_V)), dx = jax.lax.scan(add_chunk, (zeros, none_yet), chunks)
     loss = sum((scales[name] * totals[name] for name in scales), jnp.float32(0.0))
     if not want_grads:
@@ -192,6 +196,7 @@ def vocab_loss(
     scales: dict[str, Array],
     temperatures: dict[str, Array],
     others: Others | None = None,
+    written_N: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Computes every term of `engine` over N rows.
 
@@ -206,12 +211,13 @@ def vocab_loss(
         temperatures: float32 scalars of the terms whose temperature is traced.
         others: models whose mean with the student replaces it in all terms that read the teacher;
             None: the student alone.
+        written_N: the labels' log-probabilities under the model that wrote them, where one did.
 
     Returns:
         (loss, totals): the sum of scale x total, and each term's weighted sum over the rows, in
         nats where the term is a divergence. Totals carry no gradient.
     """
-    given = student, teacher, labels_N, weights, scales, temperatures, others
+    given = student, teacher, labels_N, weights, scales, temperatures, others, written_N
     loss, totals, _ = _run(engine, *given, want_grads=False)
     return loss, totals
 
@@ -230,7 +236,7 @@ def _vocab_loss_bwd(engine, residual, cotangents):
     grads, like = residual
     g, _ = cotangents
     student = jax.tree.map(lambda d, x: (g * d).astype(x.dtype), grads, like)
-    return student, *[None] * 6
+    return student, *[None] * 7
 
 
 vocab_loss.defvjp(_vocab_loss_fwd, _vocab_loss_bwd)

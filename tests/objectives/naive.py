@@ -31,8 +31,22 @@ _SOFTENED = {
     "jsd": lambda p, q, beta=0.5, scaled=True: _jsd(p, q, beta, scaled),
     "tvd": lambda p, q: 0.5 * np.abs(p - q).sum(-1),
 }
+
+
+def _log_prob(logits_CV, label):
+    return _log(softmax(logits_CV, 1.0))[np.arange(len(logits_CV)), label]
+
+
+def _policy_gradient(s, t, label, old=None):
+    """`old`: log-probabilities of the labels when they were written; None: now."""
+    own = _log_prob(s, label)
+    old = own if old is None else old
+    return np.exp(own - old) * (old - _log_prob(t, label))
+
+
 _PLAIN = {
-    "ce": lambda s, t, label: -_log(softmax(s, 1.0))[np.arange(len(s)), label],
+    "ce": lambda s, t, label: -_log_prob(s, label),
+    "policy_gradient": _policy_gradient,
     "logit_mse": lambda s, t, label: np.square(s - t).sum(-1),
 }
 NAMES = sorted({*_SOFTENED, *_PLAIN})
@@ -50,6 +64,8 @@ def value(name, student_CV, teacher_CV, labels_C, temperature=1.0, t_squared=Tru
 def grad(name, student_CV, *args, step: float = 1e-5, **settings):
     """d value / d student logits by central differences, (C, V)."""
     found = np.zeros_like(student_CV)
+    if name == "policy_gradient":
+        settings = {"old": _log_prob(student_CV, args[1])} | settings
     for v in range(student_CV.shape[1]):
         nudge_V = step * np.eye(student_CV.shape[1])[v]
         above = value(name, student_CV + nudge_V, *args, **settings)
