@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as common
 from kd_jax.errors import UserError
 from kd_jax.ranges import settings
-from kd_jax.run.stage import read
+from kd_jax.run.settings import read
 
 OF_RECIPES = {
     "pretrain": lambda: common.base("pretrain"),

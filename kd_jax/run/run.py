@@ -21,7 +21,8 @@ from kd_jax.errors import UserError
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy, policy_for
 from kd_jax.run import models
-from kd_jax.run.stage import Parameters, Settings, Stage, kind_of, read
+from kd_jax.run.settings import Settings, kind_of, read
+from kd_jax.run.stage import Parameters, Stage
 from kd_jax.tasks.task import Task
 from kd_jax.train import sharding
 from kd_jax.types import Params

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from kd_jax.run import stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Settings, Stage
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Stage
 from kd_jax.stages import substitute
 
 

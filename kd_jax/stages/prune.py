@@ -17,7 +17,8 @@ from kd_jax.models import compact, model_config
 from kd_jax.models.blueprint import count
 from kd_jax.run import models, stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Parameters, Settings, Stage, first_state, last_phase
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Parameters, Stage, first_state, last_phase
 from kd_jax.stages import substitute, swaps
 from kd_jax.train import sharding
 from kd_jax.types import Params

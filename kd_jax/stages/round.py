@@ -30,7 +30,8 @@ from kd_jax.run import measure, stage, text_logits
 from kd_jax.run.measure import with_perplexity
 from kd_jax.run.results import Compiling, kept, speed
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Settings, Stage, StepInputs
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Stage, StepInputs
 from kd_jax.run.teaching import frozen
 from kd_jax.run.text_logits import TextLogits, vocab_size
 from kd_jax.teachers import ensemble

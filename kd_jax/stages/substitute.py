@@ -27,7 +27,8 @@ from kd_jax.objectives.objective import Objective
 from kd_jax.run import stage
 from kd_jax.run.results import Compiling
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Groups, Parameters, Phase, Stage, first_state
 from kd_jax.run.teaching import laid_out, on_mesh
 from kd_jax.stages import swaps
 from kd_jax.stages.swaps import Swap

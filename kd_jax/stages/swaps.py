@@ -27,7 +27,8 @@ from kd_jax.models.model_config import BlockShape, ModelConfig, bottleneck
 from kd_jax.objectives.objective import Objective
 from kd_jax.run import models
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Parameters, Settings
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Parameters
 from kd_jax.run.teaching import frozen
 from kd_jax.train.optim import Group
 from kd_jax.train.passes import evaluate

@@ -26,7 +26,8 @@ from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.ranges import Real
 from kd_jax.run import models, stage
 from kd_jax.run.run import Run
-from kd_jax.run.stage import Groups, Parameters, Phase, Settings, Stage, first_state, last_phase
+from kd_jax.run.settings import Settings
+from kd_jax.run.stage import Groups, Parameters, Phase, Stage, first_state, last_phase
 from kd_jax.run.teaching import on_mesh
 from kd_jax.schedules import value_schedule
 from kd_jax.stages import substitute, swaps

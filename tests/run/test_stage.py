@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as defaults
 from kd_jax.errors import UserError
-from kd_jax.run.stage import read
+from kd_jax.run.settings import read
 
 
 def config(recipe, **stages):
