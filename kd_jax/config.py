@@ -161,6 +161,25 @@ SECTIONS: dict[str, Table] = dict(
         past_run_dirs=((), "finished runs whose members come first"),
         eval_mean=(Choice("token", "batch"), "mean over all tokens, or over means of batches"),
     ),
+    rollout=dict(
+        {
+            "lambda": (
+                Free(1.0),
+                "share of the steps whose completions the student writes, of the others they are "
+                "the data's: a number, or a schedule",
+            )
+        },
+        every=(_whole(1), "steps that learn from the same completions"),
+        prompt_tokens=(_whole(16), "of a document that are its prompt; of chats the longest one"),
+        max_new_tokens=(_whole(128), "of a completion"),
+        temperature=(_real(1.0), "of writing; objective.TERM.temperature is that of the loss"),
+        top_p=(Real(above=0, most=1, default=1.0), "probability of the tokens that are drawn from"),
+        top_k=(_whole(0, 0), "most probable tokens that are drawn from; 0: all"),
+        stop=((), "tokens that end a completion, besides the end of a turn, or of a document"),
+        unfinished=(Choice("learn", "leave"), "completions cut off at max_new_tokens"),
+        held_out=(_rows(32), "prompts of held-out text, continued at every evaluation"),
+        samples=(_whole(4, 0), "of these that samples.jsonl keeps"),
+    ),
     sweep=dict(
         stage=("student", "the stage that is tried; stages before it run once"),
         keys=((), "pairs: a dotted key, and a list of values or for a sampler {low, high[, log]}"),
@@ -290,6 +309,15 @@ def substitution(c: ConfigDict | None = None) -> ConfigDict:
     c.pruning.target = 0.0
     c.substitution = _section(SECTIONS["substitution"])
     c.theseus = _section(SECTIONS["theseus"], group=0)
+    return c
+
+
+def on_policy() -> ConfigDict:
+    """Makes a config of on-policy distillation: the keys of `base`, and those of
+    kd_jax/stages/on_policy.py."""
+    c = base("distil")
+    c.rollout = _section(SECTIONS["rollout"])
+    c.stages = dict(student=dict(kind="on_policy"))
     return c
 
 

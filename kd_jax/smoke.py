@@ -98,6 +98,9 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         return c
     if "substitution" in c:
         _substitute(c, 0.3 if family == "gpt2" else 0.2)
+    if "rollout" in c:
+        c.rollout.update(prompt_tokens=min(c.rollout.prompt_tokens, 8), max_new_tokens=8)
+        c.rollout.update(held_out=16, samples=2)
     if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64
         c.cache.max_gb = 0.1

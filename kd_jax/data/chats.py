@@ -256,6 +256,15 @@ class Template:
             at = match.end()
         yield Piece(words[at:], False, learned)
 
+    @property
+    def end_of_turn(self) -> int:
+        """Returns the special token behind an assistant's message. Raises UserError where the
+        template has none."""
+        _, end = self._turn
+        if not end:
+            raise UserError("the chat template ends an assistant's turn with no special token")
+        return self._ids[end]
+
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
         """Finds the prompt before an assistant's message, and the special token behind the message;

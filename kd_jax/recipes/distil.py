@@ -110,7 +110,12 @@ def run_stage(
     """
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
     teacher, stream = teaching.teacher_and_batches(run, this, teachers)
-    figures = functools.partial(measure.figures, run, this, teachers=teachers)
+    own_text = this.own_text and this.own_text(run, this, teachers.model(this.teachers[0]))
+
+    def figures(student: Model, split: str) -> dict[str, Any]:
+        found = measure.figures(run, this, student, teachers, split)
+        return found | (own_text.figures(student, split) if own_text else {})
+
     phases = this.phases(run, parameters)
     if this.reports_start:
         start = functools.partial(phases[0].enter, None)
@@ -133,6 +138,8 @@ def run_stage(
         selection=loop.Selection(task.primary, task.larger, run.config.get("patience", 0)),
         directory=folder,
         listeners=listeners,
+        writer=this.writer and this.writer(run, this),
+        samples=own_text and (lambda: own_text.samples),
     )
     parameters[this.model] = run.models[this.model].cut(fitted.state.params["student"])
     for line in results.describe_end(this, fitted):

@@ -289,7 +289,7 @@ def _first_choices(
 
 def shape_of_step(run: Run, stage: Stage) -> tuple[int, int, int]:
     """Counts rows and tokens of a batch, and positions of a row that reach the head."""
-    batch = run.tasks[stage.model].shapes(stage.batch_size)
+    batch = stage.step_inputs(run, stage).batch
     positions = jax.eval_shape(stage.program.objective.dense_labels, batch).labels.shape[1]
     return *batch.tokens_BT.shape, positions
 

@@ -31,6 +31,7 @@ from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Batch, Model, Params
 
 if TYPE_CHECKING:
+    from kd_jax.run.own_text import OwnText
     from kd_jax.run.run import Run
 
 Parameters = dict[str, Params]  # by model of the run, of those that are there; perhaps abstract
@@ -103,6 +104,10 @@ class Stage(Settings):
     step_inputs: Callable[[Run, Stage], StepInputs] = with_teacher
     # Finds out what its model depends on, before it begins; the run's stages are made anew then.
     measure_first: Callable[[Parameters], None] | None = None
+    # Writes what the model learns from, with the model itself (kd_jax/run/rollout.py).
+    writer: Callable[[Run, Stage], loop.Writer] | None = None
+    # Measures what the model writes by itself; the last argument is the teacher.
+    own_text: Callable[[Run, Stage, Model], OwnText] | None = None
     reports_start: str = ""  # the name by which the model that it starts from is reported as well
     # Steps and FLOPs of training besides its steps.
     more_training: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -232,6 +237,8 @@ def train(
     selection: loop.Selection,
     directory: epath.Path,
     listeners: Sequence[Listener] = (),
+    writer: loop.Writer | None = None,
+    samples: Callable[[], Sequence[dict[str, Any]]] | None = None,
 ) -> loop.Fit:
     """Trains a stage through all of its phases, from its latest checkpoint if there is one.
 
@@ -269,6 +276,8 @@ def train(
             resume=stage.resume,
             listeners=listeners,
             begin=phase.start,
+            writer=writer,
+            samples=samples,
         )
         state = fitted.state
     return fitted

@@ -73,6 +73,10 @@ class Chat(Text):
     def smoke(cls, task, data, samples):
         return dict(seq_len=128), local(samples / "chats" / "train.jsonl") | dict(held_out=0.1)
 
+    @property
+    def end_of_text(self):
+        return self._template.end_of_turn
+
     def shapes(self, batch_size):
         segments = {"segments_BT": self.seq_len} if self.packed else {}
         return batch_shapes(batch_size, self.seq_len, self.seq_len, **segments)

@@ -30,6 +30,11 @@ class Text(Task):
     def with_tokenizer(self, tokenizer):
         return type(self)(self.config, self.data, tokenizer)
 
+    @property
+    def end_of_text(self) -> int:
+        """Returns the token with which what a model writes ends: a document, or a turn."""
+        raise NotImplementedError
+
 
 class TextTask(Text):
     """Language modelling on text that is cut into blocks. Subclasses define head, blocks and
@@ -63,6 +68,10 @@ class TextTask(Text):
         raise NotImplementedError
 
     # What it gets.
+
+    @property
+    def end_of_text(self):
+        return self._separator
 
     def _cut(self, split: str, training: bool) -> blocks.Blocks:
         """Cuts a split into blocks; in training, an incomplete last block is left out."""

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -70,6 +70,21 @@ class Intervals:
     log: int
 
 
+class Writer(Protocol):
+    """An object that writes, with the model that is trained, what it learns from."""
+
+    every: int  # steps that learn from the same words: only between these a run may be interrupted
+
+    def __call__(
+        self, step: int, student: Model, batch: Batch, inputs: Inputs
+    ) -> tuple[Batch, Inputs, bool]:
+        """Returns what a step learns from, `batch` or one that the student wrote, its inputs, and
+        whether the student wrote it."""
+
+    def measured(self, batch: Batch, wrote: bool) -> dict[str, Any]:
+        """Computes what metrics.csv has of a batch (on the mesh)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """The rule that selects the best checkpoint by a held-out metric, and stops training early.
@@ -117,6 +132,7 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
     row |= terms | {"learning_rate": float(inputs.learning_rate)}
     if inputs.replaced_L is not None:
         row["replaced"] = float(np.mean(inputs.replaced_L))
+    row |= {name: float(value) for name, value in metrics.get("written", {}).items()}
     return row | {"grad_norm": float(metrics["grad_norm"])}
 
 
@@ -137,6 +153,8 @@ def fit(
     resume: str = "",
     listeners: Sequence[Listener] = (),
     begin: int = 0,
+    writer: Writer | None = None,
+    samples: Callable[[], Sequence[dict[str, Any]]] | None = None,
 ) -> Fit:
     """Trains `state` until `steps` steps are done, from its latest checkpoint if there is one.
 
@@ -161,6 +179,8 @@ def fit(
         resume: another stage directory to continue from if this one has no checkpoint yet.
         listeners: called with every row that the first process writes.
         begin: the step of `state`.
+        writer: writes batches with the student, where it learns from its own words.
+        samples: returns texts that the last call of `validate` wrote, for samples.jsonl.
 
     Raises Diverged on a loss that is not finite; Preempted after SIGTERM, when the state is saved.
     """
@@ -175,12 +195,12 @@ def fit(
                 state = source.restore(source.latest, state)
         step, start = int(state.step), None if start is None else int(start.step)
         written = {} if start is None else checkpoints.note(start)
-        records = Records(directory, step, listeners, written)
+        records = Records(directory, step, listeners, written, samples is not None)
         bar = ProgressBar(stage, step, steps, quiet=jax.process_index() > 0)
         stack.callback(records.close)
         stack.callback(bar.close)
         preemption = stack.enter_context(Preemption(program.mesh))
-        clock, pending, compiled = Clock(), None, set()
+        clock, pending, compiled = Clock(writer is not None), None, set()
         batches = None if step >= steps else stream.batches(step)
 
         def check_finite(what: str, value: float, at: int, batch: Batch | None = None) -> None:
@@ -208,7 +228,8 @@ def fit(
         # Do not change the order: what a checkpoint holds has been evaluated and written down,
         # and a batch is taken only after the save, so that a resumed run goes through the same.
         while True:
-            leaving, last = preemption.requested(), step == steps
+            last = step == steps
+            leaving = preemption.requested() and (writer is None or step % writer.every == 0)
             # What was restored was evaluated and saved before; so was what a new model comes from.
             fresh = step not in (begin, start)
             planned = last or step % intervals.save == 0
@@ -224,6 +245,8 @@ def fit(
                 if evaluating:
                     figures = validate(state.student)
                     records.add("eval", {"step": step, **figures})
+                    if samples is not None:
+                        records.add_samples(step, samples())
                     found = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
                     bar.say(f"{stage} {step}/{steps}  held out: {found}")
                     check_finite("held-out loss", figures["loss"], step)
@@ -239,12 +262,18 @@ def fit(
                 break
             with clock.waiting():
                 batch = next(batches)
-            inputs = schedules.at(step)
+            inputs, wrote = schedules.at(step), False
+            if writer is not None:
+                jax.block_until_ready(state)  # what is left of the last step is no writing
+                with clock.written():
+                    batch, inputs, wrote = writer(step, state.student, batch, inputs)
             new = batch.tokens_BT.shape not in compiled
             if new:
                 bar.compiling(batch.tokens_BT.shape)
             given = place(batch, program.mesh), teacher, everywhere(inputs, program.mesh)
             state, metrics = train_step(state, *given, program=program)
+            if writer is not None:
+                metrics["written"] = writer.measured(given[0], wrote)
             step += 1
             clock.count(batch)
             write_pending()

@@ -1,13 +1,15 @@
 """Records a run's metrics: CSV files, TensorBoard events, Weights & Biases.
 
-metrics.csv and eval.csv hold only values that are reproducible to the last bit, so two runs can be
-compared by `cmp`; times go to timing.csv. A CSV is cut back to the step from which a run resumes.
+metrics.csv, eval.csv and samples.jsonl hold only what is reproducible to the last bit, so two runs
+can be compared by `cmp`; times go to timing.csv. All are cut back to the step from which a run
+resumes.
 """
 
 import contextlib
 import csv
 import hashlib
 import io
+import json
 import logging
 import math
 import os
@@ -34,7 +36,7 @@ class Table:
         """Opens the file. `written`: the digest of the rows up to `start`, if known; a file with
         other rows is moved aside, with a warning."""
         self.path = epath.Path(path)
-        rows = [row for row in read(self.path) if _step(row) <= start]
+        rows = [row for row in self._read() if _step(row) <= start]
         self._take(rows)
         if written is not None and self.digest != written:
             self._take([])
@@ -48,6 +50,9 @@ class Table:
             )
         storage.write(self.path, lambda file: file.write(self._text.encode()))
         self._file = self.path.open("a")
+
+    def _read(self) -> list[dict]:
+        return read(self.path)
 
     def _take(self, rows: list[dict]) -> None:
         self._names = list(rows[0]) if rows else None
@@ -87,20 +92,35 @@ class Table:
         self._file.close()
 
 
+class Lines(Table):
+    """A JSON Lines file whose objects have a `step`: like `Table`, with texts of any kind."""
+
+    def _read(self) -> list[dict]:
+        rows = []
+        for text in _whole_lines(self.path).split("\n"):
+            with contextlib.suppress(ValueError):  # the digest tells of damaged ones
+                rows.append(json.loads(text))
+        return [row for row in rows if isinstance(row, dict)]
+
+    def _format(self, rows: list[dict], header: bool) -> str:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def read(path: epath.PathLike) -> list[dict[str, str]]:
     """Reads the rows of a CSV; an incomplete last line, after a crash, is left out."""
-    path = epath.Path(path)
-    if not path.exists():
-        return []
-    text = path.read_bytes().decode(errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    rows = csv.DictReader(io.StringIO(whole))
+    rows = csv.DictReader(io.StringIO(_whole_lines(epath.Path(path))))
     return [row for row in rows if None not in row and None not in row.values()]
 
 
-def _step(row: dict[str, str]) -> float:
+def _whole_lines(path: epath.Path) -> str:
+    """Reads a file up to its last line break; "" if there is none."""
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _step(row: dict[str, Any]) -> float:
     """Reads the step of a row; for a damaged row, infinity."""
-    text = row.get("step", "")
+    text = str(row.get("step", ""))
     return int(text) if text.isdecimal() else math.inf
 
 
@@ -142,6 +162,7 @@ class Records:
 
     # The tables, and the folder of each one's curves.
     _CURVES = {"metrics": "train", "eval": "eval", "timing": "time"}
+    _SAMPLES = "samples.jsonl"  # texts, where a model writes some
 
     def __init__(
         self,
@@ -149,9 +170,10 @@ class Records:
         start: int,
         listeners: Sequence[Listener] = (),
         written: Mapping[str, str] | None = None,
+        samples: bool = False,
     ):
         """Opens the records. `written`: the result of `sync` at step `start`, if that has a
-        checkpoint."""
+        checkpoint; `samples`: whether there will be samples of text."""
         directory = epath.Path(directory)
         self._tables: dict[str, Table] = {}
         self._files: tuple[Table | Events, ...] = ()
@@ -162,6 +184,9 @@ class Records:
         for name in self._CURVES:
             file = f"{name}.csv"
             self._tables[name] = Table(directory / file, start, (written or {}).get(file))
+        if samples:
+            digest = (written or {}).get(self._SAMPLES)
+            self._tables["samples"] = Lines(directory / self._SAMPLES, start, digest)
         self._events = Events(directory / "tensorboard", start)
         self._files = (*self._tables.values(), self._events)
 
@@ -175,6 +200,12 @@ class Records:
         self._events.add(row["step"], values)
         for listener in self._listeners:
             listener(self._stage, kind, row)
+
+    def add_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Adds lines to samples.jsonl: texts that the model wrote at this step."""
+        if self._files:
+            for sample in samples:
+                self._tables["samples"].add({"step": step, **sample})
 
     def sync(self) -> dict[str, str]:
         """Flushes everything to disk; returns digests of the tables, by file name."""
@@ -190,7 +221,9 @@ class Records:
 class Clock:
     """A clock of training time, without evaluation and saving, and of the wait for batches."""
 
-    def __init__(self):
+    def __init__(self, writes: bool = False):
+        """Starts. `writes`: whether a model writes what it learns from, which is timed apart."""
+        self._writes = writes
         self.rate = 0.0  # tokens a second of the last row
         self.all_steps = self.all_rows = self.all_tokens = 0
         self.restart()
@@ -199,7 +232,8 @@ class Clock:
     def restart(self) -> None:
         """Starts the clock of a new row."""
         self._began = time.perf_counter()
-        self.waited = self.steps = self.rows = self.tokens = 0
+        self.waited = self.writing = 0.0
+        self.steps = self.rows = self.tokens = 0
 
     def count(self, batch: Batch) -> None:
         """Counts a step, and this process's rows and tokens without padding and filling rows."""
@@ -216,6 +250,13 @@ class Clock:
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Counts the time of the block as time in which the model writes what it learns from."""
+        began = time.perf_counter()
+        yield
+        self.writing += time.perf_counter() - began
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
@@ -235,6 +276,12 @@ class Clock:
             "rows_per_second": round(self.rows / seconds, 2),
             "input_wait_fraction": round(self.waited / seconds, 5),
         }
+        if self._writes:
+            learning = seconds - self.waited - self.writing
+            row |= {
+                "writing_seconds": round(self.writing, 4),
+                "learning_seconds": round(learning, 4),
+            }
         self.rate = row["tokens_per_second"]
         self.restart()
         return row

@@ -1,0 +1,76 @@
+"""Measures what a model writes by itself on held-out prompts, and how a teacher finds it.
+
+A student that is as good as its teacher on given text may still lose its way in its own: the
+figures here show it, for any way of training (Agarwal et al. 2023, arXiv:2306.13649, section 1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from kd_jax.models import family
+from kd_jax.models.generate import Sampling
+from kd_jax.objectives import measures
+from kd_jax.objectives.objective import Objective
+from kd_jax.run.prompts import Prompts
+from kd_jax.run.rollout import batch_of, ends, write
+from kd_jax.train.passes import evaluate
+from kd_jax.train.sharding import place
+from kd_jax.train.step import Program
+from kd_jax.types import Batch, Model
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
+
+TERMS = {measures.KL_T1: "own_kl", measures.REVERSE_KL_T1: "own_reverse_kl"}
+TERMS |= {measures.ENTROPY: "own_entropy"}
+
+
+class OwnText:
+    """The held-out prompts of a run, which a model continues always with the same draws."""
+
+    def __init__(self, run: Run, teacher: Model, prompts: Prompts, sampling: Sampling) -> None:
+        self._run, self._teacher, self._prompts, self._sampling = run, teacher, prompts, sampling
+        objective = Objective((), (), tuple(TERMS), run.policy, run.policy, run.chunk)
+        self._program = Program(objective, run.mesh, family.PARTITION)
+        self.samples: list[dict[str, Any]] = []  # that `figures` wrote last
+
+    def figures(self, model: Model, split: str) -> dict[str, float]:
+        """Writes completions and measures them: own_kl and own_reverse_kl, KL(teacher || model) and
+        KL(model || teacher) in nats a token; own_entropy of the model, in nats; own_length, tokens
+        of a completion; own_ended, the share of completions that end before `max_new_tokens`."""
+        run, settings = self._run, self._run.config.rollout
+        prompts = self._prompts.held_out(split, settings.held_out)
+        key = jax.random.key(run.config.seed)
+        written = write(run.mesh, family.PARTITION, model, prompts, key, self._sampling)
+        batch = batch_of(prompts, written)
+        self.samples = self._shown(prompts, written, settings.samples)
+        found = evaluate(model, _Once(batch), self._teacher, self._program)
+        figures = {name: found[term.name] for term, name in TERMS.items()}
+        stop = np.array(self._sampling.stop, np.int32)
+        lengths = ends(place(batch, run.mesh), stop)
+        return figures | {f"own_{name}": float(value) for name, value in lengths.items()}
+
+    def _shown(self, prompts: Any, written: Any, count: int) -> list[dict[str, Any]]:
+        """Decodes the first completions, with their prompts."""
+        decode = self._prompts.tokenizer.decode
+        rows = zip(prompts.tokens_BT, prompts.lengths_B, written.tokens_BN, written.counts_B)
+        found = []
+        for (prompt_T, length, tokens_N, tokens), ended in zip(rows, written.ended_B):
+            if len(found) < count:
+                texts = {"prompt": decode(prompt_T[:length]), "text": decode(tokens_N[:tokens])}
+                found.append(texts | {"tokens": int(tokens), "ended": bool(ended)})
+        return found
+
+
+class _Once:
+    """A stream of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def batches(self) -> list[Batch]:
+        return [self._batch]

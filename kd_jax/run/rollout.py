@@ -1,0 +1,138 @@
+"""Writes completions of prompts with the model that is trained, and makes batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kd_jax.models.generate import Sampling, Written
+from kd_jax.run.prompts import Given, Prompts
+from kd_jax.run.sampler import write_on_mesh
+from kd_jax.schedules import Schedule
+from kd_jax.train import sharding
+from kd_jax.train.step import Inputs
+from kd_jax.types import Array, Batch, Model
+
+if TYPE_CHECKING:
+    from kd_jax.run.run import Run
+
+_WHO, _DRAWS = 1, 2  # of the random numbers of a step: who writes; what
+
+
+def write(
+    mesh: Mesh, table: sharding.Table, model: Model, prompts: Given, key: Array, sampling: Sampling
+) -> Written:
+    """Writes a completion of each of this process's prompts, with a model on the mesh; all
+    processes call this together. Returns NumPy arrays."""
+    written = write_on_mesh(mesh, table, model, prompts, key, sampling)
+    first = jax.process_index() * len(prompts.lengths_B)
+    rows = slice(first, first + len(prompts.lengths_B))
+    return jax.tree.map(lambda x: sharding.whole(x)[rows], written)
+
+
+def batch_of(prompts: Given, written: Written, unfinished: bool = True, judged: bool = False):
+    """Makes a batch that learns from written tokens alone, the one that ended a completion
+    included.
+
+    Args:
+        prompts: the prompts, token ids (B, T).
+        written: their completions, (B, N).
+        unfinished: whether completions that were cut off are learned from as well.
+        judged: whether the batch keeps the tokens' log-probabilities when they were written.
+
+    Returns:
+        a batch of (B, T + N - 1) tokens (NumPy): labels are shifted, as in tasks/clm.py.
+    """
+    (B, T), N = prompts.tokens_BT.shape, written.tokens_BN.shape[1]
+    rows_B1, places_1N = np.arange(B)[:, None], np.arange(N)[None]
+    wrote_BN = places_1N < written.counts_B[:, None]
+    tokens_BW = np.zeros((B, T + N), np.int32)
+    tokens_BW[:, :T] = np.where(np.arange(T) < prompts.lengths_B[:, None], prompts.tokens_BT, 0)
+    at_BN = prompts.lengths_B[:, None] + places_1N
+    tokens_BW[rows_B1, at_BN] = np.where(wrote_BN, written.tokens_BN, 0)
+    learned_BN = wrote_BN & (unfinished | written.ended_B[:, None])
+
+    def of_labels(values_BN: np.ndarray) -> np.ndarray:
+        found_BW = np.zeros((B, T + N), np.float32)
+        found_BW[rows_B1, at_BN] = np.where(learned_BN, values_BN, 0.0)
+        return found_BW[:, 1:]
+
+    inputs_B1 = (prompts.lengths_B + np.maximum(written.counts_B - 1, 0))[:, None]
+    return Batch(
+        ids_B=prompts.ids_B.astype(np.int32),
+        tokens_BT=tokens_BW[:, :-1],
+        mask_BT=(np.arange(T + N - 1)[None] < inputs_B1).astype(np.float32),
+        labels=tokens_BW[:, 1:],
+        weights=of_labels(np.float32(1.0)),
+        written=of_labels(written.logp_BN) if judged else None,
+    )
+
+
+@jax.jit
+def ends(batch: Batch, stop_E: Array) -> dict[str, Array]:
+    """Measures the learned text of a batch's rows, on the mesh: `length`, its mean tokens, and
+    `ended`, the share of rows whose last learned token is one of `stop_E`. Rows of which nothing
+    is learned do not count."""
+    learned_BT = batch.weights > 0
+    some_B = learned_BT.any(axis=1)
+    last_B = learned_BT.shape[1] - 1 - jnp.argmax(learned_BT[:, ::-1], axis=1)
+    token_B = jnp.take_along_axis(batch.labels, last_B[:, None], axis=1)
+    ended_B = some_B & (token_B == stop_E[None]).any(axis=1)
+    rows = jnp.maximum(some_B.sum(), 1)
+    return {"length": learned_BT.sum() / rows, "ended": ended_B.sum() / rows}
+
+
+class Rollout:
+    """The completions that a stage's steps learn from: those of the student in a share of the
+    steps, else the data's. All draws are functions of (seed, step), so that a run that was killed
+    writes the same again.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        table: sharding.Table,
+        prompts: Prompts,
+        sampling: Sampling,
+        share: Schedule,
+        of_labels: Sequence[str],
+        judged: bool,
+    ) -> None:
+        """Stores the arguments. `share`: the share of steps by step (GKD's lambda); `of_labels`:
+        the terms that learn labels, which count at the data's completions only; `judged`: see
+        `batch_of`."""
+        self._run, self._table, self._prompts, self._sampling = run, table, prompts, sampling
+        self._share, self._of_labels, self._judged = share, of_labels, judged
+        self.every = run.config.rollout.every
+        self._stop = np.array(sampling.stop, np.int32)
+        self._kept: tuple[int, Batch] | None = None  # when it was written, and the batch
+
+    def __call__(
+        self, step: int, student: Model, batch: Batch, inputs: Inputs
+    ) -> tuple[Batch, Inputs, bool]:
+        """Returns what a step learns from; see `train.loop.Writer`."""
+        begin = step - step % self.every
+        draw = np.random.default_rng([self._run.config.seed, begin, _WHO]).random()
+        if draw >= self._share(begin):
+            return batch, inputs, False
+        if self._kept is None or self._kept[0] != begin:
+            self._kept = begin, self._write(begin, student)
+        silent = dict.fromkeys(self._of_labels, np.float32(0.0))
+        inputs = inputs.replace(coefficients=inputs.coefficients | silent)
+        return self._kept[1], inputs, True
+
+    def measured(self, batch: Batch, wrote: bool) -> dict[str, Any]:
+        """Computes what metrics.csv has of a batch; see `train.loop.Writer`."""
+        return {"written": float(wrote)} | ends(batch, self._stop)
+
+    def _write(self, step: int, student: Model) -> Batch:
+        seed = np.random.SeedSequence([self._run.config.seed, step, _DRAWS]).generate_state(1)[0]
+        prompts, key = self._prompts.batch(step), jax.random.key(seed)
+        written = write(self._run.mesh, self._table, student, prompts, key, self._sampling)
+        learns = self._run.config.rollout.unfinished == "learn"
+        return batch_of(prompts, written, learns, self._judged)
