@@ -143,7 +143,8 @@ def generation_of(run: Run, work: Work) -> tuple[Callable[[], Any], int]:
     new = flops.forward(drawn, work.rows, work.tokens, work.tokens)
     if work.tokens * 2 > model.config.max_tokens:
         raise ValueError("no room for as many tokens as the prompt has")
-    return lambda: generate.generate(student, prompts, max_new_tokens=work.tokens), new
+    sampling = generate.Sampling(work.tokens)
+    return lambda: generate.generate(student, prompts, sampling), new
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from kd_jax.cli import start_jax
 from kd_jax.data import tokenizers
 from kd_jax.data.continuations import beginning
 from kd_jax.models import family, hf
-from kd_jax.models.generate import generate
+from kd_jax.models.generate import Sampling, generate
 from kd_jax.precision import policy_for
 from kd_jax.types import Model
 
@@ -45,10 +45,8 @@ def main() -> None:
             written = generate(
                 model,
                 [[start]] * rows,
-                max_new_tokens=options.tokens,
-                stop=(start, end),
-                temperature=1.0,
-                seed=options.seed * 1_000_000 + number,
+                Sampling(options.tokens, temperature=1.0, stop=(start, end)),
+                options.seed * 1_000_000 + number,
             )
             for row in written:
                 tokens += len(row)

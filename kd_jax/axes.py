@@ -77,6 +77,16 @@ def scattered(x: Array, axes: Sequence[str]) -> Array:
     return x
 
 
+def by_rows(part_NV: Array) -> Array:
+    """Exchanges columns for rows: from this device's columns, of those along VOCAB, of all rows
+    along FSDP, to all columns of this device's rows."""
+    if model := _real((MODEL,)):
+        part_NV = jax.lax.all_gather(part_NV, model, axis=1, tiled=True)
+    if fsdp := _real(FSDP):
+        part_NV = jax.lax.all_to_all(part_NV, fsdp, split_axis=0, concat_axis=1, tiled=True)
+    return part_NV
+
+
 def own(rows: Array, axes: Sequence[str]) -> Array:
     """Cuts the rows of this device out of those that devices along axes gathered."""
     if not axes:

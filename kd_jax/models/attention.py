@@ -1,4 +1,4 @@
-"""Computes multi-head self-attention of encoders and decoders, with a KV cache for generation."""
+"""Computes multi-head self-attention of encoders and decoders."""
 
 import functools
 
@@ -8,45 +8,30 @@ from flax import nnx, struct
 
 from kd_jax import axes
 from kd_jax.models import flash, rotary
+from kd_jax.models.cache import Past
 from kd_jax.models.layers import MASKED, Linear, dropout
 from kd_jax.precision import Policy, einsum
 from kd_jax.types import Array, Heads
 
 
-class Past(struct.PyTreeNode):
-    """Holds one layer's keys and values, with room for S tokens."""
-
-    k_BSGK: Array
-    v_BSGK: Array
-    start: Array  # int32 scalar: new ones are written from there
-
-    def extended(self, k_BTGK: Array, v_BTGK: Array) -> tuple[Array, Array]:
-        """Adds keys and values: returns all keys and all values, (B, S, G, K)."""
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), self.start, axis=1)
-            for room, new in ((self.k_BSGK, k_BTGK), (self.v_BSGK, v_BTGK))
-        )
-
-
 class Scope(struct.PyTreeNode):
-    """Describes which keys each query may attend to, with the tokens' positions and the KV cache.
+    """Describes which keys each query may attend to, with the tokens' positions.
 
     A query sees keys that are tokens; if `causal`, only those at or before it; with segments, those
     of segment 0 and of its own; with the window of a layer, those at most so many positions before.
     """
 
-    real_BS: Array  # bool, False where a key is padding, which comes last if there is no cache
+    real_BS: Array | None  # bool, False where a key is padding, which comes last
     segments_BS: Array | None = None  # int32
     places_BS: Array | None = None  # int32: positions, if they are not the index in the row
     # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
     angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
-    past: Past | None = None  # of this layer; the tokens come after those in it
+    past: Past | None = None  # of this layer, before one more token: it alone tells what that sees
     causal: bool = struct.field(pytree_node=False, default=False)
 
     def mask(self, first: Array | int, queries: int, keys: int, window: int | None) -> Array:
         """Tells which of the first `keys` keys each of `queries` queries sees, counted from number
         `first`: bool, (B, 1, 1 or queries, keys)."""
-        first = first if self.past is None else self.past.start + first
         query, key = (first + jnp.arange(queries))[None], jnp.arange(keys)[None]
         seen = self.real_BS[:, None, None, :keys]
         if self.causal:
@@ -120,8 +105,8 @@ class Attention(nnx.Module):
         seed: Array | None,
         site: int,
         values_BTD: Array | None = None,
-    ) -> tuple[Array, Heads]:
-        """Computes the output, and queries, keys and values (with a cache, all that it then holds).
+    ) -> tuple[Array, Heads | Past]:
+        """Computes the output, and queries, keys and values; with a past, that with the new token.
 
         `v` reads `values_BTD`, by default `x_BTD`. Uses dropout sites `site` and `site + 1`.
         """
@@ -136,7 +121,9 @@ class Attention(nnx.Module):
         if scope.angles:
             q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
         if scope.past is not None:
-            k, v = scope.past.extended(k, v)
+            past = scope.past.extended(k, v)
+            y_B1HK = past.attend(q * self.scale, self.window, self.policy)
+            return self.o(y_B1HK.reshape(B, T, -1)), past
         of_heads = seed
         if self.q.in_columns and seed is not None:
             of_heads = seed + axes.index((axes.MODEL,)) * jnp.uint32(0xC2B2AE3D)
@@ -158,7 +145,7 @@ def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     seed = seed if rate > 0.0 or policy.attention == "explicit" else None
     window = None if window is None or window >= k_BSGK.shape[1] else window
     # Positions that are no index tell distances that kernels do not know.
-    plain = scope.past is None and (window is None or scope.places_BS is None)
+    plain = window is None or scope.places_BS is None
     given = q_BTHK, k_BSGK, v_BSGK, scope
     if policy.attention == "pallas" and plain and T >= SHORT:
         return _on_tpu(*given, scale, rate, seed, site, policy, window)
@@ -235,7 +222,7 @@ def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     fits = max(_SCORES // (B * H * S), 1)  # queries
     small = T <= (4 * fits if on_cpu else min(fits, 256))
     # Blocks skip later keys on a CPU; elsewhere one loop over all of them compiles much faster.
-    skip = on_cpu and scope.causal and scope.past is None and T >= 2 * _LEAST
+    skip = on_cpu and scope.causal and T >= 2 * _LEAST
     skip = skip and (seed is None or not small)
     size = max(_LEAST, -(-T // _MOST)) if skip else T
     found = []

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 
-from kd_jax.models.attention import Attention, Past, Scope
+from kd_jax.models.attention import Attention, Scope
 from kd_jax.models.block_runs import Layers, each_block, run_blocks
+from kd_jax.models.cache import Cache, filled
 from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
@@ -72,15 +73,6 @@ def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
     return Bottleneck(config, shape, own) if shape.kind == "bottleneck" else own
 
 
-class Cache(struct.PyTreeNode):
-    """The keys and values of earlier tokens; `Decoder.start` makes it, `.extend` adds to it."""
-
-    past: tuple[tuple[Array, Array], ...]  # of every layer: keys and values, (B, S, G, K)
-    real_BS: Array  # bool, False where a place holds padding
-    used: Array  # int32 scalar: places that are filled, in every row the same ones
-    lengths_B: Array  # int32: tokens of each row, without padding
-
-
 class Decoder(nnx.Module):
     """A decoder: embeddings, blocks and a last norm; the backbone of a `heads.HeadedModel`."""
 
@@ -126,37 +118,28 @@ class Decoder(nnx.Module):
         hidden, attention = self.states(batch, seed, replaced_L)
         return (*hidden[:-1], self.norm(hidden[-1])), attention
 
-    def start(self, rows: int, places: int) -> Cache:
-        """Makes an empty cache with room for `places` tokens a row, padding included."""
-        past = []
-        for layer in range(self.config.num_layers):
-            shape = self.config.shape(layer)
-            room = jnp.zeros(
-                (rows, places, shape.num_kv_heads, shape.head_width), self.config.policy.activation
-            )
-            past.append((room, room))
-        real_BS = jnp.zeros((rows, places), bool)
-        return Cache(tuple(past), real_BS, jnp.int32(0), jnp.zeros((rows,), jnp.int32))
+    def start(self, tokens_BT: Array, lengths_B: Array, room: int) -> tuple[Array, Cache]:
+        """Runs the blocks on the beginnings of rows, (B, T), of which padding follows `lengths_B`
+        tokens. Returns the normalized last hidden state of each row's last token, (B, D), and a
+        cache with room for so many more tokens."""
+        real_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+        mask_BT = real_BT.astype(jnp.float32)
+        hidden, heads = self.states(Batch(None, tokens_BT, mask_BT, None, None), None)
+        last_B11 = (lengths_B - 1)[:, None, None]
+        x_B1D = self.norm(jnp.take_along_axis(hidden[-1], last_B11, axis=1))
+        return x_B1D[:, 0], filled(heads, real_BT, room)
 
-    def extend(self, cache: Cache, tokens_BT: Array, real_BT: Array) -> tuple[Array, Cache]:
-        """Runs the blocks on new tokens that follow those in the KV cache. Returns the normalized
-        last hidden states (B, T, D), and the cache with the new tokens. `real_BT` (bool) is False
-        for padding, which follows a row's tokens."""
-        T, S = tokens_BT.shape[1], cache.real_BS.shape[1]
-        lengths_B = cache.lengths_B + real_BT.sum(axis=1)
-        places_BT = cache.lengths_B[:, None] + jnp.arange(T)[None]
-        real_BS = jnp.roll(jnp.pad(real_BT, ((0, 0), (0, S - T))), cache.used, axis=1)
-        real_BS = cache.real_BS | real_BS
-        angles = self.angles(places_BT, lengths_B)
-        places_BS = jnp.cumsum(real_BS, axis=1) - 1
-        x_BTD, kept = self.embed(tokens_BT, places_BT, None), []
-        blocks = each_block(self.blocks, self.config)
-        for block, (k_BSGK, v_BSGK) in zip(blocks, cache.past, strict=True):
-            past = Past(k_BSGK, v_BSGK, cache.used)
-            scope = Scope(real_BS, None, places_BS, angles, past, causal=True)
-            x_BTD, heads = block(x_BTD, scope, None, 0)
-            kept.append((heads.k_BTGK, heads.v_BTGK))
-        return self.norm(x_BTD), Cache(tuple(kept), real_BS, cache.used + T, lengths_B)
+    def extend(self, cache: Cache, tokens_B: Array) -> tuple[Array, Cache]:
+        """Runs the blocks on one more token of each row. Returns its normalized last hidden state,
+        (B, D), and the cache with it."""
+        places_B1, cache = cache.lengths_B[:, None], cache.next()
+        angles = self.angles(places_B1, cache.lengths_B)
+        x_B1D, kept = self.embed(tokens_B[:, None], places_B1, None), []
+        for layer, block in enumerate(each_block(self.blocks, self.config)):
+            scope = Scope(None, angles=angles, past=cache.of_layer(layer), causal=True)
+            x_B1D, past = block(x_B1D, scope, None, 0)
+            kept.append((past.k_BGKS, past.v_BGKS))
+        return self.norm(x_B1D)[:, 0], cache.replace(past=tuple(kept))
 
 
 # Rows may hold several continuations of one beginning (`Batch.segments_BT`): what comes out for a

@@ -1,87 +1,279 @@
 """Generates text with a causal model, token by token, with a KV cache.
 
-One program is compiled for each bucket of prompt lengths and each bucket of numbers of new tokens:
-prompts are padded to the first, the cache has room for both. Temperature, top-p, stop tokens and
-the number of new tokens are inputs of the program; greedy choice, sampling from the whole
-vocabulary and top-p sampling are three programs.
+One program is compiled for each bucket of prompt lengths and each number of new tokens that a row
+has room for. Temperature, top-k, top-p, stop tokens, seeds and each row's own limit are inputs of
+the program; which of the first three there are, is not.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, struct
 
+from kd_jax import axes
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.heads import CausalLM
+from kd_jax.models.layers import mix
+from kd_jax.precision import product
 from kd_jax.ranges import Real, Whole
-from kd_jax.types import Array, Model, ModelOutput
+from kd_jax.types import Array, Model
 
 SMALLEST_BUCKET = 16
 
 
-def generate(
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Describes how tokens are chosen, and when a text ends."""
+
+    max_new_tokens: int
+    temperature: float = 0.0  # divides the logits; 0: the most probable token (greedy)
+    # Tokens are drawn among the most probable ones, so many of them (0: all), and of these among
+    # the smallest set whose probabilities sum to at least `top_p` (nucleus sampling, Holtzman et
+    # al. 2020, arXiv:1904.09751); those as probable as the last one are in it.
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[int, ...] = ()  # tokens that end a text, and are kept as its last one
+
+    def check(self, where: str) -> None:
+        """Raises UserError for a number out of range; `where` begins its name: "config.x."."""
+        Whole(least=1).check(self.max_new_tokens, f"{where}max_new_tokens")
+        Real(least=0).check(self.temperature, f"{where}temperature")
+        Whole(least=0).check(self.top_k, f"{where}top_k")
+        Real(above=0, most=1).check(self.top_p, f"{where}top_p")
+
+    def rule(self) -> Rule:
+        """Makes the inputs of a program."""
+        greedy = self.temperature == 0.0
+        return Rule(
+            np.array(self.stop, np.int32).reshape(-1),
+            None if greedy else np.float32(self.temperature),
+            None if greedy or not self.top_k else np.int32(self.top_k),
+            None if greedy or self.top_p == 1.0 else np.float32(self.top_p),
+        )
+
+
+class Rule(struct.PyTreeNode):
+    """Holds the numbers of a `Sampling` that a program reads; None: there is no such rule."""
+
+    stop_E: Array
+    temperature: Array | None
+    top_k: Array | None
+    top_p: Array | None
+
+    def choose(self, logits_BV: Array, streams_B2: Array) -> Array:
+        """Chooses a token of each row, int32 (B,): a function of its logits and its stream of
+        random numbers, two uint32 words."""
+        if self.temperature is None:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        logits_BV = logits_BV / self.temperature
+        if self.top_k is not None or self.top_p is not None:
+            logits_BV = jnp.where(self._kept(logits_BV), logits_BV, -jnp.inf)
+        return jnp.argmax(logits_BV + _gumbel(streams_B2, logits_BV.shape[1]), -1).astype(jnp.int32)
+
+    def _kept(self, logits_BV: Array) -> Array:
+        """Tells which tokens may be drawn."""
+        probs_BV = jax.nn.softmax(logits_BV)
+        kept_BV = jnp.ones(probs_BV.shape, bool)
+        if self.top_k is not None:
+            kept_BV = probs_BV >= _border(probs_BV, jnp.ones_like(probs_BV), self.top_k)
+            probs_BV = jnp.where(kept_BV, probs_BV, 0.0)
+        if self.top_p is not None:
+            wanted_B = self.top_p * probs_BV.sum(axis=1)
+            kept_BV &= probs_BV >= _border(probs_BV, probs_BV, wanted_B)
+        return kept_BV
+
+
+def _border(probs_BV: Array, weights_BV: Array, wanted_B: Array) -> Array:
+    """Finds the largest probability, (B, 1), such that weights of at least this probability sum to
+    `wanted_B`; 0 if there is none.
+
+    Bisects the bits of the numbers from 0 to 1, which are ordered as the numbers are: sorting takes
+    many times as long.
+    """
+
+    def halve(_, bounds):
+        low_B, high_B = bounds
+        middle_B = (low_B + high_B) // 2
+        border_B1 = jax.lax.bitcast_convert_type(middle_B, jnp.float32)[:, None]
+        sums_B = jnp.where(probs_BV >= border_B1, weights_BV, 0.0).sum(axis=1)
+        enough_B = sums_B >= wanted_B
+        return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
+
+    beyond = int(np.float32(1.0).view(np.int32)) + 1
+    low_B = jnp.zeros(len(probs_BV), jnp.int32)
+    bounds = low_B, jnp.full_like(low_B, beyond)
+    low_B, _ = jax.lax.fori_loop(0, beyond.bit_length(), halve, bounds)
+    return jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None]
+
+
+def _gumbel(streams_B2: Array, size: int) -> Array:
+    """Draws numbers of the standard Gumbel distribution, (B, size): the largest of logits plus
+    these is a draw from their softmax.
+
+    Number i is a hash of i and the row's two words, as masks of dropout are (`layers.dropout`):
+    threefry's twenty rounds for every logit would take longer than a small model.
+    """
+    first_B1, second_B1 = streams_B2[:, :1], streams_B2[:, 1:]
+    bits_BV = mix(mix(jnp.arange(size, dtype=jnp.uint32)[None] ^ first_B1) + second_B1)
+    # The largest ones come from the smallest uniform numbers, of which float32 has the most.
+    uniform_BV = (bits_BV.astype(jnp.float32) + 0.5) * 2.0**-32
+    return -jnp.log(-jnp.log1p(-uniform_BV))
+
+
+class Written(struct.PyTreeNode):
+    """Holds what was written after each row's prompt, at most N tokens."""
+
+    tokens_BN: Array  # int32, 0 after a row's end
+    counts_B: Array  # int32: tokens of a row
+    ended_B: Array  # bool: whether the last one is a stop token
+    logp_BN: Array  # float32: the tokens' log-probabilities, at temperature 1 among all; else 0
+
+
+def write(
     model: Model,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop: Sequence[int] = (),
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    tokens_BT: Array,
+    lengths_B: Array,
+    limits_B: Array,
+    rows_B: Array,
+    seed: Array,
+    rule: Rule,
+    room: int,
+    together: Sequence[str] = (),
+) -> Written:
+    """Writes after prompts until all rows have ended, on all devices; dropout is off.
+
+    Args:
+        model: a decoder with its language-modeling head; inside shard_map perhaps parts of it.
+        tokens_BT: the prompts, of `lengths_B` tokens, and padding; T is at most the model's number
+            of positions.
+        limits_B: int32; a row ends when it has so many new tokens. 0: it is written nothing.
+        rows_B: int32 numbers of the rows. A row's draws are a function of seed, its number and the
+            number of the new token.
+        seed: uint32 scalar.
+        room: N, the largest of the limits (static).
+        together: axes of the devices that share the work; inside shard_map.
+    """
+    module = nnx.merge(model.graphdef, model.params)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows_B)
+
+    def goes_on(done_B: Array) -> Array:
+        return axes.largest((~done_B.all()).astype(jnp.int32), together) > 0
+
+    def add(written: Written, done_B: Array, x_BD: Array, number: Array):
+        """Chooses the new tokens with this number, from the last hidden states before them."""
+        logits_BV = _logits(module, x_BD)
+        streams_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
+        token_B = rule.choose(logits_BV, jax.random.key_data(streams_B))
+        token_B = jnp.where(done_B, 0, token_B)
+        chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+        logp_B = jnp.where(done_B, 0.0, chosen_B - jax.nn.logsumexp(logits_BV, axis=1))
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=number, axis=1)
+        counts_B = written.counts_B + ~done_B
+        stops_B = (token_B[:, None] == rule.stop_E[None]).any(axis=1) & ~done_B
+        written = Written(
+            put(written.tokens_BN, token_B),
+            counts_B,
+            written.ended_B | stops_B,
+            put(written.logp_BN, logp_B),
+        )
+        done_B = done_B | stops_B | (counts_B >= limits_B)
+        return written, done_B, token_B, goes_on(done_B)
+
+    def step(state):
+        number, cache, (written, done_B, token_B, _) = state
+        x_BD, cache = module.backbone.extend(cache, token_B)
+        return number + 1, cache, add(written, done_B, x_BD, number)
+
+    B = len(tokens_BT)
+    written = Written(
+        jnp.zeros((B, room), jnp.int32),
+        jnp.zeros(B, jnp.int32),
+        jnp.zeros(B, bool),
+        jnp.zeros((B, room), jnp.float32),
+    )
+    x_BD, cache = module.backbone.start(tokens_BT, lengths_B, room)
+    state = jnp.int32(1), cache, add(written, limits_B <= 0, x_BD, jnp.int32(0))
+    return jax.lax.while_loop(lambda state: state[2][3], step, state)[2][0]
+
+
+def _logits(module: nnx.Module, x_BD: Array) -> Array:
+    """Computes the logits of all ids, float32 (B, V), of devices' parts of the ids perhaps."""
+    config = module.backbone.config
+    table_VD, bias_V = module.head.unembedding(module.backbone.tokens.embedding[...])
+    split = len(table_VD) < config.vocab_size
+    x_ND = axes.gathered(x_BD, axes.FSDP) if split else x_BD
+    logits_NV = product("nd,vd->nv", x_ND, table_VD, config.policy.operand)
+    if bias_V is not None:
+        logits_NV = logits_NV + bias_V[None]
+    return (axes.by_rows(logits_NV) if split else logits_NV)[:, : config.vocab_size]
+
+
+def generate(
+    model: Model, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int = 0
 ) -> list[np.ndarray]:
     """Generates a continuation of each prompt: int32 token ids, without the prompt.
 
     Args:
         model: a decoder with its language-modeling head.
         prompts: token ids, of any lengths; at least one each.
-        max_new_tokens: the largest number of new tokens in a row.
-        stop: tokens that end a row, such as eos_token_id; a stop token is kept as the last one.
-        temperature: divides the logits; 0 takes the most probable token (greedy).
-        top_p: tokens are drawn among the smallest set of most probable ones whose probabilities sum
-            to at least this (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751).
+        sampling: how tokens are chosen.
         seed: seed of the draws. A row's draws depend on its index, not on the other rows.
 
     Raises UserError for a model that generates no text, for prompts that are empty, contain unknown
     ids or leave no room for new tokens, and for numbers out of range.
     """
-    module = nnx.merge(model.graphdef, model.params)
-    if not isinstance(module.backbone, Decoder) or not isinstance(module.head, CausalLM):
-        raise UserError("generate: the model is no causal language model; load one with head 'clm'")
-    config = module.backbone.config
-    _check(prompts, max_new_tokens, temperature, top_p, config)
-    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-    tokens_BT = np.zeros((len(prompts), _bucket(lengths_B.max())), np.int32)
-    for row, prompt in zip(tokens_BT, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    out_BN, counts_B = _write(
+    config = check_model(model)
+    sampling.check("generate: ")
+    _check(prompts, sampling.max_new_tokens, config)
+    tokens_BT, lengths_B = padded(prompts, config.max_tokens)
+    written = _write(
         model,
         tokens_BT,
         lengths_B,
-        np.int32(max_new_tokens),
-        np.array(stop, np.int32).reshape(-1),
-        np.float32(temperature),
-        np.float32(top_p),
-        jax.random.key(seed),
-        room=_bucket(max_new_tokens),
-        greedy=temperature == 0.0,
-        nucleus=top_p < 1.0,
+        np.full(len(prompts), sampling.max_new_tokens, np.int32),
+        np.arange(len(prompts), dtype=np.int32),
+        np.uint32(seed),
+        sampling.rule(),
+        bucket(sampling.max_new_tokens),
     )
-    return [row[:count] for row, count in zip(np.asarray(out_BN), counts_B, strict=True)]
+    tokens_BN, counts_B = jax.device_get((written.tokens_BN, written.counts_B))
+    return [row[:count] for row, count in zip(tokens_BN, counts_B, strict=True)]
 
 
-def _bucket(length: int) -> int:
+_write = jax.jit(write, static_argnames="room")
+
+
+def bucket(length: int) -> int:
     """Rounds a length up to the power of two that it is padded to."""
     return max(SMALLEST_BUCKET, 1 << (int(length) - 1).bit_length())
 
 
-def _check(prompts, max_new_tokens, temperature, top_p, config) -> None:
-    Whole(least=1).check(max_new_tokens, "generate: max_new_tokens")
-    Real(least=0).check(temperature, "generate: temperature")
-    Real(above=0, most=1).check(top_p, "generate: top_p")
+def padded(prompts: Sequence[Sequence[int]], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pads prompts to the bucket of the longest one, at most `max_tokens`: (tokens_BT, lengths_B),
+    int32."""
+    lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+    tokens_BT = np.zeros((len(prompts), min(bucket(lengths_B.max()), max_tokens)), np.int32)
+    for row, prompt in zip(tokens_BT, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens_BT, lengths_B
+
+
+def check_model(model: Model):
+    """Returns the decoder's config. Raises UserError for a model that generates no text."""
+    module = nnx.merge(model.graphdef, model.params)
+    if not isinstance(module.backbone, Decoder) or not isinstance(module.head, CausalLM):
+        raise UserError("generate: the model is no causal language model; load one with head 'clm'")
+    return module.backbone.config
+
+
+def _check(prompts, max_new_tokens, config) -> None:
     for i, prompt in enumerate(prompts):
         if not len(prompt) or min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise UserError(
@@ -96,70 +288,3 @@ def _check(prompts, max_new_tokens, temperature, top_p, config) -> None:
             f"generate: {max_new_tokens} tokens after a prompt of {longest}, but the model has "
             f"positions for {config.max_tokens}; shorten the prompt or lower max_new_tokens"
         )
-
-
-@functools.partial(jax.jit, static_argnames=("room", "greedy", "nucleus"))
-def _write(
-    model: Model,
-    tokens_BT: Array,
-    lengths_B: Array,
-    limit: Array,
-    stop_E: Array,
-    temperature: Array,
-    top_p: Array,
-    key: Array,
-    *,
-    room: int,
-    greedy: bool,
-    nucleus: bool,
-) -> tuple[Array, Array]:
-    """Generates tokens in one compiled loop; returns them, (B, room), and how many a row has."""
-    module = nnx.merge(model.graphdef, model.params)
-    B, T = tokens_BT.shape
-
-    def choose(x_BD: Array, step: Array) -> Array:
-        unembedding = module.head.unembedding(module.backbone.tokens.embedding[...])
-        size = module.backbone.config.vocab_size
-        logits_BV = ModelOutput(x_BD, *unembedding, vocab_size=size).logits
-        if greedy:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        draws = jax.random.fold_in(key, step)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draws, jnp.arange(B))
-        if not nucleus:  # which would sort all logits
-            drawn_B = jax.vmap(jax.random.categorical)(keys, logits_BV / temperature)
-            return drawn_B.astype(jnp.int32)
-        return jax.vmap(_draw, in_axes=(0, 0, None, None))(keys, logits_BV, temperature, top_p)
-
-    def stops(token_B: Array) -> Array:
-        return (token_B[:, None] == stop_E[None]).any(axis=1)
-
-    def goes_on(state) -> Array:
-        written, done_B = state[0], state[3]
-        return (written < limit) & ~done_B.all()
-
-    def step(state):
-        written, token_B, cache, done_B, counts_B, out_BN = state
-        real_B1 = jnp.ones((B, 1), bool)
-        x_B1D, cache = module.backbone.extend(cache, token_B[:, None], real_B1)
-        token_B = choose(x_B1D[:, 0], written)
-        out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], written, axis=1)
-        counts_B = counts_B + ~done_B
-        return written + 1, token_B, cache, done_B | stops(token_B), counts_B, out_BN
-
-    real_BT = jnp.arange(T)[None] < lengths_B[:, None]
-    x_BTD, cache = module.backbone.extend(module.backbone.start(B, T + room), tokens_BT, real_BT)
-    token_B = choose(x_BTD[jnp.arange(B), lengths_B - 1], jnp.int32(0))
-    out_BN = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token_B)
-    state = jnp.int32(1), token_B, cache, stops(token_B), jnp.ones((B,), jnp.int32), out_BN
-    *_, counts_B, out_BN = jax.lax.while_loop(goes_on, step, state)
-    return out_BN, counts_B
-
-
-def _draw(key: Array, logits_V: Array, temperature: Array, top_p: Array) -> Array:
-    """Draws one token from the most probable ones that top-p keeps."""
-    order_V = jnp.argsort(-logits_V)
-    logits_V = logits_V[order_V] / temperature
-    probs_V = jax.nn.softmax(logits_V)
-    before_V = jnp.cumsum(probs_V) - probs_V
-    kept_V = jnp.where(before_V < top_p, logits_V, -jnp.inf)
-    return order_V[jax.random.categorical(key, kept_V)].astype(jnp.int32)

@@ -231,7 +231,8 @@ def _look_up_bwd(dtype, residual, g_BTD):
 _look_up.defvjp(lambda part, ids, dtype: (_look_up(part, ids, dtype), (part, ids)), _look_up_bwd)
 
 
-def _mix(x: Array) -> Array:
+def mix(x: Array) -> Array:
+    """Scrambles uint32 numbers: the finalizer "lowbias32" of Chris Wellons' hash prospector."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
@@ -241,7 +242,7 @@ def survives(index: Array, rate: float, seed: Array, site: Array) -> Array:
     """Tells, with probability 1 - rate, whether dropout keeps the elements with these numbers
     (uint32): bools, a function of (seed, site, index)."""
     threshold = jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return _mix(_mix(index ^ seed) + _mix(seed + site)) >= threshold
+    return mix(mix(index ^ seed) + mix(seed + site)) >= threshold
 
 
 def keep_mask(
@@ -298,9 +299,8 @@ def dropout(
     The mask is a hash of the element's index: no random bits are stored or drawn.
     `jax.random.bernoulli` spends twenty rounds of threefry on every element and autodiff keeps the
     mask for the backward pass. Here element i of call site s survives when
-    mix(mix(i ^ seed) + s) >= rate * 2^32, with the 32-bit finalizer "lowbias32" of Chris Wellons'
-    hash prospector as `mix`. That fuses into the surrounding elementwise code, and the backward
-    pass computes the mask again, so dropout costs no memory.
+    mix(mix(i ^ seed) + s) >= rate * 2^32. That fuses into the surrounding elementwise code, and the
+    backward pass computes the mask again, so dropout costs no memory.
     """
     if seed is None or rate == 0.0:
         return x

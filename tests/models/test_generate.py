@@ -1,5 +1,7 @@
 """Text from decoders: greedy as PyTorch's, drawn as probabilities say, each row for itself."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family as families
 from kd_jax.models import generate as writing
 from kd_jax.models import hf, model_config
-from kd_jax.models.generate import generate
+from kd_jax.models.generate import Sampling, generate
 from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
 from kd_jax.types import Batch
@@ -29,7 +31,7 @@ def test_greedy_is_what_pytorch_writes(name, tmp_path):
     hf.save(tmp_path, model.params, family, config, "clm")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     theirs.generation_config.eos_token_id = None
-    found = generate(model, PROMPTS, max_new_tokens=NEW)
+    found = generate(model, PROMPTS, Sampling(NEW))
     for prompt, ours in zip(PROMPTS, found, strict=True):
         wanted = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, pad_token_id=0
@@ -50,7 +52,7 @@ def unequal():
 def test_the_cache_changes_nothing_where_blocks_differ(unequal):
     """Against the whole row, computed anew for every token."""
     logits = jax.jit(lambda batch: unequal(batch).logits)
-    found = generate(unequal, PROMPTS, max_new_tokens=NEW)
+    found = generate(unequal, PROMPTS, Sampling(NEW))
     rows = [[*prompt, *new] for prompt, new in zip(PROMPTS, found, strict=True)]
     tokens_BT = np.zeros((len(rows), 20), np.int32)
     for own, row in zip(tokens_BT, rows, strict=True):
@@ -62,47 +64,96 @@ def test_the_cache_changes_nothing_where_blocks_differ(unequal):
 
 
 def test_rows_stop_where_they_should_and_share_a_program(unequal):
-    whole = generate(unequal, PROMPTS, max_new_tokens=NEW)
+    whole = generate(unequal, PROMPTS, Sampling(NEW))
     programs = writing._write._cache_size()
-    assert [len(row) for row in generate(unequal, PROMPTS, max_new_tokens=5)] == [5, 5, 5]
-    stop = [int(whole[0][2])]
+    assert [len(row) for row in generate(unequal, PROMPTS, Sampling(5))] == [5, 5, 5]
     assert writing._write._cache_size() == programs
-    cut = generate(unequal, PROMPTS, max_new_tokens=NEW, stop=stop)
+    stop = (int(whole[0][2]),)
+    cut = generate(unequal, PROMPTS, Sampling(NEW, stop=stop))
     for row, part in zip(whole, cut, strict=True):
         ends = np.flatnonzero(row == stop[0])
         assert part.tolist() == row[: ends[0] + 1 if len(ends) else NEW].tolist()
     assert len(cut[0]) < NEW
-    alone = generate(unequal, PROMPTS[2:], max_new_tokens=NEW, stop=stop)
+    alone = generate(unequal, PROMPTS[2:], Sampling(NEW, stop=stop))
     assert alone[0].tolist() == cut[2].tolist()
 
 
+def written(model, sampling, limits_B, seed=0):
+    tokens_BT, lengths_B = writing.padded(PROMPTS, 40)
+    rows_B = np.arange(len(PROMPTS), dtype=np.int32)
+    numbers = np.array(limits_B, np.int32), rows_B, np.uint32(seed), sampling.rule()
+    return jax.device_get(writing._write(model, tokens_BT, lengths_B, *numbers, 16))
+
+
+def test_what_is_told_of_written_tokens(unequal):
+    """Limits of rows, ends, and log-probabilities as the model has them, whatever the sampling."""
+    sampling = Sampling(NEW, temperature=2.0, top_k=8)
+    free = written(unequal, sampling, [NEW] * 3)
+    found = written(
+        unequal, dataclasses.replace(sampling, stop=(int(free.tokens_BN[1, 4]),)), [NEW, 6, 0]
+    )
+    assert found.ended_B.tolist() == [False, True, False] and found.counts_B[1:].tolist() == [5, 0]
+    assert found.counts_B[0] == NEW
+    logits = jax.jit(lambda batch: unequal(batch).logits)
+    for prompt, tokens_N, logp_N, count in zip(
+        PROMPTS, found.tokens_BN, found.logp_BN, found.counts_B, strict=True
+    ):
+        assert not tokens_N[count:].any() and not logp_N[count:].any()
+        row_T = np.zeros(20, np.int32)
+        row_T[: len(prompt) + count] = [*prompt, *tokens_N[:count]]
+        logs_TV = jax.nn.log_softmax(
+            logits(Batch(None, row_T[None], np.ones((1, 20)), None, None))[0]
+        )
+        at = np.arange(len(prompt), len(prompt) + count)
+        np.testing.assert_allclose(logp_N[:count], logs_TV[at - 1, row_T[at]], atol=1e-5)
+
+
 def test_draws(unequal):
-    """A row's draws depend on seed and row alone; a top-p that leaves one token is greedy."""
-    options = dict(max_new_tokens=NEW, temperature=1.5)
-    one, again, other = (generate(unequal, PROMPTS, seed=seed, **options) for seed in (1, 1, 2))
+    """A row's draws depend on seed and row alone; a set of one token is greedy."""
+    sampling = Sampling(NEW, temperature=1.5)
+    one, again, other = (generate(unequal, PROMPTS, sampling, seed) for seed in (1, 1, 2))
     assert [row.tolist() for row in one] == [row.tolist() for row in again]
     assert any(a.tolist() != b.tolist() for a, b in zip(one, other, strict=True))
-    assert generate(unequal, PROMPTS[:1], seed=1, **options)[0].tolist() == one[0].tolist()
-    greedy = generate(unequal, PROMPTS, max_new_tokens=NEW)
-    narrow = generate(unequal, PROMPTS, top_p=1e-6, **options)
-    assert [row.tolist() for row in narrow] == [row.tolist() for row in greedy]
+    assert generate(unequal, PROMPTS[:1], sampling, 1)[0].tolist() == one[0].tolist()
+    same = generate(unequal, [PROMPTS[1]] * 2, sampling)
+    assert same[0].tolist() != same[1].tolist()
+    greedy = generate(unequal, PROMPTS, Sampling(NEW))
+    for narrow in (dict(top_p=1e-6), dict(top_k=1)):
+        found = generate(unequal, PROMPTS, dataclasses.replace(sampling, **narrow))
+        assert [row.tolist() for row in found] == [row.tolist() for row in greedy]
 
 
-@pytest.mark.parametrize("temperature, top_p, kept", [(1.0, 1.0, 5), (2.0, 1.0, 5), (0.5, 0.8, 2)])
-def test_tokens_come_as_often_as_their_probability_says(temperature, top_p, kept):
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p, kept",
+    [(1.0, 0, 1.0, 5), (2.0, 0, 1.0, 5), (0.5, 0, 0.8, 2), (1.0, 3, 1.0, 3), (1.0, 3, 0.7, 2)],
+)
+def test_tokens_come_as_often_as_their_probability_says(temperature, top_k, top_p, kept):
     logits = np.log(np.array([0.05, 0.4, 0.3, 0.05, 0.2], np.float32))
     probs = np.exp(logits / temperature)
-    probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")
-    assert probs[order[:kept]].sum() >= top_p - 1e-6 > probs[order[: kept - 1]].sum() - 1e-6
     probs[order[kept:]] = 0
     probs /= probs.sum()
     count = 20_000
-    keys = jax.random.split(jax.random.key(0), count)
-    draw = jax.vmap(writing._draw, in_axes=(0, None, None, None))
-    drawn = jax.jit(draw)(keys, jnp.asarray(logits), temperature, top_p)
+    rule = Sampling(1, temperature, top_k, top_p).rule()
+    streams_B2 = jax.random.key_data(jax.random.split(jax.random.key(0), count))
+    drawn = jax.jit(rule.choose)(jnp.tile(logits, (count, 1)), streams_B2)
     often = np.bincount(drawn, minlength=5) / count
     assert (np.abs(often - probs) <= 4 * np.sqrt(probs * (1 - probs) / count) + 1e-9).all()
+
+
+def test_a_long_tail_is_drawn_as_often_as_it_should_be():
+    """Half of the mass on one id, half on 4,095: of all of these, each as likely."""
+    rows, size = 4_000, 4_096
+    logits_V = np.full(size, -np.log(2 * (size - 1)), np.float32)
+    logits_V[1234] = np.log(0.5)
+    streams_B2 = jax.random.key_data(jax.random.split(jax.random.key(1), rows))
+    rule = Sampling(1, temperature=1.0).rule()
+    drawn = np.asarray(jax.jit(rule.choose)(jnp.tile(logits_V, (rows, 1)), streams_B2))
+    assert abs((drawn == 1234).mean() - 0.5) < 4 * np.sqrt(0.25 / rows)
+    rest = drawn[drawn != 1234]
+    counts = np.bincount(rest // 256, minlength=16)
+    assert ((counts - len(rest) / 16) ** 2 / (len(rest) / 16)).sum() < 37.7  # 0.1% of chi2(15)
+    assert len(np.unique(rest)) > 0.95 * size * (1 - np.exp(-len(rest) / size))
 
 
 @pytest.mark.parametrize(
@@ -115,19 +166,20 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, top_p, kept
         ([[5]], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([[5]], {"temperature": -1.0}, "temperature=-1.0"),
         ([[5]], {"top_p": 0.0}, "top_p=0.0"),
+        ([[5]], {"top_k": -1}, "top_k=-1"),
     ],
 )
 def test_mistakes(unequal, prompts, changes, says):
     with pytest.raises(UserError, match=says):
-        generate(unequal, prompts, **dict(max_new_tokens=NEW) | changes)
+        generate(unequal, prompts, Sampling(**dict(max_new_tokens=NEW) | changes))
 
 
 def test_only_causal_models_write():
     for model in (tiny.model("bert"), tiny.model("gpt2", "none")):
         with pytest.raises(UserError, match="no causal language model"):
-            generate(model, PROMPTS, max_new_tokens=NEW)
+            generate(model, PROMPTS, Sampling(NEW))
 
 
 def test_the_last_token_needs_no_position():
     model = tiny.model("gpt2", policy=Policy("bfloat16", "bfloat16", "xla"))
-    assert len(generate(model, [[5] * 30], max_new_tokens=11)[0]) == 11
+    assert len(generate(model, [[5] * 30], Sampling(11))[0]) == 11

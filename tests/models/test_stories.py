@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.models.generate import generate
+from kd_jax.models.generate import Sampling, generate
 from kd_jax.types import Batch
 from tests.models.test_parity import load
 
@@ -59,7 +59,7 @@ def test_greedy_text_is_pytorchs(stories):
     ours, theirs, tokenizer = stories
     texts = ["Once upon a time", "The dog", "One day, a little girl named Mia found a shiny"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    found = generate(ours, prompts, max_new_tokens=40, stop=[tokenizer.eos_token_id])
+    found = generate(ours, prompts, Sampling(40, stop=(tokenizer.eos_token_id,)))
     for prompt, new in zip(prompts, found, strict=True):
         wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
         assert new.tolist() == wanted[0, len(prompt) :].tolist()
