@@ -256,8 +256,9 @@ def differences(one: Path, other: Path) -> list[str]:
     found = []
     stages = sorted(path.parent.name for path in one.glob("*/metrics.csv"))
     for stage in stages:
-        for name in ("metrics.csv", "eval.csv"):
-            if (one / stage / name).read_bytes() != (other / stage / name).read_bytes():
+        for name in ("metrics.csv", "eval.csv", "samples.jsonl"):
+            a, b = (run / stage / name for run in (one, other))
+            if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
                 found.append(f"{stage}/{name}")
         if _figures(one / stage) != _figures(other / stage):
             found.append(f"{stage}/results.json")

@@ -21,7 +21,7 @@ import os
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
-# Width, layers, heads, key-value heads, FFN width: 128,688 parameters, where the teacher has 260,032.
+# 128,688 parameters, where the teacher has 260,032.
 HALF = dict(
     hidden_size=48,
     num_hidden_layers=4,

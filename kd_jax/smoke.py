@@ -129,7 +129,8 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         kind = "bpe" if task.head == "clm" else "wordpiece"
         c.tokenizer = ConfigDict(dict(path="", train=kind, vocab_size=512))
     c.batch_size, c.accumulate, c.steps = 16, 1, 4
-    c.stages = ConfigDict({name: {} for name in c.stages})
+    kept = {name: ("kind",) if "kind" in own else () for name, own in c.stages.items()}
+    c.stages = ConfigDict({n: {key: c.stages[n][key] for key in keys} for n, keys in kept.items()})
     c.eval = ConfigDict(dict(every=2, batch_size=64))
     c.checkpoint = ConfigDict(dict(every=2, keep=2))
     c.log.every = 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from kd_jax.models import family
@@ -44,8 +43,7 @@ class OwnText:
         of a completion; own_ended, the share of completions that end before `max_new_tokens`."""
         run, settings = self._run, self._run.config.rollout
         prompts = self._prompts.held_out(split, settings.held_out)
-        key = jax.random.key(run.config.seed)
-        written = write(run.mesh, family.PARTITION, model, prompts, key, self._sampling)
+        written = write(run.mesh, family.PARTITION, model, prompts, run.config.seed, self._sampling)
         batch = batch_of(prompts, written)
         self.samples = self._shown(prompts, written, settings.samples)
         found = evaluate(model, _Once(batch), self._teacher, self._program)
@@ -57,12 +55,14 @@ class OwnText:
     def _shown(self, prompts: Any, written: Any, count: int) -> list[dict[str, Any]]:
         """Decodes the first completions, with their prompts."""
         decode = self._prompts.tokenizer.decode
-        rows = zip(prompts.tokens_BT, prompts.lengths_B, written.tokens_BN, written.counts_B)
         found = []
-        for (prompt_T, length, tokens_N, tokens), ended in zip(rows, written.ended_B):
-            if len(found) < count:
-                texts = {"prompt": decode(prompt_T[:length]), "text": decode(tokens_N[:tokens])}
-                found.append(texts | {"tokens": int(tokens), "ended": bool(ended)})
+        for row in range(min(count, len(prompts.lengths_B))):
+            tokens = int(written.counts_B[row])
+            texts = {
+                "prompt": decode(prompts.tokens_BT[row, : prompts.lengths_B[row]]),
+                "text": decode(written.tokens_BN[row, :tokens]),
+            }
+            found.append(texts | {"tokens": tokens, "ended": bool(written.ended_B[row])})
         return found
 
 

@@ -25,14 +25,16 @@ _WHO, _DRAWS = 1, 2  # of the random numbers of a step: who writes; what
 
 
 def write(
-    mesh: Mesh, table: sharding.Table, model: Model, prompts: Given, key: Array, sampling: Sampling
+    mesh: Mesh, table: sharding.Table, model: Model, prompts: Given, seed: int, sampling: Sampling
 ) -> Written:
     """Writes a completion of each of this process's prompts, with a model on the mesh; all
     processes call this together. Returns NumPy arrays."""
-    written = write_on_mesh(mesh, table, model, prompts, key, sampling)
-    first = jax.process_index() * len(prompts.lengths_B)
-    rows = slice(first, first + len(prompts.lengths_B))
-    return jax.tree.map(lambda x: sharding.whole(x)[rows], written)
+    count = len(prompts.lengths_B)
+    rows_B = jax.process_index() * count + np.arange(count)
+    limits_B = np.full(count, sampling.max_new_tokens)
+    given = prompts.tokens_BT, prompts.lengths_B, limits_B, rows_B
+    written = write_on_mesh(mesh, table, model, *given, seed, sampling)
+    return jax.tree.map(lambda x: sharding.whole(x)[rows_B], written)
 
 
 def batch_of(prompts: Given, written: Written, unfinished: bool = True, judged: bool = False):
@@ -132,7 +134,7 @@ class Rollout:
 
     def _write(self, step: int, student: Model) -> Batch:
         seed = np.random.SeedSequence([self._run.config.seed, step, _DRAWS]).generate_state(1)[0]
-        prompts, key = self._prompts.batch(step), jax.random.key(seed)
-        written = write(self._run.mesh, self._table, student, prompts, key, self._sampling)
+        prompts = self._prompts.batch(step)
+        written = write(self._run.mesh, self._table, student, prompts, int(seed), self._sampling)
         learns = self._run.config.rollout.unfinished == "learn"
         return batch_of(prompts, written, learns, self._judged)

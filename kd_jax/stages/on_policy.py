@@ -107,7 +107,7 @@ def _sampling(run: Run, this: Stage) -> Sampling:
     """Reads how a stage's model writes."""
     own = run.config.rollout
     stop = endings.of(run, this.model, this.teachers[0])
-    return Sampling(own.temperature, own.top_p, own.top_k, own.max_new_tokens, stop)
+    return Sampling(own.max_new_tokens, own.temperature, own.top_k, own.top_p, stop)
 
 
 def _writer(share: Schedule, run: Run, this: Stage) -> Rollout:
