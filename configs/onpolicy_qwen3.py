@@ -1,4 +1,4 @@
-"""On-policy distillation of Qwen3 on chats: 1.7B, or 4B, into 0.6B, which writes the answers itself.
+"""On-policy distillation of Qwen3 on chats: 1.7B, or 4B, into 0.6B, which writes the answers.
 
 The student answers the prompts of Tulu-3 (Lambert et al. 2024, arXiv:2411.15124), and learns the
 teacher's distribution at every token of its answer by reverse KL: the recipe of the Qwen3 report

@@ -1,0 +1,159 @@
+"""Compares ways to teach a small student: on the data's text, on the teacher's, on its own.
+
+    python benchmarks/on_policy_runs.py --prepare       # texts and the student that all begin from
+    python benchmarks/on_policy_runs.py --tune          # learning rates, by one seed of its own
+    python benchmarks/on_policy_runs.py [--seeds=5]     # all arms at equal steps
+    python benchmarks/on_policy_runs.py --seconds       # cheaper arms again, for as long
+
+Everything is in runs/on_policy, and what is there is not done again: the same command goes on after
+an interruption. Each finished arm and seed is a row of results/onpolicy_stories.json.
+
+Teacher: stories260K, in models/ next to $KD_JAX_DATA. Student: half as large, trained on stories
+that the teacher wrote (configs/onpolicy_stories.py:start). Prompts and data: the real stories in
+$KD_JAX_DATA/lm_text, of which the last fifth is the test.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from configs import onpolicy_stories
+from kd_jax import api
+from kd_jax.train import records
+
+ROOT = Path("runs/on_policy")
+REAL = [Path(f"runs/real_stories{part}.txt") for part in ("", "_test")]
+TEST = 0.2  # of the stories, the last ones
+BEGINS = re.compile(r"Once\b|One day, (?:a|an|there)\b")  # a story; other paragraphs go on with it
+TERMS, SHARES = ("kl", "jsd", "reverse_kl"), (0.0, 0.5, 1.0)
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{term} {share:g}": (term, {"rollout.lambda": share}) for term in TERMS for share in SHARES
+}
+ARMS["policy gradient 1"] = ("policy_gradient", {})
+ARMS["sequence"] = ("sequence", {})
+ARMS["ce"] = ("ce", {})
+RATES, TUNED_BY = (3e-4, 1e-3, 3e-3), 100  # learning rates that were tried; their seed
+SLOWEST = "kl 1"  # as long as this arm takes, the others may take
+FIGURES = "loss kl own_kl own_reverse_kl own_entropy own_length own_ended".split()
+
+
+def prepare() -> None:
+    """Writes the stories to files, and trains the student that all arms begin from."""
+    text = Path(os.environ["KD_JAX_DATA"], "lm_text", "tinystories_197k.txt").read_text()
+    stories: list[list[str]] = []
+    for paragraph in filter(None, map(str.strip, text.split("\n\n"))):
+        if BEGINS.match(paragraph) or not stories:
+            stories.append([])
+        stories[-1].append(" ".join(paragraph.split()))
+    cut = round(len(stories) * (1 - TEST))
+    for file, part in zip(REAL, (stories[:cut], stories[cut:]), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n\n".join(" ".join(story) for story in part) + "\n")
+        print(f"{file}: {len(part)} stories")
+    api.distil(onpolicy_stories.get_config("start"), workdir="runs/onpolicy_start")
+
+
+def run(arm: str, seed: int, rate: float, steps: int = 0) -> dict[str, Any]:
+    """Runs an arm, or reads what it came to: its row."""
+    variant, changes = ARMS[arm]
+    config = onpolicy_stories.get_config(variant)
+    config.seed, config.optim.learning_rate = seed, rate
+    config.steps = steps or config.steps
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    name = f"{arm.replace(' ', '-')}-{rate:g}-{config.steps}-{seed}"
+    found = api.distil(config, workdir=ROOT / name)
+    row = {"arm": arm, "seed": seed, "rate": rate, "steps": config.steps}
+    figures = found.figures["student"]
+    return row | {"seconds": _seconds(found.folder)} | {key: figures[key] for key in FIGURES}
+
+
+def _seconds(folder: Path) -> float:
+    """Sums the seconds of training, without compilation, evaluation and saving: the median row of
+    timing.csv for all."""
+    steps, each = 0, []
+    for row in records.read(folder / "student" / "timing.csv"):
+        each.append(float(row["seconds"]) / (int(row["step"]) - steps))
+        steps = int(row["step"])
+    return round(statistics.median(each) * steps, 2)
+
+
+def tune(arms: list[str]) -> None:
+    """Chooses each arm's learning rate: the lowest sum of the two KL to the teacher on held-out
+    prompts and text, at the end of a run with a seed that is not reported."""
+    file = ROOT / "rates.json"
+    chosen = json.loads(file.read_text()) if file.exists() else {}
+    for arm in arms:
+        if arm in chosen:
+            continue
+        scores = {}
+        for rate in RATES:
+            run(arm, TUNED_BY, rate)
+            (folder,) = ROOT.glob(f"{arm.replace(' ', '-')}-{rate:g}-*-{TUNED_BY}")
+            last = records.read(folder / "student" / "eval.csv")[-1]
+            scores[rate] = float(last["kl"]) + float(last["own_kl"])
+            print(f"{arm}: rate {rate:g}: {scores[rate]:.4f}", flush=True)
+        chosen[arm] = min(scores, key=scores.get)
+        file.write_text(json.dumps(chosen, indent=1) + "\n")
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Writes results/onpolicy_stories.json."""
+    note = (
+        f"{len(RATES)} learning rates were tried for each arm, with another seed, on held-out "
+        f"stories; the last checkpoint is reported. seconds: of training steps, on two cores."
+    )
+    results.keep_rows("onpolicy_stories", rows, "python benchmarks/on_policy_runs.py", note)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--seconds", action="store_true", help="equal seconds instead of steps")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    options = parser.parse_args()
+    if options.prepare:
+        return prepare()
+    ROOT.mkdir(parents=True, exist_ok=True)
+    if options.tune:
+        return tune(options.arms)
+    rates = json.loads((ROOT / "rates.json").read_text())
+    file = ROOT / ("rows_seconds.json" if options.seconds else "rows.json")
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for seed in range(options.seeds):
+        for arm in options.arms:
+            if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
+                continue
+            steps = _as_long(arm) if options.seconds else 0
+            rows.append(run(arm, seed, rates[arm], steps))
+            file.write_text(json.dumps(rows, indent=1) + "\n")
+            print(json.dumps(rows[-1]), flush=True)
+    keep([row for name in ("rows", "rows_seconds") for row in _rows(name)])
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    file = ROOT / f"{name}.json"
+    of = {"rows": "steps", "rows_seconds": "seconds"}[name]
+    return [row | {"equal": of} for row in json.loads(file.read_text())] if file.exists() else []
+
+
+def _as_long(arm: str) -> int:
+    """Computes the steps of an arm that take as long as the dearest arm's."""
+    rows = json.loads((ROOT / "rows.json").read_text())
+    own, slow = (
+        statistics.median(row["seconds"] / row["steps"] for row in rows if row["arm"] == name)
+        for name in (arm, SLOWEST)
+    )
+    steps = next(row["steps"] for row in rows if row["arm"] == SLOWEST)
+    return round(steps * slow / own)
+
+
+if __name__ == "__main__":
+    main()
