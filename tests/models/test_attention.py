@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax.models import attention as module
 from kd_jax.models import flash
-from kd_jax.models.attention import Past, Scope, attention
+from kd_jax.models.attention import Scope, attention
 from kd_jax.plans import compiled
 from kd_jax.precision import Policy
 
@@ -109,11 +109,6 @@ def test_what_queries_see():
     assert seen(Scope(real, causal=True), 2) == ["0", "01", "12", "23", "34", "4"]
     assert seen(rows) == ["0", "01", "012", "0123", "014", "01"]
     assert seen(rows, 2)[:5] == ["0", "01", "12", "23", "14"]  # position 2 comes after 1
-    # New tokens in a cache, where a prompt of two was padded to four.
-    real, past = np.array([[1, 1, 0, 0, 1, 1]], bool), Past(None, None, jnp.int32(3))
-    cached = Scope(real, None, np.cumsum(real, axis=1) - 1, past=past, causal=True)
-    assert seen(cached, None, 1, 2) == ["014", "0145"]
-    assert seen(cached, 2, 1, 2) == ["14", "45"]
 
 
 CASES = {
@@ -191,18 +186,3 @@ def test_no_array_has_all_scores(way, rate, monkeypatch):
     text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*qkv).compile().as_text()
     largest = max(int(np.prod(dims)) for _, dims in compiled.arrays(text))
     assert largest <= B * H * 1024 * 128
-
-
-def test_new_tokens_after_those_in_a_cache(small):
-    q, k, v, real = inputs(300)
-    places = np.cumsum(real, axis=1) - 1
-    for first, count in ((200, 1), (0, 300), (100, 120)):
-        scope = Scope(real, None, places, past=Past(k, v, jnp.int32(first)), causal=True)
-        new = q[:, first : first + count]
-        for window in (None, 60):
-            wanted = attend("explicit", Scope(real, causal=True), window=window)(q, k, v)
-            wanted = np.where(real[:, :, None, None], wanted, 0)[:, first : first + count]
-            for way in ("blocks", "pallas"):
-                found = attend(way, scope, window=window)(new, k, v)
-                found = np.where(real[:, first : first + count, None, None], found, 0)
-                np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -14,7 +14,7 @@ from kd_jax.models import hf, model_config
 from kd_jax.models.generate import Sampling, generate
 from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
-from kd_jax.types import Batch
+from kd_jax.types import Batch, Model
 from tests.models import tiny
 
 CAUSAL = ("gpt2", "llama", "qwen2", "phi")
@@ -172,6 +172,16 @@ def test_a_long_tail_is_drawn_as_often_as_it_should_be():
 def test_mistakes(unequal, prompts, changes, says):
     with pytest.raises(UserError, match=says):
         generate(unequal, prompts, Sampling(**dict(max_new_tokens=NEW) | changes))
+
+
+def test_stacked_blocks_write_the_same():
+    model = tiny.model("llama")
+    family, config = families.read(tiny.CONFIGS["llama"])
+    config = dataclasses.replace(config, stacked=(2,))
+    graphdef = families.abstract(family, config, "clm", Policy()).graphdef
+    stacked = Model(families.stack_blocks(model.params, (2,)), graphdef)
+    found, wanted = (generate(each, PROMPTS, Sampling(NEW)) for each in (stacked, model))
+    assert [row.tolist() for row in found] == [row.tolist() for row in wanted]
 
 
 def test_only_causal_models_write():
