@@ -37,6 +37,27 @@ class Flat:
 
 
 @dataclasses.dataclass(frozen=True)
+class Beginnings:
+    """The beginnings of N texts, which a model is to continue: text i begins with
+    tokens_F[starts_N[i] : starts_N[i] + lengths_N[i]]."""
+
+    tokens_F: np.ndarray  # as in `Flat`
+    starts_N: np.ndarray  # int64
+    lengths_N: np.ndarray  # int64
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    def padded(self, ids_B: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pads beginnings with zeros: (tokens (B, length), their lengths), int32."""
+        lengths_B = self.lengths_N[ids_B]
+        valid_BT = np.arange(length)[None] < lengths_B[:, None]
+        at_BT = np.where(valid_BT, self.starts_N[ids_B][:, None] + np.arange(length), 0)
+        tokens_BT = np.where(valid_BT, self.tokens_F[at_BT], 0)
+        return tokens_BT.astype(np.int32), lengths_B.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Marked(Flat):
     """Rows in which each token is marked or not. The marks are kept as spans, so that what depends
     on them and on lengths alone needs no pass over tokens."""
@@ -51,6 +72,12 @@ class Marked(Flat):
         for first, end in self.spans_S2[self._ends_N[row] - self.counts_N[row] : self._ends_N[row]]:
             marks_T[first:end] = True
         return tokens_T, marks_T
+
+    @property
+    def last_spans_N2(self) -> np.ndarray:
+        """Returns the last marked stretch of each row, (first, end); of rows without any, that of
+        another one."""
+        return self.spans_S2[np.maximum(self._ends_N - 1, 0)]
 
     @functools.cached_property
     def _ends_N(self) -> np.ndarray:

@@ -6,6 +6,7 @@ figures here show it, for any way of training (Agarwal et al. 2023, arXiv:2306.1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,16 @@ TERMS |= {measures.ENTROPY: "own_entropy"}
 class OwnText:
     """The held-out prompts of a run, which a model continues always with the same draws."""
 
-    def __init__(self, run: Run, teacher: Model, prompts: Prompts, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        run: Run,
+        teacher: Model,
+        prompts: Prompts,
+        sampling: Sampling,
+        decode: Callable[[np.ndarray], str],
+    ) -> None:
         self._run, self._teacher, self._prompts, self._sampling = run, teacher, prompts, sampling
+        self._decode = decode
         objective = Objective((), (), tuple(TERMS), run.policy, run.policy, run.chunk)
         self._program = Program(objective, run.mesh, family.PARTITION)
         self.samples: list[dict[str, Any]] = []  # that `figures` wrote last
@@ -42,7 +51,7 @@ class OwnText:
         KL(model || teacher) in nats a token; own_entropy of the model, in nats; own_length, tokens
         of a completion; own_ended, the share of completions that end before `max_new_tokens`."""
         run, settings = self._run, self._run.config.rollout
-        prompts = self._prompts.held_out(split, settings.held_out)
+        prompts = self._prompts.held_out(settings.held_out, split)
         written = write(run.mesh, family.PARTITION, model, prompts, run.config.seed, self._sampling)
         batch = batch_of(prompts, written)
         self.samples = self._shown(prompts, written, settings.samples)
@@ -54,8 +63,7 @@ class OwnText:
 
     def _shown(self, prompts: Any, written: Any, count: int) -> list[dict[str, Any]]:
         """Decodes the first completions, with their prompts."""
-        decode = self._prompts.tokenizer.decode
-        found = []
+        found, decode = [], self._decode
         for row in range(min(count, len(prompts.lengths_B))):
             tokens = int(written.counts_B[row])
             texts = {

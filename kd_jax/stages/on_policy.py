@@ -116,7 +116,7 @@ def _writer(share: Schedule, run: Run, this: Stage) -> Rollout:
     return Rollout(
         run,
         this.program.table,
-        Prompts(run, this.batch_size, run.config.rollout.prompt_tokens),
+        Prompts(run, this, run.config.rollout.prompt_tokens),
         _sampling(run, this),
         share,
         [term.name for term in terms if not term.divergence.needs_teacher],
@@ -125,8 +125,9 @@ def _writer(share: Schedule, run: Run, this: Stage) -> Rollout:
 
 
 def _own_text(run: Run, this: Stage, teacher: Model) -> OwnText:
-    prompts = Prompts(run, this.batch_size, run.config.rollout.prompt_tokens)
-    return OwnText(run, teacher, prompts, _sampling(run, this))
+    prompts = Prompts(run, this, run.config.rollout.prompt_tokens)
+    decode = run.tokenizers[this.model].decode
+    return OwnText(run, teacher, prompts, _sampling(run, this), decode)
 
 
 def _step_inputs(most: float, run: Run, this: Stage) -> StepInputs:

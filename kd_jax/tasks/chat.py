@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_jax.data import arrays, cache, chats, encoded, identity, source, splits
-from kd_jax.data.encoded import Marked
+from kd_jax.data.encoded import Beginnings, Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
 from kd_jax.errors import UserError
@@ -84,6 +84,15 @@ class Chat(Text):
     def _stream(self, split, batch_size, seed=None, **processes):
         rows = self._rows(split)
         return Stream(len(rows), rows.batch, batch_size, seed=seed, **processes)
+
+    def beginnings(self, split, most):
+        """Finds what comes before the last learned message of each conversation; longer ones than
+        `most` tokens are left out."""
+        part = self.examples(split)
+        tokens, chosen_N = part.tokens, part.chosen_N[part.tokens.counts_N[part.chosen_N] > 0]
+        lengths_N = tokens.last_spans_N2[chosen_N, 0].astype(np.int64)
+        kept_N = (0 < lengths_N) & (lengths_N <= most)
+        return Beginnings(tokens.tokens_F, tokens.starts_N[chosen_N[kept_N]], lengths_N[kept_N])
 
     def _about(self, split):
         """Counts a split's conversations, cut ones, dropped ones, rows, tokens, learned tokens, and

@@ -14,6 +14,7 @@ import numpy as np
 
 from kd_jax.data import tokenizers
 from kd_jax.data.blocks import Blocks
+from kd_jax.data.encoded import Beginnings
 from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.language import TextTask
 from kd_jax.tasks.task import batch_shapes
@@ -57,6 +58,14 @@ class CausalLM(TextTask):
 
     def _blocks(self, tokens_N, partial):
         return Blocks(tokens_N, self.seq_len, self.seq_len + 1, partial)
+
+    def beginnings(self, split, most):
+        """Finds the first tokens of each document, so many with the separator before it; documents
+        that have no more of them, and the first one of all, are left out."""
+        tokens_N = self._tokens(split)
+        ends_D = np.flatnonzero(tokens_N == self._separator)
+        long = np.diff(ends_D) > most
+        return Beginnings(tokens_N, ends_D[:-1][long], np.full(long.sum(), most, np.int64))
 
     def _make(self, cut, seed, ids_B, epochs_B):
         text_BW, valid_BW = cut.rows(ids_B)

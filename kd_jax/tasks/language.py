@@ -9,6 +9,7 @@ import functools
 import numpy as np
 
 from kd_jax.data import blocks, cache, source, splits
+from kd_jax.data.encoded import Beginnings
 from kd_jax.data.loader import Stream
 from kd_jax.data.source import Documents
 from kd_jax.data.splits import HELD_OUT_SEED
@@ -34,6 +35,11 @@ class Text(Task):
     def end_of_text(self) -> int:
         """Returns the token with which what a model writes ends: a document, or a turn."""
         raise NotImplementedError
+
+    def beginnings(self, split: str, most: int) -> Beginnings:
+        """Finds what a model is to continue in each text of a split, at most `most` tokens; texts
+        that have no such beginning are left out. Raises UserError where models write no text."""
+        raise UserError(f"config.task.name={self.config['name']!r}: clm and chat have prompts")
 
 
 class TextTask(Text):

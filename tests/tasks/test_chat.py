@@ -242,3 +242,17 @@ def test_the_column_tools_goes_to_the_template(tmp_path, tokenizer):
     assert own.decode(batch.tokens_BT[0]).startswith('[{"name": "f3"}]<|im_start|>user')
     file.write_text("".join(json.dumps(row | {"tools": None}) + "\n" for row in rows))
     assert make(data, own).prepare()["test"]["digest"] != task.prepare()["test"]["digest"]
+
+
+def test_beginnings_of_answers(data, tokenizer):
+    """Up to where the last answer begins, as a chat program asks for it; not of long ones."""
+    task = make(data, tokenizer, seq_len=16)  # whatever the rows are
+    asked = dict(add_generation_prompt=True, return_dict=False)
+    wanted = [tokenizer.apply_chat_template(row[:-1], **asked) for row in ROWS]
+    most = int(np.median([len(tokens) for tokens in wanted]))
+    short = [tokens for tokens in wanted if len(tokens) <= most]
+    found = task.beginnings("test", most)
+    assert 0 < len(found) == len(short) < len(ROWS)
+    tokens_BT, lengths_B = found.padded(np.arange(len(found)), most)
+    for tokens_T, length, prompt in zip(tokens_BT, lengths_B, short, strict=True):
+        assert tokens_T[:length].tolist() == prompt and not tokens_T[length:].any()

@@ -116,3 +116,15 @@ def test_mistakes(data, tokenizer, tmp_path):
     bert = tokenizers.train_tokenizer("wordpiece", DOCUMENTS, 100, tmp_path / "bert")
     with pytest.raises(UserError, match="has no eos_token, which causal language modelling needs"):
         make(data, bert).train(4, seed=0)
+
+
+def test_beginnings_of_documents(data, tokenizer):
+    """With the separator before them; none of a document that has no more tokens."""
+    task, end = make(data, tokenizer), tokenizer.eos_token_id
+    ids = tokenizer(DOCUMENTS[:7])["input_ids"]
+    found = task.beginnings("test", 12)
+    long = [document for document in ids[1:] if len(document) >= 12]
+    assert 0 < len(found) == len(long) < 6
+    tokens_BT, lengths_B = found.padded(np.arange(len(found)), 16)
+    assert lengths_B.tolist() == [12] * len(long) and not tokens_BT[:, 12:].any()
+    assert tokens_BT[:, :12].tolist() == [[end, *document[:11]] for document in long]
