@@ -8,9 +8,12 @@ export; each time the same command goes on. With --case=substitute it is one sta
 configs/substitute_gpt2.py:smoke in three phases, killed at two random steps of each, within two
 checkpoint writes, a swap and the export. With --case=ensemble it is three rounds of
 configs/ensemble_stories.py:smoke, killed at two random steps of each, within two checkpoint writes,
-a pass that adds a member, and the export. Then final and best checkpoints (parameters and
-optimizer), metrics.csv, eval.csv, results and the exported weights have to be the same bit for bit,
-and no more steps may have been taken than undisturbed + kills x save interval. Kills come from
+a pass that adds a member, and the export. With
+--case=on_policy it is the stage of configs/onpolicy_stories.py:smoke, which writes most of what it
+learns from, killed at seven random times within steps, within two checkpoint writes, and the
+export. Then final and best checkpoints (parameters and optimizer), metrics.csv, eval.csv,
+samples.jsonl, results and the exported weights have to be the same bit for bit, and no more steps
+may have been taken than undisturbed + kills x save interval. Kills come from
 outside, by watching the run directory. The exit status is 1 where anything differs.
 """
 
@@ -63,6 +66,14 @@ ENSEMBLE = (
     f"--config.steps={ROUND}",
     "--config.ensemble.rows=2048",
     "--config.cache.max_gb=1",
+)
+ON_POLICY = (
+    f"--config={ROOT / 'configs/onpolicy_stories.py'}:smoke",
+    *COMMAND[1:],
+    "--config.rollout.lambda=0.8",
+    "--config.rollout.every=2",
+    "--config.rollout.prompt_tokens=8",
+    "--config.rollout.max_new_tokens=24",  # so that writing takes about as long as learning
 )
 # The figures that may differ.
 TIMING = ("tokens_per_second", "rows_per_second", "input_wait_fraction", "minutes")
@@ -139,6 +150,17 @@ def plan_ensemble(seed: int) -> list[Kill]:
         kills.append(Kill(stage, SAVE * rng.randrange(1, ROUND // SAVE), "checkpoint"))
     kills.sort(key=lambda kill: (kill.stage, kill.step))
     return [*kills, Kill(ROUNDS[-1], write="export", delay=rng.uniform(0.0, 0.3))]
+
+
+def plan_on_policy(seed: int) -> list[Kill]:
+    """The ten kills of a stage that writes what it learns from."""
+    rng = random.Random(seed)
+    delays = [rng.uniform(0.0, 0.1) for _ in range(7)]  # a step takes about so long
+    steps = sorted(rng.sample(range(1, STEPS), 7))
+    kills = [Kill("student", *each) for each in zip(steps, [""] * 7, delays, strict=True)]
+    kills += [Kill("student", write, "checkpoint") for write in rng.sample((16, 32, 48), 2)]
+    kills.sort(key=lambda kill: (kill.step, kill.write))
+    return [*kills, Kill("student", write="export", delay=rng.uniform(0.0, 0.3))]
 
 
 def last_step(run: Path, stage: str) -> int:
@@ -316,6 +338,7 @@ CASES = {
     "pretrain": Case(COMMAND, STAGES, plan),
     "substitute": Case(SUBSTITUTE, ("substitute",), plan_substitution),
     "ensemble": Case(ENSEMBLE, ROUNDS, plan_ensemble),
+    "on_policy": Case(ON_POLICY, ("student",), plan_on_policy),
 }
 
 

@@ -138,7 +138,7 @@ def run_stage(
         selection=loop.Selection(task.primary, task.larger, run.config.get("patience", 0)),
         directory=folder,
         listeners=listeners,
-        writer=this.writer and this.writer(run, this),
+        writer=this.writing and this.writing.writer(run, this),
         samples=own_text and (lambda: own_text.samples),
     )
     parameters[this.model] = run.models[this.model].cut(fitted.state.params["student"])

@@ -11,6 +11,7 @@ depend on this process or touch an accelerator in use.
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ from kd_jax.run import measure, memory, stage, workdir
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Stage
 from kd_jax.train import sharding, state, step
+from kd_jax.types import Params
 
 Plan = dict[str, Any]  # keys: see `plan`, `needed` and `compiled_step`
 MFU = 0.4  # share of a chip's peak FLOP/s that hours are computed for
@@ -155,8 +157,8 @@ def needed(run: Run, this: Stage | None = None) -> Plan:
     gradient_bytes, of one step in float32; steps (0 where epochs of data decide); total_tokens;
     total_flops, its models' forward passes outside the step included; memory_estimate: bytes of a
     device by kind (run/memory.py); chunk: the rows of the vocabulary loss that have logits at a
-    time, and their bytes; if blocks are replaced during training, phases: the description of each
-    by `Stage.swaps`.
+    time, and their bytes; writing_flops, where the model writes what a step learns from; if blocks
+    are replaced during training, phases: the description of each by `Stage.swaps`.
     """
     this = this or run.principal
     born, batch, teacher_in_step, *_ = abstract_step(run, this)
@@ -188,6 +190,8 @@ def needed(run: Run, this: Stage | None = None) -> Plan:
         "memory_estimate": memory.estimate(run, this, born, batch, teacher_in_step),
         "chunk": memory.chunk(run, this),
     }
+    if this.writing is not None:
+        found["writing_flops"] = this.writing.flops
     swaps = list(this.swaps)
     return found | ({"phases": swaps} if swaps else {})
 
@@ -198,26 +202,23 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
     flops_compiled, of all chips together; memory_bytes_per_device, in total and by use;
     memory_by_kind: of the arguments, and of the arrays that are alive at the peak; largest: the
     largest of those (shape, bytes, kind, made_by); collectives of one device: kind, shapes, bytes,
-    count; collective_bytes; all_gathers: their shapes; loops that were counted once since their
+    count; collective_bytes; writing_bytes_per_device, of writing what a step learns from, with all
+    that waits meanwhile; all_gathers: their shapes; loops that were counted once since their
     trip count depends on data; compile_seconds and compile_cpu_seconds.
     """
     this = this or run.principal
     born, batch, teacher, inputs, program = abstract_step(run, this)
     lowered = step.train_step.lower(born, batch, teacher, inputs, program=program)
     began, cpu = time.perf_counter(), time.process_time()
-    try:
-        made = lowered.compile(compiler_options=chips.compiler_options)
-    except JaxRuntimeError as error:
-        raise _does_not_fit(error, chips, run, this) from None
+    made, parts = _compiled(lowered, chips, run, this)
     seconds = [round(each, 1) for each in (time.perf_counter() - began, time.process_time() - cpu)]
-    size = made.memory_analysis()
-    parts = {
-        "arguments": size.argument_size_in_bytes,
-        "temporaries": size.temp_size_in_bytes,
-        "outputs": size.output_size_in_bytes,
-        "aliased": size.alias_size_in_bytes,
-    }
-    used = sum(parts.values()) - 2 * parts["aliased"]
+    used = _used(parts)
+    writing = {}
+    if this.writing is not None:
+        _, of_writing = _compiled(this.writing.lowered(run, this), chips, run, this)
+        # The teacher, the optimizer and the gradients' sums stay where they are.
+        waiting = parts["arguments"] - _bytes_per_device(born.student.params)
+        writing = {"writing_bytes_per_device": _used(of_writing) + waiting}
     try:
         text = made.as_text()
     except JaxRuntimeError:  # some of libtpu's programs for v6e
@@ -249,7 +250,34 @@ def compiled_step(run: Run, chips: topology.Topology, this: Stage | None = None)
         "unbounded_loops": spent.unbounded,
         "compile_seconds": seconds[0],
         "compile_cpu_seconds": seconds[1],
+    } | writing
+
+
+def _compiled(
+    lowered: jax.stages.Lowered, chips: topology.Topology, run: Run, this: Stage
+) -> tuple[jax.stages.Compiled, dict[str, int]]:
+    """Compiles a program for chips: returns it, and the bytes of a device by use."""
+    try:
+        made = lowered.compile(compiler_options=chips.compiler_options)
+    except JaxRuntimeError as error:
+        raise _does_not_fit(error, chips, run, this) from None
+    size = made.memory_analysis()
+    return made, {
+        "arguments": size.argument_size_in_bytes,
+        "temporaries": size.temp_size_in_bytes,
+        "outputs": size.output_size_in_bytes,
+        "aliased": size.alias_size_in_bytes,
     }
+
+
+def _used(parts: dict[str, int]) -> int:
+    return sum(parts.values()) - 2 * parts["aliased"]
+
+
+def _bytes_per_device(params: Params) -> int:
+    """Sums the bytes of one device's parts of abstract parameters."""
+    leaves = jax.tree.leaves(params)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def _does_not_fit(

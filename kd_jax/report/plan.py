@@ -16,6 +16,8 @@ def table(found: Plan) -> Table:
         ["batch", f"{found['rows']} x {found['tokens']} tokens, {found['positions']} to the head"],
         ["FLOPs needed a step", f"{found['flops_needed']:.4g}"],
     ]
+    if "writing_flops" in found:
+        rows.append(["FLOPs of writing a batch", f"{found['writing_flops']:.4g}"])
     if found["steps"]:
         total = f"{found['steps']:,} steps, {found['total_tokens']:.3g} tokens"
         rows.append(["altogether", f"{total}, {found['total_flops']:.3g} FLOPs"])
@@ -31,6 +33,11 @@ def table(found: Plan) -> Table:
             ["FLOPs compiled", f"{found['flops_compiled']:.4g}, {ratio:.3f} of those needed"],
             ["memory a chip", f"{used / 1e9:.2f} GB ({parts}), {share:.0%}: {verdict}"],
         ]
+        if "writing_bytes_per_device" in found:
+            size = found["writing_bytes_per_device"]
+            share = size / found["memory_bytes_of_chip"]
+            verdict = "fits" if share <= 1 else "does not fit"
+            rows.append(["memory a chip, writing", f"{size / 1e9:.2f} GB, {share:.0%}: {verdict}"])
         for kind, size in found["collective_bytes"].items():
             share = size / found["gradient_bytes"]
             rows.append([kind, f"{size / 1e9:.3f} GB a chip, {share:.3f} of the gradients'"])

@@ -74,6 +74,11 @@ QUALITY = (
     Figure("NoAns_f1", "F1, unanswerable", "", _PERCENT, 1),
     Figure("kl", "KL to teacher", _NATS, _SHARE, -1),
     Figure("agreement", "top-1 agreement", "", _SHARE, 1),
+    Figure("own_kl", "KL to teacher, own text", _NATS, _SHARE, -1),
+    Figure("own_reverse_kl", "reverse KL, own text", _NATS, _SHARE, -1),
+    Figure("own_entropy", "entropy, own text", _NATS, _SHARE),
+    Figure("own_length", "tokens of a completion", "", "{:.1f}".format),
+    Figure("own_ended", "completions that end", "", _SHARE),
 )
 COST = (
     Figure("parameters", "parameters", "", count, -1),

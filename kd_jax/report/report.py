@@ -3,6 +3,7 @@
 `finding` and `best_finding` state which model is better, by how much, and with what confidence.
 """
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,6 +56,7 @@ def build(groups: Groups, pictures: plots.Pictures, made: str) -> str:
                 for block in (tables.by_round(label, each), tables.rounds_in_words(each))
             ),
         ],
+        "Samples": [block for label, runs in groups.items() for block in _samples(label, runs[0])],
         "Likelihoods": [block for each in groups.items() for block in _methods(*each)],
         "Cost": [_cost(*each) for each in by_label.items()],
         **{title: [picture] for title, picture in shown.items()},
@@ -111,6 +113,23 @@ def _methods(label: str, runs: Sequence[Run]) -> list[str | Table]:
         return []
     seeds = tables.by_seed(found)
     return [tables.methods(label, seeds), escaped(tables.methods_in_words(seeds))]
+
+
+def _samples(label: str, run: Run) -> list[Table]:
+    """Makes a table of the last texts that each stage of a run wrote by itself, if any."""
+    found = []
+    for file in sorted(run.workdir.glob("*/samples.jsonl")):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        last = [line for line in lines if line["step"] == lines[-1]["step"]]
+        title = (
+            f"{label}: what {file.parent.name} writes at step {lines[-1]['step']}" if last else ""
+        )
+        rows = [
+            [*(" ".join(line[key].split()) for key in ("prompt", "text")), str(line["tokens"])]
+            for line in last
+        ]
+        found += [Table(title, ["prompt", "text", "tokens"], rows, labels=2)] if last else []
+    return found
 
 
 def _cost(label: str, results: Sequence[Results]) -> Table | None:

@@ -6,11 +6,12 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from kd_jax.axes import AXES
 from kd_jax.models.generate import Rule, Sampling, Written, write
-from kd_jax.train.sharding import Table, everywhere, per_device, place
+from kd_jax.train.sharding import BATCH, Table, everywhere, per_device, place
 from kd_jax.types import Array, Model
 
 
@@ -39,6 +40,23 @@ def write_on_mesh(
     batch = place(tuple(np.asarray(rows, np.int32) for rows in batch), mesh)
     numbers = everywhere((np.uint32(seed), sampling.rule()), mesh)
     return _write(model, batch, *numbers, room=sampling.max_new_tokens, mesh=mesh, table=table)
+
+
+def lower(
+    mesh: Mesh, table: Table, model: Model, shape: tuple[int, int], sampling: Sampling
+) -> jax.stages.Lowered:
+    """Lowers the program that writes after prompts of a shape (B, T), from an abstract model that
+    knows its place on the mesh; on devices that need not be present."""
+
+    def described(like: np.ndarray, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=NamedSharding(mesh, spec))
+
+    rows = [np.zeros(shape, np.int32), *[np.zeros(shape[:1], np.int32)] * 3]
+    batch = tuple(described(each, BATCH) for each in rows)
+    numbers = np.uint32(0), sampling.rule()
+    numbers = jax.tree.map(lambda each: described(np.asarray(each), P()), numbers)
+    static = dict(room=sampling.max_new_tokens, mesh=mesh, table=table)
+    return _write.lower(model, batch, *numbers, **static)
 
 
 @functools.partial(jax.jit, static_argnames=("room", "mesh", "table"))

@@ -87,6 +87,15 @@ def whole(run: Run, stage: Stage, parameters: Parameters) -> list[Phase]:
     return [last_phase(run, stage, lambda _: create(), check=lambda: create(abstract=True))]
 
 
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How a stage's model writes what it learns from: see kd_jax/run/rollout.py."""
+
+    writer: Callable[[Run, Stage], loop.Writer]
+    lowered: Callable[[Run, Stage], jax.stages.Lowered]  # the program that writes, to be compiled
+    flops: int  # of writing a batch
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage(Settings):
     """A stage, ready to be trained: its settings, objective and optimizer."""
@@ -104,8 +113,7 @@ class Stage(Settings):
     step_inputs: Callable[[Run, Stage], StepInputs] = with_teacher
     # Finds out what its model depends on, before it begins; the run's stages are made anew then.
     measure_first: Callable[[Parameters], None] | None = None
-    # Writes what the model learns from, with the model itself (kd_jax/run/rollout.py).
-    writer: Callable[[Run, Stage], loop.Writer] | None = None
+    writing: Writing | None = None  # of what it learns from, where the model writes it itself
     # Measures what the model writes by itself; the last argument is the teacher.
     own_text: Callable[[Run, Stage, Model], OwnText] | None = None
     reports_start: str = ""  # the name by which the model that it starts from is reported as well

@@ -25,8 +25,9 @@ from kd_jax.run.own_text import OwnText
 from kd_jax.run.prompts import Prompts
 from kd_jax.run.rollout import Rollout
 from kd_jax.run.run import Run
+from kd_jax.run.sampler import lower
 from kd_jax.run.settings import Settings
-from kd_jax.run.stage import Stage, StepInputs
+from kd_jax.run.stage import Stage, StepInputs, Writing
 from kd_jax.schedules import Schedule, value_schedule
 from kd_jax.tasks.task import batch_shapes
 from kd_jax.types import Model
@@ -42,14 +43,21 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     plain = stage.make(run, settings)
     _check(run, plain, min(shares), max(shares))
     measured = (*plain.program.objective.measured, measures.REVERSE_KL_T1, measures.ENTROPY)
+    length = run.config.rollout.prompt_tokens + run.config.rollout.max_new_tokens
+    once = flops.forward(
+        run.models[plain.model].abstract().params,
+        plain.batch_size,
+        length,
+        run.config.rollout.max_new_tokens,
+    )
     objective = dataclasses.replace(plain.program.objective, measured=measured)
     return dataclasses.replace(
         plain,
         program=dataclasses.replace(plain.program, objective=objective),
-        writer=functools.partial(_writer, share),
+        writing=Writing(functools.partial(_writer, share), _lowered, once),
         own_text=_own_text,
         step_inputs=functools.partial(_step_inputs, max(shares)),
-        more_training=_writing(run, plain, shares),
+        more_training=_more_training(run, plain, shares, once),
     )
 
 
@@ -143,13 +151,20 @@ def _step_inputs(most: float, run: Run, this: Stage) -> StepInputs:
     return inputs._replace(batch=batch.replace(written=written))
 
 
-def _writing(run: Run, this: Stage, shares: Sequence[float]) -> dict[str, int]:
-    """Counts the FLOPs of a training besides its steps on completions that the student wrote, of
-    which `shares` are the shares each time it may write: those of writing, and what steps on the
-    data's text take more."""
-    own, model = run.config.rollout, run.models[this.model].abstract().params
-    length, times = own.prompt_tokens + own.max_new_tokens, sum(shares)
-    once = flops.forward(model, this.batch_size, length, own.max_new_tokens)
+def _lowered(run: Run, this: Stage) -> jax.stages.Lowered:
+    """Lowers the program that writes a batch, from shapes alone."""
+    own = run.config.rollout
+    sampling = Sampling(own.max_new_tokens, own.temperature, own.top_k, own.top_p, (0,))
+    model = stage.abstract_state(run, this).student
+    shape = this.batch_size, own.prompt_tokens
+    return lower(run.mesh, this.program.table, model, shape, sampling)
+
+
+def _more_training(run: Run, this: Stage, shares: Sequence[float], once: int) -> dict[str, int]:
+    """Counts the FLOPs of a training besides its steps on completions that the student wrote:
+    those of writing, `once` for a batch, and what steps on the data's text take more. `shares`:
+    how probable it is that the student writes, each time that it may."""
+    model, times = run.models[this.model].abstract().params, sum(shares)
     given, batch = this.step_inputs(run, this), _step_inputs(max(shares), run, this).batch
     plain, written = (
         flops.train_step(model, given.computing, {}, *each.tokens_BT.shape, each.labels.shape[1])

@@ -105,6 +105,19 @@ def test_sections_of_a_language_model(tmp_path):
     assert cells(table, "loss (nats/token)")["student − baseline"] == "−0.5000"
 
 
+def test_what_the_student_wrote_last(tmp_path):
+    folder = example_run.write(tmp_path / "run")
+    lines = [
+        {"step": step, "prompt": "Once", "text": f"upon\na time {step}", "tokens": 9}
+        for step in (10, 20)
+    ]
+    page = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "student" / "samples.jsonl").write_text(page)
+    (table,) = sections({"gpt2": [runs.read(str(folder))]})["Samples"]
+    assert table.title == "gpt2: what student writes at step 20"
+    assert table.rows == [["Once", "upon a time 20", "9"]]
+
+
 def test_what_was_scored_by_likelihood(tmp_path):
     run = runs.read(str(example_run.write(tmp_path / "run")))
     assert "Likelihoods" not in sections({"gpt2": [run]})

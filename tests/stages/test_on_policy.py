@@ -139,7 +139,9 @@ def test_one_device_and_eight_write_and_learn_the_same(tmp_path):
         c.mesh.update(fsdp=fsdp, model=model)
         run = build(c, tmp_path / "run", jax.devices()[:count])
         this, state, teacher = taught(run)
-        batch, inputs, wrote = this.writer(run, this)(0, state.student, None, this.schedules.at(0))
+        batch, inputs, wrote = this.writing.writer(run, this)(
+            0, state.student, None, this.schedules.at(0)
+        )
         assert wrote
         kernel = teacher.params["backbone"]["blocks"]
         kernel = next(x for x in jax.tree.leaves(kernel) if x.ndim >= 2)
@@ -163,7 +165,9 @@ def test_temperatures_of_writing_and_of_the_loss_are_two_numbers(tmp_path):
         run = build(config(tmp_path, temperature=warm), tmp_path / "run", jax.devices()[:1])
         this, state, _ = taught(run)
         assert this.program.objective.row_terms[0].temperature == 2.0
-        written[warm] = this.writer(run, this)(0, state.student, None, this.schedules.at(0))[0]
+        written[warm] = this.writing.writer(run, this)(
+            0, state.student, None, this.schedules.at(0)
+        )[0]
     assert (written[0.25].tokens_BT[:, :4] == written[1.0].tokens_BT[:, :4]).all()
     assert (written[0.25].tokens_BT[:, 4:] != written[1.0].tokens_BT[:, 4:]).any()
 
@@ -241,7 +245,7 @@ def test_the_policy_gradient_learns(tmp_path):
     c.objective = dict(policy_gradient=dict(weight=1.0))
     run = build(c, tmp_path / "run", jax.devices()[:1])
     this, state, teacher = taught(run)
-    batch, inputs, _ = this.writer(run, this)(0, state.student, None, this.schedules.at(0))
+    batch, inputs, _ = this.writing.writer(run, this)(0, state.student, None, this.schedules.at(0))
     output = Model(state.params["student"], state.graphdef)(batch, None)
     logp = jax.nn.log_softmax(output.logits)
     chosen = np.take_along_axis(np.asarray(logp), batch.labels[..., None], 2)[..., 0]

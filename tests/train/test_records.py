@@ -49,6 +49,25 @@ def test_a_line_that_a_crash_cut_short_does_not_count(tmp_path, rest):
     assert lines(path) == ["step,loss,rate", "1,0.1,2", "2,0.2,2"]
 
 
+def test_texts_are_kept_and_cut_back_as_rows_are(tmp_path):
+    text = 'two\nlines,\u2028 "quoted"'
+    written = Records(tmp_path, 0, samples=True)
+    written.add_samples(2, [{"text": text, "tokens": 3}, {"text": "", "tokens": 1}])
+    digest = written.sync()
+    written.add_samples(4, [{"text": "later"}])
+    written.close()
+    path = tmp_path / "samples.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])  # a crash
+    again = Records(tmp_path, 2, written=digest, samples=True)
+    again.add_samples(4, [{"text": "later"}])
+    again.close()
+    assert path.read_bytes() == whole and not (tmp_path / "damaged").exists()
+    path.write_bytes(whole.replace(b"quoted", b"quotes"))
+    Records(tmp_path, 2, written=digest, samples=True).close()
+    assert path.read_bytes() == b"" and len(list((tmp_path / "damaged").iterdir())) == 1
+
+
 def test_rows_are_there_at_once(tmp_path):
     table = Table(tmp_path / "metrics.csv", start=0)
     table.add({"step": 1, "loss": 1.0})
