@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
+import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,3 +155,45 @@ def set_aside(path: epath.Path, folder: epath.Path) -> epath.Path:
         place = folder / f"{path.name}-{number}"
     path.rename(place)
     return place
+
+
+class Lines:
+    """A file of JSON lines that is written in parts, and gets its name when it is complete.
+
+    Until then its lines are in NAME.partial, where a program that makes the same ones goes on;
+    others begin anew. A line that an interruption cut is made again.
+    """
+
+    def __init__(self, path: Path, about: dict, group: int = 1) -> None:
+        """Opens the file; `about` tells all that its lines depend on. Of the lines that are there,
+        the first `count` are kept, a multiple of `group`."""
+        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first = json.dumps({"lines of": digest_of(about)}).encode() + b"\n"
+        lines = self.partial.read_bytes().splitlines(True) if self.partial.exists() else []
+        same = lines[:1] == [first]
+        whole = list(itertools.takewhile(_is_json, lines[1:])) if same else []
+        self.count = len(whole) // group * group
+        write(self.partial, lambda file: file.writelines([first, *whole[: self.count]]))
+
+    def append(self, rows: Sequence[Any]) -> None:
+        """Writes rows, which are on disk when this returns."""
+        with self.partial.open("ab") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Gives the file its name."""
+        with self.partial.open("rb") as lines:
+            lines.readline()
+            write(self.path, functools.partial(shutil.copyfileobj, lines))
+        self.partial.unlink()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n")

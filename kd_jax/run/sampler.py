@@ -1,18 +1,82 @@
-"""Writes text with a model that lies on a mesh, on all of its devices."""
+"""Writes text with a model that lies on a mesh, on all of its devices.
+
+Writer            after any number of prompts, batch after batch
+write_on_mesh     after the prompts of one batch
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.axes import AXES
-from kd_jax.models.generate import Rule, Sampling, Written, write
+from kd_jax.models import family
+from kd_jax.models.generate import Rule, Sampling, Written, check_model, padded, write
+from kd_jax.train.passes import delayed
 from kd_jax.train.sharding import BATCH, Table, everywhere, per_device, place
 from kd_jax.types import Array, Model
+
+
+class Text(NamedTuple):
+    """What was written after a prompt."""
+
+    tokens_N: np.ndarray  # int32
+    ended: bool  # by a stop token, which is the last one
+    logp: float  # log-probability of the tokens at temperature 1, in nats
+
+
+class Writer:
+    """Writes after prompts of any lengths, in batches of prompts of similar length."""
+
+    def __init__(self, model: Model, mesh: Mesh, sampling: Sampling, seed: int, rows: int) -> None:
+        """Takes a model on the mesh, split by `family.PARTITION`. Batches have `rows` rows, which
+        the devices divide."""
+        self.sampling, self._rows, self._seed = sampling, rows, seed
+        self._write = functools.partial(write_on_mesh, mesh, family.PARTITION, model)
+        self._longest = check_model(model).max_tokens
+
+    def write(self, prompts: Sequence[np.ndarray], numbers: Sequence[int]) -> list[Text]:
+        """Writes after each of the prompts; their numbers (below 2^31) and the seed decide the
+        draws. All processes call this together with the same prompts, and all get the texts."""
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        found: dict[int, Text] = {}
+        # One batch is read when the next one has been started.
+        for chosen, written in delayed(self._batches(prompts, np.asarray(numbers), order)):
+            for row, *own in zip(chosen, *_to_host(written), strict=False):  # others only fill
+                found[row] = _text(*own)
+        return [found[row] for row in range(len(prompts))]
+
+    def _batches(
+        self, prompts: Sequence[np.ndarray], numbers_N: np.ndarray, order_N: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Written]]:
+        each = self._rows // jax.process_count()
+        own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+        for start in range(0, len(order_N), self._rows):
+            chosen = order_N[start : start + self._rows]
+            filling = self._rows - len(chosen)
+            rows = [*(prompts[row] for row in chosen), *[[0]] * filling]
+            limits_B = [self.sampling.max_new_tokens] * len(chosen) + [0] * filling
+            numbers_B = np.pad(numbers_N[chosen], (0, filling))
+            batch = *padded(rows, self._longest), limits_B, numbers_B
+            yield chosen, self._write(*(x[own] for x in batch), self._seed, self.sampling)
+
+
+def _to_host(written: Written) -> tuple[np.ndarray, ...]:
+    arrays = written.tokens_BN, written.counts_B, written.ended_B, written.logp_BN
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(arrays, tiled=True)
+    return jax.device_get(arrays)
+
+
+def _text(tokens_N: np.ndarray, count: int, ended: bool, logp_N: np.ndarray) -> Text:
+    return Text(tokens_N[:count], bool(ended), float(logp_N.sum(dtype=np.float64)))
 
 
 def write_on_mesh(

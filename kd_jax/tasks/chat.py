@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_jax.data import arrays, cache, chats, encoded, identity, source, splits
+from kd_jax.data import arrays, cache, chats, encoded, identity, messages, source, splits
 from kd_jax.data.encoded import Beginnings, Marked
 from kd_jax.data.loader import Stream
 from kd_jax.data.splits import HELD_OUT_SEED
@@ -118,12 +118,12 @@ class Chat(Text):
         found = source.records(self.data[key], f"data.{key}", column, "tools")
         root, setting = cache.folder(self.data["cache_dir"]), "config.task.column"
 
-        def rows(doing: str, total: int | None = None) -> Iterator[chats.Row]:
+        def rows(doing: str, total: int | None = None) -> Iterator[messages.Row]:
             watched = identity.watched(found, f"{doing} {found.name}", total)
-            return chats.read(watched, column, setting)
+            return messages.read(watched, column, setting)
 
         digest, count = identity.remembered(
-            found, f"chats in {column}", lambda: chats.identity(rows("reading")), root
+            found, f"chats in {column}", lambda: messages.identity(rows("reading")), root
         )
         if not count:
             raise UserError(f"{found.name} (config.data.{key}) holds no rows")

@@ -1,4 +1,5 @@
-"""Reads the texts, pairs of texts or questions of `predict`, and writes the predictions."""
+"""Reads the texts, pairs of texts, questions or chats of `predict` and `generate`, and writes the
+predictions."""
 
 import contextlib
 import csv
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from kd_jax import storage
 from kd_jax.data import files, source, squad
+from kd_jax.data.messages import Row, asked
 from kd_jax.data.source import Table, blank
 from kd_jax.data.squad import Question
 from kd_jax.errors import UserError
@@ -84,6 +86,30 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
     pairs = enumerate(zip(*columns, strict=True))
     found = [Question(str(row), "", context, question, ()) for row, (question, context) in pairs]
     return Input(found, table.place, _ids(table), empty)
+
+
+def prompts(
+    path: Path, text: str | None, messages: str | None, delimiter: str | None
+) -> tuple[Input | list[Row], list | None]:
+    """Reads what a model is to continue, and the column "id", where there is one: texts, as
+    `texts`; or chats, of the column `messages`, which is the default where the file has one.
+
+    Raises UserError as `texts` and `data.messages.asked` do.
+    """
+    if text and messages:
+        raise UserError("--text and --messages: give one of them")
+    _check_input(path, (".txt", *TABLES))
+    table = None if path.suffix == ".txt" or text else _table(path, delimiter)
+    column = messages or "messages"
+    if messages is None and (table is None or column not in table.columns):
+        found = texts(path, text, None, delimiter, keep_empty=False)
+        return found, found.ids
+    if table is None:
+        raise UserError(f"{path} has no columns: leave --messages out")
+    names = [name for name in (column, "tools") if name in table.columns]
+    rows = zip(*(table.column(name, "--messages") for name in names or [column]), strict=True)
+    places = ((table.place(i), dict(zip(names, row, strict=True))) for i, row in enumerate(rows))
+    return list(asked(places, column, "--messages")), _ids(table)
 
 
 def _table(path: Path, delimiter: str | None) -> Table:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kd_jax.data import chats
+from kd_jax.data import messages
 from kd_jax.errors import UserError
 
 ASKED = {"role": "user", "content": "2 + 2?"}
@@ -18,13 +18,13 @@ def table(column, *values):
 
 
 def read(*rows):
-    found = chats.read(table("messages", *rows), "messages", "config.task.column")
+    found = messages.read(table("messages", *rows), "messages", "config.task.column")
     return [row.messages for row in found]
 
 
 def digest(conversations, tools=None):
     pairs = zip(conversations, tools or [None] * len(conversations), strict=True)
-    return chats.identity(chats.Row("", *pair) for pair in pairs).digest
+    return messages.identity(messages.Row("", *pair) for pair in pairs).digest
 
 
 def test_conversations_stay_as_they_are():
@@ -51,7 +51,7 @@ def test_a_row_that_is_none_is_named(row, message):
 def test_a_missing_column():
     rows = table("messages", [ASKED, ANSWERED])
     with pytest.raises(UserError, match="row 1: no column 'chat'; set config.task.column to one"):
-        list(chats.read(rows, "chat", "config.task.column"))
+        list(messages.read(rows, "chat", "config.task.column"))
 
 
 def test_the_digest_tells_order_and_words_apart():
@@ -82,7 +82,7 @@ def test_tools_are_lists_or_their_json():
 
     def tools(*values):
         said = [(place, row | {"messages": [ASKED, ANSWERED]}) for place, row in values]
-        return [row.tools for row in chats.read(said, "messages", "config.task.column")]
+        return [row.tools for row in messages.read(said, "messages", "config.task.column")]
 
     assert tools(*table("tools", *values)) == [[schema], [schema], None, None, None]
     assert tools(("no such column", {})) == [None]
@@ -110,5 +110,5 @@ def test_the_digest_is_that_of_runs_before(tools, monkeypatch):
         line = json.dumps(part, ensure_ascii=False, sort_keys=True, default=str).encode()
         want.update(len(line).to_bytes(8, "little"))
         want.update(line)
-    monkeypatch.setattr(chats, "_IN_MEMORY", 5)
+    monkeypatch.setattr(messages, "_IN_MEMORY", 5)
     assert digest(rows, tools) == want.hexdigest()

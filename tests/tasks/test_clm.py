@@ -122,9 +122,10 @@ def test_beginnings_of_documents(data, tokenizer):
     """With the separator before them; none of a document that has no more tokens."""
     task, end = make(data, tokenizer), tokenizer.eos_token_id
     ids = tokenizer(DOCUMENTS[:7])["input_ids"]
-    found = task.beginnings("test", 12)
-    long = [document for document in ids[1:] if len(document) >= 12]
-    assert 0 < len(found) == len(long) < 6
-    tokens_BT, lengths_B = found.padded(np.arange(len(found)), 16)
-    assert lengths_B.tolist() == [12] * len(long) and not tokens_BT[:, 12:].any()
-    assert tokens_BT[:, :12].tolist() == [[end, *document[:11]] for document in long]
+    most = sorted(map(len, ids[1:]))[2] + 1  # all of the third shortest document: nothing follows
+    found = task.beginnings("test", most)
+    long = [document for document in ids[1:] if len(document) >= most]
+    assert 0 < len(found) == len(long) < 4
+    tokens_BT, lengths_B = found.padded(np.arange(len(found)), most + 4)
+    assert lengths_B.tolist() == [most] * len(long) and not tokens_BT[:, most:].any()
+    assert tokens_BT[:, :most].tolist() == [[end, *document[: most - 1]] for document in long]
