@@ -100,11 +100,6 @@ class Template:
         pieces = [*self.pieces(messages, tools), *self._split(more or self._turn[0], False)]
         return _joined([dataclasses.replace(piece, learned=False) for piece in pieces])
 
-    @property
-    def end(self) -> int | None:
-        """Returns the special token that ends an assistant's turn; None where unknown."""
-        return self._ids.get(self._turn[1])
-
     def encode(
         self, rows: Iterable[Row], cut: Callable[..., list[Piece]] | None = None
     ) -> Iterator[list[Tokens]]:

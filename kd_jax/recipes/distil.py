@@ -109,7 +109,8 @@ def run_stage(
     reported, then the stage's.
     """
     folder, task, found = run.folder / this.name, run.tasks[this.model], {}
-    teacher, stream = teaching.teacher_and_batches(run, this, teachers)
+    batches_of = this.batches_of or teaching.teacher_and_batches
+    teacher, stream = batches_of(run, this, teachers)
     own_text = this.own_text and this.own_text(run, this, teachers.model(this.teachers[0]))
 
     def figures(student: Model, split: str) -> dict[str, Any]:

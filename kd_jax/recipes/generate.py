@@ -162,9 +162,8 @@ def _read(path: Path, own: Subject, options: Options, trained: Mapping[str, Any]
         return Prompts([np.array(row, np.int32) for row in encoded], stop, ids)
     template = Template(own.tokenizer)
     some = template.encode(found, template.prompt)
-    end = () if template.end is None else (template.end,)
     tokens = [row.ids_N.astype(np.int32) for rows in some for row in rows]
-    return Prompts(tokens, tuple({*stop, *end}), ids)
+    return Prompts(tokens, tuple({*stop, template.end_of_turn}), ids)
 
 
 def _stop(own: Subject, trained: Mapping[str, Any]) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class Prompts:
     def __init__(self, run: Run, this: Settings, length: int) -> None:
         """Finds the prompts of at most `length` tokens. Raises UserError if there are none."""
         self.length, self._task = length, run.tasks[this.model]
-        self._where, self._processes = "config.rollout", run.processes
+        self._processes = run.processes
         self.train = self._of("train")
         self._stream = Stream(
             len(self.train),
@@ -57,7 +57,7 @@ class Prompts:
         if not len(found):
             raise UserError(
                 f"{self._task.examples(split).name} has no prompt of at most {self.length} tokens, "
-                f"with a text after it ({self._where}.prompt_tokens)"
+                "with a text after it: change prompt_tokens"
             )
         return found
 

@@ -63,7 +63,7 @@ def roles(run: Run) -> dict[str, str]:
     """Names the stages that reports compare (kd_jax/report/runs.py): the student (the run's main
     stage), its baseline, which trains the same model on the labels, and their teacher."""
     last, same = run.principal, [each for each in run.stages if each.model == run.principal.model]
-    labels_only = [each.name for each in same if not each.learns and not each.made]
+    labels_only = [each.name for each in same if not (each.learns or each.made or each.batches_of)]
     baseline = next((name for name in labels_only if name not in run.teachers), "")
     student = last.name if last.name not in (baseline, *run.teachers) else ""
     return {"teacher": run.teachers[0], "baseline": baseline, "student": student}

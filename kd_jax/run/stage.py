@@ -33,6 +33,7 @@ from kd_jax.types import Array, Batch, Model, Params
 if TYPE_CHECKING:
     from kd_jax.run.own_text import OwnText
     from kd_jax.run.run import Run
+    from kd_jax.run.teaching import TeacherLogits
 
 Parameters = dict[str, Params]  # by model of the run, of those that are there; perhaps abstract
 Groups = Sequence[tuple[str, optim.Group]]
@@ -111,6 +112,8 @@ class Stage(Settings):
     groups: Groups = ()  # parameters of its last state that have Adam counts of their own
     phases_of: Callable[[Run, Stage, Parameters], Sequence[Phase]] = whole
     step_inputs: Callable[[Run, Stage], StepInputs] = with_teacher
+    # Makes what it learns from: its teacher, or None, and its batches; None: as the run has them.
+    batches_of: Callable[[Run, Stage, TeacherLogits], tuple[step.Teacher | None, Any]] | None = None
     # Finds out what its model depends on, before it begins; the run's stages are made anew then.
     measure_first: Callable[[Parameters], None] | None = None
     writing: Writing | None = None  # of what it learns from, where the model writes it itself
