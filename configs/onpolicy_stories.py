@@ -12,7 +12,8 @@ told.
     python -m kd_jax.main --config=configs/onpolicy_stories.py:smoke
 
 Arguments: kl (default), jsd, reverse_kl, policy_gradient: the divergence at each token; ce: the
-stories alone, without a teacher; start. docs/results.md has what came out of each, with five seeds.
+stories alone, without a teacher; sequence: the teacher's words as labels; start. docs/results.md
+has what came out of each, with five seeds.
 The model is expected in models/stories260K next to $KD_JAX_DATA.
 """
 
@@ -30,11 +31,12 @@ HALF = dict(
     intermediate_size=132,
 )
 TERMS = ("kl", "jsd", "reverse_kl", "policy_gradient", "ce")
+WRITTEN = dict(prompt_tokens=16, max_new_tokens=240)
 START = "runs/onpolicy_start/export"
 
 
 def get_config(arg=None):
-    name, smoke = config.split(arg, (*TERMS, "start"), "kl")
+    name, smoke = config.split(arg, (*TERMS, "sequence", "start"), "kl")
     c = config.on_policy()
     data = os.environ.get("KD_JAX_DATA")
     c.task = dict(name="clm", seq_len=256, separator="bos")  # as the teacher was trained
@@ -45,8 +47,8 @@ def get_config(arg=None):
     )
     c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
     c.student.update(model=START, init="model")
-    c.objective = {name: dict(weight=1.0)}
-    c.rollout.update(prompt_tokens=16, max_new_tokens=240, held_out=32)
+    c.objective = {name if name in TERMS else "ce": dict(weight=1.0)}
+    c.rollout.update(held_out=64, **WRITTEN)
     c.batch_size, c.steps = 16, 100
     c.stages.student.select = False  # the last checkpoint: held-out text is not what it learns
     c.optim.learning_rate = 1e-3
@@ -56,8 +58,10 @@ def get_config(arg=None):
     c.log.every = 20
     if name == "ce":
         c.rollout["lambda"] = 0.0
+    if name == "sequence":  # as many texts as the steps read
+        own = dict(kind="sequence", objective="", select=False)
+        c.stages = dict(student=own | ({} if smoke else WRITTEN))
     if name == "start":  # the best by held-out text
-        c.objective = dict(ce=dict(weight=1.0))
         c.student.update(model="", init="scratch", architecture=HALF)
         c.stages, c.steps, c.batch_size = dict(student=dict()), 800, 16
         c.data.train.path = "runs/sampled_stories.txt"

@@ -6,7 +6,6 @@ figures here show it, for any way of training (Agarwal et al. 2023, arXiv:2306.1
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from kd_jax.models import family
 from kd_jax.models.generate import Sampling
 from kd_jax.objectives import measures
 from kd_jax.objectives.objective import Objective
+from kd_jax.run import endings
 from kd_jax.run.prompts import Prompts
 from kd_jax.run.rollout import batch_of, ends, write
 from kd_jax.train.passes import evaluate
@@ -24,24 +24,26 @@ from kd_jax.types import Batch, Model
 
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
+    from kd_jax.run.stage import Stage
 
 TERMS = {measures.KL_T1: "own_kl", measures.REVERSE_KL_T1: "own_reverse_kl"}
 TERMS |= {measures.ENTROPY: "own_entropy"}
 
 
+def sampling(run: Run, this: Stage) -> Sampling:
+    """Reads how a stage's model writes, from config.rollout."""
+    own, stop = run.config.rollout, endings.of(run, this.model, this.teachers[0])
+    return Sampling(own.max_new_tokens, own.temperature, own.top_k, own.top_p, stop)
+
+
 class OwnText:
     """The held-out prompts of a run, which a model continues always with the same draws."""
 
-    def __init__(
-        self,
-        run: Run,
-        teacher: Model,
-        prompts: Prompts,
-        sampling: Sampling,
-        decode: Callable[[np.ndarray], str],
-    ) -> None:
-        self._run, self._teacher, self._prompts, self._sampling = run, teacher, prompts, sampling
-        self._decode = decode
+    def __init__(self, run: Run, this: Stage, teacher: Model) -> None:
+        """Finds the prompts, as config.rollout describes them, and how they are continued."""
+        self._run, self._teacher, self._sampling = run, teacher, sampling(run, this)
+        self._prompts = Prompts(run, this, run.config.rollout.prompt_tokens)
+        self._decode = run.tokenizers[this.model].decode
         objective = Objective((), (), tuple(TERMS), run.policy, run.policy, run.chunk)
         self._program = Program(objective, run.mesh, family.PARTITION)
         self.samples: list[dict[str, Any]] = []  # that `figures` wrote last

@@ -20,8 +20,7 @@ from kd_jax.models.generate import Sampling
 from kd_jax.objectives import measures
 from kd_jax.objectives.vocab import RowTerm
 from kd_jax.ranges import Real
-from kd_jax.run import endings, stage, text_logits
-from kd_jax.run.own_text import OwnText
+from kd_jax.run import endings, own_text, stage, text_logits
 from kd_jax.run.prompts import Prompts
 from kd_jax.run.rollout import Rollout
 from kd_jax.run.run import Run
@@ -30,7 +29,6 @@ from kd_jax.run.settings import Settings
 from kd_jax.run.stage import Stage, StepInputs, Writing
 from kd_jax.schedules import Schedule, value_schedule
 from kd_jax.tasks.task import batch_shapes
-from kd_jax.types import Model
 
 SECTION = "rollout"
 
@@ -55,7 +53,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         plain,
         program=dataclasses.replace(plain.program, objective=objective),
         writing=Writing(functools.partial(_writer, share), _lowered, once),
-        own_text=_own_text,
+        own_text=own_text.OwnText,
         step_inputs=functools.partial(_step_inputs, max(shares)),
         more_training=_more_training(run, plain, shares, once),
     )
@@ -111,13 +109,6 @@ def _check_term(run: Run, term: RowTerm, least: float) -> None:
         )
 
 
-def _sampling(run: Run, this: Stage) -> Sampling:
-    """Reads how a stage's model writes."""
-    own = run.config.rollout
-    stop = endings.of(run, this.model, this.teachers[0])
-    return Sampling(own.max_new_tokens, own.temperature, own.top_k, own.top_p, stop)
-
-
 def _writer(share: Schedule, run: Run, this: Stage) -> Rollout:
     endings.warn_of_new_template(run, this.model, this.after)
     terms = this.program.objective.row_terms
@@ -125,17 +116,11 @@ def _writer(share: Schedule, run: Run, this: Stage) -> Rollout:
         run,
         this.program.table,
         Prompts(run, this, run.config.rollout.prompt_tokens),
-        _sampling(run, this),
+        own_text.sampling(run, this),
         share,
         [term.name for term in terms if not term.divergence.needs_teacher],
         any(term.divergence.of_written for term in terms),
     )
-
-
-def _own_text(run: Run, this: Stage, teacher: Model) -> OwnText:
-    prompts = Prompts(run, this, run.config.rollout.prompt_tokens)
-    decode = run.tokenizers[this.model].decode
-    return OwnText(run, teacher, prompts, _sampling(run, this), decode)
 
 
 def _step_inputs(most: float, run: Run, this: Stage) -> StepInputs:

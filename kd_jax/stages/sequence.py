@@ -31,6 +31,7 @@ from kd_jax.metrics import flops
 from kd_jax.models.generate import Sampling
 from kd_jax.ranges import Real, Whole
 from kd_jax.run import stage, text_logits
+from kd_jax.run.own_text import OwnText
 from kd_jax.run.prompts import Prompts
 from kd_jax.run.run import Run
 from kd_jax.run.sampler import Writer
@@ -78,6 +79,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         settings,
         batches_of=_batches,
         step_inputs=_step_inputs,
+        own_text=OwnText if "rollout" in run.config else None,
         more_training={"training_flops": _flops_of_writing(run, settings)},
     )
     if text_logits.are_kept(run, found):

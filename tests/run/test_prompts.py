@@ -60,9 +60,7 @@ def test_processes_share_the_rows(task):
 
 
 def test_mistakes(task):
-    with pytest.raises(
-        UserError, match=r"no prompt of at most 99 tokens.*prompt_tokens"
-    ):
+    with pytest.raises(UserError, match=r"no prompt of at most 99 tokens.*prompt_tokens"):
         prompts(task, length=99)
     other = mlm.make({"name": "mlm"}, {"train": {"path": "text.txt"}}, None)
     with pytest.raises(UserError, match="config.task.name='mlm': clm and chat have prompts"):
