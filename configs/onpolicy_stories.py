@@ -32,7 +32,7 @@ HALF = dict(
 )
 TERMS = ("kl", "jsd", "reverse_kl", "policy_gradient", "ce")
 WRITTEN = dict(prompt_tokens=16, max_new_tokens=240)
-START = "runs/onpolicy_start/export"
+START = "runs/onpolicy_start/export/student"
 
 
 def get_config(arg=None):
@@ -46,7 +46,7 @@ def get_config(arg=None):
         held_out=0.1,
     )
     c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
-    c.student.update(model=START, init="model")
+    c.student.update(model=START, init="model", architecture=HALF)
     c.objective = {name if name in TERMS else "ce": dict(weight=1.0)}
     c.rollout.update(held_out=64, **WRITTEN)
     c.batch_size, c.steps = 16, 100
@@ -62,7 +62,7 @@ def get_config(arg=None):
         own = dict(kind="sequence", objective="", select=False)
         c.stages = dict(student=own | ({} if smoke else WRITTEN))
     if name == "start":  # the best by held-out text
-        c.student.update(model="", init="scratch", architecture=HALF)
+        c.student.update(model="", init="scratch")
         c.stages, c.steps, c.batch_size = dict(student=dict()), 800, 16
         c.data.train.path = "runs/sampled_stories.txt"
         c.optim.learning_rate = 4e-3

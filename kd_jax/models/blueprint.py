@@ -149,7 +149,8 @@ def describe(
         labels: class names of a classification head; None takes those of the checkpoint.
         execution: how blocks run: remat, remat_keeps and scan of `ModelConfig`.
         offline: whether no weights are needed: well-known hub ids are taken from the built-in
-            table, and a model may be the path of a config.json.
+            table, a model may be the path of a config.json, and one that is yet to be trained is as
+            `architecture` describes it.
 
     Raises UserError for unknown ids, model types, keys and heads.
     """
@@ -158,7 +159,8 @@ def describe(
         if offline and (given := Path(section.model).expanduser()).name == "config.json":
             base = hf.read_config(given.parent)
         elif offline and not given.is_dir():
-            base = preset(section.model)
+            known = base is None or not section.architecture or section.model in PRESETS
+            base = preset(section.model) if known else base
         else:
             named = key if key.startswith("--") else f"{key}.model"
             source = hub.resolve(section.model, section.revision or None, named)
