@@ -140,7 +140,7 @@ def generation_of(run: Run, work: Work) -> tuple[Callable[[], Any], int]:
     prompts = np.random.default_rng(0).integers(
         0, model.config.vocab_size, (work.rows, work.tokens)
     )
-    new = flops.forward(drawn, work.rows, work.tokens, work.tokens)
+    new = flops.forward(model.counted(drawn), work.rows, work.tokens, work.tokens)
     if work.tokens * 2 > model.config.max_tokens:
         raise ValueError("no room for as many tokens as the prompt has")
     sampling = generate.Sampling(work.tokens)

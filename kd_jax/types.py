@@ -11,7 +11,8 @@ Shape letters, used as suffixes of array names (`logits_BTV`):
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,13 @@ class ModelSpec:
     num_layers: int
     num_heads: int = 1  # of every layer; 0 where layers differ
     causal: bool = False  # a token sees those before it, not those after it
+
+
+class Counted(NamedTuple):
+    """Holds what determines a model's FLOPs (metrics/flops.py)."""
+
+    params: Params  # {"backbone", "head"}, arrays or their shapes; GPT-2 has no head
+    windows: Sequence[int | None] = ()  # tokens that a token sees in each layer; None, (): all
 
 
 class Ratio(struct.PyTreeNode):

@@ -3,28 +3,31 @@
 A kernel is multiplied with every token that it sees, so a parameter tree determines a model's
 FLOPs, also if its blocks differ in width. Elementwise work, lookups and recomputation do not count;
 the backward pass is two products for each one of the forward pass. Attention counts all pairs of
-tokens, causal or not, as is usual (Chowdhery et al., "PaLM", arXiv:2204.02311, appendix B).
+tokens, causal or not, as is usual (Chowdhery et al., "PaLM", arXiv:2204.02311, appendix B); with a
+sliding window, as many for each token as the window has.
 """
 
 import math
+import re
 from collections.abc import Sequence
 
 import jax
 
-from kd_jax.types import Params
+from kd_jax.types import Counted, Params
 
 
-def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: bool = True) -> int:
+def forward(model: Counted, rows: int, tokens: int, positions: int, vocabulary: bool = True) -> int:
     """Counts the FLOPs of one forward pass.
 
     Args:
-        params: {"backbone", "head"}, arrays or their shapes; GPT-2 has no head.
+        model: the model.
         rows: number of rows of the batch.
         tokens: number of tokens of a row.
         positions: tokens of a row that reach a language model's head. A classifier's head sees
             one token, a span's all.
         vocabulary: whether a language model's head ends in an unembedding.
     """
+    params, windows = model
     products = 0  # multiplications for one row
     head = params.get("head", {})
     if "classifier" in head or "span" in head:
@@ -35,7 +38,9 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
             seen = positions if name.startswith("head/") else tokens
             products += seen * math.prod(leaf.shape)
         if name.endswith("attention/q/kernel"):
-            products += 2 * tokens * tokens * leaf.shape[1]  # scores, and weights times values
+            window = windows and windows[int(re.search(r"/(\d+)/", name)[1])]
+            seen = min(tokens, window or tokens)
+            products += 2 * tokens * seen * leaf.shape[1]  # scores, and weights times values
     if vocabulary:
         embedding_VD = params["backbone"]["tokens"]["embedding"]
         tables = [head.get("unembed", embedding_VD)]
@@ -45,8 +50,8 @@ def forward(params: Params, rows: int, tokens: int, positions: int, vocabulary: 
 
 
 def train_step(
-    student: Params,
-    teachers: Sequence[Params],
+    student: Counted,
+    teachers: Sequence[Counted],
     objective: Params,
     rows: int,
     tokens: int,

@@ -24,8 +24,8 @@ class Scope(struct.PyTreeNode):
     real_BS: Array | None  # bool, False where a key is padding, which comes last
     segments_BS: Array | None = None  # int32
     places_BS: Array | None = None  # int32: positions, if they are not the index in the row
-    # By width of the heads: cosine and sine (B or 1, T, R); none without rotary embeddings.
-    angles: dict[int, tuple[Array, Array]] = struct.field(default_factory=dict)
+    # By number of the rotary embedding and width of the heads: cosine and sine (B or 1, T, R).
+    angles: dict[tuple[int, int], tuple[Array, Array]] = struct.field(default_factory=dict)
     past: Past | None = None  # of this layer, before one more token: it alone tells what that sees
     causal: bool = struct.field(pytree_node=False, default=False)
 
@@ -67,7 +67,8 @@ class Attention(nnx.Module):
     several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245); `value_width` is
     the width of the input of `v`, if not `width`; `bias` is for q, k and v; with a `window`,
     a decoder's queries see so many tokens, their own included (Beltagy et al. 2020,
-    arXiv:2004.05150).
+    arXiv:2004.05150); `norms` are applied to queries and keys: to each head, or to all at once if
+    they are as wide as these; `rotary` is the number of the rotary embedding, None for none.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Attention(nnx.Module):
         bias: bool = True,
         out_bias: bool = True,
         window: int | None = None,
+        norms: tuple[nnx.Module | None, nnx.Module | None] = (None, None),
+        rotary: int | None = None,
     ):
         head_width = head_width or width // num_heads
         inner, shared = num_heads * head_width, (num_kv_heads or num_heads) * head_width
@@ -91,12 +94,14 @@ class Attention(nnx.Module):
         self.k = Linear(width, shared, policy, bias)
         self.v = Linear(value_width or width, shared, policy, bias)
         self.o = Linear(inner, width, policy, out_bias)
+        self.q_norm, self.k_norm = norms
         self.head_width = head_width
         self.scale = scale
         self.rate = rate
         self.out_rate = out_rate
         self.policy = policy
         self.window = window
+        self.rotary = rotary
 
     def __call__(
         self,
@@ -114,12 +119,11 @@ class Attention(nnx.Module):
         values_BTD = x_BTD if values_BTD is None else values_BTD
         if self.q.in_columns:  # of this device's heads
             x_BTD, values_BTD = (axes.shared(x, (axes.MODEL,)) for x in (x_BTD, values_BTD))
-        q, k, v = (
-            project(inputs).reshape(B, T, -1, self.head_width)
-            for project, inputs in ((self.q, x_BTD), (self.k, x_BTD), (self.v, values_BTD))
-        )
-        if scope.angles:
-            q, k = (rotary.rotate(x, scope.angles[self.head_width]) for x in (q, k))
+        q = self._heads(self.q(x_BTD), self.q_norm)
+        k = self._heads(self.k(x_BTD), self.k_norm)
+        v = self._heads(self.v(values_BTD))
+        if self.rotary is not None:
+            q, k = (rotary.rotate(x, scope.angles[self.rotary, self.head_width]) for x in (q, k))
         if scope.past is not None:
             past = scope.past.extended(k, v)
             y_B1HK = past.attend(q * self.scale, self.window, self.policy)
@@ -132,6 +136,15 @@ class Attention(nnx.Module):
         )
         y_BTD = dropout(self.o(y_BTHK.reshape(B, T, -1)), self.out_rate, seed, site + 1)
         return y_BTD, Heads(q * self.scale, k, v)
+
+    def _heads(self, x_BTF: Array, norm: nnx.Module | None = None) -> Array:
+        """Splits features into heads, (B, T, H, K), and normalizes them."""
+        heads = *x_BTF.shape[:2], -1, self.head_width
+        if norm is None:
+            return x_BTF.reshape(heads)
+        if norm.width == self.head_width:
+            return norm(x_BTF.reshape(heads), self.q.in_columns)
+        return norm(x_BTF, self.q.in_columns).reshape(heads)
 
 
 def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, window=None) -> Array:

@@ -19,8 +19,9 @@ from flax import nnx
 from kd_jax import hub
 from kd_jax.errors import UserError
 from kd_jax.models import block_runs, family, hf
+from kd_jax.models.model_config import Run
 from kd_jax.precision import Policy
-from kd_jax.types import Array, Model, ModelSpec, Params
+from kd_jax.types import Array, Counted, Model, ModelSpec, Params
 
 # The config.json of well-known hub ids, so that planning needs no network. Sizes are those of the
 # published checkpoints. Among them are the small BERTs of Turc et al. (2019, arXiv:1908.08962), and
@@ -54,6 +55,10 @@ class Blueprint:
         """Makes the model with shapes and types instead of parameters."""
         return self._abstract
 
+    def counted(self, params: Params | None = None) -> Counted:
+        """Describes the model for `metrics.flops`, with other parameters if they are given."""
+        return Counted(params or self.abstract().params, self.config.windows)
+
     @functools.cached_property
     def _abstract(self) -> Model:
         return family.abstract(self.family, self.config, self.head, self.policy)
@@ -66,8 +71,8 @@ class Blueprint:
     @functools.cached_property
     def _frozen(self) -> Model:
         config, params = self.config, self.abstract().params
-        if self.layers_of_runs:
-            config = dataclasses.replace(config, stacked=self.layers_of_runs)
+        if self.runs:
+            config = dataclasses.replace(config, stacked=self.runs)
         graphdef = family.abstract(self.family, config, self.head, self.policy).graphdef
         return Model(jax.eval_shape(self.freeze, params), graphdef)
 
@@ -75,16 +80,16 @@ class Blueprint:
         """Prepares parameters that no step trains: in operand types, padded as on the mesh, and
         with equal blocks stacked if these run as one loop."""
         params = self.padded(stored(params, self.policy))
-        return family.stack_blocks(params, self.layers_of_runs)
+        return family.stack_blocks(params, self.runs)
 
     @functools.cached_property
-    def layers_of_runs(self) -> tuple[int, ...]:
-        """Counts the layers of each run of equal blocks; () unless they run as one loop."""
+    def runs(self) -> tuple[Run, ...]:
+        """Lists the runs of equal blocks, or of patterns; () unless they run as one loop."""
         if not self.config.scan:
             return ()
         model = self.abstract()
         blocks = nnx.merge(model.graphdef, model.params).backbone.blocks
-        return tuple(map(len, block_runs.equal_runs(blocks)))
+        return block_runs.repeats(blocks)
 
     def padded(self, params: Params) -> Params:
         """Pads tables over the vocabulary with rows of zeros, as on the mesh."""

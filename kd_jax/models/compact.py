@@ -253,6 +253,11 @@ def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: An
             kind: _heads_of(value, shape.head_width, numbers)
             for kind, value in attention[name].items()
         }
+        norm = attention.get(f"{name}_norm", {})
+        if any(value.shape[-1] != shape.head_width for value in norm.values()):  # of all at once
+            attention[f"{name}_norm"] = {
+                kind: _heads_of(value, shape.head_width, numbers) for kind, value in norm.items()
+            }
     rows = attention["o"]["kernel"]
     attention["o"] = attention["o"] | {"kernel": _heads_of(rows.T, shape.head_width, heads).T}
     for name in mlp.keys() - {"down"}:
@@ -276,11 +281,17 @@ def _quiet(block: Params) -> Params:
 
     if "inner" in block:
         return block | {"up": scaled(block["up"])}
-    attention = block["attention"] | {"o": scaled(block["attention"]["o"])}
-    return block | {
-        "attention": attention,
-        "mlp": block["mlp"] | {"down": scaled(block["mlp"]["down"])},
-    }
+    quiet = dict(block)
+    for part, out in (("attention", "o"), ("mlp", "down")):
+        norm = block.get(f"{part}_out_norm")
+        if norm is None:
+            quiet[part] = block[part] | {out: scaled(block[part][out])}
+        else:  # it would undo a factor before it
+            more = {"scale": 0.0, "offset": 1.0}
+            quiet[f"{part}_out_norm"] = {
+                kind: SMALL * (x + more[kind]) - more[kind] for kind, x in norm.items()
+            }
+    return quiet
 
 
 def _inner(block: Params) -> Params:

@@ -1,4 +1,6 @@
-"""Defines the decoder of GPT-2, Llama, Qwen2 and Phi: causal blocks, norms before sub-layers."""
+"""Defines the decoder of GPT-2, Llama and their successors: causal blocks of two sublayers."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +24,26 @@ from kd_jax.types import Array, Batch, Heads
 
 def make_norm(config: DecoderConfig, width: int) -> nnx.Module:
     """Makes the norm that the config names."""
-    return (RmsNorm if config.rms_norm else LayerNorm)(width, config.norm_eps)
+    if config.rms_norm:
+        return RmsNorm(width, config.norm_eps, config.offset_norms)
+    return LayerNorm(width, config.norm_eps)
+
+
+def _through(norm: nnx.Module | None, x_BTD: Array) -> Array:
+    return x_BTD if norm is None else norm(x_BTD)
 
 
 class Block(nnx.Module):
-    """A block: causal self-attention and MLP, each on a normalized copy of its input; if parallel,
-    both on the same one. Takes three dropout sites."""
+    """A block: causal self-attention and MLP, each on a normalized copy of its input, or with a
+    norm after it, or both; if parallel, both on the same copy. Takes three dropout sites."""
 
     def __init__(self, config: DecoderConfig, layer: int, shape: BlockShape):
-        scale = shape.head_width**-0.5 if config.scale_scores else 1.0
-        self.attention_norm = make_norm(config, shape.width)
+        scale = (config.score_width or shape.head_width) ** -0.5 if config.scale_scores else 1.0
+        before, after = config.norms != "after", config.norms != "before"
+        sizes = [count * shape.head_width for count in (shape.num_heads, shape.num_kv_heads)]
+        sizes = {"each": [shape.head_width] * 2, "all": sizes, "": []}[config.qk_norm]
+        self.attention_norm = make_norm(config, shape.width) if before else None
+        self.attention_out_norm = make_norm(config, shape.width) if after else None
         self.attention = Attention(
             shape.width,
             shape.num_heads,
@@ -43,8 +55,13 @@ class Block(nnx.Module):
             head_width=shape.head_width,
             bias=config.qkv_bias,
             out_bias=config.attention_out_bias,
+            window=config.window_of(layer),
+            norms=tuple(make_norm(config, size) for size in sizes) or (None, None),
+            rotary=config.rotary_of(layer),
         )
-        self.mlp_norm = None if config.parallel else make_norm(config, shape.width)
+        self.mlp_norm = make_norm(config, shape.width) if before and not config.parallel else None
+        self.mlp_out_norm = make_norm(config, shape.width) if after else None
+        self.parallel = config.parallel
         self.mlp = Mlp(
             shape.width,
             shape.ffn_width,
@@ -58,12 +75,13 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: Array, scope: Scope, seed: Array | None, site: int
     ) -> tuple[Array, Heads]:
-        normed_BTD = self.attention_norm(x_BTD)
+        normed_BTD = _through(self.attention_norm, x_BTD)
         y_BTD, heads = self.attention(normed_BTD, scope, seed, site)
-        x_BTD = x_BTD + y_BTD
-        if self.mlp_norm is not None:
-            normed_BTD = self.mlp_norm(x_BTD)
-        return x_BTD + self.mlp(normed_BTD, seed, site + 2), heads
+        x_BTD = x_BTD + _through(self.attention_out_norm, y_BTD)
+        if not self.parallel:
+            normed_BTD = _through(self.mlp_norm, x_BTD)
+        y_BTD = self.mlp(normed_BTD, seed, site + 2)
+        return x_BTD + _through(self.mlp_out_norm, y_BTD), heads
 
 
 def make_block(config: DecoderConfig, layer: int) -> nnx.Module:
@@ -88,15 +106,21 @@ class Decoder(nnx.Module):
     def embed(self, tokens_BT: Array, places_BT: Array, seed: Array | None) -> Array:
         """Looks up embeddings of tokens, and of positions unless they are rotary, (B, T, D)."""
         x_BTD = self.tokens(tokens_BT)
+        if self.config.scale_embeddings:
+            x_BTD = x_BTD * jnp.asarray(math.sqrt(self.config.width), x_BTD.dtype)
         if self.config.rotary is None:
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def angles(self, places_BT: Array, lengths_B: Array) -> dict[int, tuple[Array, Array]]:
+    def angles(
+        self, places_BT: Array, lengths_B: Array
+    ) -> dict[tuple[int, int], tuple[Array, Array]]:
         """Computes `Scope.angles` of tokens at these positions, in rows of these lengths."""
-        rotary = self.config.rotary
-        widths = () if rotary is None else sorted(self.config.head_widths)
-        return {K: rotary.angles(K, places_BT, lengths_B[:, None]) for K in widths}
+        return {
+            (number, K): rotary.angles(K, places_BT, lengths_B[:, None])
+            for number, rotary in enumerate(self.config.rotaries)
+            for K in sorted(self.config.head_widths)
+        }
 
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""

@@ -34,7 +34,7 @@ from kd_jax.models.config_json import (
 )
 from kd_jax.models.heads import HeadedModel
 from kd_jax.models.layers import activation
-from kd_jax.models.model_config import DecoderConfig, read_blocks, write_blocks
+from kd_jax.models.model_config import DecoderConfig, Run, read_blocks, write_blocks
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Model, ModelSpec, Params
 
@@ -53,7 +53,7 @@ PARTITION = (
     (r"(attention/[qkv]|mlp/(up|gate))/bias$", PartitionSpec(axes.MODEL)),
     (r"(attention/o|mlp/down)/kernel$", PartitionSpec((axes.MODEL, *axes.FSDP), None)),
     (r"kernel$", PartitionSpec(axes.FSDP, None)),
-    (r"(bias|scale)$", PartitionSpec()),
+    (r"(bias|scale|offset)$", PartitionSpec()),
 )
 
 
@@ -303,8 +303,8 @@ def build(family: Family, config: Any, head: str, policy: Policy, key: Array) ->
 
 
 def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
-    """Draws parameters of these shapes: matrices N(0, initializer_range), biases 0, scales 1; the
-    embedding of the padding token is 0.
+    """Draws parameters of these shapes: matrices N(0, initializer_range), biases and offsets of
+    scales 0, scales 1; the embedding of the padding token is 0.
 
     A parameter's value depends on `key` and its path alone, not on what else the model has.
     """
@@ -312,7 +312,7 @@ def draw(family: Family, config: Any, shapes: Params, key: Array) -> Params:
     values: dict[str, Array] = {}
     alike: dict[tuple[int, ...], list[str]] = {}
     for path, leaf in flatten(shapes).items():
-        if path.endswith("bias"):
+        if path.endswith(("bias", "offset")):
             values[path] = jnp.zeros(leaf.shape)
         elif path.endswith("scale"):
             values[path] = jnp.ones(leaf.shape)
@@ -353,16 +353,17 @@ def with_rows(params: Params, rows: int) -> Params:
     return unflatten({path: changed(path, leaf) for path, leaf in flatten(params).items()}, params)
 
 
-def stack_blocks(params: Params, runs: Sequence[int]) -> Params:
-    """Stacks the parameters of runs of equal blocks, layers on the first axis; a run of one layer
-    stays as it is. Without `runs` nothing changes."""
+def stack_blocks(params: Params, runs: Sequence[Run]) -> Params:
+    """Stacks the parameters of equal blocks in runs of repeated patterns, layers on the first axis;
+    a run of one layer stays as it is. Without `runs` nothing changes."""
     if not runs:
         return params
-    blocks, found, first = params["backbone"]["blocks"], {}, 0
-    for number, count in enumerate(runs):
-        own = [blocks[layer] for layer in range(first, first + count)]
-        joined = jax.tree.map(lambda *parts: tensors.stacked(parts), *own)
-        found[number], first = own[0] if count == 1 else joined, first + count
+    blocks, found = params["backbone"]["blocks"], {}
+    for run in runs:
+        for number in range(run.period):
+            own = [blocks[layer] for layer in run.layers(number)]
+            joined = jax.tree.map(lambda *parts: tensors.stacked(parts), *own)
+            found[len(found)] = own[0] if run.count == 1 else joined
     return params | {"backbone": params["backbone"] | {"blocks": found}}
 
 

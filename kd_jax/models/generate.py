@@ -288,3 +288,10 @@ def _check(prompts, max_new_tokens, config) -> None:
             f"generate: {max_new_tokens} tokens after a prompt of {longest}, but the model has "
             f"positions for {config.max_tokens}; shorten the prompt or lower max_new_tokens"
         )
+    turning_point = config.rotary.turning_point if config.rotary else None
+    for i, length in enumerate(map(len, prompts if turning_point else ())):
+        if length <= turning_point < length + max_new_tokens - 1:
+            raise UserError(
+                f"generate: {max_new_tokens} tokens after prompt {i} of {length} go beyond "
+                f"{turning_point}, where LongRoPE changes what is cached; lower max_new_tokens"
+            )

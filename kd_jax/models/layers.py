@@ -148,16 +148,29 @@ class LayerNorm(nnx.Module):
 
 class RmsNorm(nnx.Module):
     """Divides by the root mean square of the last axis (Zhang and Sennrich 2019, arXiv:1910.07467),
-    in float32."""
+    in float32. The parameter is the scale, or with `offset` (Gemma) what it is more than 1.
+    """
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,)))
+    def __init__(self, width: int, eps: float, offset: bool = False):
+        self.scale = None if offset else nnx.Param(jnp.ones((width,)))
+        self.offset = nnx.Param(jnp.zeros((width,))) if offset else None
+        self.width = width
         self.eps = eps
 
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: Array, parts: bool = False) -> Array:
+        """Normalizes (..., D). With `parts`, devices along `model` have other heads of x: whole
+        ones to normalize each for itself, or parts of D, which they normalize together."""
+        scale = 1.0 + self.offset[...] if self.scale is None else self.scale[...]
         x = x_BTD.astype(jnp.float32)
-        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
-        return (x * self.scale[...][None, None]).astype(x_BTD.dtype)
+        square = (x * x).mean(-1, keepdims=True)
+        if parts:
+            scale = axes.shared(scale, (axes.MODEL,))
+        if x.shape[-1] < self.width:
+            square = axes.summed(square * (x.shape[-1] / self.width), (axes.MODEL,))
+            square = axes.shared(square, (axes.MODEL,))
+            scale = axes.own(scale, (axes.MODEL,))
+        x = x * jax.lax.rsqrt(square + self.eps)
+        return (x * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(x_BTD.dtype)
 
 
 class Embedding(nnx.Module):

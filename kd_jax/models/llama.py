@@ -7,7 +7,7 @@ from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
 from kd_jax.models.model_config import DecoderConfig
 
-COMMON = {  # of Llama, Qwen2 and Phi
+COMMON = {  # of Llama and its successors
     "vocab_size": ("vocab_size", 32000),
     "hidden_size": ("width", 4096),
     "num_hidden_layers": ("num_layers", 32),
@@ -39,14 +39,22 @@ BASE = {
 IGNORE = (r"^layers\.\d+\.self_attn\.rotary_emb\.inv_freq$",)
 
 
-def read(fields: Fields, values: dict, share: float | None = None) -> dict:
-    """Reads the rotary embedding and optional keys; `share` as in `rotary.read`."""
+def read(
+    fields: Fields,
+    values: dict,
+    *,
+    share: float | None = None,
+    theta: float = 10_000.0,
+    head_width: int | None = None,
+) -> dict:
+    """Reads the rotary embedding and optional keys; `share` and `theta` as in `rotary.read`,
+    `head_width` is the default of head_dim."""
     pad_id = values["pad_id"]
     return {
         "num_kv_heads": values["num_kv_heads"] or values["num_heads"],
-        "head_width": fields.get("head_dim", SIZE, None),
+        "head_width": fields.get("head_dim", SIZE, head_width),
         "pad_id": None if pad_id is None or pad_id < 0 else pad_id,  # some files have -1 for none
-        "rotary": rotary.read(fields, values["max_positions"], share),
+        "rotary": rotary.read(fields, values["max_positions"], share, theta),
     }
 
 

@@ -12,7 +12,7 @@ Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from kd_jax.errors import UserError
 from kd_jax.models.rotary import Rotary
@@ -81,6 +81,19 @@ def write_blocks(blocks: tuple[BlockShape, ...]) -> list[dict]:
     return [dataclasses.asdict(block) for block in blocks]
 
 
+class Run(NamedTuple):
+    """A pattern of `period` different blocks that repeats itself `count` times."""
+
+    first: int  # layer
+    period: int
+    count: int
+
+    def layers(self, number: int) -> range:
+        """Lists the layers of the pattern's block of this number."""
+        first = self.first + number
+        return range(first, first + self.period * self.count, self.period)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The sizes and settings that encoders and decoders have in common."""
@@ -109,7 +122,7 @@ class ModelConfig:
     remat: bool = False  # compute each block again in the backward pass
     remat_keeps: str = ""  # what is not computed again: products | nothing
     scan: bool = False  # run equal blocks that follow each other as one loop
-    stacked: tuple[int, ...] = ()  # how many layers each entry of the parameters' blocks holds
+    stacked: tuple[Run, ...] = ()  # which layers each entry of the parameters' blocks holds
 
     def __post_init__(self):
         if self.blocks and len(self.blocks) != self.num_layers:
@@ -152,12 +165,17 @@ class ModelConfig:
         stacked runs."""
         if not self.stacked:
             return tuple(range(self.num_layers))
-        return tuple(sum(self.stacked[:i]) for i in range(len(self.stacked)))
+        return tuple(run.layers(i)[0] for run in self.stacked for i in range(run.period))
 
     @property
     def embedding_width(self) -> int:
         """Returns the width of the token embeddings."""
         return self.width
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Lists how many tokens a token sees in each layer, its own included; None: all."""
+        return (None,) * self.num_layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,9 +222,18 @@ class DecoderConfig(ModelConfig):
     num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
     head_width: int | None = None  # None: width / num_heads
     scale_scores: bool = True  # divide scores by the root of the head's width
+    score_width: int | None = None  # instead of the head's width
     scale_by_layer: bool = False  # divide scores of block i (from 0) by i + 1
     rotary: Rotary | None = None  # None: positions are a table
+    local_rotary: Rotary | None = None  # of layers with a window; None: as in the others
+    unrotated: tuple[bool, ...] = ()  # which layers rotate no heads; none: all do
+    window: int | None = None  # tokens that a token sees in a layer with a window
+    windowed: tuple[bool, ...] = ()  # which layers have a window; none: no layer has
     rms_norm: bool = False  # instead of layer norm
+    offset_norms: bool = False  # an RMS norm's scale is 1 + its parameter
+    norms: str = "before"  # where sublayers have a norm: before | after | both
+    qk_norm: str = ""  # RMS norms of queries and keys: heads, each | all at once; none
+    scale_embeddings: bool = False  # multiply token embeddings by the root of the width
     parallel: bool = False  # attention and MLP read the same normalized input
     gated: bool = False  # the MLP
     qkv_bias: bool = True
@@ -216,8 +243,28 @@ class DecoderConfig(ModelConfig):
 
     def check_block(self, layer: int, block: BlockShape) -> None:
         """Raises UserError if the features of a block's heads cannot be rotated."""
-        if self.rotary is not None:
-            self.rotary.check(block.head_width)
+        for each in self.rotaries:
+            each.check(block.head_width)
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """Lists the model's rotary embeddings."""
+        return tuple(each for each in (self.rotary, self.local_rotary) if each is not None)
+
+    def rotary_of(self, layer: int) -> int | None:
+        """Finds the number of a layer's rotary embedding; None if it has none."""
+        if self.rotary is None or (self.unrotated and self.unrotated[layer]):
+            return None
+        return int(self.local_rotary is not None and self.window_of(layer) is not None)
+
+    def window_of(self, layer: int) -> int | None:
+        """Returns how many tokens a token sees in a layer, its own included; None: all."""
+        return self.window if self.windowed and self.windowed[layer] else None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Lists `window_of` of each layer."""
+        return tuple(self.window_of(layer) for layer in range(self.num_layers))
 
     @property
     def own_shape(self) -> BlockShape:

@@ -8,6 +8,10 @@ from kd_jax.models import llama
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.family import Family, classes
 
+DROPOUTS = {
+    "embd_pdrop": ("embedding_dropout", 0.0),
+    "resid_pdrop": ("mlp_dropout attention_out_dropout", 0.0),
+}
 FAMILY = Family(
     name="phi",
     prefix="model.",
@@ -21,9 +25,8 @@ FAMILY = Family(
         "intermediate_size": ("ffn_width", 8192),
         "hidden_act": ("activation", "gelu_new"),
         "layer_norm_eps": ("norm_eps", 1e-5),
-        "embd_pdrop": ("embedding_dropout", 0.0),
-        "resid_pdrop": ("mlp_dropout attention_out_dropout", 0.0),
-    },
+    }
+    | DROPOUTS,
     only={"qk_layernorm": (False,)},
     fixed={"parallel": True, "head_bias": True},
     base={

@@ -18,6 +18,8 @@ from kd_jax.errors import UserError
 from kd_jax.models.config_json import Fields
 from kd_jax.types import Array
 
+_ORIGINAL = "original_max_position_embeddings"
+
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
@@ -34,6 +36,12 @@ class Rotary:
         """Returns the length of the longest row that the model is made for."""
         reach = dict(self.settings)["factor"] if self.kind == "dynamic" else 1
         return int(self.max_positions * reach)
+
+    @property
+    def turning_point(self) -> int | None:
+        """Returns the length of rows after which all their angles are others; None if there is no
+        such length."""
+        return dict(self.settings)[_ORIGINAL] if self.kind == "longrope" else None
 
     def plain(self, R: int) -> np.ndarray:
         """Computes the unscaled f_R for short rows, float64."""
@@ -216,26 +224,32 @@ def _settings(kind: str) -> dict[str, inspect.Parameter]:
     return {name: each for name, each in every.items() if each.kind is each.KEYWORD_ONLY}
 
 
-def read(fields: Fields, max_positions: int, share: float | None = None) -> Rotary:
+def read(
+    fields: Fields, max_positions: int, share: float | None = None, theta: float = 10_000.0
+) -> Rotary:
     """Reads the rotary embedding of a config.json.
 
     Args:
         fields: its keys.
         max_positions: the model's number of positions.
         share: the default of partial_rotary_factor; None if the family always rotates whole heads.
+        theta: the default of rope_theta.
 
     Raises UserError for an unknown scaling, missing keys, and contradictory keys.
     """
     keys = [
         key for key in ("rope_scaling", "rope_parameters") if fields.get(key, dict | None, None)
     ]
-    found = {_read(fields, fields.part(key), max_positions, share) for key in keys or [None]}
+    parts = [fields.part(key) for key in keys or [None]]
+    found = {_read(fields, own, max_positions, share, theta) for own in parts}
     if len(found) > 1:
         raise UserError("config.json: rope_scaling and rope_parameters differ; keep one of them")
     return found.pop()
 
 
-def _read(fields: Fields, own: Fields, max_positions: int, share: float | None) -> Rotary:
+def _read(
+    fields: Fields, own: Fields, max_positions: int, share: float | None, theta: float
+) -> Rotary:
     """Reads the settings from the nested keys `own`, or else from `fields`."""
     kind = own.get("rope_type", str, own.get("type", str, "default"))
     if kind not in SCALINGS:
@@ -253,7 +267,7 @@ def _read(fields: Fields, own: Fields, max_positions: int, share: float | None) 
     if share is None:
         for each in (fields, own):
             each.only("partial_rotary_factor", None, 1.0)
-    values["rope_theta"] = theta = _agreed(fields, own, "rope_theta", 10_000.0)
+    values["rope_theta"] = theta = _agreed(fields, own, "rope_theta", theta)
     if share is not None:
         share = values["partial_rotary_factor"] = _agreed(
             fields, own, "partial_rotary_factor", share
@@ -281,7 +295,7 @@ def _agreed(fields: Fields, own: Fields, key: str, default: float) -> float:
 
 def _setting(each: inspect.Parameter, fields: Fields, own: Fields, max_positions: int) -> Any:
     """Reads one setting of a scaling function."""
-    if each.name == "original_max_position_embeddings":  # the model's own key goes first, as in HF
+    if each.name == _ORIGINAL:  # the model's own key goes first, as in HF
         inside = own.get(each.name, int, max_positions)
         return fields.get(each.name, int, inside)
     if each.default is _REQUIRED and each.name not in own.json:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.models.model_config import DecoderConfig
 from kd_jax.tensors import LazyTensor
 from kd_jax.types import Model, Params
 
@@ -56,8 +57,14 @@ _SAME = (
     "skip_padding",
     "scale_scores",
     "scale_by_layer",
+    "score_width",
+    "scale_embeddings",
     "rotary",
+    "local_rotary",
     "rms_norm",
+    "offset_norms",
+    "norms",
+    "qk_norm",
     "parallel",
     "gated",
 )
@@ -80,6 +87,11 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     chosen = layer_map(layers, mine.num_layers, its.num_layers)
     for i, layer in enumerate(chosen):  # which the shapes of parameters need not tell
         _agree(f"block {layer}, the student's {i},", its.shape(layer), mine.shape(i))
+        if isinstance(its, DecoderConfig):
+            what, each = f"of block {layer}, the student's {i}, the ", ((its, layer), (mine, i))
+            _agree(f"{what}window (layer_types)", *(one.window_of(at) for one, at in each))
+            rotated = (one.rotary_of(at) is not None for one, at in each)
+            _agree(f"{what}rotary embedding (no_rope_layers)", *rotated)
     blocks = {i: theirs["blocks"][layer] for i, layer in enumerate(chosen)}
     if getattr(mine, "scale_by_layer", False):
         blocks = {i: _rescaled(blocks[i], (i + 1) / (layer + 1)) for i, layer in enumerate(chosen)}

@@ -178,7 +178,7 @@ def needed(run: Run, this: Stage | None = None) -> Plan:
         "tokens": tokens,
         "positions": positions,
         "flops_needed": flops.train_step(
-            student,
+            run.models[this.model].counted(),
             this.step_inputs(run, this).computing,
             born.params["objective"],
             *(rows, tokens, positions),

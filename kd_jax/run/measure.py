@@ -220,7 +220,9 @@ def costs(run: Run, params: dict[str, Params], repeats: int) -> dict[str, dict[s
         found[name] = {
             "parameters": count(own),
             "size_mb": size_mb(own),
-            "flops_per_sample": flops.forward(own, 1, tokens, 1, vocabulary=False),
+            "flops_per_sample": flops.forward(
+                run.models[name].counted(own), 1, tokens, 1, vocabulary=False
+            ),
             **cost.measure(one, many, batch_size=samples, repeats=repeats),
         }
     return found
@@ -302,10 +304,11 @@ def training_cost(run: Run, stage: Stage, parameters: Parameters) -> dict[str, i
     computing = stage.step_inputs(run, stage).computing
     for phase in stage.phases(run, parameters):
         params = phase.abstract().params
-        models = params["student"], computing, params["objective"]
+        student = run.models[stage.model].counted(params["student"])
+        models = student, computing, params["objective"]
         total += (phase.end - phase.start) * flops.train_step(*models, *shape)
     if text_logits.are_kept(run, stage):  # the teacher, once over every row
-        teacher = run.models[stage.teachers[0]].abstract().params
+        teacher = run.models[stage.teachers[0]].counted()
         total += text_logits.steps_of_new_rows(run, stage) * flops.forward(teacher, *shape)
     more = dict(stage.more_training)
     total += more.pop("training_flops", 0)

@@ -28,7 +28,7 @@ from kd_jax.train import loop, optim, sharding, state, step
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.records import Listener
 from kd_jax.train.state import TrainState
-from kd_jax.types import Array, Batch, Model, Params
+from kd_jax.types import Array, Batch, Counted, Model, Params
 
 if TYPE_CHECKING:
     from kd_jax.run.own_text import OwnText
@@ -61,7 +61,7 @@ class StepInputs(NamedTuple):
 
     teacher: step.Teacher
     batch: Batch
-    computing: list[Params]  # of the models that compute in the step, without the student
+    computing: list[Counted]  # the models that compute in the step, without the student
 
 
 def with_teacher(run: Run, stage: Stage) -> StepInputs:
@@ -70,7 +70,7 @@ def with_teacher(run: Run, stage: Stage) -> StepInputs:
     if text_logits.are_kept(run, stage):
         return StepInputs(*text_logits.described(run, stage, batch), [])
     model = run.models["teacher"]
-    computing = [model.abstract().params] if stage.learns else []
+    computing = [model.counted()] if stage.learns else []
     return StepInputs(model.frozen(), batch, computing)
 
 

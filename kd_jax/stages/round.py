@@ -100,7 +100,7 @@ def training_flops(run: Run, this: Stage, past: int) -> int:
     text is fixed: its steps, and one pass over the rows by the teacher and by each member but the
     last; otherwise teacher and members are in every step."""
     shape, rounds = measure.shape_of_step(run, this), run.config.rounds
-    student, teacher = (run.models[name].abstract().params for name in ("student", "teacher"))
+    student, teacher = (run.models[name].counted() for name in ("student", "teacher"))
     if run.config.ensemble.fresh:
         others = ([teacher, *[student] * (past + number)] for number in range(rounds))
         return this.steps * sum(flops.train_step(student, each, {}, *shape) for each in others)
@@ -117,12 +117,12 @@ def _step_inputs(run: Run, this: Stage) -> StepInputs:
     params = {"share": shape((), np.float32)} if n else {}
     if settings.fresh:
         models = [run.models[name] for name in ("teacher", "student")]
-        teacher, (whole, member) = models[0].frozen(), (each.abstract().params for each in models)
+        teacher, (whole, member) = models[0].frozen(), (each.counted() for each in models)
         params["teacher"] = teacher.params
         if n:
             stacked = jax.eval_shape(
                 lambda: ensemble.stack(
-                    n * [jax.tree.map(lambda x: jnp.zeros(x.shape), member)], run.policy
+                    n * [jax.tree.map(lambda x: jnp.zeros(x.shape), member.params)], run.policy
                 )
             )
             params |= {"members": stacked, "weights": shape((n,), np.float32)}

@@ -36,7 +36,7 @@ from kd_jax.train import loop, optim, sharding, state
 from kd_jax.train.records import Table
 from kd_jax.train.state import TrainState
 from kd_jax.train.step import Program
-from kd_jax.types import Array, Model, Params
+from kd_jax.types import Array, Counted, Model, Params
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +107,10 @@ def _regressions(run: Run, settings: Settings, found: list[Swap]) -> dict[str, i
         return {}
     shape = *run.task.shapes(settings.batch_size).tokens_BT.shape, 0
 
-    def lower(model: Blueprint, swap: Swap) -> Params:
+    def lower(model: Blueprint, swap: Swap) -> Counted:
         blocks = model.abstract().params["backbone"]["blocks"]
-        return {"backbone": {layer: blocks[layer] for layer in range(max(swap.layers) + 1)}}
+        below = {layer: blocks[layer] for layer in range(max(swap.layers) + 1)}
+        return model.counted({"backbone": below})
 
     pairs = [(lower(swap.model, swap), [lower(swap.before, swap)]) for swap in found]
     of_steps = sum(flops.train_step(*pair, {}, *shape, vocabulary=False) for pair in pairs)

@@ -18,7 +18,7 @@ from kd_jax.train.sharding import match, path_name
 from kd_jax.types import Array, Params
 
 # Vectors (biases, layer-norm scales) do not decay, as in BERT's and GPT-2's recipes.
-NO_DECAY = ((r"(^|/)(bias|scale)$", 0.0), (r".*", 1.0))
+NO_DECAY = ((r"(^|/)(bias|scale|offset)$", 0.0), (r".*", 1.0))
 
 FACTOR = Real(least=0)  # of the learning rate
 

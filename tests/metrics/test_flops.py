@@ -3,6 +3,7 @@ import jax.numpy as jnp
 
 from kd_jax.metrics import flops
 from kd_jax.plans import compiled
+from kd_jax.types import Counted
 
 B, T, P, V, D, F, L = 4, 32, 8, 96, 16, 64, 3
 
@@ -37,16 +38,16 @@ def by_hand(width, layers, ffn, transform=True):
 
 
 def test_forward():
-    assert flops.forward(model(D, L, F), B, T, P) == by_hand(D, L, F)
-    assert flops.forward(model(D, L, F, False), B, T, P) == by_hand(D, L, F, False)
-    without = flops.forward(model(D, L, F), B, T, P, vocabulary=False)
+    assert flops.forward(Counted(model(D, L, F)), B, T, P) == by_hand(D, L, F)
+    assert flops.forward(Counted(model(D, L, F, False)), B, T, P) == by_hand(D, L, F, False)
+    without = flops.forward(Counted(model(D, L, F)), B, T, P, vocabulary=False)
     assert by_hand(D, L, F) - without == 2 * B * P * D * V
 
 
 def test_an_unembedding_of_its_own():
     untied = model(D, L, F)
     untied["head"]["unembed"] = shape(2 * V, D)
-    more = flops.forward(untied, B, T, P) - flops.forward(model(D, L, F), B, T, P)
+    more = flops.forward(Counted(untied), B, T, P) - flops.forward(Counted(model(D, L, F)), B, T, P)
     assert more == 2 * B * P * D * V
 
 
@@ -54,15 +55,17 @@ def test_heads_of_few_classes():
     blocks = by_hand(D, L, F) - B * P * 2 * D * (D + V)
     few = model(D, L, F)
     few["head"] = {"pooler": linear(D, D), "classifier": linear(D, 3)}
-    assert flops.forward(few, B, T, P) == blocks + 2 * B * (D * D + D * 3)  # one token of a row
+    assert flops.forward(Counted(few), B, T, P) == blocks + 2 * B * (
+        D * D + D * 3
+    )  # one token of a row
     few["head"] = {"span": linear(D, 2)}
-    assert flops.forward(few, B, T, P) == blocks + 2 * B * T * D * 2  # all of them
+    assert flops.forward(Counted(few), B, T, P) == blocks + 2 * B * T * D * 2  # all of them
 
 
 def test_an_unembedding_with_more_columns_than_the_embedding():
     wider = model(D, L, F)
     wider["head"]["rest"] = {"embedding": shape(V, 3 * D)}
-    more = flops.forward(wider, B, T, P) - flops.forward(model(D, L, F), B, T, P)
+    more = flops.forward(Counted(wider), B, T, P) - flops.forward(Counted(model(D, L, F)), B, T, P)
     assert more == 2 * B * P * V * 3 * D
 
 
@@ -71,15 +74,25 @@ def test_blocks_and_heads_of_other_widths():
     attention = pruned["backbone"]["blocks"][0]["attention"]
     attention |= {name: linear(D, D // 2) for name in "qkv"} | {"o": linear(D // 2, D)}
     block = T * (4 * D * D + 2 * D * F) + 2 * T * T * D
-    assert flops.forward(pruned, B, T, P) == B * (block + P * 2 * D * (D + V))
+    assert flops.forward(Counted(pruned), B, T, P) == B * (block + P * 2 * D * (D + V))
+
+
+def test_windows():
+    """Scores and weighted sums of 8 and 5 keys a token, and of all of them where it has fewer."""
+    found = flops.forward(Counted(model(D, L, F), (8, None, 5)), B, T, P)
+    assert by_hand(D, L, F) - found == B * 4 * T * D * (T - 8 + T - 5)
+    wide = flops.forward(Counted(model(D, L, F), (T, None, 2 * T)), B, T, P)
+    assert wide == by_hand(D, L, F)
 
 
 def test_train_step():
     projection = {"hidden": {"pair_0": {"kernel": shape(D, 2 * D)}}}
-    found = flops.train_step(model(D, L, F), [model(2 * D, 5, F)], projection, B, T, P)
+    found = flops.train_step(
+        Counted(model(D, L, F)), [Counted(model(2 * D, 5, F))], projection, B, T, P
+    )
     hidden = 2 * B * T * 2 * D * D
     assert found == by_hand(2 * D, 5, F) + 3 * (by_hand(D, L, F) + hidden)
-    alone = flops.train_step(model(D, L, F), [], {}, B, T, P)
+    alone = flops.train_step(Counted(model(D, L, F)), [], {}, B, T, P)
     assert alone == 3 * by_hand(D, L, F)
 
 
@@ -96,4 +109,4 @@ def test_it_is_what_a_program_takes():
 
     params = model(D, L, F)
     text = jax.jit(forward).lower(params, shape(B, T, D)).compile().as_text()
-    assert flops.forward(params, B, T, P) == compiled.cost(text).flops
+    assert flops.forward(Counted(params), B, T, P) == compiled.cost(text).flops

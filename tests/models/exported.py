@@ -28,6 +28,12 @@ DECODERS = {
     "llama": {"rope_scaling": LLAMA3, "attention_bias": True, "mlp_bias": True},
     "qwen2": {"sliding_window": 4, "use_sliding_window": False},
     "phi": {"tie_word_embeddings": True},  # with a bias of the head's own
+    "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "smollm3": {"no_rope_layers": [1, 1, 0]},
+    "mistral": {},
+    "phi3": {"sliding_window": 6},
+    "olmo2": {"num_key_value_heads": 4},
+    "gemma3_text": {},
 }
 ENCODERS = {"bert": {}, "roberta": {}, "distilbert": {}}
 ENSEMBLES = {"qwen2": {}, "llama": {"tie_word_embeddings": True}, "gpt2": {}}

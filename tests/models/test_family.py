@@ -21,7 +21,7 @@ FAMILIES = plugins.names("models", "FAMILY")
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"model_type": "t5"}, "unknown model_type 't5'; have: bert, distilbert, gpt2, "),
+        ({"model_type": "t5"}, "unknown model_type 't5'; have: bert, distilbert, gemma3_text, "),
         ({"model_type": None}, "unknown model_type None"),
         ({"model_type": "../bert"}, "unknown model_type"),
         ({"model_type": "layers"}, "unknown model_type 'layers'"),
@@ -66,14 +66,33 @@ FAMILIES = plugins.names("models", "FAMILY")
             "3 key/value heads do not divide its 4 heads",
         ),
         (
-            {
-                "model_type": "qwen2",
-                "num_key_value_heads": 4,
-                "max_position_embeddings": 8192,
-                "use_sliding_window": True,
-                "max_window_layers": 1,
-            },
-            "layers with a sliding window of 4096 tokens are not supported",
+            {"model_type": "gemma3_text", "num_key_value_heads": 4, "sliding_window": None},
+            "layer_types has sliding_attention, but there is no window: set sliding_window",
+        ),
+        (
+            {"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": 0},
+            "sliding_window is 0, want 1 at least, or null",
+        ),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention"]},
+            "layer_types has linear_attention; want sliding_attention or full_attention of each",
+        ),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention"]},
+            "layer_types has 1 entries for 2 layers; want",
+        ),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers is [1], want 1 or 0"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling of a phi3 is 'linear'; have: default, longrope",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 5.0}},
+            "rope_parameters has rope_theta; have: full_attention, sliding_attention",
+        ),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping=30.0 is not supported; have: None",
         ),
         (
             {"model_type": "phi", "qk_layernorm": True},

@@ -17,7 +17,16 @@ from kd_jax.precision import Policy
 from kd_jax.types import Batch, Model
 from tests.models import tiny
 
-CAUSAL = ("gpt2", "llama", "qwen2", "phi")
+LONG = {"type": "longrope", "short_factor": [1.0, 1.2, 1.5, 2.0]}
+LONG["long_factor"] = [1.0, 2.0, 3.0, 6.0]
+
+# Each with what its family does beyond the prompt: windows, layers without rotation, LongRoPE.
+CAUSAL = {
+    **dict.fromkeys(("gpt2", "llama", "qwen2", "phi", "smollm3", "mistral", "olmo2"), {}),
+    "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    "phi3": {"rope_scaling": LONG, "original_max_position_embeddings": 20, "sliding_window": 9},
+    "gemma3_text": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+}
 PROMPTS = ([5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15, 16])
 NEW = 12
 
@@ -26,8 +35,8 @@ NEW = 12
 def test_greedy_is_what_pytorch_writes(name, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    model = tiny.model(name)
-    family, config = families.read(tiny.CONFIGS[name])
+    model = tiny.model(name, **CAUSAL[name])
+    family, config = families.read(tiny.CONFIGS[name] | CAUSAL[name])
     hf.save(tmp_path, model.params, family, config, "clm")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     theirs.generation_config.eos_token_id = None
@@ -38,6 +47,13 @@ def test_greedy_is_what_pytorch_writes(name, tmp_path):
         )[0, len(prompt) :]
         assert ours.tolist() == wanted.tolist()
     assert len({tuple(row) for row in found}) == len(PROMPTS)
+    if name == "phi3":  # beyond the original length from the first new token on
+        prompt = [*range(5, 26)]
+        wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
+        found = generate(model, [prompt], max_new_tokens=NEW)[0]
+        assert found.tolist() == wanted[0, len(prompt) :].tolist()
+        with pytest.raises(UserError, match="12 tokens after prompt 1 of 10 go beyond 20, where"):
+            generate(model, [[5], [6] * 10], max_new_tokens=NEW)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from kd_jax.models import hf, model_config
 from kd_jax.models.attention import Scope
 from kd_jax.models.model_config import BlockShape
 from kd_jax.precision import Policy
+from kd_jax.types import Counted
 from tests.models import tiny
 
 run = jax.jit(lambda model, batch: model(batch))
@@ -113,7 +114,7 @@ def test_a_bottlenecks_heads_divide_its_width():
 
 def test_flops_see_what_differs():
     per_token = {
-        blocks: flops.forward(tiny.model("gpt2", blocks=blocks).params, 1, 10, 10) / 10
+        blocks: flops.forward(Counted(tiny.model("gpt2", blocks=blocks).params), 1, 10, 10) / 10
         for blocks in ((), (SLIM, SMALL))
     }
     own, slim = 4 * 32 * 32 + 2 * 32 * 128, 4 * 32 * 24 + 2 * 32 * 20

@@ -34,6 +34,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 20,
 }
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.2, 1.5, 2.0]}
+LONGROPE["long_factor"] = [1.0, 2.0, 3.0, 6.0]
 # What changes the numbers, one at a time.
 VARIANTS = [
     ("bert", "mlm", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3}),
@@ -74,6 +76,32 @@ VARIANTS = [
     ("qwen2", "clm", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),
     ("phi", "clm", {"tie_word_embeddings": True, "num_key_value_heads": 2, "hidden_act": "relu"}),
     ("phi", "clm", {"partial_rotary_factor": 0.75, "layer_norm_eps": 1e-2, "head_dim": 16}),
+    ("qwen2", "clm", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    ("qwen3", "clm", {"attention_bias": True, "use_sliding_window": True, "sliding_window": 6}),
+    ("smollm3", "clm", {"no_rope_layers": None, "no_rope_layer_interval": 2, "mlp_bias": True}),
+    ("smollm3", "clm", {"use_sliding_window": True, "sliding_window": 4}),
+    ("mistral", "clm", {"sliding_window": None, "head_dim": 12, "tie_word_embeddings": True}),
+    ("phi3", "clm", {"sliding_window": 4, "partial_rotary_factor": 0.5, "head_dim": 16}),
+    ("phi3", "clm", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16}),
+    ("olmo2", "clm", {"attention_bias": True, "num_key_value_heads": 1, "rms_norm_eps": 1e-2}),
+    ("gemma3_text", "clm", {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False}),
+    (
+        "gemma3_text",
+        "clm",
+        {"rope_local_base_freq": 30.0, "rope_theta": 70.0, "attention_bias": True}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+    ),
+    (
+        "gemma3_text",
+        "clm",
+        {
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 9.0},
+            },
+        },
+    ),
 ]
 
 
@@ -101,14 +129,17 @@ def torch_run(model, batch: Batch):
         return model(**inputs, output_hidden_states=True, output_attentions=True)
 
 
-def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False):
+def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows=()):
     real = np.asarray(mask_BT) > 0
     assert len(output.hidden) == len(expected.hidden_states)
     for ours, theirs in zip(output.hidden, expected.hidden_states, strict=True):
         np.testing.assert_allclose(ours[real], theirs.numpy()[real], rtol=0, atol=tolerance)
+    each = zip(output.attention, expected.attentions, windows or [None] * 99, strict=False)
     assert len(output.attention) == len(expected.attentions)
-    for heads, theirs in zip(output.attention, expected.attentions, strict=True):
-        seen = real[:, None, None] & (np.tri(real.shape[1], dtype=bool) if causal else True)
+    for heads, theirs, window in each:
+        window = window or real.shape[1]
+        distance = np.subtract.outer(*[np.arange(real.shape[1])] * 2)
+        seen = real[:, None, None] & ((distance >= 0) & (distance < window) if causal else True)
         k_BTHK = heads.spread().k_BTGK
         scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK)
         ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
@@ -155,7 +186,8 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
         tokens = jnp.where(batch.mask_BT > 0, batch.tokens_BT, change["pad_token_id"])
         batch = batch.replace(tokens_BT=tokens)
     output = run(ours, batch)
-    assert_same(output, torch_run(theirs, batch), batch.mask_BT, causal=name in CAUSAL)
+    expected, windows = torch_run(theirs, batch), config.windows
+    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, windows=windows)
 
     hf.save(tmp_path / "ours", ours.params, family, config, head)
     names = [
@@ -190,8 +222,8 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = tiny.batch(name)
-    expected = torch_run(theirs.eval(), batch)
-    assert_same(run(model, batch), expected, batch.mask_BT, causal=name in CAUSAL)
+    expected, output, windows = torch_run(theirs.eval(), batch), run(model, batch), config.windows
+    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, windows=windows)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +259,7 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
 NEUTRAL = {"use_cache", "bos_token_id", "eos_token_id", "pretraining_tp"}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "phi"])
+@pytest.mark.parametrize("name", sorted({*CAUSAL} - {"gpt2"}))
 def test_every_key_of_pytorchs_config_is_read(name, monkeypatch):
     read = set()
     for method in ("get", "only"):

@@ -47,7 +47,7 @@ def test_layer_map_refuses(layers, student, teacher, says):
         ("bert", "mlm"),
         ("roberta", "mlm"),
         ("mobilebert", "mlm"),
-        *((name, "clm") for name in ("gpt2", "llama", "qwen2", "phi")),
+        *((name, "clm") for name in ("gpt2", "llama", "phi", "gemma3_text", "olmo2")),
     ],
 )
 def test_all_layers_give_the_teacher_back(name, head):

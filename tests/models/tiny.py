@@ -11,8 +11,6 @@ from kd_jax.precision import Policy
 from kd_jax.types import Batch, Model
 
 VOCAB = 96
-PAD = dict.fromkeys(["bert", "distilbert", "mobilebert", "gpt2", "llama", "qwen2", "phi"], 0)
-PAD["roberta"] = 1
 
 _BERT = {
     "model_type": "bert",
@@ -65,7 +63,21 @@ CONFIGS = {
     "llama": _LLAMA,
     "qwen2": _LLAMA | {"model_type": "qwen2"},
     "phi": _LLAMA | {"model_type": "phi", "num_key_value_heads": 4},
+    "qwen3": _LLAMA | {"model_type": "qwen3", "head_dim": 12},
+    "smollm3": _LLAMA | {"model_type": "smollm3", "no_rope_layers": [1, 0], "pad_token_id": 0},
+    "mistral": _LLAMA | {"model_type": "mistral", "sliding_window": 5},
+    "phi3": _LLAMA | {"model_type": "phi3", "pad_token_id": 0},
+    "olmo2": _LLAMA | {"model_type": "olmo2", "pad_token_id": None},
+    "gemma3_text": _LLAMA
+    | {
+        "model_type": "gemma3_text",
+        "head_dim": 12,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 5,
+        "sliding_window_pattern": 2,
+    },
 }
+PAD = dict.fromkeys(CONFIGS, 0) | {"roberta": 1}
 
 
 def model(

@@ -131,7 +131,7 @@ def teacher_flops(folder):
     """Of a batch, forward."""
     run = substituting.build(config(folder, logits=""), folder / "stored")
     shape = measure.shape_of_step(run, run.principal)
-    return flops.forward(run.models["teacher"].abstract().params, *shape)
+    return flops.forward(run.models["teacher"].counted(), *shape)
 
 
 def test_a_run_of_another_seed_finds_them(stored, folder, monkeypatch):

@@ -1,10 +1,10 @@
 """PyTorch model of a transformer whose blocks differ from layer to layer, as kd_jax exports it.
 
-A GPT-2, Llama, Qwen2, Phi, BERT, RoBERTa or DistilBERT some of whose layers have fewer heads and
-FFN columns than the others (slim), or work in a narrower width between two projections
-(bottleneck). `blocks` of config.json has the sizes of each layer, `base_model_type` says which
-family; all else is transformers' own model of that family, with other layers. It needs torch and
-transformers alone (4.57 and 5 were tried):
+A GPT-2, Llama, Mistral, SmolLM3, Qwen2, Qwen3, Phi, Phi-3, OLMo 2, Gemma 3, BERT, RoBERTa or
+DistilBERT some of whose layers have fewer heads and FFN columns than the others (slim), or work in
+a narrower width between two projections (bottleneck). `blocks` of config.json has the sizes of each
+layer, `base_model_type` says which family; all else is transformers' own model of that family, with
+other layers. It needs torch and transformers alone (5 was tried, and 4.57 but for Gemma 3):
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """
@@ -15,11 +15,17 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.bert import modeling_bert
 from transformers.models.distilbert import modeling_distilbert
+from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.phi import modeling_phi
+from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.roberta import modeling_roberta
+from transformers.models.smollm3 import modeling_smollm3
 from transformers.pytorch_utils import Conv1D
 
 # transformers 5.24 calls past_key_values cache. Either is taken.
@@ -45,12 +51,16 @@ class Sized:
         self.resize(own, shape)
         for module in self.modules():
             if hasattr(module, "is_causal"):  # attends as the model's config says, now and later
-                module.config = config
+                module.config = self.seen(config, shape)
         self.inner = self.down = None
         if shape["kind"] == "bottleneck":
             self.wrap()
             self.down = nn.Linear(config.hidden_size, shape["width"])
             self.up = nn.Linear(shape["width"], config.hidden_size)
+
+    def seen(self, config, shape):
+        """Returns the config that attention reads when it runs."""
+        return config
 
     def wrap(self):
         """Puts the layer's modules where kd_jax names those of a bottleneck."""
@@ -118,8 +128,11 @@ class SizedRotary(SizedDecoder):
     def resize(self, own, shape):
         self.rotary_emb = self.rotary_class(own)
 
+    def turns(self, rotary_emb, hidden_states, position_ids):
+        return rotary_emb(hidden_states, position_ids)
+
     def forward(self, hidden_states, *args, position_ids, **kwargs):
-        turns = (self.inner or self).rotary_emb(hidden_states, position_ids)
+        turns = self.turns((self.inner or self).rotary_emb, hidden_states, position_ids)
         kwargs |= {"position_ids": position_ids, "position_embeddings": turns}
         return super().forward(hidden_states, *args, **kwargs)
 
@@ -134,6 +147,50 @@ class SizedQwen2Layer(SizedRotary, modeling_qwen2.Qwen2DecoderLayer):
 
 class SizedPhiLayer(SizedRotary, modeling_phi.PhiDecoderLayer):
     rotary_class = modeling_phi.PhiRotaryEmbedding
+
+
+class SizedQwen3Layer(SizedRotary, modeling_qwen3.Qwen3DecoderLayer):
+    rotary_class = modeling_qwen3.Qwen3RotaryEmbedding
+
+
+class SizedMistralLayer(SizedRotary, modeling_mistral.MistralDecoderLayer):
+    rotary_class = modeling_mistral.MistralRotaryEmbedding
+
+
+class SizedSmolLM3Layer(SizedRotary, modeling_smollm3.SmolLM3DecoderLayer):
+    rotary_class = modeling_smollm3.SmolLM3RotaryEmbedding
+
+
+class SizedOlmo2Layer(SizedRotary, modeling_olmo2.Olmo2DecoderLayer):
+    rotary_class = modeling_olmo2.Olmo2RotaryEmbedding
+
+
+class WithHeads:
+    """The model's config, but for the number of heads."""
+
+    def __init__(self, config, shape):
+        self.config, self.num_attention_heads = config, shape["num_heads"]
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["config"], name)
+
+
+class SizedPhi3Layer(SizedRotary, modeling_phi3.Phi3DecoderLayer):
+    rotary_class = modeling_phi3.Phi3RotaryEmbedding
+
+    def seen(self, config, shape):
+        return WithHeads(config, shape)
+
+
+class SizedGemma3Layer(SizedRotary, modeling_gemma3.Gemma3DecoderLayer):
+    rotary_class = modeling_gemma3.Gemma3RotaryEmbedding
+
+    def resize(self, own, shape):
+        super().resize(own, shape)
+        self.kind = own.layer_types[self.layer_idx]
+
+    def turns(self, rotary_emb, hidden_states, position_ids):
+        return rotary_emb(hidden_states, position_ids, self.kind)
 
 
 def resize(attention, names, shape):
@@ -223,11 +280,18 @@ ENCODER = (Unequal, "kd_jax_encoder")
 ENCODER += ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering")
 DECODER = (Decoder, "kd_jax_decoder", "Model", "ForCausalLM")
 GPT2 = (Decoder, "kd_jax_decoder", "Model", "LMHeadModel")
+GEMMA3 = (Decoder, "kd_jax_decoder", "TextModel", "ForCausalLM")
 FAMILIES = {
     "GPT2": (modeling_gpt2, SizedGPT2Block, GPT2),
     "Llama": (modeling_llama, SizedLlamaLayer, DECODER),
+    "Mistral": (modeling_mistral, SizedMistralLayer, DECODER),
+    "SmolLM3": (modeling_smollm3, SizedSmolLM3Layer, DECODER),
     "Qwen2": (modeling_qwen2, SizedQwen2Layer, DECODER),
+    "Qwen3": (modeling_qwen3, SizedQwen3Layer, DECODER),
     "Phi": (modeling_phi, SizedPhiLayer, DECODER),
+    "Phi3": (modeling_phi3, SizedPhi3Layer, DECODER),
+    "Olmo2": (modeling_olmo2, SizedOlmo2Layer, DECODER),
+    "Gemma3": (modeling_gemma3, SizedGemma3Layer, GEMMA3),
     "Bert": (modeling_bert, SizedBertLayer, ENCODER),
     "Roberta": (modeling_roberta, SizedRobertaLayer, ENCODER),
     "DistilBert": (modeling_distilbert, SizedTransformerBlock, ENCODER),
@@ -236,7 +300,8 @@ FAMILIES = {
 # KDJaxBertConfig, KDJaxBertModel, KDJaxBertForMaskedLM and so on: transformers' classes with other
 # layers.
 for family, (modeling, layer_class, (mixin, model_type, *heads)) in FAMILIES.items():
-    name, config = f"KDJax{family}Config", getattr(modeling, f"{family}Config")
+    own = family + heads[0].removesuffix("Model") + "Config"
+    name, config = f"KDJax{own}", getattr(modeling, own)
     config_class = globals()[name] = type(name, (config,), {"model_type": model_type})
     own = {"config_class": config_class, "layer_class": layer_class}
     own["_no_split_modules"] = [layer_class.__name__]
