@@ -11,7 +11,7 @@ from kd_jax.models import family as families
 from kd_jax.models.blueprint import Blueprint
 from kd_jax.precision import Policy
 from kd_jax.train import sharding
-from kd_jax.types import Model, ModelSpec
+from kd_jax.types import Model
 from tests.models import tiny
 from tests.train import tiny_step
 from tests.train.test_step import check_same, run
@@ -28,7 +28,6 @@ SETTINGS = {
 }
 SIZES = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 40}
 LAYERS, WIDTHS = {"student": 3, "teacher": 2}, {"student": 16, "teacher": 32}
-OWN_SPECS = ModelSpec(16, 3), ModelSpec(32, 2)
 MORE_IDS = tiny.VOCAB + 8  # of a teacher whose vocabulary is longer
 MESHES = [  # fsdp, model of 8 devices; the rest is data
     (1, 1),
@@ -44,31 +43,43 @@ MESHES = [  # fsdp, model of 8 devices; the rest is data
 ]
 
 
-def blueprint(name: str, ids: int, **execution) -> Blueprint:
+def blueprint(name: str, ids: int, family: str = "llama", **execution) -> Blueprint:
     changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
-    family, config = families.read(tiny.CONFIGS["llama"] | changes | {"vocab_size": ids})
+    changes |= MORE.get(family, {})
+    family, config = families.read(tiny.CONFIGS[family] | changes | {"vocab_size": ids})
     return Blueprint(name, family, dataclasses.replace(config, **execution), "clm", Policy())
 
 
 @functools.cache
-def params(name: str, ids: int):
+def params(name: str, ids: int, family: str = "llama"):
     changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
+    changes |= MORE.get(family, {})
     seed = 1 if name == "student" else 2
-    return tiny.model("llama", "clm", seed=seed, vocab_size=ids, **changes).params
+    return tiny.model(family, "clm", seed=seed, vocab_size=ids, **changes).params
 
 
-def gradient(fsdp=1, model=1, ids=tiny.VOCAB, devices=8, accumulate=1, chunk=0, **execution):
-    """(gradient, terms) on the host; tables and their gradients without padding."""
+def gradient(
+    fsdp=1,
+    model=1,
+    ids=tiny.VOCAB,
+    devices=8,
+    accumulate=1,
+    chunk=0,
+    kinds=("llama", "llama"),
+    **execution,
+):
+    """(gradient, terms) on the host; tables and their gradients without padding. `kinds` are the
+    families of student and teacher."""
     shape = dict(devices=devices, fsdp=fsdp, model=model)
     program, schedules = tiny_step.program(SETTINGS, accumulate=accumulate, chunk=chunk, **shape)
-    student = blueprint("student", tiny.VOCAB, **execution)
-    teacher = blueprint("teacher", ids, **execution)
+    student = blueprint("student", tiny.VOCAB, kinds[0], **execution)
+    teacher = blueprint("teacher", ids, kinds[1], **execution)
     rows = -(-max(ids, tiny.VOCAB) // (fsdp * model)) * fsdp * model
     student, teacher = (dataclasses.replace(x, table_rows=rows) for x in (student, teacher))
-    own = program.objective.init(jax.random.key(0), *OWN_SPECS)
+    own = program.objective.init(jax.random.key(0), student.spec, teacher.spec)
     graphdef = student.abstract().graphdef
-    begun = Model(student.padded(params("student", tiny.VOCAB)), graphdef)
-    frozen = teacher.frozen().replace(params=teacher.freeze(params("teacher", ids)))
+    begun = Model(student.padded(params("student", tiny.VOCAB, kinds[0])), graphdef)
+    frozen = teacher.frozen().replace(params=teacher.freeze(params("teacher", ids, kinds[1])))
     state, batch = tiny_step.state(begun, own), tiny_step.batch("clm")
     found = run(state, batch, frozen, tiny_step.inputs(schedules), program)
     grads, terms = jax.device_get(found)
@@ -76,6 +87,8 @@ def gradient(fsdp=1, model=1, ids=tiny.VOCAB, devices=8, accumulate=1, chunk=0, 
 
 
 reference = functools.cache(lambda ids=tiny.VOCAB: gradient(devices=1, ids=ids))
+# Layers with a window and without, in turn: what repeats itself is a loop.
+MORE = {"gemma3_text": {"num_hidden_layers": 5}, "olmo2": {"num_hidden_layers": 2}}
 
 
 @pytest.mark.parametrize(("fsdp", "model"), MESHES)
@@ -87,6 +100,12 @@ def test_same_on_every_mesh(fsdp, model):
 @pytest.mark.parametrize("how", [dict(), dict(remat=True, accumulate=2, chunk=5)])
 def test_same_with_equal_blocks_as_a_loop(fsdp, model, how):
     check_same(gradient(fsdp, model, scan=True, **how), reference())
+
+
+@pytest.mark.parametrize("kinds", [("gemma3_text", "olmo2"), ("olmo2", "gemma3_text")])
+def test_same_with_norms_of_queries_and_keys_and_a_pattern_of_layers(kinds):
+    alone = gradient(devices=1, kinds=kinds)
+    check_same(gradient(2, 2, scan=True, kinds=kinds), alone)
 
 
 @pytest.mark.parametrize(("fsdp", "model"), [(8, 1), (2, 2)])
