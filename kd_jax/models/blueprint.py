@@ -24,8 +24,9 @@ from kd_jax.precision import Policy
 from kd_jax.types import Array, Counted, Model, ModelSpec, Params
 
 # The config.json of well-known hub ids, so that planning needs no network. Sizes are those of the
-# published checkpoints. Among them are the small BERTs of Turc et al. (2019, arXiv:1908.08962), and
-# stories260K of karpathy/tinyllamas, which is no HF checkpoint.
+# published checkpoints. Among them are the small BERTs of Turc et al. (2019, arXiv:1908.08962),
+# stories260K of karpathy/tinyllamas, which is no HF checkpoint, and the language models inside
+# Gemma 3 4B, 12B and 27B, whose checkpoints have a vision model as well.
 PRESETS = json.loads(Path(__file__).with_name("presets.json").read_text(encoding="utf-8"))
 
 

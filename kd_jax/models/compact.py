@@ -247,17 +247,16 @@ def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: An
     """Selects heads, key/value heads and columns of a block."""
     inner = _inner(block)
     attention, mlp = dict(inner["attention"]), dict(inner["mlp"])
+
+    def cut(part: Params, numbers: Any) -> Params:
+        return {kind: _heads_of(x, shape.head_width, numbers) for kind, x in part.items()}
+
     for name in "qkv":
         numbers = heads if name == "q" else groups
-        attention[name] = {
-            kind: _heads_of(value, shape.head_width, numbers)
-            for kind, value in attention[name].items()
-        }
+        attention[name] = cut(attention[name], numbers)
         norm = attention.get(f"{name}_norm", {})
-        if any(value.shape[-1] != shape.head_width for value in norm.values()):  # of all at once
-            attention[f"{name}_norm"] = {
-                kind: _heads_of(value, shape.head_width, numbers) for kind, value in norm.items()
-            }
+        if any(x.size != shape.head_width for x in norm.values()):  # of all heads at once
+            attention[f"{name}_norm"] = cut(norm, numbers)
     rows = attention["o"]["kernel"]
     attention["o"] = attention["o"] | {"kernel": _heads_of(rows.T, shape.head_width, heads).T}
     for name in mlp.keys() - {"down"}:
@@ -283,14 +282,11 @@ def _quiet(block: Params) -> Params:
         return block | {"up": scaled(block["up"])}
     quiet = dict(block)
     for part, out in (("attention", "o"), ("mlp", "down")):
-        norm = block.get(f"{part}_out_norm")
-        if norm is None:
+        if norm := block.get(f"{part}_out_norm"):  # it would undo a factor before it
+            less = {"scale": 0.0, "offset": 1.0 - SMALL}
+            quiet[f"{part}_out_norm"] = {kind: SMALL * x - less[kind] for kind, x in norm.items()}
+        else:
             quiet[part] = block[part] | {out: scaled(block[part][out])}
-        else:  # it would undo a factor before it
-            more = {"scale": 0.0, "offset": 1.0}
-            quiet[f"{part}_out_norm"] = {
-                kind: SMALL * (x + more[kind]) - more[kind] for kind, x in norm.items()
-            }
     return quiet
 
 

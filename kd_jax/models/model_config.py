@@ -12,6 +12,7 @@ Distillation", COLING 2025 main 440; structured pruning). Two kinds of block are
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from kd_jax.errors import UserError
@@ -158,6 +159,12 @@ class ModelConfig:
     def shape(self, layer: int) -> BlockShape:
         """Returns the shape of a layer's block, layers counted from 0."""
         return self.blocks[layer] if self.blocks else self.own_shape
+
+    def with_layers(self, layers: Sequence[int]) -> "ModelConfig":
+        """Makes the config of a model that has these layers of this one, of the normal shape."""
+        own = {name: getattr(self, name, ()) for name in ("windowed", "unrotated")}
+        own = {name: tuple(each[i] for i in layers) for name, each in own.items() if each}
+        return dataclasses.replace(self, num_layers=len(layers), **own)
 
     @property
     def block_layers(self) -> tuple[int, ...]:

@@ -59,5 +59,6 @@ def layer_types(config: DecoderConfig) -> dict[str, Sequence]:
 
 def write_switched(config: DecoderConfig) -> dict[str, object]:
     """Writes the keys that `switched` reads."""
-    own = {} if config.window is None else {"sliding_window": config.window}
-    return layer_types(config) | own | {"use_sliding_window": config.window is not None}
+    windowed = any(config.windows)
+    own = {"sliding_window": config.window} if windowed else {}
+    return layer_types(config) | own | {"use_sliding_window": windowed}

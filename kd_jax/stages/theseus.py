@@ -80,7 +80,8 @@ def successor(settings: Any, teacher: Blueprint, execution: dict[str, Any]) -> B
             f"teacher {teacher.name}"
         )
     count = layers // settings.group
-    own = dataclasses.replace(teacher.config, num_layers=count, **execution)
+    copied = surgery.layer_map(settings.layers, count, layers)
+    own = dataclasses.replace(teacher.config.with_layers(copied), **execution)
     return teacher.changed(f"{teacher.name}, {settings.group} blocks in one", own)
 
 

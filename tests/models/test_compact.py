@@ -245,11 +245,12 @@ def test_layers_that_were_alike_stay_so():
         assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(found.params))
 
 
-@pytest.mark.parametrize("name", ["llama", "phi", "qwen2", "bert", "distilbert"])
+@pytest.mark.parametrize("name", ["llama", "phi", "qwen2", "bert", "distilbert", "gemma3_text"])
 def test_other_families(name):
     """Gates, missing biases, shared heads, parallel blocks: what goes is what adds nothing."""
-    family, config = families.read(tiny.CONFIGS[name])
-    model, own = tiny.model(name), config.own_shape
+    changes = {"head_dim": 8} if name == "gemma3_text" else {}
+    family, config = families.read(tiny.CONFIGS[name] | changes)
+    model, own = tiny.model(name, **changes), config.own_shape
     shared = own.num_heads // own.num_kv_heads
     for layer in range(2):
         quieten(model, layer, [*range(shared)], [1, 5], factor=0.0, groups=[0])
@@ -265,6 +266,37 @@ def test_other_families(name):
     np.testing.assert_allclose(run(changed, tiny.batch(name)), whole, atol=1e-5)
     again, _ = compact.replace(model, family, config, [0, 1], wanted, "pruned", KEY)
     jax.tree.map(np.testing.assert_array_equal, again.params, changed.params)
+
+
+def test_norms_of_all_heads_lose_those_that_go():
+    model = tiny.model("olmo2")
+    family, config = families.read(tiny.CONFIGS["olmo2"])
+    changed, new = compact.prune(model, family, config, 0.4, "layer")
+    shape = new.blocks[0]
+    assert (shape.num_heads, shape.num_kv_heads) == (2, 1)
+    old, attention = (block(each, 0)["attention"] for each in (model, changed))
+    for name, width in (("q", 16), ("k", 8)):
+        found = attention[f"{name}_norm"]["scale"]
+        kernel, whole = (each[name]["kernel"] for each in (attention, old))
+        at = [int(jnp.argmax((whole == column[:, None]).all(0))) for column in kernel.T]
+        np.testing.assert_array_equal(found, old[f"{name}_norm"]["scale"][jnp.array(at)])
+        assert found.shape == (width,)
+    whole = families.abstract(family, new, "clm", Policy())
+    assert whole.graphdef == changed.graphdef
+    shapes = [jax.tree.map(jnp.shape, each.params) for each in (changed, whole)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gemma3_text"])
+def test_a_random_block_with_norms_at_its_end_starts_as_if_left_out(name):
+    """A small output projection would do nothing there."""
+    model = tiny.model(name)
+    family, config = families.read(tiny.CONFIGS[name])
+    shape = dataclasses.replace(config.own_shape, ffn_width=20)
+    changed, _ = compact.replace(model, family, config, [0], shape, "random", KEY)
+    out = jax.jit(lambda model, batch: model(batch))(changed, tiny.batch(name))
+    x, y = (np.asarray(hidden) for hidden in out.hidden[:2])
+    assert 0 < np.abs(y - x).max() < 0.1 < np.abs(x).max()
 
 
 @pytest.mark.parametrize("ranking", ["global", "layer"])

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,28 @@ def test_chosen_layers_embeddings_and_head():
     jax.tree.map(np.testing.assert_array_equal, student.params["head"], teacher.params["head"])
     table = theirs["positions"]["embedding"][:24]
     np.testing.assert_array_equal(ours["positions"]["embedding"], table)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("gemma3_text", {}, "of block 2, the student's 1, the window (layer_types) is 5 in the"),
+        ("smollm3", {}, "of block 2, the student's 1, the rotary embedding (no_rope_layers) is"),
+        ("gemma3_text", {"rope_local_base_freq": 9.0}, "local_rotary is Rotary"),
+        ("gemma3_text", {"query_pre_attn_scalar": 8}, "score_width is 20 in the teacher and 8"),
+    ],
+)
+def test_layers_stay_what_they_are(name, changes, says):
+    """A layer with a window, or without rotation, is copied to one that is so too."""
+    pattern = {"smollm3": {"no_rope_layers": [1, 0, 1]}}.get(name, {})
+    teacher = tiny.model(name, num_hidden_layers=3, **pattern)
+    student = tiny.model(name, seed=1, **changes)
+    with pytest.raises(UserError, match=re.escape(says)):
+        surgery.from_teacher(student, teacher, [0, 2])
+    if not changes:
+        copy = surgery.from_teacher(student, teacher, [2, 1])
+        theirs = teacher.params["backbone"]["blocks"][2]
+        jax.tree.map(np.testing.assert_array_equal, copy.params["backbone"]["blocks"][0], theirs)
 
 
 def test_distilbert_from_bert_starts_with_its_embeddings():

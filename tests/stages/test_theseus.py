@@ -1,6 +1,7 @@
 """The stage in which blocks replace others at random."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,11 +9,15 @@ import pytest
 
 from benchmarks import kill_resume
 from kd_jax.errors import UserError
+from kd_jax.models import family as families
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.precision import Policy
 from kd_jax.run.stage import abstract_state
-from kd_jax.stages import swaps
+from kd_jax.stages import swaps, theseus
 from kd_jax.train import loop, records
 from kd_jax.train.checkpoint import Checkpoints
 from tests import smoke
+from tests.models import tiny
 from tests.recipes import substituting
 
 
@@ -46,6 +51,15 @@ def test_two_programs_and_a_model_as_small_as_by_substitution(whole):
 def moments(state):
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def test_successors_see_and_turn_as_the_layers_that_they_copy():
+    family, config = families.read(tiny.CONFIGS["gemma3_text"] | {"num_hidden_layers": 4})
+    teacher = Blueprint("teacher", family, config, "clm", Policy())
+    settings = SimpleNamespace(group=2, layers="uniform")
+    new = theseus.successor(settings, teacher, {}).config
+    assert config.windows == (5, None, 5, None) and new.windows == (None, None)
+    assert families.read(families.write(family, new, "clm"))[1].windows == new.windows
 
 
 def test_successors_keep_their_moments_when_they_are_alone(whole, tmp_path):
