@@ -43,7 +43,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     measured = (*plain.program.objective.measured, measures.REVERSE_KL_T1, measures.ENTROPY)
     length = run.config.rollout.prompt_tokens + run.config.rollout.max_new_tokens
     once = flops.forward(
-        run.models[plain.model].abstract().params,
+        run.models[plain.model].counted(),
         plain.batch_size,
         length,
         run.config.rollout.max_new_tokens,
@@ -149,7 +149,7 @@ def _more_training(run: Run, this: Stage, shares: Sequence[float], once: int) ->
     """Counts the FLOPs of a training besides its steps on completions that the student wrote:
     those of writing, `once` for a batch, and what steps on the data's text take more. `shares`:
     how probable it is that the student writes, each time that it may."""
-    model, times = run.models[this.model].abstract().params, sum(shares)
+    model, times = run.models[this.model].counted(), sum(shares)
     given, batch = this.step_inputs(run, this), _step_inputs(max(shares), run, this).batch
     plain, written = (
         flops.train_step(model, given.computing, {}, *each.tokens_BT.shape, each.labels.shape[1])

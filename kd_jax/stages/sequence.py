@@ -100,7 +100,7 @@ def _count(settings: Settings) -> int:
 
 
 def _flops_of_writing(run: Run, settings: Settings) -> int:
-    own, teacher = settings.own, run.models[run.teachers[0]].abstract().params
+    own, teacher = settings.own, run.models[run.teachers[0]].counted()
     rows = _count(settings) * own["samples"]
     return flops.forward(teacher, rows, _length(settings), own["max_new_tokens"])
 

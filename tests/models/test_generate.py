@@ -50,10 +50,10 @@ def test_greedy_is_what_pytorch_writes(name, tmp_path):
     if name == "phi3":  # beyond the original length from the first new token on
         prompt = [*range(5, 26)]
         wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
-        found = generate(model, [prompt], max_new_tokens=NEW)[0]
+        found = generate(model, [prompt], Sampling(NEW))[0]
         assert found.tolist() == wanted[0, len(prompt) :].tolist()
         with pytest.raises(UserError, match="12 tokens after prompt 1 of 10 go beyond 20, where"):
-            generate(model, [[5], [6] * 10], max_new_tokens=NEW)
+            generate(model, [[5], [6] * 10], Sampling(NEW))
 
 
 @pytest.fixture(scope="module")
