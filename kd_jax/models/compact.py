@@ -27,9 +27,8 @@ from kd_jax.models.model_config import BlockShape, ModelConfig
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Batch, Model, ModelOutput, Params
 
-# What a new random block adds to the residual stream, as a part of what the family's own
-# initialisation would: the model starts as if the block were left out, yet its weights have
-# gradients.
+# What a new random block adds to the residual stream, as a part of what the family's own would: the
+# model starts as if the block were left out, yet its weights have gradients.
 SMALL = 0.01
 
 
@@ -251,8 +250,7 @@ def _take(block: Params, shape: BlockShape, heads: Any, groups: Any, columns: An
     def cut(part: Params, numbers: Any) -> Params:
         return {kind: _heads_of(x, shape.head_width, numbers) for kind, x in part.items()}
 
-    for name in "qkv":
-        numbers = heads if name == "q" else groups
+    for name, numbers in (("q", heads), ("k", groups), ("v", groups)):
         attention[name] = cut(attention[name], numbers)
         norm = attention.get(f"{name}_norm", {})
         if any(x.size != shape.head_width for x in norm.values()):  # of all heads at once

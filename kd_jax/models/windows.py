@@ -42,7 +42,7 @@ def layers(
             f"{fields.where}: layer_types has {SLIDING}, but there is no window: set sliding_window"
             + (", and use_sliding_window to true" if "use_sliding_window" in fields.json else "")
         )
-    return {"window": window, "windowed": windowed} if any(windowed) else {}
+    return {"window": window, "windowed": windowed if any(windowed) else ()}
 
 
 def switched(fields: Fields, count: int, default: int | None, slides: Callable) -> dict:
@@ -59,6 +59,5 @@ def layer_types(config: DecoderConfig) -> dict[str, Sequence]:
 
 def write_switched(config: DecoderConfig) -> dict[str, object]:
     """Writes the keys that `switched` reads."""
-    windowed = any(config.windows)
-    own = {"sliding_window": config.window} if windowed else {}
-    return layer_types(config) | own | {"use_sliding_window": windowed}
+    own = {} if config.window is None else {"sliding_window": config.window}
+    return layer_types(config) | own | {"use_sliding_window": config.window is not None}

@@ -82,7 +82,7 @@ VARIANTS = [
     ("smollm3", "clm", {"use_sliding_window": True, "sliding_window": 4}),
     ("mistral", "clm", {"sliding_window": None, "head_dim": 12, "tie_word_embeddings": True}),
     ("phi3", "clm", {"sliding_window": 4, "partial_rotary_factor": 0.5, "head_dim": 16}),
-    ("phi3", "clm", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16}),
+    ("phi3", "clm", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8}),
     ("olmo2", "clm", {"attention_bias": True, "num_key_value_heads": 1, "rms_norm_eps": 1e-2}),
     ("gemma3_text", "clm", {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False}),
     (

@@ -53,6 +53,13 @@ CASES = {
         "model_type": "phi",
         "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5},
     },
+    "phi3, part of a head": {
+        "model_type": "phi3",
+        "partial_rotary_factor": 0.5,
+        "rope_parameters": {"rope_type": "longrope"}
+        | {name: pairs[:4] for name, pairs in PAIRS.items()},
+        "original_max_position_embeddings": 16,
+    },
     "qwen2, yarn": {"model_type": "qwen2", "rope_scaling": YARN},
 }
 
@@ -60,7 +67,7 @@ CASES = {
 def theirs(hf_json, length):
     """(cosine, sine), (length, R), of HF's module."""
     config = transformers.AutoConfig.for_model(**hf_json)
-    name = {"llama": "Llama", "phi": "Phi", "qwen2": "Qwen2"}[hf_json["model_type"]]
+    name = {"llama": "Llama", "phi": "Phi", "phi3": "Phi3", "qwen2": "Qwen2"}[hf_json["model_type"]]
     family = getattr(transformers.models, hf_json["model_type"])
     module = getattr(family, f"modeling_{hf_json['model_type']}")
     rotary = getattr(module, f"{name}RotaryEmbedding")(config)
@@ -88,6 +95,16 @@ def test_angles_are_those_of_pytorch(name):
         ours[0], plain.angles(HEAD, places_BT, jnp.array([[length]]))[0][..., : ours[0].shape[-1]]
     )
     assert same == (name == "default")
+
+
+def test_longrope_had_other_names():
+    """Which PyTorch transformers 5.24 cannot read any more."""
+    found = []
+    for name in ("longrope", "su", "yarn"):
+        scaling = {"type": name, **PAIRS}
+        hf_json = tiny.CONFIGS["phi3"] | {"hidden_size": 4 * HEAD, "rope_scaling": scaling}
+        found.append(families.read(hf_json)[1].rotary)
+    assert found[0].kind == "longrope" and found[1:] == found[:1] * 2
 
 
 @pytest.mark.filterwarnings("ignore")
