@@ -92,18 +92,18 @@ class Softmax:
         self.max_C1 = max_C1
         self.shifted_CV = logits_CV - self.max_C1
         self._powers = powers  # integer temperatures of the run; exp(x) = exp(x / k) ** k
-        self._exps: dict[Hashable, Array] = {}
+        self._kept: dict[Hashable, Array] = {}
 
     def exp(self, temperature: Temperature) -> Array:
         """Computes exp((logits - max) / temperature), (C, V), cached by temperature."""
         key = key_of(temperature)
-        if key not in self._exps:
+        if key not in self._kept:
             root = min((k for k in self._powers if k > 1), default=None)
             if key == 1.0 and root is not None:
-                self._exps[key] = jax.lax.integer_pow(self.exp(float(root)), root)
+                self._kept[key] = jax.lax.integer_pow(self.exp(float(root)), root)
             else:
-                self._exps[key] = jnp.exp(self.shifted_CV / temperature)
-        return self._exps[key]
+                self._kept[key] = jnp.exp(self.shifted_CV / temperature)
+        return self._kept[key]
 
     def normalizer(self, temperature: Temperature) -> Sums:
         """Lists the sum over the vocabulary that `probs` and `log_normalizer` need, by its key."""
@@ -137,6 +137,35 @@ class Softmax:
         own_C1 = jnp.clip(own_C1, 0, logits_CV.shape[1] - 1)
         logit_C1 = jnp.where(here_C1, jnp.take_along_axis(logits_CV, own_C1, axis=1), 0.0)
         return axes.summed(logit_C1, columns.axes) - self.max_C1
+
+    def likeliest(self, mass: float, temperature: Temperature, sums: Sums) -> Array:
+        """Marks each row's most probable ids that have at most `mass` together, and the first one,
+        bool (C, V). Ids of equal probability are marked together.
+
+        The smallest exponential among them is found by bisection over the bits of floats, which
+        have the order of the numbers: exactly, without sorting, and over parts of the ids.
+        """
+        key = "likeliest", mass, key_of(temperature)
+        if key not in self._kept:
+            exp_CV = self.exp(temperature)
+            most_C1 = mass * sums[self.name, key_of(temperature)]
+            as_float = lambda bits: jax.lax.bitcast_convert_type(bits, jnp.float32)  # noqa: E731
+
+            def halve(_, ends):  # ids from `low` on have too much together, those from `high` not
+                low_C1, high_C1 = ends
+                middle_C1 = low_C1 + (high_C1 - low_C1) // 2
+                kept_CV = jnp.where(exp_CV >= as_float(middle_C1), exp_CV, 0.0)
+                fits_C1 = self.columns.total(kept_CV) <= most_C1
+                return (
+                    jnp.where(fits_C1, low_C1, middle_C1),
+                    jnp.where(fits_C1, middle_C1, high_C1),
+                )
+
+            low_C1 = jnp.zeros_like(most_C1, jnp.int32)
+            ends = low_C1, jnp.full_like(low_C1, 0x3F800001)  # the float after 1
+            least_C1 = as_float(jax.lax.fori_loop(0, 30, halve, ends)[1])
+            self._kept[key] = exp_CV >= jnp.minimum(least_C1, 1.0)
+        return self._kept[key]
 
     def first_choice(self) -> Array:
         """Finds the most likely id of each row, the first in a tie, int32 (C,)."""
@@ -183,6 +212,10 @@ class Rows:
     def total(self, array_CV: Array) -> Array:
         """Sums over the vocabulary, (C, 1)."""
         return self.student.columns.total(array_CV)
+
+    def through_softmax(self, p_CV: Array, slope_CV: Array) -> Array:
+        """Backpropagates a gradient from the student's probabilities to its logits, (C, V)."""
+        return p_CV * (slope_CV - self.total(p_CV * slope_CV))
 
 
 class Divergence:

@@ -7,23 +7,11 @@ beta (1 - beta) it reaches them without a jump.
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from kd_jax.objectives.divergence import Divergence, Softened
 from kd_jax.objectives.kl import ForwardKL
+from kd_jax.objectives.mixed import mixed
 from kd_jax.objectives.reverse_kl import ReverseKL
 from kd_jax.ranges import Real
-
-
-def _log(ratio, u):
-    """Computes log(ratio), where ratio = 1 + u, from whichever argument is more exact."""
-    return jnp.where(u < -0.5, jnp.log(ratio), jnp.log1p(u))
-
-
-def _excess(ratio, u):
-    """Computes u - log(1 + u), exactly where the two nearly cancel."""
-    series = u * u * (0.5 - u * (1.0 / 3.0 - u * (0.25 - u * 0.2)))
-    return jnp.where(jnp.abs(u) < 0.03, series, u - _log(ratio, u))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,32 +22,23 @@ class JensenShannon(Softened):
     beta: float = 0.5
     scaled: bool = True
 
-    def _mixture(self, rows, sums, temperature):
-        """Computes p, q, and the mixture m relative to each: (m / p, m / p - 1), (m / q, ...)."""
-        tiny, b = jnp.finfo(jnp.float32).tiny, self.beta
-        p_CV = jnp.maximum(rows.student.probs(temperature, sums), tiny)
-        q_CV = jnp.maximum(rows.teacher.probs(temperature, sums), tiny)
-        over_p = (1.0 - b) + b * (q_CV / p_CV), b * (q_CV - p_CV) / p_CV
-        over_q = b + (1.0 - b) * (p_CV / q_CV), (1.0 - b) * (p_CV - q_CV) / q_CV
-        return p_CV, q_CV, over_p, over_q
-
     def _scale(self):
         return 1.0 / (self.beta * (1.0 - self.beta)) if self.scaled else 1.0
 
     def value(self, rows, sums, temperature):
-        p_CV, q_CV, over_p, over_q = self._mixture(rows, sums, temperature)
-        # KL(p || m) = sum p (u - log(1 + u)), m = p (1 + u): every summand is positive.
-        of_q_CV, of_p_CV = q_CV * _excess(*over_q), p_CV * _excess(*over_p)
-        mix_CV = self.beta * of_q_CV + (1.0 - self.beta) * of_p_CV
+        p_CV, q_CV = (model.probs(temperature, sums) for model in (rows.student, rows.teacher))
+        of_p, of_q = mixed(p_CV, q_CV, self.beta), mixed(q_CV, p_CV, 1.0 - self.beta)
+        both_CV = self.beta * of_q.kl() + (1.0 - self.beta) * of_p.kl()
         factor = self._scale() * self._factor(temperature)
-        return factor * rows.total(mix_CV)
+        return factor * rows.total(both_CV)
 
     def grad(self, rows, sums, temperature):
-        p_CV, _, over_p, _ = self._mixture(rows, sums, temperature)
-        slope_CV = -(1.0 - self.beta) * _log(*over_p)  # d/dp of the bracket: (1-b) log(p/m)
-        mean_C1 = rows.total(p_CV * slope_CV)
+        p_CV, q_CV = (model.probs(temperature, sums) for model in (rows.student, rows.teacher))
+        of_p = mixed(p_CV, q_CV, self.beta)
+        # d/dp of the bracket: (1 - b) log(p / m)
+        slope_CV = -(1.0 - self.beta) * of_p.log_ratio()
         factor = self._scale() * self._slope(temperature)
-        return factor * p_CV * (slope_CV - mean_C1)
+        return factor * rows.through_softmax(of_p.own_CV, slope_CV)
 
 
 def make(beta: float = 0.5, scaled: bool = True, t_squared: bool = True) -> Divergence:

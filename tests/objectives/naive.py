@@ -24,12 +24,28 @@ def _jsd(p, q, beta, scaled=True):
     return total / (beta * (1 - beta)) if scaled else total
 
 
+def _akl(p, q, head=0.5, held=None):
+    """`held`: the student by which the two are weighed; None: p."""
+    order = np.argsort(-q, axis=-1, kind="stable")
+    sorted_q = np.take_along_axis(q, order, -1)
+    in_head = np.cumsum(sorted_q, -1) <= head
+    in_head[:, 0] = True
+    gaps = np.take_along_axis(np.abs((p if held is None else held) - q), order, -1)
+    whole = gaps.sum(-1)
+    share = np.divide((gaps * in_head).sum(-1), whole, np.full(len(p), 0.5), where=whole > 0)
+    return share * _kl(q, p) + (1 - share) * _kl(p, q)
+
+
 # Of p = softmax(student / T), q = softmax(teacher / T); all but `scaled` and so on in make().
 _SOFTENED = {
     "kl": lambda p, q: _kl(q, p),
     "reverse_kl": lambda p, q: _kl(p, q),
     "jsd": lambda p, q, beta=0.5, scaled=True: _jsd(p, q, beta, scaled),
     "tvd": lambda p, q: 0.5 * np.abs(p - q).sum(-1),
+    "skl": lambda p, q, alpha=0.1: _kl(q, alpha * q + (1 - alpha) * p),
+    "srkl": lambda p, q, alpha=0.1: _kl(p, (1 - alpha) * q + alpha * p),
+    "symmetric_kl": lambda p, q, forward=0.5: forward * _kl(q, p) + (1 - forward) * _kl(p, q),
+    "akl": _akl,
 }
 
 
@@ -61,8 +77,14 @@ def value(name, student_CV, teacher_CV, labels_C, temperature=1.0, t_squared=Tru
     return factor * _SOFTENED[name](p_CV, q_CV, **settings)
 
 
+def constants(name, student_CV, temperature):
+    """Settings of `value` that hold what no gradient goes through: the weights of akl."""
+    return {"held": softmax(student_CV, temperature)} if name == "akl" else {}
+
+
 def grad(name, student_CV, *args, step: float = 1e-5, **settings):
     """d value / d student logits by central differences, (C, V)."""
+    settings |= constants(name, student_CV, args[2])
     found = np.zeros_like(student_CV)
     if name == "policy_gradient":
         settings = {"old": _log_prob(student_CV, args[1])} | settings

@@ -20,6 +20,13 @@ ROW_TERMS = {name: make for name, make in PLUGINS.items() if isinstance(make(), 
 DIVERGENCES = {name: make for name, make in ROW_TERMS.items() if "classes" in make().suits}
 STATE_TERMS = {name: make for name, make in PLUGINS.items() if name not in ROW_TERMS}
 OF_TEACHER = sorted(name for name, make in DIVERGENCES.items() if make().needs_teacher)
+OWN = {  # settings that only some have
+    "jsd": [*({"beta": beta} for beta in (0.0, 0.1, 0.9)), {"beta": 0.3, "scaled": False}],
+    "skl": [{"alpha": 0.0}, {"alpha": 0.6}],
+    "srkl": [{"alpha": 0.0}, {"alpha": 0.6}],
+    "symmetric_kl": [{"forward": 0.2}],
+    "akl": [{"head": 0.9}],
+}
 
 
 def cases(name: str) -> list[tuple[dict, float | jax.Array]]:
@@ -30,9 +37,7 @@ def cases(name: str) -> list[tuple[dict, float | jax.Array]]:
     tried = [({}, t) for t in (1.0, 2.0, 2.5, jnp.float32(1.0), jnp.float32(2.5))]
     if "t_squared" in inspect.signature(make).parameters:
         tried += [({"t_squared": False}, t) for t in (2.0, jnp.float32(2.5))]
-    if name == "jsd":
-        tried += [({"beta": beta}, 2.5) for beta in (0.0, 0.1, 0.9)]
-        tried.append(({"beta": 0.3, "scaled": False}, 2.5))
+    tried += [(settings, 2.5) for settings in OWN.get(name, [])]
     return tried
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from kd_jax.errors import UserError
+from kd_jax.objectives import vocab
 from kd_jax.objectives.divergence import Divergence, Rows, Softmax
+from kd_jax.precision import policy_for
 from tests.objectives import naive
 from tests.objectives.rows import (
     DIVERGENCES,
@@ -85,6 +87,46 @@ def test_nothing_to_learn_from_oneself(name):
     np.testing.assert_allclose(grads, 0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_identical_heads_teach_nothing(precision):
+    """Through the products of the engine: the teacher's head is the student's."""
+    policy = policy_for(precision, "cpu")
+    draw = np.random.default_rng(0).normal
+    features_ND, unembed_VD = (
+        jnp.asarray(draw(size=s), policy.activation) for s in ((7, 16), (50, 16))
+    )
+    terms = tuple(vocab.RowTerm(name, DIVERGENCES[name]()) for name in OF_TEACHER)
+    engine = vocab.Engine(terms, policy, policy, chunk=3)
+
+    @jax.jit
+    def both(features_ND, unembed_VD, scales):
+        def loss(student):
+            weights = {term.name: jnp.ones(7) for term in terms}
+            labels_N = jnp.zeros(7, jnp.int32)
+            teacher = vocab.Head(features_ND, unembed_VD, None)
+            return vocab.vocab_loss(engine, student, teacher, labels_N, weights, scales, {})[0]
+
+        return jax.value_and_grad(loss)(vocab.Head(features_ND, unembed_VD, None))
+
+    for name in OF_TEACHER:
+        scales = {term.name: jnp.float32(term.name == name) for term in terms}
+        value, grads = both(features_ND, unembed_VD, scales)
+        assert abs(value) <= 1e-6, name
+        for grad in (grads.features_ND, grads.unembed_VD):
+            assert np.abs(grad).max() <= 1e-6, name
+
+
+def test_far_logits_stay_finite():
+    """Of one model, of both, and of both in opposite directions."""
+    student, teacher, labels = logits()
+    far = 1e4 * np.sign(student)
+    divergences, temperatures = [make() for make in DIVERGENCES.values()], [1.0] * len(DIVERGENCES)
+    for ours, theirs in ((far, teacher), (student, far), (far, far), (far, -far)):
+        values, grads = value_and_grad(divergences, temperatures, ours, theirs, labels)
+        for name, value, grad in zip(DIVERGENCES, values, grads, strict=True):
+            assert np.isfinite(value).all() and np.isfinite(grad).all(), name
+
+
 @pytest.mark.parametrize(("end", "limit"), [(0.0, "kl"), (1.0, "reverse_kl")])
 def test_jsd_reaches_both_kls_without_a_jump(end, limit):
     # Mild logits: the larger the ratios of the two, the nearer to its end beta has to be.
@@ -97,6 +139,59 @@ def test_jsd_reaches_both_kls_without_a_jump(end, limit):
         np.testing.assert_allclose(values[i], values[0], rtol=error)
         np.testing.assert_allclose(grads[i], grads[0], atol=error * np.abs(grads[0]).max())
     assert np.abs(values[1] - values[0]).max() > 1e-5  # the formula itself, not its limit
+
+
+LIMITS = {  # (a divergence, another, how far they are apart relative to its size)
+    "skl": (dict(alpha=1e-4), "kl", {}, 1e-3),
+    "skl of nothing": (dict(alpha=0.0), "kl", {}, 1e-7),
+    "srkl": (dict(alpha=1e-4), "reverse_kl", {}, 2e-3),
+    "srkl of nothing": (dict(alpha=0.0), "reverse_kl", {}, 1e-7),
+    "symmetric_kl": (dict(forward=1.0), "kl", {}, 1e-7),
+    "symmetric_kl backwards": (dict(forward=0.0), "reverse_kl", {}, 1e-7),
+    "akl": (dict(head=1.0), "kl", {}, 1e-5),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits(case):
+    settings, other, others, error = LIMITS[case]
+    student, teacher, labels = logits(size=0.5)
+    divergences = [DIVERGENCES[case.split()[0]](**settings), DIVERGENCES[other](**others)]
+    values, grads = value_and_grad(divergences, [2.0] * 2, student, teacher, labels)
+    np.testing.assert_allclose(values[0], values[1], rtol=error)
+    np.testing.assert_allclose(grads[0], grads[1], atol=error * np.abs(grads[1]).max())
+    if "of" not in case and error > 1e-5:
+        assert np.abs(values[0] - values[1]).max() > 1e-6  # the formula itself, not its limit
+
+
+def test_sums_of_halves():
+    """Symmetric KL is half of both KLs, and the published jsd the weighted sum of both skews."""
+    student, teacher, labels = logits()
+    beta = 0.3
+    names = ("symmetric_kl", {}), ("kl", {}), ("reverse_kl", {})
+    names += ("jsd", dict(beta=beta, scaled=False)), ("skl", dict(alpha=beta))
+    names += (("srkl", dict(alpha=1 - beta)),)
+    divergences = [DIVERGENCES[name](**settings) for name, settings in names]
+    temperatures = [1.0] * len(names)
+    for found in value_and_grad(divergences, temperatures, student, teacher, labels):
+        symmetric, forward, reverse, jsd, skew, skew_reverse = found
+        np.testing.assert_allclose(symmetric, (forward + reverse) / 2, rtol=1e-6, atol=1e-6)
+        sum_of_skews = beta * skew + (1 - beta) * skew_reverse
+        np.testing.assert_allclose(jsd, sum_of_skews, rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_of_a_teacher():
+    """Ids of equal probability stay together, and the first choice is always there."""
+    probs_CV = np.array([[0.4, 0.1, 0.3, 0.2], [0.6, 0.2, 0.1, 0.1], [0.25] * 4], np.float32)
+    logits_CV = jnp.log(probs_CV)
+    teacher = Softmax("teacher", logits_CV, logits_CV.max(1, keepdims=True), frozenset())
+    sums = {key: x.sum(1, keepdims=True) for key, x in teacher.normalizer(1.0).items()}
+    for mass, wanted in (
+        (0.5, [[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]),
+        (0.75, [[1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]),
+        (0.85, [[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]),
+    ):
+        np.testing.assert_array_equal(teacher.likeliest(mass, 1.0, sums), wanted, err_msg=str(mass))
 
 
 @pytest.mark.parametrize(("case", "error"), [("apart", 1e-5), ("far", 1e-5), ("near", 1e-4)])

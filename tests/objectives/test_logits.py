@@ -92,9 +92,14 @@ def check(name, space, chunk, others):
     share, source = float(others.share), others.source
     others_NV = np.asarray(source.logits(source.rows, FP32), np.float64)
 
+    def mixture(own_NV):
+        return mean(np.stack([own_NV, others_NV]), (share, 1 - share), space)
+
+    constants = naive.constants(name, mixture(own + bias), term.temperature)
+
     def total(own_NV):
-        mixed = mean(np.stack([own_NV, others_NV]), (share, 1 - share), space)
-        values = naive.value(name, mixed, teacher, given["labels_N"], term.temperature)
+        args = mixture(own_NV), teacher, given["labels_N"], term.temperature
+        values = naive.value(name, *args, **constants)
         return (given["weights"][name] * values).sum()
 
     assert loss == pytest.approx(total(own + bias), rel=1e-4)

@@ -206,7 +206,10 @@ def test_held_out_figures():
             {"kld": {"weight": 1.0}},
             r"unknown objectives plug-in 'kld' \(did you mean 'kl'\?\); have",
         ),
-        ({"x": {"weight": 1.0, "term": "combine"}}, "'combine'.*; have: attention, ce, hidden"),
+        (
+            {"x": {"weight": 1.0, "term": "combine"}},
+            "'combine'.*; have: akl, attention, ce, hidden",
+        ),
         ({"kl": {"temperature": 2.0}}, "objective.kl has no weight: add objective.kl.weight"),
         ({"kl": {"weight": "high"}}, r"objective.kl.weight='high': give a number"),
         (

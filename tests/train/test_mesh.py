@@ -16,11 +16,12 @@ from tests.models import tiny
 from tests.train import tiny_step
 from tests.train.test_step import check_same, run
 
-# Every term over logits, with gradients written out and not, and one over hidden states.
+# Terms over logits (akl has reverse KL in it, and jsd what the skews are made of), with gradients
+# written out and not, and one over hidden states.
 SETTINGS = {
     "ce": {"weight": 1.0},
     "kl": {"weight": 0.7, "temperature": 2.0},
-    "reverse_kl": {"weight": 0.3},
+    "akl": {"weight": 0.3},
     "jsd": {"weight": 0.3},
     "tvd": {"weight": 0.3},
     "logit_mse": {"weight": 0.01},
