@@ -221,7 +221,23 @@ def _accelerator(rows: list[Row]) -> str:
     return table.Table("", header, found, labels=2).markdown()
 
 
+def _losses(rows: list[Row]) -> str:
+    parts = {"value": "value", "features": "grad features", "unembedding": "grad unembedding"}
+    header = ["loss", "precision", "system", "s", "times kd_jax's", "peak GB"]
+    header += [f"error of {part}" for part in parts.values()]
+    found = [
+        [
+            *(row["loss"], row["precision"], row["system"], f"{row['median_s']:.2f}"),
+            *(f"{row['ratio']:.2f}", _memory(row)),
+            *(f"{row['errors'][part]:.2e}" for part in parts),
+        ]
+        for row in rows
+    ]
+    return _with_allocators(rows, header, found, labels=3)
+
+
 _TABLES = {
+    "loss": _losses,
     "plan": _plans,
     "roofline": _rooflines,
     "accelerator": _accelerator,

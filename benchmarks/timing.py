@@ -48,8 +48,15 @@ def resident() -> int:
 def run(
     step: Callable[[], float], args: argparse.Namespace, peak: Callable[[], int] = resident
 ) -> None:
-    """Times `step`, which returns its loss as a float (so it has ended when it returns), and
-    prints the process's result; `peak`: the most memory in use, in bytes."""
+    """Times `step`, as `timed`, and prints the process's result."""
+    print(json.dumps(timed(step, args, peak)))
+
+
+def timed(
+    step: Callable[[], float], args: argparse.Namespace, peak: Callable[[], int] = resident
+) -> dict:
+    """Times `step`, which returns its loss as a float (so it has ended when it returns); `peak`:
+    the most memory in use, in bytes."""
     losses = [step() for _ in range(args.warmup)]
     seconds, others = [], []
     for _ in range(args.steps):
@@ -57,5 +64,4 @@ def run(
         losses.append(step())
         seconds.append(time.perf_counter() - start)
         others.append((_others_seconds() - others_start) / (seconds[-1] * os.cpu_count()))
-    result = {"seconds": seconds, "others": others, "losses": losses, "peak_bytes": peak()}
-    print(json.dumps(result))
+    return {"seconds": seconds, "others": others, "losses": losses, "peak_bytes": peak()}
