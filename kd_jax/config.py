@@ -116,11 +116,18 @@ SECTIONS: dict[str, Table] = dict(
         max_gb=(_real(10.0), "of logits on disk; 0: teachers of classifiers run at every step"),
         folder=("", "where they are kept; empty: $KD_JAX_CACHE"),
         logits=(
-            Choice("", "all", "top_k"),
+            Choice("", "all", "top_k", "rskd"),
             "of language models' teachers: of each token all, or the largest and the mean of the "
-            "others' probabilities; empty: the teacher runs at every step",
+            "others' probabilities, or ids drawn by their probabilities; empty: the teacher runs "
+            "at every step",
         ),
         top_k=(_whole(64), "logits of a token that logits='top_k' keeps"),
+        tail=(
+            Choice("uniform", "bucket", "renormalised"),
+            "where the others' probability goes: to each alike; as the student has it, so that "
+            "their sum is compared; nowhere, and the largest have it all",
+        ),
+        draws=(_whole(50), "ids of a token that logits='rskd' draws"),
     ),
     cost=dict(repeats=(_whole(100), "timed calls a model, for latency and throughput")),
     pruning=dict(

@@ -33,10 +33,11 @@ class Encoding(struct.PyTreeNode):
 
 
 class StoredLogits(struct.PyTreeNode):
-    """Holds stored logits for each label of a batch: all of them, or the K largest with their ids
-    and the one value that all others share. Rows on disk have no axis B."""
+    """Holds stored logits for each label of a batch: all of them, the K largest with their ids and
+    the one value that all others share, or K ids alone, drawn by their probabilities. Rows on disk
+    have no axis B."""
 
-    values_BPK: Array  # float32; without ids K is V, or the number of classes
+    values_BPK: Array | None  # float32; without ids K is V, or the number of classes
     ids_BPK: Array | None = None  # int32
     rest_BP: Array | None = None  # float32
 

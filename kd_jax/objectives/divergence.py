@@ -240,7 +240,8 @@ class Divergence:
     `needs_teacher` tells whether `rows.teacher` is read, `of_written` whether labels have to be
     words that the student wrote itself, `has_temperature` whether the config may set a temperature
     (default 1), `suits` whether the logits may be those of classes or the single output of a
-    regression, `of_probabilities` that adding a constant to a row's logits changes nothing.
+    regression, `of_probabilities` that adding a constant to a row's logits changes nothing,
+    `needs_all_ids` that it is infinite where the teacher gives an id no probability.
     """
 
     needs_teacher = True
@@ -248,6 +249,7 @@ class Divergence:
     has_temperature = True
     suits = ("classes",)
     of_probabilities = True
+    needs_all_ids = False
 
     def sums(self, rows: Rows, temperature: Temperature) -> Sums:
         """Lists arrays (C, V) to be summed over the vocabulary; equal sums have equal keys."""

@@ -16,7 +16,7 @@ from flax import struct
 
 from kd_jax import axes
 from kd_jax.errors import UserError
-from kd_jax.objectives.divergence import Columns
+from kd_jax.objectives.divergence import MASKED, Columns
 from kd_jax.precision import Policy, product, rows_product
 from kd_jax.types import Array, ModelOutput, StoredLogits
 
@@ -31,8 +31,9 @@ class Source(Protocol):
     @property
     def rows(self) -> Any: ...
 
-    def logits(self, rows: Any, policy: Policy) -> Array:
-        """Computes the float32 logits (C, V) of one chunk of C rows."""
+    def logits(self, rows: Any, policy: Policy, student_CV: Array | None = None) -> Array:
+        """Computes the float32 logits (C, V) of one chunk of C rows, which may depend on the
+        student's."""
 
 
 class Head(struct.PyTreeNode):
@@ -73,7 +74,7 @@ class Head(struct.PyTreeNode):
     def rows(self) -> Array:
         return self.features_ND
 
-    def logits(self, rows: Array, policy: Policy) -> Array:
+    def logits(self, rows: Array, policy: Policy, student_CV: Array | None = None) -> Array:
         """Computes the float32 logits (C, V) of one chunk of C rows."""
         if self.unembed_VD is None:
             return rows.astype(jnp.float32)
@@ -122,7 +123,7 @@ class Members(struct.PyTreeNode):
     def rows(self) -> Array:
         return self.heads.features_ND.swapaxes(0, 1)
 
-    def logits(self, rows: Array, policy: Policy) -> Array:
+    def logits(self, rows: Array, policy: Policy, student_CV: Array | None = None) -> Array:
         """Computes the mean's float32 logits (C, V), one member after the other."""
         start, join = SPACES[self.space]
 
@@ -152,23 +153,71 @@ SPACES = {
 
 
 class Sparse(struct.PyTreeNode):
-    """Holds the K largest logits of each row, and one value for all others of the row."""
+    """Holds the K largest logits of each row, and one value for all others of the row.
+
+    `tail` tells where the probability of the other ids, 1 - P, goes in the teacher's distribution:
+
+    uniform: to each of them alike.
+    bucket: to them as the student has it, which makes one outcome of them: KL is the sum over the
+        K ids and (1 - P) (log(1 - P) - log(1 - Q)), Q the student's probability of the K, and so is
+        its gradient (in every divergence; at a temperature, after the split).
+    renormalised: nowhere. The K ids have all of it, and a student that matches them is too sure of
+        them by 1 / P.
+    """
 
     ids_NK: Array  # int32
     values_NK: Array  # float32
     rest_N: Array  # float32
     num_classes: int = struct.field(pytree_node=False)
+    tail: str = struct.field(pytree_node=False, default="uniform")
 
     @property
     def rows(self) -> tuple[Array, Array, Array]:
         return self.ids_NK, self.values_NK, self.rest_N
 
-    def logits(self, rows: tuple[Array, Array, Array], policy: Policy) -> Array:
+    def logits(
+        self,
+        rows: tuple[Array, Array, Array],
+        policy: Policy,
+        student_CV: Array | None = None,
+    ) -> Array:
         """Computes the float32 logits (C, V) of one chunk of C rows."""
         ids_CK, values_CK, rest_C = rows
         numbers_C1 = jnp.arange(len(ids_CK))[:, None]
         whole_CV = jnp.broadcast_to(rest_C[:, None], (len(ids_CK), self.num_classes))
+        if self.tail == "renormalised":
+            whole_CV = jnp.full_like(whole_CV, MASKED)
+        if self.tail == "bucket" and student_CV is not None:
+            student_CV = student_CV[:, : self.num_classes]
+            others_CV = student_CV.at[numbers_C1, ids_CK].set(-jnp.inf)
+            count = self.num_classes - ids_CK.shape[1]
+            own_C1 = jax.nn.logsumexp(others_CV, axis=1, keepdims=True) - jnp.log(float(count))
+            whole_CV = whole_CV + student_CV - own_C1
         return whole_CV.at[numbers_C1, ids_CK].set(values_CK)
+
+
+class Drawn(struct.PyTreeNode):
+    """Holds ids of each row that were drawn by the teacher's probabilities, with replacement.
+
+    The target is the share of the draws that an id has, whose mean over draws is the teacher's
+    distribution: the gradient of forward KL has no bias. Anshumann et al., "Sparse Logit Sampling:
+    Accelerating Knowledge Distillation in LLMs" (RS-KD), arXiv:2503.16870, section 4, with draws
+    from the distribution itself.
+    """
+
+    ids_NK: Array  # int32
+    num_classes: int = struct.field(pytree_node=False)
+
+    @property
+    def rows(self) -> Array:
+        return self.ids_NK
+
+    def logits(self, rows: Array, policy: Policy, student_CV: Array | None = None) -> Array:
+        """Computes the logarithms of the draws' shares (C, V); MASKED for ids without any."""
+        numbers_C1 = jnp.arange(len(rows))[:, None]
+        counts_CV = jnp.zeros((len(rows), self.num_classes)).at[numbers_C1, rows].add(1.0)
+        shares_CV = jnp.log(jnp.maximum(counts_CV, 1.0) / rows.shape[1])
+        return jnp.where(counts_CV > 0, shares_CV, MASKED)
 
 
 def in_chunks(rows: Any, size: int) -> Any:
@@ -187,13 +236,16 @@ def head_of(output: ModelOutput) -> Head:
     return Head(features_ND, output.unembed_VD, output.bias_V, output.vocab_size)
 
 
-def stored(logits: StoredLogits, num_classes: int) -> Source:
-    """Flattens a batch's stored logits, (B, T, ...), into a source of N = B x T rows."""
+def stored(logits: StoredLogits, num_classes: int, tail: str = "uniform") -> Source:
+    """Flattens a batch's stored logits, (B, T, ...), into a source of N = B x T rows; `tail` is
+    that of `Sparse`."""
+    if logits.values_BPK is None:
+        return Drawn(logits.ids_BPK.reshape(-1, logits.ids_BPK.shape[-1]), num_classes)
     values_NK = logits.values_BPK.reshape(-1, logits.values_BPK.shape[-1])
     if logits.ids_BPK is None:
         return Head(values_NK, None, None)
     ids_NK = logits.ids_BPK.reshape(values_NK.shape)
-    return Sparse(ids_NK, values_NK, logits.rest_BP.reshape(-1), num_classes)
+    return Sparse(ids_NK, values_NK, logits.rest_BP.reshape(-1), num_classes, tail)
 
 
 def sparse(logits_CV: Array, k: int) -> Sparse:
@@ -206,6 +258,17 @@ def sparse(logits_CV: Array, k: int) -> Sparse:
     count = logs_CV.shape[1] - k
     rest_C = jax.nn.logsumexp(others_CV, axis=1) - jnp.log(jnp.float32(max(count, 1)))
     return Sparse(ids_CK.astype(jnp.int32), values_CK, rest_C, logs_CV.shape[1])
+
+
+def draw(logits_CV: Array, count: int, seeds_C: Array) -> Array:
+    """Draws ids by their probabilities, with replacement, int32 (C, count); -1 where logits are not
+    finite. The draws are a function of a row's logits and seed (uint32)."""
+    mass_CV = jnp.cumsum(jax.nn.softmax(logits_CV, axis=1), axis=1)
+    uniform = jax.vmap(lambda seed: jax.random.uniform(jax.random.key(seed), (count,)))
+    at_CK = uniform(seeds_C) * mass_CV[:, -1:]
+    ids_CK = jax.vmap(lambda mass_V, at_K: jnp.searchsorted(mass_V, at_K, side="right"))
+    found_CK = jnp.minimum(ids_CK(mass_CV, at_CK), logits_CV.shape[1] - 1).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(mass_CV[:, -1:]), found_CK, -1)
 
 
 class Others(struct.PyTreeNode):

@@ -71,6 +71,35 @@ class OutsideMass(_Measure):
         return sums["outside"] / sums[rows.whole_teacher.name, key_of(1.0)]
 
 
+@dataclasses.dataclass(frozen=True)
+class CalibrationGap(_Measure):
+    """1 if the most likely token is the label, minus its probability, where this lies in one of
+    `BINS` equal bins; 0 elsewhere. See `expected_calibration_error`."""
+
+    needs_teacher = False
+    bin: int = 0
+
+    def sums(self, rows, temperature):
+        return rows.student.normalizer(1.0)
+
+    def value(self, rows, sums, temperature):
+        sure_C1 = 1.0 / sums[rows.student.name, key_of(1.0)]
+        right_C1 = (rows.student.first_choice() == rows.labels_C)[:, None]
+        own_C1 = jnp.minimum((sure_C1 * BINS).astype(jnp.int32), BINS - 1) == self.bin
+        return jnp.where(own_C1, right_C1 - sure_C1, 0.0)
+
+
+BINS = 15  # as Guo et al.
+CALIBRATION = tuple(RowTerm(f"gap_{i}", CalibrationGap(i)) for i in range(BINS))
+
+
+def expected_calibration_error(found: dict[str, float]) -> dict[str, float]:
+    """Replaces the means of `CALIBRATION` among metrics by "ece": the mean distance, over tokens,
+    of accuracy and confidence in each bin. Guo et al., arXiv:1706.04599, eq. 3."""
+    gaps = [found.pop(term.name) for term in CALIBRATION]
+    return found | {"ece": sum(map(abs, gaps))}
+
+
 ACCURACY = RowTerm("accuracy", Accuracy())
 OUTSIDE = RowTerm("teacher_outside", OutsideMass())  # where the teacher has more ids
 KL_T1 = RowTerm("kl_t1", ForwardKL(), 1.0)  # logged whatever the training temperature is

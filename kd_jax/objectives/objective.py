@@ -229,12 +229,13 @@ def held_out_objective(
     teacher_policy: Policy | None = None,
     chunk: int = 0,
     mixed: bool = False,
+    calibration: bool = False,
 ) -> Objective:
     """Makes the objective for evaluating a language model: loss (CE, nats a token) and accuracy,
     and with a teacher kl (teacher || student at T = 1, nats a token) and agreement.
 
     `mixed`: these are metrics of the ensemble's mean; those of the student alone are added as
-    student_loss and so on.
+    student_loss and so on. `calibration`: with the terms of `measures.CALIBRATION`.
     """
     figures = {"loss": ce.make(), "accuracy": measures.Accuracy()}
     if teacher_policy is not None:
@@ -245,4 +246,5 @@ def held_out_objective(
         for prefix, subject in subjects.items()
         for name, figure in figures.items()
     )
+    measured += measures.CALIBRATION if calibration else ()
     return Objective((), (), measured, student_policy, teacher_policy, chunk)

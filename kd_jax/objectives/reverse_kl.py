@@ -14,6 +14,8 @@ class ReverseKL(Softened):
     """Reverse KL, T^2 sum_v p (log p - log q): p = softmax(student / T), q = softmax(teacher / T).
     Its gradient is written out."""
 
+    needs_all_ids = True
+
     def sums(self, rows, temperature):
         return super().sums(rows, temperature) | rows.student.gap(rows.teacher, temperature)
 

@@ -16,6 +16,8 @@ from kd_jax.types import Array
 class BothKLs(Softened):
     """Base of w KL(q || p) + (1 - w) KL(p || q), each times T^2; no gradient goes through w."""
 
+    needs_all_ids = True
+
     def forward_share(self, rows, sums, temperature: Temperature) -> float | Array:
         """Computes w, a number or (C, 1)."""
         raise NotImplementedError

@@ -136,7 +136,8 @@ def _run(
         logits = {"student": student.logits(student_rows, engine.student_policy)}
         mixture, widths = None, dict(sizes)
         if teacher is not None:
-            logits["teacher"] = teacher.logits(teacher_rows, engine.teacher_policy)
+            given = teacher_rows, engine.teacher_policy, logits["student"]
+            logits["teacher"] = teacher.logits(*given)
         if others is not None:
             mixture = others.mixture(logits["student"], other_rows, engine.teacher_policy)
             logits["mixture"] = mixture.logits_CV

@@ -79,6 +79,7 @@ QUALITY = (
     Figure("own_entropy", "entropy, own text", _NATS, _SHARE),
     Figure("own_length", "tokens of a completion", "", "{:.1f}".format),
     Figure("own_ended", "completions that end", "", _SHARE),
+    Figure("ece", "expected calibration error", "", _SHARE, -1),
 )
 COST = (
     Figure("parameters", "parameters", "", count, -1),

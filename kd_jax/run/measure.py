@@ -28,6 +28,7 @@ from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.models import family
 from kd_jax.models.blueprint import count, size_mb
 from kd_jax.objectives.logits import in_chunks
+from kd_jax.objectives.measures import expected_calibration_error
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.run import text_logits
@@ -97,8 +98,11 @@ def of_text(
 ) -> Figures:
     """Measures a language model on a split (by default the reported one), and compares it with the
     teacher, if any; means are `by` token or batch (train/passes.py)."""
-    stream = run.task.held_out(split or run.split, run.config.eval.batch_size, **run.processes)
-    return of_stream(student, teacher, stream, run.policy, run.mesh, run.chunk, by)
+    split = split or run.split
+    stream = run.task.held_out(split, run.config.eval.batch_size, **run.processes)
+    # Those that are followed in training are few.
+    how = dict(by=by, calibration=split != "validation")
+    return of_stream(student, teacher, stream, run.policy, run.mesh, run.chunk, **how)
 
 
 def of_stream(
@@ -109,12 +113,15 @@ def of_stream(
     mesh: Mesh,
     chunk: int = 0,
     by: str = "token",
+    calibration: bool = True,
 ) -> Figures:
     """Measures a language model on batches of text: loss and accuracy, with a teacher also KL and
-    agreement."""
-    objective = held_out_objective(policy, policy if teacher is not None else None, chunk)
+    agreement, and with `calibration` the expected calibration error."""
+    theirs = policy if teacher is not None else None
+    objective = held_out_objective(policy, theirs, chunk, calibration=calibration)
     how = Program(objective, mesh, family.PARTITION)
-    return with_perplexity(evaluate(student, stream, teacher, how, by))
+    found = with_perplexity(evaluate(student, stream, teacher, how, by))
+    return expected_calibration_error(found) if calibration else found
 
 
 def with_perplexity(found: Figures) -> Figures:

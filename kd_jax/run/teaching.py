@@ -139,7 +139,8 @@ def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[T
         classes = len(task.labels)
         return Stored(classes), stream.map(attach(found, run.head == "span", classes))
     text, store = found
-    return Stored(text.vocab_size), stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
+    teacher = text_logits.teacher(run, text.vocab_size)
+    return teacher, stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
 
 
 def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:
@@ -184,7 +185,8 @@ def _examples(run: Run, this: Stage, logits: TeacherLogits) -> list:
 def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, LogitStore]:
     stream = run.task.train(this.batch_size, run.config.seed, **run.processes)
     steps, k = text_logits.steps_of_new_rows(run, this), text_logits.top_k(run, this)
-    text = TextLogits(run, this, stream, steps, lambda tokens: k)
+    drawn = text_logits.are_drawn(run)
+    text = TextLogits(run, this, stream, steps, lambda tokens: k, drawn=drawn)
     return text, text.of(this.teachers[0], [logits.model(this.teachers[0])])
 
 
@@ -199,6 +201,7 @@ def check(run: Run, this: Stage) -> None:
     elif text_logits.are_kept(run, this):
         whose = "a teacher that is read from disk (config.cache.logits)"
         text_logits.check_terms(this.program.objective, whose)
+        text_logits.check_kept(run, this.program.objective)
 
 
 def check_tokens(run: Run, this: Stage) -> None:

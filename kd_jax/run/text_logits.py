@@ -8,6 +8,7 @@ one pass over the rows, which reads the stored mean of the members before it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -25,11 +26,12 @@ from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
 from kd_jax.models import family
+from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.logits import stored
 from kd_jax.objectives.objective import Objective
 from kd_jax.ranges import settings
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
-from kd_jax.teachers.store import NOT_FINITE, LogitStore, identity
+from kd_jax.teachers.store import NOT_FINITE, LogitStore, bytes_of, identity, names_of
 from kd_jax.train import sharding
 from kd_jax.train.passes import delayed, log_probs_step
 from kd_jax.train.progress import ProgressBar
@@ -56,6 +58,7 @@ class TextLogits:
         steps: int,
         k: Callable[[int], int],
         space: str = "logits",
+        drawn: bool = False,
     ):
         """Reads all rows once.
 
@@ -66,8 +69,10 @@ class TextLogits:
             steps: how many of them there are.
             k: how many logits of a token are kept, by the number of tokens.
             space: what models are averaged in: logits or probabilities.
+            drawn: keeps so many draws of a token's id instead of the largest logits.
         """
         self._run, self._stream, self._steps, self._space = run, rows, steps, space
+        self._drawn = drawn
         self._everywhere = this.program.objective.everywhere
         self.vocab_size = vocab_size(run, this)
         self._identities: dict[str, list[str]] = {}  # of models, in the order of their mean
@@ -76,13 +81,17 @@ class TextLogits:
             for b, digest in _rows(batch):
                 self._tokens.setdefault(digest, int((batch.weights[b] > 0).sum()))
         self._folder, tokens = folder(run), sum(self._tokens.values())
-        self.k = min(k(tokens), self.vocab_size)
-        kept = "all" if self.k == self.vocab_size else f"the {self.k} largest"
+        self.k = k(tokens) if drawn else min(k(tokens), self.vocab_size)
+        kept = "all logits" if self.k == self.vocab_size else f"the {self.k} largest logits"
+        kept = f"{self.k} draws" if drawn else kept
         log.info(
-            "%s tokens of %s different rows; %s logits of each take %s bytes in %s",
-            *(f"{tokens:,}", f"{len(self._tokens):,}", kept),
-            *(f"{size_of(tokens, self.k, self.vocab_size):,}", self._folder),
+            "%s tokens of %s different rows; %s of each take %s bytes a token, %s bytes in %s",
+            *(f"{tokens:,}", f"{len(self._tokens):,}", kept, f"{self._size(1):,}"),
+            *(f"{self._size(tokens):,}", self._folder),
         )
+
+    def _size(self, tokens: int) -> int:
+        return size_of(tokens, self.k, self.vocab_size, self._drawn)
 
     def of(
         self, name: str, models: Sequence[Model], others: Sequence[LogitStore] = ()
@@ -96,8 +105,16 @@ class TextLogits:
         run, known = self._run, self._identities.setdefault(name, [])
         known += [identity_of(run, name, model.params) for model in models[len(known) :]]
         gigabytes, about = cache_settings(run)["max_gb"], (self._space, self.k, self.vocab_size)
+        about += ("drawn",) * self._drawn
+        open_store = functools.partial(
+            LogitStore,
+            self._folder,
+            max_gb=gigabytes,
+            vocab_size=self.vocab_size,
+            drawn=self._drawn,
+        )
         names = [cache.key(*about, *known[: n + 1]) for n in range(len(models))]
-        stores = [LogitStore(self._folder, each, gigabytes, self.vocab_size) for each in names]
+        stores = [open_store(each) for each in names]
         there = len(stores)
         while there and self._missing(stores[there - 1]):
             there -= 1
@@ -111,7 +128,7 @@ class TextLogits:
                 sizes = [(self._tokens[digest], self.k) for digest in missing]
                 computed = self._computed(models[n], n, before, {*missing}, who)
                 stores[n].write(missing, sizes, computed, [*before, *others])
-        if self.k < self.vocab_size:
+        if self.k < self.vocab_size and not self._drawn:
             log.info(
                 "%s: %d of %d logits are kept: KL(all || kept) %.3g nats a token on %d tokens",
                 *(name, self.k, self.vocab_size, *self._error(models, stores[-1])),
@@ -123,7 +140,7 @@ class TextLogits:
         seen, found = self._seen(batch), {}
         rows = [*_rows(seen)]
         for name, store in stores.items():
-            found[name] = blank(seen.labels.shape, self.k, self.vocab_size)
+            found[name] = blank(seen.labels.shape, self.k, self.vocab_size, self._drawn)
             logits = store.read([digest for _, digest in rows])
             for (b, _), row in zip(rows, logits, strict=True):
                 if row is None:
@@ -173,7 +190,7 @@ class TextLogits:
                 for b in new:
                     here = b, whole.weights[b] > 0
                     row = jax.tree.map(lambda x, here=here: x[here], found)
-                    if not np.isfinite(row.values_BPK).all():
+                    if not _is_finite(row):
                         number = whole.ids_B[b]
                         raise UserError(
                             f"{who}: its logits of row {number} are not finite; {NOT_FINITE}"
@@ -189,6 +206,7 @@ class TextLogits:
             sharding.everywhere(np.float32(1.0 / (n + 1)), run.mesh),
             vocab_size=self.vocab_size,
             k=k,
+            drawn=self._drawn,
             space=self._space,
             policy=run.policy,
             mesh=run.mesh,
@@ -210,9 +228,9 @@ class TextLogits:
         return float(gaps_M.mean()), len(gaps_M)
 
 
-def size_of(tokens: int, k: int, vocab_size: int) -> int:
-    """Computes the bytes on disk of k logits of each token."""
-    return 4 * tokens * (k if k == vocab_size else 2 * k + 1)
+def size_of(tokens: int, k: int, vocab_size: int, drawn: bool = False) -> int:
+    """Computes the bytes on disk of k logits, or draws, of each token."""
+    return bytes_of(tokens, tokens * k, names_of(k, vocab_size, drawn), vocab_size)
 
 
 def identity_of(run: Run, name: str, params: Params) -> str:
@@ -256,6 +274,27 @@ def check_terms(objective: Objective, whose: str) -> None:
             )
 
 
+def check_kept(run: Run, objective: Objective) -> None:
+    """Raises UserError if a term makes no sense with what config.cache.logits keeps."""
+    own = cache_settings(run)
+    for term in objective.row_terms:
+        key = f"config.objective.{term.name}"
+        if not term.divergence.needs_teacher:
+            continue
+        plain = isinstance(term.divergence, ForwardKL) and term.temperature == 1.0
+        if own["logits"] == "rskd" and not plain:
+            raise UserError(
+                f"{key}: draws of the teacher (config.cache.logits='rskd') are for kl at "
+                f"temperature 1; take it, or set config.cache.logits='top_k'"
+            )
+        renormalised = own["logits"] == "top_k" and own["tail"] == "renormalised"
+        if renormalised and term.divergence.needs_all_ids:
+            raise UserError(
+                f"{key} is infinite where the teacher gives an id no probability; set "
+                f"config.cache.tail to uniform or bucket"
+            )
+
+
 def are_kept(run: Run, this: Stage) -> bool:
     """Tells whether a stage uses stored logits of its teacher instead of running it in the step."""
     return this.learns and not run.task.of_examples and bool(cache_settings(run)["logits"])
@@ -267,9 +306,21 @@ def vocab_size(run: Run, this: Stage) -> int:
 
 
 def top_k(run: Run, this: Stage) -> int:
-    """Counts the logits of a token that are kept of a stage's teacher."""
+    """Counts the logits, or draws, of a token that are kept of a stage's teacher."""
     own, size = cache_settings(run), vocab_size(run, this)
+    if are_drawn(run):
+        return own["draws"]
     return size if own["logits"] == "all" else min(own["top_k"], size)
+
+
+def are_drawn(run: Run) -> bool:
+    """Tells whether draws of tokens are kept instead of logits."""
+    return cache_settings(run)["logits"] == "rskd"
+
+
+def teacher(run: Run, size: int) -> Stored:
+    """Makes the teacher of a stage whose logits over `size` ids come with the batch."""
+    return Stored(size, cache_settings(run)["tail"])
 
 
 def steps_of_new_rows(run: Run, this: Stage) -> int:
@@ -284,12 +335,16 @@ def described(run: Run, this: Stage, batch: Batch) -> tuple[Stored, Batch]:
     """Describes a teacher with stored logits, and adds their shapes to an abstract batch."""
     size, everywhere = vocab_size(run, this), this.program.objective.everywhere
     shape = (batch.tokens_BT if everywhere else batch.labels).shape
-    logits = abstract(shape, top_k(run, this), size)
-    return Stored(size), batch.replace(stored={TEACHER: logits})
+    logits = abstract(shape, top_k(run, this), size, are_drawn(run))
+    return teacher(run, size), batch.replace(stored={TEACHER: logits})
 
 
-def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> StoredLogits:
+def blank(
+    shape: tuple[int, int], k: int, vocab_size: int, drawn: bool = False, xp: Any = np
+) -> StoredLogits:
     """Makes stored logits of zeros, k at each of (B, P) places; `xp` is numpy or jax.numpy."""
+    if drawn:
+        return StoredLogits(None, xp.zeros((*shape, k), xp.int32))
     values_BPK = xp.zeros((*shape, k), xp.float32)
     if k == vocab_size:
         return StoredLogits(values_BPK)
@@ -298,9 +353,16 @@ def blank(shape: tuple[int, int], k: int, vocab_size: int, xp: Any = np) -> Stor
     return StoredLogits(values_BPK, ids_BPK, xp.zeros(shape, xp.float32))
 
 
-def abstract(shape: tuple[int, int], k: int, vocab_size: int) -> StoredLogits:
+def abstract(shape: tuple[int, int], k: int, vocab_size: int, drawn: bool = False) -> StoredLogits:
     """Describes the shapes of k stored logits at each of (B, P) places."""
-    return jax.eval_shape(lambda: blank(shape, k, vocab_size, jnp))
+    return jax.eval_shape(lambda: blank(shape, k, vocab_size, drawn, jnp))
+
+
+def _is_finite(row: StoredLogits) -> bool:
+    """Tells whether a row's logits were numbers; draws from others are -1."""
+    if row.values_BPK is None:
+        return bool((row.ids_BPK >= 0).all())
+    return bool(np.isfinite(row.values_BPK).all())
 
 
 def _rows(batch: Batch) -> Iterator[tuple[int, bytes]]:

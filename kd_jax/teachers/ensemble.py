@@ -34,9 +34,10 @@ PARTITION = (("^(share|weights)$", P()), *family.PARTITION)
 
 class Stored(struct.PyTreeNode):
     """A teacher whose stored logits come with the batch: all of them, or the largest of
-    `num_classes`."""
+    `num_classes`, with a `tail` (`objectives.logits.Sparse`), or draws."""
 
     num_classes: int = struct.field(pytree_node=False)
+    tail: str = struct.field(pytree_node=False, default="uniform")
     params: Params = struct.field(default_factory=dict)
 
     def __call__(self, batch: Batch) -> ModelOutput | Targets:
@@ -44,7 +45,7 @@ class Stored(struct.PyTreeNode):
         logits = batch.stored[TEACHER]
         if logits.ids_BPK is None:
             return ModelOutput(logits.values_BPK, None, None)
-        return Targets(stored(logits, self.num_classes), None)
+        return Targets(stored(logits, self.num_classes, self.tail), None)
 
 
 class EnsembleTeacher(struct.PyTreeNode):

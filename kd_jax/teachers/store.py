@@ -7,8 +7,9 @@ entry of the cache (data/cache.py):
 
     ROOT/NAME-ENTRY/digests.npy    uint8 (N, 16), of rows
     ROOT/NAME-ENTRY/sizes.npy      int64 (N, 2): positions x logits of each row
-    ROOT/NAME-ENTRY/logits.npy     float32, all rows' logits one after another
-    ROOT/NAME-ENTRY/ids.npy        int32, the ids of the logits; missing if all logits are kept
+    ROOT/NAME-ENTRY/logits.npy     float32, all rows' logits one after another; missing for draws
+    ROOT/NAME-ENTRY/ids.npy        the ids of the logits, or those drawn: uint16, or int32 where a
+                                   vocabulary has more; missing if all logits are kept
     ROOT/NAME-ENTRY/rest.npy       float32, at each position: the logit of each of the other ids
 """
 
@@ -43,14 +44,21 @@ def identity(params: Params, about: Any, gather: Callable[[Any], np.ndarray] = n
 class LogitStore:
     """The stored logits of one model, or of the mean of several."""
 
-    def __init__(self, root: Path, name: str, max_gb: float, vocab_size: int | None = None):
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        max_gb: float,
+        vocab_size: int | None = None,
+        drawn: bool = False,
+    ):
         """Opens the logits of the model `name` under `root`, of which all entries together take at
-        most `max_gb`; ids are below `vocab_size`."""
+        most `max_gb`; ids are below `vocab_size`, and `drawn` or those of the largest logits."""
         self.name, self._root, self._max_bytes = name, Path(root), max_gb * 1e9
-        self._vocab_size = vocab_size
+        self._vocab_size, self._drawn = vocab_size, drawn
         # (entry, first logit, (positions, logits of each)) by the row's digest.
         self._places: dict[bytes, tuple[Path, int, tuple[int, int]]] = {}
-        self._arrays: dict[Path, list[np.ndarray]] = {}  # of entries, from their first use on
+        self._arrays: dict[Path, dict[str, np.ndarray]] = {}  # of entries, from their first use on
 
     def read(self, digests: Sequence[bytes]) -> list[StoredLogits | None]:
         """Reads the logits of each row, (P, K), memory-mapped; None for rows that are missing."""
@@ -72,7 +80,7 @@ class LogitStore:
         Raises UserError if `max_gb` is too small, or the folder cannot be written.
         """
         positions, logits = _totals(sizes)
-        size = 4 * (2 * logits + positions if self._sparse(sizes[0][1]) else logits)
+        size = bytes_of(positions, logits, self._names(sizes[0][1]), self._vocab_size)
         used = {entry for store in (self, *others) for entry in store._arrays}
         wanted = cache.make_room(self._root, size, self._max_bytes, used, SETTING)
         if wanted > self._max_bytes:
@@ -81,7 +89,8 @@ class LogitStore:
                 f"config.cache.max_gb={self._max_bytes / 1e9:g}; raise it, or keep fewer rows, or "
                 f"fewer logits of each (top_k)"
             )
-        save = functools.partial(_save, digests=digests, sizes=sizes, rows=rows)
+        ids = id_type(self._vocab_size)
+        save = functools.partial(_save, digests=digests, sizes=sizes, rows=rows, ids=ids)
         cache.once(self._entry(digests), save, SETTING)
 
     def remove(self, digests: Sequence[bytes]) -> None:
@@ -107,33 +116,52 @@ class LogitStore:
             return None
         entry, start, shape = self._places[digest]
         positions, k = shape
-        if entry not in self._arrays and not self._open(entry, self._sparse(k)):
+        if entry not in self._arrays and not self._open(entry, self._names(k)):
             return None
-        logits, *more = self._arrays[entry]
-        own = slice(start, start + positions * k)
-        if not more:
-            return StoredLogits(logits[own].reshape(shape))
-        ids, rest = more
-        first = start // k
-        return StoredLogits(
-            logits[own].reshape(shape), ids[own].reshape(shape), rest[first : first + positions]
+        arrays = self._arrays[entry]
+        own, first = slice(start, start + positions * k), start // k
+        logits, ids = (
+            arrays[name][own].reshape(shape) if name in arrays else None
+            for name in ("logits", "ids")
         )
+        rest = arrays["rest"][first : first + positions] if "rest" in arrays else None
+        return StoredLogits(logits, ids, rest)
 
-    def _sparse(self, k: int) -> bool:
-        """Tells whether k logits of each position are fewer than all."""
-        return self._vocab_size is not None and k < self._vocab_size
+    def _names(self, k: int) -> tuple[str, ...]:
+        return names_of(k, self._vocab_size, self._drawn)
 
-    def _open(self, entry: Path, sparse: bool) -> bool:
+    def _open(self, entry: Path, names: tuple[str, ...]) -> bool:
         """Maps the logits of an entry into memory; forgets its rows if it is damaged or removed."""
-        arrays = _mapped(entry, "logits", *(("ids", "rest") if sparse else ()))
+        arrays = dict(zip(names, _mapped(entry, *names), strict=False))
         if not arrays:
             self._places = {key: each for key, each in self._places.items() if each[0] != entry}
             return False
-        if sparse:
-            cache.check_ids(arrays[1], self._vocab_size, entry)
+        if "ids" in arrays:
+            cache.check_ids(arrays["ids"], self._vocab_size, entry)
         cache.touch(entry)
         self._arrays[entry] = arrays
         return True
+
+
+def names_of(k: int, vocab_size: int | None, drawn: bool) -> tuple[str, ...]:
+    """Names the arrays that are stored for k logits, or draws, of each position."""
+    if drawn:
+        return ("ids",)
+    if vocab_size is None or k == vocab_size:
+        return ("logits",)
+    return ("logits", "ids", "rest")
+
+
+def id_type(vocab_size: int | None) -> np.dtype:
+    """Returns the type in which ids below `vocab_size` are stored."""
+    return np.dtype(np.uint16 if vocab_size is not None and vocab_size <= 1 << 16 else np.int32)
+
+
+def bytes_of(positions: int, logits: int, names: Sequence[str], vocab_size: int | None) -> int:
+    """Computes the bytes on disk of the arrays `names` of so many positions and logits."""
+    sizes = {"logits": 4 * logits, "rest": 4 * positions}
+    sizes["ids"] = id_type(vocab_size).itemsize * logits
+    return sum(sizes[name] for name in names)
 
 
 def _mapped(entry: Path, *names: str) -> list[np.ndarray]:
@@ -157,6 +185,7 @@ def _save(
     digests: Sequence[bytes],
     sizes: Sequence[tuple[int, int]],
     rows: Iterable[StoredLogits],
+    ids: np.dtype,
 ) -> None:
     positions, logits = _totals(sizes)
     totals = {"logits": logits, "ids": logits, "rest": positions}
@@ -164,6 +193,8 @@ def _save(
         files: dict[str, Any] = {}
         for _, row in zip(sizes, rows, strict=True):
             arrays = {"logits": row.values_BPK, "ids": row.ids_BPK, "rest": row.rest_BP}
+            if row.ids_BPK is not None:
+                arrays["ids"] = np.asarray(row.ids_BPK, ids)
             for name, array in arrays.items():
                 if array is None:
                     continue

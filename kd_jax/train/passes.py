@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from kd_jax.metrics import likelihood
-from kd_jax.objectives.logits import Mixture, head_of, in_chunks, sparse, stored
+from kd_jax.objectives.logits import Mixture, draw, head_of, in_chunks, sparse, stored
 from kd_jax.precision import Policy
 from kd_jax.train.sharding import Table, per_device, place
 from kd_jax.train.step import Program, Teacher, global_denominators, ratios
@@ -31,6 +31,7 @@ T = TypeVar("T")
 # other, and leaves processors idle where a batch is small; steps know nothing of each other, so two
 # threads ask.
 _THREADS = 2
+_STATIC = ("vocab_size", "k", "drawn", "space", "policy", "mesh", "table")  # of `log_probs_step`
 CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
 
 
@@ -156,7 +157,7 @@ def likelihood_step(
     return per_device(local, mesh, table, (model,), batch)
 
 
-@functools.partial(jax.jit, static_argnames=("vocab_size", "k", "space", "policy", "mesh", "table"))
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def log_probs_step(
     model: Model,
     batch: Batch,
@@ -164,6 +165,7 @@ def log_probs_step(
     *,
     vocab_size: int,
     k: int,
+    drawn: bool = False,
     space: str,
     policy: Policy,
     mesh: Mesh,
@@ -175,6 +177,8 @@ def log_probs_step(
     Args:
         model: a model with at least `vocab_size` ids; those beyond are padding.
         k: number of largest log-probabilities to keep; vocab_size: all, exactly.
+        drawn: keeps k ids instead, drawn by their probabilities (`objectives.logits.draw`), which
+            depend on a row's tokens and the position alone.
         space: the space of the mean, logits or probabilities.
         policy: types of the product that makes logits.
     """
@@ -186,17 +190,19 @@ def log_probs_step(
         size = min(rows, max(policy.least_rows, CHUNK_LOGITS // vocab_size))
 
         def chunk(parts):
-            own_rows, before_rows = parts
+            own_rows, before_rows, seeds_C = parts
             logits_CV = own.logits(own_rows, policy)
             if before is not None:
                 before_CV = before.logits(before_rows, policy)
                 logits_CV = Mixture(logits_CV, before_CV, share, space).logits_CV
+            if drawn:
+                return StoredLogits(None, draw(logits_CV, k, seeds_C))
             if k == vocab_size:
                 return StoredLogits(jax.nn.log_softmax(logits_CV, axis=1))
             found = sparse(logits_CV, k)
             return StoredLogits(found.values_NK, found.ids_NK, found.rest_N)
 
-        parts = own.rows, None if before is None else before.rows
+        parts = own.rows, None if before is None else before.rows, _seeds(batch).reshape(-1)
         found = jax.lax.map(chunk, in_chunks(parts, size))
         shape = batch.labels.shape
 
@@ -207,3 +213,11 @@ def log_probs_step(
         return jax.tree.map(whole, found)
 
     return per_device(local, mesh, table, (model,), batch, share)
+
+
+def _seeds(batch: Batch) -> Array:
+    """Makes a seed for every label of a batch of its row's tokens and its number, uint32 (B, P)."""
+    T, slots = batch.tokens_BT.shape[1], batch.labels.shape[1]
+    odd_T = (2 * jnp.arange(T, dtype=jnp.uint32) + 1) * jnp.uint32(0x9E3779B1)
+    row_B = jnp.sum(batch.tokens_BT.astype(jnp.uint32) * odd_T[None], axis=1, dtype=jnp.uint32)
+    return row_B[:, None] + jnp.arange(slots, dtype=jnp.uint32)[None] * jnp.uint32(0x85EBCA6B)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
+from kd_jax.objectives import logits as logits_module
 from kd_jax.objectives import vocab
-from kd_jax.objectives.logits import Head, Members, Others, Sparse, sparse
+from kd_jax.objectives.logits import Drawn, Head, Members, Others, Sparse, sparse
 from tests.objectives import naive
 from tests.objectives.rows import DIVERGENCES, FP32, OF_TEACHER
 
@@ -208,3 +209,89 @@ def test_a_term_about_the_student_and_one_about_the_mixture(name):
     assert both["student"] != pytest.approx(float(both["mixture"]), rel=1e-3)
     for term in pair:
         assert both[term.name] == pytest.approx(float(totals([term])[term.name]), rel=1e-6)
+
+
+def kept_and_student(k=4):
+    """The teacher's k largest logits, its probabilities (N, V), and the student's logits."""
+    logits_NV = 2 * draw(N, V, seed=5)
+    return sparse(jnp.asarray(logits_NV), k), naive.softmax(np.float64(logits_NV), 1.0), draw(N, V)
+
+
+def forward_kl(source, student_NV):
+    """Values (N,) and gradients (N, V) with respect to the student's logits, in two chunks."""
+    term = vocab.RowTerm("kl", DIVERGENCES["kl"]())
+    engine = vocab.Engine((term,), FP32, FP32, 6)
+    labels_N, ones_N = jnp.zeros(N, jnp.int32), jnp.ones(N)
+
+    @jax.jit
+    def both(student_NV, weights_N):
+        def loss(student_NV):
+            student = Head(student_NV, None, None)
+            given = student, source, labels_N, {"kl": weights_N}, {"kl": jnp.float32(1.0)}, {}
+            return vocab.vocab_loss(engine, *given)[0]
+
+        return jax.value_and_grad(loss)(student_NV)
+
+    values = [both(student_NV, one_N)[0] for one_N in np.eye(N, dtype=np.float32)]
+    return np.array(values), np.asarray(both(student_NV, ones_N)[1])
+
+
+def of_largest(found, probs_NV, student_NV):
+    """(q, p) of the K kept ids, and of all others together, (N, K + 1)."""
+    both = []
+    for each in (probs_NV, naive.softmax(np.float64(student_NV), 1.0)):
+        kept_NK = np.take_along_axis(each, np.asarray(found.ids_NK), 1)
+        both.append(np.concatenate([kept_NK, 1 - kept_NK.sum(1, keepdims=True)], 1))
+    return both
+
+
+def tail_kl(tail, found, probs_NV, student_NV):
+    """KL(teacher || student) of each row by the definition of each treatment of the tail."""
+    q, p = of_largest(found, probs_NV, student_NV)
+    if tail == "bucket":
+        return (q * np.log(q / p)).sum(1)
+    kept = q[:, :-1]
+    if tail == "renormalised":
+        kept = kept / kept.sum(1, keepdims=True)
+        return (kept * np.log(kept / p[:, :-1])).sum(1)
+    dense = np.repeat(q[:, -1:] / (V - kept.shape[1]), V, 1)
+    np.put_along_axis(dense, np.asarray(found.ids_NK), kept, 1)
+    own = naive.softmax(np.float64(student_NV), 1.0)
+    return (dense * np.log(dense / own)).sum(1)
+
+
+@pytest.mark.parametrize("tail", ["uniform", "bucket", "renormalised"])
+def test_tails_of_the_largest_logits(tail):
+    found, probs_NV, student_NV = kept_and_student()
+    values, slopes = forward_kl(found.replace(tail=tail), student_NV)
+    np.testing.assert_allclose(values, tail_kl(tail, found, probs_NV, student_NV), rtol=1e-5)
+    for v in range(V):
+        nudge = 1e-5 * np.eye(V)[v]
+        above, below = (
+            tail_kl(tail, found, probs_NV, np.float64(student_NV) + sign * nudge)
+            for sign in (1, -1)
+        )
+        np.testing.assert_allclose(slopes[:, v], (above - below) / 2e-5, atol=1e-5)
+
+
+def test_draws_have_the_gradient_of_all_logits_in_the_mean():
+    """RS-KD; and each draw is of the teacher's distribution, whatever the other rows are."""
+    logits_NV, student_NV, count = draw(N, V, seed=5), draw(N, V), 2000
+    seeds = jnp.arange(N * 8, dtype=jnp.uint32).reshape(8, N)
+    ids = jax.jit(jax.vmap(lambda s: logits_module.draw(jnp.asarray(logits_NV), count, s)))(seeds)
+    _, exact = forward_kl(Head(jnp.asarray(logits_NV), None, None), student_NV)
+    found = np.stack([forward_kl(Drawn(each, V), student_NV)[1] for each in ids])
+    probs_NV = naive.softmax(np.float64(logits_NV), 1.0)
+    error = np.sqrt(probs_NV * (1 - probs_NV) / (count * 8))
+    assert np.abs((found.mean(0) - exact) / error).max() < 4.5
+    # As far from it as independent draws are, not nearer.
+    assert 0.8 < np.sqrt(np.mean(((found.mean(0) - exact) / error) ** 2)) < 1.2
+    alone = logits_module.draw(jnp.asarray(logits_NV[3:4]), count, seeds[0, 3:4])
+    np.testing.assert_array_equal(alone[0], ids[0, 3])
+
+
+def test_draws_of_no_numbers_are_marked():
+    logits_NV = draw(N, V).copy()
+    logits_NV[2, 5] = np.nan
+    ids = np.asarray(logits_module.draw(jnp.asarray(logits_NV), 9, jnp.arange(N, dtype=jnp.uint32)))
+    assert (ids[2] == -1).all() and (np.delete(ids, 2, 0) >= 0).all()

@@ -170,10 +170,24 @@ def test_the_largest_alone(stored, folder, caplog):
     tokens = int(
         re.search(r"([\d,]+) tokens of [\d,]+ different rows", caplog.text)[1].replace(",", "")
     )
-    assert f"the 20 largest logits of each take {4 * 41 * tokens:,} bytes" in caplog.text
+    took = f"take {20 * 6 + 4} bytes a token, {(20 * 6 + 4) * tokens:,} bytes"  # ids have two
+    assert f"the 20 largest logits of each {took}" in caplog.text
     ours, whole = rows[0], stored[0][0]
     assert ours["ce"] == pytest.approx(whole["ce"], rel=1e-6)
     assert 0.001 < abs(ours["kl"] / whole["kl"] - 1) < 0.5
+
+
+def test_draws(stored, folder, caplog):
+    """The same rows, at 40 bytes a token; cross-entropy with draws has the entropy of the draws
+    less than with the teacher."""
+    calls, c = [], config(folder, logits="rskd", ce=dict(weight=0.5), kl=dict(weight=0.5))
+    c.cache.draws = 20
+    with caplog.at_level(logging.INFO, "kd_jax.run.text_logits"):
+        rows, figures = run(c, folder / "draws", calls)
+    assert "20 draws of each take 40 bytes a token" in caplog.text
+    assert len(calls) == 3 and rows[0]["ce"] == pytest.approx(stored[0][0]["ce"], rel=1e-6)
+    assert rows[0]["kl"] == pytest.approx(rows[0]["kl_t1"]) and rows[-1]["kl"] > 0.01
+    assert 0.01 < figures["kl"] < 1.0  # with the teacher itself
 
 
 class Killed(Exception):
@@ -241,13 +255,16 @@ def test_what_needs_the_teacher_itself_is_refused(folder, tmp_path, term, says):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-@pytest.mark.parametrize(("logits", "k"), [("all", 280), ("top_k", 20)])
+@pytest.mark.parametrize(("logits", "k"), [("all", 280), ("top_k", 20), ("rskd", 30)])
 def test_a_step_is_planned_as_it_will_be(folder, logits, k):
     c = config(folder, "mlm", logits)
     c.tokenizer.train, c.teacher.architecture["vocab_size"] = "", 280
+    c.objective.kl.temperature, c.cache.draws = 1.0, 30
     run = substituting.build(c)
     born, batch, teacher, inputs, program = plan.abstract_step(run)
-    assert type(teacher) is Stored and batch.stored["teacher"].values_BPK.shape == (ROWS, 8, k)
+    kept = batch.stored["teacher"]
+    assert type(teacher) is Stored and {x.shape[:2] for x in jax.tree.leaves(kept)} == {(ROWS, 8)}
+    assert {x.shape[2:] for x in (kept.values_BPK, kept.ids_BPK) if x is not None} == {(k,)}
     step = functools.partial(loop.train_step, program=program)
     _, metrics = jax.eval_shape(step, born, batch, teacher, inputs)
     assert {"ce", "kl"} <= metrics["terms"].keys()
