@@ -13,8 +13,10 @@ many bytes a token that takes:
 
     python benchmarks/sampled_text.py --model=$KD_JAX_DATA/../models/stories260K --texts=12000 \
       --out=runs/sampled_stories.txt
-    python -m kd_jax.main --config=configs/offline_stories.py:rskd --config.seed=0 \
-      --workdir=runs/offline_rskd_0
+    for seed in 0 1 2 3 4; do for kept in all uniform bucket renormalised rskd ce; do
+      python -m kd_jax.main --config=configs/offline_stories.py:$kept --config.seed=$seed \
+        --workdir=runs/offline_${kept}_$seed; done; done
+    python benchmarks/results.py record offline_stories_rskd runs/offline_rskd_?
     python -m kd_jax.main --config=configs/offline_stories.py:smoke
 
 Text: stories that the teacher wrote itself (benchmarks/sampled_text.py); reported on real ones, of

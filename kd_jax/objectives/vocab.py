@@ -136,8 +136,8 @@ def _run(
         logits = {"student": student.logits(student_rows, engine.student_policy)}
         mixture, widths = None, dict(sizes)
         if teacher is not None:
-            given = teacher_rows, engine.teacher_policy, logits["student"]
-            logits["teacher"] = teacher.logits(*given)
+            own_CV = logits["student"]
+            logits["teacher"] = teacher.logits(teacher_rows, engine.teacher_policy, own_CV)
         if others is not None:
             mixture = others.mixture(logits["student"], other_rows, engine.teacher_policy)
             logits["mixture"] = mixture.logits_CV
@@ -219,8 +219,7 @@ def vocab_loss(
         nats where the term is a divergence. Totals carry no gradient.
     """
     given = student, teacher, labels_N, weights, scales, temperatures, others, written_N
-    loss, totals, _ = _run(engine, *given, want_grads=False)
-    return loss, totals
+    return _run(engine, *given, want_grads=False)[:2]
 
 
 def _vocab_loss_fwd(engine, *given):
