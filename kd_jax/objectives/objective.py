@@ -17,7 +17,8 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.divergence import Divergence
-from kd_jax.objectives.logits import Targets, sources_of
+from kd_jax.objectives.logits import Source, Targets, sources_of
+from kd_jax.objectives.selection import BY, Selection, entropy
 from kd_jax.precision import Policy
 from kd_jax.ranges import Real
 from kd_jax.schedules import Schedule, value_schedule
@@ -88,14 +89,32 @@ class Objective:
         return batch
 
     def _row_weights(self, batch: Batch) -> dict[str, Array]:
+        """Lists the weights that each term would have everywhere, (B, P)."""
         seen = {"supervised": batch.weights, "all": batch.mask_BT}
-        terms = self.row_terms + self.measured
-        return {term.name: seen[term.positions].reshape(-1) for term in terms}
+        return {term.name: seen[term.positions] for term in self.row_terms + self.measured}
 
     def denominators(self, batch: Batch) -> dict[str, Array]:
         """Computes each term's denominator on this batch, from the data alone."""
-        totals = {name: jnp.sum(weight) for name, weight in self._row_weights(batch).items()}
+        weights, totals = self._row_weights(batch), {}
+        for term in self.row_terms + self.measured:
+            own = jnp.sum if term.selection is None else term.selection.denominator
+            totals[term.name] = own(weights[term.name])
         return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
+
+    def _chosen(
+        self, weights: dict[str, Array], engine: vocab.Engine, ours: Source, theirs: Source | None
+    ) -> dict[str, Array]:
+        """Leaves the weights of positions that a term has not selected by entropy at 0."""
+        models = {"student_entropy": (ours, self.student_policy)}
+        models["teacher_entropy"] = theirs, self.teacher_policy
+        for term in self.row_terms:
+            if term.selection is not None:
+                source, policy = models[term.selection.by]
+                num_rows = weights[term.name].size
+                size = engine.rows_per_chunk(num_rows, source.num_classes)
+                own_BP = entropy(source, policy, size).reshape(weights[term.name].shape)
+                weights[term.name] = term.selection.weights(weights[term.name], own_BP)
+        return weights
 
     def __call__(
         self,
@@ -114,13 +133,13 @@ class Objective:
             if theirs is None or theirs.num_classes <= ours.num_classes:
                 terms = tuple(term for term in terms if term is not measures.OUTSIDE)
             engine = vocab.Engine(terms, self.student_policy, self.teacher_policy, self.chunk)
-            weights = self._row_weights(batch)
+            weights = self._chosen(self._row_weights(batch), engine, ours, theirs)
             loss, totals = vocab.vocab_loss(
                 engine,
                 ours,
                 theirs,
                 batch.labels.reshape(-1),
-                {term.name: weights[term.name] for term in terms},
+                {term.name: weights[term.name].reshape(-1) for term in terms},
                 {term.name: scales[term.name] for term in self.row_terms},
                 temperatures,
                 others,
@@ -160,9 +179,11 @@ def build_objective(
         settings, make_term = _read(name, settings, key)
         coefficients[name] = value_schedule(settings.pop("weight"), steps, f"{key}.weight", WEIGHT)
         at, temperature = settings.pop("positions", None), settings.pop("temperature", None)
+        rows, share = settings.pop("rows", "all"), settings.pop("share", None)
         term = make_term(**settings)
         if fault := _fault(term, at, temperature, with_teacher, regression):
             raise UserError(key + fault)
+        selection = _selection(term, rows, share, key, with_teacher, regression)
         if not isinstance(term, Divergence):
             state_terms.append((name, term))
             continue
@@ -172,7 +193,9 @@ def build_objective(
         if constant is None:
             temperatures[name] = schedule
         positions = at or "supervised"
-        row_terms.append(vocab.RowTerm(name, term, constant, positions=positions))
+        row_terms.append(
+            vocab.RowTerm(name, term, constant, positions=positions, selection=selection)
+        )
     if not any(max(at(0), at(steps)) > 0 for at in coefficients.values()):
         names = ", ".join(f"objective.{name}.weight" for name in coefficients)
         raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
@@ -195,10 +218,25 @@ def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]
     make_term = plugins.load("objectives", settings.pop("term", name), "make").make
     # Keys of the term alone are the arguments of its `make`.
     own = inspect.signature(make_term).parameters
-    have = ["weight", "term", "positions", "temperature", *own]
+    have = ["weight", "term", "positions", "rows", "share", "temperature", *own]
     if unknown := sorted(set(settings) - set(have)):
         raise UserError(f"{key}: unknown {', '.join(unknown)}; have {', '.join(have)}")
     return settings, make_term
+
+
+def _selection(
+    term: Any, rows: str, share: float | None, key: str, with_teacher: bool, regression: bool
+) -> Selection | None:
+    """Reads which share of its positions a term over logits sees."""
+    if rows == "all" and share is None:
+        return None
+    have = [name for name in BY if with_teacher or name != "teacher_entropy"]
+    if regression or rows not in have or not isinstance(term, Divergence) or share is None:
+        raise UserError(
+            f"{key}: rows={rows!r}, share={share!r}: for a term over logits give both, rows of "
+            f"{', '.join(have)}, and a share above 0 and at most 1; or leave both out"
+        )
+    return Selection(rows, Real(above=0, most=1).check(share, f"{key}.share"))
 
 
 def _fault(

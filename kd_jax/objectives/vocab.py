@@ -8,10 +8,9 @@ the forward pass is the idea of fused linear cross-entropy (Hsu et al., "Liger K
 arXiv:2410.10989, section 3.2).
 
 Inside `shard_map` each device calls this for its own rows. Where it holds only a part of the
-unembedding (`axes.VOCAB`), the devices that share one gather their chunks' features instead: each
-computes its part of all their rows' logits, sums over the vocabulary are summed over devices (an
-online softmax), and gradients of features go back to whose they are. So no device ever holds the
-unembedding, or a gradient of it, whole.
+unembedding (`axes.VOCAB`), the devices that share one gather their chunks' features: each computes
+its part of all their rows' logits, sums over the vocabulary are summed over devices, and gradients
+of features go back to whose they are. None ever holds the unembedding, or its gradient, whole.
 """
 
 import dataclasses
@@ -46,6 +45,7 @@ class RowTerm:
     temperature: float | None = 1.0
     of: str | None = None
     positions: str = "supervised"  # that it sees; or all: every token but padding
+    selection: object = None  # objectives/selection.py: a share of them, by entropy
 
     def subject(self, mixture: Mixture | None) -> str:
         """Tells which logits the term uses: "student" or "mixture"."""

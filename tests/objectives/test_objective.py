@@ -249,6 +249,13 @@ def test_held_out_figures():
             {"hidden": {"weight": 1.0, "temperature": 2.0}},
             "hidden takes neither positions nor a temp",
         ),
+        ({"kl": {"weight": 1.0, "rows": "entropy", "share": 0.2}}, "kl: rows='entropy', share=0.2"),
+        ({"kl": {"weight": 1.0, "rows": "student_entropy"}}, "kl: rows='student.*give both"),
+        (
+            {"kl": {"weight": 1.0, "rows": "student_entropy", "share": 1.5}},
+            "objective.kl.share=1.5 must be above 0 and at most 1",
+        ),
+        ({"hidden": {"weight": 1.0, "rows": "student_entropy", "share": 0.5}}, "over logits"),
         (
             {"kl_t1": {"weight": 1.0, "term": "kl"}},
             "objective.kl_t1: what is logged .* this name",

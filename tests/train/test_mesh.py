@@ -23,7 +23,7 @@ SETTINGS = {
     "kl": {"weight": 0.7, "temperature": 2.0},
     "akl": {"weight": 0.3},
     "jsd": {"weight": 0.3},
-    "tvd": {"weight": 0.3},
+    "tvd": {"weight": 0.3, "rows": "student_entropy", "share": 0.5},
     "logit_mse": {"weight": 0.01},
     "hidden": {"weight": 0.3},
 }

@@ -28,6 +28,13 @@ PAPER = {
 CASES = {
     "mlm": ("mlm", EVERYTHING),
     "mlm, all positions": ("mlm", PAPER | {"kl": PAPER["kl"] | {"positions": "all"}}),
+    "mlm, the least sure": (
+        "mlm",
+        {
+            "ce": {"weight": 1.0, "rows": "teacher_entropy", "share": 0.5},
+            "kl": {"weight": 1.0, "positions": "all", "rows": "student_entropy", "share": 0.3},
+        },
+    ),
     "clm": ("clm", PAPER | {"cosine": {"weight": 1.0, "term": "hidden", "kind": "cosine"}}),
 }
 VARIANTS = {
@@ -76,6 +83,7 @@ def check_same(found, wanted):
 @pytest.mark.parametrize(
     ("case", "variant"),
     [("mlm", variant) for variant in VARIANTS]
+    + [("mlm, the least sure", "4 x 2 devices, 4 micro-batches, chunks")]
     + [("clm", "split over 8 devices"), ("clm", "4 micro-batches, chunks")]
     + [("mlm, all positions", "4 x 2 devices, 4 micro-batches, chunks")],
 )
