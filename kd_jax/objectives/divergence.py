@@ -183,6 +183,11 @@ class Softmax:
             self._kept[key] = exp_CV >= jnp.minimum(least_C1, 1.0)
         return self._kept[key]
 
+    def mean_gap(self, other: Softmax, temperature: Temperature, sums: Sums) -> Array:
+        """Computes the mean of (s - o) / T under this distribution (see `gap`), (C, 1)."""
+        key = key_of(temperature)
+        return sums["gap", self.name, other.name, key] / sums[self.name, key] / temperature
+
     def first_choice(self) -> Array:
         """Finds the most likely id of each row, the first in a tie, int32 (C,)."""
         if self.columns.start is None:
@@ -193,9 +198,7 @@ class Softmax:
 
     def kl(self, other: Softmax, temperature: Temperature, sums: Sums) -> Array:
         """Computes KL(this || other) of the softened distributions in nats, (C, 1)."""
-        key = key_of(temperature)
-        mean_gap_C1 = sums["gap", self.name, other.name, key] / sums[self.name, key] / temperature
-        return mean_gap_C1 + (
+        return self.mean_gap(other, temperature, sums) + (
             other.log_normalizer(temperature, sums) - self.log_normalizer(temperature, sums)
         )
 

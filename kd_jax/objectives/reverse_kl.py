@@ -24,8 +24,9 @@ class ReverseKL(Softened):
 
     def grad(self, rows, sums, temperature):
         student, teacher = rows.student, rows.teacher
-        log_ratio_CV = student.log_probs(temperature, sums) - teacher.log_probs(temperature, sums)
-        centered_CV = log_ratio_CV - student.kl(teacher, temperature, sums)
+        # Of log(p / q) - KL the normalizers cancel; they would only round it.
+        gap_CV = (student.shifted_CV - teacher.shifted_CV) / temperature
+        centered_CV = gap_CV - student.mean_gap(teacher, temperature, sums)
         return self._slope(temperature) * student.probs(temperature, sums) * centered_CV
 
 
