@@ -64,6 +64,7 @@ def run(arm: str, seed: int, rate: float, steps: int = 0) -> dict[str, Any]:
     config = onpolicy_stories.get_config(variant)
     config.seed, config.optim.learning_rate = seed, rate
     config.steps = steps or config.steps
+    config.eval.every = config.checkpoint.every = config.steps  # the last checkpoint is reported
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value})
     name = f"{arm.replace(' ', '-')}-{rate:g}-{config.steps}-{seed}"
@@ -86,20 +87,26 @@ def _seconds(folder: Path) -> float:
 def tune(arms: list[str]) -> None:
     """Chooses each arm's learning rate: the lowest sum of the two KL to the teacher on held-out
     prompts and text, at the end of a run with a seed that is not reported."""
-    file = ROOT / "rates.json"
-    chosen = json.loads(file.read_text()) if file.exists() else {}
     for arm in arms:
-        if arm in chosen:
+        file, scores = _file("rate", arm), {}
+        if file.exists():
             continue
-        scores = {}
         for rate in RATES:
             run(arm, TUNED_BY, rate)
             (folder,) = ROOT.glob(f"{arm.replace(' ', '-')}-{rate:g}-*-{TUNED_BY}")
             last = records.read(folder / "student" / "eval.csv")[-1]
             scores[rate] = float(last["kl"]) + float(last["own_kl"])
             print(f"{arm}: rate {rate:g}: {scores[rate]:.4f}", flush=True)
-        chosen[arm] = min(scores, key=scores.get)
-        file.write_text(json.dumps(chosen, indent=1) + "\n")
+        file.write_text(json.dumps(scores) + "\n")
+
+
+def _file(*about: object) -> Path:
+    return ROOT / f"{'-'.join(map(str, about)).replace(' ', '-')}.json"
+
+
+def _rate(arm: str) -> float:
+    scores = json.loads(_file("rate", arm).read_text())
+    return float(min(scores, key=scores.get))
 
 
 def keep(rows: list[dict[str, Any]]) -> None:
@@ -124,35 +131,31 @@ def main() -> None:
     ROOT.mkdir(parents=True, exist_ok=True)
     if options.tune:
         return tune(options.arms)
-    rates = json.loads((ROOT / "rates.json").read_text())
-    file = ROOT / ("rows_seconds.json" if options.seconds else "rows.json")
-    rows = json.loads(file.read_text()) if file.exists() else []
+    equal = "seconds" if options.seconds else "steps"
     for seed in range(options.seeds):
         for arm in options.arms:
-            if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
-                continue
-            steps = _as_long(arm) if options.seconds else 0
-            rows.append(run(arm, seed, rates[arm], steps))
-            file.write_text(json.dumps(rows, indent=1) + "\n")
-            print(json.dumps(rows[-1]), flush=True)
-    keep([row for name in ("rows", "rows_seconds") for row in _rows(name)])
+            file = _file(equal, arm, seed)
+            if not file.exists():
+                steps = _as_long(arm) if options.seconds else 0
+                row = run(arm, seed, _rate(arm), steps) | {"equal": equal}
+                file.write_text(json.dumps(row) + "\n")
+                print(row, flush=True)
+    keep([row for equal in ("steps", "seconds") for row in _rows(equal)])
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    file = ROOT / f"{name}.json"
-    of = {"rows": "steps", "rows_seconds": "seconds"}[name]
-    return [row | {"equal": of} for row in json.loads(file.read_text())] if file.exists() else []
+def _rows(equal: str) -> list[dict[str, Any]]:
+    rows = (json.loads(file.read_text()) for file in ROOT.glob(f"{equal}-*.json"))
+    return sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
 
 
 def _as_long(arm: str) -> int:
     """Computes the steps of an arm that take as long as the dearest arm's."""
-    rows = json.loads((ROOT / "rows.json").read_text())
+    rows = _rows("steps")
     own, slow = (
         statistics.median(row["seconds"] / row["steps"] for row in rows if row["arm"] == name)
         for name in (arm, SLOWEST)
     )
-    steps = next(row["steps"] for row in rows if row["arm"] == SLOWEST)
-    return round(steps * slow / own)
+    return round(next(row["steps"] for row in rows if row["arm"] == SLOWEST) * slow / own)
 
 
 if __name__ == "__main__":

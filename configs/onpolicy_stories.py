@@ -50,16 +50,15 @@ def get_config(arg=None):
     c.objective = {name if name in TERMS else "ce": dict(weight=1.0)}
     c.rollout.update(held_out=64, **WRITTEN)
     c.batch_size, c.steps = 16, 100
-    c.stages.student.select = False  # the last checkpoint: held-out text is not what it learns
     c.optim.learning_rate = 1e-3
     c.optim.schedule = dict(kind="cosine", warmup=0.05, final=0.1)
-    c.eval = dict(every=50, batch_size=16)
-    c.checkpoint = dict(every=50, keep=1)
+    c.eval = dict(every=100, batch_size=16)
+    c.checkpoint = dict(every=100, keep=1)
     c.log.every = 20
     if name == "ce":
         c.rollout["lambda"] = 0.0
     if name == "sequence":  # as many texts as the steps read
-        own = dict(kind="sequence", objective="", select=False)
+        own = dict(kind="sequence", objective="")
         c.stages = dict(student=own | ({} if smoke else WRITTEN))
     if name == "start":  # the best by held-out text
         c.student.update(model="", init="scratch")
