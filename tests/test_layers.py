@@ -16,7 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYER = {
     **dict.fromkeys("errors axes types tensors plugins precision".split(), 0),
     **dict.fromkeys("ranges schedules storage hub".split(), 0),
-    **dict.fromkeys("config experiments keys".split(), 0),
+    **dict.fromkeys("config sections experiments keys".split(), 0),
     **dict.fromkeys("models objectives data metrics plans report".split(), 1),
     **dict.fromkeys("tasks teachers train".split(), 2),
     **dict.fromkeys("run smoke".split(), 3),
@@ -125,8 +125,8 @@ def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
     # The package is to become smaller: these numbers go down, and up only with what it can do.
-    assert sum(lengths.values()) < 28_600 and len(lengths) <= 177
-    assert sum(n for name, n in lengths.items() if name.startswith("kd_jax/recipes/")) < 2_100
+    assert sum(lengths.values()) < 31_700 and len(lengths) <= 204
+    assert sum(n for name, n in lengths.items() if name.startswith("kd_jax/recipes/")) < 2_400
 
 
 def test_the_path_of_a_run_is_short():

@@ -146,7 +146,7 @@ def describe(
     """Describes the model of a section of the config.
 
     Args:
-        section: the section; its keys are in kd_jax/config.py.
+        section: the section; its keys are in kd_jax/sections.py.
         key: the section's name, for messages.
         head: mlm | clm | classification | span.
         policy: types to compute in.
