@@ -34,9 +34,13 @@ TERMS, SHARES = ("kl", "jsd", "reverse_kl"), (0.0, 0.5, 1.0)
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{term} {share:g}": (term, {"rollout.lambda": share}) for term in TERMS for share in SHARES
 }
-ARMS["policy gradient 1"] = ("policy_gradient", {})
+ARMS["policy gradient 1"] = ("policy_gradient", {})  # of reverse KL
 ARMS["sequence"] = ("sequence", {})
 ARMS["ce"] = ("ce", {})
+# What an arm is compared with: the same divergence on given text, or that text alone.
+AGAINST = {arm: f"{arm.rpartition(' ')[0]} 0" for arm in ARMS}
+AGAINST |= {f"{term} 0": "ce" for term in TERMS} | {"sequence": "ce", "ce": ""}
+AGAINST["policy gradient 1"] = "reverse_kl 1"
 RATES, TUNED_BY = (3e-4, 1e-3, 3e-3), 100  # learning rates that were tried; their seed
 SLOWEST = "kl 1"  # as long as this arm takes, the others may take
 FIGURES = "loss kl own_kl own_reverse_kl own_entropy own_length own_ended".split()
@@ -69,7 +73,7 @@ def run(arm: str, seed: int, rate: float, steps: int = 0) -> dict[str, Any]:
         config.update_from_flattened_dict({key: value})
     name = f"{arm.replace(' ', '-')}-{rate:g}-{config.steps}-{seed}"
     found = api.distil(config, workdir=ROOT / name)
-    row = {"arm": arm, "seed": seed, "rate": rate, "steps": config.steps}
+    row = {"arm": arm, "against": AGAINST[arm], "seed": seed, "rate": rate, "steps": config.steps}
     figures = found.figures["student"]
     return row | {"seconds": _seconds(found.folder)} | {key: figures[key] for key in FIGURES}
 

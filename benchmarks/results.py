@@ -18,6 +18,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,37 @@ def _losses(rows: list[Row]) -> str:
     return _with_allocators(rows, header, found, labels=3)
 
 
+def _arms(rows: list[Row]) -> str:
+    """A table for each way in which arms were made equal: means over seeds, and the differences
+    to the arm that `against` names, paired by seed."""
+    pages = []
+    for equal in dict.fromkeys(row["equal"] for row in rows):
+        arms: dict[str, list[Row]] = {}
+        for row in sorted((row for row in rows if row["equal"] == equal), key=itemgetter("seed")):
+            arms.setdefault(row["arm"], []).append(row)
+        figures = quantities.of_keys({"perplexity", *rows[0]})  # of language models
+        figures = [figure for figure in figures if figure.key in rows[0]]
+        header = ["arm", "steps", "s", *(figure.title for figure in figures)]
+        found = []
+        for arm, own in arms.items():
+            seconds = statistics.fmean(row["seconds"] for row in own)
+            cells = [arm, f"{own[0]['steps']:,}", f"{seconds:.0f}"]
+            found.append([*cells, *(quantities.mean(figure, own) for figure in figures)])
+            rival = arms.get(own[0]["against"], [])
+            if [row["seed"] for row in rival] == [row["seed"] for row in own]:
+                pairs = (quantities.compare(figure, own, rival) for figure in figures)
+                shown = ["" if pair is None else pair.show() for pair in pairs]
+                found.append([f"- {own[0]['against']}", "", "", *shown])
+        seeds = max(map(len, arms.values()))
+        title = (
+            f"equal {equal}, {seeds} seeds: mean ± standard deviation; differences ± their error"
+        )
+        pages.append(table.Table(title, header, found).markdown())
+    return "\n".join(pages)
+
+
 _TABLES = {
+    "arm": _arms,
     "loss": _losses,
     "plan": _plans,
     "roofline": _rooflines,
