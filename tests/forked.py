@@ -8,6 +8,7 @@ and the tests that kill and restart runs need many starts.
 import atexit
 import dataclasses
 import functools
+import gc
 import json
 import os
 import signal
@@ -133,5 +134,6 @@ if __name__ == "__main__":
     import kd_jax.main
     import kd_jax.recipes.distil  # noqa: F401
 
+    gc.freeze()
     _serve()
     kd_jax.main.main()

@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as defaults
 from kd_jax import plugins, storage
+from kd_jax.data.loader import lengths_of
 from kd_jax.report import plots
 from kd_jax.run import text_logits, workdir
 from kd_jax.stages import round
+from kd_jax.tasks import task
 from kd_jax.train import loop, passes, step
 
 # As they are, whatever stands in their places in passes.
@@ -71,11 +73,22 @@ def _made(name: str, folder: Path) -> Smoke:
         compilations() as compiled,
         guards(),
         sketches(),
+        one_length(name),
     ):
         recipe = plugins.load("recipes", config.recipe, "run")
         with workdir.enter(config, file, str(folder)) as place:
             results = recipe.run(config, place)
     return Smoke(folder, config, results, reads.keys, reads.seen, compiled)
+
+
+# Fine-tuned in batches of several lengths, each of which is compiled for every model; all others in
+# batches of the longest one.
+LENGTHS = {"finetune_agnews:smoke", "finetune_squad:smoke"}
+
+
+def one_length(name: str):
+    longest = mock.patch.object(task, "lengths_of", lambda *given: lengths_of(*given)[-1:])
+    return contextlib.nullcontext() if name in LENGTHS else longest
 
 
 def sketches():

@@ -135,24 +135,44 @@ def blank_rows(batch: Batch, real_B: np.ndarray) -> Batch:
 
 
 # Buckets: batches of rows of similar length. A few fixed lengths, so that few programs are compiled
-# and little padding is computed.
-_MULTIPLE = 8  # lengths that the matrix units of accelerators like
-_MOST = 6  # lengths of one stream, each of which is compiled
-_WORTH = 0.03  # share of the tokens that another length has to save
+# and little padding is computed: multiples of so many tokens, which matrix units like; at most so
+# many; each of which saves that share of the tokens.
+_TRAINING = (8, 6, 0.03)
+_PASS = (4, 12, 0.01)  # is made again and again, and its programs are compiled sooner
+_BATCHES = 3  # of a pass, that make a length worth compiling
 
 
-def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[int, ...]:
-    """Chooses bucket lengths, ascending, that leave the fewest padded tokens when every row goes to
-    the shortest bucket that holds it. Lengths are multiples of 8, or `seq_len`; the last one holds
-    the longest row. There are at most `most`, never over six, and fewer if one more saves little.
+def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int | None = None) -> tuple[int, ...]:
+    """Chooses bucket lengths of training, ascending, that leave the fewest padded tokens when every
+    row goes to the shortest bucket that holds it. Lengths are multiples of 8, or `seq_len`; the
+    last one holds the longest row. There are at most `most`, never over six, and fewer if one more
+    saves less than 3%.
     """
-    ends = [*range(_MULTIPLE, seq_len, _MULTIPLE), seq_len]
+    multiple, limit, worth = _TRAINING
+    return _lengths(lengths_N, seq_len, multiple, min(most or limit, limit), worth)
+
+
+def lengths_of_pass(lengths_N: np.ndarray, seq_len: int, batch_size: int) -> tuple[int, ...]:
+    """Chooses bucket lengths of one pass, ascending, that leave the fewest padded tokens in the
+    batches that `BucketStream` makes of it. Lengths are multiples of 4, or `seq_len`. There are at
+    most twelve, one for every three batches, and fewer if one more saves less than 1%.
+    """
+    multiple, most, worth = _PASS
+    longest_S = np.sort(lengths_N)[::-batch_size]
+    most = min(most, max(1, len(longest_S) // _BATCHES))
+    return _lengths(longest_S, seq_len, multiple, most, worth)
+
+
+def _lengths(
+    lengths_N: np.ndarray, seq_len: int, multiple: int, most: int, worth: float
+) -> tuple[int, ...]:
+    ends = [*range(multiple, seq_len, multiple), seq_len]
     rows = np.searchsorted(np.sort(lengths_N), ends, side="right").tolist()  # that fit into each
     last = rows.index(len(lengths_N))
     ends, rows = ends[: last + 1], rows[: last + 1]
     # best[e]: (computed tokens of the rows that fit into ends[e], the buckets) with e the last one.
     best = [(n * end, (end,)) for n, end in zip(rows, ends, strict=True)]
-    for _ in range(min(most, _MOST) - 1):
+    for _ in range(most - 1):
         fewer = best[last]
         best = [
             min(
@@ -165,7 +185,7 @@ def lengths_of(lengths_N: np.ndarray, seq_len: int, most: int = _MOST) -> tuple[
             )
             for e in range(len(ends))
         ]
-        if best[last][0] > (1 - _WORTH) * fewer[0]:
+        if best[last][0] > (1 - worth) * fewer[0]:
             return fewer[1]
     return best[last][1]
 

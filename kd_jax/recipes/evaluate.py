@@ -26,7 +26,6 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax import plugins
 from kd_jax.data import tokenizers
-from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.report import runs, tables
@@ -203,9 +202,7 @@ def _examples_of_checkpoint(
     if this.head == "classification" and not this.regression:
         names = described.config.labels, this.labels
         order = class_order(own.stated["model"], options.labels, *names, "--labels")
-    found = this.rows("test")  # in lengths of their own: the training data need not be there
-    lengths = lengths_of(found.lengths_N, this.seq_len)
-    stream = BucketStream(found.lengths_N, lengths, found.batch, rows)
+    stream = this.held_out("test", rows)
     logits = predict(own.model(mesh), stream.batches(), mesh, family.PARTITION)
     outputs = [in_order(logits[i], order) for i in range(len(logits))]
     return _examples(own, this, outputs, task, "test")

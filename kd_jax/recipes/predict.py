@@ -21,7 +21,7 @@ from scipy import special
 from kd_jax import hub
 from kd_jax.data import encoded
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.loader import BucketStream, lengths_of
+from kd_jax.data.loader import BucketStream, lengths_of_pass
 from kd_jax.data.squad import Question, Windows, windows
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
@@ -92,7 +92,7 @@ def predict_file(
             part = slice(start, min(start + AT_ONCE, len(found)))
             rows = _encode(own.tokenizer, seq_len, found, part)
             # Later rows are padded to the lengths of the first ones, so they compile nothing.
-            buckets = buckets or _buckets(rows, seq_len, len(found) > AT_ONCE)
+            buckets = buckets or _buckets(rows, seq_len, batch_size, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, _shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
@@ -206,8 +206,8 @@ def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
     return windows(tokenizer, examples[part], seq_len, stride, question, place)
 
 
-def _buckets(rows: Encoded, seq_len: int, more: bool) -> tuple[int, ...]:
-    found = lengths_of(rows.lengths_N, seq_len)
+def _buckets(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tuple[int, ...]:
+    found = lengths_of_pass(rows.lengths_N, seq_len, batch_size)
     return (*found, seq_len) if more and found[-1] < seq_len else found
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kd_jax.data.loader import Batches, BucketStream
+from kd_jax.data.loader import Batches, BucketStream, lengths_of_pass
 from kd_jax.metrics import cost, flops, likelihood
 from kd_jax.metrics.classification import compare_with_teacher
 from kd_jax.models import family
@@ -242,7 +242,7 @@ def _calls(run: Run, name: str, params: Params) -> tuple[Callable, Callable, int
     mesh = sharding.make_mesh(1, [device])
     model = laid_out(Model(params, run.models[name].abstract().graphdef), mesh)
     rows = run.tasks[name].rows(run.split)
-    buckets = run.tasks[name].buckets_of(run.split)
+    buckets = lengths_of_pass(rows.lengths_N, run.tasks[name].seq_len, ROWS)
     # The same examples for all models: drawn by number.
     ids_N = np.random.default_rng(0).permutation(len(rows))[: ROWS * BATCHES]
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.loader import BucketStream
+from kd_jax.data.loader import BucketStream, lengths_of_pass
 from kd_jax.errors import UserError
 from kd_jax.models import family
 from kd_jax.models.layers import MASKED
@@ -80,11 +80,12 @@ class TeacherLogits:
         new = np.flatnonzero(missing_N)
         if len(new):
             log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
+            size, lengths_N = run.config.eval.batch_size, rows.lengths_N[ids_N[new]]
             part = BucketStream(
-                rows.lengths_N[ids_N[new]],
-                run.tasks[name].buckets_of(split),
+                lengths_N,
+                lengths_of_pass(lengths_N, run.tasks[name].seq_len, size),
                 lambda ids_B, length: rows.batch(ids_N[new][ids_B], length),
-                run.config.eval.batch_size,
+                size,
                 **run.processes,
             )
             computed = predict(self.model(name), part.batches(), run.mesh, family.PARTITION)
@@ -263,7 +264,7 @@ def _online(
     if not foreign:
         return teacher, stream
     # Rows of other tokens need not be as long as the student's: one length, whatever the bucket.
-    longest = [0 if aligned[name] else run.tasks[name].length("train") for name in foreign]
+    longest = [0 if aligned[name] else run.tasks[name].buckets[-1] for name in foreign]
 
     def encode(batch: Batch) -> Batch:
         ids_B, T = np.maximum(batch.ids_B, 0), batch.tokens_BT.shape[1]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kd_jax.data import splits
 from kd_jax.data.encoded import Encoded
-from kd_jax.data.loader import Batches, BucketStream, lengths_of
+from kd_jax.data.loader import Batches, BucketStream, lengths_of, lengths_of_pass
 from kd_jax.ranges import settings
 from kd_jax.types import Batch
 
@@ -226,27 +226,18 @@ class ExampleTask(Task):
             self._rows[split] = self._encode(split)
         return self._rows[split]
 
-    def length(self, split: str) -> int:
-        """Returns the tokens of the longest bucket of a split, which holds all of its rows."""
-        return self.buckets_of(split)[-1]
-
     @property
     def buckets(self) -> tuple[int, ...]:
         """Lists the lengths of training batches (in tokens), ascending."""
-        return self.buckets_of("train")
-
-    def buckets_of(self, split: str) -> tuple[int, ...]:
-        """Lists the lengths of a split's batches, ascending: those of training, so that all splits
-        use the same compiled programs, plus one if the split has longer rows."""
-        first = "train" if "train" in self.splits else split
-        found = lengths_of(self.rows(first).lengths_N, self.seq_len)
-        longest = lengths_of(self.rows(split).lengths_N, self.seq_len)[-1]
-        return found if longest <= found[-1] else (*found, longest)
+        return lengths_of(self.rows("train").lengths_N, self.seq_len)
 
     def _stream(self, split, batch_size, seed=None, **processes):
-        rows, buckets = self.rows(split), self.buckets_of(split)
-        lengths_N = rows.lengths_N
-        return BucketStream(lengths_N, buckets, rows.batch, batch_size, seed=seed, **processes)
+        rows = self.rows(split)
+        if seed is None:
+            buckets = lengths_of_pass(rows.lengths_N, self.seq_len, batch_size)
+        else:
+            buckets = self.buckets
+        return BucketStream(rows.lengths_N, buckets, rows.batch, batch_size, seed=seed, **processes)
 
     def shapes(self, batch_size: int, length: int | None = None) -> Batch:
         """Describes a batch by jax.ShapeDtypeStruct, with rows of `length` tokens: by default the

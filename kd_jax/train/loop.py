@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ from kd_jax.train.sharding import everywhere, place
 from kd_jax.train.state import TrainState, abstract
 from kd_jax.train.step import Inputs, Program, Teacher, train_step
 from kd_jax.types import Batch, Model
+
+_MOMENT = 3e-4  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +137,18 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
         row["replaced"] = float(np.mean(inputs.replaced_L))
     row |= {name: float(value) for name, value in metrics.get("written", {}).items()}
     return row | {"grad_norm": float(metrics["grad_norm"])}
+
+
+def settle(metrics: Any) -> None:
+    """Waits on a CPU until the step that computes `metrics` has given its memory back.
+
+    A step's temporary arrays are allocated when it is asked for, and so beside those of a step that
+    has not ended. They are freed by another thread just after the results are there: it gets a
+    moment, if there was anything to wait for.
+    """
+    if jax.default_backend() == "cpu" and not metrics["loss"].is_ready():
+        jax.block_until_ready(metrics)
+        time.sleep(_MOMENT)
 
 
 def fit(
@@ -271,6 +286,8 @@ def fit(
             if new:
                 bar.compiling(batch.tokens_BT.shape)
             given = place(batch, program.mesh), teacher, everywhere(inputs, program.mesh)
+            if pending is not None:
+                settle(pending[1])
             state, metrics = train_step(state, *given, program=program)
             if writer is not None:
                 metrics["written"] = writer.measured(given[0], wrote)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax.data.loader import BucketStream, lengths_of
+from kd_jax.data.loader import BucketStream, lengths_of, lengths_of_pass
 from kd_jax.errors import UserError
 from kd_jax.types import Batch
 
@@ -16,7 +16,7 @@ def make(ids_B, length):
     return Batch(
         ids_B=ids_B.astype(np.int32),
         tokens_BT=np.repeat(ids_B[:, None], length, axis=1).astype(np.int32),
-        mask_BT=(np.arange(length) < LENGTHS[ids_B][:, None]).astype(np.float32),
+        mask_BT=(np.arange(length) < LENGTHS[ids_B % 45][:, None]).astype(np.float32),
         labels=ids_B[:, None].astype(np.int32),
         weights=ones_B1,
     )
@@ -65,6 +65,24 @@ def test_no_bucket_is_empty():
     assert lengths_of(np.array([5, 7]), 128) == (8,)
     assert lengths_of(np.array([5, 100]), 128) == (8, 104)
     assert lengths_of(np.array([126]), 126) == (126,)
+
+
+def test_lengths_of_a_pass_leave_the_fewest_padded_tokens_in_its_batches():
+    lengths = np.minimum(np.random.default_rng(3).geometric(0.12, 98) + 1, 30)
+
+    def computed(buckets):
+        of_pass = BucketStream(lengths, buckets, make, 8)
+        return sum(of_pass[step].tokens_BT.size for step in range(of_pass.steps))
+
+    found = lengths_of_pass(lengths, 30, 8)
+    assert len(found) == 4  # 13 batches
+    ends = [*range(4, 30, 4), 30]
+    choices = itertools.combinations(ends[:-1], 3)
+    assert computed(found) == min(computed((*shorter, 30)) for shorter in choices)
+    assert computed(found) < computed(lengths_of(lengths, 30))
+    # One where others save little, or batches are few.
+    assert lengths_of_pass(np.array([64] * 199 + [60]), 64, 2) == (64,)
+    assert lengths_of_pass(np.array([3] * 30 + [29]), 64, 8) == (32,)
 
 
 def test_an_epoch_holds_every_row_at_most_once_in_buckets_of_their_length():

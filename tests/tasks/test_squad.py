@@ -71,7 +71,7 @@ def outputs_of(task, split, null=0.0, seed=None):
     rows, rng = task.rows(split), np.random.default_rng(seed)
     outputs = []
     for length, labels in zip(rows.lengths_N, rows.labels_NP, strict=True):
-        logits = np.zeros((2, task.length(split)), np.float32)
+        logits = np.zeros((2, task.seq_len), np.float32)
         logits[[0, 1], labels] = 5
         logits[:, 0] += null
         if seed is not None:

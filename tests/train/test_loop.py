@@ -144,6 +144,25 @@ def undisturbed(tmp_path, events):
     return folder
 
 
+def test_a_step_begins_when_the_last_one_has_given_its_memory_back(tmp_path, events, monkeypatch):
+    log, settle = events.log, loop.settle
+    monkeypatch.setattr(loop, "settle", lambda found: log.append(f"settled {1 / found['loss']:g}"))
+    fit(tmp_path, events, steps=6)
+    steps = [line for line in log if line.split()[0] in ("step", "settled")]
+    # After an evaluation, or compiling, nothing is left to wait for.
+    assert " ".join(steps) == "step 1 step 2 step 3 settled 3 step 4 step 5 settled 5 step 6"
+
+    done = types.SimpleNamespace(is_ready=lambda: True)
+    late = types.SimpleNamespace(
+        is_ready=lambda: False, block_until_ready=lambda: log.append("ready")
+    )
+    monkeypatch.setattr(loop.time, "sleep", lambda seconds: log.append("moment"))
+    log.clear()
+    settle({"loss": done})
+    settle({"loss": late})
+    assert log == ["ready", "moment"]
+
+
 def test_the_order_of_a_run(tmp_path, events):
     fit(tmp_path, events, steps=4)
     assert [event for event in events.log if not event.startswith("timing")] == [
