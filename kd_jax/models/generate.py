@@ -280,18 +280,11 @@ def _check(prompts, max_new_tokens, config) -> None:
                 f"generate: prompt {i} is empty or has ids outside 0 to {config.vocab_size - 1}; "
                 f"an empty text can begin with bos_token_id"
             )
-    longest = max(map(len, prompts), default=0)
-    if not longest:
-        raise UserError("generate: no prompts")
-    if longest + max_new_tokens - 1 > config.max_tokens:  # nothing comes after the last one
-        raise UserError(
-            f"generate: {max_new_tokens} tokens after a prompt of {longest}, but the model has "
-            f"positions for {config.max_tokens}; shorten the prompt or lower max_new_tokens"
-        )
-    turning_point = config.rotary.turning_point if config.rotary else None
-    for i, length in enumerate(map(len, prompts if turning_point else ())):
-        if length <= turning_point < length + max_new_tokens - 1:
+        most = config.most_written(len(prompt))
+        if len(prompt) + max_new_tokens - 1 > most:  # nothing comes after the last one
             raise UserError(
-                f"generate: {max_new_tokens} tokens after prompt {i} of {length} go beyond "
-                f"{turning_point}, where LongRoPE changes what is cached; lower max_new_tokens"
+                f"generate: {max_new_tokens} tokens after prompt {i}, which has {len(prompt)}, but "
+                f"the model can write up to position {most}; shorten it, or lower max_new_tokens"
             )
+    if not len(prompts):
+        raise UserError("generate: no prompts")

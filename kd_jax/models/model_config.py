@@ -285,6 +285,14 @@ class DecoderConfig(ModelConfig):
         """Returns the length of the longest row that has positions."""
         return self.max_positions if self.rotary is None else self.rotary.max_tokens
 
+    def most_written(self, prompt: int) -> int:
+        """Returns the tokens that a row may have when the model has written after a prompt of so
+        many tokens: as many as it has positions, or fewer where LongRoPE would change the keys that
+        are cached."""
+        turning_point = self.rotary.turning_point if self.rotary else None
+        within = turning_point is not None and prompt <= turning_point
+        return min(self.max_tokens, turning_point) if within else self.max_tokens
+
     @property
     def head_widths(self) -> set[int]:
         """Returns the widths of heads in all layers."""

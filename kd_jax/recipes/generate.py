@@ -20,9 +20,8 @@ from kd_jax.data import tokenizers
 from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
 from kd_jax.models.generate import Sampling
-from kd_jax.models.hf import read_config
 from kd_jax.report import runs
-from kd_jax.run import provenance, subject
+from kd_jax.run import endings, provenance, subject
 from kd_jax.run.run import build
 from kd_jax.run.sampler import Text, Writer
 from kd_jax.run.subject import Subject
@@ -168,13 +167,7 @@ def _read(path: Path, own: Subject, options: Options, trained: Mapping[str, Any]
 
 def _stop(own: Subject, trained: Mapping[str, Any]) -> tuple[int, ...]:
     """Finds the tokens that end a text: of the checkpoint's files, and of the tokenizer."""
-    found, folder = {own.tokenizer.eos_token_id}, own.described.folder
-    settings = [] if folder is None else [read_config(folder)]
-    if folder is not None and (folder / "generation_config.json").exists():
-        settings.append(storage.read_json(folder / "generation_config.json"))
-    for each in settings:
-        end = each.get("eos_token_id")
-        found |= set(end) if isinstance(end, list) else {end}
+    found = {own.tokenizer.eos_token_id} | endings.declared(own.described)
     if (trained.get("separator") or tokenizers.own_separator(own.tokenizer)) == "bos":
         found.add(own.tokenizer.bos_token_id)  # which begins the next text
     return tuple(sorted(found - {None}))
@@ -182,10 +175,10 @@ def _stop(own: Subject, trained: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _check_lengths(tokens: Sequence[np.ndarray], own: Subject, new: int) -> None:
     """Raises UserError for a prompt that is empty, or after which so many new tokens do not fit."""
-    most = own.described.config.max_tokens
     for index, row in enumerate(tokens):
         if not len(row):
             raise UserError(f"prompt {index} has no tokens; a text may begin with bos_token")
+        most = own.described.config.most_written(len(row))
         if len(row) + new - 1 > most:  # nothing comes after the last one
             raise UserError(
                 f"prompt {index} has {len(row)} tokens, and --max_new_tokens={new} more do not fit "

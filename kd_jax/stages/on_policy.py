@@ -75,7 +75,8 @@ def _check(run: Run, this: Stage, least: float, most: float) -> None:
             "config.cache.logits: nobody has logits of what the student will write; leave it "
             "empty, so that the teacher runs in the step"
         )
-    room = min(run.models[each].config.max_tokens for each in (this.model, this.teachers[0]))
+    models = (run.models[each].config for each in (this.model, this.teachers[0]))
+    room = min(each.most_written(rollout.prompt_tokens) for each in models)
     longest = rollout.prompt_tokens + rollout.max_new_tokens
     if longest > room:
         raise UserError(

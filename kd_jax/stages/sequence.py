@@ -69,10 +69,11 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
     if own["samples"] > 1 and not own["temperature"]:
         raise UserError(f"{where}.samples={own['samples']} texts would be the same: temperature=0")
     for model in (teacher, run.models[settings.model]):
-        if _length(settings) > model.config.max_tokens:
+        room = model.config.most_written(own["prompt_tokens"])
+        if _length(settings) > room:
             raise UserError(
                 f"{where}: prompt_tokens + max_new_tokens are {_length(settings)}, but "
-                f"{model.name} has positions for {model.config.max_tokens}; lower one of them"
+                f"{model.name} has positions for {room}; lower one of them"
             )
     found = stage.make(
         run,
