@@ -39,7 +39,7 @@ from kd_jax.run.teaching import attach
 from kd_jax.tasks import glue
 from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import optim, sharding, state
-from kd_jax.train.loop import Schedules, settle
+from kd_jax.train.loop import Schedules
 from kd_jax.train.passes import predict, predict_step
 from kd_jax.train.step import Program, train_step
 from kd_jax.types import Model
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
         batch = sharding.place(stream[next(numbers)], mesh)
         inputs = schedules.at(int(trained.step))
         trained, metrics = train_step(trained, batch, teacher, inputs, program=program)
-        settle(metrics)
+        state.settle(trained)
         return float(metrics["loss"])
 
     run(step, argparse.Namespace(warmup=len(warm), steps=len(timed)))

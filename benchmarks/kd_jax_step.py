@@ -18,7 +18,7 @@ from kd_jax.models.blueprint import stored
 from kd_jax.objectives.objective import build_objective
 from kd_jax.precision import Policy, policy_for
 from kd_jax.train import optim, sharding, state
-from kd_jax.train.loop import Schedules, settle
+from kd_jax.train.loop import Schedules
 from kd_jax.train.step import Program, train_step
 from kd_jax.types import Batch, Model
 
@@ -91,7 +91,7 @@ def main() -> None:
         nonlocal trained
         inputs = schedules.at(int(trained.step))
         trained, metrics = train_step(trained, batch, teacher, inputs, program=program)
-        settle(metrics)
+        state.settle(trained)
         return float(metrics["loss"])
 
     def peak() -> int:

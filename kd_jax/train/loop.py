@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,11 +21,9 @@ from kd_jax.train.preemption import Preempted, Preemption
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.records import Clock, Listener, Records
 from kd_jax.train.sharding import everywhere, place
-from kd_jax.train.state import TrainState, abstract
+from kd_jax.train.state import TrainState, abstract, settle
 from kd_jax.train.step import Inputs, Program, Teacher, train_step
 from kd_jax.types import Batch, Model
-
-_MOMENT = 3e-4  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,18 +134,6 @@ def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list
         row["replaced"] = float(np.mean(inputs.replaced_L))
     row |= {name: float(value) for name, value in metrics.get("written", {}).items()}
     return row | {"grad_norm": float(metrics["grad_norm"])}
-
-
-def settle(metrics: Any) -> None:
-    """Waits on a CPU until the step that computes `metrics` has given its memory back.
-
-    A step's temporary arrays are allocated when it is asked for, and so beside those of a step that
-    has not ended. They are freed by another thread just after the results are there: it gets a
-    moment, if there was anything to wait for.
-    """
-    if jax.default_backend() == "cpu" and not metrics["loss"].is_ready():
-        jax.block_until_ready(metrics)
-        time.sleep(_MOMENT)
 
 
 def fit(
@@ -286,11 +271,13 @@ def fit(
             if new:
                 bar.compiling(batch.tokens_BT.shape)
             given = place(batch, program.mesh), teacher, everywhere(inputs, program.mesh)
-            if pending is not None:
-                settle(pending[1])
+<<<<<<< HEAD
             state, metrics = train_step(state, *given, program=program)
             if writer is not None:
                 metrics["written"] = writer.measured(given[0], wrote)
+=======
+            state, metrics = train_step(settle(state), *given, program=program)
+>>>>>>> 42be59c (A pass is padded to lengths of its own batches; a step on a CPU begins when the last one has freed its memory; test processes leave without looking for garbage, and smoke runs compile one length where several are not their matter)
             step += 1
             clock.count(batch)
             write_pending()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -148,3 +149,19 @@ def abstract(state: TrainState) -> TrainState:
     """Describes a state's shapes, types and shardings: a checkpoint is restored against these."""
     describe = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)  # noqa: E731
     return jax.tree.map(describe, state)
+
+
+_MOMENT = 3e-4  # seconds
+
+
+def settle(state: TrainState) -> TrainState:
+    """Waits on a CPU until the step that computes `state` has given its memory back; returns it.
+
+    A step's temporary arrays are allocated as it is asked for, beside those of a step that has not
+    ended. Another thread frees them just after the results are there: it gets a moment, if there
+    was anything to wait for.
+    """
+    if jax.default_backend() == "cpu" and not state.step.is_ready():
+        jax.block_until_ready(state.step)
+        time.sleep(_MOMENT)
+    return state

@@ -18,7 +18,7 @@ from kd_jax.train import finite, loop, records, sharding
 from kd_jax.train.checkpoint import Checkpoints
 from kd_jax.train.loop import Intervals, Schedules, Selection
 from kd_jax.train.preemption import Preempted
-from kd_jax.train.state import TrainState, abstract
+from kd_jax.train.state import TrainState, abstract, settle
 from kd_jax.types import Batch, Ratio
 
 MESH = sharding.make_mesh(1)
@@ -145,21 +145,19 @@ def undisturbed(tmp_path, events):
 
 
 def test_a_step_begins_when_the_last_one_has_given_its_memory_back(tmp_path, events, monkeypatch):
-    log, settle = events.log, loop.settle
-    monkeypatch.setattr(loop, "settle", lambda found: log.append(f"settled {1 / found['loss']:g}"))
-    fit(tmp_path, events, steps=6)
-    steps = [line for line in log if line.split()[0] in ("step", "settled")]
-    # After an evaluation, or compiling, nothing is left to wait for.
-    assert " ".join(steps) == "step 1 step 2 step 3 settled 3 step 4 step 5 settled 5 step 6"
+    log = events.log
+    monkeypatch.setattr(loop, "settle", lambda state: log.append(f"settle {state.step}") or state)
+    fit(tmp_path, events, steps=2)
+    steps = [line for line in log if line.split()[0] in ("step", "settle")]
+    assert steps == ["settle 0", "step 1", "settle 1", "step 2"]
 
-    done = types.SimpleNamespace(is_ready=lambda: True)
+    monkeypatch.setattr("time.sleep", lambda seconds: log.append("moment"))
+    log.clear()
+    assert settle(done := new_state()) is done and not log
     late = types.SimpleNamespace(
         is_ready=lambda: False, block_until_ready=lambda: log.append("ready")
     )
-    monkeypatch.setattr(loop.time, "sleep", lambda seconds: log.append("moment"))
-    log.clear()
-    settle({"loss": done})
-    settle({"loss": late})
+    settle(types.SimpleNamespace(step=late))
     assert log == ["ready", "moment"]
 
 
