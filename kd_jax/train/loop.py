@@ -271,13 +271,9 @@ def fit(
             if new:
                 bar.compiling(batch.tokens_BT.shape)
             given = place(batch, program.mesh), teacher, everywhere(inputs, program.mesh)
-<<<<<<< HEAD
-            state, metrics = train_step(state, *given, program=program)
+            state, metrics = train_step(settle(state), *given, program=program)
             if writer is not None:
                 metrics["written"] = writer.measured(given[0], wrote)
-=======
-            state, metrics = train_step(settle(state), *given, program=program)
->>>>>>> 42be59c (A pass is padded to lengths of its own batches; a step on a CPU begins when the last one has freed its memory; test processes leave without looking for garbage, and smoke runs compile one length where several are not their matter)
             step += 1
             clock.count(batch)
             write_pending()
