@@ -12,7 +12,7 @@ from kd_jax.models import family as families
 from kd_jax.models import generate as writing
 from kd_jax.models import hf, model_config
 from kd_jax.models.generate import Sampling, generate
-from kd_jax.models.model_config import BlockShape
+from kd_jax.models.model_config import BlockShape, Run
 from kd_jax.precision import Policy
 from kd_jax.types import Batch, Model
 from tests.models import tiny
@@ -52,9 +52,7 @@ def test_greedy_is_what_pytorch_writes(name, tmp_path):
         wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
         found = generate(model, [prompt], Sampling(NEW))[0]
         assert found.tolist() == wanted[0, len(prompt) :].tolist()
-        with pytest.raises(
-            UserError, match="prompt 1, which has 10, .* up to position 20;"
-        ):
+        with pytest.raises(UserError, match="prompt 1, which has 10, .* up to position 20;"):
             generate(model, [[5], [6] * 10], Sampling(NEW))
 
 
@@ -195,9 +193,9 @@ def test_mistakes(unequal, prompts, changes, says):
 def test_stacked_blocks_write_the_same():
     model = tiny.model("llama")
     family, config = families.read(tiny.CONFIGS["llama"])
-    config = dataclasses.replace(config, stacked=(2,))
+    config = dataclasses.replace(config, stacked=(Run(0, 1, 2),))
     graphdef = families.abstract(family, config, "clm", Policy()).graphdef
-    stacked = Model(families.stack_blocks(model.params, (2,)), graphdef)
+    stacked = Model(families.stack_blocks(model.params, (Run(0, 1, 2),)), graphdef)
     found, wanted = (generate(each, PROMPTS, Sampling(NEW)) for each in (stacked, model))
     assert [row.tolist() for row in found] == [row.tolist() for row in wanted]
 

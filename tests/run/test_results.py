@@ -4,7 +4,7 @@ from kd_jax.run import results
 
 
 def stage(name, model, learns=False, made=""):
-    return SimpleNamespace(name=name, model=model, learns=learns, made=made)
+    return SimpleNamespace(name=name, model=model, learns=learns, made=made, batches_of=None)
 
 
 def roles(*stages, principal=-1, teachers=("teacher", "second")):

@@ -219,6 +219,7 @@ def test_killed_and_continued_is_the_same_bit_for_bit(stored, folder, tmp_path, 
 def test_what_is_damaged_is_said_and_computed_again(stored, folder, tmp_path, caplog):
     shutil.copytree(folder / "logits", tmp_path / "logits")
     entries = cache.entries(tmp_path / "logits" / "teacher_logits")
+    entries = [entry for entry in entries if (entry / "logits.npy").exists()]  # draws have none
     for entry in entries:
         data = bytearray((entry / "logits.npy").read_bytes())
         data[-5] ^= 0x10
