@@ -40,5 +40,5 @@ def get_config(arg=None):
     new = dict(prompt_tokens=8, max_new_tokens=16) if arg else dict(
         prompt_tokens=16, max_new_tokens=112, samples=32
     )  # fmt: skip
-    c.stages = dict(baseline={}, sequence=new)
+    c.stages = dict(baseline={}, sequence=dict(kind="sequence", **new))
     return c

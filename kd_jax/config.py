@@ -48,7 +48,6 @@ STAGES: dict[str, dict[str, Any]] = dict(
     substitute=dict(kind="substitute", model=""),  # "": a model that the stage makes
     prune=dict(kind="prune", model=""),
     theseus=dict(kind="theseus", model=""),
-    sequence=dict(kind="sequence", objective=""),
     student=dict(after="intermediate"),
     round=dict(kind="round"),
 )

@@ -31,6 +31,7 @@ TINY = {
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=2, n_positions=32),
     "llama": dict(model_type="llama", num_key_value_heads=1, tie_word_embeddings=True) | _BERT,
     "qwen2": dict(model_type="qwen2", num_key_value_heads=1, tie_word_embeddings=True) | _BERT,
+    "qwen3": dict(model_type="qwen3", num_key_value_heads=1, head_dim=16) | _BERT,
     "phi": dict(model_type="phi", resid_pdrop=0.1) | _BERT,
 }
 

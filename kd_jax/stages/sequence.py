@@ -2,7 +2,7 @@
 
 Kim and Rush 2016, "Sequence-Level Knowledge Distillation", arXiv:1606.07947. The teacher continues
 prompts of the training text (run/prompts.py); its words, up to the end of the text, are the labels.
-By default cross-entropy is all; with an `objective` the teacher runs in the step as well.
+By default cross-entropy is all; with terms in config.objective the teacher runs in the step too.
 
 What is written is kept in the cache, by the prompts, the teacher's parameters and the settings, a
 thousand prompts at a time: a run that was interrupted goes on there, and other runs find it.
@@ -75,9 +75,11 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
                 f"{where}: prompt_tokens + max_new_tokens are {_length(settings)}, but "
                 f"{model.name} has positions for {room}; lower one of them"
             )
+    # Without terms the teacher's words alone are learned.
+    terms = settings.objective if run.config.get(settings.objective) else ""
     found = stage.make(
         run,
-        settings,
+        dataclasses.replace(settings, objective=terms),
         batches_of=_batches,
         step_inputs=_step_inputs,
         own_text=OwnText if "rollout" in run.config else None,

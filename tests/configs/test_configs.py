@@ -56,7 +56,9 @@ def test_step_at_full_size(name):
     assert described(state) == described(born)
     scalar = ShapeDtypeStruct((), "float32")
     assert all(leaf == scalar for leaf in jax.tree.leaves(metrics))
-    logged = {"kl_t1"} if run.head in ("mlm", "clm") else {"kl_t1", "accuracy"}
+    logged = set() if run.head in ("mlm", "clm") else {"accuracy"}
+    logged |= set() if teacher is None else {"kl_t1"}
+    logged |= {"reverse_kl_t1", "entropy"} if run.principal.writing else set()
     assert set(metrics["terms"]) - {"teacher_outside"} == {*static.objective.names} | logged
 
 

@@ -78,7 +78,7 @@ def mistakes():
         "an unknown stage": (
             lambda c, _: setattr(c, "stages", {"pupil": {}}),
             r"config\.stages=\['pupil'\]: have teacher, assistant, baseline, intermediate, "
-            "theseus, sequence, student",
+            "theseus, student",
         ),
         "a teacher called like a stage": (
             lambda c, _: c.update(teachers={"student": finetuning.teacher("")}),

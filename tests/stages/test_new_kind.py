@@ -81,7 +81,7 @@ def test_it_is_run_evaluated_exported_compared_and_planned(kind, config, tmp_pat
         (dict(kind="scaled", scal=1.0), "unknown key config.stages.again.scal .did you mean 'sc"),
         (dict(kind="plain", model="pupil"), "model='pupil': the config has no section 'pupil'"),
         (dict(kind="plain", objective="aim"), "stages.again.objective='aim': not in the config"),
-        ({}, "'again'.*: have teacher, baseline, sequence, student; of others give the kind"),
+        ({}, "'again'.*: have teacher, baseline, student; of others give the kind"),
     ],
 )
 def test_mistakes(kind, config, stage, message):
