@@ -99,8 +99,8 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
         return c
     if "substitution" in c:
         _substitute(c, 0.3 if family == "gpt2" else 0.2)
-    if "rollout" in c:
-        c.rollout.update(prompt_tokens=min(c.rollout.prompt_tokens, 8), max_new_tokens=8)
+    if "rollout" in c:  # prompts of made-up chats have some 50 tokens
+        c.rollout.update(prompt_tokens=96 if c.task.name == "chat" else 8, max_new_tokens=8)
         c.rollout.update(held_out=16, samples=2)
     if "ensemble" in c:
         c.rounds, c.student.init, c.ensemble.rows = 2, "scratch", 64

@@ -151,13 +151,17 @@ def test_a_step_begins_when_the_last_one_has_given_its_memory_back(tmp_path, eve
     steps = [line for line in log if line.split()[0] in ("step", "settle")]
     assert steps == ["settle 0", "step 1", "settle 1", "step 2"]
 
-    monkeypatch.setattr("time.sleep", lambda seconds: log.append("moment"))
+    own = types.SimpleNamespace(sleep=lambda seconds: log.append("moment"))
+    monkeypatch.setattr("kd_jax.train.state.time", own)  # other threads sleep as well
     log.clear()
-    assert settle(done := new_state()) is done and not log
-    late = types.SimpleNamespace(
-        is_ready=lambda: False, block_until_ready=lambda: log.append("ready")
+    done, late = (
+        types.SimpleNamespace(is_ready=lambda ready=ready: ready) for ready in (True, False)
     )
-    settle(types.SimpleNamespace(step=late))
+    late.block_until_ready = lambda: log.append("ready")
+    settle(types.SimpleNamespace(step=done))
+    assert not log
+    given = types.SimpleNamespace(step=late)
+    assert settle(given) is given
     assert log == ["ready", "moment"]
 
 
