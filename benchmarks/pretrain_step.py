@@ -56,6 +56,7 @@ def launch(
     cache: pathlib.Path,
     device: str = "cpu",
     more: Mapping[str, str] = types.MappingProxyType({}),
+    python: str = sys.executable,
 ) -> dict:
     """Runs a script of this folder and returns the JSON of its last line; `more` is added to its
     environment.
@@ -72,7 +73,7 @@ def launch(
         "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         **more,
     }
-    command = [sys.executable, str(HERE / arguments[0]), *arguments[1:]]
+    command = [python, str(HERE / arguments[0]), *arguments[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")

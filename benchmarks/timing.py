@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cases import CASES, TINY, Case
 
@@ -45,6 +46,38 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class Laps:
+    """A stop-watch on steps that come one after the other: `start` it, then say when each ends.
+    What it says is of those after the first `warmup` ones."""
+
+    def __init__(self, warmup: int) -> None:
+        self._left = warmup
+        self._first = 0.0
+        self._found: dict[str, list[float]] = {"seconds": [], "cpu": [], "others": []}
+
+    def start(self) -> None:
+        self._others, self._cpu = _others_seconds(), time.process_time()
+        self._start = time.perf_counter()
+
+    def end(self, **more: float) -> None:
+        """Ends a step; the next one begins. `more`: what else is known of it."""
+        seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
+        others = (_others_seconds() - self._others) / (seconds * os.cpu_count())
+        self._first = self._first or seconds
+        self._left -= 1
+        if self._left < 0:
+            found = {"seconds": seconds, "cpu": cpu, "others": others, **more}
+            for name, value in found.items():
+                self._found.setdefault(name, []).append(value)
+        self.start()
+
+    def result(self, losses: list[float], peak: Callable[[], int] = resident, **more: Any) -> dict:
+        """What a process prints: `losses` of all steps, `first_s`, the seconds of the very first
+        one, and `peak`, the most memory in use, in bytes."""
+        about = {"losses": losses, "first_s": self._first, "peak_bytes": peak()}
+        return self._found | about | more
+
+
 def run(
     step: Callable[[], float], args: argparse.Namespace, peak: Callable[[], int] = resident
 ) -> None:
@@ -57,11 +90,9 @@ def timed(
 ) -> dict:
     """Times `step`, which returns its loss as a float (so it has ended when it returns); `peak`:
     the most memory in use, in bytes."""
-    losses = [step() for _ in range(args.warmup)]
-    seconds, others = [], []
-    for _ in range(args.steps):
-        others_start, start = _others_seconds(), time.perf_counter()
+    laps, losses = Laps(args.warmup), []
+    laps.start()
+    for _ in range(args.warmup + args.steps):
         losses.append(step())
-        seconds.append(time.perf_counter() - start)
-        others.append((_others_seconds() - others_start) / (seconds[-1] * os.cpu_count()))
-    return {"seconds": seconds, "others": others, "losses": losses, "peak_bytes": peak()}
+        laps.end()
+    return laps.result(losses, peak)
