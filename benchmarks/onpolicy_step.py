@@ -42,8 +42,8 @@ from rounds import Rounds, measured, shown
 
 SYSTEMS = {  # in the order of the table; what computes a row
     "kd_jax": ("onpolicy_kd_jax.py",),
-    "trl": ("onpolicy_trl.py",),
-    "trl-1-thread": ("onpolicy_trl.py", "--threads=1"),
+    "pytorch-trl": ("onpolicy_trl.py",),
+    "pytorch-trl-1-thread": ("onpolicy_trl.py", "--threads=1"),
 }
 HAVE = "import accelerate, datasets, trl; trl.DistillationTrainer"
 

@@ -110,7 +110,7 @@ class Rounds:
 
 
 def is_pytorch(row: Row) -> bool:
-    return any(name.startswith(("pytorch", "trl")) for name in row)
+    return any(name.startswith("pytorch") for name in row)
 
 
 def shown(row: dict) -> str:
