@@ -266,8 +266,24 @@ def _arms(rows: list[Row]) -> str:
     return "\n".join(pages)
 
 
+def _on_policy(rows: list[Row]) -> str:
+    header = ["precision", "system", "s/step", "writing", "learning", "tokens", "peak GB"]
+    header += ["times kd_jax's", "of writing"]
+    found = [
+        [
+            *(row["precision"], row["onpolicy"]),
+            *(f"{row[key]:.3f}" for key in ("median_s", "writing_s", "learning_s")),
+            *(f"{row['tokens']:,.0f}", _memory(row)),
+            *(f"{row['ratio']:.2f}", f"{row['writing_ratio']:.2f}"),
+        ]
+        for row in rows
+    ]
+    return _with_allocators(rows, header, found, labels=2)
+
+
 _TABLES = {
     "arm": _arms,
+    "onpolicy": _on_policy,
     "loss": _losses,
     "plan": _plans,
     "roofline": _rooflines,
