@@ -41,6 +41,7 @@ def configured(args: argparse.Namespace) -> api.Config:
         "steps": last,
         "teacher.model": str(args.folder / "teacher"),
         "student.model": str(args.folder / "student"),
+        "student.architecture": {},
         "task.seq_len": PROMPT + new,
         "rollout.prompt_tokens": PROMPT,
         "rollout.max_new_tokens": new,

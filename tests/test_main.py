@@ -151,7 +151,7 @@ def test_batch_of_one_stage_that_the_devices_do_not_divide(config, error):
         (lambda c: c.task.__setitem__("name", "mml"), "unknown tasks plug-in 'mml' (did you mean"),
         (
             lambda c: c.objective.__setitem__("kll", dict(weight=1.0)),
-            "unknown objectives plug-in 'kll' (did you mean 'kl'?); have: attention, ce, ",
+            "unknown objectives plug-in 'kll' (did you mean 'kl'?); have: akl, attention, ce, ",
         ),
         (
             lambda c: c.objective.kl.__setitem__("temperature", 0),
@@ -250,7 +250,9 @@ def test_an_unknown_model_type(from_checkpoint, checkpoint, error):
     described = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(described | {"model_type": "llama9"}))
     line = error(from_checkpoint)
-    assert "llama9" in line and "have: bert, distilbert, gpt2, llama, mobilebert, phi, " in line
+    assert (
+        "llama9" in line and "have: bert, distilbert, gemma3_text, gpt2, llama, mistral, " in line
+    )
 
 
 def test_a_folder_that_is_not_there(from_checkpoint, error):
@@ -352,7 +354,7 @@ def one_line(command, *arguments, **environment) -> str:
         ),
         (
             ["--config.objective.kl.temp=1"],
-            "objective.kl: unknown temp; have weight, term, positions, temperature",
+            "objective.kl: unknown temp; have weight, term, positions, rows, share, temperature",
         ),
         (
             ["--config.objective.hiden.weight=1"],

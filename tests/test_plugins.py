@@ -24,14 +24,14 @@ def test_an_unknown_name_lists_what_exists():
     with pytest.raises(UserError, match=r"^unknown tasks plug-in 'sst'; have: agnews, chat, clm, "):
         plugins.load("tasks", "sst", "make")
     with pytest.raises(
-        UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: attention, ce, "
+        UserError, match=r"'reverse_kll' .did you mean 'reverse_kl'..; have: akl, attention, ce, "
     ):
         plugins.load("objectives", "reverse_kll", "make")
 
 
 def test_a_module_without_the_mark_is_no_plugin():
     with pytest.raises(
-        UserError, match="unknown objectives plug-in 'vocab'; have: attention, ce, "
+        UserError, match="unknown objectives plug-in 'vocab'; have: akl, attention, ce, "
     ):
         plugins.load("objectives", "vocab", "make")
 
