@@ -15,11 +15,9 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 from ml_collections import ConfigDict
 
 from kd_jax import cli, experiments, hub, keys, plugins, storage
@@ -30,11 +28,14 @@ from kd_jax.report.table import Table, of_runs
 from kd_jax.run.workdir import enter
 from kd_jax.train.records import Listener
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Config = ConfigDict  # an experiment: sections and keys, as `kd-jax keys` lists them
 # Rows of data: the path of a file; columns by name; a pandas DataFrame, a dataset of Hugging Face's
 # `datasets` or a pyarrow Table; or a list of texts, of rows (dicts), or of chats (lists of
 # messages).
-Rows = str | os.PathLike | Mapping[str, Sequence] | Sequence | pa.Table | Any
+Rows = str | os.PathLike | Mapping[str, Sequence] | Sequence | Any
 
 
 def list_experiments() -> dict[str, str]:
@@ -112,6 +113,8 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     hash of its content."""
     if isinstance(rows, str | os.PathLike):
         return os.fspath(rows)
+    import pyarrow.parquet
+
     table = _table(rows, key)
     if not table.num_rows:
         raise UserError(f"{key}: a table without rows; give at least one")
@@ -127,6 +130,8 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
 
 
 def _table(rows: Rows, key: str) -> pa.Table:
+    import pyarrow as pa  # not before `start`: its threads would keep memory of their own
+
     try:
         if isinstance(rows, pa.Table):
             return rows

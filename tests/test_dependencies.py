@@ -49,6 +49,14 @@ def test_imports_are_declared():
                 assert offered & allowed, f"{path} imports {module}, which is not declared"
 
 
+def test_pyarrow_comes_late():
+    """Its threads, begun before `cli.keep_memory` is called, take arenas that glibc keeps beside
+    the one heap: steps would fault in their memory again and again."""
+    files = list((ROOT / "kd_jax").rglob("*.py"))
+    early = [path for path in files if "pyarrow" in imported(ast.parse(path.read_text()).body)]
+    assert files and not early
+
+
 @pytest.mark.parametrize("requirement", DEPENDENCIES + EXTRAS["test"], ids=str)
 def test_versions_are_tested_ones(requirement):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
