@@ -124,7 +124,11 @@ class Fit:
 
 def _metrics_row(step: int, metrics: dict[str, Any], inputs: Inputs, names: list[str]) -> dict:
     """Makes a row of metrics.csv from the step's metrics (on the host)."""
-    terms = {name: float(ratio.value()) for name, ratio in metrics["terms"].items()}
+    # In NumPy: on the device it would wait behind the step that is running.
+    terms = {
+        name: float(ratio.total / np.where(ratio.weight > 0, ratio.weight, np.float32(1.0)))
+        for name, ratio in metrics["terms"].items()
+    }
     row = {"step": step, "loss": float(metrics["loss"])}
     for name in names:
         row[name] = terms[name]
