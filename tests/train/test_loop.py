@@ -541,3 +541,13 @@ def test_a_figure_that_is_not_finite_is_the_last():
     assert sorted(map(Selection("kl").rank, figures))[:2] == [[1.0, 1.0], [2.0, 1.0]]
     assert sorted(map(Selection("kl", larger=True).rank, figures))[:2] == [[-2.0, 1.0], [-1.0, 1.0]]
     assert all(map(math.isfinite, Selection("kl").rank(figures[0])))
+
+
+def test_a_row_of_metrics_needs_no_device():
+    """The device is busy with the next step when a row is made."""
+    terms = {"ce": Ratio(np.float32(3.0), np.float32(2.0)), "kl": Ratio(*np.zeros(2, np.float32))}
+    metrics = {"terms": terms, "loss": np.float32(0.75), "grad_norm": np.float32(1.0)}
+    inputs = loop.Inputs(np.float32(1e-3), {"ce": np.float32(0.5)}, {}, np.uint32(0))
+    with jax.transfer_guard("disallow"):
+        row = loop._metrics_row(7, metrics, inputs, ["ce"])
+    assert (row["ce"], row["ce_weighted"], row["kl"]) == (1.5, 0.75, 0.0)
