@@ -41,7 +41,6 @@ def configured(args: argparse.Namespace) -> api.Config:
         "steps": last,
         "teacher.model": str(args.folder / "teacher"),
         "student.model": str(args.folder / "student"),
-        "student.architecture": {},
         "task.seq_len": PROMPT + new,
         "rollout.prompt_tokens": PROMPT,
         "rollout.max_new_tokens": new,
@@ -59,6 +58,7 @@ def configured(args: argparse.Namespace) -> api.Config:
     }
     config = api.configure("onpolicy_stories:reverse_kl", changes)
     with config.unlocked():
+        config.student.architecture = {}  # as the checkpoint has it
         config.data = {"train": {"path": str(args.folder / TEXT)}, "held_out": 0.1}
         config.data.cache_dir = str(args.folder / "cache")
     return config

@@ -237,6 +237,18 @@ def _losses(rows: list[Row]) -> str:
     return _with_allocators(rows, header, found, labels=3)
 
 
+def _onpolicy(rows: list[Row]) -> str:
+    header = ["precision", "system", "s/step", "writing", "learning", "CPU s", "tokens written"]
+    header += ["times kd_jax's", "of its writing", "first step (s)", "peak GB"]
+    found = []
+    for row in rows:
+        seconds = (f"{row[key]:.3f}" for key in ("median_s", "writing_s", "learning_s", "cpu_s"))
+        ratios = (f"{row[key]:.2f}" if row[key] else "" for key in ("ratio", "writing_ratio"))
+        cells = [row["precision"], row["onpolicy"], *seconds, f"{row['tokens']:,.0f}", *ratios]
+        found.append([*cells, f"{row['first_s']:.1f}", _memory(row)])
+    return _with_allocators(rows, header, found, labels=2)
+
+
 def _arms(rows: list[Row]) -> str:
     """A table for each way in which arms were made equal: means over seeds, and the differences
     to the arm that `against` names, paired by seed."""
@@ -266,24 +278,9 @@ def _arms(rows: list[Row]) -> str:
     return "\n".join(pages)
 
 
-def _on_policy(rows: list[Row]) -> str:
-    header = ["precision", "system", "s/step", "writing", "learning", "tokens", "peak GB"]
-    header += ["times kd_jax's", "of writing"]
-    found = [
-        [
-            *(row["precision"], row["onpolicy"]),
-            *(f"{row[key]:.3f}" for key in ("median_s", "writing_s", "learning_s")),
-            *(f"{row['tokens']:,.0f}", _memory(row)),
-            *(f"{row['ratio']:.2f}", f"{row['writing_ratio']:.2f}"),
-        ]
-        for row in rows
-    ]
-    return _with_allocators(rows, header, found, labels=2)
-
-
 _TABLES = {
     "arm": _arms,
-    "onpolicy": _on_policy,
+    "onpolicy": _onpolicy,
     "loss": _losses,
     "plan": _plans,
     "roofline": _rooflines,
