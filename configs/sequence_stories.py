@@ -4,7 +4,7 @@ Kim and Rush 2016, "Sequence-Level Knowledge Distillation" (arXiv:1606.07947), w
 teacher in place of its beam search: it continues the beginnings of stories once, at temperature 1,
 and the student learns its words by cross-entropy. Beside it a student of the same size, trained on
 the stories themselves for as many steps of as many rows. The teacher is a Llama of 260,032
-parameters, the students have 93,168. A few minutes on two cores.
+parameters, the students have 90,576. A few minutes on two cores.
 
     python -m kd_jax.main --config=configs/sequence_stories.py --workdir=runs/sequence_stories
     python -m kd_jax.main --config=configs/sequence_stories.py:smoke

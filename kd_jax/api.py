@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import cli, experiments, hub, keys, plugins, storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import compare, evaluate, export, plan, predict
+from kd_jax.recipes import compare, evaluate, export, generate, plan, predict
 from kd_jax.report import runs
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run.workdir import enter
@@ -218,6 +218,25 @@ class Model:
         """Answers questions, each from its context: {"index", "answer", "probability", "start",
         "end", "no_answer"} (kd_jax.predict)."""
         return self._predict({"question": list(questions), "context": list(contexts)}, None)
+
+    def generate(self, prompts: Sequence, **options: Any) -> list[dict]:
+        """Writes after prompts with a causal model, in batches, on all devices.
+
+        Args:
+            prompts: texts, or chats (lists of messages), to which the tokenizer's template is
+                applied.
+            options: of `kd_jax.generate`: max_new_tokens, temperature, top_k, top_p, samples, seed.
+
+        Returns for each text {"index", "text", "tokens", "ended", "logp"}, with "sample" if there
+        are several of a prompt. Raises UserError for a model that writes no text.
+        """
+        start()
+        given = generate.Options(**{"precision": self.precision} | options)
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
+            own = generate.checkpoint(self.name, self.revision, given.precision)
+            generate.generate_file(*own, source, str(target), given)
+            return [json.loads(line) for line in target.read_text().splitlines()]
 
     def evaluate(self, task: str, data: Rows | None = None, **options: Any) -> dict[str, Any]:
         """Measures the model on a task: "text" (labelled), "clm", "mlm", "chat", "squad",
