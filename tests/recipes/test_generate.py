@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kd_jax import storage
+from kd_jax import api, storage
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
@@ -149,3 +149,10 @@ def test_mistakes(own, rows, changes, says, tmp_path):
     with pytest.raises(UserError, match=says):
         recipe.generate_file(*own, source, str(tmp_path / "out.jsonl"), Options(**changes))
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_texts_from_python(model, own, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS[:2]])
+    recipe.generate_file(*own, source, str(tmp_path / "out.jsonl"), Options(max_new_tokens=4))
+    found = api.load(model).generate(TEXTS[:2], max_new_tokens=4)
+    assert found == lines(tmp_path / "out.jsonl") and len(found) == 2
