@@ -156,3 +156,14 @@ def test_texts_from_python(model, own, tmp_path):
     recipe.generate_file(*own, source, str(tmp_path / "out.jsonl"), Options(max_new_tokens=4))
     found = api.load(model).generate(TEXTS[:2], max_new_tokens=4)
     assert found == lines(tmp_path / "out.jsonl") and len(found) == 2
+
+
+def test_a_line_without_its_end_is_made_again(tmp_path):
+    found = storage.Lines(tmp_path / "a.jsonl", {})
+    found.append([1, 23])
+    for cut in (1, 2):  # what is left of the last line is a number as well
+        found.partial.write_bytes(found.partial.read_bytes()[:-cut])
+        found = storage.Lines(tmp_path / "a.jsonl", {})
+        assert found.count == 1
+        found.append([23])
+    assert found.finish() is None and (tmp_path / "a.jsonl").read_text() == "1\n23\n"
