@@ -61,7 +61,6 @@ def test_trl_takes_the_steps(scripts, case, tmp_path):
     pytest.importorskip("trl")
     import onpolicy_trl
 
-    case.compile, case.cache = False, ""
     check(onpolicy_trl.train(case, str(tmp_path / "run")), scripts[0])
 
 
