@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -25,15 +25,23 @@ _WHO, _DRAWS = 1, 2  # of the random numbers of a step: who writes; what
 
 
 def write(
-    mesh: Mesh, table: sharding.Table, model: Model, prompts: Given, seed: int, sampling: Sampling
+    mesh: Mesh,
+    table: sharding.Table,
+    model: Model,
+    prompts: Given,
+    seed: int,
+    sampling: Sampling,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Written:
     """Writes a completion of each of this process's prompts, with a model on the mesh; all
-    processes call this together. Returns NumPy arrays."""
+    processes call this together. `meanwhile` is called while the devices write. Returns NumPy
+    arrays."""
     count = len(prompts.lengths_B)
     rows_B = jax.process_index() * count + np.arange(count)
     limits_B = np.full(count, sampling.max_new_tokens)
     given = prompts.tokens_BT, prompts.lengths_B, limits_B, rows_B
     written = write_on_mesh(mesh, table, model, *given, seed, sampling)
+    meanwhile()
     return jax.tree.map(lambda x: sharding.whole(x)[rows_B], written)
 
 
@@ -113,6 +121,7 @@ class Rollout:
         self.every = run.config.rollout.every
         self._stop = np.array(sampling.stop, np.int32)
         self._kept: tuple[int, Batch] | None = None  # when it was written, and the batch
+        self._ahead: dict[int, Given] = {}  # the prompts of the next time
 
     def __call__(
         self, step: int, student: Model, batch: Batch, inputs: Inputs
@@ -134,7 +143,12 @@ class Rollout:
 
     def _write(self, step: int, student: Model) -> Batch:
         seed = np.random.SeedSequence([self._run.config.seed, step, _DRAWS]).generate_state(1)[0]
-        prompts = self._prompts.batch(step)
-        written = write(self._run.mesh, self._table, student, prompts, int(seed), self._sampling)
+        prompts = self._ahead.pop(step, None) or self._prompts.batch(step)
+
+        def look_ahead() -> None:
+            self._ahead = {step + self.every: self._prompts.batch(step + self.every)}
+
+        given = student, prompts, int(seed), self._sampling, look_ahead
+        written = write(self._run.mesh, self._table, *given)
         learns = self._run.config.rollout.unfinished == "learn"
         return batch_of(prompts, written, learns, self._judged)

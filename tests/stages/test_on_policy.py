@@ -11,7 +11,7 @@ from kd_jax.config import on_policy
 from kd_jax.errors import UserError
 from kd_jax.models.generate import Written
 from kd_jax.run import rollout, stage, teaching
-from kd_jax.run.prompts import Given
+from kd_jax.run.prompts import Given, Prompts
 from kd_jax.run.run import build
 from kd_jax.train import loop, records
 from kd_jax.train.sharding import place
@@ -170,6 +170,23 @@ def test_temperatures_of_writing_and_of_the_loss_are_two_numbers(tmp_path):
         )[0]
     assert (written[0.25].tokens_BT[:, :4] == written[1.0].tokens_BT[:, :4]).all()
     assert (written[0.25].tokens_BT[:, 4:] != written[1.0].tokens_BT[:, 4:]).any()
+
+
+def test_prompts_found_ahead_are_those_of_their_step(tmp_path, monkeypatch):
+    run, nothing = build(config(tmp_path), tmp_path / "run", jax.devices()[:1]), np.zeros((8, 8))
+    this, seen = run.principal, []
+
+    def write(mesh, table, model, prompts, seed, sampling, meanwhile):
+        seen.append(prompts.ids_B.tolist())
+        meanwhile()
+        return Written(nothing, nothing[0], nothing[0] > 0, nothing)
+
+    monkeypatch.setattr(rollout, "write", write)
+    writer, steps = this.writing.writer(run, this), (0, 1, 3)
+    for step in steps:
+        writer(step, None, None, this.schedules.at(step))
+    prompts = Prompts(run, this, 4)
+    assert seen == [prompts.batch(step).ids_B.tolist() for step in steps]
 
 
 def test_only_written_tokens_are_learned_the_end_included():
