@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--text", type=pathlib.Path, default="runs/real_stories.txt")
     parser.add_argument("--python-trl", default=sys.executable, help="interpreter that has trl")
     parser.add_argument("--rows", default="", help="only these, as SYSTEM or SYSTEM-PRECISION,...")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of a process")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of a row")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test the benchmark")
     parser.add_argument("--json", type=pathlib.Path, help="write the rows here")
