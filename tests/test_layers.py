@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Every top-level part of kd_jax and its layer. Imports go to lower layers, or stay in their part;
 # the single files of layer 0 may import each other.
 LAYER = {
-    **dict.fromkeys("errors axes types tensors plugins precision".split(), 0),
+    **dict.fromkeys("errors axes types tensors plugins precision bisection".split(), 0),
     **dict.fromkeys("ranges schedules storage hub".split(), 0),
     **dict.fromkeys("config sections experiments keys".split(), 0),
     **dict.fromkeys("models objectives data metrics plans report".split(), 1),
@@ -125,7 +125,7 @@ def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
     # The package is to become smaller: these numbers go down, and up only with what it can do.
-    assert sum(lengths.values()) < 31_700 and len(lengths) <= 204
+    assert sum(lengths.values()) < 31_700 and len(lengths) <= 205
     assert sum(n for name, n in lengths.items() if name.startswith("kd_jax/recipes/")) < 2_400
 
 

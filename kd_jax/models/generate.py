@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from kd_jax import axes
+from kd_jax import axes, bisection
 from kd_jax.errors import UserError
 from kd_jax.models.decoder import Decoder
 from kd_jax.models.heads import CausalLM
@@ -82,11 +82,11 @@ class Rule(struct.PyTreeNode):
         probs_BV = jax.nn.softmax(logits_BV)
         kept_BV = jnp.ones(probs_BV.shape, bool)
         if self.top_k is not None:
-            kept_BV = probs_BV >= _border(probs_BV, jnp.ones_like(probs_BV), self.top_k)
+            kept_BV = probs_BV >= _least(probs_BV, jnp.ones_like(probs_BV), self.top_k)
             probs_BV = jnp.where(kept_BV, probs_BV, 0.0)
         if self.top_p is not None:
-            wanted_B = self.top_p * probs_BV.sum(axis=1)
-            kept_BV &= probs_BV >= _border(probs_BV, probs_BV, wanted_B)
+            wanted_B1 = self.top_p * probs_BV.sum(axis=1, keepdims=True)
+            kept_BV &= probs_BV >= _least(probs_BV, probs_BV, wanted_B1)
         return kept_BV
 
 
@@ -101,27 +101,15 @@ def _largest(values_BV: Array) -> Array:
     return jnp.where(largest_BV, jnp.arange(count, dtype=jnp.int32), count - 1).min(axis=1)
 
 
-def _border(probs_BV: Array, weights_BV: Array, wanted_B: Array) -> Array:
+def _least(probs_BV: Array, weights_BV: Array, wanted_B1: Array) -> Array:
     """Finds the largest probability, (B, 1), such that weights of at least this probability sum to
-    `wanted_B`; 0 if there is none.
+    `wanted_B1`; 0 if there is none."""
 
-    Bisects the bits of the numbers from 0 to 1, which are ordered as the numbers are: sorting takes
-    many times as long.
-    """
+    def enough(border_B1: Array) -> Array:
+        kept_BV = jnp.where(probs_BV >= border_B1, weights_BV, 0.0)
+        return kept_BV.sum(axis=1, keepdims=True) >= wanted_B1
 
-    def halve(_, bounds):
-        low_B, high_B = bounds
-        middle_B = (low_B + high_B) // 2
-        border_B1 = jax.lax.bitcast_convert_type(middle_B, jnp.float32)[:, None]
-        sums_B = jnp.where(probs_BV >= border_B1, weights_BV, 0.0).sum(axis=1)
-        enough_B = sums_B >= wanted_B
-        return jnp.where(enough_B, middle_B, low_B), jnp.where(enough_B, high_B, middle_B)
-
-    beyond = int(np.float32(1.0).view(np.int32)) + 1
-    low_B = jnp.zeros(len(probs_BV), jnp.int32)
-    bounds = low_B, jnp.full_like(low_B, beyond)
-    low_B, _ = jax.lax.fori_loop(0, beyond.bit_length(), halve, bounds)
-    return jax.lax.bitcast_convert_type(low_B, jnp.float32)[:, None]
+    return bisection.border(enough, (len(probs_BV), 1))
 
 
 def _gumbel(streams_B2: Array, size: int) -> Array:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax import axes
+from kd_jax import axes, bisection
 from kd_jax.types import Array
 
 MASKED = -1e9  # the logit of an id that does not count
@@ -137,6 +137,15 @@ class Softmax:
         """Computes log_softmax(logits / temperature), (C, V)."""
         return self.shifted_CV / temperature - self.log_normalizer(temperature, sums)
 
+    def surprise(self) -> Sums:
+        """Lists the sum that `entropy` needs in addition to the normalizer at temperature 1."""
+        return {("surprise", self.name): self.exp(1.0) * self.shifted_CV}
+
+    def entropy(self, sums: Sums) -> Array:
+        """Computes the entropy of the distribution at temperature 1 in nats, (C, 1)."""
+        mean_C1 = sums["surprise", self.name] / sums[self.name, key_of(1.0)]
+        return self.log_normalizer(1.0, sums) - mean_C1
+
     def gap(self, other: Softmax, temperature: Temperature) -> Sums:
         """Lists the sum that `kl` needs in addition to the normalizers, over the vocabulary:
         exp(s / T) (s - o), where s and o are the shifted logits of this model and the other."""
@@ -156,31 +165,19 @@ class Softmax:
 
     def likeliest(self, mass: float, temperature: Temperature, sums: Sums) -> Array:
         """Marks each row's most probable ids that have at most `mass` together, and the first one,
-        bool (C, V). Ids of equal probability are marked together.
-
-        The smallest exponential among them is found by bisection over the bits of floats, which
-        have the order of the numbers: exactly, without sorting, and over parts of the ids.
-        """
+        bool (C, V). Ids of equal probability are marked together. Exact, and without sorting."""
         key = "likeliest", mass, key_of(temperature)
         if key not in self._kept:
             exp_CV = self.exp(temperature)
             most_C1 = mass * sums[self.name, key_of(temperature)]
-            as_float = lambda bits: jax.lax.bitcast_convert_type(bits, jnp.float32)  # noqa: E731
 
-            def halve(_, ends):  # ids from `low` on have too much together, those from `high` not
-                low_C1, high_C1 = ends
-                middle_C1 = low_C1 + (high_C1 - low_C1) // 2
-                kept_CV = jnp.where(exp_CV >= as_float(middle_C1), exp_CV, 0.0)
-                fits_C1 = self.columns.total(kept_CV) <= most_C1
-                return (
-                    jnp.where(fits_C1, low_C1, middle_C1),
-                    jnp.where(fits_C1, middle_C1, high_C1),
-                )
+            def too_many(least_C1: Array) -> Array:
+                kept_CV = jnp.where(exp_CV >= least_C1, exp_CV, 0.0)
+                return self.columns.total(kept_CV) > most_C1
 
-            low_C1 = jnp.zeros_like(most_C1, jnp.int32)
-            ends = low_C1, jnp.full_like(low_C1, 0x3F800001)  # the float after 1
-            least_C1 = as_float(jax.lax.fori_loop(0, 30, halve, ends)[1])
-            self._kept[key] = exp_CV >= jnp.minimum(least_C1, 1.0)
+            beyond_C1 = bisection.border(too_many, most_C1.shape)
+            # The most probable one has exponential 1, and is marked whatever it has.
+            self._kept[key] = (exp_CV > beyond_C1) | (exp_CV >= 1.0)
         return self._kept[key]
 
     def mean_gap(self, other: Softmax, temperature: Temperature, sums: Sums) -> Array:

@@ -47,14 +47,10 @@ class Entropy(_Measure):
     needs_teacher = False
 
     def sums(self, rows, temperature):
-        student = rows.student
-        own_CV = student.exp(1.0) * student.shifted_CV
-        return student.normalizer(1.0) | {("own", student.name): own_CV}
+        return rows.student.normalizer(1.0) | rows.student.surprise()
 
     def value(self, rows, sums, temperature):
-        student = rows.student
-        mean_C1 = sums["own", student.name] / sums[student.name, key_of(1.0)]
-        return student.log_normalizer(1.0, sums) - mean_C1
+        return rows.student.entropy(sums)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,11 +59,8 @@ def entropy(source: Source, policy: Policy, size: int) -> Array:
         logits_CV = columns.below(source.logits(rows, policy), source.num_classes)
         most_C1 = columns.reduced({"most": logits_CV}, jax.lax.max)["most"]
         model = Softmax("own", logits_CV, most_C1, frozenset(), columns)
-        exp_CV = model.exp(1.0)
-        parts = {"sum": exp_CV, "mean": exp_CV * model.shifted_CV}
-        sums = columns.reduced(parts, jax.lax.add)
-        entropy_C1 = jnp.log(sums["sum"]) - sums["mean"] / sums["sum"]
-        return axes.own(entropy_C1[:, 0], split)
+        sums = columns.reduced(model.normalizer(1.0) | model.surprise(), jax.lax.add)
+        return axes.own(model.entropy(sums)[:, 0], split)
 
     num_rows = len(jax.tree.leaves(source.rows)[0])
     return jax.lax.map(of_chunk, in_chunks(source.rows, size)).reshape(-1)[:num_rows]
