@@ -116,14 +116,19 @@ def _widened(slope_CV: Array, width: int) -> Array:
     return jnp.pad(slope_CV, ((0, 0), (0, missing))) if missing else slope_CV
 
 
+def _cast(source: Source | None, policy: Policy | None) -> Source | None:
+    """Casts an unembedding to the type that products multiply: once, not in every chunk."""
+    if not isinstance(source, Head) or source.unembed_VD is None:
+        return source
+    return source.replace(unembed_VD=source.unembed_VD.astype(jnp.dtype(policy.operand)))
+
+
 def _run(
     engine, student, teacher, labels_N, weights, scales, temperatures, others, written_N, want_grads
 ):
     """Computes the loss, totals by term, and optionally the gradients of the student's head."""
-    if student.unembed_VD is not None:  # cast once, not in every chunk
-        operand = jnp.dtype(engine.student_policy.operand)
-        student = student.replace(unembed_VD=student.unembed_VD.astype(operand))
-
+    student = _cast(student, engine.student_policy)
+    teacher = _cast(teacher, engine.teacher_policy)
     split = axes.FSDP if student.part else ()  # the devices that share the unembedding's parts
     devices = axes.size(split)
     columns, sources = student.columns, {"student": student, "teacher": teacher}
