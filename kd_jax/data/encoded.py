@@ -301,6 +301,14 @@ def pack(lengths_N: np.ndarray, room: int) -> Bins:
     return Bins(order_N[np.argsort(bin_N, kind="stable")], starts)
 
 
+def continued(prompt_T: np.ndarray, written_N: np.ndarray, learned: bool = True) -> tuple:
+    """Makes a piece of a row for `batch`: a prompt, and after it text of which every token is
+    learned, or none."""
+    whole_T = np.concatenate([prompt_T, written_N])
+    weights_T = learned & (np.arange(1, len(whole_T)) >= len(prompt_T))
+    return whole_T[:-1], whole_T[1:], weights_T, 0
+
+
 def batch(ids_B: np.ndarray, rows: Iterable[Iterable[tuple]], length: int, several: bool) -> Batch:
     """Makes a batch of rows padded to `length`, with labels and weights (B, T), and with segments
     if `several`.

@@ -23,7 +23,7 @@ from kd_jax.models.generate import Sampling
 from kd_jax.report import runs
 from kd_jax.run import endings, provenance, subject
 from kd_jax.run.run import build
-from kd_jax.run.sampler import Text, Writer
+from kd_jax.run.sampler import Text, TextWriter
 from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction
 from kd_jax.tasks.prediction import Input
@@ -92,7 +92,7 @@ def generate_file(
         settings=[repr(sampling), options.samples, options.seed, prompts.ids],
     )
     lines = storage.Lines(written, about, options.samples)
-    writer = Writer(model, mesh, sampling, options.seed, rows)
+    writer = TextWriter(model, mesh, sampling, options.seed, rows)
     numbers, tokens = np.arange(len(prompts.tokens) * options.samples), 0
     step = -(-rows * AT_ONCE // options.samples) * options.samples
     with contextlib.closing(ProgressBar("generate", lines.count, len(numbers))) as bar:

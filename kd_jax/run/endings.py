@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_jax.errors import UserError
 from kd_jax.models.blueprint import Blueprint
+from kd_jax.storage import read_json
 
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
@@ -50,8 +50,7 @@ def declared(model: Blueprint) -> set[int]:
     found: set[int] = set()
     for name in _FILES if model.folder else ():
         file = Path(model.folder) / name
-        given = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        ids = given.get("eos_token_id")
+        ids = read_json(file).get("eos_token_id") if file.exists() else None
         found |= set(ids if isinstance(ids, list) else [ids]) - {None}
     return {number for number in found if number < model.config.vocab_size}
 
@@ -77,5 +76,5 @@ def warn_of_new_template(run: Run, model: str, follows: str) -> None:
 
 def _has_template(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
-    given = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    given = read_json(file) if file.exists() else {}
     return bool(given.get("chat_template")) or (folder / "chat_template.jinja").exists()

@@ -6,16 +6,17 @@ figures here show it, for any way of training (Agarwal et al. 2023, arXiv:2306.1
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kd_jax.models import family
-from kd_jax.models.generate import Sampling
+from kd_jax.models.generate import Sampling, Written
 from kd_jax.objectives import measures
 from kd_jax.objectives.objective import Objective
 from kd_jax.run import endings
-from kd_jax.run.prompts import Prompts
+from kd_jax.run.prompts import Given, held_out
 from kd_jax.run.rollout import batch_of, ends, write
 from kd_jax.train.passes import evaluate
 from kd_jax.train.sharding import place
@@ -40,9 +41,10 @@ class OwnText:
     """The held-out prompts of a run, which a model continues always with the same draws."""
 
     def __init__(self, run: Run, this: Stage, teacher: Model) -> None:
-        """Finds the prompts, as config.rollout describes them, and how they are continued."""
+        """Finds how prompts are continued, as config.rollout describes it."""
         self._run, self._teacher, self._sampling = run, teacher, sampling(run, this)
-        self._prompts = Prompts(run, this, run.config.rollout.prompt_tokens)
+        own = run.config.rollout.prompt_tokens, run.config.rollout.held_out
+        self._prompts = functools.cache(functools.partial(held_out, run, this, *own))  # by split
         self._decode = run.tokenizers[this.model].decode
         objective = Objective((), (), tuple(TERMS), run.policy, run.policy, run.chunk)
         self._program = Program(objective, run.mesh, family.PARTITION)
@@ -53,7 +55,7 @@ class OwnText:
         KL(model || teacher) in nats a token; own_entropy of the model, in nats; own_length, tokens
         of a completion; own_ended, the share of completions that end before `max_new_tokens`."""
         run, settings = self._run, self._run.config.rollout
-        prompts = self._prompts.held_out(settings.held_out, split)
+        prompts = self._prompts(split)
         written = write(run.mesh, family.PARTITION, model, prompts, run.config.seed, self._sampling)
         batch = batch_of(prompts, written)
         self.samples = self._shown(prompts, written, settings.samples)
@@ -63,7 +65,7 @@ class OwnText:
         lengths = ends(place(batch, run.mesh), stop)
         return figures | {f"own_{name}": float(value) for name, value in lengths.items()}
 
-    def _shown(self, prompts: Any, written: Any, count: int) -> list[dict[str, Any]]:
+    def _shown(self, prompts: Given, written: Written, count: int) -> list[dict[str, Any]]:
         """Decodes the first completions, with their prompts."""
         found, decode = [], self._decode
         for row in range(min(count, len(prompts.lengths_B))):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from kd_jax.data.encoded import Beginnings
@@ -26,40 +27,43 @@ class Given(NamedTuple):
 
 
 class Prompts:
-    """The prompts of a stage, padded to `length` tokens."""
+    """The training prompts of a stage, in the order of its batches."""
 
     def __init__(self, run: Run, this: Settings, length: int) -> None:
         """Finds the prompts of at most `length` tokens. Raises UserError if there are none."""
-        self.length, self._task = length, run.tasks[this.model]
-        self._processes = run.processes
-        self.train = self._of("train")
+        found = beginnings(run, this, length, "train")
         self._stream = Stream(
-            len(self.train),
-            lambda ids_B, _: self._rows(self.train, ids_B),
+            len(found),
+            lambda ids_B, _: _rows(found, ids_B, length),
             this.batch_size,
             seed=run.config.seed,
-            **self._processes,
+            **run.processes,
         )
 
     def batch(self, step: int) -> Given:
         """Returns this process's rows of the prompts of a step."""
         return self._stream[step]
 
-    def held_out(self, count: int, split: str = "validation") -> Given:
-        """Returns this process's share of the first `count` prompts of a split, again from the
-        first one on where there are fewer."""
-        index, processes = self._processes["process_index"], self._processes["process_count"]
-        found, each = self._of(split), count // processes
-        return self._rows(found, (index * each + np.arange(each)) % len(found))
 
-    def _of(self, split: str) -> Beginnings:
-        found = self._task.beginnings(split, self.length)
-        if not len(found):
-            raise UserError(
-                f"{self._task.examples(split).name} has no prompt of at most {self.length} tokens, "
-                "with a text after it: change prompt_tokens"
-            )
-        return found
+def held_out(run: Run, this: Settings, length: int, count: int, split: str) -> Given:
+    """Returns this process's share of the first `count` prompts of a split, again from the first
+    one on where there are fewer. Raises UserError if there are none."""
+    found, each = beginnings(run, this, length, split), count // jax.process_count()
+    return _rows(found, (jax.process_index() * each + np.arange(each)) % len(found), length)
 
-    def _rows(self, found: Beginnings, ids_B: np.ndarray) -> Given:
-        return Given(*found.padded(ids_B, self.length), ids_B.astype(np.int32))
+
+def beginnings(run: Run, this: Settings, length: int, split: str) -> Beginnings:
+    """Finds the prompts of a split, of at most `length` tokens. Raises UserError if there are
+    none."""
+    task = run.tasks[this.model]
+    found = task.beginnings(split, length)
+    if not len(found):
+        raise UserError(
+            f"{task.examples(split).name} has no prompt of at most {length} tokens, with a text "
+            "after it: change prompt_tokens"
+        )
+    return found
+
+
+def _rows(found: Beginnings, ids_B: np.ndarray, length: int) -> Given:
+    return Given(*found.padded(ids_B, length), ids_B.astype(np.int32))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kd_jax.data import encoded
 from kd_jax.models.generate import Sampling, Written
 from kd_jax.run.prompts import Given, Prompts
 from kd_jax.run.sampler import write_on_mesh
@@ -45,7 +46,9 @@ def write(
     return jax.tree.map(lambda x: sharding.whole(x)[rows_B], written)
 
 
-def batch_of(prompts: Given, written: Written, unfinished: bool = True, judged: bool = False):
+def batch_of(
+    prompts: Given, written: Written, unfinished: bool = True, judged: bool = False
+) -> Batch:
     """Makes a batch that learns from written tokens alone, the one that ended a completion
     included.
 
@@ -58,29 +61,22 @@ def batch_of(prompts: Given, written: Written, unfinished: bool = True, judged: 
     Returns:
         a batch of (B, T + N - 1) tokens (NumPy): labels are shifted, as in tasks/clm.py.
     """
-    (B, T), N = prompts.tokens_BT.shape, written.tokens_BN.shape[1]
-    rows_B1, places_1N = np.arange(B)[:, None], np.arange(N)[None]
-    wrote_BN = places_1N < written.counts_B[:, None]
-    tokens_BW = np.zeros((B, T + N), np.int32)
-    tokens_BW[:, :T] = np.where(np.arange(T) < prompts.lengths_B[:, None], prompts.tokens_BT, 0)
-    at_BN = prompts.lengths_B[:, None] + places_1N
-    tokens_BW[rows_B1, at_BN] = np.where(wrote_BN, written.tokens_BN, 0)
-    learned_BN = wrote_BN & (unfinished | written.ended_B[:, None])
-
-    def of_labels(values_BN: np.ndarray) -> np.ndarray:
-        found_BW = np.zeros((B, T + N), np.float32)
-        found_BW[rows_B1, at_BN] = np.where(learned_BN, values_BN, 0.0)
-        return found_BW[:, 1:]
-
-    inputs_B1 = (prompts.lengths_B + np.maximum(written.counts_B - 1, 0))[:, None]
-    return Batch(
-        ids_B=prompts.ids_B.astype(np.int32),
-        tokens_BT=tokens_BW[:, :-1],
-        mask_BT=(np.arange(T + N - 1)[None] < inputs_B1).astype(np.float32),
-        labels=tokens_BW[:, 1:],
-        weights=of_labels(np.float32(1.0)),
-        written=of_labels(written.logp_BN) if judged else None,
+    (_, T), N = prompts.tokens_BT.shape, written.tokens_BN.shape[1]
+    learned_B = unfinished | written.ended_B
+    lengths = prompts.lengths_B, written.counts_B
+    rows = (
+        [encoded.continued(prompt_T[:length], text_N[:count], learned)]
+        for prompt_T, text_N, length, count, learned in zip(
+            prompts.tokens_BT, written.tokens_BN, *lengths, learned_B, strict=True
+        )
     )
+    batch = encoded.batch(prompts.ids_B, rows, T + N - 1, several=False)
+    if not judged:
+        return batch
+    learned_BN = (np.arange(N) < written.counts_B[:, None]) & learned_B[:, None]
+    logp_BT = np.zeros_like(batch.weights)
+    logp_BT[batch.weights > 0] = written.logp_BN[learned_BN]
+    return batch.replace(written=logp_BT)
 
 
 @jax.jit

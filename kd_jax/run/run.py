@@ -196,6 +196,8 @@ def build(
     for each in settings:
         _check_rows(mesh, each.batch_size, config.accumulate, f"batch size of {each.name}")
     _check_rows(mesh, config.eval.batch_size, 1, "eval.batch_size")
+    if "rollout" in config:
+        _check_rows(mesh, config.rollout.held_out, 1, "rollout.held_out")
     policy = policy_for(config.precision, platform or jax.default_backend(), config.mesh.reduction)
     task = plugins.load("tasks", config.task.name, "make").make(config.task, config.data, None)
     if task.regression and len(teachers) > 1 and config.average == "probabilities":

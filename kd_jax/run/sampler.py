@@ -1,6 +1,6 @@
 """Writes text with a model that lies on a mesh, on all of its devices.
 
-Writer            after any number of prompts, batch after batch
+TextWriter        after any number of prompts, batch after batch
 write_on_mesh     after the prompts of one batch
 """
 
@@ -32,7 +32,7 @@ class Text(NamedTuple):
     logp: float  # log-probability of the tokens at temperature 1, in nats
 
 
-class Writer:
+class TextWriter:
     """Writes after prompts of any lengths, in batches of prompts of similar length."""
 
     def __init__(self, model: Model, mesh: Mesh, sampling: Sampling, seed: int, rows: int) -> None:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from kd_jax.models.generate import Sampling
 from kd_jax.ranges import Real, Whole
 from kd_jax.run import stage, text_logits
 from kd_jax.run.own_text import OwnText
-from kd_jax.run.prompts import Prompts
+from kd_jax.run.prompts import beginnings
 from kd_jax.run.run import Run
-from kd_jax.run.sampler import Writer
+from kd_jax.run.sampler import TextWriter
 from kd_jax.run.stage import Settings, Stage, StepInputs
 from kd_jax.run.teaching import TeacherLogits
 from kd_jax.tasks.task import batch_shapes
@@ -137,17 +137,14 @@ class Texts:
     def batch(self, ids_B: np.ndarray, length: int) -> Batch:
         """Makes rows: what was written has weight 1, the prompts have none."""
 
-        def pieces(row: int) -> Iterator[tuple]:
-            whole_T = np.concatenate([self.prompts[row], self.tokens[row]])
-            yield whole_T[:-1], whole_T[1:], np.arange(1, len(whole_T)) >= len(self.prompts[row]), 0
-
-        return encoded.batch(ids_B, map(pieces, ids_B), length, several=False)
+        rows = ([encoded.continued(self.prompts[i], self.tokens[i])] for i in ids_B)
+        return encoded.batch(ids_B, rows, length, several=False)
 
 
 def written(run: Run, this: Stage, logits: TeacherLogits) -> Texts:
     """Returns the teacher's texts, from the cache, or written now; all processes get all."""
     own, name = this.own, this.teachers[0]
-    prompts = Prompts(run, this, own["prompt_tokens"]).train
+    prompts = beginnings(run, this, own["prompt_tokens"], "train")
     # One order for all seeds and lengths of training, so that runs find each other's texts.
     order_N = np.random.Generator(np.random.Philox(HELD_OUT_SEED)).permutation(len(prompts))
     tokens_NT, lengths_N = prompts.padded(order_N[: _count(this)], own["prompt_tokens"])
@@ -157,9 +154,9 @@ def written(run: Run, this: Stage, logits: TeacherLogits) -> Texts:
     sampling = Sampling(**how, stop=tuple(sorted(stop)))
 
     @functools.cache
-    def writer() -> Writer:  # only where there is something to write
+    def writer() -> TextWriter:  # only where there is something to write
         rows = run.config.eval.batch_size
-        return Writer(logits.model(name), run.mesh, sampling, own["seed"], rows)
+        return TextWriter(logits.model(name), run.mesh, sampling, own["seed"], rows)
 
     about = text_logits.identity_of(run, name, logits.given[name]), sampling, own["samples"]
     found: list[list[np.ndarray]] = []
@@ -185,7 +182,7 @@ def _folder(run: Run) -> Path:
 
 
 def _write(
-    writer: Callable[[], Writer], prompts: list[np.ndarray], samples: int, entry: Path
+    writer: Callable[[], TextWriter], prompts: list[np.ndarray], samples: int, entry: Path
 ) -> None:
     """Writes after prompts, of which `samples` neighbors are the same, into a folder."""
     numbers = [_number(row, i % samples) for i, row in enumerate(prompts)]

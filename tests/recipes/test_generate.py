@@ -14,7 +14,7 @@ from kd_jax.models.generate import Sampling, generate
 from kd_jax.precision import Policy
 from kd_jax.recipes import generate as recipe
 from kd_jax.recipes.generate import Options
-from kd_jax.run.sampler import Writer
+from kd_jax.run.sampler import TextWriter
 from tests import smoke
 from tests.models import tiny
 from tests.tasks import chats
@@ -83,7 +83,7 @@ def test_an_interrupted_command_continues(own, tmp_path, monkeypatch):
     options_of = lambda name: (*own, str(source), str(tmp_path / name), options)  # noqa: E731
     recipe.generate_file(*options_of("whole.jsonl"))
     monkeypatch.setattr(recipe, "AT_ONCE", 1)
-    write_all, parts = Writer.write, []
+    write_all, parts = TextWriter.write, []
 
     def until_the_third(self, prompts, numbers):
         parts.append(numbers)
@@ -91,7 +91,7 @@ def test_an_interrupted_command_continues(own, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return write_all(self, prompts, numbers)
 
-    monkeypatch.setattr(Writer, "write", until_the_third)
+    monkeypatch.setattr(TextWriter, "write", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         recipe.generate_file(*options_of("out.jsonl"))
     target, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"

@@ -173,7 +173,10 @@ def test_temperatures_of_writing_and_of_the_loss_are_two_numbers(tmp_path):
 
 
 def test_prompts_found_ahead_are_those_of_their_step(tmp_path, monkeypatch):
-    run, nothing = build(config(tmp_path), tmp_path / "run", jax.devices()[:1]), np.zeros((8, 8))
+    run, nothing = (
+        build(config(tmp_path), tmp_path / "run", jax.devices()[:1]),
+        np.zeros((8, 8), np.int32),
+    )
     this, seen = run.principal, []
 
     def write(mesh, table, model, prompts, seed, sampling, meanwhile):
@@ -203,7 +206,7 @@ def test_only_written_tokens_are_learned_the_end_included():
     )
     batch = rollout.batch_of(prompts, written, judged=True)
     np.testing.assert_array_equal(
-        batch.tokens_BT, [[5, 6, 7, 8, 9], [5, 6, 1, 0, 0], [5, 8, 8, 9, 0]]
+        batch.tokens_BT, [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0], [5, 8, 8, 0, 0]]
     )
     np.testing.assert_array_equal(
         batch.weights, [[0, 0, 1, 1, 1], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
@@ -255,6 +258,11 @@ def test_what_cannot_be_learned_is_refused(tmp_path, changes, message):
         c.student.architecture, c.tokenizer.train = {}, "wordpiece"
     with pytest.raises(UserError, match=message):
         substituting.run(c, tmp_path / "run")
+
+
+def test_devices_share_the_held_out_prompts(tmp_path):
+    with pytest.raises(UserError, match="rollout.held_out: 3 rows cannot be divided among 2 dev"):
+        build(config(tmp_path, held_out=3), tmp_path / "run", jax.devices()[:2])
 
 
 def test_the_policy_gradient_learns(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.run.run import build
-from kd_jax.run.sampler import Writer
+from kd_jax.run.sampler import TextWriter
 from kd_jax.run.teaching import TeacherLogits, given_teachers
 from kd_jax.stages import sequence
 from kd_jax.stages.sequence import Texts
@@ -38,7 +38,7 @@ def parts(monkeypatch):
     class Parts(list):
         end = None
 
-    made, write = Parts(), Writer.write
+    made, write = Parts(), TextWriter.write
 
     def noted(self, prompts, numbers):
         if len(made) == made.end:
@@ -46,7 +46,7 @@ def parts(monkeypatch):
         made.append(len(prompts))
         return write(self, prompts, numbers)
 
-    monkeypatch.setattr(Writer, "write", noted)
+    monkeypatch.setattr(TextWriter, "write", noted)
     monkeypatch.setattr(sequence, "AT_ONCE", 8)
     return made
 
