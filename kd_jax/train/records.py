@@ -92,7 +92,7 @@ class Table:
         self._file.close()
 
 
-class Lines(Table):
+class Texts(Table):
     """A JSON Lines file whose objects have a `step`: like `Table`, with texts of any kind."""
 
     def _read(self) -> list[dict]:
@@ -186,7 +186,7 @@ class Records:
             self._tables[name] = Table(directory / file, start, (written or {}).get(file))
         if samples:
             digest = (written or {}).get(self._SAMPLES)
-            self._tables["samples"] = Lines(directory / self._SAMPLES, start, digest)
+            self._tables["samples"] = Texts(directory / self._SAMPLES, start, digest)
         self._events = Events(directory / "tensorboard", start)
         self._files = (*self._tables.values(), self._events)
 
