@@ -137,34 +137,6 @@ class SizedRotary(SizedDecoder):
         return super().forward(hidden_states, *args, **kwargs)
 
 
-class SizedLlamaLayer(SizedRotary, modeling_llama.LlamaDecoderLayer):
-    rotary_class = modeling_llama.LlamaRotaryEmbedding
-
-
-class SizedQwen2Layer(SizedRotary, modeling_qwen2.Qwen2DecoderLayer):
-    rotary_class = modeling_qwen2.Qwen2RotaryEmbedding
-
-
-class SizedPhiLayer(SizedRotary, modeling_phi.PhiDecoderLayer):
-    rotary_class = modeling_phi.PhiRotaryEmbedding
-
-
-class SizedQwen3Layer(SizedRotary, modeling_qwen3.Qwen3DecoderLayer):
-    rotary_class = modeling_qwen3.Qwen3RotaryEmbedding
-
-
-class SizedMistralLayer(SizedRotary, modeling_mistral.MistralDecoderLayer):
-    rotary_class = modeling_mistral.MistralRotaryEmbedding
-
-
-class SizedSmolLM3Layer(SizedRotary, modeling_smollm3.SmolLM3DecoderLayer):
-    rotary_class = modeling_smollm3.SmolLM3RotaryEmbedding
-
-
-class SizedOlmo2Layer(SizedRotary, modeling_olmo2.Olmo2DecoderLayer):
-    rotary_class = modeling_olmo2.Olmo2RotaryEmbedding
-
-
 class WithHeads:
     """The model's config, but for the number of heads."""
 
@@ -175,22 +147,25 @@ class WithHeads:
         return getattr(self.__dict__["config"], name)
 
 
-class SizedPhi3Layer(SizedRotary, modeling_phi3.Phi3DecoderLayer):
-    rotary_class = modeling_phi3.Phi3RotaryEmbedding
-
+class SizedPhi3(SizedRotary):
     def seen(self, config, shape):
         return WithHeads(config, shape)
 
 
-class SizedGemma3Layer(SizedRotary, modeling_gemma3.Gemma3DecoderLayer):
-    rotary_class = modeling_gemma3.Gemma3RotaryEmbedding
-
+class SizedGemma3(SizedRotary):
     def resize(self, own, shape):
         super().resize(own, shape)
         self.kind = own.layer_types[self.layer_idx]
 
     def turns(self, rotary_emb, hidden_states, position_ids):
         return rotary_emb(hidden_states, position_ids, self.kind)
+
+
+def rotary_layer(modeling, family, kind=SizedRotary):
+    """Makes the class Sized...Layer of a family of transformers whose heads are turned."""
+    own = {"rotary_class": getattr(modeling, f"{family}RotaryEmbedding")}
+    layer = getattr(modeling, f"{family}DecoderLayer")
+    return type(f"Sized{family}Layer", (kind, layer), own | {"__module__": __name__})
 
 
 def resize(attention, names, shape):
@@ -244,7 +219,8 @@ class Unequal:
 
 
 class Decoder(Unequal):
-    """Takes the cache under either name, and refuses what transformers would pass over."""
+    """Takes a model's arguments by the names of either version of transformers, and refuses those
+    that its classes would pass over in silence."""
 
     known = ("output_hidden_states", "return_dict", "cache_position")
     of_head = ("labels", "logits_to_keep", "num_items_in_batch", "ignore_index", "shift_labels")
@@ -283,15 +259,15 @@ GPT2 = (Decoder, "kd_jax_decoder", "Model", "LMHeadModel")
 GEMMA3 = (Decoder, "kd_jax_decoder", "TextModel", "ForCausalLM")
 FAMILIES = {
     "GPT2": (modeling_gpt2, SizedGPT2Block, GPT2),
-    "Llama": (modeling_llama, SizedLlamaLayer, DECODER),
-    "Mistral": (modeling_mistral, SizedMistralLayer, DECODER),
-    "SmolLM3": (modeling_smollm3, SizedSmolLM3Layer, DECODER),
-    "Qwen2": (modeling_qwen2, SizedQwen2Layer, DECODER),
-    "Qwen3": (modeling_qwen3, SizedQwen3Layer, DECODER),
-    "Phi": (modeling_phi, SizedPhiLayer, DECODER),
-    "Phi3": (modeling_phi3, SizedPhi3Layer, DECODER),
-    "Olmo2": (modeling_olmo2, SizedOlmo2Layer, DECODER),
-    "Gemma3": (modeling_gemma3, SizedGemma3Layer, GEMMA3),
+    "Llama": (modeling_llama, rotary_layer(modeling_llama, "Llama"), DECODER),
+    "Mistral": (modeling_mistral, rotary_layer(modeling_mistral, "Mistral"), DECODER),
+    "SmolLM3": (modeling_smollm3, rotary_layer(modeling_smollm3, "SmolLM3"), DECODER),
+    "Qwen2": (modeling_qwen2, rotary_layer(modeling_qwen2, "Qwen2"), DECODER),
+    "Qwen3": (modeling_qwen3, rotary_layer(modeling_qwen3, "Qwen3"), DECODER),
+    "Phi": (modeling_phi, rotary_layer(modeling_phi, "Phi"), DECODER),
+    "Phi3": (modeling_phi3, rotary_layer(modeling_phi3, "Phi3", SizedPhi3), DECODER),
+    "Olmo2": (modeling_olmo2, rotary_layer(modeling_olmo2, "Olmo2"), DECODER),
+    "Gemma3": (modeling_gemma3, rotary_layer(modeling_gemma3, "Gemma3", SizedGemma3), GEMMA3),
     "Bert": (modeling_bert, SizedBertLayer, ENCODER),
     "Roberta": (modeling_roberta, SizedRobertaLayer, ENCODER),
     "DistilBert": (modeling_distilbert, SizedTransformerBlock, ENCODER),
