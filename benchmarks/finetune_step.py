@@ -23,7 +23,6 @@ Keep the machine idle: "others" is the share of it that other processes took mea
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -121,12 +120,9 @@ def summarise(rounds: Rounds, sentences: int) -> list[dict]:
                 "precision": precision,
                 "sentences_per_s": own,
                 "ratio": own / max(others) if others else None,
-                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "last": statistics.median(run["losses"][-1] for run in runs),
-                "others_share": max(statistics.mean(run["others"]) for run in runs),
-                "allocators": rounds.of_allocators((work, system, precision)),
-                "rounds": len(runs),
             }
+            | rounds.about((work, system, precision), runs)
         )
     return summary
 
@@ -189,9 +185,7 @@ def main() -> None:
     rounds, sentences = measure(rows, args)
     summary = summarise(rounds, sentences)
     show(summary)
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
-    rounds.end()
+    rounds.finish(summary, args.json)
 
 
 if __name__ == "__main__":

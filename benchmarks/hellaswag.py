@@ -22,7 +22,6 @@ Model: models/stories260K beside $KD_JAX_DATA, or --model. Questions: hellaswag/
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -96,11 +95,8 @@ def summarise(rounds: Rounds) -> list[dict]:
                 "apart": None if apart is None else float(apart.max()),
                 "acc": float(runs[0]["acc"]),
                 "acc_norm": float(runs[0]["acc_norm"]),
-                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
-                "others_share": max(statistics.mean(run["others"]) for run in runs),
-                "allocators": rounds.of_allocators((system,)),
-                "rounds": len(runs),
             }
+            | rounds.about((system,), runs)
         )
     return summary
 
@@ -154,9 +150,7 @@ def main() -> None:
     rounds = measure(systems, args)
     summary = summarise(rounds)
     show(summary)
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
-    rounds.end()
+    rounds.finish(summary, args.json)
 
 
 if __name__ == "__main__":

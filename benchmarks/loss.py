@@ -18,7 +18,6 @@ Keep the machine idle: "others" is the share of it that other processes took mea
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -73,12 +72,9 @@ def summarise(rounds: Rounds) -> list[dict]:
                 "system": system.removeprefix("pytorch-"),
                 "median_s": seconds[loss, precision, system],
                 "ratio": own and seconds[loss, precision, system] / own,
-                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "errors": {part: statistics.median(e[part] for e in errors) for part in PARTS},
-                "others_share": max(statistics.mean(run["others"]) for run in runs),
-                "allocators": rounds.of_allocators((loss, precision, system)),
-                "rounds": len(runs),
             }
+            | rounds.about((loss, precision, system), runs)
         )
     return summary
 
@@ -122,9 +118,7 @@ def main() -> None:
     rounds = measure(rows, args)
     summary = summarise(rounds)
     show(summary)
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
-    rounds.end()
+    rounds.finish(summary, args.json)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ suffer more from them.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -99,12 +98,9 @@ def summarise(rounds: Rounds) -> list[dict]:
                 "ratio": step / median(kd_jax, "seconds") if kd_jax else None,
                 "writing_ratio": writing / median(kd_jax, "writing") if kd_jax else None,
                 "first_s": max(run["first_s"] for run in runs),
-                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "first_loss": statistics.median(run["losses"][0] for run in runs),
-                "others_share": max(statistics.mean(run["others"]) for run in runs),
-                "allocators": rounds.of_allocators((system, precision)),
-                "rounds": len(runs),
             }
+            | rounds.about((system, precision), runs)
         )
     return summary
 
@@ -175,9 +171,7 @@ def main() -> None:
     rounds = measure(rows, args)
     summary = summarise(rounds)
     show(summary)
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
-    rounds.end()
+    rounds.finish(summary, args.json)
 
 
 if __name__ == "__main__":

@@ -141,14 +141,11 @@ def summarise(rounds: Rounds, peaks: dict[str, float], tiny: bool) -> list[dict]
                 "precision": precision,
                 "median_s": row_seconds,
                 "tokens_per_s": shapes.rows * shapes.tokens / row_seconds,
-                "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
                 "ratio": ratio,
                 "matmul_peak_share": shapes.flops() / row_seconds / peaks[precision],
                 "last_loss": statistics.median(run["losses"][-1] for run in runs),
-                "others_share": max(statistics.mean(run["others"]) for run in runs),
-                "allocators": rounds.of_allocators((case, system, precision)),
-                "rounds": len(runs),
             }
+            | rounds.about((case, system, precision), runs)
         )
     return summary
 
@@ -213,9 +210,7 @@ def main() -> None:
     rounds, peaks = measure(rows, args)
     summary = summarise(rounds, peaks, args.tiny)
     show(summary, peaks)
-    if args.json:
-        args.json.write_text(json.dumps(summary, indent=2) + "\n")
-    rounds.end()
+    rounds.finish(summary, args.json)
 
 
 if __name__ == "__main__":

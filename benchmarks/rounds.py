@@ -10,6 +10,7 @@ import argparse
 import collections
 import json
 import pathlib
+import statistics
 from collections.abc import Callable, Sequence
 
 import rich.progress
@@ -30,7 +31,7 @@ Seconds = Callable[[Row, list[dict]], float]
 
 class Rounds:
     """The results of every row and allocator: a dict for each round. With a `file` they are also
-    kept next to it, and found there again after an interruption, until `end`."""
+    kept next to it, and found there again after an interruption, until `finish`."""
 
     def __init__(self, seconds: Seconds, file: pathlib.Path | None, about: dict) -> None:
         """`seconds(row, runs)` is what a row costs; results kept by a run with other options than
@@ -103,8 +104,19 @@ class Rounds:
         found = {name: self._runs[row, name] for name in ALLOCATORS}
         return {name: self.seconds(row, runs) for name, runs in found.items() if runs}
 
-    def end(self) -> None:
-        """Removes what was kept."""
+    def about(self, row: Row, runs: list[dict]) -> dict:
+        """Describes how a row was measured, by the runs that count, for a summary's row."""
+        return {
+            "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
+            "others_share": max(statistics.mean(run["others"]) for run in runs),
+            "allocators": self.of_allocators(row),
+            "rounds": len(runs),
+        }
+
+    def finish(self, summary: list[dict], file: pathlib.Path | None) -> None:
+        """Writes a summary to the file, if there is one, and removes what was kept next to it."""
+        if file:
+            file.write_text(json.dumps(summary, indent=2) + "\n")
         if self._file:
             self._file.unlink(missing_ok=True)
 

@@ -68,8 +68,20 @@ def test_an_interrupted_run_continues(rounds, tmp_path):
     assert again.seen == whole.seen[3:]
     partial = file.with_name("rows.json.partial")
     assert len(partial.read_text().splitlines()) == 1 + len(whole.seen)
-    made.end()
-    assert not partial.exists()
+    summary = [{"system": "kd_jax"}]
+    made.finish(summary, file)
+    assert json.loads(file.read_text()) == summary and not partial.exists()
+
+
+def test_a_row_says_how_it_was_measured(rounds):
+    made = make(rounds, None, Children(rounds))
+    runs = [{"peak_bytes": size, "others": [0.0, share]} for size, share in [(3, 0.2), (5, 0.4)]]
+    assert made.about(ROWS[1], [*runs, runs[0]]) == {
+        "peak_bytes": 3,
+        "others_share": 0.2,
+        "allocators": {"default": 3.0, "kept": 1.0},
+        "rounds": 3,
+    }
 
 
 def test_results_of_other_options_are_not_taken(rounds, tmp_path):
