@@ -21,8 +21,6 @@ Text: stories that the teacher wrote itself (benchmarks/sampled_text.py); report
 which none is trained on. The model is expected in models/stories260K next to $KD_JAX_DATA.
 """
 
-import os
-
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
@@ -35,14 +33,14 @@ def get_config(arg=None):
     variants = ("members", "half", "longer", "longer_flops", "larger", "larger_flops")
     name, smoke = config.split(arg, variants, "members")
     c = config.ensemble()
-    data = os.environ.get("KD_JAX_DATA")
+    model, text = config.stories260k()
     c.task = dict(name="clm", seq_len=256, separator="bos")  # as the teacher was trained
     c.data = dict(
         train=dict(path="runs/sampled_stories.txt"),
-        test=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),
+        test=dict(path=text),
         held_out=0.02,
     )
-    c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
+    c.teacher.model = model
     c.student.init = "scratch"
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5))
     c.rounds, c.steps, c.batch_size = ROUNDS, STEPS, 16

@@ -24,8 +24,6 @@ which none is trained on. Expected: RS-KD as :all but for noise, :renormalised t
 The model is expected in models/stories260K next to $KD_JAX_DATA.
 """
 
-import os
-
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
@@ -41,14 +39,14 @@ KEPT = {  # config.cache of each variant
 def get_config(arg=None):
     name, smoke = config.split(arg, (*KEPT, "ce"), "all")
     c = config.base("pretrain")
-    data = os.environ.get("KD_JAX_DATA")
+    model, text = config.stories260k()
     c.task = dict(name="clm", seq_len=256, separator="bos")  # as the teacher was trained
     c.data = dict(
         train=dict(path="runs/sampled_stories.txt"),
-        test=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),
+        test=dict(path=text),
         held_out=0.02,
     )
-    c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
+    c.teacher.model = model
     c.student.init = "scratch"
     c.student.architecture = dict(
         hidden_size=32,

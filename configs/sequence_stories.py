@@ -13,19 +13,16 @@ Text: the real stories of $KD_JAX_DATA/lm_text, of which a share is held out for
 teacher is expected in models/stories260K next to $KD_JAX_DATA.
 """
 
-import os
-
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
     c = config.base("distil")
-    data = os.environ.get("KD_JAX_DATA")
-    text = os.path.join(data or "data", "lm_text", "tinystories_197k.txt")
+    model, text = config.stories260k()
     c.task = dict(name="clm", seq_len=128, separator="bos")  # as the teacher was trained
     c.data = dict(train=dict(path=text), held_out=0.2)
-    c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
+    c.teacher.model = model
     c.student.init = "scratch"
     c.student.architecture = dict(
         hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3,

@@ -15,21 +15,19 @@ More text, such as the model's own: --config.data.train.path=FILE. The model is 
 models/stories260K next to $KD_JAX_DATA, the text in $KD_JAX_DATA/lm_text. Minutes on two cores.
 """
 
-import os
-
 from kd_jax import config
 from kd_jax.smoke import or_smoke
 
 
 def get_config(arg=None):
     c = config.substitution()
-    data = os.environ.get("KD_JAX_DATA")
+    model, text = config.stories260k()
     c.task = dict(name="clm", seq_len=128, separator="bos")  # as it was trained
     c.data = dict(
-        train=dict(path=os.path.join(data or "data", "lm_text", "tinystories_197k.txt")),
+        train=dict(path=text),
         held_out=0.2,
     )
-    c.teacher.model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
+    c.teacher.model = model
     c.stages = dict(substitute=dict(), prune=dict(), theseus=dict(), student=dict())
     c.objective = dict(ce=dict(weight=0.5), kl=dict(weight=0.5, temperature=2.0))
     c.substitution.update(

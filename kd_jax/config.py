@@ -8,6 +8,7 @@ A newly added key gets a default that changes nothing, and is listed in `LATER`,
 of earlier runs can be read.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -218,6 +219,14 @@ def _check_parameters(config: ConfigDict, name: str, teacher: ConfigDict, where:
             f"nothing: name a checkpoint, add the stage {name!r} to config.stages, or set "
             f"config.{where}.init='scratch' to learn from random parameters"
         )
+
+
+def stories260k() -> tuple[str, str]:
+    """Returns where configs expect the model stories260K, in models/ next to $KD_JAX_DATA, and real
+    stories, in its lm_text/."""
+    data = os.environ.get("KD_JAX_DATA")
+    model = os.path.join(data, "..", "models", "stories260K") if data else "stories260K"
+    return model, os.path.join(data or "data", "lm_text", "tinystories_197k.txt")
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
