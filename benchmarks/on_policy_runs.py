@@ -2,6 +2,7 @@
 
     python benchmarks/on_policy_runs.py --prepare       # texts and the student that all begin from
     python benchmarks/on_policy_runs.py --tune          # learning rates, by one seed of its own
+    python benchmarks/on_policy_runs.py --time          # a step of each arm; an idle machine
     python benchmarks/on_policy_runs.py [--seeds=5]     # all arms at equal steps
     python benchmarks/on_policy_runs.py --seconds       # cheaper arms again, for as long
 
@@ -14,16 +15,22 @@ $KD_JAX_DATA/lm_text, of which the last fifth is the test.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
+from unittest import mock
 
 from benchmarks import results
 from configs import onpolicy_stories
 from kd_jax import api
+from kd_jax.stages import sequence
 from kd_jax.train import records
 
 ROOT = Path("runs/on_policy")
@@ -42,7 +49,7 @@ AGAINST = {arm: f"{arm.rpartition(' ')[0]} 0" for arm in ARMS}
 AGAINST |= {f"{term} 0": "ce" for term in TERMS} | {"sequence": "ce", "ce": ""}
 AGAINST["policy gradient 1"] = "reverse_kl 1"
 RATES, TUNED_BY = (3e-4, 1e-3, 3e-3), 100  # learning rates that were tried; their seed
-SLOWEST = "kl 1"  # as long as this arm takes, the others may take
+SLOWEST = "reverse_kl 1"  # as long as this arm takes, the others may take
 FIGURES = "loss kl own_kl own_reverse_kl own_entropy own_length own_ended".split()
 
 
@@ -62,30 +69,65 @@ def prepare() -> None:
     api.distil(onpolicy_stories.get_config("start"), workdir="runs/onpolicy_start")
 
 
-def run(arm: str, seed: int, rate: float, steps: int = 0) -> dict[str, Any]:
-    """Runs an arm, or reads what it came to: its row."""
+def _config(arm: str, seed: int, rate: float, steps: int = 0) -> Any:
     variant, changes = ARMS[arm]
     config = onpolicy_stories.get_config(variant)
     config.seed, config.optim.learning_rate = seed, rate
     config.steps = steps or config.steps
     config.eval.every = config.checkpoint.every = config.steps  # the last checkpoint is reported
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key: value})
-    name = f"{arm.replace(' ', '-')}-{rate:g}-{config.steps}-{seed}"
-    found = api.distil(config, workdir=ROOT / name)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _distilled(arm: str, config: Any) -> Any:
+    about = arm.replace(" ", "-"), f"{config.optim.learning_rate:g}", config.steps, config.seed
+    return api.distil(config, workdir=ROOT / "-".join(map(str, about)))
+
+
+def run(arm: str, seed: int, rate: float, steps: int = 0) -> dict[str, Any]:
+    """Runs an arm, or reads what it came to: its row."""
+    config = _config(arm, seed, rate, steps)
+    found = _distilled(arm, config)
     row = {"arm": arm, "against": AGAINST[arm], "seed": seed, "rate": rate, "steps": config.steps}
     figures = found.figures["student"]
-    return row | {"seconds": _seconds(found.folder)} | {key: figures[key] for key in FIGURES}
+    step, before = _seconds(arm)
+    row["seconds"] = round(before + step * config.steps, 2)
+    return row | {key: figures[key] for key in FIGURES}
 
 
-def _seconds(folder: Path) -> float:
-    """Sums the seconds of training, without compilation, evaluation and saving: the median row of
-    timing.csv for all."""
-    steps, each = 0, []
-    for row in records.read(folder / "student" / "timing.csv"):
-        each.append(float(row["seconds"]) / (int(row["step"]) - steps))
-        steps = int(row["step"])
-    return round(statistics.median(each) * steps, 2)
+def time(arm: str) -> None:
+    """Measures the seconds of a step of an arm, without compilation, evaluation and saving: the
+    median row of timing.csv; and those of the teacher's texts before the first one."""
+    file, begin, each = _file("time", arm), 0, []
+    if file.exists():
+        return
+    config = _config(arm, TUNED_BY, RATES[0])
+    os.environ["KD_JAX_CACHE"] = str(ROOT / "cache")
+    shutil.rmtree(ROOT / "cache" / "texts", ignore_errors=True)
+    with _watch(sequence, "written") as seconds:
+        made = api.distil(config, workdir=ROOT / f"time-{arm.replace(' ', '-')}")
+    for row in records.read(made.folder / "student" / "timing.csv"):
+        each.append(float(row["seconds"]) / (int(row["step"]) - begin))
+        begin = int(row["step"])
+    found = statistics.median(each), sum(seconds)
+    file.write_text(json.dumps(found) + "\n")
+    print(f"{arm}: {1000 * found[0]:.1f} ms a step, {found[1]:.1f} s before", flush=True)
+
+
+@contextlib.contextmanager
+def _watch(module: Any, name: str) -> Iterator[list[float]]:
+    """Notes the seconds of each call of a function of a module."""
+    function, seconds = getattr(module, name), []
+
+    def watched(*args: Any) -> Any:
+        begin = perf_counter()
+        try:
+            return function(*args)
+        finally:
+            seconds.append(perf_counter() - begin)
+
+    with mock.patch.object(module, name, watched):
+        yield seconds
 
 
 def tune(arms: list[str]) -> None:
@@ -96,8 +138,7 @@ def tune(arms: list[str]) -> None:
         if file.exists():
             continue
         for rate in RATES:
-            run(arm, TUNED_BY, rate)
-            (folder,) = ROOT.glob(f"{arm.replace(' ', '-')}-{rate:g}-*-{TUNED_BY}")
+            folder = _distilled(arm, _config(arm, TUNED_BY, rate)).folder
             last = records.read(folder / "student" / "eval.csv")[-1]
             scores[rate] = float(last["kl"]) + float(last["own_kl"])
             print(f"{arm}: rate {rate:g}: {scores[rate]:.4f}", flush=True)
@@ -117,15 +158,17 @@ def keep(rows: list[dict[str, Any]]) -> None:
     """Writes results/onpolicy_stories.json."""
     note = (
         f"{len(RATES)} learning rates were tried for each arm, with another seed, on held-out "
-        f"stories; the last checkpoint is reported. seconds: of training steps, on two cores."
+        f"stories; the last checkpoint is reported. seconds: of the steps, each arm's timed "
+        f"alone on two cores, with the teacher's texts where it writes them."
     )
     results.keep_rows("onpolicy_stories", rows, "python benchmarks/on_policy_runs.py", note)
 
 
-def main() -> None:
+def main() -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--time", action="store_true")
     parser.add_argument("--seconds", action="store_true", help="equal seconds instead of steps")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
@@ -135,6 +178,8 @@ def main() -> None:
     ROOT.mkdir(parents=True, exist_ok=True)
     if options.tune:
         return tune(options.arms)
+    if options.time:
+        return list(map(time, options.arms))
     equal = "seconds" if options.seconds else "steps"
     for seed in range(options.seeds):
         for arm in options.arms:
@@ -152,14 +197,19 @@ def _rows(equal: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
 
 
+def _seconds(arm: str) -> tuple[float, float]:
+    """Reads the seconds of a step of an arm, and of what comes before the first one."""
+    file = _file("time", arm)
+    if not file.exists():
+        raise SystemExit(f"error: {file} is missing: run --time first, on an idle machine")
+    step, before = json.loads(file.read_text())
+    return step, before
+
+
 def _as_long(arm: str) -> int:
     """Computes the steps of an arm that take as long as the dearest arm's."""
-    rows = _rows("steps")
-    own, slow = (
-        statistics.median(row["seconds"] / row["steps"] for row in rows if row["arm"] == name)
-        for name in (arm, SLOWEST)
-    )
-    return round(next(row["steps"] for row in rows if row["arm"] == SLOWEST) * slow / own)
+    (slow, _), (own, before) = _seconds(SLOWEST), _seconds(arm)
+    return round((_config(SLOWEST, 0, 0.0).steps * slow - before) / own)
 
 
 if __name__ == "__main__":
