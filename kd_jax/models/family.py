@@ -68,6 +68,7 @@ _SUFFIXES = {
     "clm": "ForCausalLM",
     "classification": "ForSequenceClassification",
     "span": "ForQuestionAnswering",
+    "embedding": "",
     "none": "",
 }
 
@@ -128,7 +129,7 @@ class Family:
 
     name: str  # HF's model_type
     prefix: str  # of the base model's tensors in a checkpoint with a head
-    architectures: dict[str, str]  # head -> HF class; its keys are the heads there are
+    architectures: dict[str, str]  # head -> HF class; every family has an embedding head
     backbone: type[nnx.Module]  # made from a config, of the type that its constructor names
     keys: dict[str, tuple]
     base: dict[str, str]
@@ -144,6 +145,11 @@ class Family:
     ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
     # (path, drawn value, config) -> value: where HF's start is not N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
+
+    def __post_init__(self):
+        # HF has no class of its own for it: the vectors are made behind the base model.
+        every = self.architectures | {"embedding": self.architectures["none"]}
+        object.__setattr__(self, "architectures", every)
 
     @property
     def config(self) -> type:

@@ -6,6 +6,7 @@ No head computes logits over a vocabulary: these are `ModelOutput.features` time
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -106,11 +107,58 @@ class Span(nnx.Module):
         return jnp.where(real_B1T, logits_BT2.swapaxes(1, 2), MASKED), None, None
 
 
+class Embedder(nnx.Module):
+    """Computes one vector for a row, as sentence-transformers does (Reimers and Gurevych 2019,
+    "Sentence-BERT", arXiv:1908.10084).
+
+    The last hidden states are pooled over the row's tokens (`mean`, `max`, the first one `cls`, the
+    `last` one), go through dense layers, are divided by their L2 norm, and cut to their first
+    dimensions, each where the config says so. A cut vector is not normalized again: the library
+    does not either.
+    """
+
+    def __init__(self, config):
+        widths = config.width, *(each.width for each in config.dense)
+        policy = _float32_out(config.policy)
+        self.dense = nnx.List(
+            Linear(into, each.width, policy, each.bias)
+            for into, each in zip(widths, config.dense, strict=False)
+        )
+        self.activations = tuple(activation(each.activation) for each in config.dense)
+        self.pooling, self.normalize = config.pooling, config.normalize
+        self.dimensions = config.dimensions or widths[-1]
+
+    def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
+        """Computes (vectors_B1D, None, None), float32."""
+        # A row that fills a batch up has no token: its first one counts, so that it has a vector.
+        first_T = jnp.arange(batch.mask_BT.shape[1]) == 0
+        x_B1D = _pool(x_BTD, (batch.mask_BT > 0) | first_T, self.pooling)
+        for layer, apply in zip(self.dense, self.activations, strict=True):
+            x_B1D = apply(layer(x_B1D))
+        if self.normalize:
+            squares_B11 = jnp.sum(x_B1D * x_B1D, axis=-1, keepdims=True)
+            x_B1D = x_B1D * jax.lax.rsqrt(jnp.maximum(squares_B11, 1e-24))
+        return x_B1D[..., : self.dimensions], None, None
+
+
+def _pool(x_BTD: Array, real_BT: Array, pooling: str) -> Array:
+    """Pools the real tokens of each row, (B, 1, D) in float32."""
+    real_BT1 = real_BT[..., None]
+    if pooling in ("cls", "last"):
+        at_B = jnp.sum(real_BT, axis=1) - 1 if pooling == "last" else jnp.zeros(len(x_BTD), int)
+        return gather(x_BTD, at_B[:, None]).astype(jnp.float32)
+    x_BTD = x_BTD.astype(jnp.float32)
+    if pooling == "max":
+        return jnp.max(x_BTD, axis=1, keepdims=True, where=real_BT1, initial=-jnp.inf)
+    return jnp.mean(x_BTD, axis=1, keepdims=True, where=real_BT1)
+
+
 HEADS: dict[str, type[nnx.Module]] = {
     "mlm": MaskedLM,
     "clm": CausalLM,
     "classification": Classification,
     "span": Span,
+    "embedding": Embedder,
     "none": Headless,
 }
 

@@ -25,6 +25,7 @@ from kd_jax.types import Array, Params
 log = logging.getLogger(__name__)
 
 ENSEMBLE_CODE = "modeling_kd_jax_ensemble"  # a file in families.PYTORCH
+DENSE = "dense."  # how tensors of an embedding head's layers begin here; they have own files
 Gather = Callable[[Any], np.ndarray]  # makes a whole array of a parameter
 
 
@@ -75,7 +76,8 @@ def open(folder: Path, family: Family, config: Any, head: str, key: Array | None
         log.warning("%s has no %s head: random values in %s", folder, head, parts)
         flat |= {path: tensors.of_array(value, np.float32) for path, value in drawn.items()}
         of_head = []
-    if not of_head:  # other heads' tensors are left over only where this one's are there
+    # Other heads' tensors are left over only where this one's are there, and belong there.
+    if not of_head or head == "embedding":
         for other in family.architectures:
             known |= {rule.hf for rule in rules_of(family, config, other)}
     extra = [name for name in sorted(found.keys() - known) if not _ignored(name, family)]
@@ -163,7 +165,7 @@ def _to_hf(
     """Finds the shapes of all tensors in HF's names and layouts, functions that make them, and the
     matching config.json."""
     config, flat = families.equal(family, config), families.flatten(params)
-    prefix = family.prefix if head != "none" else ""
+    prefix = "" if head in ("none", "embedding") else family.prefix
     shapes, made = {}, {}
 
     def tensor(rule: Rule) -> np.ndarray:
@@ -213,6 +215,7 @@ def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
     blocks = next(hf for hf, ours in family.base.items() if "blocks/#" in ours).partition("#")[0]
     for name in ("down", "up"):  # of a bottleneck, which HF does not have
         places.setdefault(f"backbone/blocks/#/{name}", (f"{blocks}#.{name}", 0, True))
+    places["head/dense/#"] = (f"{DENSE}#.linear", 0, False)
     paths = families.flatten(families.abstract(family, config, head, Policy()).params)
     held: dict[Rule, dict[int, str]] = {}
     for path in sorted(paths, key=lambda path: path.endswith("bias")):  # weights go first

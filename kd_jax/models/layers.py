@@ -44,6 +44,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
+    "linear": lambda x: x,
 }
 
 

@@ -95,6 +95,14 @@ class Run(NamedTuple):
         return range(first, first + self.period * self.count, self.period)
 
 
+class Dense(NamedTuple):
+    """A linear layer of an embedding head, with an activation."""
+
+    width: int  # of what it gives
+    activation: str = "linear"
+    bias: bool = True
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The sizes and settings that encoders and decoders have in common."""
@@ -117,6 +125,10 @@ class ModelConfig:
     initializer_range: float
     tie_embeddings: bool
     pad_id: int | None = None  # the token whose embedding starts at zero
+    pooling: str = "mean"  # of the embedding head: mean | cls | last | max
+    dense: tuple[Dense, ...] = ()  # its layers behind the pooling
+    normalize: bool = True  # its vectors to length 1
+    dimensions: int = 0  # that its vectors keep, the first ones; 0: all
     blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)  # all keys read from
     policy: Policy = Policy()
