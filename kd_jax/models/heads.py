@@ -121,8 +121,10 @@ class Embedder(nnx.Module):
         widths = config.width, *(each.width for each in config.dense)
         policy = _float32_out(config.policy)
         self.dense = nnx.List(
-            Linear(into, each.width, policy, each.bias)
-            for into, each in zip(widths, config.dense, strict=False)
+            [
+                Linear(into, each.width, policy, each.bias)
+                for into, each in zip(widths, config.dense, strict=False)
+            ]
         )
         self.activations = tuple(activation(each.activation) for each in config.dense)
         self.pooling, self.normalize = config.pooling, config.normalize
@@ -131,8 +133,8 @@ class Embedder(nnx.Module):
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
         """Computes (vectors_B1D, None, None), float32."""
         # A row that fills a batch up has no token: its first one counts, so that it has a vector.
-        first_T = jnp.arange(batch.mask_BT.shape[1]) == 0
-        x_B1D = _pool(x_BTD, (batch.mask_BT > 0) | first_T, self.pooling)
+        first_1T = jnp.arange(batch.mask_BT.shape[1])[None] == 0
+        x_B1D = _pool(x_BTD, (batch.mask_BT > 0) | first_1T, self.pooling)
         for layer, apply in zip(self.dense, self.activations, strict=True):
             x_B1D = apply(layer(x_B1D))
         if self.normalize:
