@@ -14,6 +14,7 @@ VERBS = {
     "main": "run an experiment: train teacher, baseline and student, export, compare",
     "evaluate": "evaluate a checkpoint, a stage of a run, or a file of predictions",
     "predict": "label a file of texts, or answer questions, with a trained model",
+    "embed": "compute the vectors of a file of texts, with a sentence embedder",
     "generate": "write texts after a file of prompts or chats, with a trained model",
     "export": "write a Hugging Face checkpoint of a stage of a run",
     "compare": "put finished runs side by side in one report",

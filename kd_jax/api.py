@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import cli, experiments, hub, keys, plugins, storage
 from kd_jax.errors import UserError
-from kd_jax.recipes import compare, evaluate, export, generate, plan, predict
+from kd_jax.recipes import compare, embed, evaluate, export, generate, plan, predict
 from kd_jax.report import runs
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run.workdir import enter
@@ -218,6 +218,22 @@ class Model:
         """Answers questions, each from its context: {"index", "answer", "probability", "start",
         "end", "no_answer"} (kd_jax.predict)."""
         return self._predict({"question": list(questions), "context": list(contexts)}, None)
+
+    def embed(self, texts: Sequence[str], **options: Any) -> np.ndarray:
+        """Computes the vectors of texts with a sentence embedder, (N, D) float32.
+
+        Args:
+            texts: the texts.
+            options: of `kd_jax.embed`: prompt_name, prompt, dimensions, batch_size.
+
+        Raises UserError for a text that is empty, and for a prompt that the model does not have.
+        """
+        start()
+        given = embed.Options(**{"precision": self.precision} | options)
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = _file(list(texts), Path(folder), "texts"), Path(folder, "vectors.npy")
+            embed.embed_file(self.name, self.revision, source, str(target), given)
+            return np.load(target)
 
     def generate(self, prompts: Sequence, **options: Any) -> list[dict]:
         """Writes after prompts with a causal model, in batches, on all devices.

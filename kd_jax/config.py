@@ -26,7 +26,8 @@ IN_EPOCHS: dict[str, dict[str, tuple[Any, str] | None]] = {
     "checkpoint": dict(every=None),
 }
 OPTIONAL = {"teacher": ("weight", "labels")} | {n: tuple(SECTIONS[n]) for n in ("cache", "sweep")}
-LATER = ("teacher.init",)
+_MODELS = ("teacher", "student", "assistant")
+LATER = ("teacher.init", *(f"{name}.embedding" for name in _MODELS))
 
 # What a stage is where neither config.stages.NAME nor its name, below, says otherwise.
 STAGE: Table = dict(

@@ -20,7 +20,7 @@ from kd_jax.ranges import Real, settings
 Change = tuple[str, Any]  # dotted key, value or its text
 
 # Sections that are open: what reads them knows their keys, and refuses others. `cache` may be new.
-_OPEN = {"stages", "task", "data", "teachers", "architecture", "schedule"}
+_OPEN = {"stages", "task", "data", "teachers", "architecture", "embedding", "schedule"}
 _OPEN |= {"objective", "intermediate"}
 
 _TYPES = {int: "a whole number", float: "a number", bool: "True or False"}

@@ -59,6 +59,12 @@ MODEL: Table = dict(
     model=("", "hub id or local folder of an HF checkpoint; empty for none"),
     revision=("main", "branch, tag or commit of a hub id"),
     architecture=({}, "keys of HF's config.json in place of the checkpoint's, or the teacher's"),
+    embedding=(
+        {},
+        "of a sentence embedder, in place of what its folder says, or the teacher: pooling (mean | "
+        "cls | last | max), dense (width of a layer behind it; 0: none), activation (of that "
+        "layer: linear | tanh | relu | gelu | silu), normalize, dimensions (the first; 0: all)",
+    ),
 )
 STUDENT: Table = MODEL | dict(
     init=(Choice("teacher", "model", "scratch"), "layers of the teacher, checkpoint, or random"),

@@ -152,6 +152,7 @@ class Counted(NamedTuple):
 
     params: Params  # {"backbone", "head"}, arrays or their shapes; GPT-2 has no head
     windows: Sequence[int | None] = ()  # tokens that a token sees in each layer; None, (): all
+    unembeds: bool = True  # whether a language model's head ends it
 
 
 class Ratio(struct.PyTreeNode):

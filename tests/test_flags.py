@@ -70,6 +70,7 @@ def test_a_flag_that_there_is_not_is_one_line(verb, capsys):
     needed = {
         "predict": ["--model=a", "--input=b", "--output=c"],
         "generate": ["--model=a", "--input=b", "--output=c"],
+        "embed": ["--model=a", "--input=b", "--output=c"],
         "export": ["--model=a", "--out=b"],
         "evaluate": ["--model=a"],
         "compare": ["a"],

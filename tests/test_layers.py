@@ -22,7 +22,9 @@ LAYER = {
     **dict.fromkeys("run smoke".split(), 3),
     "stages": 4,
     **dict.fromkeys("recipes cli flags".split(), 5),
-    **dict.fromkeys("__main__ api main evaluate export compare generate plan predict".split(), 6),
+    **dict.fromkeys(
+        "__main__ api main embed evaluate export compare generate plan predict".split(), 6
+    ),
 }
 # A module that defines one of these is a plug-in: reached by name, through kd_jax.plugins.
 PLUGIN_MARKS = {"FAMILY", "make", "run"}

@@ -27,11 +27,11 @@ def forward(model: Counted, rows: int, tokens: int, positions: int, vocabulary: 
             one token, a span's all.
         vocabulary: whether a language model's head ends in an unembedding.
     """
-    params, windows = model
+    params, windows, unembeds = model
     products = 0  # multiplications for one row
     head = params.get("head", {})
     if "classifier" in head or "span" in head:
-        positions, vocabulary = 1 if "classifier" in head else tokens, False
+        positions, unembeds = 1 if "classifier" in head else tokens, False
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.endswith("/kernel"):
@@ -41,7 +41,7 @@ def forward(model: Counted, rows: int, tokens: int, positions: int, vocabulary: 
             window = windows and windows[int(re.search(r"/(\d+)/", name)[1])]
             seen = min(tokens, window or tokens)
             products += 2 * tokens * seen * leaf.shape[1]  # scores, and weights times values
-    if vocabulary:
+    if vocabulary and unembeds:
         embedding_VD = params["backbone"]["tokens"]["embedding"]
         tables = [head.get("unembed", embedding_VD)]
         tables += [head["rest"]["embedding"]] if "rest" in head else []

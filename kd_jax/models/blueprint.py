@@ -18,7 +18,7 @@ from flax import nnx
 
 from kd_jax import hub
 from kd_jax.errors import UserError
-from kd_jax.models import block_runs, family, hf
+from kd_jax.models import block_runs, embedder, family, hf
 from kd_jax.models.model_config import Run
 from kd_jax.precision import Policy
 from kd_jax.types import Array, Counted, Model, ModelSpec, Params
@@ -58,7 +58,8 @@ class Blueprint:
 
     def counted(self, params: Params | None = None) -> Counted:
         """Describes the model for `metrics.flops`, with other parameters if they are given."""
-        return Counted(params or self.abstract().params, self.config.windows)
+        unembeds = self.head in ("mlm", "clm")
+        return Counted(params or self.abstract().params, self.config.windows, unembeds)
 
     @functools.cached_property
     def _abstract(self) -> Model:
@@ -140,6 +141,7 @@ def describe(
     base: dict | None = None,
     vocab_size: int | None = None,
     labels: tuple[str, ...] | None = None,
+    like: Any = None,
     execution: Mapping[str, Any] = MappingProxyType({}),
     offline: bool = False,
 ) -> Blueprint:
@@ -148,11 +150,13 @@ def describe(
     Args:
         section: the section; its keys are in kd_jax/sections.py.
         key: the section's name, for messages.
-        head: mlm | clm | classification | span.
+        head: mlm | clm | classification | span | embedding.
         policy: types to compute in.
         base: config.json that `architecture` changes if the section names no model.
         vocab_size: vocabulary size of the tokenizer that the run trains, if it trains one.
         labels: class names of a classification head; None takes those of the checkpoint.
+        like: config of the model that `base` is of, whose embedding head a model without a
+            checkpoint has.
         execution: how blocks run: remat, remat_keeps and scan of `ModelConfig`.
         offline: whether no weights are needed: well-known hub ids are taken from the built-in
             table, a model may be the path of a config.json, and one that is yet to be trained is as
@@ -193,6 +197,15 @@ def describe(
         raise UserError(f"{section.model or key}: {error}; take another model or task") from None
     if labels is not None:
         config = dataclasses.replace(config, labels=labels)
+        if len(labels) == 1:  # what it predicts is a score as it is, also to sentence-transformers
+            stated = {"sentence_transformers": {"activation_fn": embedder.IDENTITY}}
+            hf_json = json.dumps(json.loads(config.hf_json) | stated)
+            config = dataclasses.replace(config, hf_json=hf_json)
+    if head == "embedding":
+        own = section.get("embedding"), f"{key}.embedding"
+        config = embedder.configured(config, folder, None if section.model else like, *own)
+    elif section.get("embedding"):
+        raise UserError(f"config.{key}.embedding is for embedders, which this task does not train")
     config = dataclasses.replace(config, policy=policy, **execution)
     name = section.model or f"{kind.name} of {key}.architecture"
     return Blueprint(name, kind, config, head, policy, folder, commit)

@@ -1,6 +1,7 @@
 """Loads and saves Hugging Face checkpoints, and checks that no tensor is missing or left over."""
 
 import functools
+import itertools
 import json
 import logging
 import re
@@ -14,8 +15,8 @@ import numpy as np
 
 from kd_jax import tensors
 from kd_jax.errors import UserError
+from kd_jax.models import embedder, weight_files
 from kd_jax.models import family as families
-from kd_jax.models import weight_files
 from kd_jax.models.config_json import Fields, order_in_file, read_labels
 from kd_jax.models.family import Family, Rule
 from kd_jax.models.weight_files import Stored, list_names
@@ -25,7 +26,6 @@ from kd_jax.types import Array, Params
 log = logging.getLogger(__name__)
 
 ENSEMBLE_CODE = "modeling_kd_jax_ensemble"  # a file in families.PYTORCH
-DENSE = "dense."  # how tensors of an embedding head's layers begin here; they have own files
 Gather = Callable[[Any], np.ndarray]  # makes a whole array of a parameter
 
 
@@ -57,6 +57,8 @@ def open(folder: Path, family: Family, config: Any, head: str, key: Array | None
     shapes = families.abstract(family, config, head, Policy()).params
     stored = weight_files.read(Path(folder)).items()
     found = {_plain(name, family): tensor for name, tensor in stored}
+    if head == "embedding":
+        found |= embedder.stored(folder, config)
     rules = rules_of(family, config, head)
     flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
     flat: dict[str, tensors.LazyTensor] = {}
@@ -117,6 +119,8 @@ def save(
             the same order in all of them.
     """
     _write(folder, *_to_hf(params, family, config, head, gather))
+    if head == "embedding" and folder is not None:
+        embedder.write(folder, config)
 
 
 def save_ensemble(
@@ -200,7 +204,12 @@ def _write(
     (folder / "config.json").write_text(json.dumps(page, indent=2, sort_keys=True) + "\n")
     if code := families.code_of(page):
         shutil.copy(code, folder)
-    weight_files.write(folder, shapes, (make() for make in made.values()))
+    for file, names in itertools.groupby(shapes, key=_file):
+        names = {name.removeprefix(f"{embedder.TENSORS}{file}."): name for name in names}
+        place = embedder.dense_folder(folder, int(file)) if file else folder
+        place.mkdir(exist_ok=True)
+        arrays = (made[name]() for name in names.values())
+        weight_files.write(place, {own: shapes[name] for own, name in names.items()}, arrays)
 
 
 def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
@@ -215,7 +224,7 @@ def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
     blocks = next(hf for hf, ours in family.base.items() if "blocks/#" in ours).partition("#")[0]
     for name in ("down", "up"):  # of a bottleneck, which HF does not have
         places.setdefault(f"backbone/blocks/#/{name}", (f"{blocks}#.{name}", 0, True))
-    places["head/dense/#"] = (f"{DENSE}#.linear", 0, False)
+    places["head/dense/#"] = (f"{embedder.TENSORS}#.linear", 0, False)
     paths = families.flatten(families.abstract(family, config, head, Policy()).params)
     held: dict[Rule, dict[int, str]] = {}
     for path in sorted(paths, key=lambda path: path.endswith("bias")):  # weights go first
@@ -232,7 +241,13 @@ def rules_of(family: Family, config: Any, head: str) -> list[Rule]:
     unnamed = paths.keys() - {path for rule in every for path in rule.ours}
     if unnamed:
         raise ValueError(f"{family.name} names no HF tensor for {sorted(unnamed)}")
-    return sorted(every, key=lambda rule: rule.tied)
+    # Files of layers behind the base model come last, one after the other.
+    return sorted(every, key=lambda rule: (rule.tied, _file(rule.hf)))
+
+
+def _file(hf: str) -> str:
+    """Tells which file a tensor is in: "" for the model's, or the number of a dense layer."""
+    return hf.split(".")[1] if hf.startswith(embedder.TENSORS) else ""
 
 
 def _modules(ours: str) -> list[str]:

@@ -95,6 +95,15 @@ class Run(NamedTuple):
         return range(first, first + self.period * self.count, self.period)
 
 
+class Texts(NamedTuple):
+    """How an embedder's texts are read, and its vectors compared."""
+
+    prompts: tuple[tuple[str, str], ...] = ()  # name -> what a text begins with
+    default_prompt: str | None = None  # name of the one that texts have where nobody says otherwise
+    similarity: str = "cosine"
+    max_tokens: int | None = None  # of a text, which is cut; None: as many as the model takes
+
+
 class Dense(NamedTuple):
     """A linear layer of an embedding head, with an activation."""
 
@@ -129,6 +138,7 @@ class ModelConfig:
     dense: tuple[Dense, ...] = ()  # its layers behind the pooling
     normalize: bool = True  # its vectors to length 1
     dimensions: int = 0  # that its vectors keep, the first ones; 0: all
+    texts: Texts = Texts()
     blocks: tuple[BlockShape, ...] = ()  # one a layer where they differ; none: all are `own_shape`
     hf_json: str = dataclasses.field(default="{}", compare=False, repr=False)  # all keys read from
     policy: Policy = Policy()

@@ -7,6 +7,7 @@ complete and checked, or missing, and an export that was killed is simply repeat
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax import hub, storage
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
-from kd_jax.models import family, hf
+from kd_jax.models import embedder, family, hf
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
 from kd_jax.recipes import export_check
@@ -103,13 +104,15 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     hf_json = hf.read_config(source.path)
     kind, config = family.read(hf_json, f"config.json of {model}")
     head = family.head_of(kind, hf_json)
+    if embedder.describes(source.path):
+        head, config = "embedding", embedder.read(config, source.path)
     if head is None:
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
     params = hf.open(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
     has_tokenizer = tokenizers.has_tokenizer(source.path)
-    tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
+    tokenizer = _tokenizer(tokenizers.load_tokenizer(source.path), head) if has_tokenizer else None
     stated = card.inherited(source.path)
     page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
@@ -268,7 +271,8 @@ def _export(
     `name`: what was trained; `size`: in words; `made`: see `Stage.made`.
     """
     blueprint, config = run.models[model], workdir.resolved(run.config)
-    tokenizer, out = run.tokenizers[model], out or run.folder / "export" / name
+    tokenizer = _tokenizer(run.tokenizers[model], blueprint.head)
+    out = out or run.folder / "export" / name
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
@@ -276,6 +280,16 @@ def _export(
     source = {"config_hash": results["config_hash"], "stage": name}
     origins = [blueprint.folder, run.models["teacher"].folder] if blueprint.head == "clm" else []
     return publish(write, tokenizer, out, page, source, trained_on, origins)
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase, head: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer that goes with a model; that of an embedder can fill rows up, with its
+    last token where it has none for that, since sentence-transformers does so with batches."""
+    if head != "embedding" or tokenizer.pad_token is not None:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.pad_token = tokenizer.eos_token
+    return changed
 
 
 def _digest(params: Params) -> str:

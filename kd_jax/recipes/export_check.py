@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.models import family, hf
+from kd_jax.models import embedder, family, hf, weight_files
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
 from kd_jax.report import card
@@ -22,9 +23,13 @@ from kd_jax.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # of a logit's difference, relative to the largest logit where that is above 1
+# Of a difference, relative to the largest logit where that is above 1; of vectors, always
+# relative to the largest number.
+TOLERANCE = 1e-4
 NEW_TOKENS = 4  # that PyTorch writes
 COMPARED = 4_000_000_000  # parameters of the largest model of which PyTorch computes logits
+
+_BARE = ("none", "embedding")  # heads whose class in PyTorch is the base model's
 
 Logits = Callable[[Batch], np.ndarray]  # float32, as `logits_of` gives them
 
@@ -40,6 +45,7 @@ def check(folder: Path | None, blueprint: Blueprint, params: Params) -> dict[str
             sharding.take_part(leaf)
         return {}
     kind, config = family.read(hf.read_config(folder))
+    config = embedder.read(config, folder) if blueprint.head == "embedding" else config
     again = hf.open(folder, kind, config, blueprint.head)
     flat = family.flatten(again)
     for path, leaf in family.flatten(params).items():
@@ -66,24 +72,27 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
         return {}
     model, real = load_in_pytorch(folder, head), _real(head, batch)
     found = torch_logits(model, head, batch)
-    differences = [_difference(folder, "pytorch", found[real], want(batch)[real])]
+    if head == "embedding":
+        found = torch_vectors(folder, found, batch.mask_BT)
+    differences = [_difference(folder, head, "pytorch", found[real], want(batch)[real])]
     if head == "clm":
         text, found = torch_writes(model, batch)
         end = int(text.mask_BT[0].sum()) - 1  # nothing follows the last token
         ours = want(text)[:, end - found.shape[1] : end]
-        differences.append(_difference(folder, "pytorch's text, with a cache,", found, ours))
+        differences.append(_difference(folder, head, "pytorch's text, with a cache,", found, ours))
     return {"pytorch": max(differences)}
 
 
 def _real(head: str, batch: Batch) -> np.ndarray:
-    """Masks the logits to compare: those of real tokens, or one row of logits for classes."""
+    """Masks the logits to compare: those of real tokens, or one row of logits for classes and
+    vectors."""
     real = batch.mask_BT > 0
-    return real[:, :1] if head == "classification" else real
+    return real[:, :1] if head in ("classification", "embedding") else real
 
 
-def _difference(folder: Path, name: str, found: np.ndarray, want: np.ndarray) -> float:
-    difference = float(np.abs(found - want).max())
-    limit = TOLERANCE * max(1.0, float(np.abs(want).max()))
+def _difference(folder: Path, head: str, name: str, found: np.ndarray, want: np.ndarray) -> float:
+    difference, largest = (float(np.abs(x).max()) for x in (found - want, want))
+    limit = TOLERANCE * (largest if head == "embedding" else max(1.0, largest))
     if not difference <= limit:
         raise RuntimeError(
             f"{folder}: loaded again, logits differ: {name} by {difference} (<= {limit})"
@@ -114,7 +123,7 @@ def example_of(blueprint: Blueprint) -> Batch:
 
 def logits_of(blueprint: Blueprint, params: Params, batch: Batch) -> np.ndarray:
     """Computes float32 logits in full precision, (B, T, V), (B, 1, C) of classes, (B, T, 2) of
-    spans; without a head, the hidden states (B, T, D)."""
+    spans; vectors (B, 1, D) of embedders; without a head, the hidden states (B, T, D)."""
     model = family.abstract(blueprint.family, blueprint.config, blueprint.head, Policy())
     full = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     with jax.default_matmul_precision("highest"):
@@ -140,13 +149,14 @@ def load_in_pytorch(folder: Path, head: str) -> Any:
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=ours
     )
     wrong = {key: sorted(map(str, names)) for key, names in info.items() if names}
-    if head != "none" and wrong:  # AutoModel adds BERT's pooler, which is not exported
+    if head not in _BARE and wrong:  # AutoModel adds BERT's pooler, which is not exported
         raise RuntimeError(f"{folder}: PyTorch does not take it as it is: {wrong}")
     return model.eval()
 
 
 def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
-    """Computes the same logits as `logits_of`, with a PyTorch model."""
+    """Computes the same logits as `logits_of`, with a PyTorch model; of an embedder, the hidden
+    states."""
     import torch
 
     with torch.inference_mode():
@@ -158,7 +168,37 @@ def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
         return torch.stack([output.start_logits, output.end_logits], -1).numpy()
     if head == "classification":
         return output.logits[:, None].numpy()
-    return (output.last_hidden_state if head == "none" else output.logits).numpy()
+    return (output.last_hidden_state if head in _BARE else output.logits).numpy()
+
+
+def torch_vectors(folder: Path, hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
+    """Computes an embedder's vectors (B, 1, D) of hidden states as sentence-transformers does with
+    the files of a folder, which need not be installed."""
+    import torch
+
+    x, real = torch.from_numpy(hidden_BTD), torch.from_numpy(mask_BT)[..., None] > 0
+    for module in json.loads((folder / embedder.MODULES).read_text())[1:]:
+        kind, place = module["type"].rpartition(".")[2], folder / module["path"]
+        if kind == "Normalize":
+            x = torch.nn.functional.normalize(x, dim=-1)
+            continue
+        stated = json.loads((place / "config.json").read_text())
+        if kind == "Dense":
+            tensors = weight_files.read(place).items()
+            each = {name: torch.from_numpy(np.array(tensor.array)) for name, tensor in tensors}
+            x = torch.nn.functional.linear(x, each["linear.weight"], each.get("linear.bias"))
+            x = getattr(torch.nn, stated["activation_function"].rpartition(".")[2])()(x)
+            continue
+        chosen = next(key for key, value in stated.items() if key.startswith("pooling") and value)
+        if chosen == "pooling_mode_max_tokens":
+            x = x.masked_fill(~real, -torch.inf).amax(1)
+        elif chosen == "pooling_mode_mean_tokens":
+            x = (x * real).sum(1) / real.sum(1)
+        else:
+            at = 0 if chosen == "pooling_mode_cls_token" else real.sum((1, 2)) - 1
+            x = x[torch.arange(len(x)), at]
+    page = json.loads((folder / "config_sentence_transformers.json").read_text())
+    return x[:, None, : page.get("truncate_dim")].numpy()
 
 
 def torch_writes(model: Any, batch: Batch) -> tuple[Batch, np.ndarray]:

@@ -92,9 +92,9 @@ def predict_file(
             part = slice(start, min(start + AT_ONCE, len(found)))
             rows = _encode(own.tokenizer, seq_len, found, part)
             # Later rows are padded to the lengths of the first ones, so they compile nothing.
-            buckets = buckets or _buckets(rows, seq_len, batch_size, len(found) > AT_ONCE)
+            buckets = buckets or buckets_of(rows, seq_len, batch_size, len(found) > AT_ONCE)
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
-            logits = predict(student, _shown(stream, bar, part), mesh, family.PARTITION)
+            logits = predict(student, shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
             if isinstance(rows, Windows):
                 about = answers_of(rows, found.examples[part], logits, options.null_threshold)
@@ -206,12 +206,13 @@ def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
     return windows(tokenizer, examples[part], seq_len, stride, question, place)
 
 
-def _buckets(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tuple[int, ...]:
+def buckets_of(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tuple[int, ...]:
+    """Chooses the lengths that rows are padded to; with `more` to come, these must fit as well."""
     found = lengths_of_pass(rows.lengths_N, seq_len, batch_size)
     return (*found, seq_len) if more and found[-1] < seq_len else found
 
 
-def _shown(stream: BucketStream, bar: ProgressBar, part: slice) -> Iterator[Batch]:
+def shown(stream: BucketStream, bar: ProgressBar, part: slice) -> Iterator[Batch]:
     """Yields the batches, and moves the progress bar with each from the first row of `part` to its
     last."""
     for number, batch in enumerate(stream.batches(), 1):

@@ -28,6 +28,7 @@ class Head(NamedTuple):
     last: str  # the last lines of a program that uses it
     texts: str = '"This is a text"'
     types: str = ", return_token_type_ids=False"
+    library: str = "transformers"
 
 
 HEADS = {
@@ -55,6 +56,13 @@ HEADS = {
         "print(output.start_logits, output.end_logits)",
         '"What is this?", "This is a text"',
         "",
+    ),
+    "embedding": Head(
+        "AutoModel",
+        "sentence-similarity",
+        'vectors = model.encode(["This is a text", "This is another"])\n'
+        "print(model.similarity(vectors, vectors))",
+        library="sentence-transformers",
     ),
     "none": Head(
         "AutoModel", "feature-extraction", "print(model(**inputs).last_hidden_state.shape)"
@@ -104,7 +112,7 @@ def of_model(
     """Writes the card of a checkpoint that was converted, not trained; see `Page`.
 
     Args:
-        head: mlm | clm | classification | span | none.
+        head: mlm | clm | classification | span | embedding | none.
         size: what the model is, in words.
         base: hub id or folder of the model it was made from.
         commit: of the hub id.
@@ -133,7 +141,7 @@ def of_stage(
 
     Args:
         stage: teacher | baseline | student | ...
-        head: mlm | clm | classification | span | none.
+        head: mlm | clm | classification | span | embedding | none.
         size: see `of_model`.
         results: results.json.
         config: config.json.
@@ -182,7 +190,7 @@ def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
     tags = [*metadata.get("tags", ()), "kd_jax"]
     known = {key: value or None for key, value in metadata.items()} | {"tags": tags}
     data = huggingface_hub.ModelCardData(
-        library_name="transformers", pipeline_tag=HEADS[head].pipeline, **known
+        library_name=HEADS[head].library, pipeline_tag=HEADS[head].pipeline, **known
     )
     text = importlib.resources.files(__package__).joinpath("card.md").read_text()
     environment = jinja2.Environment(

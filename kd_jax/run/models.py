@@ -99,6 +99,7 @@ def _describe(
             task.head,
             policy,
             base=None if name in teachers else found["teacher"].hf_json,
+            like=None if name in teachers else found["teacher"].config,
             labels=None if given or unknown else task.labels or None,
             execution=execution(config) | ({"remat": False} if name in teachers else {}),
             vocab_size=vocab_size,

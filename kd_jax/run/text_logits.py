@@ -25,7 +25,7 @@ from kd_jax import config as defaults
 from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
-from kd_jax.models import family
+from kd_jax.models import embedder, family
 from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.logits import stored
 from kd_jax.objectives.objective import Objective
@@ -239,6 +239,8 @@ def identity_of(run: Run, name: str, params: Params) -> str:
     model = run.models[name]
     shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
     about = (model.family.name, shape, model.policy, run.head)
+    if run.head == "embedding":
+        about += embedder.vectors(model.config)
     if jax.process_count() == 1:
         return identity(params, about)
     first = jax.process_index() == 0

@@ -20,6 +20,7 @@ from kd_jax.tasks.classification import Texts
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 STAND_IN = "."
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}  # of files that are written; others are JSON lines
+LINES = ("", ".jsonl", *_DELIMITERS)  # suffixes of files of predictions
 
 
 class Input(NamedTuple):
@@ -173,10 +174,10 @@ def _entries(content: Any, path: Path) -> Iterator[tuple[str, dict]]:
         yield place, own | {"question": question, "context": context}
 
 
-def check_output(path: Path, source: Path) -> None:
+def check_output(path: Path, source: Path, suffixes: Sequence[str] = LINES) -> None:
     """Raises UserError if `path` has an unknown suffix, is a folder, or is the input itself."""
-    if path.suffix not in ("", ".jsonl", *_DELIMITERS):
-        have = ", ".join((".jsonl", *_DELIMITERS))
+    if path.suffix not in suffixes:
+        have = ", ".join(filter(None, suffixes))
         raise UserError(f"--output={path}: cannot write {path.suffix}; have: {have}")
     if path.is_dir():
         raise UserError(f"--output={path} is a folder; give a file")

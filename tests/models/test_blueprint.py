@@ -64,7 +64,9 @@ def test_stacked_models_do_without_the_kernel_that_cannot_be_batched():
 
 
 def test_a_head_that_the_family_does_not_have():
-    with pytest.raises(UserError, match="gpt2 has no head 'classification'; have: clm, none"):
+    with pytest.raises(
+        UserError, match="gpt2 has no head 'classification'; have: clm, none, embedding"
+    ):
         describe("classification", LABELS, "gpt2")
 
 

@@ -108,7 +108,7 @@ def test_refuses_what_it_would_get_wrong(changes, says):
 def test_unknown_head():
     family, config = families.read(tiny.CONFIGS["bert"])
     with pytest.raises(
-        UserError, match="bert has no head 'clm'; have: mlm, classification, span, none"
+        UserError, match="bert has no head 'clm'; have: mlm, classification, span, none, embedding"
     ):
         families.abstract(family, config, "clm", Policy())
 

@@ -1,0 +1,161 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+import kd_jax
+from kd_jax import embed as command
+from kd_jax.data import tokenizers
+from kd_jax.errors import UserError
+from kd_jax.models import family, hf
+from kd_jax.models.model_config import Texts
+from kd_jax.recipes import embed
+from kd_jax.recipes.embed import Options, embed_file
+from tests import smoke
+from tests.models import tiny
+
+TEXTS = [f"row {i} is {'good' if i % 3 else 'bad'}" + " really" * (i % 9) for i in range(40)]
+PROMPTS = Texts((("document", ""), ("query", "is it good ")), None, "cosine", 24)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches():
+    with smoke.private_caches():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random embedder with prompts and a tokenizer."""
+    folder = tmp_path_factory.mktemp("embedder")
+    kind, config = family.read(tiny.CONFIGS["bert"])
+    config = dataclasses.replace(config, texts=PROMPTS)
+    hf.save(folder, tiny.model("bert", "embedding").params, kind, config, "embedding")
+    tokenizers.train_tokenizer("wordpiece", TEXTS, tiny.VOCAB, folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def wanted(model, tmp_path_factory):
+    """(file of the texts, their vectors)"""
+    folder = tmp_path_factory.mktemp("wanted")
+    source, target = folder / "texts.txt", folder / "vectors.npy"
+    source.write_text("\n".join(TEXTS) + "\n")
+    run(model, source, target)
+    return source, np.load(target)
+
+
+def run(model, source, target, **options):
+    return embed_file(model, None, str(source), str(target), Options(batch_size=8, **options))
+
+
+def test_vectors_are_those_of_sentence_transformers(model, wanted):
+    library = pytest.importorskip("sentence_transformers")
+    theirs = library.SentenceTransformer(model, device="cpu", local_files_only=True)
+    np.testing.assert_allclose(wanted[1], theirs.encode(TEXTS), rtol=0, atol=2e-6)
+    assert wanted[1].dtype == np.float32 and wanted[1].shape == (40, 32)
+    found = kd_jax.load(model).embed(TEXTS[:9], prompt_name="query", batch_size=8, dimensions=5)
+    want = theirs.encode(TEXTS[:9], prompt_name="query", truncate_dim=5)
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)
+    assert np.abs(found - wanted[1][:9, :5]).max() > 0.01  # the prompt changes something
+
+
+def test_a_table(model, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "AT_ONCE", 16)
+    rows = [{"id": f"n{i}", "passage": text} for i, text in enumerate(TEXTS)]
+    rows[20]["passage"] = " "
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = tmp_path / "new" / "vectors.parquet"
+    done = run(model, tmp_path / "rows.jsonl", target, text="passage", keep_empty=True)
+    assert (done["rows"], done["dimensions"]) == (40, 32)
+    found = pyarrow.parquet.read_table(target).to_pydict()
+    assert found["index"] == list(range(40)) and found["id"] == [row["id"] for row in rows]
+    vectors = np.array(found["vector"], np.float32)
+    assert np.isnan(vectors[20]).all()
+    others = np.arange(40) != 20
+    np.testing.assert_allclose(vectors[others], wanted[1][others], rtol=0, atol=2e-6)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_goes_on_where_it_was_killed(model, wanted, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(embed, "AT_ONCE", 16)
+    source, vectors = wanted
+    target, computed = tmp_path / "vectors.npy", []
+    original = embed.predict
+
+    def killed(after):
+        def predict(*args):
+            if len(computed) == after:
+                raise KeyboardInterrupt
+            computed.append(1)
+            return original(*args)
+
+        monkeypatch.setattr(embed, "predict", predict)
+
+    killed(2)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, source, target)
+    partial = tmp_path / "vectors.npy.partial"
+    assert not target.exists() and len(list(partial.glob("*.npy"))) == 2
+    kept = shutil.copytree(partial, tmp_path / "kept")
+    damaged = next(partial.glob("000000000016-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    killed(99)
+    run(model, source, target)
+    assert len(computed) == 4 and f"{damaged} is damaged" in caplog.text
+    np.testing.assert_array_equal(np.load(target), vectors)
+    assert not partial.exists()
+    # What belongs to another command is not taken.
+    for changes in ({"dimensions": 4}, {"prompt": "row "}):
+        shutil.copytree(kept, partial)
+        computed.clear()
+        run(model, source, target, **changes)
+        assert len(computed) == 3
+    assert np.load(target).shape == (40, 32)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"prompt_name": "other"},
+            "--prompt_name=other: {model} has the prompts document, query; ",
+        ),
+        ({"prompt_name": "query", "prompt": ""}, "--prompt and --prompt_name: give one of them"),
+        ({"dimensions": 33}, "--dimensions=33: {model} has vectors of 32 only"),
+        ({"text": "x"}, "has no columns"),
+    ],
+)
+def test_mistakes_leave_nothing(model, wanted, tmp_path, options, message):
+    with pytest.raises(UserError) as error:
+        run(model, wanted[0], tmp_path / "out.npy", **options)
+    assert message.format(model=model) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_cannot_be_written_or_read(model, wanted, tmp_path):
+    with pytest.raises(UserError, match="cannot write .csv; have: .npy, .parquet"):
+        run(model, wanted[0], tmp_path / "out.csv")
+    (tmp_path / "empty.txt").write_text("a\n\nb\n")
+    with pytest.raises(UserError, match="empty.txt, line 2: the text is empty"):
+        run(model, tmp_path / "empty.txt", tmp_path / "out.npy")
+
+
+def test_a_base_model_and_the_command(tmp_path, wanted, capsys, monkeypatch):
+    """Hidden states are averaged and normalized."""
+    monkeypatch.setattr("kd_jax.cli.start_jax", lambda: None)
+    kind, config = family.read(tiny.CONFIGS["bert"])
+    hf.save(tmp_path / "base", tiny.model("bert", "mlm").params, kind, config, "mlm")
+    tokenizers.train_tokenizer("wordpiece", TEXTS, tiny.VOCAB, tmp_path / "base")
+    argv = [f"--model={tmp_path / 'base'}", f"--input={wanted[0]}"]
+    command.main([*argv, f"--output={tmp_path / 'out.npy'}", "--dimensions=31", "--batch_size=8"])
+    assert "out.npy: 40 vectors of 31 dimensions in " in capsys.readouterr().out
+    lengths = np.linalg.norm(np.load(tmp_path / "out.npy"), axis=1)
+    assert (lengths < 1).all() and (lengths > 0.8).all() and jax.device_count() == 8
+    with pytest.raises(SystemExit):
+        command.main([*argv, f"--output={tmp_path / 'out.txt'}"])
+    assert "error: --output=" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""Embedders and rerankers that sentence-transformers loads."""
+
+import dataclasses
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from kd_jax import cli
+from kd_jax import export as command
+from kd_jax.data import tokenizers
+from kd_jax.models import blueprint as blueprints
+from kd_jax.models import embedder, family, hf
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.models.model_config import Dense, Texts
+from kd_jax.precision import Policy
+from kd_jax.recipes import export, export_check, predict
+from tests import smoke
+from tests.models import tiny
+
+WORDS = ["the cat sat on the mat", "a dog ran to the river", "cat"]
+SOURCE = {"config_hash": "0123abcd", "stage": "student"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches():
+    with smoke.private_caches():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return tokenizers.train_tokenizer("bpe", WORDS * 10, 290, folder)
+
+
+def described(name, **changes):
+    """(blueprint, params) of a random embedder."""
+    kind, config = family.read(tiny.CONFIGS[name] | {"vocab_size": 300})
+    config = dataclasses.replace(config, **changes)
+    model = family.abstract(kind, config, "embedding", Policy())
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), model.params)
+    return Blueprint(name, kind, config, "embedding", Policy()), params
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("bert", dict(pooling="max", dense=(Dense(16, "tanh"), Dense(8, "gelu", False)))),
+        ("roberta", dict(pooling="mean", dimensions=5)),
+        ("llama", dict(pooling="last", normalize=False)),
+        ("gpt2", dict(pooling="cls")),
+    ],
+)
+def test_pytorch_makes_the_same_vectors(name, changes, tmp_path):
+    model = described(name, **changes)
+    report = export.publish(export.writer(*model), None, tmp_path / "out", lambda *_: "", SOURCE)
+    assert 0 < report["max_logit_difference"]["pytorch"] < 1e-5
+    other = dataclasses.replace(model[0].config, pooling="mean" if name != "roberta" else "cls")
+    hf.save(tmp_path / "other", model[1], model[0].family, other, "embedding")
+    batch = export_check.example_of(model[0])
+    with pytest.raises(RuntimeError, match="loaded again, logits differ: pytorch by"):
+        wanted = export_check.logits_of(*model, batch)
+        export_check.check_in_pytorch(tmp_path / "other", "embedding", batch, lambda _: wanted)
+
+
+def test_a_conversion_keeps_head_prompts_and_card(tmp_path, tokenizer, monkeypatch, capsys):
+    library = pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    texts = Texts((("query", "a cat "),), "query", "dot", 30)
+    blueprint, params = described("gpt2", pooling="last", dense=(Dense(9),), texts=texts)
+    hf.save(tmp_path / "in", params, blueprint.family, blueprint.config, "embedding")
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "in")
+    out = tmp_path / "out"
+    command.main([f"--model={tmp_path / 'in'}", f"--out={out}"])
+    assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
+    again = embedder.read(blueprint.config, out)
+    assert embedder.vectors(again) == embedder.vectors(blueprint.config)
+    assert again.texts == texts
+    page = (out / "README.md").read_text()
+    assert "library_name: sentence-transformers" in page
+    assert "pipeline_tag: sentence-similarity" in page
+    # A byte-level tokenizer of GPT-2 has no token to fill rows up with; this one has.
+    model = library.SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    assert model.encode(WORDS).shape == (3, 9) and model.default_prompt_name == "query"
+    monkeypatch.chdir(out)
+    program = page.partition("```python\n")[2].partition("```")[0]
+    exec(compile(program, "README.md", "exec"), {"__name__": "card"})
+    assert "tensor([[" in capsys.readouterr().out
+
+
+def test_a_reranker_scores_alike(tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    section = dict(model="", revision="", architecture={})
+    described = blueprints.describe(
+        ml_collections.ConfigDict(section),
+        *("student", "classification", Policy()),
+        base=tiny.CONFIGS["bert"] | {"sbert_ce_default_activation_function": "torch.nn.Sigmoid"},
+        labels=("score",),
+    )
+    params = tiny.model("bert", "classification", id2label={"0": "score"}).params
+    hf.save(tmp_path, params, described.family, described.config, "classification")
+    stated = json.loads((tmp_path / "config.json").read_text())["sentence_transformers"]
+    assert stated == {"activation_fn": "torch.nn.modules.linear.Identity"}
+    tokenizers.train_tokenizer("wordpiece", WORDS * 10, tiny.VOCAB, tmp_path)
+    pairs = [(a, b) for a in WORDS for b in WORDS]
+    rows = [dict(zip(("text", "pair"), pair, strict=True)) for pair in pairs]
+    source, target = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = predict.Options(pair="pair", batch_size=8)
+    predict.predict_file(str(tmp_path), None, str(source), str(target), options)
+    ours = [json.loads(line)["score"] for line in target.read_text().splitlines()]
+    theirs = library.CrossEncoder(str(tmp_path), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(ours, theirs.predict(pairs), rtol=0, atol=1e-5)
+    assert max(ours) - min(ours) > 0.01
+    # What the library saves itself is read as well.
+    theirs.save(str(tmp_path / "saved"))
+    again = tmp_path / "again.jsonl"
+    predict.predict_file(str(tmp_path / "saved"), None, str(source), str(again), options)
+    assert [json.loads(line)["score"] for line in again.read_text().splitlines()] == ours
