@@ -82,7 +82,7 @@ def embed_file(
     student = own.model(mesh, frozen=True)
     about = dict(
         model=identity(own.params, (own.described.policy, embedder.vectors(config))),
-        texts=xxhash.xxh3_128_hexdigest("\0".join(texts)),
+        texts=texts,
         read=[own.tokenizer.backend_tokenizer.to_str(), seq_len, sorted(found.empty)],
     )
     done, buckets = Done(written, about), ()

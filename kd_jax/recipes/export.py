@@ -112,7 +112,7 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     params = hf.open(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
     has_tokenizer = tokenizers.has_tokenizer(source.path)
-    tokenizer = _tokenizer(tokenizers.load_tokenizer(source.path), head) if has_tokenizer else None
+    tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
     stated = card.inherited(source.path)
     page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
@@ -186,7 +186,14 @@ def publish(
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     """Writes the tokenizer into its model's folder, and checks that it is the same when loaded from
-    there; returns the class of transformers that loads it."""
+    there; returns the class of transformers that loads it.
+
+    sentence-transformers fills the rows of a batch up: where the tokenizer of an embedder has no
+    token for that, it is the one that ends texts.
+    """
+    if embedder.describes(folder) and tokenizer.pad_token is None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizers.save_tokenizer(tokenizer, folder)
     again = tokenizers.load_tokenizer(folder)
     if again(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
@@ -271,8 +278,7 @@ def _export(
     `name`: what was trained; `size`: in words; `made`: see `Stage.made`.
     """
     blueprint, config = run.models[model], workdir.resolved(run.config)
-    tokenizer = _tokenizer(run.tokenizers[model], blueprint.head)
-    out = out or run.folder / "export" / name
+    tokenizer, out = run.tokenizers[model], out or run.folder / "export" / name
     stated = card.inherited(blueprint.folder, *(m.folder for m in run.models.values()))
     trained_on = provenance.of_run(config, results, tokenizer)
     rows = provenance.sentence(trained_on["task"])
@@ -280,16 +286,6 @@ def _export(
     source = {"config_hash": results["config_hash"], "stage": name}
     origins = [blueprint.folder, run.models["teacher"].folder] if blueprint.head == "clm" else []
     return publish(write, tokenizer, out, page, source, trained_on, origins)
-
-
-def _tokenizer(tokenizer: PreTrainedTokenizerBase, head: str) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that goes with a model; that of an embedder can fill rows up, with its
-    last token where it has none for that, since sentence-transformers does so with batches."""
-    if head != "embedding" or tokenizer.pad_token is not None:
-        return tokenizer
-    changed = copy.deepcopy(tokenizer)
-    changed.pad_token = tokenizer.eos_token
-    return changed
 
 
 def _digest(params: Params) -> str:

@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
-from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, embedder, heads, hf, surgery
 from kd_jax.models import family as families
 from kd_jax.models.model_config import Dense, Texts
 from kd_jax.precision import Policy
-from kd_jax.recipes import export_check
 from kd_jax.types import Batch
 from tests.models import tiny
 
 D = 32
 TEXTS = Texts((("document", ""), ("query", "query: ")), "query", "dot", 24)
-WORDS = ["the cat sat on the mat", "a dog ran to the river", "cat"]
 
 
 def config(name="bert", **changes):
@@ -263,29 +260,3 @@ def test_every_family_has_the_head(name):
     model = families.abstract(family, config(name, dense=(Dense(12),)), "embedding", Policy())
     found = jax.eval_shape(lambda model, batch: model(batch), model, tiny.batch(name))
     assert found.features.shape == (3, 1, 12) and found.unembed_VD is None
-
-
-@pytest.mark.parametrize(
-    "name, changes",
-    [
-        ("bert", LAYOUTS[2]),
-        ("bert", LAYOUTS[3] | {"normalize": False}),
-        ("llama", dict(pooling="last", dense=(Dense(12, "gelu"),))),
-    ],
-)
-def test_sentence_transformers_makes_the_same_vectors(name, changes, tmp_path):
-    library = pytest.importorskip("sentence_transformers")
-    family, own, params = made(name, **changes)
-    hf.save(tmp_path, params, family, own, "embedding")
-    tokenizer = tokenizers.train_tokenizer("wordpiece", WORDS * 10, tiny.VOCAB, tmp_path)
-    prompt = dict(own.texts.prompts).get(own.texts.default_prompt, "")
-    rows = tokenizer([prompt + text for text in WORDS], padding=True, return_tensors="np")
-    tokens_BT, mask_BT = rows["input_ids"].astype(np.int32), np.float32(rows["attention_mask"])
-    described = blueprint.Blueprint("", family, own, "embedding", Policy())
-    batch = Batch(None, tokens_BT, mask_BT, None, None)
-    ours = export_check.logits_of(described, params, batch)
-    model = library.SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
-    assert model.max_seq_length == (own.texts.max_tokens or 40)
-    assert model.similarity_fn_name == own.texts.similarity
-    found = model.encode(WORDS, convert_to_numpy=True)
-    np.testing.assert_allclose(ours[:, 0], found, rtol=0, atol=1e-5 * np.abs(found).max())

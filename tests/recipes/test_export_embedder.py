@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+import kd_jax
 from kd_jax import cli
 from kd_jax import export as command
 from kd_jax.data import tokenizers
@@ -21,6 +22,7 @@ from tests import smoke
 from tests.models import tiny
 
 WORDS = ["the cat sat on the mat", "a dog ran to the river", "cat"]
+TEXTS = Texts((("document", ""), ("query", "a cat ")), "query", "dot", 30)
 SOURCE = {"config_hash": "0123abcd", "stage": "student"}
 
 
@@ -50,28 +52,39 @@ def described(name, **changes):
     "name, changes",
     [
         ("bert", dict(pooling="max", dense=(Dense(16, "tanh"), Dense(8, "gelu", False)))),
-        ("roberta", dict(pooling="mean", dimensions=5)),
-        ("llama", dict(pooling="last", normalize=False)),
+        ("roberta", dict(pooling="mean", dimensions=5, texts=TEXTS)),
+        ("llama", dict(pooling="last", normalize=False, dense=(Dense(16, "silu"),))),
         ("gpt2", dict(pooling="cls")),
     ],
 )
-def test_pytorch_makes_the_same_vectors(name, changes, tmp_path):
-    model = described(name, **changes)
-    report = export.publish(export.writer(*model), None, tmp_path / "out", lambda *_: "", SOURCE)
+def test_others_make_the_same_vectors(name, changes, tokenizer, tmp_path):
+    model, out = described(name, **changes), tmp_path / "out"
+    report = export.publish(export.writer(*model), tokenizer, out, lambda *_: "", SOURCE)
     assert 0 < report["max_logit_difference"]["pytorch"] < 1e-5
-    other = dataclasses.replace(model[0].config, pooling="mean" if name != "roberta" else "cls")
-    hf.save(tmp_path / "other", model[1], model[0].family, other, "embedding")
-    batch = export_check.example_of(model[0])
+    library = pytest.importorskip("sentence_transformers")
+    theirs = library.SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    own = model[0].config.texts
+    assert theirs.max_seq_length == (own.max_tokens or model[0].config.max_tokens)
+    assert theirs.similarity_fn_name == own.similarity
+    ours, found = kd_jax.load(out).embed(WORDS, batch_size=8), theirs.encode(WORDS)
+    assert ours.shape == found.shape and np.abs(found).max() > 0.1
+    np.testing.assert_allclose(ours, found, rtol=0, atol=1e-5 * np.abs(found).max())
+
+
+def test_another_pooling_is_seen(tmp_path):
+    blueprint, params = described("bert")
+    other = dataclasses.replace(blueprint.config, pooling="cls")
+    hf.save(tmp_path, params, blueprint.family, other, "embedding")
+    batch = export_check.example_of(blueprint)
+    wanted = export_check.logits_of(blueprint, params, batch)
     with pytest.raises(RuntimeError, match="loaded again, logits differ: pytorch by"):
-        wanted = export_check.logits_of(*model, batch)
-        export_check.check_in_pytorch(tmp_path / "other", "embedding", batch, lambda _: wanted)
+        export_check.check_in_pytorch(tmp_path, "embedding", batch, lambda _: wanted)
 
 
 def test_a_conversion_keeps_head_prompts_and_card(tmp_path, tokenizer, monkeypatch, capsys):
     library = pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(cli, "start_jax", lambda: None)
-    texts = Texts((("query", "a cat "),), "query", "dot", 30)
-    blueprint, params = described("gpt2", pooling="last", dense=(Dense(9),), texts=texts)
+    blueprint, params = described("gpt2", pooling="last", dense=(Dense(9),), texts=TEXTS)
     hf.save(tmp_path / "in", params, blueprint.family, blueprint.config, "embedding")
     tokenizers.save_tokenizer(tokenizer, tmp_path / "in")
     out = tmp_path / "out"
@@ -79,11 +92,11 @@ def test_a_conversion_keeps_head_prompts_and_card(tmp_path, tokenizer, monkeypat
     assert "loaded again with pytorch: logits differ by" in capsys.readouterr().out
     again = embedder.read(blueprint.config, out)
     assert embedder.vectors(again) == embedder.vectors(blueprint.config)
-    assert again.texts == texts
+    assert again.texts == TEXTS
     page = (out / "README.md").read_text()
     assert "library_name: sentence-transformers" in page
     assert "pipeline_tag: sentence-similarity" in page
-    # A byte-level tokenizer of GPT-2 has no token to fill rows up with; this one has.
+    # GPT-2's tokenizer has no token to fill rows up with; this one has.
     model = library.SentenceTransformer(str(out), device="cpu", local_files_only=True)
     assert model.encode(WORDS).shape == (3, 9) and model.default_prompt_name == "query"
     monkeypatch.chdir(out)
