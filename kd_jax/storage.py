@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import xxhash
 from etils import epath
 
@@ -197,3 +198,39 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return line.endswith(b"\n")
+
+
+class Arrays:
+    """The arrays that an unfinished program has made, in files of NAME.partial.
+
+    A file is named after its array's number and hash: one that is not what was written is made
+    again. Those of a program that makes others are removed.
+    """
+
+    def __init__(self, path: Path, about: dict) -> None:
+        """Opens the folder beside `path`; `about` tells all that the arrays depend on."""
+        self.folder = path.with_name(f"{path.name}.partial")
+        mark = self.folder / f"of-{digest_of(about)}"
+        if not mark.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            mark.touch()
+
+    def read(self, number: int) -> np.ndarray | None:
+        """Reads an array; None if it is missing or damaged."""
+        for path in self.folder.glob(f"{number:012}-*.npy"):
+            with contextlib.suppress(OSError, ValueError):
+                array = np.load(path)
+                if path == self._path(number, array):
+                    return array
+            log.warning("%s is damaged: what it held is made again", path)
+            path.unlink()
+        return None
+
+    def write(self, number: int, array: np.ndarray) -> None:
+        """Keeps an array, which is on disk when this returns."""
+        write(self._path(number, array), lambda file: np.save(file, array, allow_pickle=False))
+
+    def _path(self, number: int, array: np.ndarray) -> Path:
+        found = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return self.folder / f"{number:012}-{found}.npy"

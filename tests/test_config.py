@@ -87,14 +87,18 @@ def test_numbers_that_trained_in_the_wrong_direction(key, value, says):
 
 
 def earlier(**changes) -> dict:
-    """A config as a run had it before teachers could be random on purpose."""
+    """A config as a run had it before teachers could be random on purpose, and before embedders."""
     config = with_teacher(**changes).to_dict()
-    del config["teacher"]["init"], config["teachers"]["other"]["init"]
+    of_teachers = config["teacher"], config["teachers"]["other"]
+    for section in (*of_teachers, config["student"], config["assistant"]):
+        del section["embedding"]
+    for section in of_teachers:
+        del section["init"]
     return config
 
 
 def test_the_config_of_an_earlier_run_is_read_with_the_keys_that_are_new():
-    with pytest.raises(UserError, match="missing from the config: config.teacher.init"):
+    with pytest.raises(UserError, match="config: config.teacher.embedding, config.teacher.init"):
         common.check(ConfigDict(earlier()))
     found = common.complete(earlier())
     common.check(ConfigDict(found))

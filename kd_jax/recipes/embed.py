@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import xxhash
 
 from kd_jax import storage
 from kd_jax.data import encoded
@@ -33,8 +30,6 @@ from kd_jax.teachers.store import identity
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = (".npy", ".parquet")
 
@@ -85,7 +80,7 @@ def embed_file(
         texts=texts,
         read=[own.tokenizer.backend_tokenizer.to_str(), seq_len, sorted(found.empty)],
     )
-    done, buckets = Done(written, about), ()
+    done, buckets = storage.Arrays(written, about), ()
     with contextlib.closing(ProgressBar("embed", 0, len(texts))) as bar:
         for start in range(0, len(texts), AT_ONCE):
             part = slice(start, min(start + AT_ONCE, len(texts)))
@@ -112,46 +107,6 @@ def embed_file(
         "seconds": round(time.perf_counter() - began, 1),
         "output": str(written),
     }
-
-
-class Done:
-    """The vectors that an unfinished command has computed, in files in OUTPUT.partial.
-
-    A file is named after its first row and the hash of its vectors: one that is not what was
-    written is made again. Those of another command are removed.
-    """
-
-    def __init__(self, output: Path, about: dict):
-        """Opens the folder; `about` tells all that the vectors depend on."""
-        self.folder = output.with_name(f"{output.name}.partial")
-        mark = self.folder / f"of-{storage.digest_of(about)}"
-        if not mark.exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            mark.touch()
-
-    def read(self, start: int) -> np.ndarray | None:
-        """Reads the vectors from row `start` on, (N, D); None if there are none, or if they are
-        damaged."""
-        for path in self.folder.glob(f"{start:012}-*.npy"):
-            try:
-                vectors_ND = np.load(path)
-                if path == self._path(start, vectors_ND):
-                    return vectors_ND
-            except (OSError, ValueError):
-                pass
-            log.warning("%s is damaged: its vectors are computed again", path)
-            path.unlink()
-        return None
-
-    def write(self, start: int, vectors_ND: np.ndarray) -> None:
-        """Keeps vectors, which are on disk when this returns."""
-        path = self._path(start, vectors_ND)
-        storage.write(path, functools.partial(np.save, arr=vectors_ND, allow_pickle=False))
-
-    def _path(self, start: int, vectors_ND: np.ndarray) -> Path:
-        found = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(vectors_ND).data)
-        return self.folder / f"{start:012}-{found}.npy"
 
 
 def _cut(own: Subject, dimensions: int | None) -> Subject:

@@ -60,6 +60,8 @@ def test_heads_of_few_classes():
     )  # one token of a row
     few["head"] = {"span": linear(D, 2)}
     assert flops.forward(Counted(few), B, T, P) == blocks + 2 * B * T * D * 2  # all of them
+    few["head"] = {"dense": {0: linear(D, 5)}}  # of an embedder, which has no unembedding
+    assert flops.forward(Counted(few, (), False), B, T, 1) == blocks + 2 * B * D * 5
 
 
 def test_an_unembedding_with_more_columns_than_the_embedding():
