@@ -24,6 +24,8 @@ ANSWER_WITHIN = 5.0
 _TEXT = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 _SAFETENSORS = ["model*.safetensors"]
 _TORCH = ["pytorch_model*.bin"]
+# Layers behind the base model of an embedder (kd_jax/models/embedder.py), in folders of their own.
+_LAYERS = [f"[0-9]_*/{name}" for name in ("model.safetensors", "pytorch_model.bin")]
 
 # Answers of the hub itself, "it" being what was asked for, the special ones first: with any other
 # error the cache may still do.
@@ -152,7 +154,7 @@ def _check_cached(model: str, revision: str | None, commit: str, error: Exceptio
 def _snapshot(model: str, **options) -> Path:
     """Downloads the files of a model that kd_jax reads; pickled weights only without others."""
     for weights in (_SAFETENSORS, _TORCH):
-        patterns = dict(allow_patterns=_TEXT + weights, ignore_patterns=["*/*"])
+        patterns = dict(allow_patterns=_TEXT + weights + _LAYERS, ignore_patterns=["[!0-9]*/*"])
         folder = Path(huggingface_hub.snapshot_download(model, **patterns, **options))
         if any(folder.glob(weights[0])):
             break

@@ -19,6 +19,10 @@ FILES = {
     "pytorch_model.bin": b"the same weights",
     "vocab.txt": b"a\nb\n",
     "onnx/config.json": b"unwanted",
+    "1_Pooling/config.json": b"{}",
+    "2_Dense/config.json": b"{}",
+    "2_Dense/pytorch_model.bin": b"weights of a layer",
+    "2_Dense/openvino/model.bin": b"unwanted",
 }
 
 
@@ -97,6 +101,10 @@ def test_downloads_once_and_then_needs_no_hub(name, weights, monkeypatch):
     names = {path.name for path in source.path.iterdir()}
     assert {"config.json", "vocab.txt"} < names and "onnx" not in names
     assert {path.suffix for path in source.path.glob("*model*")} == {weights}
+    inside = {f"{path.parent.name}/{path.name}" for path in source.path.glob("*/*")}
+    assert inside == {f"2_Dense/{name}" for name in ("config.json", "pytorch_model.bin")} | {
+        "1_Pooling/config.json"
+    }
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     assert hub.resolve(f"org/{name}") == source
     assert hub.resolve(f"org/{name}", COMMIT) == source

@@ -246,9 +246,11 @@ def _folder_next_to(out: epath.Path) -> Iterator[Path]:
 def _put(folder: Path, out: epath.Path) -> None:
     """Moves a finished folder to its final place."""
     if "://" in os.fspath(out):  # no rename there: the mark comes last
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == MARK):
-            epath.Path(path).copy(out / path.name, overwrite=True)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        for path in sorted(files, key=lambda path: path.name == MARK):
+            place = out / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            epath.Path(path).copy(place, overwrite=True)
         return
     old = _sibling(out, "old")
     shutil.rmtree(old, ignore_errors=True)
