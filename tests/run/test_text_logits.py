@@ -1,10 +1,12 @@
 """Language models whose teacher's logits are read from disk."""
 
 import csv
+import dataclasses
 import functools
 import logging
 import re
 import shutil
+import types
 from unittest import mock
 
 import jax
@@ -15,12 +17,16 @@ from kd_jax import config as defaults
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.metrics import flops
+from kd_jax.models import family
+from kd_jax.models.blueprint import Blueprint
+from kd_jax.precision import Policy
 from kd_jax.recipes import plan
 from kd_jax.run import measure, text_logits
 from kd_jax.smoke import samples
 from kd_jax.teachers.ensemble import Stored
 from kd_jax.train import loop
 from tests import tiny_config
+from tests.models import tiny
 from tests.recipes import substituting
 
 STEPS, ROWS = 6, 8
@@ -270,3 +276,14 @@ def test_a_step_is_planned_as_it_will_be(folder, logits, k):
     _, metrics = jax.eval_shape(step, born, batch, teacher, inputs)
     assert {"ce", "kl"} <= metrics["terms"].keys()
     assert run.principal.step_inputs(run, run.principal).computing == []
+
+
+def test_an_embedder_s_vectors_are_those_of_its_head():
+    kind, own = family.read(tiny.CONFIGS["bert"])
+    heads = [
+        own,
+        *(dataclasses.replace(own, **one) for one in ({"pooling": "cls"}, {"dimensions": 4})),
+    ]
+    models = {i: Blueprint("", kind, each, "embedding", Policy()) for i, each in enumerate(heads)}
+    run = types.SimpleNamespace(head="embedding", models=models)
+    assert len({text_logits.identity_of(run, name, {}) for name in models}) == 3
