@@ -210,6 +210,8 @@ def _read(hf_json: dict, changes: Mapping) -> tuple[Family, Any]:
 def _config(family: Family, fields: Fields) -> Any:
     """Makes the config of a family's model from the keys of config.json."""
     supported = {"quantization_config": (None,), "pruned_heads": (None, {})} | family.only
+    if issubclass(family.config, DecoderConfig):  # embedders made of decoders may see all tokens
+        supported = {"is_causal": (True, None)} | supported
     for key, values in supported.items():
         fields.only(key, *values)
     values, hints = dict(family.fixed), typing.get_type_hints(family.config)

@@ -37,6 +37,7 @@ FAMILIES = plugins.names("models", "FAMILY")
         ({"num_hidden_layers": 0}, "num_hidden_layers=0 must be at least 1"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"is_decoder": True}, "is_decoder=True is not supported; have: False"),
+        ({"model_type": "llama", "is_causal": False}, "is_causal=False is not supported"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
