@@ -18,6 +18,7 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.model_config import Dense, Texts
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check, predict
+from kd_jax.report import card
 from tests import smoke
 from tests.models import tiny
 
@@ -48,6 +49,15 @@ def described(name, **changes):
     return Blueprint(name, kind, config, "embedding", Policy()), params
 
 
+def use(folder, monkeypatch):
+    """What the program of an export's card makes, in its folder."""
+    monkeypatch.chdir(folder)
+    program = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    made = {"__name__": "card"}
+    exec(compile(program, "README.md", "exec"), made)
+    return made
+
+
 @pytest.mark.parametrize(
     "name, changes",
     [
@@ -69,6 +79,19 @@ def test_others_make_the_same_vectors(name, changes, tokenizer, tmp_path):
     ours, found = kd_jax.load(out).embed(WORDS, batch_size=8), theirs.encode(WORDS)
     assert ours.shape == found.shape and np.abs(found).max() > 0.1
     np.testing.assert_allclose(ours, found, rtol=0, atol=1e-5 * np.abs(found).max())
+
+
+def test_another_tokenizer_beside_a_qwen2(tmp_path, monkeypatch):
+    """sentence-transformers would read other tokens; the card says how it reads these."""
+    pytest.importorskip("sentence_transformers")
+    model, out = described("qwen2", pooling="last"), tmp_path / "out"
+    words = tokenizers.train_tokenizer("wordpiece", WORDS * 10, 96, tmp_path / "words")
+    page = card.of_model("embedding", "small", "qwen2", None, {})
+    export.publish(export.writer(*model), words, out, page, SOURCE)
+    theirs = use(out, monkeypatch)["model"]
+    assert theirs.max_seq_length == 40
+    ours = kd_jax.load(out).embed(WORDS, batch_size=8)
+    np.testing.assert_allclose(ours, theirs.encode(WORDS), rtol=0, atol=2e-6)
 
 
 def test_another_pooling_is_seen(tmp_path):
@@ -99,9 +122,7 @@ def test_a_conversion_keeps_head_prompts_and_card(tmp_path, tokenizer, monkeypat
     # GPT-2's tokenizer has no token to fill rows up with; this one has.
     model = library.SentenceTransformer(str(out), device="cpu", local_files_only=True)
     assert model.encode(WORDS).shape == (3, 9) and model.default_prompt_name == "query"
-    monkeypatch.chdir(out)
-    program = page.partition("```python\n")[2].partition("```")[0]
-    exec(compile(program, "README.md", "exec"), {"__name__": "card"})
+    use(out, monkeypatch)
     assert "tensor([[" in capsys.readouterr().out
 
 

@@ -87,6 +87,13 @@ def test_heads_of_few_classes(tmp_path, head, pipeline, auto):
     assert f"model = {auto}.from_pretrained(source)" in text
 
 
+def test_embedders_are_of_sentence_transformers(tmp_path):
+    text, metadata = page(tmp_path, head="embedding")
+    assert metadata["pipeline_tag"] == "sentence-similarity"
+    assert metadata["library_name"] == "sentence-transformers"
+    assert "\nmodel = SentenceTransformer(source)\nvectors = model.encode(" in text
+
+
 @pytest.mark.parametrize("stage", ["teacher", "baseline"])
 def test_only_students_are_distilled(tmp_path, stage):
     text, metadata = page(tmp_path, stage)
