@@ -3,6 +3,7 @@
     python -m kd_jax.evaluate --workdir=runs/small_finetune-62cedf5b --out=figures/
     python -m kd_jax.evaluate --model=RUN/export/student --task=glue/sst2 --data=SST-2/dev.tsv
     python -m kd_jax.evaluate --model=HUB_ID --task=squad --data=dev-v1.1.json
+    python -m kd_jax.evaluate --model=DIR --task=embedding/retrieval --data=scifact/
     python -m kd_jax.evaluate --predictions=other.tsv --task=agnews --data=ag_news/test.csv
     python -m kd_jax.evaluate --model=distilgpt2 --teacher=gpt2 --task=clm --data=texts/
     python -m kd_jax.evaluate --model=gpt2 --task=hellaswag --out=likelihoods/
@@ -10,12 +11,13 @@
     python -m kd_jax.evaluate --model=gpt2 --task=perplexity --data=wiki.test.raw --stride=512
 
 Tasks: agnews, glue/TASK, squad, phrasebank/LEVEL (all sentences of the level), text (own files:
---text, --pair, --label name the columns); and mlm, clm and chat on held-out text. Causal models are
-also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN, cbt/NE, cbt/P, cbt/V; and
-perplexity, of a text under a sliding window. Without --data the task's reported split is taken
-from the hub. --workdir takes the best checkpoint of a stage of a finished run, on what the run
-reports or on --data; scored by likelihood, without --stage all stages and the teacher, with the
-accuracy that each retains.
+--text, --pair, --label name the columns); embedding/sts (--text, --pair and --label name texts and
+score), embedding/retrieval and embedding/reranking, of embedders; and mlm, clm and chat on held-out
+text. Causal models are also scored by likelihood: hellaswag; cbt (all word classes) or cbt/CN,
+cbt/NE, cbt/P, cbt/V; and perplexity, of a text under a sliding window. Without --data the task's
+reported split is taken from the hub. --workdir takes the best checkpoint of a stage of a finished
+run, on what the run reports or on --data; scored by likelihood, without --stage all stages and the
+teacher, with the accuracy that each retains.
 
 Text becomes rows as it did in the model's training (seq_len, separator, columns, ...), which every
 export of a run tells in its kd_jax.json, unless flags say otherwise. Of other models nobody knows
@@ -40,7 +42,8 @@ from kd_jax.errors import UserError
 
 # Flags that some tasks read.
 COLUMNS = ("text", "pair", "label")
-OF_TASKS = ("separator", "stride", "documents")
+PROMPTS = ("query_prompt", "document_prompt")
+OF_TASKS = ("separator", "stride", "documents", *PROMPTS)
 
 # What messages of the recipes call what a flag sets: the flag, regex, and its name here.
 _NAMES = (
@@ -48,7 +51,7 @@ _NAMES = (
     ("data", r"(config\.)?data\.(train|validation|test)(\.path)?|config\.data", "--data"),
     ("text", r"config\.task\.column|text=(?= to)", "--text"),
     ("task", r"config\.task\.name='labelled_text'", "--task=text"),
-    ("task", r"config\.task\.(name|task|level|classes)", "--task"),
+    ("task", r"config\.task\.(name|task|level|classes|scored)", "--task"),
     ("batch_size", r"(config\.)?(eval\.)?batch_size", "--batch_size"),
     ("precision", r"config\.precision", "--precision"),
     *(
@@ -75,9 +78,10 @@ def parser() -> flags.Parser:
     parser.add_argument("--data", metavar="PATH", help="a local file or folder, not the hub")
     parser.add_argument("--split", choices=("validation", "test"), help="of the run's own data")
     parser.add_argument("--text", help='column of the text, or of a chat\'s messages (as trained, '
-                        'else "text", "messages")')  # fmt: skip
-    parser.add_argument("--pair", help="task text: column of a second text")
-    parser.add_argument("--label", help='task text: column of the label (as trained, else "label")')
+                        'else "text", "messages"; embedding/sts: "sentence1")')  # fmt: skip
+    parser.add_argument("--pair", help="tasks text, embedding/sts: column of a second text")
+    parser.add_argument("--label", help="tasks text, embedding/sts: column of the "
+                        "label or score (as trained, else that of the task)")  # fmt: skip
     parser.add_argument("--separator", choices=("eos", "bos"), help="clm, and by likelihood: token "
                         "before every document (as trained, else the tokenizer's)")  # fmt: skip
     parser.add_argument(
@@ -94,6 +98,9 @@ def parser() -> flags.Parser:
                         "window (else half a window)")  # fmt: skip
     parser.add_argument("--documents", choices=("joined", "alone"), help="perplexity: one text "
                         "(default), or each for itself")  # fmt: skip
+    for of in ("query", "document"):
+        help = f"embedding: text before every {of} (as trained, else none)"
+        parser.add_argument(f"--{of}_prompt", metavar="TEXT", help=help)
     parser.add_argument(
         "--batch_size",
         type=flags.positive,
@@ -167,6 +174,7 @@ def _check(args: argparse.Namespace) -> None:
         (True, unread, of_task),
         (scored, ("split",), of_task),
         (language, ("out",), of_task),
+        (examples and kind.head == "embedding", ("out", "predictions"), of_task),
         (args.predictions, ("revision", *how, "out"), what),
         (args.predictions and not command.reads(kind, "labels"), ("labels",), what),
         (not run, ("stage", "split"), what),
@@ -174,7 +182,7 @@ def _check(args: argparse.Namespace) -> None:
         (run and args.data, ("split",), "--data"),
         (run and not args.data and not examples, ("text",), "--workdir without --data"),
         (run, ("separator",), "--workdir, whose config says it"),
-        (run and examples, (*COLUMNS, "labels", *how), "--workdir, whose config says it"),
+        (run and examples, (*COLUMNS, *PROMPTS, "labels", *how), "--workdir, whose config says it"),
     ):
         given = [f"--{name}" for name in names if applies and getattr(args, name) is not None]
         if given:

@@ -68,7 +68,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
     task = plugins.load("tasks", c.task.name, "make").make
     changes, data = task.smoke(c.task, c.data, samples())
     c.task.update(changes)
-    c.data = ConfigDict(data | dict(held_out=0.2))
+    c.data = ConfigDict(data if "validation" in data else data | dict(held_out=0.2))
     c.tokenizer = ConfigDict(dict(path="", train="wordpiece", vocab_size=256))
     c.batch_size, c.accumulate, c.epochs, c.steps = 16, 1, 1.0, 4
     c.optim.learning_rate = 1e-2  # something to see after four steps
@@ -147,7 +147,7 @@ _WORDS = {
 
 def samples() -> Path:
     """Returns the user's folder of made-up data; makes it if missing, always alike."""
-    path = cache.folder(None) / "samples-2"
+    path = cache.folder(None) / "samples-3"
     cache.once(path, lambda root: _write(root, np.random.default_rng(0)), "HOME")
     return path
 
@@ -175,6 +175,7 @@ def _write(root: Path, rng: np.random.Generator) -> None:
             text = json.dumps(_squad(rng, name, articles, version))
             _lines(root / "squad" / f"{name}-{version}.json", [text])
     _chats(root / "chats", rng)
+    _embedding(root / "embedding", rng)
 
 
 def _sentence(rng: np.random.Generator, kind: str) -> str:
@@ -257,6 +258,36 @@ def _squad(rng, split: str, articles: int, version: str) -> dict:
             paragraphs.append({"context": context, "qas": questions})
         data.append({"title": f"{split} {article}", "paragraphs": paragraphs})
     return {"version": version, "data": data}
+
+
+def _embedding(root: Path, rng: np.random.Generator) -> None:
+    """Writes texts, and sets in which texts of one kind, good or bad, belong together."""
+
+    def pair() -> tuple[str, str, str]:
+        kinds = rng.permutation(["good", "bad"])
+        return tuple(_sentence(rng, kind) for kind in (kinds[0], *kinds))
+
+    _lines(root / "train.txt", [_sentence(rng, kind) for kind in rng.choice(["good", "bad"], 160)])
+    columns = ("query", "positive", "negative")
+    rows = [dict(zip(columns, pair(), strict=True)) for _ in range(160)]
+    _lines(root / "train.jsonl", [json.dumps(row) for row in rows])
+    rows = [
+        dict(sentence1=text, sentence2=other, score=score + round(rng.random(), 3))
+        for text, *others in (pair() for _ in range(24))
+        for other, score in zip(others, (4, 0), strict=True)
+    ]
+    _lines(root / "sts.jsonl", [json.dumps(row) for row in rows])
+    rows = [(text, [near], [far]) for text, near, far in (pair() for _ in range(24))]
+    lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+    _lines(root / "reranking.jsonl", lines)
+    texts = {f"d{i}": text for i, text in enumerate(t for _, *each in rows for t in sum(each, []))}
+    corpus = [json.dumps(dict(_id=key, title="", text=text)) for key, text in texts.items()]
+    queries = [json.dumps(dict(_id=f"q{i}", text=text)) for i, (text, *_) in enumerate(rows)]
+    judged = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{2 * i}\t1" for i in range(len(rows)))]
+    _lines(root / "retrieval" / "corpus.jsonl", corpus)
+    _lines(root / "retrieval" / "queries.jsonl", queries)
+    for split in ("dev", "test"):
+        _lines(root / "retrieval" / "qrels" / f"{split}.tsv", judged)
 
 
 def _lines(path: Path, lines: list[str]) -> None:

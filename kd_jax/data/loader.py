@@ -215,7 +215,8 @@ class BucketStream(Batches):
         process_count: int = 1,
     ) -> None:
         """Assigns rows to buckets; `make(ids_B, length) -> Batch` makes rows with NumPy
-        (`Encoded.batch`). `batch_size` is global: process p of k holds the p-th share of the rows.
+        (`Encoded.batch`), or several rows for each id. `batch_size` counts ids and is global: process
+        p of k holds the p-th share of them.
 
         Raises UserError when the processes do not divide the batch.
         """
@@ -243,7 +244,7 @@ class BucketStream(Batches):
             ids_SB, bucket_S = plan(step // self.steps_per_epoch)
             ids_B, fitting = ids_SB[number][part], ids_SB[number].max()
             made = make(np.where(ids_B < 0, fitting, ids_B), self.buckets[bucket_S[number]])
-            return blank_rows(made, ids_B >= 0)
+            return blank_rows(made, np.repeat(ids_B >= 0, len(made.ids_B) // len(ids_B)))
 
         self._batches = numbers.map_with_index(batch)
 

@@ -64,6 +64,8 @@ class Options:
     # all that it can, of a text (perplexity) as many as a row of its training had
     stride: int | None = None  # perplexity: half of seq_len
     documents: str | None = None  # perplexity: joined | alone: joined
+    query_prompt: str | None = None  # embedding: before queries; as trained, else none
+    document_prompt: str | None = None  # embedding: before documents; likewise
     batch_size: int | None = None  # rows over all devices
     precision: str | None = None  # fp32 | bf16: the run's, else fp32
 

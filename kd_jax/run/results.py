@@ -166,7 +166,7 @@ def describe_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[s
     for split, about in data.items():
         sizes = [
             f"{about[key]:,} {key}"
-            for key in ("examples", "documents", "conversations", "tokens", "rows")
+            for key in ("examples", "documents", "conversations", "texts", "tokens", "rows")
             if key in about
         ]
         text = f"{split}: {about['name']}, {', '.join(sizes)}"
@@ -177,7 +177,8 @@ def describe_data(data: Mapping[str, Mapping[str, Any]], seq_len: int) -> list[s
         if about.get("longest"):
             text += f"; the longest has {about['longest']:,} tokens"
         if cut := about.get("cut"):
-            count = about.get("examples") or about.get("conversations") or about["rows"]
+            kinds = ("texts", "examples", "conversations", "rows")
+            count = next(about[kind] for kind in kinds if about.get(kind))
             text += f"; {cut:,} ({cut / count:.1%}) do not fit into {seq_len} tokens"
         found.append(text)
     return found

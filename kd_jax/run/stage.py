@@ -139,9 +139,8 @@ def make(
     """Makes a stage from its settings, and builds its objective. `table`: sharding of parameters;
     `replacement`: random replacement of blocks; `fields`: further fields, set by its kind."""
     learns = fields.setdefault("learns", bool(settings.objective))
-    labels_only = {"mse" if run.task.regression else "ce": {"weight": 1.0}}
     objective, coefficients, temperatures = build_objective(
-        run.config[settings.objective] if learns else labels_only,
+        run.config[settings.objective] if learns else run.task.labels_only,
         settings.steps,
         run.policy,
         run.policy if learns else None,

@@ -55,8 +55,8 @@ class TeacherLogits:
         return self._last[1]
 
     def of(self, name: str, split: str, ids_N: np.ndarray | None = None) -> list:
-        """Returns a model's logits of every row of a split, (C,) in the task's order of classes or
-        (2, length). With `ids_N`, only of those rows: others may be None."""
+        """Returns a model's logits of every row of a split: (C,) in the task's order of classes, a
+        vector (D,), or (2, length). With `ids_N`, only of those rows: others may be None."""
         rows = self._run.tasks[name].rows(split)
         found = self._rows.setdefault((name, split), [None] * len(rows))
         asked = np.arange(len(rows)) if ids_N is None else np.unique(ids_N)
@@ -137,8 +137,8 @@ def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[T
         return _online(run, this, logits, stream)
     log.info("%s: logits of %s, computed once for each row", this.name, names)
     if task.of_examples:
-        classes = len(task.labels)
-        return Stored(classes), stream.map(attach(found, run.head == "span", classes))
+        size = next(row.shape[-1] for row in found if row is not None)  # classes, or a vector's
+        return Stored(size), stream.map(attach(found, run.head == "span", size))
     text, store = found
     teacher = text_logits.teacher(run, text.vocab_size)
     return teacher, stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
@@ -220,13 +220,13 @@ def check_tokens(run: Run, this: Stage) -> None:
             )
 
 
-def attach(rows: list, spans: bool, classes: int) -> Callable[[Batch], Batch]:
+def attach(rows: list, spans: bool, size: int) -> Callable[[Batch], Batch]:
     """Gives each batch its rows' logits, as a teacher computed them before; padding of spans is
     MASKED."""
 
     def with_logits(batch: Batch) -> Batch:
         B, T = batch.tokens_BT.shape
-        shape, padding = ((B, 2, T), MASKED) if spans else ((B, 1, classes), 0.0)
+        shape, padding = ((B, 2, T), MASKED) if spans else ((B, 1, size), 0.0)
         logits_BPC = np.full(shape, padding, np.float32)
         for logits_PC, i in zip(logits_BPC, batch.ids_B, strict=True):
             if i >= 0 and rows[i] is not None:

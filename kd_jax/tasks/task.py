@@ -49,7 +49,7 @@ def local(train: Path, test: Path | None = None) -> dict[str, Any]:
 class Task(splits.Splits):
     """A task on the splits of config.data. Subclasses read the splits, and make batches."""
 
-    head: str  # mlm | clm | classification | span
+    head: str  # mlm | clm | classification | span | embedding
     of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
     labels: tuple[str, ...] = ()  # names of the classes; ("score",) for a regression
     labels_in_data = False  # whether `labels` needs the training data
@@ -106,6 +106,11 @@ class Task(splits.Splits):
         """Counts what a split holds: see `prepare`."""
         raise NotImplementedError
 
+    @property
+    def labels_only(self) -> dict[str, Any]:
+        """Returns the objective of a stage that has no teacher. Raises UserError if there is none."""
+        return {"mse" if self.regression else "ce": {"weight": 1.0}}
+
     # What a subclass inherits.
 
     def train(
@@ -161,7 +166,7 @@ class ExampleTask(Task):
     def score(self, split: str, outputs: Sequence[np.ndarray]) -> dict[str, float]:
         """Computes the loss and the `metrics` from logits: one float array for each row of
         `rows(split)`, in their order, (C,) for classification or regression, (2, T) start and end
-        logits for spans."""
+        logits for spans, (D,) for embedding."""
         raise NotImplementedError
 
     def report(self, split: str, outputs: Sequence[np.ndarray]) -> dict:
