@@ -245,13 +245,14 @@ def test_predictions(calls):
     [
         (
             "--model=m",
-            "--task is missing; have: agnews, glue/TASK, text, phrasebank/LEVEL, squad, chat, ",
+            "--task is missing; have: agnews, embedding/SCORED, glue/TASK, text, ",
         ),
-        ("--predictions=p", "--task is missing; have: agnews, glue/TASK, "),
+        ("--predictions=p", "--task is missing; have: agnews, embedding/SCORED, "),
         (
             "--model=m --task=sst2",
-            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, glue/TASK, text, "
-            "phrasebank/LEVEL, squad, chat, clm, mlm, cbt, cbt/CLASSES, hellaswag, perplexity",
+            "--task=sst2: no such task (did you mean glue/sst2?); have: agnews, "
+            "embedding/SCORED, glue/TASK, text, phrasebank/LEVEL, reranking, squad, chat, clm, "
+            "mlm, cbt, cbt/CLASSES, hellaswag, perplexity",
         ),
         ("--model=m --task=SST-2", "--task=SST-2: no such task (did you mean glue/sst2?)"),
         ("--model=m --task=NE", "--task=NE: no such task (did you mean cbt/NE?)"),
@@ -273,6 +274,12 @@ def test_predictions(calls):
         ("--predictions=p --task=squad --out=d", "--out does not go with --predictions"),
         ("--predictions=p --task=agnews --labels=a,b", "--labels does not go with --predictions"),
         ("--model=m --task=squad --teacher=t", "--teacher does not go with task squad"),
+        (
+            "--model=m --task=embedding/sts --data=x --out=d",
+            "--out does not go with task embedding",
+        ),
+        ("--predictions=p --task=embedding/sts", "--predictions does not go with task embedding"),
+        ("--model=m --task=squad --query_prompt=q", "--query_prompt does not go with task squad"),
         ("--model=m --task=glue/sst2 --text=t", "--text does not go with task glue/sst2"),
         ("--predictions=p --task=squad --seq_len=9", "--seq_len does not go with --predictions"),
         ("--workdir=squad --seq_len=9", "--seq_len does not go with --workdir, whose"),

@@ -215,8 +215,8 @@ class BucketStream(Batches):
         process_count: int = 1,
     ) -> None:
         """Assigns rows to buckets; `make(ids_B, length) -> Batch` makes rows with NumPy
-        (`Encoded.batch`), or several rows for each id. `batch_size` counts ids and is global: process
-        p of k holds the p-th share of them.
+        (`Encoded.batch`), or as many rows for each id. `batch_size` counts ids and is global:
+        process p of k holds the p-th share.
 
         Raises UserError when the processes do not divide the batch.
         """

@@ -9,7 +9,7 @@ documents: the one that a question was asked about is relevant to it.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ def _files(spec: dict[str, Any], where: str) -> tuple[Path, Path, Path]:
     for file in (folder / "corpus.jsonl", folder / "queries.jsonl", qrels):
         if not file.is_file():
             there = ", ".join(str(each) for each in sorted(qrels.parent.glob("*.tsv")))
-            hint = f"; config.{where}.path can be one of: {there}" if file == qrels and there else ""
+            hint = (
+                f"; config.{where}.path can be one of: {there}" if file == qrels and there else ""
+            )
             raise UserError(
                 f"{file} (config.{where}) does not exist: for retrieval a folder has corpus.jsonl, "
                 f"queries.jsonl and qrels/SPLIT.tsv{hint}"

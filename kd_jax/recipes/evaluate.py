@@ -201,6 +201,11 @@ def _examples_of_checkpoint(
     this.seq_len = options.seq_len or min(this.seq_len, most)
     check_types("model", described, own.tokenizer, this.examples("test").pairs[0])
     order = None
+    if this.regression and len(described.config.labels) != 1:
+        raise UserError(
+            f"{own.stated['model']} has {len(described.config.labels)} classes, and task "
+            f"{task} needs one score"
+        )
     if this.head == "classification" and not this.regression:
         names = described.config.labels, this.labels
         order = class_order(own.stated["model"], options.labels, *names, "--labels")

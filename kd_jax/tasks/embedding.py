@@ -14,8 +14,8 @@ config.task:
     seq_len          tokens of a text
 
 config.data: train, validation, test, as in data/splits.py; train may be several sources, each by a
-name. Nothing is held out of it, since it has no scores: give a validation. For retrieval a source is a folder in
-BEIR's layout, or SQuAD's .json (data/retrieval.py).
+name. Nothing is held out of it, since it has no scores: give a validation. For retrieval a source
+is a folder in BEIR's layout, or SQuAD's .json (data/retrieval.py).
 
 A row is one text, and equal texts are one row. In a batch the texts of an example stand together,
 its anchor first; `labels` are their roles: 0 the anchor (a query, or a lone text), 1 its positive,
@@ -123,11 +123,13 @@ class Embedding(ExampleTask):
                     raise UserError(f"{found.name}, text {number} is empty; remove it")
         return found.name, found.commit, read
 
-    def _held_out(self, whole):
-        raise UserError(
-            "config.data.validation is not set: texts alone select no checkpoint; give it a set "
-            "with scores, as config.task.scored says"
-        )
+    def examples(self, split):
+        if split != "test" and self.data["validation"] is None:
+            raise UserError(
+                "config.data.validation is not set: texts alone select no checkpoint; give it a "
+                "set with scores, as config.task.scored says"
+            )
+        return super().examples(split)
 
     def _about(self, split):
         found = super()._about(split)

@@ -1,10 +1,10 @@
 """Reads the scored sets by which embedders are selected and reported, and computes their figures.
 
-    sts        rows of two texts and a score of how alike they are: Spearman's and Pearson's
-               correlation of the cosine with it
-    retrieval  queries, a corpus and judgements (data/retrieval.py): nDCG@10, MRR@10, recall
-    reranking  rows of `query`, and of `positive` and `negative`, lists of texts: MAP, MRR@10. Rows
-               in which one list is empty are left out, since nothing can be ordered there
+sts        rows of two texts and a score of how alike they are: Spearman's and Pearson's
+           correlation of the cosine with it
+retrieval  queries, a corpus and judgements (data/retrieval.py): nDCG@10, MRR@10, recall
+reranking  rows of `query`, and of `positive` and `negative`, lists of texts: MAP, MRR@10. Rows
+           in which one list is empty are left out, since nothing can be ordered there
 """
 
 import dataclasses
@@ -57,7 +57,9 @@ class Collection:
 def once(*columns: Iterable[str]) -> tuple[list[str], list[np.ndarray]]:
     """Finds the different texts of some columns, and the number of each text in the columns."""
     rows: dict[str, int] = {}
-    found = [np.array([rows.setdefault(t, len(rows)) for t in texts], np.int64) for texts in columns]
+    found = [
+        np.array([rows.setdefault(t, len(rows)) for t in texts], np.int64) for texts in columns
+    ]
     return [*rows], found
 
 

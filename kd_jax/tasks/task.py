@@ -108,7 +108,7 @@ class Task(splits.Splits):
 
     @property
     def labels_only(self) -> dict[str, Any]:
-        """Returns the objective of a stage that has no teacher. Raises UserError if there is none."""
+        """Returns the objective of a stage without a teacher. UserError if there is none."""
         return {"mse" if self.regression else "ce": {"weight": 1.0}}
 
     # What a subclass inherits.

@@ -44,7 +44,9 @@ def test_a_folder_of_beir(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     write(tmp_path / "dev", split="dev")
-    with pytest.raises(UserError, match=r"test.tsv \(config.data.test\) does not .*one of: .*dev.t"):
+    with pytest.raises(
+        UserError, match=r"test.tsv \(config.data.test\) does not .*one of: .*dev.t"
+    ):
         read(tmp_path / "dev")
     (tmp_path / "dev" / "queries.jsonl").unlink()
     with pytest.raises(UserError, match="queries.jsonl .* does not exist: for retrieval a folder"):
@@ -82,7 +84,11 @@ def test_a_set_of_the_hub(monkeypatch):
 
     monkeypatch.setattr(source, "records", records)
     found = read("some/set", source="hub")
-    assert asked == [("corpus",) * 2 + ("_id",), ("queries",) * 2 + ("_id",), (None, "test", names[0])]
+    assert asked == [
+        ("corpus",) * 2 + ("_id",),
+        ("queries",) * 2 + ("_id",),
+        (None, "test", names[0]),
+    ]
     assert len(found.documents) == 3 and found.grades["q3"] == {"d2": 2.0}
     assert found.commit == "c0ffee"
 

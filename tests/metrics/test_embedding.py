@@ -72,7 +72,9 @@ def test_few_similarities_exist_at_a_time(monkeypatch):
     sizes, partition = [], np.partition
     monkeypatch.setattr(embedding, "_AT_ONCE", 5 * 300)
     monkeypatch.setattr(
-        np, "partition", lambda x, *args, **keys: (sizes.append(x.size), partition(x, *args, **keys))[1]
+        np,
+        "partition",
+        lambda x, *args, **keys: (sizes.append(x.size), partition(x, *args, **keys))[1],
     )
     assert retrieval(queries_QD, documents_ND, grades_QN) == pytest.approx(whole)
     assert max(sizes) == 5 * 300 and len(sizes) == 5

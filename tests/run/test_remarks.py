@@ -116,5 +116,9 @@ def test_what_was_read():
         "not fit into 64 tokens",
         "test: b.txt, 2 documents, 12,345 tokens, 100 rows",
     ]
+    vectors = {"train": dict(name="a", examples=9, texts=10, cut=2)}
+    assert results.describe_data(vectors, 8) == [
+        "train: a, 9 examples, 10 texts; 2 (20.0%) do not fit into 8 tokens"
+    ]
     many = {"train": dict(name="a", examples=9, classes=dict.fromkeys("abcdefghijk", 1))}
     assert results.describe_data(many, 8)[0].endswith("h 1, 3 more")

@@ -1,0 +1,91 @@
+"""Embedders and cross-encoders, from their folders to figures."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.errors import UserError
+from kd_jax.metrics import embedding
+from kd_jax.recipes import evaluate
+from kd_jax.recipes.evaluate import Options, evaluate_checkpoint
+from kd_jax.run import subject
+from kd_jax.smoke import samples
+from kd_jax.train import sharding
+from kd_jax.types import Batch
+from tests import smoke
+from tests.recipes import finetuning
+
+FILES = {"sts": "sts.jsonl", "retrieval": "retrieval", "reranking": "reranking.jsonl"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches():
+    with smoke.private_caches(), finetuning.quick():
+        yield
+
+
+def data(kind):
+    return str(samples() / "embedding" / FILES[kind])
+
+
+@pytest.fixture(scope="module")
+def reports():
+    folder, options = finetuning.checkpoint(head="embedding"), Options()
+    tasks = {kind: (f"embedding/{kind}", data(kind), options) for kind in FILES}
+    return {kind: evaluate_checkpoint(folder, None, *task).report for kind, task in tasks.items()}
+
+
+def test_an_embedder_is_scored(reports):
+    assert reports["sts"]["data"]["examples"] == 48 and reports["sts"]["task"] == "embedding/sts"
+    for kind, names in (
+        ("sts", embedding.SIMILARITY),
+        ("retrieval", embedding.RETRIEVAL),
+        ("reranking", embedding.RERANKING),
+    ):
+        assert set(names) <= reports[kind].keys()
+        assert all(-1 < reports[kind][name] <= 1 for name in names)
+        shown = evaluate.table(reports[kind])
+        assert len([row for row in shown.rows if row[1] == f"{reports[kind][names[0]]:.4f}"])
+    assert "nDCG@10" in str(evaluate.table(reports["retrieval"]).rows)
+
+
+def test_figures_are_those_of_the_model_and_the_metrics(reports):
+    own = subject.of_checkpoint(finetuning.checkpoint(head="embedding"), None, "embedding", None)
+    model = own.model(sharding.make_mesh())
+
+    def vectors(texts):
+        made = own.tokenizer(texts, padding=True, return_tensors="np")
+        ones_N1 = np.ones((len(texts), 1), np.float32)
+        mask_NT = made["attention_mask"].astype(np.float32)
+        types_NT = made["token_type_ids"].astype(np.int32)
+        tokens_NT = made["input_ids"].astype(np.int32)
+        batch = Batch(np.arange(len(texts)), tokens_NT, mask_NT, ones_N1, ones_N1, None, types_NT)
+        return np.asarray(jax.jit(lambda batch: model(batch).logits)(batch))[:, 0]
+
+    with open(data("sts")) as file:
+        rows = [json.loads(line) for line in file]
+    vectors_ND = vectors([row[key] for key in ("sentence1", "sentence2") for row in rows])
+    found = embedding.similarity(*np.split(vectors_ND, 2), np.array([row["score"] for row in rows]))
+    assert {name: reports["sts"][name] for name in found} == pytest.approx(found, abs=1e-4)
+    assert abs(found["pearson"]) > 0.01
+
+
+def test_prompts_change_the_figures(reports):
+    options = Options(query_prompt="price: ", document_prompt="song: ")
+    folder = finetuning.checkpoint(head="embedding")
+    _, report = evaluate_checkpoint(folder, None, "embedding/retrieval", data("retrieval"), options)
+    assert report["ndcg@10"] != reports["retrieval"]["ndcg@10"]
+
+
+def test_a_cross_encoder_is_scored():
+    folder = finetuning.checkpoint(classes=("score",))
+    made, report = evaluate_checkpoint(folder, None, "reranking", data("reranking"), Options())
+    scores_N = np.array([output[0] for output in made.outputs])
+    expected = embedding.reranking(scores_N, np.array([1, 0] * 24), np.repeat(np.arange(24), 2))
+    assert {name: report[name] for name in expected} == expected
+    with pytest.raises(UserError, match="classes"):
+        evaluate_checkpoint(
+            finetuning.checkpoint(), None, "reranking", data("reranking"), Options()
+        )
