@@ -121,8 +121,10 @@ class Run:
             self.tokenizers[name] = self.tokenizers["teacher"]
 
     def labelled(self, model: Blueprint) -> Blueprint:
-        """Returns a model's description with the task's classes, in the task's order."""
+        """Returns a model's description with the task's classes, in the task's order, or with its
+        prompts and length of texts."""
         task = self.tasks["teacher"]
+        model = models.as_read(task, model)
         if not task.labels or (self.folder is None and task.labels_in_data):
             return model
         own = dataclasses.replace(model.config, labels=task.labels)
