@@ -57,6 +57,13 @@ def test_table_of_predictions():
     found = {name: NEWS[name] for name in ("task", "data", "accuracy")}
     table = recipe.table(found | {"predictions": "other/system.tsv"})
     assert table.header == ["", "system.tsv"] and table.title == "test.csv, agnews"
+    for task in (
+        "glue",
+        "labelled_text",
+        "embedding",
+        "glue/sst2",
+    ):  # as runs and command lines say
+        assert recipe.table(found | {"task": task, "model": "m"}).title == f"test.csv, {task}"
 
 
 class Scores:

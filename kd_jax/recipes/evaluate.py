@@ -121,7 +121,8 @@ def table(found: dict) -> Table:
     if "stages" in found:
         return tables.scores(found["stages"], ", ".join(about))
     name = found.get("stage") or Path(found.get("model") or found["predictions"]).name
-    if command.find(found["task"]).by_likelihood:
+    kind = command.tasks().get(found["task"].partition("/")[0])  # None: a run's own name of it
+    if kind and kind.by_likelihood:
         return tables.scores({name: found}, ", ".join(about))
     return of_runs([{"stages": {name: found}}], ", ".join(about))
 

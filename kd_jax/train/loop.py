@@ -89,7 +89,7 @@ class Writer(Protocol):
 class Selection:
     """The rule that selects the best checkpoint by a held-out metric, and stops training early.
 
-    Ties are decided by the lower loss.
+    Ties are decided by the lower loss, where there is one.
     """
 
     figure: str = "loss"
@@ -100,7 +100,7 @@ class Selection:
         """Converts metrics to a rank: a list that is compared from the left, smaller is better;
         values that are not finite come last."""
         sign = -1.0 if self.larger else 1.0
-        rank = sign * figures[self.figure], figures["loss"]
+        rank = sign * figures[self.figure], figures.get("loss", 0.0)
         return [value if math.isfinite(value) else sys.float_info.max for value in rank]
 
     def gives_up(self, step: int, every: int, checkpoints: Checkpoints) -> bool:
@@ -253,7 +253,8 @@ def fit(
                         records.add_samples(step, samples())
                     found = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
                     bar.say(f"{stage} {step}/{steps}  held out: {found}")
-                    check_finite("held-out loss", figures["loss"], step)
+                    first = "loss" if "loss" in figures else next(iter(figures))
+                    check_finite(f"held-out {first}", figures[first], step)
                 if saving:
                     # With figures, a save out of turn could become the best: without, a run that
                     # was interrupted chooses as one that was not.

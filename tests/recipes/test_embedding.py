@@ -1,17 +1,20 @@
 """Embedders and cross-encoders, from their folders to figures."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from kd_jax import config as defaults
 from kd_jax.errors import UserError
 from kd_jax.metrics import embedding
 from kd_jax.recipes import evaluate
 from kd_jax.recipes.evaluate import Options, evaluate_checkpoint
 from kd_jax.run import subject
-from kd_jax.smoke import samples
+from kd_jax.run.run import build
+from kd_jax.smoke import samples, smoke_finetuning
 from kd_jax.train import sharding
 from kd_jax.types import Batch
 from tests import smoke
@@ -72,11 +75,39 @@ def test_figures_are_those_of_the_model_and_the_metrics(reports):
     assert abs(found["pearson"]) > 0.01
 
 
-def test_prompts_change_the_figures(reports):
-    options = Options(query_prompt="price: ", document_prompt="song: ")
-    folder = finetuning.checkpoint(head="embedding")
-    _, report = evaluate_checkpoint(folder, None, "embedding/retrieval", data("retrieval"), options)
-    assert report["ndcg@10"] != reports["retrieval"]["ndcg@10"]
+def test_an_embedders_folder_says_how_texts_are_read(reports, tmp_path):
+    folder = shutil.copytree(finetuning.checkpoint(head="embedding"), tmp_path / "embedder")
+    prompts = {"query": "price: ", "passage": "song: "}
+    about = {"prompts": prompts, "default_prompt_name": None}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(about))
+    options, given = Options(), Options(query_prompt="price: ", document_prompt="song: ")
+    found, stated = (
+        evaluate_checkpoint(path, None, "embedding/retrieval", data("retrieval"), chosen).report
+        for path, chosen in (
+            (str(folder), options),
+            (finetuning.checkpoint(head="embedding"), given),
+        )
+    )
+    assert {name: found[name] for name in embedding.RETRIEVAL} == {
+        name: stated[name] for name in embedding.RETRIEVAL
+    }
+    assert found["ndcg@10"] != reports["retrieval"]["ndcg@10"]
+    found = evaluate_checkpoint(str(folder), None, "embedding/sts", data("sts"), options).report
+    assert found["spearman"] == reports["sts"]["spearman"]  # these are no queries
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 8}))
+    found = evaluate_checkpoint(str(folder), None, "embedding/sts", data("sts"), options).report
+    assert found["spearman"] != reports["sts"]["spearman"]
+
+
+def test_what_is_trained_says_so_too():
+    c = defaults.finetuning()
+    c.task = dict(name="embedding", query_prompt="q: ")
+    c.stages, c.objective = dict(student={}), dict(hidden=dict(weight=1.0))
+    c.teacher.model = "a"
+    c = smoke_finetuning(c)
+    c.teacher.init = "scratch"
+    texts = build(c).models["student"].config.texts
+    assert (texts.prompts, texts.max_tokens) == ((("query", "q: "),), 16)
 
 
 def test_a_cross_encoder_is_scored():

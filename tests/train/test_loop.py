@@ -297,6 +297,15 @@ def test_a_held_out_loss_that_is_not_finite_ends_the_run(tmp_path, events):
     assert "save 8" not in events.log
 
 
+def test_figures_without_a_loss(tmp_path, events):
+    figures = iter((0.5, 0.7, 0.7, math.nan))
+    with pytest.raises(UserError, match="held-out spearman is nan at step 8"):
+        options = dict(selection=Selection("spearman", larger=True))
+        fit(tmp_path, events, validate=lambda student: {"spearman": next(figures)}, **options)
+    assert "save 4" in events.log
+    assert Selection("spearman", larger=True).rank({"spearman": 0.5}) == [-0.5, 0.0]
+
+
 def test_goes_on_from_another_stage(tmp_path, events, undisturbed):
     fit(tmp_path / "first", events, steps=4)
     events.log.clear()
