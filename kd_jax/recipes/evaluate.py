@@ -28,7 +28,6 @@ from kd_jax import plugins
 from kd_jax.data import tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.models.blueprint import Blueprint
 from kd_jax.report import runs, tables
 from kd_jax.report.table import Table, of_runs
 from kd_jax.run import measure, provenance, subject
@@ -36,7 +35,7 @@ from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
 from kd_jax.run.teaching import TeacherLogits
-from kd_jax.tasks import command
+from kd_jax.tasks import command, embedding
 from kd_jax.tasks.likelihood import LikelihoodTask, Scored
 from kd_jax.teachers.ensemble import in_order
 from kd_jax.train import sharding
@@ -198,8 +197,8 @@ def _examples_of_checkpoint(
     if command.reads(command.find(task), "labels") and not trained.get("labels"):
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
-    reading = _reading(described, task)
-    this = make_task(task, data, given, own.tokenizer, described.folder, **reading)
+    of = embedding.reading(described.config.texts, task) if described.head == "embedding" else {}
+    this = make_task(task, data, given, own.tokenizer, described.folder, **of)
     most = _most_tokens(options.seq_len, own)
     this.seq_len = options.seq_len or min(this.seq_len, most)
     check_types("model", described, own.tokenizer, this.examples("test").pairs[0])
@@ -216,21 +215,6 @@ def _examples_of_checkpoint(
     logits = predict(own.model(mesh), stream.batches(), mesh, family.PARTITION)
     outputs = [in_order(logits[i], order) for i in range(len(logits))]
     return _examples(own, this, outputs, task, "test")
-
-
-def _reading(described: Blueprint, task: str) -> dict[str, Any]:
-    """Finds in an embedder's folder how its texts are read: keys of config.task, {} for other
-    models."""
-    if described.head != "embedding":
-        return {}
-    texts, found = described.config.texts, {}
-    prompts = dict(texts.prompts)
-    usual = prompts.get(texts.default_prompt, "")
-    if not task.endswith("/sts"):  # whose texts are no queries, and read as any text is
-        found["document_prompt"] = prompts.get("document", prompts.get("passage", usual))
-        usual = prompts.get("query", usual)
-    length = {"seq_len": texts.max_tokens} if texts.max_tokens else {}
-    return found | {"query_prompt": usual} | length
 
 
 def _most_tokens(seq_len: int | None, *models: Subject) -> int:

@@ -32,6 +32,7 @@ from kd_jax.data import encoded, source
 from kd_jax.data.loader import BucketStream, lengths_of
 from kd_jax.data.source import blank
 from kd_jax.errors import UserError
+from kd_jax.models.model_config import Texts
 from kd_jax.ranges import Choice, Whole
 from kd_jax.tasks.scored import KINDS, Collection, once, texts
 from kd_jax.tasks.task import ExampleTask
@@ -172,6 +173,18 @@ class Embedding(ExampleTask):
         if len(outputs) != len(found.texts):
             raise ValueError(f"{len(outputs)} vectors of {len(found.texts)} texts")
         return found.known.figures(np.stack(outputs))
+
+
+def reading(stated: Texts, name: str) -> dict[str, Any]:
+    """Finds the keys of config.task, for the task called `name` on command lines, in what an
+    embedder's folder says about its texts."""
+    prompts, found = dict(stated.prompts), {}
+    usual = prompts.get(stated.default_prompt, "")
+    if not name.endswith("/sts"):  # whose texts are no queries, and read as any text is
+        found["document_prompt"] = prompts.get("document", prompts.get("passage", usual))
+        usual = prompts.get("query", usual)
+    length = {"seq_len": stated.max_tokens} if stated.max_tokens else {}
+    return found | {"query_prompt": usual} | length
 
 
 make = Embedding
