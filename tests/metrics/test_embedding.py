@@ -58,10 +58,10 @@ def test_retrieval_is_that_of_scikit_learn_and_of_plain_definitions(size):
 def test_retrieval_by_hand():
     documents_ND = np.eye(4, dtype=np.float32)
     queries_QD = np.array([[4, 3, 2, 1], [1, 2, 3, 4], [0, 0, 0, 5]], np.float32)
-    found = retrieval(queries_QD, documents_ND, np.array([[0, 2, 0, 1], [0, 0, -1, 1], [0] * 4]))
+    found = retrieval(queries_QD, documents_ND, np.array([[0, 2, 0, 1], [0, 0, 1, -1], [0] * 4]))
     first = (2 / math.log2(3) + 1 / math.log2(5)) / (2 + 1 / math.log2(3))
-    assert found["ndcg@10"] == pytest.approx((first + 1 + 0) / 3)
-    assert found["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert found["ndcg@10"] == pytest.approx((first + 1 / math.log2(3) + 0) / 3)
+    assert found["mrr@10"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert found["recall@10"] == found["recall@100"] == pytest.approx(2 / 3)
 
 

@@ -8,8 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from kd_jax import smoke
-from kd_jax.data import tokenizers
+from kd_jax.data import source, tokenizers
 from kd_jax.data.loader import lengths_of
+from kd_jax.data.source import Documents
 from kd_jax.errors import UserError
 from kd_jax.metrics import embedding as metrics
 from kd_jax.tasks import command, embedding
@@ -153,6 +154,19 @@ def test_several_sources_of_training(data, tmp_path):
     assert "more.csv" in found.name and "train.txt" in found.name
     with pytest.raises(UserError, match="no column 'text'"):
         make(data | {"train": {"b": more, "a": data["train"]}}).examples("train")
+
+
+def test_several_sources_have_their_places_and_splits(data, monkeypatch):
+    asked = []
+
+    def read(spec, where):
+        asked.append((where, dict(spec).get("split")))
+        return Documents(where, lambda: iter([where]))
+
+    monkeypatch.setattr(source, "read", read)
+    several = {"a": {"source": "hub"}, "b": {"source": "hub", "split": "more"}}
+    assert len(make(data | {"train": several}).examples("train")) == 2
+    assert asked == [("data.train.a", "train"), ("data.train.b", "more")]
 
 
 def test_figures_are_those_of_the_vectors(data, tmp_path):
