@@ -91,7 +91,7 @@ def train(args: argparse.Namespace, task: glue.Glue, policy: Policy, mesh) -> No
         terms = {"ce": {"weight": CE_WEIGHT}}
         terms["kl"] = {"weight": KL_WEIGHT, "temperature": TEMPERATURE}
     objective, *schedules = build_objective(
-        terms, 1, policy, policy if distill else None, accuracy=True
+        terms, 1, policy, policy if distill else None, outputs="classes"
     )
     program = Program(objective, mesh, family.PARTITION)
     schedules = Schedules(lambda step: LEARNING_RATE, *schedules, seed=0)

@@ -379,4 +379,4 @@ def spec(config: Any) -> ModelSpec:
     """Summarizes a model for objectives: width, layers, heads, causal or not."""
     heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
     num_heads, causal = heads.pop() if len(heads) == 1 else 0, isinstance(config, DecoderConfig)
-    return ModelSpec(config.width, config.num_layers, num_heads, causal)
+    return ModelSpec(config.width, config.num_layers, num_heads, causal, config.vector_width)

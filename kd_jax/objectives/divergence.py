@@ -239,14 +239,16 @@ class Divergence:
 
     `needs_teacher` tells whether `rows.teacher` is read, `of_written` whether labels have to be
     words that the student wrote itself, `has_temperature` whether the config may set a temperature
-    (default 1), `suits` whether the logits may be those of classes or the single output of a
-    regression, `of_probabilities` that adding a constant to a row's logits changes nothing,
-    `needs_all_ids` that it is infinite where the teacher gives an id no probability.
+    (by default `usual_temperature`), `suits` whether the logits may be those of classes or the
+    single output of a regression, `of_probabilities` that adding a constant to a row's logits
+    changes nothing, `needs_all_ids` that it is infinite where the teacher gives an id no
+    probability.
     """
 
     needs_teacher = True
     of_written = False
     has_temperature = True
+    usual_temperature = 1.0
     suits = ("classes",)
     of_probabilities = True
     needs_all_ids = False

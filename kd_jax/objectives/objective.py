@@ -5,6 +5,8 @@ The configuration maps names to settings, `{"ce": {"weight": 1.0}, "kl": {"weigh
 plug-in may stand under two names.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from kd_jax.objectives import ce, kl, measures, vocab
 from kd_jax.objectives.divergence import Divergence
 from kd_jax.objectives.logits import Source, Targets, sources_of
 from kd_jax.objectives.selection import BY, Selection, entropy
+from kd_jax.objectives.vectors import VectorTerm
 from kd_jax.precision import Policy
 from kd_jax.ranges import Real
 from kd_jax.schedules import Schedule, value_schedule
@@ -40,23 +43,44 @@ class Objective:
     student_policy: Policy
     teacher_policy: Policy | None
     chunk: int = 0
+    vector_terms: tuple[tuple[str, VectorTerm], ...] = ()  # over the vectors of texts
 
     @property
     def names(self) -> list[str]:
         """Lists the trained terms, in the order of the configuration, row-wise ones first."""
-        return [term.name for term in self.row_terms] + [name for name, _ in self.state_terms]
+        others = self.state_terms + self.vector_terms
+        return [term.name for term in self.row_terms] + [name for name, _ in others]
 
     @property
     def needs_teacher(self) -> bool:
         """Tells whether any term, trained or measured, reads the teacher."""
-        terms = self.row_terms + self.measured
-        return self.needs_teacher_states or any(term.divergence.needs_teacher for term in terms)
+        over_logits = [term.divergence for term in self.row_terms + self.measured]
+        terms = over_logits + [term for _, term in self.vector_terms]
+        return self.needs_teacher_states or any(term.needs_teacher for term in terms)
 
     @property
     def needs_teacher_states(self) -> bool:
-        """Tells whether a term reads more than the teacher's logits, so that it must run in the
-        step."""
+        """Tells whether a term reads more than the teacher's logits or vectors, so that it must run
+        in the step."""
         return any(term.needs_teacher for _, term in self.state_terms)
+
+    @property
+    def compares_rows(self) -> bool:
+        """Tells whether a term compares texts of different examples of the global batch."""
+        return any(term.compares_rows for _, term in self.vector_terms)
+
+    def parts(self) -> tuple[Objective, Objective]:
+        """Parts the terms into those that see an example at a time, and those that compare texts of
+        different ones."""
+        apart, across = (
+            tuple(own for own in self.vector_terms if own[1].compares_rows == compares)
+            for compares in (False, True)
+        )
+        none = dict(row_terms=(), state_terms=(), measured=())
+        return (
+            dataclasses.replace(self, vector_terms=apart),
+            dataclasses.replace(self, vector_terms=across, **none),
+        )
 
     @property
     def everywhere(self) -> tuple[str, ...]:
@@ -66,7 +90,7 @@ class Objective:
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec | None) -> Params:
         """Draws the terms' own parameters (projections), by term name."""
         params = {}
-        for i, (name, term) in enumerate(self.state_terms):
+        for i, (name, term) in enumerate(self.state_terms + self.vector_terms):
             own = term.init(jax.random.fold_in(key, i), student, teacher)
             if own:
                 params[name] = own
@@ -99,7 +123,8 @@ class Objective:
         for term in self.row_terms + self.measured:
             own = jnp.sum if term.selection is None else term.selection.denominator
             totals[term.name] = own(weights[term.name])
-        return totals | {name: jnp.sum(term.weights(batch)) for name, term in self.state_terms}
+        others = self.state_terms + self.vector_terms
+        return totals | {name: jnp.sum(term.weights(batch)) for name, term in others}
 
     def _chosen(
         self, weights: dict[str, Array], engine: vocab.Engine, ours: Source, theirs: Source | None
@@ -148,6 +173,10 @@ class Objective:
         for name, term in self.state_terms:
             totals[name] = term.total(params.get(name, {}), student, teacher, batch)
             loss += scales[name] * totals[name]
+        for name, term in self.vector_terms:
+            given = student, teacher, batch, temperatures.get(name)
+            totals[name] = term.total(params.get(name, {}), *given)
+            loss += scales[name] * totals[name]
         return loss, jax.lax.stop_gradient(totals)
 
 
@@ -157,23 +186,24 @@ def build_objective(
     student_policy: Policy,
     teacher_policy: Policy | None,
     chunk: int = 0,
-    regression: bool = False,
-    accuracy: bool = False,
+    outputs: str = "tokens",
 ) -> tuple[Objective, dict[str, Schedule], dict[str, Schedule]]:
-    """Builds the objective of `config`, and schedules of its coefficients and its temperatures, as
-    far as these are not constant; `steps` is the length of a whole run for schedules.
+    """Builds the objective of `config`, and schedules of its coefficients and its temperatures, but
+    for constant ones over logits; `steps` is the length of a whole run for schedules.
 
-    With `regression` a row has a single logit, and no KL is logged. `accuracy` also logs the
-    accuracy: for few classes, since over a vocabulary it costs time. Raises UserError for an
-    unknown term, setting, position or schedule, and for terms that do not fit the task.
+    `outputs` are those of the models: tokens (logits over a vocabulary), classes (over so few that
+    the accuracy, which costs time, is logged as well), regression (a single number), or vector
+    (of a text). Raises UserError for an unknown term, setting, position or schedule, and for terms
+    that do not fit the task.
     """
     if not config:
         raise UserError("objective is empty: give it a term, such as objective.ce.weight")
     with_teacher = teacher_policy is not None
-    measured = (measures.KL_T1, measures.OUTSIDE) if with_teacher and not regression else ()
-    if accuracy and not regression:
+    of_classes = outputs in ("tokens", "classes")
+    measured = (measures.KL_T1, measures.OUTSIDE) if with_teacher and of_classes else ()
+    if outputs == "classes":
         measured += (measures.ACCURACY,)
-    row_terms, state_terms, coefficients, temperatures = [], [], {}, {}
+    row_terms, state_terms, vector_terms, coefficients, temperatures = [], [], [], {}, {}
     for name, settings in config.items():
         key = f"objective.{name}"
         settings, make_term = _read(name, settings, key)
@@ -181,14 +211,18 @@ def build_objective(
         at, temperature = settings.pop("positions", None), settings.pop("temperature", None)
         rows, share = settings.pop("rows", "all"), settings.pop("share", None)
         term = make_term(**settings)
-        if fault := _fault(term, at, temperature, with_teacher, regression):
+        if fault := _fault(term, at, temperature, with_teacher, outputs):
             raise UserError(key + fault)
-        selection = _selection(term, rows, share, key, with_teacher, regression)
-        if not isinstance(term, Divergence):
+        selection = _selection(term, rows, share, key, with_teacher, outputs)
+        if not isinstance(term, Divergence | VectorTerm):
             state_terms.append((name, term))
             continue
-        temperature = 1.0 if temperature is None else temperature
+        temperature = term.usual_temperature if temperature is None else temperature
         schedule = value_schedule(temperature, steps, f"{key}.temperature", TEMPERATURE)
+        if isinstance(term, VectorTerm):
+            vector_terms.append((name, term))
+            temperatures |= {name: schedule} if term.has_temperature else {}
+            continue
         constant = schedule(0) if isinstance(temperature, int | float) else None
         if constant is None:
             temperatures[name] = schedule
@@ -199,9 +233,9 @@ def build_objective(
     if not any(max(at(0), at(steps)) > 0 for at in coefficients.values()):
         names = ", ".join(f"objective.{name}.weight" for name in coefficients)
         raise UserError(f"{names}: all are 0, and nothing is learnt; set one above 0")
-    objective = Objective(
-        tuple(row_terms), tuple(state_terms), measured, student_policy, teacher_policy, chunk
-    )
+    policies = student_policy, teacher_policy
+    terms = tuple(row_terms), tuple(state_terms), measured
+    objective = Objective(*terms, *policies, chunk, tuple(vector_terms))
     return objective, coefficients, temperatures
 
 
@@ -225,13 +259,14 @@ def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]
 
 
 def _selection(
-    term: Any, rows: str, share: float | None, key: str, with_teacher: bool, regression: bool
+    term: Any, rows: str, share: float | None, key: str, with_teacher: bool, outputs: str
 ) -> Selection | None:
     """Reads which share of its positions a term over logits sees."""
     if rows == "all" and share is None:
         return None
     have = [name for name in BY if with_teacher or name != "teacher_entropy"]
-    if regression or rows not in have or not isinstance(term, Divergence) or share is None:
+    over_classes = isinstance(term, Divergence) and outputs != "regression"
+    if rows not in have or not over_classes or share is None:
         raise UserError(
             f"{key}: rows={rows!r}, share={share!r}: for a term over logits give both, rows of "
             f"{', '.join(have)}, and a share above 0 and at most 1; or leave both out"
@@ -239,15 +274,23 @@ def _selection(
     return Selection(rows, Real(above=0, most=1).check(share, f"{key}.share"))
 
 
-def _fault(
-    term: Any, at: str | None, temperature: Any, with_teacher: bool, regression: bool
-) -> str:
+def _fault(term: Any, at: str | None, temperature: Any, with_teacher: bool, outputs: str) -> str:
     """Describes what is wrong with a term's settings, to follow the key in a message; "" if
     nothing."""
-    if isinstance(term, Divergence):
-        if regression and "regression" not in term.suits:
+    if isinstance(term, VectorTerm):
+        if outputs != "vector":
+            return " compares vectors of texts, and this task's models make none: use ce, mse or kl"
+        if at is not None:
+            return " takes no positions"
+        if temperature is not None and not term.has_temperature:
+            return " takes no temperature"
+    elif isinstance(term, Divergence):
+        if outputs == "vector":
+            have = "embedding, similarity, margin_mse or contrastive"
+            return f" compares logits, and this task's models make vectors: use {have}"
+        if outputs == "regression" and "regression" not in term.suits:
             return " is for classes, and a regression has none: use mse or logit_mse"
-        if not regression and "classes" not in term.suits:
+        if outputs != "regression" and "classes" not in term.suits:
             return " is for a regression, and this task has classes: use ce"
         if temperature is not None and not term.has_temperature:
             return " takes no temperature"

@@ -22,6 +22,7 @@ from kd_jax.models.blueprint import Blueprint
 from kd_jax.models.model_config import Texts
 from kd_jax.objectives.objective import Objective
 from kd_jax.objectives.pairwise import Pairwise
+from kd_jax.objectives.vectors import NEGATIVE, POSITIVE
 from kd_jax.precision import Policy
 from kd_jax.tasks.task import Task
 
@@ -251,8 +252,16 @@ def check_heads(name: str, model: Blueprint, parts: int) -> None:
                 )
 
 
-def check_terms(objective: Objective, key: str, parts: int) -> None:
-    """Raises UserError if a term compares attention heads, and mesh.model splits them."""
+def check_terms(objective: Objective, key: str, parts: int, task: Task) -> None:
+    """Raises UserError if a term compares attention heads, and mesh.model splits them, or needs
+    more texts of an example than the task has."""
+    for name, term in objective.vector_terms:
+        if term.texts > task.shapes(1).labels.shape[0]:
+            what = {POSITIVE: "positives", NEGATIVE: "negatives"}[term.texts - 1]
+            raise UserError(
+                f"config.{key}.{name} needs {what}, and the training texts have none; name their "
+                f"column in config.task.columns, or leave the term out"
+            )
     for name, term in objective.state_terms if parts > 1 else ():
         if isinstance(term, Pairwise):
             raise UserError(

@@ -202,8 +202,9 @@ def build(
         _check_rows(mesh, config.rollout.held_out, 1, "rollout.held_out")
     policy = policy_for(config.precision, platform or jax.default_backend(), config.mesh.reduction)
     task = plugins.load("tasks", config.task.name, "make").make(config.task, config.data, None)
-    if task.regression and len(teachers) > 1 and config.average == "probabilities":
-        raise UserError("config.average='probabilities': a regression has none; take logits")
+    without = {"vector": "an embedder", "regression": "a regression"}.get(task.outputs)
+    if without and len(teachers) > 1 and config.average == "probabilities":
+        raise UserError(f"config.average='probabilities': {without} has none; take logits")
     trained = {each.model for each in settings}
     # A run that makes a model of the teacher may have no student.
     if not any(each.makes_model for each in settings):

@@ -145,10 +145,9 @@ def make(
         run.policy,
         run.policy if learns else None,
         run.chunk,
-        regression=run.task.regression,
-        accuracy=run.task.of_examples,
+        run.task.outputs,
     )
-    check_terms(objective, settings.objective, run.mesh.shape["model"])
+    check_terms(objective, settings.objective, run.mesh.shape["model"], run.task)
     rate, seed = learning_rate(settings.optim, settings.steps), run.config.seed
     # config.resume is for the last stage that distils the student.
     students = [each.name for each in run.settings if each.model == "student" and each.objective]

@@ -113,6 +113,15 @@ class Task(splits.Splits):
 
     # What a subclass inherits.
 
+    @property
+    def outputs(self) -> str:
+        """Names what models give: tokens | classes | regression | vector (`build_objective`)."""
+        if self.head == "embedding":
+            return "vector"
+        if self.regression:
+            return "regression"
+        return "classes" if self.of_examples else "tokens"
+
     def train(
         self, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> Batches:

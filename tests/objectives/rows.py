@@ -9,6 +9,7 @@ import numpy as np
 from kd_jax import plugins
 from kd_jax.objectives import vocab
 from kd_jax.objectives.divergence import Divergence
+from kd_jax.objectives.vectors import VectorTerm
 from kd_jax.precision import Policy
 
 FP32 = Policy()
@@ -18,7 +19,8 @@ PLUGINS = {
 }
 ROW_TERMS = {name: make for name, make in PLUGINS.items() if isinstance(make(), Divergence)}
 DIVERGENCES = {name: make for name, make in ROW_TERMS.items() if "classes" in make().suits}
-STATE_TERMS = {name: make for name, make in PLUGINS.items() if name not in ROW_TERMS}
+VECTOR_TERMS = {name: make for name, make in PLUGINS.items() if isinstance(make(), VectorTerm)}
+STATE_TERMS = {name: make for name, make in PLUGINS.items() if name not in ROW_TERMS | VECTOR_TERMS}
 OF_TEACHER = sorted(name for name, make in DIVERGENCES.items() if make().needs_teacher)
 OWN = {  # settings that only some have
     "jsd": [*({"beta": beta} for beta in (0.0, 0.1, 0.9)), {"beta": 0.3, "scaled": False}],

@@ -30,7 +30,7 @@ def output(numbers_B):
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_value_and_gradient(chunk):
     settings = {"mse": {"weight": 1.0}, "logit_mse": {"weight": 1.0}}
-    objective, *_ = build_objective(settings, 10, FP32, FP32, chunk, regression=True)
+    objective, *_ = build_objective(settings, 10, FP32, FP32, chunk, outputs="regression")
     scales = {"mse": jnp.float32(0.5), "logit_mse": jnp.float32(2.0)}
 
     def loss(student):
@@ -50,14 +50,14 @@ def test_value_and_gradient(chunk):
 
 
 def test_mse_alone_needs_no_teacher():
-    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, outputs="regression")
     assert not objective.needs_teacher
     _, totals = objective({}, output(OURS), None, BATCH, {"mse": jnp.float32(1.0)}, {})
     np.testing.assert_allclose(totals["mse"], 1.0625, rtol=1e-6)
 
 
 def test_mse_refuses_classes():
-    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, regression=True)
+    objective, *_ = build_objective({"mse": {"weight": 1.0}}, 10, FP32, None, outputs="regression")
     three = ModelOutput(jnp.zeros((4, 1, 3)), None, None)
     with pytest.raises(UserError, match="mse is for a regression: the head has 3 classes"):
         jax.eval_shape(lambda: objective({}, three, None, BATCH, {"mse": 1.0}, {}))
@@ -68,8 +68,8 @@ def test_mse_refuses_classes():
 @pytest.mark.parametrize("name", sorted(ROW_TERMS))
 def test_a_regression_refuses_what_compares_classes(name):
     if name in ("mse", "logit_mse"):
-        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)
+        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, outputs="regression")
         return
     assert name in DIVERGENCES
     with pytest.raises(UserError, match=f"objective.{name} is for classes, and a regression has n"):
-        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, regression=True)
+        build_objective({name: {"weight": 1.0}}, 10, FP32, FP32, outputs="regression")

@@ -208,7 +208,7 @@ def test_held_out_figures():
         ),
         (
             {"x": {"weight": 1.0, "term": "combine"}},
-            "'combine'.*; have: akl, attention, ce, hidden",
+            "'combine'.*; have: akl, attention, ce, contrastive",
         ),
         ({"kl": {"temperature": 2.0}}, "objective.kl has no weight: add objective.kl.weight"),
         ({"kl": {"weight": "high"}}, r"objective.kl.weight='high': give a number"),
