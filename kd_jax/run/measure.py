@@ -309,11 +309,12 @@ def training_cost(run: Run, stage: Stage, parameters: Parameters) -> dict[str, i
     forward passes: only one over each row if its logits are stored. If blocks are replaced at
     random, original and compact blocks both count."""
     shape, total = shape_of_step(run, stage), 0
-    computing = stage.step_inputs(run, stage).computing
+    program, computing = stage.program, stage.step_inputs(run, stage).computing
     for phase in stage.phases(run, parameters):
         params = phase.abstract().params
         student = run.models[stage.model].counted(params["student"])
-        models = student, computing, params["objective"]
+        again = [student] if program.caches_vectors else []  # forward only, as teachers
+        models = student, [*computing, *again], params["objective"]
         total += (phase.end - phase.start) * flops.train_step(*models, *shape)
     if text_logits.are_kept(run, stage):  # the teacher, once over every row
         teacher = run.models[stage.teachers[0]].counted()

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from kd_jax import axes
 from kd_jax.train import optim, sharding
+from kd_jax.train.micro_batches import over_micro_batches, with_cached_vectors
 from kd_jax.train.state import TrainState
 from kd_jax.types import Array, Batch, Model, ModelOutput, Params, Ratio
 
@@ -48,6 +49,9 @@ class Objective(Protocol):
     """The interface of an objective (kd_jax/objectives/objective.py)."""
 
     names: list[str]
+    compares_rows: bool  # whether a term compares rows of the batch with each other
+
+    def parts(self) -> tuple[Objective, Objective]: ...
 
     def dense_labels(self, batch: Batch) -> Batch: ...
 
@@ -66,6 +70,11 @@ class Program:
     accumulate: int = 1  # micro-batches a step, one after the other
     dropout: bool = True
 
+    @property
+    def caches_vectors(self) -> bool:
+        """Tells whether all micro-batches' vectors are computed before any gradient."""
+        return self.accumulate > 1 and self.objective.compares_rows
+
 
 def global_denominators(objective: Objective, batch: Batch) -> dict[str, Array]:
     """Sums each term's denominator over all devices; inside shard_map."""
@@ -79,23 +88,6 @@ def ratios(totals: dict[str, Array], denominators: dict[str, Array]) -> dict[str
         name: Ratio(axes.total(total, axes.ROWS), denominators[name])
         for name, total in totals.items()
     }
-
-
-def _over_micro_batches(gradient, params: Params, batch: Batch, seed: Array, count: int):
-    """Sums the results of `gradient` over `count` micro-batches, one after the other."""
-    if count == 1:
-        return gradient(params, batch, seed)
-
-    def add(sums, micro):
-        rows, number = micro
-        fresh = gradient(params, rows, seed + number * jnp.uint32(0x85EBCA6B))
-        return jax.tree.map(jnp.add, sums, fresh), None
-
-    parts = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
-    first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(gradient, params, first, seed)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, (parts, jnp.arange(count, dtype=jnp.uint32)))[0]
 
 
 def gradient(
@@ -115,17 +107,24 @@ def gradient(
             for name in objective.names
         }
 
-        def loss(params, rows, seed):
+        numbers = scales, inputs.temperatures
+
+        def run(params, rows, seed):
             targets = None if teacher is None else jax.lax.stop_gradient(teacher(rows))
             student = Model(params["student"], state.graphdef)
-            output = student(rows, seed if program.dropout else None, inputs.replaced_L)
-            return objective(
-                params["objective"], output, targets, rows, scales, inputs.temperatures
-            )
+            return student(rows, seed if program.dropout else None, inputs.replaced_L), targets
+
+        def loss(params, rows, seed):
+            return objective(params["objective"], *run(params, rows, seed), rows, *numbers)
 
         seed = inputs.seed + axes.index(axes.ROWS) * jnp.uint32(0x9E3779B9)
-        both = jax.grad(loss, has_aux=True)
-        grads, totals = _over_micro_batches(both, state.params, batch, seed, program.accumulate)
+        given = state.params, batch
+        if program.caches_vectors:
+            how = numbers, seed, program.accumulate
+            grads, totals = with_cached_vectors(run, objective, *given, *how)
+        else:
+            both = jax.grad(loss, has_aux=True)
+            grads, totals = over_micro_batches(both, *given, seed, program.accumulate)
         return sharding.reduce(grads, specs), ratios(totals, denominators)
 
     models, out = (state, teacher), (specs, P())
