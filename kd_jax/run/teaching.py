@@ -193,12 +193,18 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Log
 
 def check(run: Run, this: Stage) -> None:
     """Raises UserError if a stage cannot learn from its teachers: all of their weights are 0, they
-    read other tokens, or a term needs more than stored logits."""
+    read other tokens, their vectors have no mean, or a term needs more than stored logits."""
     if run.task.of_examples:
         if cache_settings(run)["logits"]:
             raise UserError("config.cache.logits is for language models; set config.cache.max_gb")
         run.weights(this.teachers)
         check_tokens(run, this)
+        widths = [run.models[name].spec.vector_width for name in this.teachers]
+        if run.head == "embedding" and len({*widths}) > 1:
+            raise UserError(
+                f"the vectors of {', '.join(this.teachers)} have {', '.join(map(str, widths))} "
+                f"numbers, and only those of one width have a mean: leave some teachers out"
+            )
     elif text_logits.are_kept(run, this):
         whose = "a teacher that is read from disk (config.cache.logits)"
         text_logits.check_terms(this.program.objective, whose)
