@@ -134,7 +134,7 @@ def test_a_teacher_in_the_step_reads_its_own_token_types(tmp_path):
         built = build(config, epath.Path(tmp_path))
         teachers = TeacherLogits(built, given_teachers(built))
         found = teachers.of("teacher", "train")
-        with_logits = attach(found, spans=True, classes=0)
+        with_logits = attach(found, spans=True, size=0)
         untyped = copy.deepcopy(built.tasks["student"].tokenizer)
         untyped.model_input_names = ["input_ids", "attention_mask"]
         built.tasks["student"] = built.tasks["student"].with_tokenizer(untyped)
