@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from kd_jax import axes, plugins, tensors
 from kd_jax.errors import UserError
+from kd_jax.models import embedder
 from kd_jax.models.config_json import (
     NOT_NEGATIVE,
     RATE,
@@ -379,4 +380,5 @@ def spec(config: Any) -> ModelSpec:
     """Summarizes a model for objectives: width, layers, heads, causal or not."""
     heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
     num_heads, causal = heads.pop() if len(heads) == 1 else 0, isinstance(config, DecoderConfig)
-    return ModelSpec(config.width, config.num_layers, num_heads, causal, config.vector_width)
+    vector_width = config.dimensions or embedder.whole_width(config)
+    return ModelSpec(config.width, config.num_layers, num_heads, causal, vector_width)

@@ -197,11 +197,6 @@ class ModelConfig:
         return tuple(run.layers(i)[0] for run in self.stacked for i in range(run.period))
 
     @property
-    def vector_width(self) -> int:
-        """Returns the width of the vectors of an embedding head."""
-        return self.dimensions or (self.dense[-1].width if self.dense else self.width)
-
-    @property
     def embedding_width(self) -> int:
         """Returns the width of the token embeddings."""
         return self.width

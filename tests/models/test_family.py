@@ -1,5 +1,6 @@
 """config.json in and out, random starts, and the table of shardings."""
 
+import dataclasses
 import math
 import re
 
@@ -11,6 +12,7 @@ from kd_jax import plugins
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint, hf
 from kd_jax.models import family as families
+from kd_jax.models.model_config import Dense
 from kd_jax.precision import Policy
 from kd_jax.types import ModelSpec
 from tests.models import tiny
@@ -171,8 +173,15 @@ def test_graph_is_one_for_equal_configs():
     graphs = [families.abstract(*made, "clm", Policy()).graphdef for made in (one, two)]
     assert graphs[0] == graphs[1] and hash(graphs[0]) == hash(graphs[1])
     assert families.spec(one[1]) == ModelSpec(
-        width=32, num_layers=one[1].num_layers, num_heads=4, causal=True
+        width=32, num_layers=one[1].num_layers, num_heads=4, causal=True, vector_width=32
     )
+
+
+def test_width_of_vectors():
+    _, config = families.read(tiny.CONFIGS["bert"])
+    config = dataclasses.replace(config, dense=(Dense(16), Dense(8)))
+    assert families.spec(config).vector_width == 8
+    assert families.spec(dataclasses.replace(config, dimensions=5)).vector_width == 5
 
 
 @pytest.mark.parametrize(
