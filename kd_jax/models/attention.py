@@ -18,7 +18,8 @@ class Scope(struct.PyTreeNode):
     """Describes which keys each query may attend to, with the tokens' positions.
 
     A query sees keys that are tokens; if `causal`, only those at or before it; with segments, those
-    of segment 0 and of its own; with the window of a layer, those at most so many positions before.
+    of segment 0 and of its own; with the window of a layer, those of so many positions: up to its
+    own if `causal`, else as many on both sides of it.
     """
 
     real_BS: Array | None  # bool, False where a key is padding, which comes last
@@ -29,26 +30,37 @@ class Scope(struct.PyTreeNode):
     past: Past | None = None  # of this layer, before one more token: it alone tells what that sees
     causal: bool = struct.field(pytree_node=False, default=False)
 
-    def mask(self, first: Array | int, queries: int, keys: int, window: int | None) -> Array:
-        """Tells which of the first `keys` keys each of `queries` queries sees, counted from number
-        `first`: bool, (B, 1, 1 or queries, keys)."""
-        query, key = (first + jnp.arange(queries))[None], jnp.arange(keys)[None]
-        seen = self.real_BS[:, None, None, :keys]
+    def sides(self, window: int | None, keys: int) -> tuple[int, int]:
+        """Counts the positions before a query, and after it, that a window has; `keys` for all."""
+        if window is None:
+            return keys, 0 if self.causal else keys
+        return (window - 1, 0) if self.causal else (window // 2, window // 2)
+
+    def mask(
+        self, first: Array | int, queries: int, keys: int, window: int | None, begin: int = 0
+    ) -> Array:
+        """Tells which keys from number `begin` to before `keys` each of `queries` queries sees,
+        counted from number `first`: bool, (B, 1, 1 or queries, keys - begin)."""
+        query, key = (first + jnp.arange(queries))[None], jnp.arange(begin, keys)[None]
+        those = slice(begin, keys)
+        seen = self.real_BS[:, None, None, those]
         if self.causal:
             seen = seen & (_of_keys(key) <= _of_queries(query))
         if self.segments_BS is not None:
-            own, other = self._numbers(self.segments_BS, query, keys)
+            own, other = self._numbers(self.segments_BS, query, those)
             seen = seen & ((other == 0) | (other == own))
         if window is not None:
             own, other = _of_queries(query), _of_keys(key)
             if self.places_BS is not None:
-                own, other = self._numbers(self.places_BS, query, keys)
-            seen = seen & (other > own - window)
+                own, other = self._numbers(self.places_BS, query, those)
+            before, after = self.sides(window, keys)
+            seen = seen & (other >= own - before)
+            seen = seen & (other <= own + after) if after else seen
         return seen
 
-    def _numbers(self, x_BS: Array, query: Array, keys: int) -> tuple[Array, Array]:
+    def _numbers(self, x_BS: Array, query: Array, keys: slice) -> tuple[Array, Array]:
         """Selects what belongs to queries, (B, 1, T, 1), and to keys, (B, 1, 1, S)."""
-        return _of_queries(jnp.take(x_BS, query[0], axis=1, mode="clip")), _of_keys(x_BS[:, :keys])
+        return _of_queries(jnp.take(x_BS, query[0], axis=1, mode="clip")), _of_keys(x_BS[:, keys])
 
 
 def _of_queries(x_BT: Array) -> Array:
@@ -66,9 +78,9 @@ class Attention(nnx.Module):
     factor of the scores; `head_width` is width / num_heads by default; with fewer `num_kv_heads`,
     several heads share keys and values (Ainslie et al. 2023, arXiv:2305.13245); `value_width` is
     the width of the input of `v`, if not `width`; `bias` is for q, k and v; with a `window`,
-    a decoder's queries see so many tokens, their own included (Beltagy et al. 2020,
-    arXiv:2004.05150); `norms` are applied to queries and keys: to each head, or to all at once if
-    they are as wide as these; `rotary` is the number of the rotary embedding, None for none.
+    queries see so many tokens, their own included (Beltagy et al. 2020, arXiv:2004.05150); `norms`
+    are applied to queries and keys: to each head, or to all at once if they are as wide as these;
+    `rotary` is the number of the rotary embedding, None for none.
     """
 
     def __init__(
@@ -151,12 +163,14 @@ def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     """Computes softmax(scale q k, masked) v, (B, T, H, K), where `scope` tells what queries see.
 
     G divides H: each group of H / G neighboring query heads shares a key and value head.
+    `window` counts the tokens that a query sees, its own included.
     `policy.attention` names the way; what its kernel cannot do is computed in blocks of queries.
     All of them give the same figures, with the same dropout. Of padding, what comes out differs.
     """
     T, K = q_BTHK.shape[1::2]
     seed = seed if rate > 0.0 or policy.attention == "explicit" else None
-    window = None if window is None or window >= k_BSGK.shape[1] else window
+    S = k_BSGK.shape[1]
+    window = None if scope.sides(window, S)[0] >= S - 1 else window
     # Positions that are no index tell distances that kernels do not know.
     plain = window is None or scope.places_BS is None
     given = q_BTHK, k_BSGK, v_BSGK, scope
@@ -175,9 +189,8 @@ SHORT = 256
 
 def _on_tpu(q_BTHK, k_BTGK, v_BTGK, scope, scale, rate, seed, site, policy, window) -> Array:
     kernels = flash.Kernels(
-        length=q_BTHK.shape[1],
-        causal=scope.causal,
-        window=window,
+        q_BTHK.shape[1],
+        *scope.sides(window, q_BTHK.shape[1]),
         rate=0.0 if seed is None else rate,
         operand=policy.operand,
     )
@@ -192,19 +205,21 @@ def _on_tpu(q_BTHK, k_BTGK, v_BTGK, scope, scale, rate, seed, site, policy, wind
 def _by_cudnn(q_BTHK, k_BTGK, v_BTGK, scope, scale, window) -> Array:
     T = q_BTHK.shape[1]
     told = {"is_causal": scope.causal}
-    if window is not None:
-        told["local_window_size"] = (window - 1, 0)
+    if window is not None and scope.causal:
+        told["local_window_size"] = scope.sides(window, T)
     if scope.segments_BS is not None:
         told["mask"] = scope.mask(0, T, T, None)
     elif not scope.causal:  # causal queries see no padding
         told["key_value_seq_lengths"] = jnp.maximum(scope.real_BS.sum(axis=1), 1).astype(jnp.int32)
+        if window is not None:  # cuDNN knows windows of causal queries alone
+            told["mask"] = Scope(jnp.ones((1, T), bool)).mask(0, T, T, window)
     return jax.nn.dot_product_attention(
         q_BTHK, k_BTGK, v_BTGK, scale=scale, implementation="cudnn", **told
     )
 
 
 _SCORES = 2**26  # at most, of a block of queries; a CPU computes up to four times as many at once
-_LEAST, _MOST = 64, 8  # queries of a block that skips later keys, blocks of a row
+_LEAST, _MOST = 64, 8  # queries of a block that skips keys, blocks of a row
 
 
 def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, window) -> Array:
@@ -218,34 +233,37 @@ def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     q_NJTK = q_BTGJK.transpose(0, 2, 3, 1, 4).reshape(B * G, H // G, T, K)
     k_NSK, v_NSK = (x.transpose(0, 2, 1, 3).reshape(B * G, S, K) for x in (k_BSGK, v_BSGK))
 
-    def some(q_NJTK, k_NSK, v_NSK, first):
-        """Attends from the queries that begin with number `first`."""
-        queries, keys = q_NJTK.shape[2], k_NSK.shape[1]
-        mask = scope.mask(first, queries, keys, window)
+    def some(begin, q_NJTK, k_NSK, v_NSK, first):
+        """Attends from the queries that begin with number `first` to the keys from `begin` on."""
+        queries, end = q_NJTK.shape[2], begin + k_NSK.shape[1]
+        mask = scope.mask(first, queries, end, window, begin)
         # As a summand, once for all heads: XLA would compute a mask again for each of them.
         masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
         if seed is None:
             return _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
         weights_BHTS = jax.nn.softmax(_scores(q_NJTK, k_NSK, masked, policy), axis=-1)
         weights_BHTS = weights_BHTS.astype(policy.activation)
-        weights_BHTS = dropout(weights_BHTS, rate, seed, site, (B, H, T, S), first * S)
+        weights_BHTS = dropout(weights_BHTS, rate, seed, site, (B, H, T, S), first * S + begin)
         return _mixed(weights_BHTS, v_NSK, policy)
 
     on_cpu = policy.attention == "explicit"
     fits = max(_SCORES // (B * H * S), 1)  # queries
     small = T <= (4 * fits if on_cpu else min(fits, 256))
-    # Blocks skip later keys on a CPU; elsewhere one loop over all of them compiles much faster.
-    skip = on_cpu and scope.causal and T >= 2 * _LEAST
+    # Blocks skip keys that none of their queries sees on a CPU; elsewhere one loop over all of them
+    # compiles much faster.
+    before, after = scope.sides(window if scope.places_BS is None else None, S)
+    skip = on_cpu and T >= 2 * _LEAST and after + _LEAST < T
     skip = skip and (seed is None or not small)
     size = max(_LEAST, -(-T // _MOST)) if skip else T
     found = []
     for start in range(0, T, size):
         end = min(start + size, T)
-        keys = end if skip else S
-        block = q_NJTK[:, :, start:end], k_NSK[:, :keys], v_NSK[:, :keys]
+        begin, stop = (max(start - before, 0), min(end + after, S)) if skip else (0, S)
+        block = q_NJTK[:, :, start:end], k_NSK[:, begin:stop], v_NSK[:, begin:stop]
         if skip:  # not all at once: the scores of one block stay near the processor
             block, found = jax.lax.optimization_barrier((block, found))
-        run = some if small else functools.partial(_in_turn, some, min(fits, 256))
+        run = functools.partial(some, begin)
+        run = run if small else functools.partial(_in_turn, run, min(fits, 256))
         found = [*found, run(*block, start)]
     y_NJTK = found[0] if len(found) == 1 else jnp.concatenate(found, axis=2)
     return y_NJTK.reshape(B, H, T, K).transpose(0, 2, 1, 3)

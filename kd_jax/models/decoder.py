@@ -112,16 +112,6 @@ class Decoder(nnx.Module):
             x_BTD = x_BTD + self.positions(places_BT)
         return dropout(x_BTD, self.config.embedding_dropout, seed, 0)
 
-    def angles(
-        self, places_BT: Array, lengths_B: Array
-    ) -> dict[tuple[int, int], tuple[Array, Array]]:
-        """Computes `Scope.angles` of tokens at these positions, in rows of these lengths."""
-        return {
-            (number, K): rotary.angles(K, places_BT, lengths_B[:, None])
-            for number, rotary in enumerate(self.config.rotaries)
-            for K in sorted(self.config.head_widths)
-        }
-
     def states(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""
         places_BT = positions(batch, self.config.max_tokens)
@@ -130,7 +120,7 @@ class Decoder(nnx.Module):
             batch.mask_BT > 0,
             batch.segments_BT,
             None if batch.segments_BT is None else places_BT,
-            self.angles(places_BT, lengths_B),
+            self.config.angles(places_BT, lengths_B),
             causal=True,
         )
         x_BTD = self.embed(batch.tokens_BT, places_BT, seed)
@@ -157,7 +147,7 @@ class Decoder(nnx.Module):
         """Runs the blocks on one more token of each row. Returns its normalized last hidden state,
         (B, D), and the cache with it."""
         places_B1, cache = cache.lengths_B[:, None], cache.next()
-        angles = self.angles(places_B1, cache.lengths_B)
+        angles = self.config.angles(places_B1, cache.lengths_B)
         x_B1D, kept = self.embed(tokens_B[:, None], places_B1, None), []
         for layer, block in enumerate(each_block(self.blocks, self.config)):
             scope = Scope(None, angles=angles, past=cache.of_layer(layer), causal=True)

@@ -144,6 +144,7 @@ class Family:
     rules: Callable[[Any, str], list[Rule]] = lambda config, head: []  # (config, head) -> tensors
     conv1d: str = "(?!)"  # regex of the modules of `base` whose kernels are (in, out) in HF too
     ignore: tuple[str, ...] = ()  # regexes of HF tensors that no model here uses
+    common: str = "(?!)"  # regex of the tensors that several of HF's heads have
     # (path, drawn value, config) -> value: where HF's start is not N(0, initializer_range)
     adjust: Callable[[str, Array, Any], Array] = lambda path, value, config: value
 

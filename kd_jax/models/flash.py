@@ -28,8 +28,8 @@ class Kernels:
     """Kernels for rows of `length` tokens, with what is known of them before they run."""
 
     length: int
-    causal: bool  # no query sees later keys
-    window: int | None  # causal, and a query sees the last `window` keys, its own included
+    before: int  # keys before its own that a query sees, and after it; `length`: all
+    after: int
     rate: float  # of dropout
     operand: str  # what products multiply
     interpret: bool = False  # on any platform, for tests
@@ -50,34 +50,35 @@ class Kernels:
         return self.padded // self.block
 
     @property
-    def reach(self) -> int:
-        """Returns how many blocks back a block of queries sees, besides its own."""
-        seen = -(-(self.window - 1) // self.block) if self.window else self.blocks
-        return min(self.blocks - 1, seen)
+    def reach(self) -> tuple[int, int]:
+        """Returns how many blocks back, and ahead, a block of queries sees, besides its own."""
+        back, ahead = (min(-(-n // self.block), self.blocks - 1) for n in (self.before, self.after))
+        return back, ahead
 
     @property
     def steps(self) -> int:
         """Returns the number of steps in which a block meets all blocks that it may see."""
-        return self.reach + 1 if self.causal else self.blocks
+        return min(sum(self.reach) + 1, self.blocks)
 
     @property
     def pairs(self) -> int:
         """Counts the pairs of a query and a key whose scores are computed, per head of a row."""
-        if not self.causal:
-            return self.padded**2
-        return sum(min(i, self.reach) + 1 for i in range(self.blocks)) * self.block**2
+        back, ahead = self.reach
+        seen = (min(i, back) + 1 + min(self.blocks - 1 - i, ahead) for i in range(self.blocks))
+        return sum(seen) * self.block**2
 
     def keys(self, i, step):
         """Finds which block of keys queries of block `i` see in this step, and whether any."""
-        j = jnp.maximum(i - self.reach, 0) + step if self.causal else step
-        last = i if self.causal else self.blocks - 1
-        return jnp.minimum(j, last), j <= last
+        return self._met(i, step, *self.reach)
 
     def queries(self, j, step):
         """Finds which block of queries sees keys of block `j` in this step, and whether any."""
-        i = j + step if self.causal else step
-        last = jnp.minimum(j + self.reach, self.blocks - 1) if self.causal else self.blocks - 1
-        return jnp.minimum(i, last), i <= last
+        return self._met(j, step, *self.reach[::-1])
+
+    def _met(self, i, step, back, ahead):
+        j = jnp.maximum(i - back, 0) + step
+        last = jnp.minimum(i + ahead, self.blocks - 1)
+        return jnp.minimum(j, last), j <= last
 
     def product(self, a, b, axes: tuple[int, int]):
         """Multiplies two matrices, contracting these axes, in float32."""
@@ -101,11 +102,13 @@ class Kernels:
         if ids is not None:
             query_id, key_id = ids[0][...], ids[1][...]
             seen = (key_id == 0) | (key_id == query_id)
-        if self.causal:
-            query, key = self.indices(i, j)
-            before = key <= query
-            seen = before if seen is None else seen & before
-            seen = seen & (key > query - self.window) if self.window else seen
+        query, key = self.indices(i, j)
+        for side, near in (
+            (self.after, key <= query + self.after),
+            (self.before, key >= query - self.before),
+        ):
+            if side < self.length:
+                seen = near if seen is None else seen & near
         return scores if seen is None else jnp.where(seen, scores, MASKED)
 
     def dropped(self, x, drawn_ref, head, i, j):
@@ -138,7 +141,7 @@ def attend(
     """Computes softmax(q k, masked) v of scaled queries, (B, T, H, K); G divides H.
 
     `ids` of queries and keys, int32 (B, T): a query sees keys with id 0 or its own. Rows without
-    any must not matter. Without ids all keys count, or if `causal` those before. Dropout is that of
+    any must not matter. Without ids all keys count, as far as `kernels` see. Dropout is that of
     `layers.dropout` on weights (B, H, T, T), with `drawn` its seed and site.
     """
     more = kernels.padded - kernels.length
@@ -146,7 +149,7 @@ def attend(
         jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, more), (0, 0)))
         for x in (q_BTHK, k_BTGK, v_BTGK)
     )
-    if ids is None and more and not kernels.causal:
+    if ids is None and more and kernels.after:
         ids = (jnp.zeros(q_BTHK.shape[:2], jnp.int32),) * 2
     if ids is not None:
         query_BT, key_BT = (jnp.pad(x, ((0, 0), (0, more)), constant_values=PADDING) for x in ids)

@@ -4,48 +4,37 @@ a rotary embedding of their own."""
 
 import dataclasses
 
-from kd_jax.errors import UserError
-from kd_jax.models import qwen3, rotary, windows
+from kd_jax.models import qwen3, windows
 from kd_jax.models.config_json import SIZE, Fields
 from kd_jax.models.family import classes
 from kd_jax.models.model_config import DecoderConfig
 
+THETAS = {  # by the kind of layer: the key of theta, and its default
+    windows.FULL: ("rope_theta", 1_000_000.0),
+    windows.SLIDING: ("rope_local_base_freq", 10_000.0),
+}
+
 
 def _read(fields: Fields, values: dict) -> dict:
-    parts, kinds = fields.part("rope_parameters"), (windows.FULL, windows.SLIDING)
-    if unknown := sorted(parts.json.keys() - set(kinds)):
-        raise UserError(f"{parts.where} has {', '.join(unknown)}; have: {', '.join(kinds)}")
     every = fields.get("sliding_window_pattern", SIZE, 6)
-
-    def rotary_of(kind: str, key: str, theta: float, scaling: dict | None) -> rotary.Rotary:
-        keys = {"rope_theta": fields.get(key, float | None, None), "rope_scaling": scaling}
-        keys["rope_parameters"] = parts.get(kind, dict | None, None)
-        return rotary.read(Fields(keys, fields.where), values["max_positions"], theta=theta)
-
-    scaling = fields.get("rope_scaling", dict | None, None)
     return {
         "head_width": fields.get("head_dim", SIZE, 256),
-        "rotary": rotary_of(windows.FULL, "rope_theta", 1_000_000.0, scaling),
-        "local_rotary": rotary_of(windows.SLIDING, "rope_local_base_freq", 10_000.0, None),
-    } | windows.layers(
-        fields,
-        values["num_layers"],
-        windows.size(fields, 4096),
-        lambda layer: (layer + 1) % every != 0,
-    )
+        **windows.read_rotaries(fields, values["max_positions"], THETAS, scaled=[windows.FULL]),
+        **windows.layers(
+            fields,
+            values["num_layers"],
+            windows.size(fields, 4096),
+            lambda layer: (layer + 1) % every != 0,
+        ),
+    }
 
 
 def _write(config: DecoderConfig) -> dict:
-    full, local = (each.to_hf() for each in config.rotaries)
-    return windows.layer_types(config) | {
+    return {
         "head_dim": config.head_width,
-        "rope_theta": full["rope_theta"],
-        "rope_scaling": full["rope_scaling"],
-        "rope_local_base_freq": local["rope_theta"],
-        "rope_parameters": {
-            windows.FULL: full["rope_parameters"],
-            windows.SLIDING: local["rope_parameters"],
-        },
+        "rope_scaling": config.rotary.to_hf()["rope_scaling"],
+        **windows.layer_types(config),
+        **windows.write_rotaries(config, THETAS),
         **({} if config.window is None else {"sliding_window": config.window}),
     }
 

@@ -24,22 +24,24 @@ class MaskedLM(nnx.Module):
     """
 
     def __init__(self, config):
-        self.transform = Linear(config.width, config.width, config.policy)
-        self.norm = LayerNorm(config.width, config.norm_eps)
-        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+        bias = config.transform_bias
+        self.transform = Linear(config.width, config.lm_width, config.policy, bias)
+        self.norm = LayerNorm(config.lm_width, config.norm_eps, config.norm_bias)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
         self.unembed = _unembed(config)
-        missing = config.width - config.embedding_width
+        missing = config.lm_width - config.embedding_width
         self.rest = Embedding(config.vocab_size, missing, config.policy) if missing else None
         self.activation = activation(config.head_activation)
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
-        """Computes (features_BPD, unembed_VD, bias_V), at the batch's positions if it has any."""
+        """Computes (features_BPD, unembed_VD, bias_V or None), at the batch's positions if it has
+        any."""
         x_BPD = gather(x_BTD, batch.positions_BP)
         features = self.norm(self.activation(self.transform(x_BPD)))
         unembed_VD = _untied(self.unembed, embedding_VD)
         if self.rest is not None:
             unembed_VD = jnp.concatenate([unembed_VD, self.rest.embedding[...]], axis=1)
-        return features, unembed_VD, self.bias[...]
+        return features, unembed_VD, None if self.bias is None else self.bias[...]
 
 
 class CausalLM(nnx.Module):
@@ -70,39 +72,58 @@ class Headless(nnx.Module):
         return gather(x_BTD, batch.positions_BP), embedding_VD, None
 
 
-class Classification(nnx.Module):
-    """Predicts one of the config's labels from a row's first token; one label is a regression.
+class Begun(nnx.Module):
+    """Base of heads on classes and spans, which may begin with a linear layer, an activation and a
+    norm (ModernBERT)."""
 
-    The token goes through a pooler, a linear layer with an activation (BERT's tanh, DistilBERT's
-    relu; MobileBERT may have none), then through the classifier.
+    def __init__(self, config, begun: bool):
+        width, normed = config.width, begun and config.pooler_norm
+        bias = config.transform_bias
+        self.pooler = Linear(width, width, config.policy, bias) if begun else None
+        self.activation = activation(config.pooler) if begun else None
+        self.norm = LayerNorm(width, config.norm_eps, config.norm_bias) if normed else None
+
+    def begin(self, x_BTD: Array) -> Array:
+        if self.pooler is not None:
+            x_BTD = self.activation(self.pooler(x_BTD))
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+
+class Classification(Begun):
+    """Predicts one of the config's labels from a row's first token, or the mean of its tokens; one
+    label is a regression.
+
+    That goes through a pooler, a linear layer with an activation (BERT's tanh, DistilBERT's relu;
+    MobileBERT may have none), then through the classifier.
     """
 
     def __init__(self, config):
-        pooled = config.pooler is not None
-        self.pooler = Linear(config.width, config.width, config.policy) if pooled else None
-        self.activation = activation(config.pooler) if pooled else None
+        super().__init__(config, config.pooler is not None)
         self.classifier = Linear(config.width, len(config.labels), _float32_out(config.policy))
         self.rate = config.classifier_rate
         self.early_rate = self.rate if config.drop_before_pooler else 0.0
+        self.pooling = config.classifier_pooling
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
         """Computes (logits_B1C, None, None), float32."""
-        x_B1D = dropout(x_BTD[:, :1], self.early_rate, seed, SITES)
-        if self.pooler is not None:
-            x_B1D = self.activation(self.pooler(x_B1D))
+        x_B1D = x_BTD[:, :1]
+        if self.pooling == "mean":
+            x_B1D = _pool(x_BTD, _real(batch), "mean").astype(x_BTD.dtype)
+        x_B1D = self.begin(dropout(x_B1D, self.early_rate, seed, SITES))
         return self.classifier(dropout(x_B1D, self.rate, seed, SITES + 1)), None, None
 
 
-class Span(nnx.Module):
+class Span(Begun):
     """Predicts an answer's first and last token: two logits a token."""
 
     def __init__(self, config):
+        super().__init__(config, config.pooler_norm)
         self.span = Linear(config.width, 2, _float32_out(config.policy))
         self.rate = config.span_dropout
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
         """Computes (logits_B2T, None, None), float32; padding has MASKED."""
-        logits_BT2 = self.span(dropout(x_BTD, self.rate, seed, SITES))
+        logits_BT2 = self.span(dropout(self.begin(x_BTD), self.rate, seed, SITES))
         real_B1T = batch.mask_BT[:, None] > 0
         return jnp.where(real_B1T, logits_BT2.swapaxes(1, 2), MASKED), None, None
 
@@ -132,15 +153,18 @@ class Embedder(nnx.Module):
 
     def __call__(self, x_BTD: Array, batch: Batch, seed: Array | None, embedding_VD: Array):
         """Computes (vectors_B1D, None, None), float32."""
-        # A row that fills a batch up has no token: its first one counts, so that it has a vector.
-        first_1T = jnp.arange(batch.mask_BT.shape[1])[None] == 0
-        x_B1D = _pool(x_BTD, (batch.mask_BT > 0) | first_1T, self.pooling)
+        x_B1D = _pool(x_BTD, _real(batch), self.pooling)
         for layer, apply in zip(self.dense, self.activations, strict=True):
             x_B1D = apply(layer(x_B1D))
         if self.normalize:
             squares_B11 = jnp.sum(x_B1D * x_B1D, axis=-1, keepdims=True)
             x_B1D = x_B1D * jax.lax.rsqrt(jnp.maximum(squares_B11, 1e-24))
         return x_B1D[..., : self.dimensions], None, None
+
+
+def _real(batch: Batch) -> Array:
+    """Tells what is a token, (B, T). Rows that fill a batch up have none: the first one counts."""
+    return (batch.mask_BT > 0) | (jnp.arange(batch.mask_BT.shape[1])[None] == 0)
 
 
 def _pool(x_BTD: Array, real_BT: Array, pooling: str) -> Array:

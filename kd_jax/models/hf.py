@@ -51,8 +51,8 @@ def open(folder: Path, family: Family, config: Any, head: str, key: Array | None
     or of a wrong shape raises UserError, and so does reading what is not finite or differs from
     what it is tied to. One exception: a checkpoint of the base model only, or with another head of
     the family, gets a random head, drawn from `key` and logged, with the tensors that the base
-    model has of it (BERT's pooler). Without a key this is an error, too. The columns of a
-    classifier are put in the order of the config's labels.
+    model, or another head, has of it (BERT's pooler). Without a key this is an error, too. The
+    columns of a classifier are put in the order of the config's labels.
     """
     shapes = families.abstract(family, config, head, Policy()).params
     stored = weight_files.read(Path(folder)).items()
@@ -62,16 +62,23 @@ def open(folder: Path, family: Family, config: Any, head: str, key: Array | None
     rules = rules_of(family, config, head)
     flat_shapes = {path: leaf.shape for path, leaf in families.flatten(shapes).items()}
     flat: dict[str, tensors.LazyTensor] = {}
+    of_head = [rule for rule in rules if rule.ours[0].startswith("head/") and not rule.base]
+    of_head = [rule for rule in of_head if not re.search(family.common, rule.hf)]
+    own = found
+    named = families.head_of(family, json.loads(config.hf_json)) or head
+    if of_head and named != head:  # tensors of that head may have the names of this one's
+        theirs = {rule.hf for rule in rules_of(family, config, named)}
+        foreign = theirs & {rule.hf for rule in of_head}
+        own = {name: tensor for name, tensor in found.items() if name not in foreign}
     for rule in rules:
-        if rule.hf in found:
-            tensor = found[rule.hf]
+        if rule.hf in own:
+            tensor = own[rule.hf]
             if rule.ours[0].startswith("head/classifier/"):
                 tensor = _in_order(rule, tensor, config, folder)
             _place(rule, tensor, flat_shapes, flat, folder)
 
-    of_head = [rule for rule in rules if rule.ours[0].startswith("head/") and not rule.base]
     known = {rule.hf for rule in rules}
-    if key is not None and of_head and not any(rule.hf in found for rule in of_head):
+    if key is not None and of_head and not any(rule.hf in own for rule in of_head):
         fresh = families.flatten(families.draw(family, config, {"head": shapes["head"]}, key))
         drawn = {path: np.asarray(value) for path, value in fresh.items() if path not in flat}
         parts = ", ".join(sorted({path.rpartition("/")[0] for path in drawn}))

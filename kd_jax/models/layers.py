@@ -133,9 +133,9 @@ class LayerNorm(nnx.Module):
     Mean and mean square are taken in one pass over the row, which XLA fuses into one loop.
     """
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, bias: bool = True):
         self.scale = nnx.Param(jnp.ones((width,)))
-        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,))) if bias else None
         self.eps = eps
 
     def __call__(self, x_BTD: Array) -> Array:
@@ -143,7 +143,8 @@ class LayerNorm(nnx.Module):
         mean = x.mean(-1, keepdims=True)
         variance = jnp.maximum((x * x).mean(-1, keepdims=True) - mean * mean, 0.0)
         y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
-        y = y * self.scale[...][None, None] + self.bias[...][None, None]
+        y = y * self.scale[...][None, None]
+        y = y if self.bias is None else y + self.bias[...][None, None]
         return y.astype(x_BTD.dtype)
 
 
@@ -325,7 +326,7 @@ class Mlp(nnx.Module):
     """Applies two linear layers with an activation between them.
 
     If it is gated (Shazeer 2020, arXiv:2002.05202), the activation is applied to a third layer,
-    `gate`, and multiplied with `up`.
+    `gate`, and multiplied with `up`. Dropout is applied to the output, or to what `down` reads.
     """
 
     def __init__(
@@ -337,12 +338,14 @@ class Mlp(nnx.Module):
         policy: Policy,
         gated: bool = False,
         bias: bool = True,
+        drop_inside: bool = False,
     ):
         self.gate = Linear(width, inner, policy, bias) if gated else None
         self.up = Linear(width, inner, policy, bias)
         self.down = Linear(inner, width, policy, bias)
         self.activation = activation(activation_name)
         self.rate = rate
+        self.drop_inside = drop_inside
 
     def __call__(self, x_BTD: Array, seed: Array | None, site: int) -> Array:
         if self.up.in_columns:
@@ -352,7 +355,12 @@ class Mlp(nnx.Module):
             y_BTF = self.activation(y_BTF)
         else:
             y_BTF = self.activation(self.gate(x_BTD)) * y_BTF
-        return dropout(self.down(y_BTF), self.rate, seed, site)
+        if not self.drop_inside:
+            return dropout(self.down(y_BTF), self.rate, seed, site)
+        B, T, F = y_BTF.shape
+        first = axes.index((axes.MODEL,)) * jnp.uint32(F) if self.up.in_columns else 0
+        whole = B, T, self.up.d_out
+        return self.down(dropout(y_BTF, self.rate, seed, site, whole, first))
 
 
 class Bottleneck(nnx.Module):

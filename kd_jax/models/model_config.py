@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 from kd_jax.errors import UserError
 from kd_jax.models.rotary import Rotary
 from kd_jax.precision import Policy
+from kd_jax.types import Array
 
 KINDS = ("full", "bottleneck")
 
@@ -134,6 +135,11 @@ class ModelConfig:
     initializer_range: float
     tie_embeddings: bool
     pad_id: int | None = None  # the token whose embedding starts at zero
+    rotary: Rotary | None = None  # None: positions are a table
+    local_rotary: Rotary | None = None  # of layers with a window; None: as in the others
+    unrotated: tuple[bool, ...] = ()  # which layers rotate no heads; none: all do
+    window: int | None = None  # tokens that a token sees in a layer with a window
+    windowed: tuple[bool, ...] = ()  # which layers have a window; none: no layer has
     pooling: str = "mean"  # of the embedding head: mean | cls | last | max
     dense: tuple[Dense, ...] = ()  # its layers behind the pooling
     normalize: bool = True  # its vectors to length 1
@@ -171,6 +177,8 @@ class ModelConfig:
 
     def check_block(self, layer: int, block: BlockShape) -> None:
         """Raises UserError if a layer's block has a shape that the model cannot have."""
+        for each in self.rotaries:
+            each.check(block.head_width)
 
     @property
     def own_shape(self) -> BlockShape:
@@ -184,7 +192,7 @@ class ModelConfig:
 
     def with_layers(self, layers: Sequence[int]) -> "ModelConfig":
         """Makes the config of a model that has these layers of this one, of the normal shape."""
-        own = {name: getattr(self, name, ()) for name in ("windowed", "unrotated")}
+        own = {name: getattr(self, name) for name in ("windowed", "unrotated")}
         own = {name: tuple(each[i] for i in layers) for name, each in own.items() if each}
         return dataclasses.replace(self, num_layers=len(layers), **own)
 
@@ -200,80 +208,6 @@ class ModelConfig:
     def embedding_width(self) -> int:
         """Returns the width of the token embeddings."""
         return self.width
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Lists how many tokens a token sees in each layer, its own included; None: all."""
-        return (None,) * self.num_layers
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig(ModelConfig):
-    """The sizes and settings of an encoder."""
-
-    unequal: ClassVar[str] = "kd_jax_encoder"
-    post_norm: ClassVar[bool] = True
-    num_types: int = 0  # token types; 0 means that the family has none
-    head_activation: str
-    labels: tuple[str, ...]  # class names in their order; one alone is a regression
-    classifier_dropout: float | None  # before the classifier; None: as mlp_dropout
-    pooler: str | None = "tanh"  # activation of the classifier's first layer; None: no such layer
-    drop_before_pooler: bool = False  # RoBERTa
-    span_dropout: float = 0.0  # DistilBERT: before the span head
-    skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
-    sinusoidal: bool = False  # DistilBERT: how random positions start
-
-    def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError if heads of a layer's block share keys."""
-        if block.num_kv_heads != block.num_heads:
-            raise UserError(
-                f"blocks: block {layer} has {block.num_heads} heads and {block.num_kv_heads} "
-                f"key/value heads; heads of an encoder share none, make them as many"
-            )
-
-    @property
-    def classifier_rate(self) -> float:
-        """Returns the dropout rate before the classifier."""
-        return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
-
-    @property
-    def max_tokens(self) -> int:
-        """Returns the length of the longest row that has positions."""
-        return self.max_positions - (self.pad_id + 1 if self.skip_padding else 0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig(ModelConfig):
-    """The sizes and settings of a decoder."""
-
-    unequal: ClassVar[str] = "kd_jax_decoder"
-    inner: ClassVar[str] = ".inner"
-    num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
-    head_width: int | None = None  # None: width / num_heads
-    scale_scores: bool = True  # divide scores by the root of the head's width
-    score_width: int | None = None  # instead of the head's width
-    scale_by_layer: bool = False  # divide scores of block i (from 0) by i + 1
-    rotary: Rotary | None = None  # None: positions are a table
-    local_rotary: Rotary | None = None  # of layers with a window; None: as in the others
-    unrotated: tuple[bool, ...] = ()  # which layers rotate no heads; none: all do
-    window: int | None = None  # tokens that a token sees in a layer with a window
-    windowed: tuple[bool, ...] = ()  # which layers have a window; none: no layer has
-    rms_norm: bool = False  # instead of layer norm
-    offset_norms: bool = False  # an RMS norm's scale is 1 + its parameter
-    norms: str = "before"  # where sublayers have a norm: before | after | both
-    qk_norm: str = ""  # RMS norms of queries and keys: heads, each | all at once; none
-    scale_embeddings: bool = False  # multiply token embeddings by the root of the width
-    parallel: bool = False  # attention and MLP read the same normalized input
-    gated: bool = False  # the MLP
-    qkv_bias: bool = True
-    attention_out_bias: bool = True
-    mlp_bias: bool = True
-    head_bias: bool = False  # of an untied or tied unembedding
-
-    def check_block(self, layer: int, block: BlockShape) -> None:
-        """Raises UserError if the features of a block's heads cannot be rotated."""
-        for each in self.rotaries:
-            each.check(block.head_width)
 
     @property
     def rotaries(self) -> tuple[Rotary, ...]:
@@ -296,16 +230,102 @@ class DecoderConfig(ModelConfig):
         return tuple(self.window_of(layer) for layer in range(self.num_layers))
 
     @property
-    def own_shape(self) -> BlockShape:
-        """Returns the shape of a normal block of the family."""
-        head_width = self.head_width or self.width // self.num_heads
-        heads = self.num_heads, self.num_kv_heads, head_width
-        return BlockShape("full", self.width, *heads, self.ffn_width)
+    def head_widths(self) -> set[int]:
+        """Returns the widths of heads in all layers."""
+        return {self.shape(layer).head_width for layer in range(self.num_layers)}
+
+    def angles(
+        self, places_BT: Array, lengths_B: Array
+    ) -> dict[tuple[int, int], tuple[Array, Array]]:
+        """Computes the angles of an `attention.Scope`, of tokens at these positions in rows of
+        these lengths."""
+        return {
+            (number, K): rotary.angles(K, places_BT, lengths_B[:, None])
+            for number, rotary in enumerate(self.rotaries)
+            for K in sorted(self.head_widths)
+        }
 
     @property
     def max_tokens(self) -> int:
         """Returns the length of the longest row that has positions."""
         return self.max_positions if self.rotary is None else self.rotary.max_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """The sizes and settings of an encoder."""
+
+    unequal: ClassVar[str] = "kd_jax_encoder"
+    post_norm: ClassVar[bool] = True
+    num_types: int = 0  # token types; 0 means that the family has none
+    norm_bias: bool = True  # of layer norms
+    head_activation: str
+    transform_bias: bool = True  # of a head's first layer
+    head_bias: bool = True  # of the unembedding
+    labels: tuple[str, ...]  # class names in their order; one alone is a regression
+    classifier_dropout: float | None  # before the classifier; None: as mlp_dropout
+    classifier_pooling: str = "cls"  # what the classifier reads: cls | mean
+    pooler: str | None = "tanh"  # activation of the classifier's first layer; None: no such layer
+    pooler_norm: bool = False  # ModernBERT: a norm after it, and both in front of the span head
+    drop_before_pooler: bool = False  # RoBERTa
+    span_dropout: float = 0.0  # DistilBERT: before the span head
+    skip_padding: bool = False  # RoBERTa: positions count only non-padding tokens, from pad_id + 1
+    sinusoidal: bool = False  # DistilBERT: how random positions start
+
+    def check_block(self, layer: int, block: BlockShape) -> None:
+        """Raises UserError if heads of a layer's block share keys, or cannot be rotated."""
+        super().check_block(layer, block)
+        if block.num_kv_heads != block.num_heads:
+            raise UserError(
+                f"blocks: block {layer} has {block.num_heads} heads and {block.num_kv_heads} "
+                f"key/value heads; heads of an encoder share none, make them as many"
+            )
+
+    @property
+    def lm_width(self) -> int:
+        """Returns the width of what a masked-LM head multiplies with the unembedding."""
+        return self.width
+
+    @property
+    def classifier_rate(self) -> float:
+        """Returns the dropout rate before the classifier."""
+        return self.mlp_dropout if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
+    def max_tokens(self) -> int:
+        """Returns the length of the longest row that has positions."""
+        return super().max_tokens - (self.pad_id + 1 if self.skip_padding else 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(ModelConfig):
+    """The sizes and settings of a decoder."""
+
+    unequal: ClassVar[str] = "kd_jax_decoder"
+    inner: ClassVar[str] = ".inner"
+    num_kv_heads: int  # heads of keys and values; fewer than num_heads where several share them
+    head_width: int | None = None  # None: width / num_heads
+    scale_scores: bool = True  # divide scores by the root of the head's width
+    score_width: int | None = None  # instead of the head's width
+    scale_by_layer: bool = False  # divide scores of block i (from 0) by i + 1
+    rms_norm: bool = False  # instead of layer norm
+    offset_norms: bool = False  # an RMS norm's scale is 1 + its parameter
+    norms: str = "before"  # where sublayers have a norm: before | after | both
+    qk_norm: str = ""  # RMS norms of queries and keys: heads, each | all at once; none
+    scale_embeddings: bool = False  # multiply token embeddings by the root of the width
+    parallel: bool = False  # attention and MLP read the same normalized input
+    gated: bool = False  # the MLP
+    qkv_bias: bool = True
+    attention_out_bias: bool = True
+    mlp_bias: bool = True
+    head_bias: bool = False  # of an untied or tied unembedding
+
+    @property
+    def own_shape(self) -> BlockShape:
+        """Returns the shape of a normal block of the family."""
+        head_width = self.head_width or self.width // self.num_heads
+        heads = self.num_heads, self.num_kv_heads, head_width
+        return BlockShape("full", self.width, *heads, self.ffn_width)
 
     def most_written(self, prompt: int) -> int:
         """Returns the tokens that a row may have when the model has written after a prompt of so
@@ -314,8 +334,3 @@ class DecoderConfig(ModelConfig):
         turning_point = self.rotary.turning_point if self.rotary else None
         within = turning_point is not None and prompt <= turning_point
         return min(self.max_tokens, turning_point) if within else self.max_tokens
-
-    @property
-    def head_widths(self) -> set[int]:
-        """Returns the widths of heads in all layers."""
-        return {self.shape(layer).head_width for layer in range(self.num_layers)}

@@ -12,7 +12,7 @@ from kd_jax.models.family import Family, classes
 
 def _read(fields: Fields, values: dict) -> dict:
     if values["pad_id"] is None:
-        raise UserError("config.json: roberta counts positions from pad_token_id, which is null")
+        raise UserError("config.json: positions are counted from pad_token_id, which is null")
     return {"head_activation": "gelu"}  # whatever hidden_act says
 
 

@@ -10,7 +10,6 @@ from flax import nnx
 
 from kd_jax.errors import UserError
 from kd_jax.models import family
-from kd_jax.models.model_config import DecoderConfig
 from kd_jax.tensors import LazyTensor
 from kd_jax.types import Model, Params
 
@@ -87,11 +86,16 @@ def from_teacher(student: Model, teacher: Model, layers: str | list[int]) -> Mod
     chosen = layer_map(layers, mine.num_layers, its.num_layers)
     for i, layer in enumerate(chosen):  # which the shapes of parameters need not tell
         _agree(f"block {layer}, the student's {i},", its.shape(layer), mine.shape(i))
-        if isinstance(its, DecoderConfig):
-            what, each = f"of block {layer}, the student's {i}, the ", ((its, layer), (mine, i))
-            _agree(f"{what}window (layer_types)", *(one.window_of(at) for one, at in each))
-            rotated = (one.rotary_of(at) is not None for one, at in each)
-            _agree(f"{what}rotary embedding (no_rope_layers)", *rotated)
+        what, each = f"of block {layer}, the student's {i}, the ", ((its, layer), (mine, i))
+        _agree(f"{what}window (layer_types)", *(one.window_of(at) for one, at in each))
+        rotated = (one.rotary_of(at) is not None for one, at in each)
+        _agree(f"{what}rotary embedding (no_rope_layers)", *rotated)
+        if parts := theirs["blocks"][layer].keys() ^ ours["blocks"][i].keys():
+            raise UserError(
+                f"student.init from teacher layers: {', '.join(sorted(parts))} is in only one of "
+                f"block {layer} and the student's block {i}; choose other layers (the first block "
+                f"of a ModernBERT is unlike all others: layers=[0, ...])"
+            )
     blocks = {i: theirs["blocks"][layer] for i, layer in enumerate(chosen)}
     if getattr(mine, "scale_by_layer", False):
         blocks = {i: _rescaled(blocks[i], (i + 1) / (layer + 1)) for i, layer in enumerate(chosen)}
@@ -132,7 +136,9 @@ def _kind(model: Model) -> Any:
     """Collects the properties that must agree to copy one head's parameters to another."""
     head, config = model.params.get("head", {}), _config(model)
     shapes = {path: leaf.shape for path, leaf in family.flatten(head).items()}
-    return shapes, (config.pooler, config.labels) if "classifier" in head else None
+    if "classifier" not in head:
+        return shapes, None
+    return shapes, (config.pooler, config.classifier_pooling, config.labels)
 
 
 @functools.cache

@@ -111,12 +111,20 @@ def test_what_queries_see():
     assert seen(rows, 2)[:5] == ["0", "01", "12", "23", "14"]  # position 2 comes after 1
 
 
+def test_what_queries_see_in_a_window_on_both_sides():
+    scope = Scope(np.array([[1, 1, 1, 1, 1, 0]], bool))
+    found = scope.mask(1, 3, 6, 3, begin=1)[0, 0]
+    assert found.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
+    assert scope.mask(0, 6, 6, 13).all(axis=(0, 1, 2)).tolist() == [True] * 5 + [False]
+
+
 CASES = {
     "causal": {},
     "causal, window": {"window": 150},
     "segments": {"segments": True},
     "segments, window": {"segments": True, "window": 40},
     "both": {"causal": False},
+    "both, window": {"causal": False, "window": 101},
 }
 
 
@@ -148,6 +156,7 @@ def test_every_way_is_the_explicit_one(way, case, rate, small):
     told |= {
         "causal, window": {"is_causal", "local_window_size"},
         "segments": {"is_causal", "mask"},
+        "both, window": {"is_causal", "key_value_seq_lengths", "mask"},
     }
     if way == "cudnn" and rate == 0.0 and case in told:
         assert small == [told[case] | {"scale"}]

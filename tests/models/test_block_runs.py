@@ -16,7 +16,8 @@ SMOLLM = {"no_rope_layers": [1, 1, 0] * 3, "num_hidden_layers": 9}
 
 def described(name, **changes):
     family, config = families.read(tiny.CONFIGS[name] | changes)
-    return Blueprint(name, family, dataclasses.replace(config, scan=True), "clm", Policy())
+    head = next(iter(family.architectures))
+    return Blueprint(name, family, dataclasses.replace(config, scan=True), head, Policy())
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def described(name, **changes):
         ("gemma3_text", GEMMA, [(0, 3, 2), (6, 1, 2)]),
         ("gemma3_text", GEMMA | {"num_hidden_layers": 3}, [(0, 1, 2), (2, 1, 1)]),
         ("smollm3", SMOLLM, [(0, 3, 3)]),
+        ("modernbert", {"num_hidden_layers": 6}, [(0, 1, 1), (1, 2, 2), (5, 1, 1)]),
     ],
 )
 def test_what_repeats_itself(name, changes, found):

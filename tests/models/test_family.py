@@ -90,6 +90,15 @@ FAMILIES = plugins.names("models", "FAMILY")
             "rope_scaling of a phi3 is 'linear'; have: default, longrope",
         ),
         (
+            {"model_type": "modernbert", "classifier_pooling": "max"},
+            "classifier_pooling='max' is not supported; have: 'cls', 'mean'",
+        ),
+        (
+            {"model_type": "modernbert", "local_attention": 0},
+            "local_attention=0 must be at least 1",
+        ),
+        ({"model_type": "modernbert", "local_rope_theta": None}, "local_rope_theta=None should be"),
+        (
             {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 5.0}},
             "rope_parameters has rope_theta; have: full_attention, sliding_attention",
         ),
@@ -200,6 +209,12 @@ def test_width_of_vectors():
         ("TinyBERT_General_4L_312D", 14.4),
         ("TinyBERT_General_6L_768D", 67.0),
         ("google/mobilebert-uncased", 24.6),
+        ("ModernBERT-base", 149.0),
+        ("ettin-encoder-17m", 16.8),
+        ("ettin-encoder-32m", 31.9),
+        ("ettin-encoder-68m", 68.1),
+        ("ettin-encoder-400m", 394.8),
+        ("ettin-encoder-1b", 1028.1),
         ("phi-1", 1418.3),
         ("phi-2", 2779.7),
         ("Llama-2-7b-hf", 6738.4),
@@ -214,8 +229,9 @@ def test_width_of_vectors():
 )
 def test_presets_have_the_published_sizes(model, millions):
     family, config = families.read(blueprint.preset(model))
-    # MobileBERT's counts without the table that only its masked-LM head has.
-    head = "none" if family.name == "mobilebert" else next(iter(family.architectures))
+    # Some are counted without what only the masked-LM head has.
+    bare = family.name in ("mobilebert", "modernbert")
+    head = "none" if bare else next(iter(family.architectures))
     params = families.abstract(family, config, head, Policy()).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count / 1e6 == pytest.approx(millions, abs=0.06)

@@ -9,7 +9,16 @@ import pytest
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
-from kd_jax.models import attention, bottleneck, decoder, encoder, flash, heads, layers
+from kd_jax.models import (
+    attention,
+    bottleneck,
+    decoder,
+    encoder,
+    flash,
+    heads,
+    layers,
+    modernbert,
+)
 from kd_jax.precision import Policy
 from tests import IN_ORDER
 from tests.models import tiny
@@ -82,7 +91,8 @@ def test_remat_changes_memory_only(name):
 
 @pytest.mark.parametrize(
     "name, changes",
-    [("bert", {}), ("gpt2", {"scale_attn_weights": False}), ("llama", {"attention_dropout": 0.1})],
+    [("bert", {}), ("gpt2", {"scale_attn_weights": False}), ("llama", {"attention_dropout": 0.1})]
+    + [("modernbert", {"mlp_dropout": 0.2})],
 )
 def test_fused_attention_is_the_explicit_one(name, changes, monkeypatch):
     batch = tiny.batch(name)
@@ -128,6 +138,11 @@ def test_bf16_follows_fp32(name):
             (0.3, 0.2, 0.2),
         ),
         ("distilbert", {"dropout": 0.2, "attention_dropout": 0.3}, (0.3, 0.0, 0.2)),
+        (
+            "modernbert",
+            {"embedding_dropout": 0.2, "attention_dropout": 0.3, "mlp_dropout": 0.4},
+            (0.3, 0.3, 0.4),
+        ),
         ("gpt2", {"embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
         ("phi", {"embd_pdrop": 0.2, "attention_dropout": 0.3, "resid_pdrop": 0.4}, (0.3, 0.4, 0.4)),
     ],
@@ -139,7 +154,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
         seen.append((rate, site))
         return x
 
-    for module in (encoder, decoder, attention, layers):
+    for module in (encoder, decoder, modernbert, attention, layers):
         monkeypatch.setattr(module, "dropout", record)
     model, batch = tiny.model(name, **rates), tiny.batch(name)
     jax.eval_shape(lambda: model(batch, jnp.uint32(0)))
@@ -157,6 +172,8 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
         ("distilbert", "classification", {"seq_classif_dropout": 0.4}, [0.0, 0.4]),
         ("distilbert", "span", {"qa_dropout": 0.3}, [0.3]),
         ("bert", "span", {}, [0.0]),
+        ("modernbert", "classification", {"classifier_dropout": 0.4}, [0.0, 0.4]),
+        ("modernbert", "span", {"classifier_dropout": 0.4}, [0.4]),
     ],
 )
 def test_dropout_of_heads(name, head, rates, expected, monkeypatch):
@@ -229,7 +246,8 @@ def test_dropout_needs_a_seed_and_changes_with_it():
 
 
 @pytest.mark.parametrize(
-    "name, longest", [("bert", 40), ("gpt2", 40), ("roberta", 38), ("llama", 40)]
+    "name, longest",
+    [("bert", 40), ("gpt2", 40), ("roberta", 38), ("llama", 40), ("modernbert", 40)],
 )
 def test_rows_longer_than_the_positions_are_refused(name, longest):
     model = tiny.model(name)

@@ -65,6 +65,29 @@ VARIANTS = [
         "none",
         {"intra_bottleneck_size": 32, "key_query_shared_bottleneck": False},
     ),
+    (
+        "modernbert",
+        "mlm",
+        {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
+        | {"decoder_bias": False, "tie_word_embeddings": False, "hidden_activation": "relu"},
+    ),
+    (
+        "modernbert",
+        "classification",
+        {"classifier_pooling": "mean", "classifier_activation": "relu", "norm_eps": 1e-2}
+        | {"global_rope_theta": 50.0, "local_rope_theta": 9.0, "local_attention": 2},
+    ),
+    (
+        "modernbert",
+        "none",
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 9.0},
+            },
+        },
+    ),
     ("gpt2", "clm", {"activation_function": "gelu", "n_inner": 24, "tie_word_embeddings": False}),
     ("gpt2", "clm", {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-2}),
     ("gpt2", "clm", {"scale_attn_weights": False, "activation_function": "silu"}),
@@ -138,9 +161,10 @@ def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows
     each = zip(output.attention, expected.attentions, windows or [None] * 99, strict=False)
     assert len(output.attention) == len(expected.attentions)
     for heads, theirs, window in each:
-        window = window or real.shape[1]
+        window = window or 2 * real.shape[1]
         distance = np.subtract.outer(*[np.arange(real.shape[1])] * 2)
-        seen = real[:, None, None] & ((distance >= 0) & (distance < window) if causal else True)
+        near = (distance >= 0) & (distance < window) if causal else abs(distance) <= window // 2
+        seen = real[:, None, None] & near
         k_BTHK = heads.spread().k_BTGK
         scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK)
         ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
@@ -208,7 +232,7 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
     if head == "classification":
         assert back.config.label2id == {label: i for i, label in enumerate(config.labels)}
     original = theirs.config.to_dict()
-    set_by_us = {"dtype", "label2id", "n_inner", "problem_type"}
+    set_by_us = {"dtype", "label2id", "n_inner", "problem_type", "global_attn_every_n_layers"}
     for key in original.keys() - {"_name_or_path", "transformers_version"} - set_by_us:
         assert back.config.to_dict()[key] == original[key], key
 
@@ -258,9 +282,12 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
 
 # Of what fixes a model's numbers, HF's classes know nothing besides what is read here.
 NEUTRAL = {"use_cache", "bos_token_id", "eos_token_id", "pretraining_tp"}
+NEUTRAL |= {"cls_token_id", "sep_token_id"}
+NEUTRAL |= {"deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index"}
+ENCODERS = ["modernbert"]
 
 
-@pytest.mark.parametrize("name", sorted({*CAUSAL} - {"gpt2"}))
+@pytest.mark.parametrize("name", [*sorted({*CAUSAL} - {"gpt2"}), *ENCODERS])
 def test_every_key_of_pytorchs_config_is_read(name, monkeypatch):
     read = set()
     for method in ("get", "only"):
@@ -274,7 +301,7 @@ def test_every_key_of_pytorchs_config_is_read(name, monkeypatch):
     families.read(tiny.CONFIGS[name])
     theirs = type(transformers.AutoConfig.for_model(name))
     own = {key for key in theirs.__annotations__ if key != "model_type"}
-    assert own >= {"hidden_size", "rope_parameters"} and own - read <= NEUTRAL
+    assert own >= {"hidden_size", "num_attention_heads"} and own - read <= NEUTRAL
 
 
 def test_real_checkpoint(tmp_path):

@@ -49,6 +49,7 @@ def test_layer_map_refuses(layers, student, teacher, says):
         ("bert", "mlm"),
         ("roberta", "mlm"),
         ("mobilebert", "mlm"),
+        ("modernbert", "mlm"),
         *((name, "clm") for name in ("gpt2", "llama", "phi", "gemma3_text", "olmo2")),
     ],
 )
@@ -78,6 +79,7 @@ def test_chosen_layers_embeddings_and_head():
     [
         ("gemma3_text", {}, "of block 2, the student's 1, the window (layer_types) is 5 in the"),
         ("smollm3", {}, "of block 2, the student's 1, the rotary embedding (no_rope_layers) is"),
+        ("modernbert", {}, "of block 2, the student's 1, the window (layer_types) is None in the"),
         ("gemma3_text", {"rope_local_base_freq": 9.0}, "local_rotary is Rotary"),
         ("gemma3_text", {"query_pre_attn_scalar": 8}, "score_width is 20 in the teacher and 8"),
     ],
@@ -90,9 +92,18 @@ def test_layers_stay_what_they_are(name, changes, says):
     with pytest.raises(UserError, match=re.escape(says)):
         surgery.from_teacher(student, teacher, [0, 2])
     if not changes:
-        copy = surgery.from_teacher(student, teacher, [2, 1])
-        theirs = teacher.params["backbone"]["blocks"][2]
+        first = 0 if name == "modernbert" else 2
+        copy = surgery.from_teacher(student, teacher, [first, 1])
+        theirs = teacher.params["backbone"]["blocks"][first]
         jax.tree.map(np.testing.assert_array_equal, copy.params["backbone"]["blocks"][0], theirs)
+
+
+@pytest.mark.parametrize("layers", [[2, 1], [0, 0]])
+def test_a_block_without_a_norm_goes_to_one_without(layers):
+    kinds = {"layer_types": ["full_attention"] * 2}
+    teacher = tiny.model("modernbert", num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    with pytest.raises(UserError, match="attention_norm is in only one of block .*layers=.0, "):
+        surgery.from_teacher(tiny.model("modernbert", seed=1, **kinds), teacher, layers)
 
 
 def test_distilbert_from_bert_starts_with_its_embeddings():

@@ -50,6 +50,13 @@ CONFIGS = {
         "hidden_dim": 48,
         "max_position_embeddings": 40,
     },
+    "modernbert": _BERT
+    | {
+        "model_type": "modernbert",
+        "global_attn_every_n_layers": 2,
+        "local_attention": 6,
+        "pad_token_id": 0,
+    },
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": VOCAB,
