@@ -145,6 +145,7 @@ class ModelSpec:
     num_layers: int
     num_heads: int = 1  # of every layer; 0 where layers differ
     causal: bool = False  # a token sees those before it, not those after it
+    biased: bool = False  # attention scores are more than products of queries and keys
     vector_width: int = 0  # of the vectors of its embedding head
 
 

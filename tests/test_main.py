@@ -251,7 +251,7 @@ def test_an_unknown_model_type(from_checkpoint, checkpoint, error):
     (checkpoint / "config.json").write_text(json.dumps(described | {"model_type": "llama9"}))
     line = error(from_checkpoint)
     assert (
-        "llama9" in line and "have: bert, distilbert, gemma3_text, gpt2, llama, mistral, " in line
+        "llama9" in line and "have: bert, distilbert, electra, gemma3_text, gpt2, llama, " in line
     )
 
 

@@ -19,7 +19,7 @@ class Scope(struct.PyTreeNode):
 
     A query sees keys that are tokens; if `causal`, only those at or before it; with segments, those
     of segment 0 and of its own; with the window of a layer, those of so many positions: up to its
-    own if `causal`, else as many on both sides of it.
+    own if `causal`, else as many on both sides of it. With a bias, scores depend on the distance.
     """
 
     real_BS: Array | None  # bool, False where a key is padding, which comes last
@@ -28,6 +28,8 @@ class Scope(struct.PyTreeNode):
     # By number of the rotary embedding and width of the heads: cosine and sine (B or 1, T, R).
     angles: dict[tuple[int, int], tuple[Array, Array]] = struct.field(default_factory=dict)
     past: Past | None = None  # of this layer, before one more token: it alone tells what that sees
+    # Float32, what is added to scores, by head and by the key's index minus the query's, mod 2 T.
+    bias_H2T: Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
 
     def sides(self, window: int | None, keys: int) -> tuple[int, int]:
@@ -57,6 +59,16 @@ class Scope(struct.PyTreeNode):
             seen = seen & (other >= own - before)
             seen = seen & (other <= own + after) if after else seen
         return seen
+
+    def bias(self, first: Array | int, queries: int, keys: int, begin: int) -> Array:
+        """Makes biases for queries and keys numbered as in `mask`, (1, H, queries, keys - begin).
+
+        A row is the row before it, one place further: rows of 2 T numbers, read as ones of 2 T - 1.
+        """
+        H, size = self.bias_H2T.shape
+        row_H2T = jnp.roll(self.bias_H2T, first - begin, axis=1)
+        rows = jnp.tile(row_H2T, (1, queries))[:, : queries * (size - 1)]
+        return rows.reshape(1, H, queries, size - 1)[..., : keys - begin]
 
     def _numbers(self, x_BS: Array, query: Array, keys: slice) -> tuple[Array, Array]:
         """Selects what belongs to queries, (B, 1, T, 1), and to keys, (B, 1, 1, S)."""
@@ -141,6 +153,9 @@ class Attention(nnx.Module):
             y_B1HK = past.attend(q * self.scale, self.window, self.policy)
             return self.o(y_B1HK.reshape(B, T, -1)), past
         of_heads = seed
+        if self.q.in_columns and scope.bias_H2T is not None:
+            own_H2T = axes.own(axes.shared(scope.bias_H2T, (axes.MODEL,)), (axes.MODEL,))
+            scope = scope.replace(bias_H2T=own_H2T)
         if self.q.in_columns and seed is not None:
             of_heads = seed + axes.index((axes.MODEL,)) * jnp.uint32(0xC2B2AE3D)
         y_BTHK = attention(
@@ -171,8 +186,8 @@ def attention(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
     seed = seed if rate > 0.0 or policy.attention == "explicit" else None
     S = k_BSGK.shape[1]
     window = None if scope.sides(window, S)[0] >= S - 1 else window
-    # Positions that are no index tell distances that kernels do not know.
-    plain = window is None or scope.places_BS is None
+    # Kernels know neither biases nor distances of positions that are no index.
+    plain = scope.bias_H2T is None and (window is None or scope.places_BS is None)
     given = q_BTHK, k_BSGK, v_BSGK, scope
     if policy.attention == "pallas" and plain and T >= SHORT:
         return _on_tpu(*given, scale, rate, seed, site, policy, window)
@@ -238,7 +253,9 @@ def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
         queries, end = q_NJTK.shape[2], begin + k_NSK.shape[1]
         mask = scope.mask(first, queries, end, window, begin)
         # As a summand, once for all heads: XLA would compute a mask again for each of them.
-        masked = jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))
+        masked = [jax.lax.optimization_barrier(jnp.where(mask, 0.0, MASKED))]
+        if scope.bias_H2T is not None:
+            masked.append(scope.bias(first, queries, end, begin))
         if seed is None:
             return _without_dropout(q_NJTK, k_NSK, v_NSK, masked, policy)
         weights_BHTS = jax.nn.softmax(_scores(q_NJTK, k_NSK, masked, policy), axis=-1)
@@ -286,10 +303,11 @@ def _in_turn(some, most, q_NJTK, k_NSK, v_NSK, first) -> Array:
 
 
 def _scores(q_NJTK, k_NSK, masked, policy) -> Array:
-    """Computes masked scores, float32 (B, H, T, S)."""
+    """Computes masked scores, float32 (B, H, T, S): products with `masked` added, summands."""
     N, J, T, K = q_NJTK.shape
     scores = einsum("nqk,nsk->nqs", q_NJTK.reshape(N, J * T, K), k_NSK, policy)
-    return scores.reshape(len(masked), -1, T, k_NSK.shape[1]).astype(jnp.float32) + masked
+    scores = scores.reshape(len(masked[0]), -1, T, k_NSK.shape[1]).astype(jnp.float32)
+    return sum(masked, start=scores)
 
 
 def _mixed(weights_BHTS, v_NSK, policy) -> Array:

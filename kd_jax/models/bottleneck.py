@@ -42,11 +42,6 @@ class BottleneckConfig(EncoderConfig):
     normalization: str  # layer_norm | no_norm
 
     @property
-    def embedding_width(self) -> int:
-        """Returns the width of the token embeddings."""
-        return self.token_width
-
-    @property
     def inner_width(self) -> int:
         """Returns the width of a block's attention and feed-forward layers."""
         return self.bottleneck_width if self.bottlenecks else self.width

@@ -1,4 +1,4 @@
-"""Defines the encoder of BERT, DistilBERT and RoBERTa: blocks with norms after residual sums."""
+"""Defines the encoder of BERT and its successors: blocks with norms after residual sums."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +9,7 @@ from kd_jax.models.layers import (
     Bottleneck,
     Embedding,
     LayerNorm,
+    Linear,
     Mlp,
     check_length,
     dropout,
@@ -56,11 +57,13 @@ class Encoder(nnx.Module):
     """Embeddings and blocks: the backbone of a `heads.HeadedModel`."""
 
     def __init__(self, config: EncoderConfig):
-        self.tokens = Embedding(config.vocab_size, config.width, config.policy)
-        self.positions = Embedding(config.max_positions, config.width, config.policy)
+        width, policy = config.embedding_width, config.policy
+        self.tokens = Embedding(config.vocab_size, width, policy)
+        self.positions = Embedding(config.max_positions, width, policy)
         if config.num_types:
-            self.types = Embedding(config.num_types, config.width, config.policy)
-        self.norm = LayerNorm(config.width, config.norm_eps)
+            self.types = Embedding(config.num_types, width, policy)
+        self.norm = LayerNorm(width, config.norm_eps)
+        self.widen = None if width == config.width else Linear(width, config.width, policy)
         self.blocks = nnx.List([make_block(config, i) for i in config.block_layers])
         self.predecessors = None  # models/replacement.py
         self.config = config
@@ -73,11 +76,16 @@ class Encoder(nnx.Module):
             types_BT = batch.types_BT
             types_BT = jnp.zeros((1, 1), jnp.int32) if types_BT is None else types_BT
             x_BTD = x_BTD + self.types(types_BT)
-        return dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
+        x_BTD = dropout(self.norm(x_BTD), self.config.embedding_dropout, seed, 0)
+        return x_BTD if self.widen is None else self.widen(x_BTD)
+
+    def scope(self, batch: Batch) -> Scope:
+        """Tells the blocks what a token sees: all tokens."""
+        return Scope(batch.mask_BT > 0)
 
     def __call__(self, batch: Batch, seed: Array | None, replaced_L: Array | None = None) -> Layers:
         """Computes the embedding output and each block's output, (B, T, D), and its heads."""
-        x_BTD, scope = self.embed(batch, seed), Scope(batch.mask_BT > 0)
+        x_BTD, scope = self.embed(batch, seed), self.scope(batch)
         either = self.predecessors, replaced_L
         return run_blocks(self.blocks, x_BTD, scope, seed, 3, self.config, *either)
 

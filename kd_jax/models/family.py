@@ -378,8 +378,10 @@ def stack_blocks(params: Params, runs: Sequence[Run]) -> Params:
 
 
 def spec(config: Any) -> ModelSpec:
-    """Summarizes a model for objectives: width, layers, heads, causal or not."""
+    """Summarizes a model for objectives."""
     heads = {config.shape(layer).num_heads for layer in range(config.num_layers)}
     num_heads, causal = heads.pop() if len(heads) == 1 else 0, isinstance(config, DecoderConfig)
     vector_width = config.dimensions or embedder.whole_width(config)
-    return ModelSpec(config.width, config.num_layers, num_heads, causal, vector_width)
+    return ModelSpec(
+        config.width, config.num_layers, num_heads, causal, config.biased, vector_width
+    )

@@ -19,17 +19,17 @@ SITES = 1 << 16  # dropout sites of heads begin here; backbones count theirs fro
 class MaskedLM(nnx.Module):
     """Predicts masked tokens as BERT does: linear, activation, layer norm, unembedding with a bias.
 
-    If embeddings are narrower than the model (MobileBERT), the table `rest` has the columns that
-    the unembedding lacks.
+    If embeddings are narrower than the model, so is what comes out of the layer (ELECTRA), or the
+    table `rest` has the columns that the unembedding lacks (MobileBERT).
     """
 
     def __init__(self, config):
-        bias = config.transform_bias
-        self.transform = Linear(config.width, config.lm_width, config.policy, bias)
-        self.norm = LayerNorm(config.lm_width, config.norm_eps, config.norm_bias)
+        width = config.embedding_width if config.narrow_head else config.width
+        self.transform = Linear(config.width, width, config.policy, config.transform_bias)
+        self.norm = LayerNorm(width, config.norm_eps, config.norm_bias)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,))) if config.head_bias else None
         self.unembed = _unembed(config)
-        missing = config.lm_width - config.embedding_width
+        missing = width - config.embedding_width
         self.rest = Embedding(config.vocab_size, missing, config.policy) if missing else None
         self.activation = activation(config.head_activation)
 

@@ -120,6 +120,7 @@ class ModelConfig:
     unequal: ClassVar[str] = ""  # model_type of those whose blocks differ; none: they may not
     inner: ClassVar[str] = ""  # what HF's names have for the block inside a bottleneck
     post_norm: ClassVar[bool] = False  # a block ends in a norm
+    biased: ClassVar[bool] = False  # something is added to attention scores
     vocab_size: int
     width: int
     num_layers: int
@@ -258,7 +259,9 @@ class EncoderConfig(ModelConfig):
     unequal: ClassVar[str] = "kd_jax_encoder"
     post_norm: ClassVar[bool] = True
     num_types: int = 0  # token types; 0 means that the family has none
+    token_width: int | None = None  # of the embeddings; None: the model's
     norm_bias: bool = True  # of layer norms
+    narrow_head: bool = False  # ELECTRA: the masked-LM head has the embeddings' width
     head_activation: str
     transform_bias: bool = True  # of a head's first layer
     head_bias: bool = True  # of the unembedding
@@ -282,9 +285,9 @@ class EncoderConfig(ModelConfig):
             )
 
     @property
-    def lm_width(self) -> int:
-        """Returns the width of what a masked-LM head multiplies with the unembedding."""
-        return self.width
+    def embedding_width(self) -> int:
+        """Returns the width of the token embeddings."""
+        return self.token_width or self.width
 
     @property
     def classifier_rate(self) -> float:

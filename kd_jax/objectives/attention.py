@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax.errors import UserError
 from kd_jax.objectives import layer_map as maps
 from kd_jax.objectives import pairwise
-from kd_jax.types import Array, Heads
+from kd_jax.types import Array, Heads, ModelSpec, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Attention(pairwise.Pairwise):
     causal: bool
 
     name = "attention"
+
+    def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
+        """Returns {}, no parameters; UserError if layers or heads cannot be compared."""
+        for whose, spec in (("student", student), ("teacher", teacher)):
+            if spec.biased:
+                raise UserError(
+                    f"objective attention: the {whose} adds biases to its scores (MPNet), of which "
+                    f"the products of queries and keys know nothing: take relation or hidden"
+                )
+        return super().init(key, student, teacher)
 
     def _check(self, student: int, teacher: int) -> None:
         if self.heads == "each" and student != teacher:

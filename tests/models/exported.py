@@ -35,7 +35,7 @@ DECODERS = {
     "olmo2": {"num_key_value_heads": 4},
     "gemma3_text": {},
 }
-ENCODERS = {"bert": {}, "roberta": {}, "distilbert": {}}
+ENCODERS = {"bert": {}, "roberta": {}, "xlm-roberta": {}, "electra": {}, "distilbert": {}}
 ENSEMBLES = {"qwen2": {}, "llama": {"tie_word_embeddings": True}, "gpt2": {}}
 WEIGHTS = (0.5, 0.2, 0.3)
 EXPECTED = "expected.npz"  # what kd_jax computes and writes

@@ -118,6 +118,15 @@ def test_what_queries_see_in_a_window_on_both_sides():
     assert scope.mask(0, 6, 6, 13).all(axis=(0, 1, 2)).tolist() == [True] * 5 + [False]
 
 
+def test_biases_go_by_the_distance():
+    bias_H2T = np.arange(20.0, dtype=np.float32).reshape(2, 10)  # of 0 ... 4, -5 ... -1
+    scope = Scope(np.ones((1, 5), bool), bias_H2T=jnp.asarray(bias_H2T))
+    distance = np.arange(5)[None] - np.arange(5)[:, None]
+    np.testing.assert_array_equal(scope.bias(0, 5, 5, 0)[0], bias_H2T[:, distance])
+    some = jax.jit(lambda first: scope.bias(first, 2, 4, 1))(jnp.int32(3))
+    np.testing.assert_array_equal(some[0], bias_H2T[:, distance[3:5, 1:4]])
+
+
 CASES = {
     "causal": {},
     "causal, window": {"window": 150},
@@ -125,6 +134,7 @@ CASES = {
     "segments, window": {"segments": True, "window": 40},
     "both": {"causal": False},
     "both, window": {"causal": False, "window": 101},
+    "biases": {"causal": False, "window": 101, "biases": True},
 }
 
 
@@ -137,6 +147,9 @@ def test_every_way_is_the_explicit_one(way, case, rate, small):
     scope = Scope(real, causal=causal)
     if "segments" in CASES[case]:
         scope = scope.replace(segments_BS=segments(300), places_BS=np.arange(300)[None] % 100)
+    if "biases" in CASES[case]:
+        bias_H2T = np.random.default_rng(2).standard_normal((H, 600), np.float32)
+        scope = scope.replace(bias_H2T=jnp.asarray(bias_H2T))
     dtype = "bfloat16" if way == "cudnn" else "float32"
     q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
     dy = np.random.default_rng(1).standard_normal(q.shape) * real[:, :, None, None]

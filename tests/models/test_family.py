@@ -23,7 +23,7 @@ FAMILIES = plugins.names("models", "FAMILY")
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"model_type": "t5"}, "unknown model_type 't5'; have: bert, distilbert, gemma3_text, "),
+        ({"model_type": "t5"}, "unknown model_type 't5'; have: bert, distilbert, electra, "),
         ({"model_type": None}, "unknown model_type None"),
         ({"model_type": "../bert"}, "unknown model_type"),
         ({"model_type": "layers"}, "unknown model_type 'layers'"),
@@ -89,6 +89,7 @@ FAMILIES = plugins.names("models", "FAMILY")
             {"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}},
             "rope_scaling of a phi3 is 'linear'; have: default, longrope",
         ),
+        ({"model_type": "mpnet", "pad_token_id": 0}, "pad_token_id=0 is not supported; have: 1"),
         (
             {"model_type": "modernbert", "classifier_pooling": "max"},
             "classifier_pooling='max' is not supported; have: 'cls', 'mean'",
@@ -209,6 +210,12 @@ def test_width_of_vectors():
         ("TinyBERT_General_4L_312D", 14.4),
         ("TinyBERT_General_6L_768D", 67.0),
         ("google/mobilebert-uncased", 24.6),
+        ("mpnet-base", 109.5),
+        ("xlm-roberta-base", 278.3),
+        ("FacebookAI/xlm-roberta-large", 560.1),
+        ("electra-small-discriminator", 13.5),
+        ("electra-base-discriminator", 108.9),
+        ("electra-large-discriminator", 334.1),
         ("ModernBERT-base", 149.0),
         ("ettin-encoder-17m", 16.8),
         ("ettin-encoder-32m", 31.9),
@@ -230,7 +237,7 @@ def test_width_of_vectors():
 def test_presets_have_the_published_sizes(model, millions):
     family, config = families.read(blueprint.preset(model))
     # Some are counted without what only the masked-LM head has.
-    bare = family.name in ("mobilebert", "modernbert")
+    bare = family.name in ("mobilebert", "modernbert", "electra")
     head = "none" if bare else next(iter(family.architectures))
     params = families.abstract(family, config, head, Policy()).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -171,6 +171,7 @@ def test_dropout_is_where_pytorch_has_it(name, rates, block, monkeypatch):
         ("distilbert", "classification", {}, [0.0, 0.2]),
         ("distilbert", "classification", {"seq_classif_dropout": 0.4}, [0.0, 0.4]),
         ("distilbert", "span", {"qa_dropout": 0.3}, [0.3]),
+        ("electra", "classification", {"classifier_dropout": 0.4}, [0.4, 0.4]),
         ("bert", "span", {}, [0.0]),
         ("modernbert", "classification", {"classifier_dropout": 0.4}, [0.0, 0.4]),
         ("modernbert", "span", {"classifier_dropout": 0.4}, [0.4]),

@@ -157,6 +157,22 @@ def test_another_head_is_set_aside(saved, classifier, caplog):
         hf.load(folder, family, config, "classification", jax.random.key(0))
 
 
+def test_heads_share_what_has_one_meaning(tmp_path, caplog):
+    """A ModernBERT's heads begin with the same layer; a classifier is no span head, though named
+    so."""
+    for saved, head in (("mlm", "classification"), ("classification", "span"), ("span", "mlm")):
+        folder, params = tmp_path / saved, tiny.model("modernbert", saved).params
+        hf.save(folder, params, *families.read(tiny.CONFIGS["modernbert"]), saved)
+        family, config = families.read(hf.read_config(folder))
+        with pytest.raises(UserError, match="- (classifier|decoder)"):
+            hf.load(folder, family, config, head)
+        loaded = hf.load(folder, family, config, head, jax.random.key(0))["head"]
+        drawn = {"classification": "head/classifier", "span": "head/span", "mlm": "head"}[head]
+        assert f"no {head} head: random values in {drawn}\n" in caplog.text
+        first = [each.get("pooler", each.get("transform")) for each in (loaded, params["head"])]
+        jax.tree.map(np.testing.assert_array_equal, *first)
+
+
 def test_a_classifier_without_its_pooler_is_half_a_head(classifier):
     folder, _, family, config = classifier
     rewrite(folder, {k: v for k, v in tensors(folder).items() if "pooler" not in k})

@@ -47,6 +47,9 @@ VARIANTS = [
     ("bert", "classification", {"id2label": {"0": "score"}, "tie_word_embeddings": False}),
     ("roberta", "classification", {"id2label": {"0": "no", "1": "yes", "2": "maybe"}}),
     ("distilbert", "classification", {"seq_classif_dropout": 0.3, "qa_dropout": 0.4}),
+    ("mpnet", "mlm", {"hidden_act": "relu", "tie_word_embeddings": False}),
+    ("electra", "mlm", {"embedding_size": 32, "hidden_act": "relu", "tie_word_embeddings": False}),
+    ("electra", "classification", {"hidden_act": "relu", "classifier_dropout": 0.3}),
     ("distilbert", "mlm", {"activation": "relu", "tie_word_embeddings": False}),
     ("distilbert", "none", {"sinusoidal_pos_embds": True}),
     ("mobilebert", "mlm", {"normalization_type": "layer_norm", "layer_norm_eps": 1e-2}),
@@ -147,13 +150,22 @@ def torch_run(model, batch: Batch):
         "input_ids": torch.tensor(np.asarray(batch.tokens_BT)).long(),
         "attention_mask": torch.tensor(np.asarray(batch.mask_BT)).long(),
     }
-    if model.config.model_type in ("bert", "mobilebert"):
+    if model.config.model_type in ("bert", "mobilebert", "electra"):
         inputs["token_type_ids"] = torch.tensor(np.asarray(batch.types_BT)).long()
     with torch.no_grad():
         return model(**inputs, output_hidden_states=True, output_attentions=True)
 
 
-def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows=()):
+def bias_of(theirs, batch: Batch):
+    """What the model adds to all its scores: nothing, or biases by distance."""
+    encoder = getattr(theirs.base_model, "encoder", None)
+    if not hasattr(encoder, "compute_position_bias"):
+        return 0.0
+    with torch.no_grad():
+        return encoder.compute_position_bias(torch.zeros(1, batch.tokens_BT.shape[1])).numpy()
+
+
+def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows=(), bias=0.0):
     real = np.asarray(mask_BT) > 0
     assert len(output.hidden) == len(expected.hidden_states)
     for ours, theirs in zip(output.hidden, expected.hidden_states, strict=True):
@@ -166,7 +178,7 @@ def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows
         near = (distance >= 0) & (distance < window) if causal else abs(distance) <= window // 2
         seen = real[:, None, None] & near
         k_BTHK = heads.spread().k_BTGK
-        scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK)
+        scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK) + bias
         ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
         for row, keep in enumerate(real):
             np.testing.assert_allclose(
@@ -212,7 +224,8 @@ def test_loads_what_pytorch_saved_and_back(name, head, change, tmp_path):
         batch = batch.replace(tokens_BT=tokens)
     output = run(ours, batch)
     expected, windows = torch_run(theirs, batch), config.windows
-    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, windows=windows)
+    more = {"windows": windows, "bias": bias_of(theirs, batch)}
+    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, **more)
 
     hf.save(tmp_path / "ours", ours.params, family, config, head)
     names = [
@@ -248,12 +261,14 @@ def test_pytorch_loads_what_we_built(name, head, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch = tiny.batch(name)
     expected, output, windows = torch_run(theirs.eval(), batch), run(model, batch), config.windows
-    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, windows=windows)
+    more = {"windows": windows, "bias": bias_of(theirs, batch)}
+    assert_same(output, expected, batch.mask_BT, causal=name in CAUSAL, **more)
 
 
 @pytest.mark.parametrize(
     "name, changes",
-    [(name, {}) for name in FAMILIES if name != "mobilebert"]
+    [(name, {}) for name in FAMILIES if name not in ("mobilebert", "electra", "mpnet")]
+    + [("electra", {"embedding_size": 256}), ("mpnet", {"num_attention_heads": 32})]
     + [("distilbert", {"sinusoidal_pos_embds": True})]
     + [("mobilebert", {"intra_bottleneck_size": 64, "embedding_size": 64})],  # enough numbers
 )
@@ -284,7 +299,8 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
 NEUTRAL = {"use_cache", "bos_token_id", "eos_token_id", "pretraining_tp"}
 NEUTRAL |= {"cls_token_id", "sep_token_id"}
 NEUTRAL |= {"deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index"}
-ENCODERS = ["modernbert"]
+NEUTRAL |= {f"summary_{key}" for key in ("type", "use_proj", "activation", "last_dropout")}
+ENCODERS = ["electra", "modernbert", "mpnet", "xlm-roberta"]
 
 
 @pytest.mark.parametrize("name", [*sorted({*CAUSAL} - {"gpt2"}), *ENCODERS])

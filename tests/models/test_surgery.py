@@ -50,6 +50,7 @@ def test_layer_map_refuses(layers, student, teacher, says):
         ("roberta", "mlm"),
         ("mobilebert", "mlm"),
         ("modernbert", "mlm"),
+        ("electra", "mlm"),
         *((name, "clm") for name in ("gpt2", "llama", "phi", "gemma3_text", "olmo2")),
     ],
 )

@@ -34,6 +34,9 @@ _LLAMA = {
 CONFIGS = {
     "bert": _BERT,
     "roberta": _BERT | {"model_type": "roberta", "type_vocab_size": 1},
+    "xlm-roberta": _BERT | {"model_type": "xlm-roberta", "type_vocab_size": 1},
+    "electra": _BERT | {"model_type": "electra", "embedding_size": 12},
+    "mpnet": _BERT | {"model_type": "mpnet"},
     "mobilebert": _BERT
     | {
         "model_type": "mobilebert",
@@ -84,7 +87,7 @@ CONFIGS = {
         "sliding_window_pattern": 2,
     },
 }
-PAD = dict.fromkeys(CONFIGS, 0) | {"roberta": 1}
+PAD = dict.fromkeys(CONFIGS, 0) | {"roberta": 1, "xlm-roberta": 1, "mpnet": 1}
 
 
 def model(
@@ -123,7 +126,7 @@ def batch(name: str, rows: int = 3, length: int = 20) -> Batch:
     mask[1, length // 2 :] = 0
     tokens[mask == 0] = PAD[name]
     types = np.zeros_like(tokens)
-    if name in ("bert", "mobilebert"):
+    if name in ("bert", "mobilebert", "electra"):
         types[:, length // 4 :] = 1
     return Batch(
         ids_B=jnp.arange(rows),

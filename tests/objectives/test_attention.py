@@ -67,6 +67,7 @@ def test_mean_over_pairs_heads_and_tokens(kind, heads, causal, layers):
         ({"heads": "some"}, {}, "attention: heads='some': have each, mean"),
         ({}, {"num_heads": 3}, "the student has 3 heads and the teacher 4: .* heads='mean'"),
         ({}, {"causal": True}, "causal=False, but a query of the student sees keys at or before"),
+        ({}, {"biased": True}, "the student adds biases to its scores .MPNet., of which"),
         ({"causal": True}, {"causal": True}, "causal=True, but a query of the teacher sees all"),
     ],
 )

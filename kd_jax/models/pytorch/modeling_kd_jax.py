@@ -1,10 +1,11 @@
 """PyTorch model of a transformer whose blocks differ from layer to layer, as kd_jax exports it.
 
-A GPT-2, Llama, Mistral, SmolLM3, Qwen2, Qwen3, Phi, Phi-3, OLMo 2, Gemma 3, BERT, RoBERTa or
-DistilBERT some of whose layers have fewer heads and FFN columns than the others (slim), or work in
-a narrower width between two projections (bottleneck). `blocks` of config.json has the sizes of each
-layer, `base_model_type` says which family; all else is transformers' own model of that family, with
-other layers. It needs torch and transformers alone (5 was tried, and 4.57 but for Gemma 3):
+A GPT-2, Llama, Mistral, SmolLM3, Qwen2, Qwen3, Phi, Phi-3, OLMo 2, Gemma 3, BERT, RoBERTa, XLM-R,
+ELECTRA or DistilBERT some of whose layers have fewer heads and FFN columns than the others (slim),
+or work in a narrower width between two projections (bottleneck). `blocks` of config.json has the
+sizes of each layer, `base_model_type` says which family; all else is transformers' own model of
+that family, with other layers. It needs torch and transformers alone (5 was tried, and 4.57 but for
+Gemma 3):
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 """
@@ -15,6 +16,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.bert import modeling_bert
 from transformers.models.distilbert import modeling_distilbert
+from transformers.models.electra import modeling_electra
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
@@ -26,6 +28,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.models.roberta import modeling_roberta
 from transformers.models.smollm3 import modeling_smollm3
+from transformers.models.xlm_roberta import modeling_xlm_roberta
 from transformers.pytorch_utils import Conv1D
 
 # transformers 5.24 calls past_key_values cache. Either is taken.
@@ -195,6 +198,14 @@ class SizedRobertaLayer(SizedBert, modeling_roberta.RobertaLayer):
     pass
 
 
+class SizedXLMRobertaLayer(SizedBert, modeling_xlm_roberta.XLMRobertaLayer):
+    pass
+
+
+class SizedElectraLayer(SizedBert, modeling_electra.ElectraLayer):
+    pass
+
+
 class SizedTransformerBlock(Sized, modeling_distilbert.TransformerBlock):
     place = "transformer.layer"
     sizes = {"hidden_dim": "ffn_width"}
@@ -270,6 +281,8 @@ FAMILIES = {
     "Gemma3": (modeling_gemma3, rotary_layer(modeling_gemma3, "Gemma3", SizedGemma3), GEMMA3),
     "Bert": (modeling_bert, SizedBertLayer, ENCODER),
     "Roberta": (modeling_roberta, SizedRobertaLayer, ENCODER),
+    "XLMRoberta": (modeling_xlm_roberta, SizedXLMRobertaLayer, ENCODER),
+    "Electra": (modeling_electra, SizedElectraLayer, ENCODER),
     "DistilBert": (modeling_distilbert, SizedTransformerBlock, ENCODER),
 }
 
