@@ -2,8 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
 
+from kd_jax.models import layers
 from kd_jax.models.layers import dropout, keep_mask
+from kd_jax.precision import Policy
+from kd_jax.train import sharding
 
 SHAPE = (64, 1024)
 N = 64 * 1024
@@ -96,3 +101,23 @@ def test_off():
     x = jnp.ones((4, 4))
     assert dropout(x, 0.5, None, 0) is x
     assert dropout(x, 0.0, jnp.uint32(0), 0) is x
+
+
+def test_dropout_inside_an_mlp_is_the_same_where_devices_have_some_columns():
+    mlp = layers.Mlp(6, 8, "relu", 0.5, Policy(), gated=True, bias=False, drop_inside=True)
+    graphdef, state = nnx.split(mlp)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: rng.standard_normal(x.shape, np.float32), nnx.to_pure_dict(state)
+    )
+    columns, rows = PartitionSpec(None, "model"), PartitionSpec("model", None)
+    parts = {"gate": {"kernel": columns}, "up": {"kernel": columns}, "down": {"kernel": rows}}
+
+    def run(params, x_BTD):
+        return nnx.merge(graphdef, params)(x_BTD, jnp.uint32(3), 5)
+
+    mesh = sharding.make_mesh(1, jax.devices()[:2], 2)
+    split = {"in_specs": (parts, PartitionSpec()), "out_specs": PartitionSpec()}
+    x_BTD = rng.standard_normal((2, 5, 6), np.float32)
+    found = jax.jit(jax.shard_map(run, mesh=mesh, check_vma=False, **split))(params, x_BTD)
+    np.testing.assert_allclose(found, jax.jit(run)(params, x_BTD), rtol=1e-5, atol=1e-5)

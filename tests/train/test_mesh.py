@@ -48,7 +48,8 @@ def blueprint(name: str, ids: int, family: str = "llama", **execution) -> Bluepr
     changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
     changes |= MORE.get(family, {})
     family, config = families.read(tiny.CONFIGS[family] | changes | {"vocab_size": ids})
-    return Blueprint(name, family, dataclasses.replace(config, **execution), "clm", Policy())
+    head = next(iter(family.architectures))
+    return Blueprint(name, family, dataclasses.replace(config, **execution), head, Policy())
 
 
 @functools.cache
@@ -56,7 +57,7 @@ def params(name: str, ids: int, family: str = "llama"):
     changes = SIZES | {"num_hidden_layers": LAYERS[name], "hidden_size": WIDTHS[name]}
     changes |= MORE.get(family, {})
     seed = 1 if name == "student" else 2
-    return tiny.model(family, "clm", seed=seed, vocab_size=ids, **changes).params
+    return tiny.model(family, seed=seed, vocab_size=ids, **changes).params
 
 
 def gradient(
@@ -81,7 +82,7 @@ def gradient(
     graphdef = student.abstract().graphdef
     begun = Model(student.padded(params("student", tiny.VOCAB, kinds[0])), graphdef)
     frozen = teacher.frozen().replace(params=teacher.freeze(params("teacher", ids, kinds[1])))
-    state, batch = tiny_step.state(begun, own), tiny_step.batch("clm")
+    state, batch = tiny_step.state(begun, own), tiny_step.batch(student.head)
     found = run(state, batch, frozen, tiny_step.inputs(schedules), program)
     grads, terms = jax.device_get(found)
     return grads | {"student": student.cut(grads["student"])}, terms
@@ -90,6 +91,7 @@ def gradient(
 reference = functools.cache(lambda ids=tiny.VOCAB: gradient(devices=1, ids=ids))
 # Layers with a window and without, in turn: what repeats itself is a loop.
 MORE = {"gemma3_text": {"num_hidden_layers": 5}, "olmo2": {"num_hidden_layers": 2}}
+MORE |= {"modernbert": {"num_hidden_layers": 2}, "mpnet": {"num_hidden_layers": 1}}
 
 
 @pytest.mark.parametrize(("fsdp", "model"), MESHES)
@@ -107,6 +109,11 @@ def test_same_with_equal_blocks_as_a_loop(fsdp, model, how):
 def test_same_with_norms_of_queries_and_keys_and_a_pattern_of_layers(kinds):
     alone = gradient(devices=1, kinds=kinds)
     check_same(gradient(2, 2, scan=True, kinds=kinds), alone)
+
+
+def test_same_with_biases_by_distance_and_windows_on_both_sides():
+    kinds = "mpnet", "modernbert"
+    check_same(gradient(2, 2, kinds=kinds), gradient(devices=1, kinds=kinds))
 
 
 @pytest.mark.parametrize(("fsdp", "model"), [(8, 1), (2, 2)])
