@@ -117,7 +117,7 @@ def or_smoke(c: ConfigDict, arg: str | None, family: str = "bert") -> ConfigDict
             _tiny(student) if student else dict(num_hidden_layers=1)
         )
     if not isinstance(c.student.layers, str):
-        c.student.layers = "uniform"
+        c.student.layers = "first"
     task = plugins.load("tasks", c.task.name, "make").make
     changes, data = task.smoke(c.task, c.data, samples())
     c.task.update(changes)

@@ -122,3 +122,22 @@ def test_flops_see_what_differs():
     vocabulary = 32 * tiny.VOCAB
     assert per_token[()] == 2 * (2 * (own + 2 * 10 * 32) + vocabulary)
     assert per_token[SLIM, SMALL] == 2 * (slim + small + 2 * 10 * (24 + 16) + vocabulary)
+
+
+def test_windows_on_both_sides():
+    family, config = families.read(tiny.CONFIGS["modernbert"] | {"num_hidden_layers": 3})
+    assert config.windows == (None, 7, None)  # three tokens on each side, and the token itself
+    written = families.write(family, config, "none")
+    assert (written["local_attention"], written["global_attn_every_n_layers"]) == (6, 2)
+    some = families.write(family, config.with_layers([0, 1, 1]), "none")
+    assert some["layer_types"] == ["full_attention", *["sliding_attention"] * 2]
+    assert some["global_attn_every_n_layers"] == 3
+    ended = families.write(family, config.with_layers([0, 2, 1, 1, 2]), "none")
+    assert ended["global_attn_every_n_layers"] is None  # no rule, so that transformers 4 stops
+    assert families.read(ended)[1].windows == (None, None, 7, 7, None)
+
+
+def test_flops_see_windows_on_both_sides():
+    params = tiny.model("modernbert", "none").params
+    whole, near = (flops.forward(Counted(params, w), 1, 20, 20) for w in ((), (None, 7)))
+    assert whole - near == 2 * 2 * 20 * (20 - 7) * 32
