@@ -21,7 +21,7 @@ def test_the_config_of_an_earlier_run_gets_the_keys_that_are_new(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"teacher": {"model": "given"}}))
     found = runs.read(str(folder)).config
-    assert found == config | {"teacher": {"model": "given", "init": ""}}
+    assert found == config | {"teacher": {"model": "given", "init": "", "embedding": {}}}
 
 
 def test_who_is_who():
