@@ -12,6 +12,8 @@ if "KD_JAX_TESTS" not in os.environ:
 # Before JAX is imported anywhere.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# PyTorch's second thread would wait, spinning, for the core of the other test process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Code next to weights.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-", dir=os.environ["KD_JAX_TESTS"])
 
