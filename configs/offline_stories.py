@@ -11,12 +11,10 @@ many bytes a token that takes:
     :rskd          14 draws (RS-KD, arXiv:2503.16870)                           28
     :ce            nothing: the labels alone
 
-    python benchmarks/sampled_text.py --model=$KD_JAX_DATA/../models/stories260K --texts=12000 \
+    python benchmarks/sampled_text.py --model=$KD_JAX_DATA/../models/stories260K --texts=6000 \
       --out=runs/sampled_stories.txt
-    for seed in 0 1 2 3 4; do for kept in all uniform bucket renormalised rskd ce; do
-      python -m kd_jax.main --config=configs/offline_stories.py:$kept --config.seed=$seed \
-        --workdir=runs/offline_${kept}_$seed; done; done
-    python benchmarks/results.py record offline_stories_rskd runs/offline_rskd_?
+    python benchmarks/offline_runs.py --seeds=5      # all of them: results/offline_stories.json
+    python -m kd_jax.main --config=configs/offline_stories.py:rskd --workdir=runs/offline_rskd
     python -m kd_jax.main --config=configs/offline_stories.py:smoke
 
 Text: stories that the teacher wrote itself (benchmarks/sampled_text.py); reported on real ones, of
