@@ -182,11 +182,12 @@ class Run:
         """Loads the student that the run exported."""
         return load(self.results["export"]["path"])
 
-    def save(self, out: str | os.PathLike, stage: str | None = None) -> Path:
+    def save(self, out: str | os.PathLike, stage: str | None = None, *, onnx: bool = False) -> Path:
         """Writes the model of a stage (the run's student by default) as a Hugging Face checkpoint
-        into the new folder `out`, checked against the model in memory."""
+        into the new folder `out`, checked against the model in memory; with `onnx`, an encoder
+        also as ONNX files."""
         start()
-        export.export_stage(str(self.folder), stage, os.fspath(out))
+        export.export_stage(str(self.folder), stage, os.fspath(out), onnx)
         return Path(out)
 
 

@@ -7,8 +7,11 @@ The folder gets model.safetensors, config.json, generation_config.json where the
 tokenizer and a model card. Before it takes its place it is loaded again, by kd_jax and (where torch
 is installed) by PyTorch, and the logits are compared, also while PyTorch generates text. A decoder
 whose blocks differ in size has no class in HF and comes with its modeling file: load it with
-trust_remote_code=True. A finished run has its student in RUN/export/student already; this command
-exports other stages or to other places, and converts checkpoints.
+trust_remote_code=True. With --onnx an encoder that classifies, scores pairs or makes vectors is
+also written as onnx/model.onnx and, with weights of 8 bits, onnx/model_qint8.onnx; onnx.json and
+the card say how far they agree and how fast they are on this machine. A finished run has its
+student in RUN/export/student already; this command exports other stages or to other places, and
+converts checkpoints.
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ def parser() -> flags.Parser:
     )
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to; must be empty")
+    parser.add_argument("--onnx", action="store_true", help="of an encoder: also ONNX files")
     return parser
 
 
@@ -44,12 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{flags[0]} does not go with {flags[1]}; leave it out")
         cli.start_jax()
         if args.workdir:
-            done = export.export_stage(args.workdir, args.stage, args.out)
+            done = export.export_stage(args.workdir, args.stage, args.out, args.onnx)
         else:
-            done = export.export_checkpoint(args.model, args.revision, args.out)
+            done = export.export_checkpoint(args.model, args.revision, args.out, args.onnx)
     print(f"wrote {done['path']}")
     for loader, difference in done["max_logit_difference"].items():
         print(f"loaded again with {loader}: logits differ by {difference:.1e} at most")
+    for each in done.get("onnx", {"files": {}})["files"].values():
+        alike = (
+            f", {done['onnx']['agreement']} {each['agreement']:.4f}" if "agreement" in each else ""
+        )
+        print(
+            f"{each['file']}: {each['mb']:.1f} MB, {each['throughput']:,.0f} texts/s, one in "
+            f"{each['latency_ms']:.1f} ms, differs by {each['max_difference']:.1e}{alike}"
+        )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import embedder, family, hf
 from kd_jax.models.blueprint import Blueprint, count
 from kd_jax.precision import Policy
-from kd_jax.recipes import export_check
+from kd_jax.recipes import export_check, onnx
 from kd_jax.report import card, quantities, runs
 from kd_jax.run import provenance, workdir
 from kd_jax.run.run import Run, build
@@ -48,13 +48,18 @@ MARK = "export.json"  # in every folder that this module wrote: what was exporte
 
 
 def export_run(
-    run: Run, stage: Stage, params: Params, results: dict, out: epath.Path | None = None
+    run: Run,
+    stage: Stage,
+    params: Params,
+    results: dict,
+    out: epath.Path | None = None,
+    with_onnx: bool = False,
 ) -> dict[str, Any]:
     """Exports the model of a run's stage to `out`, by default to RUN/export/STAGE. All processes
     call this together, the first one writes; {} in the others."""
     blueprint = run.models[stage.model]
     how = _size(blueprint, params), writer(blueprint, params)
-    return _export(run, stage.name, stage.model, *how, results, out, stage.made)
+    return _export(run, stage.name, stage.model, *how, results, out, stage.made, with_onnx)
 
 
 def export_ensemble(
@@ -83,9 +88,11 @@ def export_ensemble(
     return done | {"members": paths}
 
 
-def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
+def export_stage(
+    workdir: str, stage: str | None, out: str, with_onnx: bool = False
+) -> dict[str, Any]:
     """Exports the best checkpoint of a stage of a finished run, by default the one that the run is
-    about; see `publish`."""
+    about, also as ONNX files if asked to; see `publish`."""
     check_place(epath.Path(out))
     made = runs.read(workdir)
     config = ConfigDict(made.config)
@@ -94,11 +101,16 @@ def export_stage(workdir: str, stage: str | None, out: str) -> dict[str, Any]:
     chosen = run.stage(stage) if stage else run.principal
     if chosen is None:  # a teacher that was only evaluated has no checkpoint
         raise made.no_stage(stage, [each.name for each in run.stages if each.name in made.stages])
-    return export_run(run, chosen, restore_best(run, chosen), made.results, epath.Path(out))
+    if with_onnx:
+        onnx.check_possible(run.models[chosen.model], run.tokenizers[chosen.model])
+    params = restore_best(run, chosen)
+    return export_run(run, chosen, params, made.results, epath.Path(out), with_onnx)
 
 
-def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, Any]:
-    """Exports an HF checkpoint as kd_jax reads it; see `publish`."""
+def export_checkpoint(
+    model: str, revision: str | None, out: str, with_onnx: bool = False
+) -> dict[str, Any]:
+    """Exports an HF checkpoint as kd_jax reads it, also as ONNX files if asked; see `publish`."""
     check_place(epath.Path(out))
     source = hub.resolve(model, revision, "--model")
     hf_json = hf.read_config(source.path)
@@ -109,16 +121,19 @@ def export_checkpoint(model: str, revision: str | None, out: str) -> dict[str, A
     if head is None:
         classes, have = hf_json.get("architectures") or [], ", ".join(kind.architectures.values())
         raise UserError(f"{model}: config.json has architectures={classes}; have: {have}")
-    params = hf.open(source.path, kind, config, head)
     blueprint = Blueprint(model, kind, config, head, Policy(), source.path, source.commit)
     has_tokenizer = tokenizers.has_tokenizer(source.path)
     tokenizer = tokenizers.load_tokenizer(source.path) if has_tokenizer else None
+    if with_onnx:
+        onnx.check_possible(blueprint, tokenizer)
+    params = hf.open(source.path, kind, config, head)
     stated = card.inherited(source.path)
     page = card.of_model(head, _size(blueprint, params), model, source.commit, stated)
     identity = {"model": card.public_name(model), "weights": _digest(params)}
     known = provenance.read(source.path)
     origins = [source.path] if head == "clm" else []
-    return publish(writer(blueprint, params), tokenizer, out, page, identity, known, origins)
+    write, head = writer(blueprint, params), head if with_onnx else None
+    return publish(write, tokenizer, out, page, identity, known, origins, head)
 
 
 def writer(blueprint: Blueprint, params: Params) -> Write:
@@ -141,6 +156,7 @@ def publish(
     source: dict[str, Any],
     trained_on: provenance.Provenance | None = None,
     origins: Iterable[Path | None] = (),
+    onnx_head: str | None = None,
 ) -> dict[str, Any]:
     """Writes config.json, model.safetensors, tokenizer files and README.md to `out`, whole and
     checked or not at all.
@@ -155,11 +171,12 @@ def publish(
         trained_on: goes into kd_jax.json, where it is known.
         origins: folders of checkpoints that generate: the first generation_config.json there is in
             them is kept.
+        onnx_head: the head of a model that is also written as ONNX files (recipes/onnx.py).
 
     Returns:
         {"path", "checked_with": ["kd_jax", "pytorch"], "max_logit_difference": {name: float}}:
         the largest difference of a logit between the model in memory and the files, loaded again
-        by kd_jax and, where torch is installed, by PyTorch.
+        by kd_jax and, where torch is installed, by PyTorch; and "onnx", what `onnx.add` measures.
 
     Raises UserError where `out` holds anything else, RuntimeError where the check fails.
     """
@@ -174,14 +191,17 @@ def publish(
         differences = write(folder)
         reader = None if tokenizer is None else _write_tokenizer(folder, tokenizer)
         code = family.code_of(hf.read_config(folder))
-        text = page(code.name if code else "", reader)
+        graphs = onnx.add(folder, onnx_head, tokenizer) if onnx_head else None
+        text = page(code.name if code else "", reader, graphs)
         (folder / "README.md").write_text(text, encoding="utf-8")
         if trained_on is not None:
             storage.write_json(folder / provenance.FILE, trained_on)
         report = {"checked_with": list(differences), "max_logit_difference": differences}
         storage.write_json(folder / MARK, {"source": source, **report})
+        if graphs:
+            storage.write_json(folder / onnx.FILE, graphs)
         _put(folder, out)
-    return {"path": str(out), **report}
+    return {"path": str(out), **report} | ({"onnx": graphs} if graphs else {})
 
 
 def _write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -274,6 +294,7 @@ def _export(
     results: dict,
     out: epath.Path | None = None,
     made: str = "",
+    with_onnx: bool = False,
 ) -> dict[str, Any]:
     """Exports a model of a run to `out`, by default to RUN/export/NAME.
 
@@ -287,7 +308,8 @@ def _export(
     page = card.of_stage(name, run.head, size, results, config, stated, rows, made)
     source = {"config_hash": results["config_hash"], "stage": name}
     origins = [blueprint.folder, run.models["teacher"].folder] if blueprint.head == "clm" else []
-    return publish(write, tokenizer, out, page, source, trained_on, origins)
+    head = blueprint.head if with_onnx else None
+    return publish(write, tokenizer, out, page, source, trained_on, origins, head)
 
 
 def _digest(params: Params) -> str:

@@ -73,13 +73,13 @@ def check_in_pytorch(folder: Path, head: str, batch: Batch, want: Logits) -> dic
     model, real = load_in_pytorch(folder, head), _real(head, batch)
     found = torch_logits(model, head, batch)
     if head == "embedding":
-        found = torch_vectors(folder, found, batch.mask_BT)
-    differences = [_difference(folder, head, "pytorch", found[real], want(batch)[real])]
+        found = _vectors(folder, found, batch.mask_BT)
+    differences = [difference(folder, head, "pytorch", found[real], want(batch)[real])]
     if head == "clm":
         text, found = torch_writes(model, batch)
         end = int(text.mask_BT[0].sum()) - 1  # nothing follows the last token
         ours = want(text)[:, end - found.shape[1] : end]
-        differences.append(_difference(folder, head, "pytorch's text, with a cache,", found, ours))
+        differences.append(difference(folder, head, "pytorch's text, with a cache,", found, ours))
     return {"pytorch": max(differences)}
 
 
@@ -90,14 +90,13 @@ def _real(head: str, batch: Batch) -> np.ndarray:
     return real[:, :1] if head in ("classification", "embedding") else real
 
 
-def _difference(folder: Path, head: str, name: str, found: np.ndarray, want: np.ndarray) -> float:
-    difference, largest = (float(np.abs(x).max()) for x in (found - want, want))
+def difference(folder: Path, head: str, name: str, found: np.ndarray, want: np.ndarray) -> float:
+    """Finds the largest |difference| of a logit; RuntimeError if it is above the tolerance."""
+    most, largest = (float(np.abs(x).max()) for x in (found - want, want))
     limit = TOLERANCE * (largest if head == "embedding" else max(1.0, largest))
-    if not difference <= limit:
-        raise RuntimeError(
-            f"{folder}: loaded again, logits differ: {name} by {difference} (<= {limit})"
-        )
-    return difference
+    if not most <= limit:
+        raise RuntimeError(f"{folder}: loaded again, logits differ: {name} by {most} (<= {limit})")
+    return most
 
 
 def example_of(blueprint: Blueprint) -> Batch:
@@ -171,12 +170,19 @@ def torch_logits(model: Any, head: str, batch: Batch) -> np.ndarray:
     return (output.last_hidden_state if head in _BARE else output.logits).numpy()
 
 
-def torch_vectors(folder: Path, hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
-    """Computes an embedder's vectors (B, 1, D) of hidden states as sentence-transformers does with
-    the files of a folder, which need not be installed."""
+def _vectors(folder: Path, hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> np.ndarray:
     import torch
 
-    x, real = torch.from_numpy(hidden_BTD), torch.from_numpy(mask_BT)[..., None] > 0
+    x_BD = torch_vectors(folder, torch.from_numpy(hidden_BTD), torch.from_numpy(mask_BT))
+    return x_BD[:, None].numpy()
+
+
+def torch_vectors(folder: Path, x: Any, mask_BT: Any) -> Any:
+    """Computes an embedder's vectors (B, D) of hidden states (B, T, D) as sentence-transformers
+    does with the files of a folder, which need not be installed; all are PyTorch's tensors."""
+    import torch
+
+    real = mask_BT[..., None] > 0
     for module in json.loads((folder / embedder.MODULES).read_text())[1:]:
         kind, place = module["type"].rpartition(".")[2], folder / module["path"]
         if kind == "Normalize":
@@ -194,11 +200,13 @@ def torch_vectors(folder: Path, hidden_BTD: np.ndarray, mask_BT: np.ndarray) -> 
             x = x.masked_fill(~real, -torch.inf).amax(1)
         elif chosen == "pooling_mode_mean_tokens":
             x = (x * real).sum(1) / real.sum(1)
+        elif chosen == "pooling_mode_cls_token":
+            x = x[:, 0]
         else:
-            at = 0 if chosen == "pooling_mode_cls_token" else real.sum((1, 2)) - 1
-            x = x[torch.arange(len(x)), at]
+            last_B = real.sum((1, 2)) - 1
+            x = x.gather(1, last_B[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
     page = json.loads((folder / "config_sentence_transformers.json").read_text())
-    return x[:, None, : page.get("truncate_dim")].numpy()
+    return x[:, : page.get("truncate_dim")]
 
 
 def torch_writes(model: Any, batch: Batch) -> tuple[Batch, np.ndarray]:

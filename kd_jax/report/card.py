@@ -15,8 +15,9 @@ from kd_jax.report import quantities, table
 from kd_jax.report.runs import roles
 
 # Writes a card, given what lies next to the weights: the name of kd_jax's modelling file, or "",
-# and transformers' class for the tokenizer, or None.
-Page = Callable[[str, str | None], str]
+# transformers' class for the tokenizer, or None, and the figures of ONNX files (recipes/onnx.py),
+# or None.
+Page = Callable[[str, str | None, Mapping[str, Any] | None], str]
 _METRICS = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # as the hub says
 
 
@@ -198,7 +199,7 @@ def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
     )
     values |= {"front": data.to_yaml(), "head": HEADS[head]}
     template = environment.from_string(text)
-    return lambda code, reader: template.render(values, code=code, reader=reader)
+    return lambda code, reader, onnx: template.render(values, code=code, reader=reader, onnx=onnx)
 
 
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:
