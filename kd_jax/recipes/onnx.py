@@ -73,8 +73,8 @@ def add(folder: Path, head: str, tokenizer: PreTrainedTokenizerBase) -> dict[str
     Returns what FILE says: `texts` and `of`, what was read; `agreement`, the name of int8's figure,
     and `least`, what it should be; `machine` and `versions`; and by type in `files` `file`, `mb`,
     `max_difference` (to kd_jax's, int8's to float32's), `throughput` (texts a second in batches of
-    ROWS), `latency_ms` of one text, and int8's `agreement`. RuntimeError if float32 differs by more than
-    `export_check.TOLERANCE`.
+    ROWS), `latency_ms` of one text, and int8's `agreement`. RuntimeError if float32 differs by more
+    than `export_check.TOLERANCE`.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
