@@ -132,6 +132,19 @@ def _hellaswag(rows: list[Row]) -> str:
     return _with_allocators(rows, header, found, labels=1)
 
 
+def _embedding(rows: list[Row]) -> str:
+    header = ["system", "s/pass", "texts/s", "peak GB", "times the best PyTorch row", "difference"]
+    header += ["least cosine"]
+    found = [
+        [
+            *(row["system"], f"{row['pass_s']:.2f}", f"{row['texts_per_s']:,.0f}", _memory(row)),
+            *(f"{row['ratio']:.2f}", f"{row['apart']:.1e}", f"{row['cosine']:.4f}"),
+        ]
+        for row in rows
+    ]
+    return _with_allocators(rows, header, found, labels=1)
+
+
 def _with_allocators(rows: list[Row], header: list[str], found: list[list], labels: int) -> str:
     """Adds the allocator of the better runs (benchmarks/rounds.py), where both were timed."""
     if "allocators" in rows[0]:
@@ -289,6 +302,7 @@ _TABLES = {
     "case": _pretraining,
     "work": _finetuning,
     "endings_per_s": _hellaswag,
+    "texts_per_s": _embedding,
     "separate": _sweep,
 }
 
