@@ -15,9 +15,8 @@ from kd_jax.report import quantities, table
 from kd_jax.report.runs import roles
 
 # Writes a card, given what lies next to the weights: the name of kd_jax's modelling file, or "",
-# transformers' class for the tokenizer, or None, and the figures of ONNX files (recipes/onnx.py),
-# or None.
-Page = Callable[[str, str | None, Mapping[str, Any] | None], str]
+# transformers' class for the tokenizer, or None, and what recipes/onnx.py measured, if anything.
+Page = Callable[..., str]
 _METRICS = {"macro_f1": "f1", "pearson": "pearsonr", "spearman": "spearmanr"}  # as the hub says
 
 
@@ -199,7 +198,11 @@ def _write(head: str, metadata: Mapping[str, Any], **values: Any) -> Page:
     )
     values |= {"front": data.to_yaml(), "head": HEADS[head]}
     template = environment.from_string(text)
-    return lambda code, reader, onnx: template.render(values, code=code, reader=reader, onnx=onnx)
+
+    def page(code: str, reader: str | None, onnx: Mapping[str, Any] | None = None) -> str:
+        return template.render(values, code=code, reader=reader, onnx=onnx)
+
+    return page
 
 
 def _measured(stage: str, head: str, results: Mapping, datasets: list[str]) -> dict[str, Any]:

@@ -480,3 +480,10 @@ def test_a_stage_that_does_not_exist(tmp_path, finished):
 def test_a_stage_without_checkpoint(tmp_path, finished):
     with pytest.raises(UserError, match="baseline/checkpoints: no checkpoint; run"):
         export.export_stage(str(finished[0]), "baseline", str(tmp_path / "out"))
+
+
+def test_another_head_has_no_onnx_files(tmp_path, finished):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="an encoder with the head 'mlm'; ONNX files"):
+        export.export_stage(str(finished[0]), "student", str(out), with_onnx=True)
+    assert not out.exists()

@@ -1,9 +1,11 @@
 """ONNX files of encoders: the same model in ONNX Runtime, and what is said of int8."""
 
+import argparse
 import dataclasses
 import importlib.util
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -98,6 +100,16 @@ def test_graphs_make_the_vectors(embedder):
     for each in found["files"].values():
         assert each["throughput"] > 0 and each["latency_ms"] > 0
         assert each["mb"] == pytest.approx((folder / each["file"]).stat().st_size / 1e6)
+
+
+def test_the_benchmark_keeps_the_order(embedder, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import embed_pass
+
+    folder, texts = embedder[0], [*WORDS, "river mat dog", "the"]
+    args = argparse.Namespace(model=folder, graph=folder / "onnx/model.onnx", batch_size=2)
+    ours = kd_jax.load(folder).embed(texts)
+    np.testing.assert_allclose(embed_pass.of_onnx(args)(texts), ours, rtol=0, atol=1e-6)
 
 
 def test_the_card_shows_them(embedder, monkeypatch, capsys):
