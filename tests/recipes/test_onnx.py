@@ -156,6 +156,16 @@ def test_another_pooling_is_seen(tmp_path, tokenizer, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_graph_that_is_wrong_for_a_text_alone_is_seen(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(export_check, "check", lambda *_: {"kd_jax": 0.0})
+    right = onnx._Graph.__call__
+    monkeypatch.setattr(
+        onnx._Graph, "__call__", lambda self, batch: right(self, batch) + (len(batch.mask_BT) == 1)
+    )
+    with pytest.raises(RuntimeError, match="logits differ: onnx by"):
+        published(tmp_path / "out", tokenizer, "embedding")
+
+
 def test_agreement_of_classes():
     exact = np.array([[1.0, 2.0], [2.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
     small = exact + [[0, 0], [0, 2], [0, 1], [0, 0]]
