@@ -262,6 +262,16 @@ def _onpolicy(rows: list[Row]) -> str:
     return _with_allocators(rows, header, found, labels=2)
 
 
+def _written(rows: list[Row]) -> str:
+    header = ["tokens are chosen", "system", "s", "tokens/s", "times kd_jax's"]
+    found = []
+    for row in rows:
+        speed = f"{row['prompts'] * row['tokens'] / row['median_s']:,.0f}"
+        cells = row["written"], row["system"], f"{row['median_s']:.4f}", speed
+        found.append([*cells, f"{row['ratio']:.2f}"])
+    return table.Table("", header, found, labels=2).markdown()
+
+
 def _arms(rows: list[Row]) -> str:
     """A table for each way in which arms were made equal: means over seeds, and the differences
     to the arm that `against` names, paired by seed."""
@@ -294,6 +304,7 @@ def _arms(rows: list[Row]) -> str:
 _TABLES = {
     "arm": _arms,
     "onpolicy": _onpolicy,
+    "written": _written,
     "loss": _losses,
     "plan": _plans,
     "roofline": _rooflines,
