@@ -92,11 +92,12 @@ def one_length(name: str):
     return contextlib.nullcontext() if name in LENGTHS else longest
 
 
-# One of each recipe and kind of stage, and of what its own kind of batches has, on all devices; the
-# others, which differ from these in models and data, on two.
+# One of each recipe and kind of stage, and those whose figures are measured again, on all devices;
+# the others, which differ from these in models and data, on two.
 ON_ALL = {f"{name}:smoke" for name in ("pretrain_wikitext", "finetune_agnews", "finetune_squad")}
 ON_ALL |= {f"{name}:smoke" for name in ("substitute_gpt2", "ensemble_stories", "embedding_minilm")}
 ON_ALL |= {f"{name}:smoke" for name in ("distil_chat", "onpolicy_stories", "sequence_stories")}
+ON_ALL |= {"masked", "small_gpt2:smoke", "finetune_sst2:smoke"}
 
 
 def few_devices(name: str):

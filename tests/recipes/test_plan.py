@@ -22,9 +22,8 @@ def config(**changes):
 
 def bert_to_six_layers(**changes):
     found = config(**changes)
-    found.teacher = dict(
-        model="google-bert/bert-base-uncased", revision="", architecture={}, init=""
-    )
+    own = dict(revision="", architecture={}, init="", embedding={})
+    found.teacher = dict(model="google-bert/bert-base-uncased", **own)
     found.student.architecture = dict(num_hidden_layers=6)
     found.tokenizer.train = ""
     found.task.seq_len = 128

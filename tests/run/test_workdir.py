@@ -145,14 +145,15 @@ def test_a_run_that_has_trained_keeps_its_config(text, run):
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_run_of_before_a_key_was_there_is_gone_on_with(text, run, lost):
-    before, now = config(text, teacher={}), config(text, teacher={"init": ""})
+    keys = {"init": "", "embedding": {}}
+    before, now = config(text, teacher={}), config(text, teacher=keys)
     assert workdir.config_hash(before) == workdir.config_hash(now)
     start(before, run, trains=True)
     if lost:
         (run / "config.json").unlink()
     start(now, run)
     with pytest.raises(UserError, match=r"differing: teacher\.init \('' there, 'scratch' here\)"):
-        start(config(text, teacher={"init": "scratch"}), run)
+        start(config(text, teacher=keys | {"init": "scratch"}), run)
 
 
 @pytest.mark.parametrize("how", ["other config", "no config", "damaged config"])
