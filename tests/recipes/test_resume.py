@@ -187,7 +187,8 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
     processes = two_processes(killed, *flags)
     until_step(killed, 5, processes, "student")
     processes[1].kill()
-    assert processes[0].wait() == 1
+    # Within a collective JAX's service may end it before the error has come back (SIGABRT).
+    assert processes[0].wait() in (1, -6)
     assert 0 < max(kill_resume.checkpoints(killed, "student")) < 24
     for run in (killed, whole):
         assert [process.wait() for process in two_processes(run, *flags)] == [0, 0]
