@@ -186,6 +186,8 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
     whole, killed = folder / "split", folder / "split_killed"
     processes = two_processes(killed, *flags)
     until_step(killed, 5, processes, "student")
+    while not kill_resume.checkpoints(killed, "student"):  # both write it
+        time.sleep(0.01)
     processes[1].kill()
     # Within a collective JAX's service may end it before the error has come back (SIGABRT).
     assert processes[0].wait() in (1, -6)
