@@ -189,8 +189,7 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
     while not kill_resume.checkpoints(killed, "student"):  # both write it
         time.sleep(0.01)
     processes[1].kill()
-    # Within a collective JAX's service may end it before the error has come back (SIGABRT).
-    assert processes[0].wait() in (1, -6)
+    assert processes[0].wait() == 1
     assert 0 < max(kill_resume.checkpoints(killed, "student")) < 24
     for run in (killed, whole):
         assert [process.wait() for process in two_processes(run, *flags)] == [0, 0]
