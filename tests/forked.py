@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import FAST
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -76,7 +78,7 @@ def _ask(request: dict):
 
 @functools.cache
 def _server() -> subprocess.Popen:
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
     compiled = tempfile.TemporaryDirectory(prefix="kd_jax_tests_")
     own = dict(
         PYTHONPATH=str(ROOT),
@@ -84,6 +86,7 @@ def _server() -> subprocess.Popen:
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # tiny programs: compiling them takes longest
         KD_JAX_CACHE=compiled.name,
+        XLA_FLAGS=FAST,
     )
     server = subprocess.Popen(
         [sys.executable, __file__],
