@@ -138,5 +138,6 @@ if __name__ == "__main__":
     import kd_jax.recipes.distil  # noqa: F401
 
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # as in conftest.py
     _serve()
     kd_jax.main.main()
