@@ -198,6 +198,7 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
     assert (whole / weights).read_bytes() == (killed / weights).read_bytes()
     # The digests of parameters and moments.
     last = [
-        storage.read_json(run / "student/checkpoints/120/metrics/metrics") for run in (whole, killed)
+        storage.read_json(run / "student/checkpoints/120/metrics/metrics")
+        for run in (whole, killed)
     ]
     assert last[0]["state"] == last[1]["state"] and len(last[0]["state"]) == 3
