@@ -24,15 +24,12 @@ import argparse
 import importlib.util
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 
-import rich.console
 import rich.progress
-import rich.table
 from pretrain_step import launch
-from rounds import ALLOCATORS, OWN, Rounds, measured, shown
+from rounds import ALLOCATORS, OWN, Rounds, measured, print_table, times
 
 SYSTEMS = {  # in the order of the table: system, batch size, file of a graph
     "kd_jax": ("kd_jax", 64, ""),
@@ -95,25 +92,22 @@ def summarise(rounds: Rounds) -> list[dict]:
 
 
 def show(summary: list[dict]) -> None:
-    table = rich.table.Table(title="vectors of texts")
-    table.add_column("system")
-    headings = ("s/pass", "first", "texts/s", "ratio", "apart", "cosine", "peak GB")
-    for heading in (*headings, "others", "malloc"):
-        table.add_column(heading, justify="right")
-    for row in summary:
-        table.add_row(
-            row["system"],
-            f"{row['pass_s']:.2f}",
-            f"{row['first_s']:.2f}",
-            f"{row['texts_per_s']:,.0f}",
-            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
-            f"{row['apart']:.1e}",
-            f"{row['cosine']:.4f}",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['others_share']:.0%}",
-            shown(row),
+    found = [
+        (
+            row,
+            [
+                row["system"],
+                *(f"{row[key]:.2f}" for key in ("pass_s", "first_s")),
+                f"{row['texts_per_s']:,.0f}",
+                times(row["ratio"]),
+                f"{row['apart']:.1e}",
+                f"{row['cosine']:.4f}",
+            ],
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
+        for row in summary
+    ]
+    headings = "s/pass", "first", "texts/s", "ratio", "apart", "cosine"
+    print_table("Vectors of texts", ["system"], headings, found)
 
 
 def main() -> None:

@@ -26,16 +26,13 @@ import argparse
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 
-import rich.console
 import rich.progress
-import rich.table
 from finetune_cases import ROWS, WORKS
 from pretrain_step import PRECISIONS, launch
-from rounds import Rounds, measured, shown
+from rounds import Rounds, measured, print_table, times
 
 COMPILED = ("finetune_pytorch.py", "--compile")
 TRAINING = {
@@ -128,26 +125,21 @@ def summarise(rounds: Rounds, sentences: int) -> list[dict]:
 
 
 def show(summary: list[dict]) -> None:
-    table = rich.table.Table(title="Fine-tuning on SST-2")
-    for heading in ("work", "precision", "system"):
-        table.add_column(heading)
-    for heading in ("sentences/s", "ratio", "peak GB", "loss or logit", "others", "malloc"):
-        table.add_column(heading, justify="right")
-    for index, row in enumerate(summary):
-        following = summary[index + 1] if index + 1 < len(summary) else {}
-        table.add_row(
-            row["work"],
-            row["precision"],
-            row["system"],
-            f"{row['sentences_per_s']:,.1f}",
-            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['last']:.4f}",
-            f"{row['others_share']:.0%}",
-            shown(row),
-            end_section=any(row[key] != following.get(key) for key in ("work", "precision")),
+    labels = "work", "precision", "system"
+    found = [
+        (
+            row,
+            [
+                *(row[label] for label in labels),
+                f"{row['sentences_per_s']:,.1f}",
+                times(row["ratio"]),
+                f"{row['last']:.4f}",
+            ],
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
+        for row in summary
+    ]
+    headings = "sentences/s", "ratio", "loss or logit"
+    print_table("Fine-tuning on SST-2", labels, headings, found, sections=2)
 
 
 def main() -> None:

@@ -25,16 +25,13 @@ import argparse
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 
 import numpy as np
-import rich.console
 import rich.progress
-import rich.table
 from pretrain_step import launch
-from rounds import Rounds, measured, shown
+from rounds import Rounds, measured, print_table, times
 
 SYSTEMS = {  # in the order of the table; what computes a row
     "kd_jax": ("hellaswag_kd_jax.py", "--own_batch_size"),
@@ -102,26 +99,22 @@ def summarise(rounds: Rounds) -> list[dict]:
 
 
 def show(summary: list[dict]) -> None:
-    table = rich.table.Table(title="HellaSwag")
-    table.add_column("system")
-    headings = ("s/pass", "first", "endings/s", "ratio", "apart", "acc", "acc_norm", "peak GB")
-    for heading in (*headings, "others", "malloc"):
-        table.add_column(heading, justify="right")
-    for row in summary:
-        table.add_row(
-            row["system"],
-            f"{row['pass_s']:.2f}",
-            f"{row['first_s']:.2f}",
-            f"{row['endings_per_s']:,.0f}",
-            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
-            "-" if row["apart"] is None else f"{row['apart']:.1e}",
-            f"{row['acc']:.4f}",
-            f"{row['acc_norm']:.4f}",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['others_share']:.0%}",
-            shown(row),
+    found = [
+        (
+            row,
+            [
+                row["system"],
+                *(f"{row[key]:.2f}" for key in ("pass_s", "first_s")),
+                f"{row['endings_per_s']:,.0f}",
+                times(row["ratio"]),
+                "-" if row["apart"] is None else f"{row['apart']:.1e}",
+                *(f"{row[key]:.4f}" for key in ("acc", "acc_norm")),
+            ],
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
+        for row in summary
+    ]
+    headings = "s/pass", "first", "endings/s", "ratio", "apart", "acc", "acc_norm"
+    print_table("HellaSwag", ["system"], headings, found)
 
 
 def main() -> None:

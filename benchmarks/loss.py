@@ -20,16 +20,13 @@ Keep the machine idle: "others" is the share of it that other processes took mea
 import argparse
 import pathlib
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 
-import rich.console
 import rich.progress
-import rich.table
 from loss_case import LOSSES, PRECISIONS
 from pretrain_step import launch, seconds_of
-from rounds import Rounds, measured, shown
+from rounds import Rounds, measured, print_table, times
 
 SYSTEMS = {"kd_jax": "loss_kd_jax.py", "pytorch-trl": "loss_trl.py"}
 PARTS = ("value", "features", "unembedding")
@@ -80,21 +77,21 @@ def summarise(rounds: Rounds) -> list[dict]:
 
 
 def show(summary: list[dict]) -> None:
-    table = rich.table.Table(title="Value and gradients of a loss, errors relative to float64")
-    for heading in ("loss", "precision", "system"):
-        table.add_column(heading)
-    for heading in ("s", "times kd_jax's", "peak GB", *PARTS, "others", "malloc"):
-        table.add_column(heading, justify="right")
-    for row in summary:
-        table.add_row(
-            *(row["loss"], row["precision"], row["system"], f"{row['median_s']:.3f}"),
-            f"{row['ratio']:.2f}" if row["ratio"] else "-",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            *(f"{row['errors'][part]:.2e}" for part in PARTS),
-            f"{row['others_share']:.0%}",
-            shown(row),
+    labels = "loss", "precision", "system"
+    found = [
+        (
+            row,
+            [
+                *(row[label] for label in labels),
+                f"{row['median_s']:.3f}",
+                times(row["ratio"]),
+                *(f"{row['errors'][part]:.2e}" for part in PARTS),
+            ],
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 130).print(table)
+        for row in summary
+    ]
+    title = "Value and gradients of a loss, errors relative to float64"
+    print_table(title, labels, ["s", "times kd_jax's", *PARTS], found, sections=2)
 
 
 def main() -> None:

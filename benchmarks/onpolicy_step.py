@@ -32,12 +32,10 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
-import rich.console
 import rich.progress
-import rich.table
 from onpolicy_cases import sizes
 from pretrain_step import PRECISIONS, launch
-from rounds import Rounds, measured, shown
+from rounds import Rounds, measured, print_table, times
 
 SYSTEMS = {  # in the order of the table; what computes a row
     "kd_jax": ("onpolicy_kd_jax.py",),
@@ -106,28 +104,25 @@ def summarise(rounds: Rounds) -> list[dict]:
 
 
 def show(summary: list[dict]) -> None:
-    table = rich.table.Table(title="One on-policy step")
-    for heading in ("precision", "system"):
-        table.add_column(heading)
-    headings = ("s/step", "writing", "learning", "CPU s", "tokens", "ratio", "of writing")
-    for heading in (*headings, "first step", "peak GB", "loss", "others", "malloc"):
-        table.add_column(heading, justify="right")
-    for index, row in enumerate(summary):
-        last = index + 1 == len(summary) or summary[index + 1]["precision"] != row["precision"]
-        table.add_row(
-            row["precision"],
-            row["onpolicy"],
-            *(f"{row[key]:.3f}" for key in ("median_s", "writing_s", "learning_s", "cpu_s")),
-            f"{row['tokens']:,.0f}",
-            *(f"{row[key]:.2f}x" if row[key] else "-" for key in ("ratio", "writing_ratio")),
-            f"{row['first_s']:.1f}",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['first_loss']:.3f}",
-            f"{row['others_share']:.0%}",
-            shown(row),
-            end_section=last,
+    seconds = "median_s", "writing_s", "learning_s", "cpu_s"
+    found = [
+        (
+            row,
+            [
+                *(row[key] for key in ("precision", "onpolicy")),
+                *(f"{row[key]:.3f}" for key in seconds),
+                f"{row['tokens']:,.0f}",
+                *(times(row[key]) for key in ("ratio", "writing_ratio")),
+                f"{row['first_s']:.1f}",
+                f"{row['first_loss']:.3f}",
+            ],
         )
-    rich.console.Console(width=None if sys.stdout.isatty() else 150).print(table)
+        for row in summary
+    ]
+    headings = ["s/step", "writing", "learning", "CPU s", "tokens", "ratio", "of writing"]
+    headings += ["first step", "loss"]
+    labels = "precision", "system"
+    print_table("One on-policy step", labels, headings, found, sections=1)
 
 
 def main() -> None:

@@ -31,11 +31,9 @@ import tempfile
 import types
 from collections.abc import Mapping
 
-import rich.console
 import rich.progress
-import rich.table
 from cases import CASES, ON, TINY
-from rounds import Rounds, measured, shown
+from rounds import Rounds, measured, print_table, times
 
 HERE = pathlib.Path(__file__).parent
 PRECISIONS = ("fp32", "bf16")
@@ -151,32 +149,25 @@ def summarise(rounds: Rounds, peaks: dict[str, float], tiny: bool) -> list[dict]
 
 
 def show(summary: list[dict], peaks: dict[str, float]) -> None:
-    table = rich.table.Table(title="One distillation step")
-    for heading in ("case", "system", "precision"):
-        table.add_column(heading)
-    headings = ("s/step", "tokens/s", "peak GB", "of peak", "ratio", "loss", "others", "malloc")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for index, row in enumerate(summary):
-        last = index + 1 == len(summary) or summary[index + 1]["case"] != row["case"]
-        table.add_row(
-            row["case"],
-            row["system"],
-            row["precision"],
-            f"{row['median_s']:.3f}",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['matmul_peak_share']:.0%}",
-            f"{row['ratio']:.2f}x" if row["ratio"] else "-",
-            f"{row['last_loss']:.4f}",
-            f"{row['others_share']:.0%}",
-            shown(row),
-            end_section=last,
+    labels = "case", "system", "precision"
+    found = [
+        (
+            row,
+            [
+                *(row[label] for label in labels),
+                f"{row['median_s']:.3f}",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{row['matmul_peak_share']:.0%}",
+                times(row["ratio"]),
+                f"{row['last_loss']:.4f}",
+            ],
         )
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 130)
-    console.print(table)
-    measured = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
-    console.print(f"Measured matmul peak: {measured}; {os.cpu_count()} cores")
+        for row in summary
+    ]
+    headings = "s/step", "tokens/s", "of peak", "ratio", "loss"
+    print_table("One distillation step", labels, headings, found, sections=1)
+    shown = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in peaks.items())
+    print(f"Measured matmul peak: {shown}; {os.cpu_count()} cores")
 
 
 def main() -> None:

@@ -11,9 +11,12 @@ import collections
 import json
 import pathlib
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 
+import rich.console
 import rich.progress
+import rich.table
 
 CLOSE = 1.05
 ALLOCATORS = {  # what PyTorch's processes find in their environment
@@ -125,9 +128,36 @@ def is_pytorch(row: Row) -> bool:
     return any(name.startswith("pytorch") for name in row)
 
 
-def shown(row: dict) -> str:
+def best_allocator(row: dict) -> str:
     """The allocator of the better runs of a summary's row."""
     return min(row["allocators"], key=row["allocators"].get)
+
+
+def print_table(
+    title: str,
+    labels: Sequence[str],
+    headings: Sequence[str],
+    found: Sequence[tuple[dict, Sequence[str]]],
+    sections: int = 0,
+) -> None:
+    """Prints a summary as a table: of each row its cells, its memory, what other processes took and
+    the better allocator. Lines part rows whose first `sections` cells differ."""
+    table = rich.table.Table(title=title)
+    for heading in labels:
+        table.add_column(heading)
+    for heading in (*headings, "peak GB", "others", "malloc"):
+        table.add_column(heading, justify="right")
+    following = [cells for _, cells in found[1:]] + [None]
+    for (row, cells), after in zip(found, following, strict=True):
+        about = f"{row['peak_bytes'] / 1e9:.2f}", f"{row['others_share']:.0%}", best_allocator(row)
+        ends = bool(sections) and (after is None or cells[:sections] != after[:sections])
+        table.add_row(*cells, *about, end_section=ends)
+    rich.console.Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def times(ratio: float | None) -> str:
+    """Shows a ratio; "-" where there is none."""
+    return f"{ratio:.2f}x" if ratio else "-"
 
 
 def measured(

@@ -54,7 +54,7 @@ def test_the_better_allocator_counts_and_what_is_far_behind_runs_once(rounds):
     better = {row[0]: (runs[0]["seconds"], len(runs)) for row, runs in made.better().items()}
     assert better == {"kd_jax": (2.0, 2), "pytorch-a": (1.0, 2), "pytorch-b": (1.04, 2)}
     assert made.of_allocators(ROWS[1]) == {"default": 3.0, "kept": 1.0}
-    assert rounds.shown({"allocators": made.of_allocators(ROWS[1])}) == "kept"
+    assert rounds.best_allocator({"allocators": made.of_allocators(ROWS[1])}) == "kept"
 
 
 def test_an_interrupted_run_continues(rounds, tmp_path):
