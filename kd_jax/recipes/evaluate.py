@@ -35,7 +35,7 @@ from kd_jax.run.models import check_types, class_order, compare_rules
 from kd_jax.run.run import build
 from kd_jax.run.subject import Report, Subject
 from kd_jax.run.teaching import TeacherLogits
-from kd_jax.tasks import command, embedding
+from kd_jax.tasks import command
 from kd_jax.tasks.likelihood import LikelihoodTask, Scored
 from kd_jax.teachers.ensemble import in_order
 from kd_jax.train import sharding
@@ -197,8 +197,8 @@ def _examples_of_checkpoint(
     if command.reads(command.find(task), "labels") and not trained.get("labels"):
         labels = tuple(options.labels or described.config.labels)
     given = dataclasses.replace(options, labels=labels)
-    of = embedding.reading(described.config.texts, task) if described.head == "embedding" else {}
-    this = make_task(task, data, given, own.tokenizer, described.folder, **of)
+    stated = command.find(task).settings_of(described.config, task)
+    this = make_task(task, data, given, own.tokenizer, described.folder, **stated)
     most = _most_tokens(options.seq_len, own)
     this.seq_len = options.seq_len or min(this.seq_len, most)
     check_types("model", described, own.tokenizer, this.examples("test").pairs[0])

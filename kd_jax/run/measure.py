@@ -60,8 +60,8 @@ def figures(run: Run, this: Stage, student: Model, teachers: TeacherLogits, spli
         return of_text(run, student, teacher, split)
     own = functools.partial(logits, run, this.model, student)
     task, found = scored(task, own, split)
-    by_class = not (task.regression or task.head == "embedding")
-    theirs = together(run, this, teachers, split) if by_class and not alone else None
+    of_classes = task.outputs == "classes"
+    theirs = together(run, this, teachers, split) if of_classes and not alone else None
     return of_logits(task, found, split, theirs)
 
 

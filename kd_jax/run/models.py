@@ -19,7 +19,6 @@ from kd_jax.data import source, tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import blueprint
 from kd_jax.models.blueprint import Blueprint
-from kd_jax.models.model_config import Texts
 from kd_jax.objectives.objective import Objective
 from kd_jax.objectives.pairwise import Pairwise
 from kd_jax.objectives.vectors import NEGATIVE, POSITIVE
@@ -108,19 +107,9 @@ def _describe(
             offline=offline,
         )
         if name in trained:
-            found[name] = as_read(task, found[name])
+            own = task.noted_in(found[name].config)
+            found[name] = dataclasses.replace(found[name], config=own)
     return found
-
-
-def as_read(task: Task, model: Blueprint) -> Blueprint:
-    """Returns the description of an embedder that is trained on a task: its texts have the task's
-    prompts and length, as its folder will say. Other models stay as they are."""
-    if task.head != "embedding":
-        return model
-    prompts = {of: task.config[f"{of}_prompt"] for of in ("document", "query")}
-    stated = tuple((of, prompt) for of, prompt in prompts.items() if prompt)
-    texts = Texts(stated, None, model.config.texts.similarity, task.seq_len)
-    return dataclasses.replace(model, config=dataclasses.replace(model.config, texts=texts))
 
 
 def execution(config: ConfigDict) -> dict[str, Any]:

@@ -121,14 +121,13 @@ class Run:
             self.tokenizers[name] = self.tokenizers["teacher"]
 
     def labelled(self, model: Blueprint) -> Blueprint:
-        """Returns a model's description with the task's classes, in the task's order, or with its
-        prompts and length of texts."""
+        """Returns a model's description with the task's classes, in the task's order, and with how
+        its texts are read."""
         task = self.tasks["teacher"]
-        model = models.as_read(task, model)
-        if not task.labels or (self.folder is None and task.labels_in_data):
-            return model
-        own = dataclasses.replace(model.config, labels=task.labels)
-        return dataclasses.replace(model, config=own)
+        config = task.noted_in(model.config)
+        if task.labels and not (self.folder is None and task.labels_in_data):
+            config = dataclasses.replace(config, labels=task.labels)
+        return dataclasses.replace(model, config=config)
 
     def original(self, parameters: Parameters) -> Params:
         """Returns the teacher's parameters for a model that is made from it, with classes in the

@@ -22,6 +22,7 @@ its anchor first; `labels` are their roles: 0 the anchor (a query, or a lone tex
 2, 3, ... its negatives. `batch_size` counts examples.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -80,6 +81,23 @@ class Embedding(ExampleTask):
         names = {key: DEFAULTS[key] for key in ("text", "pair", "label")}
         data = {key: dict(source="files", path=str(path)) for key, path in paths.items()}
         return dict(columns=columns, seq_len=16) | names, data
+
+    @classmethod
+    def settings_of(cls, config, name):
+        stated = config.texts
+        prompts, found = dict(stated.prompts), {}
+        usual = prompts.get(stated.default_prompt, "")
+        if not name.endswith("/sts"):  # whose texts are no queries, and read as any text is
+            found["document_prompt"] = prompts.get("document", prompts.get("passage", usual))
+            usual = prompts.get("query", usual)
+        length = {"seq_len": stated.max_tokens} if stated.max_tokens else {}
+        return found | {"query_prompt": usual} | length
+
+    def noted_in(self, config):
+        prompts = {of: self.config[f"{of}_prompt"] for of in ("document", "query")}
+        stated = tuple((of, prompt) for of, prompt in prompts.items() if prompt)
+        texts = Texts(stated, None, config.texts.similarity, self.seq_len)
+        return dataclasses.replace(config, texts=texts)
 
     @property
     def labels_only(self) -> dict[str, Any]:
@@ -173,18 +191,6 @@ class Embedding(ExampleTask):
         if len(outputs) != len(found.texts):
             raise ValueError(f"{len(outputs)} vectors of {len(found.texts)} texts")
         return found.known.figures(np.stack(outputs))
-
-
-def reading(stated: Texts, name: str) -> dict[str, Any]:
-    """Finds the keys of config.task, for the task called `name` on command lines, in what an
-    embedder's folder says about its texts."""
-    prompts, found = dict(stated.prompts), {}
-    usual = prompts.get(stated.default_prompt, "")
-    if not name.endswith("/sts"):  # whose texts are no queries, and read as any text is
-        found["document_prompt"] = prompts.get("document", prompts.get("passage", usual))
-        usual = prompts.get("query", usual)
-    length = {"seq_len": stated.max_tokens} if stated.max_tokens else {}
-    return found | {"query_prompt": usual} | length
 
 
 make = Embedding

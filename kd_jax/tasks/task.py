@@ -106,6 +106,17 @@ class Task(splits.Splits):
         """Counts what a split holds: see `prepare`."""
         raise NotImplementedError
 
+    @classmethod
+    def settings_of(cls, config: Any, name: str) -> dict[str, Any]:
+        """Finds keys of config.task, for the task called `name` on command lines, in what a model's
+        config says of the texts that it reads."""
+        return {}
+
+    def noted_in(self, config: Any) -> Any:
+        """Returns the config of a model that is trained on the task, which says how its texts are
+        read."""
+        return config
+
     @property
     def labels_only(self) -> dict[str, Any]:
         """Returns the objective of a stage without a teacher. UserError if there is none."""
