@@ -26,10 +26,8 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--model", required=True, help="folder of an embedder, or its id on the HF hub"
     )
-    parser.add_argument("--input", required=True, metavar="FILE", help="the texts")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where to write to")
+    parser.add_files("the texts", "the text")
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
-    parser.add_argument("--text", help='column of the text (default "text")')
     parser.add_argument(
         "--prompt_name",
         help="which of the model's prompts texts begin with, such as query or document (default: "
@@ -40,9 +38,6 @@ def parser() -> flags.Parser:
         "--dimensions",
         type=flags.positive,
         help="of a vector, the first ones, not normalized again (default: the model's)",
-    )
-    parser.add_argument(
-        "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
     )
     parser.add_argument(
         "--keep_empty",

@@ -56,6 +56,16 @@ class Parser(argparse.ArgumentParser):
             help="that all processes have to find each other (default 300)",
         )
 
+    def add_files(self, given: str, text: str) -> None:
+        """Adds the flags of a command that reads a file of texts and writes another one. `given`
+        says what --input is, `text` what stands in the column --text."""
+        self.add_argument("--input", required=True, metavar="FILE", help=given)
+        self.add_argument("--output", required=True, metavar="FILE", help="where to write to")
+        self.add_argument("--text", help=f'column of {text} (default "text")')
+        self.add_argument(
+            "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
+        )
+
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses the arguments, by default the program's; `changes` has the keys of the config to
         set, as `keys.change` takes them. Exits with status 0 after --help, with status 1 and one

@@ -29,14 +29,9 @@ def parser() -> flags.Parser:
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--stage", help="of the run; by default the one that it is about")
-    parser.add_argument("--input", required=True, metavar="FILE", help="what to write after")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where to write to")
-    parser.add_argument("--text", help='column of the prompts (default "text")')
+    parser.add_files("what to write after", "the prompts")
     parser.add_argument(
         "--messages", help='column of the chats (default "messages", where there is one)'
-    )
-    parser.add_argument(
-        "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
     )
     parser.add_argument(
         "--max_new_tokens", type=flags.positive, default=128, help="of a text (default 128)"

@@ -29,14 +29,9 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--model", required=True, help="folder of an HF checkpoint, or its id on the HF hub"
     )
-    parser.add_argument("--input", required=True, metavar="FILE", help="what to label")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where to write to")
+    parser.add_files("what to label", "the text")
     parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
-    parser.add_argument("--text", help='column of the text (default "text")')
     parser.add_argument("--pair", help="column of a second text (default none)")
-    parser.add_argument(
-        "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
-    )
     parser.add_argument(
         "--keep_empty",
         action="store_true",
