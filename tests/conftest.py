@@ -56,3 +56,12 @@ def stories_folder(data_folder) -> Path:
     if not folder.exists():
         pytest.skip("no models/stories260K beside KD_JAX_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def caches():
+    """Tokens and compiled programs are kept for the session (`smoke.private_caches`)."""
+    from tests import smoke
+
+    with smoke.private_caches():
+        yield

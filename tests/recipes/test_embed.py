@@ -17,17 +17,12 @@ from kd_jax.models import family, hf
 from kd_jax.models.model_config import Texts
 from kd_jax.recipes import embed
 from kd_jax.recipes.embed import Options, embed_file
-from tests import smoke
 from tests.models import tiny
+
+pytestmark = pytest.mark.usefixtures("caches")
 
 TEXTS = [f"row {i} is {'good' if i % 3 else 'bad'}" + " really" * (i % 9) for i in range(40)]
 PROMPTS = Texts((("document", ""), ("query", "is it good ")), None, "cosine", 24)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

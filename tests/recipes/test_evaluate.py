@@ -11,14 +11,10 @@ from kd_jax.recipes.evaluate import Options, evaluate_checkpoint, evaluate_stage
 from tests import smoke
 from tests.run.test_models import save_with_other_rules
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 FIGURES = ("loss", "perplexity", "accuracy", "kl", "agreement", "parameters", "size_mb")
 NONE = Options()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,18 +19,13 @@ from kd_jax.models.model_config import Dense, Texts
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check, predict
 from kd_jax.report import card
-from tests import smoke
 from tests.models import tiny
+
+pytestmark = pytest.mark.usefixtures("caches")
 
 WORDS = ["the cat sat on the mat", "a dog ran to the river", "cat"]
 TEXTS = Texts((("document", ""), ("query", "a cat ")), "query", "dot", 30)
 SOURCE = {"config_hash": "0123abcd", "stage": "student"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,11 @@ from kd_jax.tasks.squad import Squad
 from kd_jax.teachers.ensemble import Several, Stored
 from kd_jax.train import loop
 from kd_jax.types import Model
-from tests import smoke
 from tests.recipes import finetuning
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 ONLINE = dict(max_gb=0.0, folder="")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,13 @@ from kd_jax.precision import Policy
 from kd_jax.recipes import generate as recipe
 from kd_jax.recipes.generate import Options
 from kd_jax.run.sampler import TextWriter
-from tests import smoke
 from tests.models import tiny
 from tests.tasks import chats
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 WORDS = "the little red house is small and the big one is red".split()
 TEXTS = [" ".join(WORDS[: 1 + i % 11]) + f" {i}" for i in range(20)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,9 @@ from kd_jax.smoke import samples
 from tests import smoke
 from tests.recipes import finetuning
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 NEWS = samples() / "ag_news"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -24,17 +24,12 @@ from kd_jax.models.model_config import Dense
 from kd_jax.precision import Policy
 from kd_jax.recipes import export, export_check, onnx
 from kd_jax.report import card
-from tests import smoke
 from tests.models import tiny
+
+pytestmark = pytest.mark.usefixtures("caches")
 
 WORDS = ["the cat sat on the mat", "a dog ran to the river and back", "cat"]
 SOURCE = {"config_hash": "0123abcd", "stage": "student"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from kd_jax.precision import Policy
 from kd_jax.recipes import predict
 from kd_jax.recipes.predict import Options, predict_file
 from kd_jax.tasks import prediction
-from tests import smoke
 from tests.models import tiny
 from tests.recipes import finetuning
+
+pytestmark = pytest.mark.usefixtures("caches")
 
 TEXTS = [f"row {i} is {'good' if i % 3 else 'bad'}" + " really" * (i % 9) for i in range(70)]
 CONTEXT = "the good row is really a bad row " * 9
@@ -33,12 +34,6 @@ QUESTIONS = [
     {"id": f"q{i}", "question": f"is row {i} good", "answers": [], "is_impossible": True}
     for i in range(3)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 def checkpoint(folder, head, labels=("bad", "fair", "good")):

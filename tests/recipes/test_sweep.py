@@ -15,14 +15,10 @@ from kd_jax.train import loop
 from tests import smoke
 from tests.recipes import ensembles, finetuning, substituting
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 WEIGHT, TEMPERATURE = "objective.kl.weight", "objective.kl.temperature"
 GRID = ((WEIGHT, (0.3, 3.0)), (TEMPERATURE, (1.0, 4.0)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")

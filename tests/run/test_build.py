@@ -5,16 +5,11 @@ from etils import epath
 
 from kd_jax.errors import UserError
 from kd_jax.run.run import build
-from tests import smoke
 from tests.recipes import finetuning
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 ONLINE = dict(max_gb=0.0, folder="")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 LABEL = tuple(f"LABEL_{i}" for i in range(4))

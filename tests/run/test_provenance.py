@@ -18,13 +18,9 @@ from tests import smoke
 from tests.models import tiny
 from tests.tasks import likelihood as scoring
 
+pytestmark = pytest.mark.usefixtures("caches")
+
 TEXT = "The man saw the dog .\n\nThe fox ran home to bed .\n\n" * 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from kd_jax.run.teaching import given_teachers
 from kd_jax.smoke import samples
 from kd_jax.stages import prune, substitute
 from kd_jax.train import records
-from tests import smoke
 from tests.recipes import finetuning
+
+pytestmark = pytest.mark.usefixtures("caches")
 
 ORDER = [1, 2, 3, 0]  # where the task's classes stand among the teacher's
 
@@ -48,12 +49,6 @@ def config(*stages, **changes):
 def build(config, folder):
     with finetuning.quick():
         return build_run(config, epath.Path(folder))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches():
-        yield
 
 
 @pytest.fixture(scope="module")
