@@ -33,6 +33,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+# Whose files take longest: they come first, so that no process is left with one at the end.
+LONGEST = ("configs", "recipes", "stages", "benchmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files of tests by how long those of their folder take."""
+    folders = [*LONGEST, *sorted({item.path.parent.name for item in items} - set(LONGEST))]
+    items.sort(key=lambda item: folders.index(item.path.parent.name))
+
+
 def pytest_collection_finish():
     """What has been imported stays: looking for garbage in it again and again takes a sixth of the
     time of a run."""

@@ -93,7 +93,7 @@ def one_length(name: str):
 
 
 # One of each recipe and kind of stage, and those whose figures are measured again, on all devices;
-# the others, which differ from these in models and data, on two.
+# the others, which differ from these in models and data, on one.
 ON_ALL = {f"{name}:smoke" for name in ("pretrain_wikitext", "finetune_agnews", "finetune_squad")}
 ON_ALL |= {f"{name}:smoke" for name in ("substitute_gpt2", "ensemble_stories", "embedding_minilm")}
 ON_ALL |= {f"{name}:smoke" for name in ("distil_chat", "onpolicy_stories", "sequence_stories")}
@@ -101,11 +101,11 @@ ON_ALL |= {"masked", "small_gpt2:smoke", "finetune_sst2:smoke"}
 
 
 def few_devices(name: str):
-    """Makes meshes of two devices, for a run that is not to show what eight do."""
+    """Makes meshes of one device, for a run that is not to show what eight do."""
     if name in ON_ALL:
         return contextlib.nullcontext()
     make = sharding.make_mesh
-    few = lambda fsdp=1, devices=None, model=1: make(fsdp, devices or jax.devices()[:2], model)  # noqa: E731
+    few = lambda fsdp=1, devices=None, model=1: make(fsdp, devices or jax.devices()[:1], model)  # noqa: E731
     return mock.patch.object(sharding, "make_mesh", few)
 
 
