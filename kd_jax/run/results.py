@@ -188,7 +188,7 @@ def describe_stage(stage: Stage) -> str:
     """Describes a stage before it runs, and warns if all of it is warm-up."""
     terms = ", ".join(stage.program.objective.names)
     teachers = f" from {', '.join(stage.teachers)}" if stage.learns else ""
-    epochs = f" ({stage.epochs:g} epochs)" if stage.epochs else ""
+    epochs = f" ({stage.epochs:.3g} epochs)" if stage.epochs else ""
     text = (
         f"{stage.name}: {stage.steps:,} steps of {stage.batch_size} rows{epochs}, {terms}{teachers}"
     )

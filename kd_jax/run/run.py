@@ -156,19 +156,20 @@ class Run:
         return other
 
     def _timed(self, settings: Settings) -> Settings:
-        """Converts epochs to steps in the settings of a stage."""
-        if settings.steps > 0:
-            return settings
-        if "epochs" not in self.config:
+        """Converts epochs to steps in the settings of a stage, or steps to epochs of its data."""
+        if settings.steps <= 0 and "epochs" not in self.config:
             raise UserError(f"config.stages.{settings.name}.steps={settings.steps}: at least 1")
-        if settings.epochs <= 0:
+        if settings.steps <= 0 and settings.epochs <= 0:
             raise UserError(f"stage {settings.name}: set config.epochs, or config.steps")
+        if "epochs" not in self.config:
+            return settings
         if self.folder is None:
-            return dataclasses.replace(settings, steps=NOMINAL_STEPS)
+            return dataclasses.replace(settings, steps=max(settings.steps, 0) or NOMINAL_STEPS)
         task = self.tasks.get(settings.model, self.tasks["teacher"])
-        stream = task.train(settings.batch_size, self.config.seed)
-        steps = max(1, round(settings.epochs * stream.steps_per_epoch))
-        return dataclasses.replace(settings, steps=steps)
+        an_epoch = task.train(settings.batch_size, self.config.seed).steps_per_epoch
+        if settings.steps > 0:
+            return dataclasses.replace(settings, epochs=settings.steps / an_epoch)
+        return dataclasses.replace(settings, steps=max(1, round(settings.epochs * an_epoch)))
 
 
 def build(

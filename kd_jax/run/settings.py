@@ -26,7 +26,7 @@ class Settings:
     after: str  # the stage whose last parameters it goes on from; "": none
     select: bool  # its best checkpoint by held-out figures, or the last one
     steps: int
-    epochs: float  # how many, where there are no steps
+    epochs: float  # of its data; 0.0 for text, where steps count
     batch_size: int
     optim: ConfigDict
     own: Mapping[str, Any]  # the kind's SETTINGS

@@ -126,3 +126,13 @@ def test_a_student_that_is_not_trained_has_the_task_s_classes(tmp_path):
     config.student.architecture = {}
     run = build(config, epath.Path(tmp_path))
     assert run.models["student"].config.labels == finetuning.CLASSES
+
+
+@pytest.mark.parametrize("given", [{"steps": 6}, {"steps": 0, "epochs": 1.5}])
+def test_steps_and_epochs_of_the_data(tmp_path, given):
+    config = finetuning.config("teacher", **given)
+    run = build(config, epath.Path(tmp_path))
+    (stage,) = run.stages
+    an_epoch = stage.steps / stage.epochs
+    stream = run.task.train(config.batch_size, config.seed)
+    assert an_epoch == pytest.approx(stream.steps_per_epoch)
