@@ -145,6 +145,20 @@ def _embedding(rows: list[Row]) -> str:
     return _with_allocators(rows, header, found, labels=1)
 
 
+def _embedding_steps(rows: list[Row]) -> str:
+    header = ["layers of the student", "system", "s/step", "texts/s", "peak GB", "times kd_jax's"]
+    ours = {row["layers"]: row["step_s"] for row in rows if row["system"] == "kd_jax"}
+    found = [
+        [
+            *(str(row["layers"]), row["system"], f"{row['step_s']:.3f}"),
+            *(f"{row['texts_per_s']:,.0f}", _memory(row)),
+            f"{row['step_s'] / ours[row['layers']]:.2f}",
+        ]
+        for row in rows
+    ]
+    return table.Table("", header, found, labels=2).markdown()
+
+
 def _with_allocators(rows: list[Row], header: list[str], found: list[list], labels: int) -> str:
     """Adds the allocator of the better runs (benchmarks/rounds.py), where both were timed."""
     if "allocators" in rows[0]:
@@ -313,6 +327,7 @@ _TABLES = {
     "case": _pretraining,
     "work": _finetuning,
     "endings_per_s": _hellaswag,
+    "layers": _embedding_steps,
     "texts_per_s": _embedding,
     "separate": _sweep,
 }

@@ -51,6 +51,7 @@ def smoke_finetuning(c: ConfigDict) -> ConfigDict:
         )
         if own and kind == "bert" and not section.model:  # the teacher with fewer layers
             section.architecture = ConfigDict(dict(num_hidden_layers=1))
+            section.layers = "uniform"
         elif own and kind == "distilbert":
             section.architecture = ConfigDict(_tiny(kind))
         else:

@@ -1,0 +1,132 @@
+"""One training process of the embedding benchmark; prints one line of JSON.
+
+A student made of some layers of an embedder learns its vectors of lone texts, which are known
+before. kd_jax: `api.distil` on configs/embedding_minilm.py, mean squared error.
+sentence-transformers: SentenceTransformerTrainer and MSELoss, with the settings of its example of
+distillation (batches of 64 texts in random order, AdamW, 1e-4, a tenth of the steps to warm up).
+A lap is `LAP` steps; nothing is evaluated or saved in one.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+from timing import Laps
+
+LAP, ROWS, SEQ_LEN = 10, 64, 128
+RATE = 1e-4  # of sentence-transformers' example
+Read = tuple[list[str], np.ndarray]
+
+
+def of_kd_jax(args: argparse.Namespace, laps: Laps) -> list[float]:
+    from configs import embedding_minilm
+    from kd_jax import api
+
+    os.environ["KD_JAX_CACHE"] = str(args.vectors.parent / "cache")  # the teacher's, kept
+    config = embedding_minilm.get_config(f"{args.layers}_mse")
+    config.teacher.model, config.seed = str(args.model), args.seed
+    config.data.train.path = str(args.texts)
+    config.optim.learning_rate = args.rate
+    config.steps = config.eval.every = args.steps
+    config.log.every, losses = LAP, []
+
+    def listen(_: str, kind: str, row: dict) -> None:
+        if kind == "train":
+            losses.append(row["loss"])
+        if kind == "time":
+            laps.end()
+
+    laps.start()
+    with tempfile.TemporaryDirectory() as folder:
+        api.distil(config, workdir=pathlib.Path(folder, "run"), callback=listen)
+    return losses
+
+
+def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
+    import datasets
+    import torch
+    import transformers
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.sentence_transformer import losses
+
+    from configs import embedding_minilm
+    from kd_jax.models import surgery
+
+    class EndOfLap(transformers.TrainerCallback):
+        def on_step_end(self, settings: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % LAP == 0:
+                laps.end()
+
+    student = SentenceTransformer(str(args.model), device="cpu", local_files_only=True)
+    student.max_seq_length = SEQ_LEN
+    bert = student[0].auto_model
+    given = bert.encoder.layer
+    kept = surgery.layer_map(embedding_minilm.LAYERS[args.layers], args.layers, len(given))
+    bert.encoder.layer = torch.nn.ModuleList(given[layer] for layer in kept)
+    bert.config.num_hidden_layers = args.layers
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            max_steps=args.steps,
+            per_device_train_batch_size=ROWS,
+            learning_rate=args.rate,
+            warmup_steps=round(0.1 * args.steps),
+            seed=args.seed,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        sentences, vectors_ND = read(args)
+        trainer = SentenceTransformerTrainer(
+            model=student,
+            args=settings,
+            train_dataset=datasets.Dataset.from_dict({"text": sentences, "label": vectors_ND}),
+            loss=losses.MSELoss(student),
+            callbacks=[EndOfLap()],
+        )
+        laps.start()
+        loss = trainer.train().training_loss
+    if args.out:
+        student.save(str(args.out))
+    return [loss]
+
+
+def read(args: argparse.Namespace) -> Read:
+    texts = args.texts.read_text(encoding="utf-8").splitlines()
+    return texts, np.load(args.vectors)
+
+
+SYSTEMS = {"kd_jax": of_kd_jax, "pytorch": of_pytorch}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--system", required=True, choices=SYSTEMS)
+    parser.add_argument("--model", required=True, type=pathlib.Path, help="the teacher")
+    parser.add_argument("--texts", required=True, type=pathlib.Path, help="one a line")
+    parser.add_argument("--vectors", required=True, type=pathlib.Path, help="the teacher's, .npy")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--warmup", type=int, default=5, help="laps that are not timed")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--out", type=pathlib.Path, help="keep the student here")
+    args = parser.parse_args()
+    laps = Laps(args.warmup)
+    losses = SYSTEMS[args.system](args, laps)
+    print(json.dumps(laps.result(losses)))
+
+
+if __name__ == "__main__":
+    main()
