@@ -288,6 +288,8 @@ def programs(run: Run) -> list[str]:
     attention = run.policy.attention
     attention += ", blocks where it has dropout" if attention == "cudnn" else ""
     lines = [f"{kind}, {run.config.precision}, attention: {attention}"]
+    if run.policy.on_cpu_in_bf16 and not _multiplies_bf16():
+        lines.append("this CPU has no bfloat16 products: --config.precision=fp32 is faster here")
     for stage in run.stages:
         batch = _shape(run.tasks[stage.model].shapes(stage.batch_size))
         lines.append(f"train_step {stage.name}: {batch}, x{run.config.accumulate}")
@@ -315,8 +317,21 @@ def commit() -> str:
 
 
 def _cpu() -> str:
+    return platform.processor() if _cpuinfo() is None else _cpuinfo().get("model name", "")
+
+
+def _multiplies_bf16() -> bool:
+    """Tells whether the CPU has bfloat16 products; True where nothing says so."""
+    about = _cpuinfo() or {}
+    flags = about.get("flags") or about.get("Features")  # of x86, of ARM
+    return flags is None or any("bf16" in flag for flag in flags.split())
+
+
+def _cpuinfo() -> dict[str, str] | None:
+    """Reads what the system says about the first core; None where it says nothing."""
     try:
-        lines = epath.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = epath.Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
-        return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "")
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}

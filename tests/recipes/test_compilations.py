@@ -25,6 +25,25 @@ def test_one_compilation_a_program(name, special_tokens):
     assert any(line.startswith("eval_step: tokens 64x32, labels ") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("says", "slow"),
+    [
+        ({"flags": "fpu avx512f avx512_vnni"}, True),
+        ({"flags": "fpu avx512_bf16"}, False),
+        ({"Features": "asimd"}, True),
+        ({"Features": "asimd bf16"}, False),
+        (None, False),
+    ],
+)
+def test_a_cpu_without_bfloat16(monkeypatch, says, slow):
+    monkeypatch.setattr(workdir, "_cpuinfo", lambda: says)
+    config = smoke.masked()
+    for precision, told in (("bf16", slow), ("fp32", False)):
+        config.precision = precision
+        lines = workdir.programs(build(config))
+        assert any("no bfloat16 products" in line for line in lines) == told
+
+
 def test_one_compilation_for_each_length_of_a_stage():
     """Of fine-tuning: teacher, baseline and student, at every bucket that four steps see."""
     found = smoke.run("finetune_agnews")
