@@ -23,7 +23,8 @@ Read = tuple[list[str], np.ndarray]
 
 
 def of_kd_jax(args: argparse.Namespace, laps: Laps) -> list[float]:
-    from configs import embedding_minilm
+    from kd_jax.configs import embedding_minilm
+
     from kd_jax import api
 
     os.environ["KD_JAX_CACHE"] = str(args.vectors.parent / "cache")  # the teacher's, kept
@@ -50,6 +51,7 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
     import datasets
     import torch
     import transformers
+    from kd_jax.configs import embedding_minilm
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -57,7 +59,6 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
     )
     from sentence_transformers.sentence_transformer import losses
 
-    from configs import embedding_minilm
     from kd_jax.models import surgery
 
     class EndOfLap(transformers.TrainerCallback):

@@ -4,10 +4,11 @@
     python benchmarks/embedding_runs.py --time          # a step of each size; an idle machine
     python benchmarks/embedding_runs.py --tune          # learning rates, by one seed of its own
     python benchmarks/embedding_runs.py [--seeds=5]     # all arms
+    python benchmarks/embedding_runs.py --graphs        # a student in ONNX Runtime; idle as well
 
 Everything is in runs/embedding, and what is there is not done again: the same command goes on after
 an interruption. Each finished arm and seed is a row of results/embedding_arms.json, each size that
-was timed one of results/embed_train.json.
+was timed one of results/embed_train.json, and the graphs of results/embedding_graphs.json.
 
 kd_jax's arms are the variants of configs/embedding_minilm.py. sentence-transformers' have its own
 trainer and MSELoss, with the settings of its example of distillation (embed_train.py). All take
@@ -26,13 +27,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import embed_pass
+import embedding_texts
 import numpy as np
+import scipy.stats
 from embed_train import LAP, RATE, ROWS
+from kd_jax.configs import embedding_minilm
+from kd_jax.configs.embedding_minilm import LAYERS, STEPS
 
-from benchmarks import results
-from configs import embedding_minilm
-from configs.embedding_minilm import LAYERS, STEPS
+import results
 from kd_jax import api
+from kd_jax.recipes import export, onnx
 
 ROOT = Path("runs/embedding")
 TEXTS, PAIRS = ROOT / "texts.txt", ROOT / "validation.tsv"
@@ -128,6 +133,33 @@ def time() -> None:
     results.keep_rows("embed_train", rows, command, "Medians of tens of steps.")
 
 
+def graphs() -> None:
+    """Exports a student of 3 layers as ONNX, and scores both graphs on STS-B's dev set, beside what
+    the export has measured: results/embedding_graphs.json."""
+    folder = ROOT / "graphs"
+    if not folder.exists():
+        student = ours(3, TERMS[0], 0, _rate(3, TERMS[0]))
+        export.export_checkpoint(str(student), None, str(folder), with_onnx=True)
+    pairs, found = embedding_texts.rows(_test()), []
+    scores = [float(pair["score"]) for pair in pairs]
+    for name, about in json.loads((folder / onnx.FILE).read_text())["files"].items():
+        of = argparse.Namespace(model=folder, graph=folder / about["file"], batch_size=32)
+        encode = embed_pass.of_onnx(of)
+        one_ND, other_ND = (
+            encode([pair[side] for pair in pairs]) for side in ("sentence1", "sentence2")
+        )
+        cosines_N = (one_ND * other_ND).sum(1)
+        spearman = float(scipy.stats.spearmanr(cosines_N, scores).statistic)
+        own = {key: about[key] for key in ("mb", "throughput", "latency_ms")}
+        found.append({"graph": name, "spearman": spearman} | own)
+    command = "python benchmarks/embedding_runs.py --graphs"
+    results.keep_rows("embedding_graphs", found, command, "The student of 3 layers, seed 0.")
+
+
+def _test() -> Path:
+    return Path(embedding_minilm.get_config().data.test.path)
+
+
 def row(layers: int, way: str, seed: int) -> dict[str, Any]:
     """Runs an arm, or reads what it came to."""
     rate = RATE if way == LIBRARY else _rate(layers, way)
@@ -144,7 +176,7 @@ def _named(layers: int, way: str) -> str:
 
 def scored(model: Path) -> dict[str, float]:
     """Measures an embedder on what is reported."""
-    test, own = Path(embedding_minilm.get_config().data.test.path), api.load(model)
+    test, own = _test(), api.load(model)
     found = own.evaluate("embedding/sts", str(test))
     squad = test.parents[2] / "squad" / "xquad.en.json"
     found |= own.evaluate("embedding/retrieval", str(squad))
@@ -179,12 +211,15 @@ def main() -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--ways", nargs="+", default=[*TERMS, LIBRARY])
     options = parser.parse_args()
     if options.time:
         return time()
+    if options.graphs:
+        return graphs()
     arms = [arm for arm in ARMS if arm[0] in options.layers and arm[1] in options.ways]
     if options.tune:
         return tune(arms)

@@ -28,8 +28,7 @@ from pathlib import Path
 
 import rich.console
 import rich.table
-
-from configs import ensemble_stories
+from kd_jax.configs import ensemble_stories
 
 ROOT = Path(__file__).resolve().parent.parent
 PAST = 5  # members before the last round that is timed

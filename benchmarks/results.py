@@ -159,6 +159,18 @@ def _embedding_steps(rows: list[Row]) -> str:
     return table.Table("", header, found, labels=2).markdown()
 
 
+def _graphs(rows: list[Row]) -> str:
+    header = ["graph", "MB", "Spearman correlation", "texts/s, batch 32", "ms for one text"]
+    found = [
+        [
+            *(row["graph"], f"{row['mb']:.1f}", f"{row['spearman']:.4f}"),
+            *(f"{row['throughput']:,.0f}", f"{row['latency_ms']:.2f}"),
+        ]
+        for row in rows
+    ]
+    return table.Table("", header, found, labels=1).markdown()
+
+
 def _with_allocators(rows: list[Row], header: list[str], found: list[list], labels: int) -> str:
     """Adds the allocator of the better runs (benchmarks/rounds.py), where both were timed."""
     if "allocators" in rows[0]:
@@ -328,6 +340,7 @@ _TABLES = {
     "work": _finetuning,
     "endings_per_s": _hellaswag,
     "layers": _embedding_steps,
+    "graph": _graphs,
     "texts_per_s": _embedding,
     "separate": _sweep,
 }

@@ -1,6 +1,7 @@
 """What benchmarks/sweep.py runs: `grid`, or `one` of its trials as a run of its own."""
 
-from configs import small_finetune
+from kd_jax.configs import small_finetune
+
 from kd_jax import config
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)

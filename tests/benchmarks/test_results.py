@@ -1,5 +1,6 @@
 """Tables of README and docs/ are those of results/, and every result says where it comes from."""
 
+import ast
 import json
 
 import pytest
@@ -29,3 +30,17 @@ def test_a_result_is_complete(path):
         assert run["commit"] and not run["commit"].endswith("+"), "made with uncommitted changes"
         assert run["machine"] and run["versions"] and run["seed"] is not None
     assert entry["command"]
+
+
+SCRIPTS = sorted((results.ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_runs_by_its_path(path):
+    """Only its own folder, and what is installed, is found then."""
+    tree = ast.parse(path.read_text())
+    named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    named |= {
+        name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    assert not {name for name in named if name.split(".")[0] in ("benchmarks", "configs", "tests")}
