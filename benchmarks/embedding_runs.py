@@ -1,14 +1,16 @@
 """Compares ways to make a smaller all-MiniLM-L6-v2, beside sentence-transformers.
 
     python benchmarks/embedding_texts.py --data=$KD_JAX_DATA
+    python benchmarks/embedding_runs.py --choose        # layers to begin as, without training
     python benchmarks/embedding_runs.py --time          # a step of each size; an idle machine
     python benchmarks/embedding_runs.py --tune          # learning rates, by one seed of its own
     python benchmarks/embedding_runs.py [--seeds=5]     # all arms
     python benchmarks/embedding_runs.py --graphs        # a student in ONNX Runtime; idle as well
 
 Everything is in runs/embedding, and what is there is not done again: the same command goes on after
-an interruption. Each finished arm and seed is a row of results/embedding_arms.json, each size that
-was timed one of results/embed_train.json, and the graphs of results/embedding_graphs.json.
+an interruption. Each finished arm and seed is a row of results/embedding_arms.json, each choice
+of layers one of embedding_layers.json, each size that was timed one of embed_train.json, each graph
+one of embedding_graphs.json.
 
 kd_jax's arms are the variants of configs/embedding_minilm.py. sentence-transformers' have its own
 trainer and MSELoss, with the settings of its example of distillation (embed_train.py). All take
@@ -19,11 +21,13 @@ among 240.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +137,30 @@ def time() -> None:
     results.keep_rows("embed_train", rows, command, "Medians of tens of steps.")
 
 
+def choose() -> None:
+    """Scores every choice of the teacher's layers on held-out pairs, as they are, without training:
+    results/embedding_layers.json."""
+    import sentence_transformers
+    import torch
+
+    model = sentence_transformers.SentenceTransformer(str(teacher()), device="cpu")
+    bert, pairs = model[0].auto_model, embedding_texts.rows(PAIRS)
+    given, rows = list(bert.encoder.layer), []
+    for layers in (len(given), *LAYERS):
+        for kept in itertools.combinations(range(len(given)), layers):
+            bert.encoder.layer = torch.nn.ModuleList(given[layer] for layer in kept)
+            rows.append({"kept": kept, "spearman": _spearman(model.encode, pairs)})
+            print(rows[-1], flush=True)
+    command = "python benchmarks/embedding_runs.py --choose"
+    results.keep_rows("embedding_layers", rows, command, "Layers count from 0.")
+
+
+def _spearman(encode: Callable[[list[str]], np.ndarray], pairs: list[dict[str, str]]) -> float:
+    ours_ND, others_ND = (encode([pair[f"sentence{n}"] for pair in pairs]) for n in (1, 2))
+    scores = [float(pair["score"]) for pair in pairs]
+    return float(scipy.stats.spearmanr((ours_ND * others_ND).sum(1), scores).statistic)
+
+
 def graphs() -> None:
     """Exports a student of 3 layers as ONNX, and scores both graphs on STS-B's dev set, beside what
     the export has measured: results/embedding_graphs.json."""
@@ -141,15 +169,9 @@ def graphs() -> None:
         student = ours(3, TERMS[0], 0, _rate(3, TERMS[0]))
         export.export_checkpoint(str(student), None, str(folder), with_onnx=True)
     pairs, found = embedding_texts.rows(_test()), []
-    scores = [float(pair["score"]) for pair in pairs]
     for name, about in json.loads((folder / onnx.FILE).read_text())["files"].items():
         of = argparse.Namespace(model=folder, graph=folder / about["file"], batch_size=32)
-        encode = embed_pass.of_onnx(of)
-        one_ND, other_ND = (
-            encode([pair[side] for pair in pairs]) for side in ("sentence1", "sentence2")
-        )
-        cosines_N = (one_ND * other_ND).sum(1)
-        spearman = float(scipy.stats.spearmanr(cosines_N, scores).statistic)
+        spearman = _spearman(embed_pass.of_onnx(of), pairs)
         own = {key: about[key] for key in ("mb", "throughput", "latency_ms")}
         found.append({"graph": name, "spearman": spearman} | own)
     command = "python benchmarks/embedding_runs.py --graphs"
@@ -209,6 +231,7 @@ def _file(arm: tuple[int, str], seed: int) -> Path:
 
 def main() -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--choose", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--graphs", action="store_true")
@@ -216,6 +239,8 @@ def main() -> Any:
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--ways", nargs="+", default=[*TERMS, LIBRARY])
     options = parser.parse_args()
+    if options.choose:
+        return choose()
     if options.time:
         return time()
     if options.graphs:

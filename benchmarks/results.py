@@ -22,6 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from kd_jax.models import surgery
 from kd_jax.report import quantities, runs, table, tables
 from kd_jax.run import workdir
 
@@ -157,6 +158,22 @@ def _embedding_steps(rows: list[Row]) -> str:
         for row in rows
     ]
     return table.Table("", header, found, labels=2).markdown()
+
+
+def _layers(rows: list[Row]) -> str:
+    """The best three choices of each number of layers, and the evenly spaced one."""
+    found, depth = [], max(len(row["kept"]) for row in rows)
+    for layers in dict.fromkeys(len(row["kept"]) for row in rows):
+        own = sorted(
+            (row for row in rows if len(row["kept"]) == layers), key=lambda row: -row["spearman"]
+        )
+        even = surgery.layer_map("uniform", layers, depth)
+        for row in own:
+            if row in own[:3] or row["kept"] == even:
+                spaced = "evenly spaced" if row["kept"] == even else ""
+                kept = ", ".join(map(str, row["kept"]))
+                found.append([str(layers), kept, spaced, f"{row['spearman']:.4f}"])
+    return table.Table("", ["layers", "which", "", "Spearman correlation"], found, 3).markdown()
 
 
 def _graphs(rows: list[Row]) -> str:
@@ -341,6 +358,7 @@ _TABLES = {
     "endings_per_s": _hellaswag,
     "layers": _embedding_steps,
     "graph": _graphs,
+    "kept": _layers,
     "texts_per_s": _embedding,
     "separate": _sweep,
 }
