@@ -72,7 +72,7 @@ def _made(name: str, folder: Path) -> Smoke:
         Reads(config) as reads,
         compilations() as compiled,
         guards(),
-        sketches(),
+        sketches(name),
         one_length(name),
         few_devices(name),
     ):
@@ -109,9 +109,12 @@ def few_devices(name: str):
     return mock.patch.object(sharding, "make_mesh", few)
 
 
-def sketches():
-    """Draws pictures without moving their pieces about until none overlap, half of the work."""
+def sketches(name: str):
+    """Draws pictures without moving their pieces about until none overlap, half of the work; of runs
+    whose pictures show nothing of their own, sheets are left empty."""
     figure = plots.Figure
+    if name not in ON_ALL:
+        return mock.patch.object(plots, "sheet", lambda *given, **more: figure(figsize=(1, 1)))
     return mock.patch.object(plots, "Figure", lambda layout=None, **given: figure(**given))
 
 
