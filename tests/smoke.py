@@ -110,8 +110,8 @@ def few_devices(name: str):
 
 
 def sketches(name: str):
-    """Draws pictures without moving their pieces about until none overlap, half of the work; of runs
-    whose pictures show nothing of their own, sheets are left empty."""
+    """Draws pictures without moving their pieces about until none overlap, half of the work; none
+    on the sheets of runs whose pictures show nothing of their own."""
     figure = plots.Figure
     if name not in ON_ALL:
         return mock.patch.object(plots, "sheet", lambda *given, **more: figure(figsize=(1, 1)))
