@@ -326,16 +326,22 @@ def _arms(rows: list[Row]) -> str:
         figures = quantities.of_keys({"perplexity", *rows[0]})  # of language models
         figures = [figure for figure in figures if figure.key in rows[0]]
         header = ["arm", "steps", "s", *(figure.title for figure in figures)]
-        found = []
+        found, whole, first = [], arms.get("teacher"), figures[0]
+        if whole:
+            header.append(f"of the teacher's {first.title}")
         for arm, own in arms.items():
             seconds = statistics.fmean(row["seconds"] for row in own)
             cells = [arm, f"{own[0]['steps']:,}", f"{seconds:.0f}"]
-            found.append([*cells, *(quantities.mean(figure, own) for figure in figures)])
+            cells += (quantities.mean(figure, own) for figure in figures)
+            if whole:
+                share = quantities.average(first, own) / quantities.average(first, whole)
+                cells.append(f"{share:.1%}")
+            found.append(cells)
             rival = arms.get(own[0]["against"], [])
             if [row["seed"] for row in rival] == [row["seed"] for row in own]:
                 pairs = (quantities.compare(figure, own, rival) for figure in figures)
                 shown = ["" if pair is None else pair.show() for pair in pairs]
-                found.append([f"- {own[0]['against']}", "", "", *shown])
+                found.append([f"- {own[0]['against']}", "", "", *shown, *[""] * bool(whole)])
         seeds = max(map(len, arms.values()))
         title = (
             f"equal {equal}, {seeds} seeds: mean ± standard deviation; differences ± their error"
