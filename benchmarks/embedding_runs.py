@@ -52,7 +52,7 @@ RATES, TUNED_BY = (2e-4, 4e-4, 8e-4), 100  # learning rates that were tried; the
 TUNED_IN = 150
 ARMS = [(3, way) for way in (*TERMS, LIBRARY)]
 ARMS += [(layers, way) for layers in (2, 1) for way in (TERMS[0], LIBRARY)]
-SYSTEMS, TIMED = ("kd_jax", "pytorch"), 3  # processes of a size and system, in turn
+SYSTEMS = "kd_jax", "pytorch"
 FIGURES = "spearman", "pearson", "ndcg@10", "recall@10"
 
 
@@ -117,13 +117,13 @@ def _rate(layers: int, way: str) -> float:
     return float(max(scores, key=scores.get))
 
 
-def time() -> None:
-    """Times a step of each size by each system, processes in turn: results/embed_train.json."""
+def time(rounds: int) -> None:
+    """Times a step of each size by each system, a process of each in every round:
+    results/embed_train.json."""
     laps: dict[tuple[int, str], list[dict]] = {}
-    for layers in LAYERS:
-        for _ in range(TIMED):
-            for system in SYSTEMS:
-                laps.setdefault((layers, system), []).append(_launch(system, layers=layers))
+    for _ in range(rounds):
+        for layers, system in itertools.product(LAYERS, SYSTEMS):
+            laps.setdefault((layers, system), []).append(_launch(system, layers=layers))
     rows = []
     for (layers, system), runs in laps.items():
         step = statistics.median(lap for run in runs for lap in run["seconds"]) / LAP
@@ -235,6 +235,7 @@ def main() -> Any:
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--graphs", action="store_true")
+    parser.add_argument("--rounds", type=int, default=2, help="of --time")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
     parser.add_argument("--ways", nargs="+", default=[*TERMS, LIBRARY])
@@ -242,7 +243,7 @@ def main() -> Any:
     if options.choose:
         return choose()
     if options.time:
-        return time()
+        return time(options.rounds)
     if options.graphs:
         return graphs()
     arms = [arm for arm in ARMS if arm[0] in options.layers and arm[1] in options.ways]
