@@ -83,7 +83,9 @@ def error(tmp_path, capsys, monkeypatch):
             with workdir.enter(config, "tiny", str(run)) as place:
                 distil.run(config, place)
         assert left.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        (line,) = lines
         assert line.startswith("error: ")
         assert not list(run.glob("*/metrics.csv"))  # nothing has been trained
         return line.removeprefix("error: ")
