@@ -1,6 +1,7 @@
 """All tests run on the CPU, as on eight devices, and strictly."""
 
 import gc
+import logging
 import os
 import tempfile
 
@@ -49,6 +50,13 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    """The package's log goes to pytest alone, whatever a program that ran before has set up."""
+    own = logging.getLogger("kd_jax")
+    own.handlers, own.propagate = [], True
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,8 @@ TEXT = "The man saw the dog .\n\nThe fox ran home to bed .\n\n" * 20
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def said(caplog):
     """The lines of the log."""
-    monkeypatch.setattr(logging.getLogger("kd_jax"), "propagate", True)
     caplog.set_level(logging.INFO, "kd_jax")
     return lambda: "\n".join(record.getMessage() for record in caplog.records)
 
