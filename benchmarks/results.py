@@ -326,7 +326,8 @@ def _arms(rows: list[Row]) -> str:
         figures = quantities.of_keys({"perplexity", *rows[0]})  # of language models
         figures = [figure for figure in figures if figure.key in rows[0]]
         header = ["arm", "steps", "s", *(figure.title for figure in figures)]
-        found, whole, first = [], arms.get("teacher"), figures[0]
+        first = next(figure for key in rows[0] for figure in figures if figure.key == key)
+        found, whole = [], arms.get("teacher")
         if whole:
             header.append(f"of the teacher's {first.title}")
         for arm, own in arms.items():
