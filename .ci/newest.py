@@ -26,9 +26,10 @@ def families(name: str) -> tuple[str, ...]:
 def main(which: str, part: int, parts: int) -> None:
     for module in pkgutil.walk_packages(kd_jax.__path__, "kd_jax."):
         importlib.import_module(module.name)
-    of_recipe = {load(name).recipe: name for name in NAMES}.values()
-    others = {(load(name).recipe, families(name)): name for name in NAMES}.values()
-    names = list(of_recipe) if which == "one" else [n for n in others if n not in set(of_recipe)]
+    names = list({load(name).recipe: name for name in NAMES}.values())
+    if which == "others":
+        kinds = {(load(name).recipe, families(name)): name for name in NAMES}
+        names = [name for name in kinds.values() if name not in names]
     for name in names[part::parts]:
         start = time.monotonic()
         smoke.run(name)
