@@ -3,7 +3,7 @@
     python .ci/newest.py one PART PARTS      # a config of each recipe
     python .ci/newest.py others PART PARTS   # one of each recipe and families of models besides
 
-PARTS such processes share the configs. All of them run with the versions that were tested.
+PARTS such processes share them. The tests run every config, with the versions of constraints.txt.
 """
 
 import importlib

@@ -15,17 +15,15 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from timing import Laps
+from timing import QUIET, Laps
 
-LAP, ROWS, SEQ_LEN = 10, 64, 128
+LAP = 10
 RATE = 1e-4  # of sentence-transformers' example
-Read = tuple[list[str], np.ndarray]
 
 
 def of_kd_jax(args: argparse.Namespace, laps: Laps) -> list[float]:
-    from kd_jax.configs import embedding_minilm
-
     from kd_jax import api
+    from kd_jax.configs import embedding_minilm
 
     os.environ["KD_JAX_CACHE"] = str(args.vectors.parent / "cache")  # the teacher's, kept
     config = embedding_minilm.get_config(f"{args.layers}_mse")
@@ -51,7 +49,6 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
     import datasets
     import torch
     import transformers
-    from kd_jax.configs import embedding_minilm
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -59,7 +56,7 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
     )
     from sentence_transformers.sentence_transformer import losses
 
-    from kd_jax.models import surgery
+    from kd_jax.configs import embedding_minilm
 
     class EndOfLap(transformers.TrainerCallback):
         def on_step_end(self, settings: Any, state: Any, control: Any, **_: Any) -> None:
@@ -67,32 +64,28 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
                 laps.end()
 
     student = SentenceTransformer(str(args.model), device="cpu", local_files_only=True)
-    student.max_seq_length = SEQ_LEN
+    config = embedding_minilm.get_config(str(args.layers))
+    student.max_seq_length = config.task.seq_len
     bert = student[0].auto_model
-    given = bert.encoder.layer
-    kept = surgery.layer_map(embedding_minilm.LAYERS[args.layers], args.layers, len(given))
-    bert.encoder.layer = torch.nn.ModuleList(given[layer] for layer in kept)
+    kept = [bert.encoder.layer[layer] for layer in config.student.layers]
+    bert.encoder.layer = torch.nn.ModuleList(kept)
     bert.config.num_hidden_layers = args.layers
     with tempfile.TemporaryDirectory() as folder:
         settings = SentenceTransformerTrainingArguments(
             output_dir=folder,
             max_steps=args.steps,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=config.batch_size,
             learning_rate=args.rate,
             warmup_steps=round(0.1 * args.steps),
             seed=args.seed,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
+            **QUIET,
         )
-        sentences, vectors_ND = read(args)
+        texts = args.texts.read_text(encoding="utf-8").splitlines()
+        given = datasets.Dataset.from_dict({"text": texts, "label": np.load(args.vectors)})
         trainer = SentenceTransformerTrainer(
             model=student,
             args=settings,
-            train_dataset=datasets.Dataset.from_dict({"text": sentences, "label": vectors_ND}),
+            train_dataset=given,
             loss=losses.MSELoss(student),
             callbacks=[EndOfLap()],
         )
@@ -101,11 +94,6 @@ def of_pytorch(args: argparse.Namespace, laps: Laps) -> list[float]:
     if args.out:
         student.save(str(args.out))
     return [loss]
-
-
-def read(args: argparse.Namespace) -> Read:
-    texts = args.texts.read_text(encoding="utf-8").splitlines()
-    return texts, np.load(args.vectors)
 
 
 SYSTEMS = {"kd_jax": of_kd_jax, "pytorch": of_pytorch}

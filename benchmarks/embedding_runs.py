@@ -35,12 +35,12 @@ import embed_pass
 import embedding_texts
 import numpy as np
 import scipy.stats
-from embed_train import LAP, RATE, ROWS
-from kd_jax.configs import embedding_minilm
-from kd_jax.configs.embedding_minilm import LAYERS, STEPS
+from embed_train import LAP, RATE
 
 import results
 from kd_jax import api
+from kd_jax.configs import embedding_minilm
+from kd_jax.configs.embedding_minilm import LAYERS, STEPS
 from kd_jax.recipes import export, onnx
 
 ROOT = Path("runs/embedding")
@@ -121,6 +121,7 @@ def time(rounds: int) -> None:
     """Times a step of each size by each system, a process of each in every round:
     results/embed_train.json."""
     laps: dict[tuple[int, str], list[dict]] = {}
+    batch = embedding_minilm.get_config().batch_size
     for _ in range(rounds):
         for layers, system in itertools.product(LAYERS, SYSTEMS):
             laps.setdefault((layers, system), []).append(_launch(system, layers=layers))
@@ -128,11 +129,15 @@ def time(rounds: int) -> None:
     for (layers, system), runs in laps.items():
         step = statistics.median(lap for run in runs for lap in run["seconds"]) / LAP
         others = max(statistics.mean(run["others"]) for run in runs)
-        row = {"layers": layers, "system": system, "step_s": step, "texts_per_s": ROWS / step}
+        row = {
+            "layers": layers,
+            "system": system,
+            "step_s": step,
+            "texts_per_s": batch / step,
+        }
         peak = statistics.median(run["peak_bytes"] for run in runs)
         rows.append(row | {"peak_bytes": peak, "others_share": others})
         print(rows[-1], flush=True)
-    (ROOT / "time.json").write_text(json.dumps(rows) + "\n")
     command = "python benchmarks/embedding_runs.py --time"
     results.keep_rows("embed_train", rows, command, "Medians of tens of steps.")
 
@@ -207,7 +212,7 @@ def scored(model: Path) -> dict[str, float]:
 
 def keep(seeds: int) -> None:
     """Writes results/embedding_arms.json."""
-    timed = json.loads((ROOT / "time.json").read_text())
+    timed = results.rows_of("embed_train")
     step = {(each["layers"], each["system"] == "kd_jax"): each["step_s"] for each in timed}
     rows = []
     for arm in ARMS:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import rich.console
 import rich.table
+
 from kd_jax.configs import ensemble_stories
 
 ROOT = Path(__file__).resolve().parent.parent

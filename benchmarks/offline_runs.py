@@ -15,10 +15,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from kd_jax.configs import offline_stories
-
 import results
 from kd_jax import api
+from kd_jax.configs import offline_stories
 from kd_jax.train import records
 
 ROOT = Path("runs/offline")

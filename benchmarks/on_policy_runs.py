@@ -27,10 +27,9 @@ from time import perf_counter
 from typing import Any
 from unittest import mock
 
-from kd_jax.configs import onpolicy_stories
-
 import results
 from kd_jax import api
+from kd_jax.configs import onpolicy_stories
 from kd_jax.stages import sequence
 from kd_jax.train import records
 

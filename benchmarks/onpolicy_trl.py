@@ -26,7 +26,7 @@ from onpolicy_cases import (
     prompts,
     sizes,
 )
-from timing import Laps
+from timing import QUIET, Laps
 
 
 class Trainer(trl.DistillationTrainer):
@@ -72,7 +72,6 @@ def train(args: argparse.Namespace, folder: str) -> dict:
         temperature=1.0,
         beta=1.0,
         bf16=args.precision == "bf16",
-        use_cpu=True,
         optim="adamw_torch_fused",
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -82,11 +81,7 @@ def train(args: argparse.Namespace, folder: str) -> dict:
         adam_epsilon=EPSILON,
         max_grad_norm=CLIP_NORM,
         dataloader_drop_last=True,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
     )
     end = EndOfStep(Laps(WARM))
     trainer = end.trainer = Trainer(

@@ -1,8 +1,7 @@
 """What benchmarks/sweep.py runs: `grid`, or `one` of its trials as a run of its own."""
 
-from kd_jax.configs import small_finetune
-
 from kd_jax import config
+from kd_jax.configs import small_finetune
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)

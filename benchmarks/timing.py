@@ -12,6 +12,15 @@ from typing import Any
 
 from cases import CASES, TINY, Case
 
+QUIET = dict(  # of transformers' trainers: nothing but steps, on the CPU
+    use_cpu=True,
+    dataloader_pin_memory=False,
+    logging_strategy="no",
+    save_strategy="no",
+    report_to="none",
+    disable_tqdm=True,
+)
+
 
 def arguments() -> argparse.ArgumentParser:
     """Arguments of every timed process."""

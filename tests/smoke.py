@@ -109,13 +109,17 @@ def few_devices(name: str):
     return mock.patch.object(sharding, "make_mesh", few)
 
 
+@contextlib.contextmanager
 def sketches(name: str):
     """Draws pictures without moving their pieces about until none overlap, half of the work; none
     on the sheets of runs whose pictures show nothing of their own."""
     figure = plots.Figure
-    if name not in ON_ALL:
-        return mock.patch.object(plots, "sheet", lambda *given, **more: figure(figsize=(1, 1)))
-    return mock.patch.object(plots, "Figure", lambda layout=None, **given: figure(**given))
+    sheet = plots.sheet if name in ON_ALL else lambda *given, **more: figure(figsize=(1, 1))
+    with (
+        mock.patch.object(plots, "Figure", lambda layout=None, **given: figure(**given)),
+        mock.patch.object(plots, "sheet", sheet),
+    ):
+        yield
 
 
 @contextlib.contextmanager

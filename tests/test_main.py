@@ -85,7 +85,7 @@ def error(tmp_path, capsys, monkeypatch):
         assert left.value.code == 1
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
-        (line,) = lines
+        line = lines[0]
         assert line.startswith("error: ")
         assert not list(run.glob("*/metrics.csv"))  # nothing has been trained
         return line.removeprefix("error: ")

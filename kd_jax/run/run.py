@@ -66,7 +66,8 @@ class Run:
 
     @property
     def chunk(self) -> int:
-        """Returns the rows of a chunk of logits over a vocabulary; 0: chosen automatically."""
+        """Returns for how many rows logits over a vocabulary are computed at once; 0: chosen
+        automatically."""
         return self.config.get("vocab_chunk", 0)
 
     @property
@@ -121,8 +122,8 @@ class Run:
             self.tokenizers[name] = self.tokenizers["teacher"]
 
     def labelled(self, model: Blueprint) -> Blueprint:
-        """Returns a model's description with the task's classes, in the task's order, and with how
-        its texts are read."""
+        """Adds to the description of a model the task's classes, in the task's order, and how its
+        texts are read (`Task.noted_in`)."""
         task = self.tasks["teacher"]
         config = task.noted_in(model.config)
         if task.labels and not (self.folder is None and task.labels_in_data):

@@ -317,14 +317,15 @@ def commit() -> str:
 
 
 def _cpu() -> str:
-    return platform.processor() if _cpuinfo() is None else _cpuinfo().get("model name", "")
+    about = _cpuinfo()
+    return platform.processor() if about is None else about.get("model name", "")
 
 
 def _multiplies_bf16() -> bool:
     """Tells whether the CPU has bfloat16 products; True where nothing says so."""
     about = _cpuinfo() or {}
     flags = about.get("flags") or about.get("Features")  # of x86, of ARM
-    return flags is None or any("bf16" in flag for flag in flags.split())
+    return flags is None or "bf16" in flags
 
 
 def _cpuinfo() -> dict[str, str] | None:

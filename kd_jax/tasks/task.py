@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from kd_jax.data import splits
 from kd_jax.data.encoded import Encoded
 from kd_jax.data.loader import Batches, BucketStream, lengths_of, lengths_of_pass
+from kd_jax.models.model_config import ModelConfig
 from kd_jax.ranges import settings
 from kd_jax.types import Batch
 
@@ -107,19 +108,19 @@ class Task(splits.Splits):
         raise NotImplementedError
 
     @classmethod
-    def settings_of(cls, config: Any, name: str) -> dict[str, Any]:
-        """Finds keys of config.task, for the task called `name` on command lines, in what a model's
-        config says of the texts that it reads."""
+    def settings_of(cls, config: ModelConfig, name: str) -> dict[str, Any]:
+        """Reads settings of the task, keys of config.task, off the config of a model that is to be
+        evaluated, such as the prompts of an embedder. `name`: the task on command lines."""
         return {}
 
-    def noted_in(self, config: Any) -> Any:
-        """Returns the config of a model that is trained on the task, which says how its texts are
-        read."""
+    def noted_in(self, config: ModelConfig) -> ModelConfig:
+        """Adds to the config of a model that is trained on the task how its texts are read, such as
+        an embedder's prompts, so that its export says so."""
         return config
 
     @property
     def labels_only(self) -> dict[str, Any]:
-        """Returns the objective of a stage without a teacher. UserError if there is none."""
+        """Returns the objective of a stage without a teacher. Raises UserError if there is none."""
         return {"mse" if self.regression else "ce": {"weight": 1.0}}
 
     # What a subclass inherits.

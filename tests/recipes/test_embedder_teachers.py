@@ -15,7 +15,6 @@ from kd_jax.run.run import build
 from kd_jax.run.teaching import TeacherLogits, given_teachers, teacher_and_batches
 from kd_jax.smoke import smoke_finetuning
 from kd_jax.teachers.ensemble import Several, Stored
-from tests import smoke
 from tests.recipes import finetuning
 
 ONLINE = dict(max_gb=0.0, folder="")
@@ -24,8 +23,8 @@ COLUMNS = ("query", "positive", "negative")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches(), finetuning.quick():
+def quick(caches):
+    with finetuning.quick():
         yield
 
 

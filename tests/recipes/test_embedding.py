@@ -17,15 +17,14 @@ from kd_jax.run.run import build
 from kd_jax.smoke import samples, smoke_finetuning
 from kd_jax.train import sharding
 from kd_jax.types import Batch
-from tests import smoke
 from tests.recipes import finetuning
 
 FILES = {"sts": "sts.jsonl", "retrieval": "retrieval", "reranking": "reranking.jsonl"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def caches():
-    with smoke.private_caches(), finetuning.quick():
+def quick(caches):
+    with finetuning.quick():
         yield
 
 
