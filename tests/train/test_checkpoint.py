@@ -2,6 +2,8 @@ import contextlib
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,30 +168,24 @@ def test_reading_makes_no_folder(folder):
     assert not folder.exists()
 
 
-@pytest.fixture
-def full_disk():
-    """No file may become longer than 100 kB: like a full disk, for this process alone."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(folder, full_disk):
+def fill_disk(folder: str) -> None:
+    """Saves step 1, then step 2 where no file may become longer than 1 kB: like a full disk."""
     checkpoints = Checkpoints(folder, keep=2)
     save(checkpoints, {1: 1.0})
-    full_disk(1000)
-    with pytest.raises(UserError) as error:
-        checkpoints.save(make(2, size=400_000), None)
-        checkpoints.wait()
-    full_disk(resource.RLIM_INFINITY)
-    message = str(error.value)
-    assert message == (
-        f"cannot write a checkpoint in {folder}: File too large. Make room and run the same "
-        f"command again (last whole checkpoint: step 1)"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    checkpoints.save(make(2, size=400_000), None)
+    checkpoints.wait()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(folder, pytestconfig):
+    # Of its own process, since other files of step 2 may still be written after the error.
+    code = f"from tests.train.test_checkpoint import fill_disk; fill_disk({str(folder)!r})"
+    process = [sys.executable, "-c", code]
+    failed = subprocess.run(process, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        f"kd_jax.errors.UserError: cannot write a checkpoint in {folder}: File too large. Make "
+        f"room and run the same command again (last whole checkpoint: step 1)"
     )
     again = Checkpoints(folder, keep=2)
     assert again.latest == 1
