@@ -32,8 +32,8 @@ from pretrain_step import launch
 from rounds import ALLOCATORS, OWN, Rounds, measured, print_table, times
 
 SYSTEMS = {  # in the order of the table: system, batch size, file of a graph
-    "kd_jax": ("kd_jax", 64, ""),
-    "kd_jax-32": ("kd_jax", 32, ""),
+    "kd_jax": ("kd_jax", 32, ""),
+    "kd_jax-64": ("kd_jax", 64, ""),
     "pytorch-32": ("pytorch", 32, ""),
     "pytorch-64": ("pytorch", 64, ""),
     "onnx-32": ("onnx", 32, "onnx/model.onnx"),

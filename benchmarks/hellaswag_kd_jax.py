@@ -9,7 +9,7 @@ from kd_jax.data import tokenizers
 from kd_jax.models import family, hf
 from kd_jax.precision import policy_for
 from kd_jax.recipes import evaluate
-from kd_jax.run import measure
+from kd_jax.run import measure, subject
 from kd_jax.train import sharding
 from kd_jax.types import Model
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser = arguments()
     parser.add_argument("--own_batch_size", action="store_true", help="that of kd_jax.evaluate")
     args = parser.parse_args()
-    batch_size = evaluate.ROWS if args.own_batch_size else args.batch_size
+    batch_size = subject.ROWS if args.own_batch_size else args.batch_size
     start_jax()
     policy = policy_for("fp32", jax.default_backend())
     kind, config = family.read(hf.read_config(args.model))

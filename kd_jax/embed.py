@@ -44,7 +44,7 @@ def parser() -> flags.Parser:
         action="store_true",
         help="give rows without text a vector of NaN (default: name the first one and stop)",
     )
-    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 64)")
+    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     return parser
 

@@ -38,7 +38,7 @@ def parser() -> flags.Parser:
         help="give rows without text an empty answer (default: name the first one and stop, since "
         "the column or the file is mostly at fault)",
     )
-    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 64)")
+    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
         "--null_threshold",

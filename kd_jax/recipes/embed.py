@@ -21,7 +21,7 @@ from kd_jax.data import encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import embedder, family
-from kd_jax.recipes.predict import AT_ONCE, ROWS, buckets_of, shown
+from kd_jax.recipes.predict import AT_ONCE, buckets_of, shown
 from kd_jax.run import subject
 from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction
@@ -42,7 +42,7 @@ class Options:
     prompt_name: str | None = None  # of the folder's prompts: its default one, if it has one
     prompt: str | None = None  # what every text begins with, in place of these
     dimensions: int | None = None  # of a vector, the first ones: as the folder says, mostly all
-    batch_size: int | None = None  # rows over all devices: 64
+    batch_size: int | None = None  # rows over all devices: 32
     precision: str | None = None  # fp32 | bf16: fp32
     delimiter: str | None = None  # of a .csv or .tsv: see data/source.py
     keep_empty: bool = False  # rows without text: True keeps them, with a vector of NaN
@@ -65,7 +65,7 @@ def embed_file(
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read, SUFFIXES)
-    batch_size = subject.rows(options.batch_size, ROWS)
+    batch_size = subject.rows(options.batch_size)
     own = subject.of_checkpoint(model, revision, "embedding", options.precision)
     own = _cut(own, options.dimensions)
     config, prompt = own.described.config, _prompt(own, options)

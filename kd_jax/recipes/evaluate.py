@@ -43,9 +43,7 @@ from kd_jax.train.passes import predict
 
 log = logging.getLogger(__name__)
 
-ROWS = 32  # of a batch, where neither the user nor a run says otherwise
-ROWS_OF_EXAMPLES = 64  # likewise
-TOKENS = 512  # of a row of text, likewise, unless the model takes fewer
+TOKENS = 512  # of a row of text where neither the user nor a run says otherwise, or the model fewer
 TEACHER = "teacher"  # of a run: the model that others are compared with
 
 
@@ -159,15 +157,14 @@ def evaluate_checkpoint(
         data: file, folder or glob; None for the task's reported split on the hub.
         options: defaults are no teacher; rows of text as in the model's training if its folder
             records that (run/provenance.py), else of the task's default length or 512 tokens, or
-            as many as the models take; batches of 32 rows or 64 examples; fp32.
+            as many as the models take; batches of 32 rows; fp32.
 
     Raises UserError for mistakes in any of these, and if the model lacks the head or a tokenizer,
     or the teacher has a different one.
     """
     bare = make_task(task, data, dataclasses.replace(options, labels=None))
     scored = bare.by_likelihood
-    usual = ROWS if scored or not bare.of_examples else ROWS_OF_EXAMPLES
-    rows = subject.rows(options.batch_size, usual)
+    rows = subject.rows(options.batch_size)
     own = subject.of_checkpoint(model, revision, "clm" if scored else bare.head, options.precision)
     if scored:
         trained = provenance.trained(own.described.folder)
@@ -304,7 +301,7 @@ def evaluate_run(
             f"{folder} is a run of task {name!r}, whose models are not causal: likelihoods "
             f"need one of task 'clm' or 'chat'"
         )
-    rows = subject.rows(options.batch_size, ROWS)
+    rows = subject.rows(options.batch_size)
     config = subject.for_these_devices(made.config, rows, options.precision)
     run = build(config, made.workdir)
     stages = [each.name for each in run.stages if each.name in made.stages]

@@ -31,7 +31,6 @@ from kd_jax.teachers.store import identity
 from kd_jax.train import sharding
 from kd_jax.train.progress import ProgressBar
 
-ROWS = 32  # of a batch, where nobody says otherwise
 AT_ONCE = 16  # batches, of prompts that are sorted by length and then kept
 
 
@@ -80,7 +79,7 @@ def generate_file(
     if written.suffix not in ("", ".jsonl"):
         raise UserError(f"--output={target}: cannot write {written.suffix}; have: .jsonl")
     prediction.check_output(written, read)
-    rows = subject.rows(options.batch_size, ROWS)
+    rows = subject.rows(options.batch_size)
     prompts = _read(read, own, options, trained)
     sampling = _sampling(options, prompts.stop)
     _check_lengths(prompts.tokens, own, options.max_new_tokens)

@@ -39,7 +39,6 @@ from kd_jax.types import Batch
 
 log = logging.getLogger(__name__)
 
-ROWS = 64  # of a batch, where nobody says otherwise
 TOKENS = 512  # of a text at most, or as many as the model takes
 AT_ONCE = 4096  # texts or questions whose tokens are in memory
 SPANS = settings(None, squad.DEFAULTS, "task")  # what questions are read and answered with
@@ -52,7 +51,7 @@ class Options:
 
     text: str | None = None  # column of the text: "text"
     pair: str | None = None  # column of a second text: none
-    batch_size: int | None = None  # rows over all devices: 64
+    batch_size: int | None = None  # rows over all devices: 32
     precision: str | None = None  # fp32 | bf16: fp32
     null_threshold: float | None = None  # logits; see `answers_of`. None: always answer
     delimiter: str | None = None  # of a .csv or .tsv: see data/source.py
@@ -78,7 +77,7 @@ def predict_file(
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read)
     mesh = sharding.make_mesh()
-    batch_size = subject.rows(options.batch_size, ROWS)
+    batch_size = subject.rows(options.batch_size)
     own = checkpoint(model, revision, options.precision)
     described = own.described
     found = _read(read, described.head, options)
