@@ -296,8 +296,12 @@ def check_head(family: Family, head: str) -> None:
 def abstract(family: Family, config: Any, head: str, policy: Policy) -> Model:
     """Makes a model with jax.ShapeDtypeStructs as parameters. UserError for an unknown head."""
     check_head(family, head)
-    config = dataclasses.replace(config, policy=policy)
+    model = _abstract(family, dataclasses.replace(config, policy=policy), head)
+    return jax.tree.map(lambda shape: shape, model)  # dicts of the caller's own
 
+
+@functools.lru_cache(64)  # a model of many layers takes a fifth of a second
+def _abstract(family: Family, config: Any, head: str) -> Model:
     def make() -> Model:
         module = HeadedModel(family.backbone(config), config, head)
         graphdef, state = nnx.split(module)

@@ -178,6 +178,14 @@ def test_a_parameter_starts_by_its_path_alone():
     assert not np.array_equal(kernels[0], kernels[1])
 
 
+def test_what_is_made_twice_is_not_shared():
+    made = *families.read(tiny.CONFIGS["bert"]), "mlm", Policy()
+    first, second = families.abstract(*made), families.abstract(*made)
+    assert first == second
+    first.params["backbone"]["blocks"].clear()
+    assert second.params["backbone"]["blocks"] and families.abstract(*made) == second
+
+
 def test_graph_is_one_for_equal_configs():
     one, two = (families.read(tiny.CONFIGS["gpt2"] | {"task": task}) for task in "ab")
     graphs = [families.abstract(*made, "clm", Policy()).graphdef for made in (one, two)]
