@@ -13,9 +13,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,6 +31,7 @@ from kd_jax.train.records import Listener
 if TYPE_CHECKING:
     import pyarrow as pa
 
+T = TypeVar("T")
 Config = ConfigDict  # an experiment: sections and keys, as `kd-jax keys` lists them
 # Rows of data: the path of a file; columns by name; a pandas DataFrame, a dataset of Hugging Face's
 # `datasets` or a pyarrow Table; or a list of texts, of rows (dicts), or of chats (lists of
@@ -199,11 +200,13 @@ def open_run(folder: str | os.PathLike) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A Hugging Face checkpoint: a student that was exported, or any model of a known family."""
+    """A Hugging Face checkpoint: a student that was exported, or any model of a known family. Its
+    weights are read when they are first needed, and stay in memory as long as this object does."""
 
     name: str  # folder, or hub id
     revision: str | None = None  # of a hub id
     precision: str = "fp32"  # fp32 | bf16
+    _open: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict]:
         """Labels texts with a classifier or regression.
@@ -233,7 +236,8 @@ class Model:
         given = embed.Options(**{"precision": self.precision} | options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(list(texts), Path(folder), "texts"), Path(folder, "vectors.npy")
-            embed.embed_file(self.name, self.revision, source, str(target), given)
+            own = self._opened(embed.checkpoint, given.precision)
+            embed.embed_file(own, source, str(target), given)
             return np.load(target)
 
     def generate(self, prompts: Sequence, **options: Any) -> list[dict]:
@@ -251,7 +255,7 @@ class Model:
         given = generate.Options(**{"precision": self.precision} | options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
-            own = generate.checkpoint(self.name, self.revision, given.precision)
+            own = self._opened(generate.checkpoint, given.precision)
             generate.generate_file(*own, source, str(target), given)
             return [json.loads(line) for line in target.read_text().splitlines()]
 
@@ -279,8 +283,16 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "predictions.jsonl")
             source = _file(columns, Path(folder), "texts")
-            predict.predict_file(self.name, self.revision, source, str(target), options)
+            own = self._opened(predict.checkpoint, options.precision)
+            predict.predict_file(own, source, str(target), options)
             return [json.loads(line) for line in target.read_text().splitlines()]
+
+    def _opened(self, checkpoint: Callable[..., T], precision: str) -> T:
+        """Opens the model as a command does, when it is first needed."""
+        key = checkpoint, precision
+        if key not in self._open:
+            self._open[key] = checkpoint(self.name, self.revision, precision)
+        return self._open[key]
 
 
 def load(model: str | os.PathLike, revision: str | None = None, precision: str = "fp32") -> Model:

@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.plain_errors():
         cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
-        done = embed.embed_file(model, revision, source, target, embed.Options(**args))
+        options = embed.Options(**args)
+        own = embed.checkpoint(model, revision, options.precision)
+        done = embed.embed_file(own, source, target, options)
     size = f"{done['rows']:,} vectors of {done['dimensions']} dimensions"
     print(f"wrote {done['output']}: {size} in {done['seconds']} s")
 

@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.plain_errors():
         cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
-        done = predict.predict_file(model, revision, source, target, predict.Options(**args))
+        options = predict.Options(**args)
+        own = predict.checkpoint(model, revision, options.precision)
+        done = predict.predict_file(own, source, target, options)
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
 
 

@@ -17,6 +17,7 @@ def calls(monkeypatch):
         made.append(args)
         return DONE
 
+    monkeypatch.setattr(recipe, "checkpoint", lambda *about: about)
     monkeypatch.setattr(recipe, "predict_file", record)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     return made
@@ -29,9 +30,9 @@ def test_flags(calls, capsys):
     predict.main([*files, *more.split()])
     predict.main([*files, "--delimiter=;", "--keep_empty"])
     assert calls == [
-        ("m", None, "in.csv", "out.csv", Options()),
-        ("m", "v1", "in.csv", "out.csv", Options("a", "b", 8, "bf16", -1.5)),
-        ("m", None, "in.csv", "out.csv", Options(delimiter=";", keep_empty=True)),
+        (("m", None, None), "in.csv", "out.csv", Options()),
+        (("m", "v1", "bf16"), "in.csv", "out.csv", Options("a", "b", 8, "bf16", -1.5)),
+        (("m", None, None), "in.csv", "out.csv", Options(delimiter=";", keep_empty=True)),
     ]
     assert capsys.readouterr().out == "wrote out.csv: 1,234 rows in 5.6 s\n" * 3
 
@@ -40,7 +41,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys):
     def fail(*args):
         raise UserError("no such thing")
 
-    monkeypatch.setattr(recipe, "predict_file", fail)
+    monkeypatch.setattr(recipe, "checkpoint", fail)
     monkeypatch.setattr(cli, "start_jax", lambda: None)
     with pytest.raises(SystemExit) as exit:
         predict.main(["--model=m", "--input=a.txt", "--output=b.csv"])

@@ -26,8 +26,6 @@ from kd_jax.run import subject
 from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction
 from kd_jax.tasks.prediction import Input
-from kd_jax.teachers.store import identity
-from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
 
@@ -48,13 +46,11 @@ class Options:
     keep_empty: bool = False  # rows without text: True keeps them, with a vector of NaN
 
 
-def embed_file(
-    model: str, revision: str | None, source: str, target: str, options: Options
-) -> dict[str, Any]:
+def embed_file(own: Subject, source: str, target: str, options: Options) -> dict[str, Any]:
     """Writes the vectors of the texts of the file `source` to the file `target`.
 
     Args:
-        model: folder of an embedder, or of any model of a known family, or hub id of `revision`.
+        own: an embedder; see `checkpoint`.
         source: a file as `prediction.texts` reads it.
         target: a .npy, float32 (N, D), or a .parquet with `index`, the number of the text from 0,
             `id` if the input has ids, and `vector`; both in the order of the input.
@@ -66,17 +62,15 @@ def embed_file(
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read, SUFFIXES)
     batch_size = subject.rows(options.batch_size)
-    own = subject.of_checkpoint(model, revision, "embedding", options.precision)
     own = _cut(own, options.dimensions)
     config, prompt = own.described.config, _prompt(own, options)
     found = prediction.texts(read, options.text, None, options.delimiter, options.keep_empty)
     texts = [prompt + text for text in found.examples.first]
     most = config.texts.max_tokens or own.tokenizer.model_max_length
     seq_len = min(most, config.max_tokens)
-    mesh = sharding.make_mesh()
-    student = own.model(mesh, frozen=True)
+    student, mesh = own.frozen
     about = dict(
-        model=identity(own.params, (own.described.policy, embedder.vectors(config))),
+        model=(own.digest, embedder.vectors(config)),
         texts=texts,
         read=[own.tokenizer.backend_tokenizer.to_str(), seq_len, sorted(found.empty)],
     )
@@ -107,6 +101,11 @@ def embed_file(
         "seconds": round(time.perf_counter() - began, 1),
         "output": str(written),
     }
+
+
+def checkpoint(model: str, revision: str | None, precision: str | None) -> Subject:
+    """Opens the folder of an embedder, or of any model of a known family, or a hub id."""
+    return subject.of_checkpoint(model, revision, "embedding", precision)
 
 
 def _cut(own: Subject, dimensions: int | None) -> Subject:

@@ -27,8 +27,6 @@ from kd_jax.run.sampler import Text, TextWriter
 from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction
 from kd_jax.tasks.prediction import Input
-from kd_jax.teachers.store import identity
-from kd_jax.train import sharding
 from kd_jax.train.progress import ProgressBar
 
 AT_ONCE = 16  # batches, of prompts that are sorted by length and then kept
@@ -83,10 +81,9 @@ def generate_file(
     prompts = _read(read, own, options, trained)
     sampling = _sampling(options, prompts.stop)
     _check_lengths(prompts.tokens, own, options.max_new_tokens)
-    mesh = sharding.make_mesh()
-    model = own.model(mesh, frozen=True)
+    model, mesh = own.frozen
     about = dict(
-        model=identity(own.params, own.described.policy),
+        model=own.digest,
         prompts=[tokens.tolist() for tokens in prompts.tokens],
         settings=[repr(sampling), options.samples, options.seed, prompts.ids],
     )

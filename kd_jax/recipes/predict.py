@@ -32,7 +32,6 @@ from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction, squad
 from kd_jax.tasks.classification import Texts
 from kd_jax.tasks.prediction import Input
-from kd_jax.train import sharding
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
 from kd_jax.types import Batch
@@ -58,13 +57,11 @@ class Options:
     keep_empty: bool = False  # rows without text: True keeps them, without an answer
 
 
-def predict_file(
-    model: str, revision: str | None, source: str, target: str, options: Options
-) -> dict[str, Any]:
+def predict_file(own: Subject, source: str, target: str, options: Options) -> dict[str, Any]:
     """Writes a model's predictions for the rows of the file `source` to the file `target`.
 
     Args:
-        model: folder of a classifier, regression or answer extractor, or hub id of `revision`.
+        own: a classifier, regression or answer extractor; see `checkpoint`.
         source: a file as tasks/prediction.py reads it.
         target: a file as `prediction.writing` writes it. Each row has `index`, the number of the
             text or question from 0 (a header does not count), `id` if the input has ids, and the
@@ -76,15 +73,13 @@ def predict_file(
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read)
-    mesh = sharding.make_mesh()
     batch_size = subject.rows(options.batch_size)
-    own = checkpoint(model, revision, options.precision)
     described = own.described
     found = _read(read, described.head, options)
     most = SPANS["seq_len"] if described.head == "span" else TOKENS
     seq_len = min(most, described.config.max_tokens)
     check_types("model", described, own.tokenizer, found.first)
-    student = own.model(mesh, frozen=True)
+    student, mesh = own.frozen
     bar, buckets = ProgressBar("predict", 0, len(found)), ()
     with contextlib.closing(bar), prediction.writing(written) as write:
         for start in range(0, len(found), AT_ONCE):

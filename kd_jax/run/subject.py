@@ -22,6 +22,8 @@ from kd_jax.run.models import check_vocabulary
 from kd_jax.run.run import Run
 from kd_jax.run.stage import restore_best
 from kd_jax.run.teaching import given_params, laid_out
+from kd_jax.teachers.store import identity
+from kd_jax.train import sharding
 from kd_jax.types import Model, Params
 
 Report = dict[str, Any]
@@ -43,6 +45,18 @@ class Subject:
         """Reads the parameters, to the host or sharded as for training; only when first used, so
         that other mistakes are found before."""
         return self.load()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Names what the model computes: a hash of its parameters and types."""
+        return identity(self.params, self.described.policy)
+
+    @functools.cached_property
+    def frozen(self) -> tuple[Model, Mesh]:
+        """Puts the model on every device of a mesh of all, cast to operand types, like a teacher:
+        once, for all that is asked of it."""
+        mesh = sharding.make_mesh()
+        return self.model(mesh, frozen=True), mesh
 
     def model(self, mesh: Mesh, frozen: bool = False) -> Model:
         """Returns the model with its parameters on every device; `frozen`: cast to operand types,

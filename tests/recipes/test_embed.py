@@ -16,7 +16,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.models.model_config import Texts
 from kd_jax.recipes import embed
-from kd_jax.recipes.embed import Options, embed_file
+from kd_jax.recipes.embed import Options
 from tests.models import tiny
 
 pytestmark = pytest.mark.usefixtures("caches")
@@ -47,7 +47,9 @@ def wanted(model, tmp_path_factory):
 
 
 def run(model, source, target, **options):
-    return embed_file(model, None, str(source), str(target), Options(batch_size=8, **options))
+    given = Options(batch_size=8, **options)
+    own = embed.checkpoint(model, None, given.precision)
+    return embed.embed_file(own, str(source), str(target), given)
 
 
 def pooled(folder, texts):
@@ -66,6 +68,14 @@ def test_vectors_are_pytorch_s(model, wanted):
     want = pooled(model, ["is it good " + text for text in TEXTS[:9]])[:, :5]
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)
     assert np.abs(found - wanted[1][:9, :5]).max() > 0.01  # the prompt changes something
+
+
+def test_a_loaded_model_stays_in_memory(model, wanted, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    loaded = kd_jax.load(folder)
+    loaded.embed(TEXTS[:1], batch_size=8)
+    shutil.rmtree(folder)
+    np.testing.assert_array_equal(loaded.embed(TEXTS, batch_size=8), wanted[1])
 
 
 def test_a_table(model, wanted, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from kd_jax.errors import UserError
 from kd_jax.models import family, hf
 from kd_jax.precision import Policy
 from kd_jax.recipes import predict
-from kd_jax.recipes.predict import Options, predict_file
+from kd_jax.recipes.predict import Options
 from kd_jax.tasks import prediction
 from tests.models import tiny
 from tests.recipes import finetuning
@@ -58,6 +58,12 @@ def reader(tmp_path_factory):
     return checkpoint(tmp_path_factory.mktemp("reader"), "span")
 
 
+def predict_file(model, source, target, options):
+    """Predicts as the command does."""
+    own = predict.checkpoint(model, None, options.precision)
+    return predict.predict_file(own, source, target, options)
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -71,7 +77,7 @@ def test_classes_are_pytorch_s(classifier, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "AT_ONCE", 32)  # three parts of the file, the last one small
     source, target = tmp_path / "texts.txt", tmp_path / "new" / "out.jsonl"
     source.write_text("\n".join(TEXTS) + "\n\n")
-    done = predict_file(classifier, None, str(source), str(target), Options(batch_size=16))
+    done = predict_file(classifier, str(source), str(target), Options(batch_size=16))
     assert (done["rows"], done["head"], done["output"]) == (70, "classification", str(target))
     found = lines(target)
     assert [row["index"] for row in found] == list(range(70))
@@ -94,7 +100,7 @@ def test_pairs_in_tables_keep_their_ids(classifier, tmp_path):
     options = Options(text="a", pair="b", precision="bf16")
     for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
         target = tmp_path / f"out{suffix}"
-        predict_file(classifier, None, source, str(target), options)
+        predict_file(classifier, source, str(target), options)
         with target.open(newline="") as file:
             found = list(csv.DictReader(file, delimiter=delimiter))
         assert [row["id"] for row in found] == ["n1", "n2", "n3"]
@@ -102,7 +108,7 @@ def test_pairs_in_tables_keep_their_ids(classifier, tmp_path):
         assert list(found[0]) == ["index", "id", "label", "probability", *classes]
         assert math.isclose(sum(float(found[1][name]) for name in classes), 1, abs_tol=1e-5)
     alone = tmp_path / "alone.csv"
-    predict_file(classifier, None, source, str(alone), Options(text="a", precision="bf16"))
+    predict_file(classifier, source, str(alone), Options(text="a", precision="bf16"))
     assert alone.read_text() != (tmp_path / "out.csv").read_text()
 
 
@@ -110,11 +116,11 @@ def test_scores_of_a_regression(tmp_path):
     model = checkpoint(tmp_path / "model", "classification", ("score",))
     source, target = tmp_path / "texts.txt", tmp_path / "scores"
     source.write_text(f"{TEXTS[0]}\n{TEXTS[1]}\n")
-    predict_file(model, None, str(source), str(target), Options())
+    predict_file(model, str(source), str(target), Options())
     assert [sorted(row) for row in lines(target)] == [["index", "score"]] * 2
     source.write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n")
     scored = lines(target)
-    predict_file(model, None, str(source), str(target), Options(keep_empty=True))
+    predict_file(model, str(source), str(target), Options(keep_empty=True))
     kept = lines(target)
     assert [row["index"] for row in kept] == [0, 1, 2] and kept[1]["score"] is None
     assert [kept[0]["score"], kept[2]["score"]] == [row["score"] for row in scored]
@@ -124,7 +130,7 @@ def test_answers_are_those_of_the_task(reader, tmp_path):
     article = {"title": "T", "paragraphs": [{"context": CONTEXT, "qas": QUESTIONS}]}
     source, target = tmp_path / "squad.json", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"data": [article]}))
-    predict_file(reader, None, str(source), str(target), Options())
+    predict_file(reader, str(source), str(target), Options())
     found = lines(target)
     assert [row["id"] for row in found] == ["q0", "q1", "q2"]
     settings = dict(name="squad", seq_len=40, doc_stride=13, max_question_length=6)
@@ -153,16 +159,16 @@ def test_answers_are_those_of_the_task(reader, tmp_path):
 def test_a_threshold_leaves_questions_unanswered(reader, tmp_path):
     rows = [{"question": "is row 1 good", "context": CONTEXT}]
     source, target = write(tmp_path / "questions.jsonl", rows), tmp_path / "out.jsonl"
-    predict_file(reader, None, source, str(target), Options(null_threshold=-1e9))
+    predict_file(reader, source, str(target), Options(null_threshold=-1e9))
     (never,) = lines(target)
-    predict_file(reader, None, source, str(target), Options(null_threshold=1e9))
+    predict_file(reader, source, str(target), Options(null_threshold=1e9))
     (always,) = lines(target)
     assert (never["answer"], never["start"], never["end"]) == ("", None, None)
     assert never["probability"] == never["no_answer"] == always["no_answer"]
     assert "id" not in always and always["answer"]
     rows.append({"question": "is row 2 good", "context": "\u200b"})
     source = write(tmp_path / "questions.jsonl", rows)
-    predict_file(reader, None, source, str(target), Options(null_threshold=1e9, keep_empty=True))
+    predict_file(reader, source, str(target), Options(null_threshold=1e9, keep_empty=True))
     assert lines(target)[0] == always
     assert lines(target)[1] == dict.fromkeys(always) | {"index": 1}
 
@@ -217,10 +223,10 @@ def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
     ]
     for model, source, options, message in cases:
         with pytest.raises(UserError, match=re.sub("[()]|[*](?=F)", r"\\\g<0>", message)):
-            predict_file(model, None, source, str(target), Options(**options))
+            predict_file(model, source, str(target), Options(**options))
     assert not target.exists() and not list(tmp_path.glob("*.tmp"))
     with pytest.raises(UserError, match="none.csv: no such file"):
-        predict_file(classifier, None, str(tmp_path / "none.csv"), good, Options())
+        predict_file(classifier, str(tmp_path / "none.csv"), good, Options())
 
 
 def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
@@ -233,7 +239,7 @@ def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
         ("", "is a folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            predict_file(classifier, None, source, str(tmp_path / target), Options())
+            predict_file(classifier, source, str(tmp_path / target), Options())
     assert lines(tmp_path / "in.jsonl") == [{"text": "a"}]
 
 
@@ -243,7 +249,7 @@ def test_other_heads_are_refused(classifier, tmp_path):
     (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"]}))
     source = write(tmp_path / "in.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match="are BertForMaskedLM; have: .ForSequenceClassification"):
-        predict_file(str(folder), None, source, str(tmp_path / "out.csv"), Options())
+        predict_file(str(folder), source, str(tmp_path / "out.csv"), Options())
 
 
 def test_nothing_is_left_after_an_error(classifier, tmp_path, monkeypatch):
@@ -254,7 +260,7 @@ def test_nothing_is_left_after_an_error(classifier, tmp_path, monkeypatch):
     source = write(tmp_path / "in.jsonl", [{"text": "a"}])
     (tmp_path / "out.csv").write_text("before")
     with pytest.raises(RuntimeError, match="lost"):
-        predict_file(classifier, None, source, str(tmp_path / "out.csv"), Options())
+        predict_file(classifier, source, str(tmp_path / "out.csv"), Options())
     assert (tmp_path / "out.csv").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
 
@@ -263,19 +269,19 @@ def test_an_empty_row_keeps_its_place_where_that_is_asked_for(classifier, tmp_pa
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text(f"id;text\na;{TEXTS[0]}\nb;\n;\nd;{TEXTS[2]}\n")
     options = Options(delimiter=";", keep_empty=True)
-    predict_file(classifier, None, str(source), str(target), options)
+    predict_file(classifier, str(source), str(target), options)
     with target.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [row.pop("id") for row in found] == ["a", "b", "", "d"]
     assert [row["index"] for row in found] == ["0", "1", "2", "3"]
     assert all(value == "" for key, value in found[1].items() if key != "index")
-    predict_file(classifier, None, str(source), str(tmp_path / "out.jsonl"), options)
+    predict_file(classifier, str(source), str(tmp_path / "out.jsonl"), options)
     kept = lines(tmp_path / "out.jsonl")
     assert kept[1] == dict.fromkeys(kept[0]) | {"index": 1, "id": "b"} | {
         "probabilities": {"bad": None, "fair": None, "good": None}
     }
     source = write(tmp_path / "alone.jsonl", [{"text": TEXTS[0]}, {"text": TEXTS[2]}])
-    predict_file(classifier, None, source, str(target), Options())
+    predict_file(classifier, source, str(target), Options())
     with target.open(newline="") as file:
         alone = list(csv.DictReader(file))
     assert [row | {"index": ""} for row in (found[0], found[3])] == [
@@ -310,5 +316,5 @@ def test_pairs_for_a_model_without_a_second_token_type(classifier, tmp_path):
     finetuning.one_token_type(model)
     source = write(tmp_path / "in.jsonl", [{"text": "a", "pair": "b"}])
     with pytest.raises(UserError, match="model .* has 1 token types .* 0 to 1: they do not belong"):
-        predict_file(str(model), None, source, str(tmp_path / "out.csv"), Options(pair="pair"))
+        predict_file(str(model), source, str(tmp_path / "out.csv"), Options(pair="pair"))
     assert not (tmp_path / "out.csv").exists()
