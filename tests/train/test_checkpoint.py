@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -166,6 +167,18 @@ def test_reading_makes_no_folder(folder):
     assert reader.latest is None and reader.best is None
     reader.close()
     assert not folder.exists()
+
+
+def test_devices_share_the_writing_of_large_arrays_alone(folder):
+    """Cutting hundreds of small ones into pieces takes longer than writing them."""
+    checkpoints = Checkpoints(folder, keep=2)
+    for step, size in ((1, 8), (2, 2**18)):
+        checkpoints.save(make(step, size), None)
+    checkpoints.close()
+    with ocp.StandardCheckpointer() as reader:
+        trees = [reader.metadata(folder / step / "default").item_metadata.tree for step in "12"]
+    written = [tree["params"]["student"]["blocks"]["0"]["kernel"].storage for tree in trees]
+    assert [found.chunk_shape for found in written] == [(8, 8), (2**15, 8)]  # eight devices
 
 
 def fill_disk(folder: str) -> None:
