@@ -7,7 +7,8 @@
     python benchmarks/on_policy_runs.py --seconds       # cheaper arms again, for as long
 
 Everything is in runs/on_policy, and what is there is not done again: the same command goes on after
-an interruption. Each finished arm and seed is a row of results/onpolicy_stories.json.
+an interruption. Each finished arm and seed is a row of results/onpolicy_stories.json, or, at equal
+seconds, of results/onpolicy_stories_seconds.json.
 
 Teacher: stories260K, in models/ next to $KD_JAX_DATA. Student: half as large, trained on stories
 that the teacher wrote (configs/onpolicy_stories.py:start). Prompts and data: the real stories in
@@ -154,14 +155,18 @@ def _rate(arm: str) -> float:
     return float(min(scores, key=scores.get))
 
 
-def keep(rows: list[dict[str, Any]]) -> None:
-    """Writes results/onpolicy_stories.json."""
+def keep(equal: str) -> None:
+    """Writes the result of the arms at equal "steps" or "seconds"."""
+    rows = (json.loads(file.read_text()) for file in ROOT.glob(f"{equal}-*.json"))
+    rows = sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
     note = (
         f"{len(RATES)} learning rates were tried for each arm, with another seed, on held-out "
         f"stories; the last checkpoint is reported. seconds: of the steps, each arm's timed "
         f"alone on two cores, with the teacher's texts where it writes them."
     )
-    results.keep_rows("onpolicy_stories", rows, "python benchmarks/on_policy_runs.py", note)
+    name, flag = {"steps": ("", ""), "seconds": ("_seconds", " --seconds")}[equal]
+    command = f"python benchmarks/on_policy_runs.py{flag}"
+    results.keep_rows(f"onpolicy_stories{name}", rows, command, note)
 
 
 def main() -> Any:
@@ -189,12 +194,7 @@ def main() -> Any:
                 row = run(arm, seed, _rate(arm), steps) | {"equal": equal}
                 file.write_text(json.dumps(row) + "\n")
                 print(row, flush=True)
-    keep([row for equal in ("steps", "seconds") for row in _rows(equal)])
-
-
-def _rows(equal: str) -> list[dict[str, Any]]:
-    rows = (json.loads(file.read_text()) for file in ROOT.glob(f"{equal}-*.json"))
-    return sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
+    keep(equal)
 
 
 def _seconds(arm: str) -> tuple[float, float]:
