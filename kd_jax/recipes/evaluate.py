@@ -43,7 +43,7 @@ from kd_jax.train.passes import predict
 
 log = logging.getLogger(__name__)
 
-TOKENS = 512  # of a row of text where neither the user nor a run says otherwise, or the model fewer
+TOKENS = 512  # of a row of text, where neither the user nor a run nor the model says otherwise
 TEACHER = "teacher"  # of a run: the model that others are compared with
 
 
