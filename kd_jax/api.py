@@ -236,8 +236,8 @@ class Model:
         given = embed.Options(**{"precision": self.precision} | options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(list(texts), Path(folder), "texts"), Path(folder, "vectors.npy")
-            own = self._opened(embed.checkpoint, given.precision)
-            embed.embed_file(own, source, str(target), given)
+            open_model = self._opening(embed.checkpoint, given.precision)
+            embed.embed_file(open_model, source, str(target), given)
             return np.load(target)
 
     def generate(self, prompts: Sequence, **options: Any) -> list[dict]:
@@ -255,8 +255,8 @@ class Model:
         given = generate.Options(**{"precision": self.precision} | options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
-            own = self._opened(generate.checkpoint, given.precision)
-            generate.generate_file(*own, source, str(target), given)
+            open_model = self._opening(generate.checkpoint, given.precision)
+            generate.generate_file(open_model, source, str(target), given)
             return [json.loads(line) for line in target.read_text().splitlines()]
 
     def evaluate(self, task: str, data: Rows | None = None, **options: Any) -> dict[str, Any]:
@@ -283,16 +283,14 @@ class Model:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "predictions.jsonl")
             source = _file(columns, Path(folder), "texts")
-            own = self._opened(predict.checkpoint, options.precision)
-            predict.predict_file(own, source, str(target), options)
+            open_model = self._opening(predict.checkpoint, options.precision)
+            predict.predict_file(open_model, source, str(target), options)
             return [json.loads(line) for line in target.read_text().splitlines()]
 
-    def _opened(self, checkpoint: Callable[..., T], precision: str) -> T:
-        """Opens the model as a command does, when it is first needed."""
-        key = checkpoint, precision
-        if key not in self._open:
-            self._open[key] = checkpoint(self.name, self.revision, precision)
-        return self._open[key]
+    def _opening(self, checkpoint: Callable[..., T], precision: str) -> Callable[[], T]:
+        """Makes a function that opens the model as a command does, once for all its calls."""
+        opening = functools.partial(checkpoint, self.name, self.revision, precision)
+        return self._open.setdefault((checkpoint, precision), functools.cache(opening))
 
 
 def load(model: str | os.PathLike, revision: str | None = None, precision: str = "fp32") -> Model:

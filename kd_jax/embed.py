@@ -15,6 +15,7 @@ same command continues after an interruption.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kd_jax import flags
@@ -60,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
         options = embed.Options(**args)
-        own = embed.checkpoint(model, revision, options.precision)
-        done = embed.embed_file(own, source, target, options)
+        open_model = partial(embed.checkpoint, model, revision, options.precision)
+        done = embed.embed_file(open_model, source, target, options)
     size = f"{done['rows']:,} vectors of {done['dimensions']} dimensions"
     print(f"wrote {done['output']}: {size} in {done['seconds']} s")
 

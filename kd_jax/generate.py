@@ -16,6 +16,7 @@ depend on that, nor on the batches or devices.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kd_jax import flags
@@ -69,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError("--revision goes with --model, and --stage with --workdir")
         cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
-        open_model = generate.stage_of if workdir else generate.checkpoint
-        own = open_model(workdir or model, stage if workdir else revision, options.precision)
-        done = generate.generate_file(*own, source, target, options)
+        about = (workdir, stage) if workdir else (model, revision)
+        opening = generate.stage_of if workdir else generate.checkpoint
+        open_model = partial(opening, *about, options.precision)
+        done = generate.generate_file(open_model, source, target, options)
     print(f"wrote {done['output']}: {done['rows']:,} texts in {done['seconds']} s")
 
 

@@ -18,6 +18,7 @@ probability that there is none, among the 20 best spans.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kd_jax import flags
@@ -60,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.check_folder("--output", str(Path(target).parent))
         cli.start_jax()
         options = predict.Options(**args)
-        own = predict.checkpoint(model, revision, options.precision)
-        done = predict.predict_file(own, source, target, options)
+        open_model = partial(predict.checkpoint, model, revision, options.precision)
+        done = predict.predict_file(open_model, source, target, options)
     print(f"wrote {done['output']}: {done['rows']:,} rows in {done['seconds']} s")
 
 

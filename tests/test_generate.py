@@ -10,8 +10,8 @@ def calls(monkeypatch):
     """What the command asks the recipe for."""
     made = []
 
-    def record(*args):
-        made.append(args)
+    def record(open_model, *args):
+        made.append((*open_model(), *args))
         return {"output": "out.jsonl", "rows": 1234, "seconds": 5.6}
 
     monkeypatch.setattr(recipe, "generate_file", record)

@@ -13,8 +13,8 @@ def calls(monkeypatch):
     """What the command asks the recipe for."""
     made = []
 
-    def record(*args):
-        made.append(args)
+    def record(open_model, *args):
+        made.append((open_model(), *args))
         return DONE
 
     monkeypatch.setattr(recipe, "checkpoint", lambda *about: about)

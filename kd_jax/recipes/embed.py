@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,11 +46,13 @@ class Options:
     keep_empty: bool = False  # rows without text: True keeps them, with a vector of NaN
 
 
-def embed_file(own: Subject, source: str, target: str, options: Options) -> dict[str, Any]:
+def embed_file(
+    open_model: Callable[[], Subject], source: str, target: str, options: Options
+) -> dict[str, Any]:
     """Writes the vectors of the texts of the file `source` to the file `target`.
 
     Args:
-        own: an embedder; see `checkpoint`.
+        open_model: opens an embedder, as `checkpoint` does.
         source: a file as `prediction.texts` reads it.
         target: a .npy, float32 (N, D), or a .parquet with `index`, the number of the text from 0,
             `id` if the input has ids, and `vector`; both in the order of the input.
@@ -62,7 +64,7 @@ def embed_file(own: Subject, source: str, target: str, options: Options) -> dict
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read, SUFFIXES)
     batch_size = subject.rows(options.batch_size)
-    own = _cut(own, options.dimensions)
+    own = _cut(open_model(), options.dimensions)
     config, prompt = own.described.config, _prompt(own, options)
     found = prediction.texts(read, options.text, None, options.delimiter, options.keep_empty)
     texts = [prompt + text for text in found.examples.first]

@@ -364,7 +364,7 @@ def _examples(own: Subject, task: Any, outputs: list, name: str, split: str) -> 
 
 
 def _manifest(task: Any, split: str) -> dict[str, Any]:
-    """Describes the evaluated split, for the report: name, commit, digest, counts."""
+    """Describes the evaluated split, for the report: its name, digest and number of examples."""
     found = task.examples(split)
     return {"name": found.name, "digest": found.digest, "examples": len(found)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +58,15 @@ class Prompts(NamedTuple):
 
 
 def generate_file(
-    own: Subject, trained: Mapping[str, Any], source: str, target: str, options: Options
+    open_model: Callable[[], tuple[Subject, Mapping[str, Any]]],
+    source: str,
+    target: str,
+    options: Options,
 ) -> dict[str, Any]:
     """Writes after the prompts of the file `source` into the file `target`, JSON lines.
 
     Args:
-        own, trained: a causal model, and config.task of its training; see `checkpoint`.
+        open_model: opens a causal model, as `checkpoint` or `stage_of` does.
         source: a file as `prediction.prompts` reads it.
         target: a .jsonl. A row has `index`, the number of the prompt from 0, `id` if the input has
             ids, `sample` if there are several of a prompt, `text`, `tokens` (how many), `ended`
@@ -74,10 +77,9 @@ def generate_file(
     """
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
-    if written.suffix not in ("", ".jsonl"):
-        raise UserError(f"--output={target}: cannot write {written.suffix}; have: .jsonl")
-    prediction.check_output(written, read)
+    prediction.check_output(written, read, ("", ".jsonl"))
     rows = subject.rows(options.batch_size)
+    own, trained = open_model()
     prompts = _read(read, own, options, trained)
     sampling = _sampling(options, prompts.stop)
     _check_lengths(prompts.tokens, own, options.max_new_tokens)

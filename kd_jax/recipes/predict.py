@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,13 @@ class Options:
     keep_empty: bool = False  # rows without text: True keeps them, without an answer
 
 
-def predict_file(own: Subject, source: str, target: str, options: Options) -> dict[str, Any]:
+def predict_file(
+    open_model: Callable[[], Subject], source: str, target: str, options: Options
+) -> dict[str, Any]:
     """Writes a model's predictions for the rows of the file `source` to the file `target`.
 
     Args:
-        own: a classifier, regression or answer extractor; see `checkpoint`.
+        open_model: opens a classifier, regression or answer extractor, as `checkpoint` does.
         source: a file as tasks/prediction.py reads it.
         target: a file as `prediction.writing` writes it. Each row has `index`, the number of the
             text or question from 0 (a header does not count), `id` if the input has ids, and the
@@ -74,6 +76,7 @@ def predict_file(own: Subject, source: str, target: str, options: Options) -> di
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read)
     batch_size = subject.rows(options.batch_size)
+    own = open_model()
     described = own.described
     found = _read(read, described.head, options)
     most = SPANS["seq_len"] if described.head == "span" else TOKENS
@@ -201,7 +204,8 @@ def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
 
 
 def buckets_of(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tuple[int, ...]:
-    """Chooses the lengths that rows are padded to; with `more` to come, these must fit as well."""
+    """Chooses the lengths that a batch's rows may be padded to, for as little padding as possible.
+    `more`: other rows follow, of up to `seq_len` tokens, and have to fit as well."""
     found = lengths_of_pass(rows.lengths_N, seq_len, batch_size)
     return (*found, seq_len) if more and found[-1] < seq_len else found
 

@@ -48,7 +48,7 @@ def local(train: Path, test: Path | None = None) -> dict[str, Any]:
 
 
 class Task(splits.Splits):
-    """A task on the splits of config.data. Subclasses read the splits, and make batches."""
+    """Makes batches of the splits of config.data, and computes metrics; a subclass reads files."""
 
     head: str  # mlm | clm | classification | span | embedding
     of_examples: bool  # each model reads them with its own tokenizer, and its logits are scored
@@ -195,7 +195,8 @@ class ExampleTask(Task):
         return {}
 
     def tunes(self, split: str) -> bool:
-        """Tells whether scoring `split` needs a number that is `tuned` on the validation split."""
+        """Tells whether metrics of `split` need a number that `tuned` finds on the validation
+        split."""
         return False
 
     def tuned(self, outputs: Sequence[np.ndarray]) -> "ExampleTask":

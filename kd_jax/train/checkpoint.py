@@ -168,8 +168,8 @@ class Checkpoints:
         return None
 
     def chosen(self, like: TrainState) -> TrainState:
-        """Reads the best checkpoint, without the optimizer's state. Raises Damaged; the same
-        command then trains it again, from an earlier checkpoint."""
+        """Reads the best checkpoint, without the optimizer's state. Raises Damaged after moving a
+        damaged one aside; the same command trains it again, from an earlier one."""
         try:
             return self.restore(self.best, like.replace(opt_state=()))
         except Damaged as error:
@@ -177,7 +177,7 @@ class Checkpoints:
             raise Damaged(f"{error}: the same command trains it again") from error
 
     def note(self, step: int) -> Mapping[str, str]:
-        """Reads the texts `about` that were saved with the checkpoint of `step`."""
+        """Reads the texts that `save` was given as `about`, with the checkpoint of `step`."""
         return self._metrics(step).get("about", {})
 
     def fits(self, step: int, like: TrainState) -> bool:
@@ -197,7 +197,7 @@ class Checkpoints:
         return {name: tuple(x.shape) for name, x in _by_name(there["params"]).items()}
 
     def check(self) -> None:
-        """Raises UserError if a write in the background has failed."""
+        """Checks writes in the background. Raises UserError if one has failed."""
         with self._file_errors():
             self._manager.check_for_errors()
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -48,8 +49,8 @@ def wanted(model, tmp_path_factory):
 
 def run(model, source, target, **options):
     given = Options(batch_size=8, **options)
-    own = embed.checkpoint(model, None, given.precision)
-    return embed.embed_file(own, str(source), str(target), given)
+    open_model = functools.partial(embed.checkpoint, model, None, given.precision)
+    return embed.embed_file(open_model, str(source), str(target), given)
 
 
 def pooled(folder, texts):
@@ -153,7 +154,7 @@ def test_mistakes_leave_nothing(model, wanted, tmp_path, options, message):
 
 def test_files_that_cannot_be_written_or_read(model, wanted, tmp_path):
     with pytest.raises(UserError, match="cannot write .csv; have: .npy, .parquet"):
-        run(model, wanted[0], tmp_path / "out.csv")
+        run("nowhere", wanted[0], tmp_path / "out.csv")  # found before the model is opened
     (tmp_path / "empty.txt").write_text("a\n\nb\n")
     with pytest.raises(UserError, match="empty.txt, line 2: the text is empty"):
         run(model, tmp_path / "empty.txt", tmp_path / "out.npy")

@@ -1,6 +1,7 @@
 """Embedders and rerankers that sentence-transformers loads."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -140,8 +141,8 @@ def test_a_reranker_scores_alike(tmp_path):
     source, target = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = predict.Options(pair="pair", batch_size=8)
-    own = predict.checkpoint(str(tmp_path), None, None)
-    predict.predict_file(own, str(source), str(target), options)
+    open_model = functools.partial(predict.checkpoint, str(tmp_path), None, None)
+    predict.predict_file(open_model, str(source), str(target), options)
     ours = [json.loads(line)["score"] for line in target.read_text().splitlines()]
     theirs = library.CrossEncoder(str(tmp_path), device="cpu", local_files_only=True)
     np.testing.assert_allclose(ours, theirs.predict(pairs), rtol=0, atol=1e-5)
@@ -149,6 +150,6 @@ def test_a_reranker_scores_alike(tmp_path):
     # What the library saves itself is read as well.
     theirs.save(str(tmp_path / "saved"))
     again = tmp_path / "again.jsonl"
-    saved = predict.checkpoint(str(tmp_path / "saved"), None, None)
-    predict.predict_file(saved, str(source), str(again), options)
+    open_model = functools.partial(predict.checkpoint, str(tmp_path / "saved"), None, None)
+    predict.predict_file(open_model, str(source), str(again), options)
     assert [json.loads(line)["score"] for line in again.read_text().splitlines()] == ours

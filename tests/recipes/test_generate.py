@@ -55,7 +55,7 @@ def lines(path):
 def test_texts_stand_in_the_order_of_the_prompts(own, tmp_path):
     source, target = tmp_path / "prompts.txt", tmp_path / "new" / "out.jsonl"
     source.write_text("\n".join(TEXTS))
-    done = recipe.generate_file(*own, str(source), str(target), Options(max_new_tokens=6))
+    done = recipe.generate_file(lambda: own, str(source), str(target), Options(max_new_tokens=6))
     assert done["rows"] == len(TEXTS) and list(target.parent.iterdir()) == [target]
     tokenizer = own[0].tokenizer
     prompts = tokenizer(TEXTS)["input_ids"]
@@ -75,7 +75,7 @@ def test_an_interrupted_command_continues(own, tmp_path, monkeypatch):
     source = tmp_path / "prompts.jsonl"
     write(source, [{"id": f"n{i}", "prompt": text} for i, text in enumerate(TEXTS)])
     options = Options(text="prompt", max_new_tokens=5, temperature=1.0, samples=3, batch_size=8)
-    options_of = lambda name: (*own, str(source), str(tmp_path / name), options)  # noqa: E731
+    options_of = lambda name: (lambda: own, str(source), str(tmp_path / name), options)  # noqa: E731
     recipe.generate_file(*options_of("whole.jsonl"))
     monkeypatch.setattr(recipe, "AT_ONCE", 1)
     write_all, parts = TextWriter.write, []
@@ -121,7 +121,7 @@ def test_chats_are_asked_as_the_template_does(own, tmp_path):
     wanted = [tokenizer.apply_chat_template(row, **asked) for row in (said[0], said[1][:1])]
     assert [row.tolist() for row in found.tokens] == wanted
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in found.stop
-    recipe.generate_file(*own, str(source), str(target), Options(max_new_tokens=4))
+    recipe.generate_file(lambda: own, str(source), str(target), Options(max_new_tokens=4))
     assert [row["index"] for row in lines(target)] == [0, 1]
 
 
@@ -142,13 +142,15 @@ def test_chats_are_asked_as_the_template_does(own, tmp_path):
 def test_mistakes(own, rows, changes, says, tmp_path):
     source = write(tmp_path / "in.jsonl", rows)
     with pytest.raises(UserError, match=says):
-        recipe.generate_file(*own, source, str(tmp_path / "out.jsonl"), Options(**changes))
+        recipe.generate_file(lambda: own, source, str(tmp_path / "out.jsonl"), Options(**changes))
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_texts_from_python(model, own, tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS[:2]])
-    recipe.generate_file(*own, source, str(tmp_path / "out.jsonl"), Options(max_new_tokens=4))
+    recipe.generate_file(
+        lambda: own, source, str(tmp_path / "out.jsonl"), Options(max_new_tokens=4)
+    )
     found = api.load(model).generate(TEXTS[:2], max_new_tokens=4)
     assert found == lines(tmp_path / "out.jsonl") and len(found) == 2
 

@@ -1,6 +1,7 @@
 import csv
 import datetime
 import decimal
+import functools
 import json
 import math
 import re
@@ -60,8 +61,8 @@ def reader(tmp_path_factory):
 
 def predict_file(model, source, target, options):
     """Predicts as the command does."""
-    own = predict.checkpoint(model, None, options.precision)
-    return predict.predict_file(own, source, target, options)
+    open_model = functools.partial(predict.checkpoint, model, None, options.precision)
+    return predict.predict_file(open_model, source, target, options)
 
 
 def write(path, rows):
@@ -229,7 +230,7 @@ def test_mistakes_name_file_and_row(classifier, reader, tmp_path):
         predict_file(classifier, str(tmp_path / "none.csv"), good, Options())
 
 
-def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
+def test_output_is_not_the_input_nor_another_format(tmp_path):
     source = write(tmp_path / "in.jsonl", [{"text": "a"}])
     (tmp_path / "link.jsonl").symlink_to(source)
     for target, message in [
@@ -239,7 +240,7 @@ def test_output_is_not_the_input_nor_another_format(classifier, tmp_path):
         ("", "is a folder"),
     ]:
         with pytest.raises(UserError, match=message):
-            predict_file(classifier, source, str(tmp_path / target), Options())
+            predict_file("nowhere", source, str(tmp_path / target), Options())  # found first
     assert lines(tmp_path / "in.jsonl") == [{"text": "a"}]
 
 
