@@ -149,8 +149,8 @@ class Task(splits.Splits):
         return self._stream(split, batch_size, **processes)
 
     def prepare(self) -> dict[str, dict]:
-        """Reads every split of the config now, and tokenizes it where there is a tokenizer, so that
-        mistakes show before long work.
+        """Reads every split of the config now, and then tokenizes them where there is a tokenizer,
+        so that mistakes show before long work.
 
         Returns for the run's manifest: split -> name, commit, digest, and counts. For examples:
         `examples`, their `classes` (name -> count); once tokenized also `rows`, `longest` (tokens
@@ -158,7 +158,8 @@ class Task(splits.Splits):
         `documents`, `tokens`, `rows`. For chats: `conversations`, `cut`, `dropped`, `rows`,
         `tokens`, `learnt` (tokens), `longest`.
         """
-        return {s: splits.about(self.examples(s)) | self._about(s) for s in self.splits}
+        read = {split: splits.about(self.examples(split)) for split in self.splits}
+        return {split: about | self._about(split) for split, about in read.items()}
 
 
 class ExampleTask(Task):

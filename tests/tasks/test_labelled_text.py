@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_jax import plugins
-from kd_jax.data import tokenizers
+from kd_jax.data import encoded, tokenizers
 from kd_jax.data.loader import lengths_of_pass
 from kd_jax.errors import UserError
 from kd_jax.metrics import classification
@@ -64,6 +64,13 @@ def test_labels_come_from_the_training_data(data):
     )
     assert task.metrics == ("accuracy", "macro_f1") and task.primary == "accuracy"
     assert task.examples("test").labels_N.tolist() == [0, 2, 1, 0, 2, 1, 0]
+
+
+def test_all_files_are_read_before_one_is_tokenized(data, tokenizer, monkeypatch):
+    data["test"]["path"] += ".gone"
+    monkeypatch.setattr(encoded, "encode", lambda *args: pytest.fail("tokenized"))
+    with pytest.raises(UserError, match="config.data.test.path=.*no such file"):
+        make(data, tokenizer).prepare()
 
 
 def test_a_stratified_part_of_train_is_held_out(data):
