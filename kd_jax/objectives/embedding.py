@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.objectives.vectors import VectorTerm, direction
 from kd_jax.precision import HIGHEST
@@ -20,8 +21,9 @@ class Embedding(VectorTerm):
     Multilingual using Knowledge Distillation", arXiv:2004.09813, section 2.
 
     P is a learned linear map without bias, one for each size of the student's vectors that is not
-    the teacher's, which only training needs. It is drawn orthogonal: where the student is narrower
-    it keeps lengths and angles, so that at first P s is as near to other texts as s is.
+    the teacher's, which only training needs. A narrower student's begins as the directions in which
+    the teacher's vectors are longest (principal components, without a mean, since P adds none), a
+    wider one's orthogonal. Either keeps the student's lengths and angles at first.
     """
 
     kind: str = "mse"
@@ -33,13 +35,21 @@ class Embedding(VectorTerm):
         Choice("mse", "cosine").check(self.kind, "objective embedding: kind")
 
     def init(self, key: Array, student: ModelSpec, teacher: ModelSpec) -> Params:
-        """Draws the projections {size: {"kernel": (size, Dt)}}."""
+        """Draws the projections {size: {"kernel": (size, Dt)}}, orthogonal."""
         super().init(key, student, teacher)
         orthogonal, width = jax.nn.initializers.orthogonal(), teacher.vector_width
         sizes = [size for size in self.sizes(student.vector_width) if size != width]
         keys = jax.random.split(key, max(1, len(sizes)))
         kernels = (orthogonal(one, (size, width)) for one, size in zip(keys, sizes, strict=False))
         return {str(size): {"kernel": own} for size, own in zip(sizes, kernels, strict=True)}
+
+    def fitted(self, params: Params, teacher_ND: np.ndarray) -> Params:
+        """Makes the projections of narrower vectors from the teacher's principal components."""
+        teacher_ND = teacher_ND.astype(np.float64)
+        _, directions_DD = np.linalg.eigh(teacher_ND.T @ teacher_ND)  # the longest ones come last
+        directions_DD = directions_DD.T[::-1].astype(np.float32)
+        narrower = {size for size in params if int(size) < len(directions_DD)}
+        return params | {size: {"kernel": directions_DD[: int(size)]} for size in narrower}
 
     def _values(self, params, ours_BD, theirs_BD, batch, temperature):
         if own := params.get(str(ours_BD.shape[1])):

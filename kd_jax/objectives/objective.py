@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import plugins
 from kd_jax.errors import UserError
@@ -95,6 +96,15 @@ class Objective:
             if own:
                 params[name] = own
         return params
+
+    def fitted(self, params: Params, teacher_ND: Callable[[], np.ndarray]) -> Params:
+        """Fits the terms' own parameters to vectors of the teacher, before the first step;
+        `teacher_ND` computes these, and is called only if a term has parameters."""
+        own = [(name, term) for name, term in self.vector_terms if name in params]
+        if not own:
+            return params
+        vectors_ND = teacher_ND()
+        return params | {name: term.fitted(params[name], vectors_ND) for name, term in own}
 
     def dense_labels(self, batch: Batch) -> Batch:
         """Converts a batch to labels at every token, if a row-wise term reads every token.

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import axes
 from kd_jax.errors import UserError
@@ -68,6 +69,11 @@ class VectorTerm:
                 f"{student.vector_width} numbers; leave out what is larger"
             )
         return {}
+
+    def fitted(self, params: Params, teacher_ND: np.ndarray) -> Params:
+        """Fits the term's own parameters, before the first step, to vectors of the teacher; most
+        terms have nothing to fit."""
+        return params
 
     def weights(self, batch: Batch) -> Array:
         """Returns the weights of rows, (B,)."""

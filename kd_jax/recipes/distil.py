@@ -16,6 +16,7 @@ Reported metrics come from another split, if there is one, and select nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -117,9 +118,11 @@ def run_stage(
         found = measure.figures(run, this, student, teachers, split)
         return found | (own_text.figures(student, split) if own_text else {})
 
-    phases = this.phases(run, parameters)
+    first, *others = this.phases(run, parameters)
+    enter = lambda state: teaching.fitted(run, this, teachers, first.enter(state))  # noqa: E731
+    phases = [dataclasses.replace(first, enter=enter), *others]
     if this.reports_start:
-        start = functools.partial(phases[0].enter, None)
+        start = functools.partial(first.enter, None)
         found[this.reports_start] = measure.of_start(run, this, start, teachers)
     if jax.process_index() == 0:
         overview = run.models[this.model].abstract().params

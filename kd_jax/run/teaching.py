@@ -29,10 +29,13 @@ from kd_jax.teachers.ensemble import TEACHER, Member, Several, Stored, average, 
 from kd_jax.teachers.store import NOT_FINITE, LogitStore
 from kd_jax.train import sharding
 from kd_jax.train.passes import predict
+from kd_jax.train.state import TrainState
 from kd_jax.train.step import Teacher
 from kd_jax.types import Batch, Model, Params, StoredLogits
 
 log = logging.getLogger(__name__)
+
+FITTED = 4096  # at least so many texts, if there are, to which parameters are fitted
 
 
 class TeacherLogits:
@@ -194,6 +197,27 @@ def _text(run: Run, this: Stage, logits: TeacherLogits) -> tuple[TextLogits, Log
     drawn = text_logits.are_drawn(run)
     text = TextLogits(run, this, stream, steps, lambda tokens: k, drawn=drawn)
     return text, text.of(this.teachers[0], [logits.model(this.teachers[0])])
+
+
+def fitted(run: Run, this: Stage, logits: TeacherLogits, state: TrainState) -> TrainState:
+    """Fits the objective's own parameters of a first state to the vectors that the teachers compute
+    of the stage's first texts, if a term has something to fit."""
+
+    def vectors() -> np.ndarray:
+        stream = run.tasks[this.model].train(this.batch_size, run.config.seed)
+        batches = range(min(this.steps, -(-FITTED // this.batch_size)))
+        ids_N = np.unique(np.concatenate([stream[batch].ids_B for batch in batches]))
+        ids_N = ids_N[ids_N >= 0]
+        found = together(run, this, logits, "train", ids_N)
+        return np.stack([found[i] for i in ids_N])
+
+    drawn = state.params["objective"]
+    params = this.program.objective.fitted(drawn, vectors)
+    if params is drawn:
+        return state
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, drawn)
+    params = sharding.put(params, specs, run.mesh)
+    return state.replace(params=state.params | {"objective": params})
 
 
 def check(run: Run, this: Stage) -> None:

@@ -52,6 +52,22 @@ def test_projection_where_widths_differ(kind):
     np.testing.assert_allclose(wider.T @ wider, np.eye(4), atol=1e-6)
 
 
+def test_a_narrower_student_begins_with_the_longest_directions():
+    vectors_ND = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(1, 8) + 2.0
+    left, lengths, right = np.linalg.svd(vectors_ND, full_matrices=False)
+    term = embedding.make(dims=(4, 2))
+    drawn = term.init(jax.random.key(0), NARROW, WIDE)
+    fitted = term.fitted(drawn, vectors_ND.astype(np.float32))
+    assert jax.tree.map(np.shape, fitted) == jax.tree.map(np.shape, drawn)
+    for size, own in fitted.items():
+        kept, kernel = int(size), np.asarray(own["kernel"])
+        wanted = (left[:, :kept] * lengths[:kept]) @ right[:kept]
+        np.testing.assert_allclose(vectors_ND @ kernel.T @ kernel, wanted, atol=1e-4)
+    wider = embedding.make()
+    drawn = wider.init(jax.random.key(0), WIDE, NARROW)
+    assert wider.fitted(drawn, vectors_ND[:, :4])["7"] is drawn["7"]
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="objective embedding: kind='l1': have mse, cosine"):
         embedding.make(kind="l1")

@@ -10,7 +10,8 @@ from etils import epath
 from kd_jax import config as defaults
 from kd_jax.errors import UserError
 from kd_jax.models.model_config import Dense
-from kd_jax.run import teaching
+from kd_jax.recipes import distil
+from kd_jax.run import stage, teaching
 from kd_jax.run.run import build
 from kd_jax.run.teaching import TeacherLogits, given_teachers, teacher_and_batches
 from kd_jax.smoke import smoke_finetuning
@@ -61,6 +62,33 @@ def test_stored_vectors_and_teachers_in_the_step_are_the_same(tmp_path, monkeypa
     teacher, online_B1D = taught(config(cache=ONLINE), tmp_path)
     assert isinstance(teacher, Several)
     np.testing.assert_allclose(online_B1D, stored_B1D, atol=1e-5)
+
+
+def test_projections_are_fitted_to_the_vectors_of_the_first_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "FITTED", 24)
+    run = build(config(), epath.Path(tmp_path))
+    parameters = given_teachers(run)
+    this, logits = run.stages[-1], TeacherLogits(run, parameters)
+    drawn = stage.create_state(run, this, parameters)
+    begun = []
+    train = lambda run, this, phases, **given: begun.append(phases[0].enter(None))  # noqa: E731
+    monkeypatch.setattr(stage, "train", train)
+    with pytest.raises(AttributeError):  # nothing was trained
+        distil.run_stage(run, this, parameters, logits, "validation")
+    (state,) = begun
+    before, after = (x.params["objective"]["embedding"]["16"]["kernel"] for x in (drawn, state))
+    assert after.sharding == before.sharding
+    same = jax.tree.map(np.array_equal, state.params["student"], drawn.params["student"])
+    assert all(jax.tree.leaves(same))
+    stream = run.tasks["student"].train(this.batch_size, run.config.seed)
+    ids_N = np.concatenate([stream[step].ids_B for step in range(2)])  # of 16 examples each
+    rows = teaching.together(run, this, logits, "train")
+    vectors_ND = np.stack([rows[i] for i in np.unique(ids_N[ids_N >= 0])])
+    *_, right = np.linalg.svd(vectors_ND)
+    after = np.asarray(after)
+    np.testing.assert_allclose(after.T @ after, right[:16].T @ right[:16], atol=1e-3)
+    only = run.stages[-1].program.objective.parts()[1]  # nothing to fit
+    assert only.fitted({}, lambda: pytest.fail("computed")) == {}
 
 
 def test_teachers_whose_vectors_have_no_mean(tmp_path):
