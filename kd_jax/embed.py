@@ -27,8 +27,7 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--model", required=True, help="folder of an embedder, or its id on the HF hub"
     )
-    parser.add_files("the texts", "the text")
-    parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
+    parser.add_files("the texts", empty="a vector of NaN")
     parser.add_argument(
         "--prompt_name",
         help="which of the model's prompts texts begin with, such as query or document (default: "
@@ -40,12 +39,6 @@ def parser() -> flags.Parser:
         type=flags.positive,
         help="of a vector, the first ones, not normalized again (default: the model's)",
     )
-    parser.add_argument(
-        "--keep_empty",
-        action="store_true",
-        help="give rows without text a vector of NaN (default: name the first one and stop)",
-    )
-    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     return parser
 

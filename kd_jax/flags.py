@@ -56,15 +56,25 @@ class Parser(argparse.ArgumentParser):
             help="that all processes have to find each other (default 300)",
         )
 
-    def add_files(self, given: str, text: str) -> None:
-        """Adds the flags of a command that reads a file of texts and writes another one. `given`
-        says what --input is, `text` what stands in the column --text."""
+    def add_files(self, given: str, text: str = "the text", empty: str = "") -> None:
+        """Adds the flags of a command in which a model reads a file of texts and writes another
+        one. `given` says what --input is, `text` what stands in the column --text, and `empty` what
+        a row without text may get."""
         self.add_argument("--input", required=True, metavar="FILE", help=given)
         self.add_argument("--output", required=True, metavar="FILE", help="where to write to")
         self.add_argument("--text", help=f'column of {text} (default "text")')
         self.add_argument(
             "--delimiter", help="what separates the columns of a .csv or .tsv (default comma, tab)"
         )
+        if empty:
+            self.add_argument(
+                "--keep_empty",
+                action="store_true",
+                help=f"give rows without text {empty} (default: name the first one and stop, since "
+                "the column or the file is mostly at fault)",
+            )
+        self.add_argument("--revision", help="of the hub id: branch, tag or commit")
+        self.add_argument("--batch_size", type=positive, help="rows of a batch (default 32)")
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parses the arguments, by default the program's; `changes` has the keys of the config to

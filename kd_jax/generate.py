@@ -28,7 +28,6 @@ def parser() -> flags.Parser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="folder of an HF checkpoint, or its id on the HF hub")
     what.add_argument("--workdir", metavar="RUN", help="directory of a finished run")
-    parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
     parser.add_argument("--stage", help="of the run; by default the one that it is about")
     parser.add_files("what to write after", "the prompts")
     parser.add_argument(
@@ -50,7 +49,6 @@ def parser() -> flags.Parser:
         "--samples", type=flags.positive, default=1, help="texts of each prompt (default 1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="(the run's, else fp32)")
     return parser
 

@@ -30,16 +30,8 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--model", required=True, help="folder of an HF checkpoint, or its id on the HF hub"
     )
-    parser.add_files("what to label", "the text")
-    parser.add_argument("--revision", help="of the hub id: branch, tag or commit")
+    parser.add_files("what to label", empty="an empty answer")
     parser.add_argument("--pair", help="column of a second text (default none)")
-    parser.add_argument(
-        "--keep_empty",
-        action="store_true",
-        help="give rows without text an empty answer (default: name the first one and stop, since "
-        "the column or the file is mostly at fault)",
-    )
-    parser.add_argument("--batch_size", type=flags.positive, help="rows of a batch (default 32)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default fp32")
     parser.add_argument(
         "--null_threshold",

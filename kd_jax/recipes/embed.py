@@ -68,6 +68,7 @@ def embed_file(
     config, prompt = own.described.config, _prompt(own, options)
     found = prediction.texts(read, options.text, None, options.delimiter, options.keep_empty)
     texts = [prompt + text for text in found.examples.first]
+    batch_size = subject.rows_for(len(texts), batch_size)
     most = config.texts.max_tokens or own.tokenizer.model_max_length
     seq_len = min(most, config.max_tokens)
     student, mesh = own.frozen

@@ -89,6 +89,7 @@ def generate_file(
         prompts=[tokens.tolist() for tokens in prompts.tokens],
         settings=[repr(sampling), options.samples, options.seed, prompts.ids],
     )
+    rows = subject.rows_for(len(prompts.tokens) * options.samples, rows)
     lines = storage.Lines(written, about, options.samples)
     writer = TextWriter(model, mesh, sampling, options.seed, rows)
     numbers, tokens = np.arange(len(prompts.tokens) * options.samples), 0

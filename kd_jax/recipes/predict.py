@@ -79,6 +79,7 @@ def predict_file(
     own = open_model()
     described = own.described
     found = _read(read, described.head, options)
+    batch_size = subject.rows_for(len(found), batch_size)
     most = SPANS["seq_len"] if described.head == "span" else TOKENS
     seq_len = min(most, described.config.max_tokens)
     check_types("model", described, own.tokenizer, found.first)
@@ -204,8 +205,13 @@ def _encode(tokenizer: Any, seq_len: int, found: Input, part: slice) -> Encoded:
 
 
 def buckets_of(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tuple[int, ...]:
-    """Chooses the lengths that a batch's rows may be padded to, for as little padding as possible.
-    `more`: other rows follow, of up to `seq_len` tokens, and have to fit as well."""
+    """Chooses the lengths that a batch's rows may be padded to, for as little padding as possible;
+    of a single batch few lengths, 16, 24, 32, 48, 64 ..., so that many calls with a batch each need
+    no more programs. `more`: other rows follow, of up to `seq_len` tokens, and have to fit."""
+    if len(rows) <= batch_size and not more:
+        power = 1 << int(rows.lengths_N.max() - 1).bit_length()
+        fits = power * 3 // 4 if rows.lengths_N.max() <= power * 3 // 4 else power
+        return (min(max(fits, 16), seq_len),)
     found = lengths_of_pass(rows.lengths_N, seq_len, batch_size)
     return (*found, seq_len) if more and found[-1] < seq_len else found
 

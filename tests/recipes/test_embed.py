@@ -18,6 +18,7 @@ from kd_jax.models import family, hf
 from kd_jax.models.model_config import Texts
 from kd_jax.recipes import embed
 from kd_jax.recipes.embed import Options
+from kd_jax.run import subject
 from tests.models import tiny
 
 pytestmark = pytest.mark.usefixtures("caches")
@@ -77,6 +78,27 @@ def test_a_loaded_model_stays_in_memory(model, wanted, tmp_path):
     loaded.embed(TEXTS[:1], batch_size=8)
     shutil.rmtree(folder)
     np.testing.assert_array_equal(loaded.embed(TEXTS, batch_size=8), wanted[1])
+
+
+def test_calls_with_few_texts_share_a_program(model, wanted, monkeypatch):
+    seen, original = set(), embed.predict
+
+    def predict(student, batches, *others):
+        batches = list(batches)
+        seen.update(batch.tokens_BT.shape for batch in batches)
+        return original(student, batches, *others)
+
+    monkeypatch.setattr(embed, "predict", predict)
+    loaded = kd_jax.load(model)
+    for few in (TEXTS[:1], TEXTS[4:5], TEXTS[2:5]):
+        assert len(loaded.embed(few)) == len(few)
+    assert seen == {(8, 16)}  # a row on each of eight devices
+    alone = np.concatenate([loaded.embed([text]) for text in TEXTS[:9]])
+    np.testing.assert_allclose(alone, wanted[1][:9], rtol=0, atol=2e-6)
+    seen.clear()
+    loaded.embed([*TEXTS[:8], "row " * 16])
+    assert seen == {(32, 24)}
+    assert [subject.rows_for(texts, 256) for texts in (8, 9, 33, 129)] == [8, 32, 128, 256]
 
 
 def test_a_table(model, wanted, tmp_path, monkeypatch):
