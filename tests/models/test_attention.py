@@ -91,7 +91,7 @@ def test_gradient_is_that_of_the_path_with_dropout():
     def loss(q, k, v, seed):
         return jnp.sum(jnp.sin(attention(q, k, v, scope, 0.5, 0.0, seed, 0, Policy())))
 
-    grad = jax.grad(loss, argnums=(0, 1, 2))
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
     for found, want in zip(grad(*qkv, None), grad(*qkv, SEED), strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 

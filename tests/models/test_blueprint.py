@@ -53,14 +53,18 @@ def test_stacked_models_do_without_the_kernel_that_cannot_be_batched():
     section = ConfigDict({"model": "", "revision": "main", "architecture": {}})
     gpu = Policy(attention="cudnn")
     described = blueprint.describe(section, "student", "clm", gpu, base=tiny.CONFIGS["llama"])
-    two = [described.draw(jax.random.key(seed)) for seed in (0, 1)]
+    two = list(map(jax.jit(described.draw), (jax.random.key(seed) for seed in (0, 1))))
     weights_E = np.full(2, 0.5, np.float32)
     batch = tiny.batch("llama")
-    found = members(stack(two, described.policy), described.of_members, weights_E, batch, "logits")
-    one = Model(two[1], tiny.model("llama", "clm").graphdef)(batch)
-    np.testing.assert_allclose(
-        np.asarray(found.heads.features_ND)[1], one.features.reshape(-1, 32), atol=1e-5
-    )
+    stacked, graphdef = stack(two, described.policy), tiny.model("llama", "clm").graphdef
+
+    @jax.jit
+    def features(stacked, params, batch):
+        found = members(stacked, described.of_members, weights_E, batch, "logits")
+        return found.heads.features_ND[1], Model(params, graphdef)(batch).features
+
+    found_ND, one = features(stacked, two[1], batch)
+    np.testing.assert_allclose(found_ND, one.reshape(-1, 32), atol=1e-5)
 
 
 def test_a_head_that_the_family_does_not_have():

@@ -120,11 +120,13 @@ def test_what_was_computed_before_is_the_same(space):
     scales = {"ce": 0.3, "kl": 0.7}
     wanted = loss_and_grads(objective(**scales), guides, batch, scales)
     wanted[0][1].pop("teacher_outside")  # of which nothing is kept
-    guidance = guides(batch)
 
-    def whole(source):
-        source = source.cut(tiny.VOCAB)
-        return source.logits(source.rows, FP32)
+    @jax.jit
+    def whole(guides, batch):
+        guidance = guides(batch)
+        sources = {"teacher": guidance.teacher, "others": guidance.others.source}
+        cut = {name: source.cut(tiny.VOCAB) for name, source in sources.items()}
+        return {name: source.logits(source.rows, FP32) for name, source in cut.items()}
 
     def dense(logits_NV):
         return StoredLogits(logits_NV.reshape(*batch.tokens_BT.shape, -1))
@@ -135,7 +137,7 @@ def test_what_was_computed_before_is_the_same(space):
         return StoredLogits(values, ids, found.rest_N.reshape(shape))
 
     stored = EnsembleTeacher({"share": guides.params["share"]}, tiny.VOCAB, space=space)
-    logits = {"teacher": whole(guidance.teacher), "others": whole(guidance.others.source)}
+    logits = whole(guides, batch)
     for kind in (dense, few):
         given = {name: kind(value) for name, value in logits.items()}
         found = loss_and_grads(objective(**scales), stored, batch.replace(stored=given), scales)
