@@ -130,6 +130,21 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     return str(path)
 
 
+def _several(texts: Sequence) -> list:
+    """Returns texts as a list; UserError for a single one, of which each letter would be a text."""
+    if isinstance(texts, str):
+        raise UserError(f"give a list of texts, as [{texts[:20]!r}], not a text alone")
+    return list(texts)
+
+
+def _options(kind: Callable[..., T], precision: str, given: Mapping[str, Any]) -> T:
+    """Makes a command's options of keyword arguments; UserError for one that it does not have."""
+    have = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [name for name in given if name not in have]:
+        raise UserError(f"no option {unknown[0]!r}; have: {', '.join(have)}")
+    return kind(**{"precision": precision} | given)
+
+
 def _table(rows: Rows, key: str) -> pa.Table:
     import pyarrow as pa  # not before `start`: its threads would keep memory of their own
 
@@ -215,13 +230,14 @@ class Model:
         "score"} of a regression. Raises UserError for a model without such a head, and for a text
         that is empty.
         """
-        columns = {"text": list(texts)} | ({} if pairs is None else {"pair": list(pairs)})
+        columns = {"text": _several(texts)} | ({} if pairs is None else {"pair": _several(pairs)})
         return self._predict(columns, None if pairs is None else "pair")
 
     def answer(self, questions: Sequence[str], contexts: Sequence[str]) -> list[dict]:
         """Answers questions, each from its context: {"index", "answer", "probability", "start",
         "end", "no_answer"} (kd_jax.predict)."""
-        return self._predict({"question": list(questions), "context": list(contexts)}, None)
+        columns = {"question": _several(questions), "context": _several(contexts)}
+        return self._predict(columns, None)
 
     def embed(self, texts: Sequence[str], **options: Any) -> np.ndarray:
         """Computes the vectors of texts with a sentence embedder, (N, D) float32.
@@ -233,9 +249,9 @@ class Model:
         Raises UserError for a text that is empty, and for a prompt that the model does not have.
         """
         start()
-        given = embed.Options(**{"precision": self.precision} | options)
+        texts, given = _several(texts), _options(embed.Options, self.precision, options)
         with tempfile.TemporaryDirectory() as folder:
-            source, target = _file(list(texts), Path(folder), "texts"), Path(folder, "vectors.npy")
+            source, target = _file(texts, Path(folder), "texts"), Path(folder, "vectors.npy")
             open_model = self._opening(embed.checkpoint, given.precision)
             embed.embed_file(open_model, source, str(target), given)
             return np.load(target)
@@ -252,7 +268,8 @@ class Model:
         are several of a prompt. Raises UserError for a model that writes no text.
         """
         start()
-        given = generate.Options(**{"precision": self.precision} | options)
+        prompts = _several(prompts) if isinstance(prompts, str) else prompts
+        given = _options(generate.Options, self.precision, options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
             open_model = self._opening(generate.checkpoint, given.precision)
@@ -272,7 +289,7 @@ class Model:
         and data.
         """
         start()
-        given = evaluate.Options(**{"precision": self.precision} | options)
+        given = _options(evaluate.Options, self.precision, options)
         with tempfile.TemporaryDirectory() as folder:
             path = None if data is None else _file(data, Path(folder), "data")
             return evaluate.evaluate_checkpoint(self.name, self.revision, task, path, given).report

@@ -115,7 +115,7 @@ def parser() -> flags.Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluates as `argv` says, prints a table; exits with status 1 and one line at a mistake."""
     args = parser().parse(argv)
-    from kd_jax import cli
+    from kd_jax import cli, storage
     from kd_jax.recipes import evaluate
     from kd_jax.report import tables
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.start_jax()
         found, made = _evaluate(args)
         if args.json:
-            Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
+            Path(args.json).write_text(json.dumps(storage.finite(found), indent=2) + "\n")
         written = [
             path
             for name, each in made.items()
@@ -157,7 +157,9 @@ def _check(args: argparse.Namespace) -> None:
         own = runs.read(args.workdir).config["task"]["name"]
         if not (kind and kind.by_likelihood):
             if task not in (None, own):
-                raise UserError(f"{args.workdir} is a run of task {own!r}, not {task!r}")
+                raise UserError(
+                    f"{args.workdir} is a run of task {own!r}, not {task!r}: leave it out"
+                )
             task, kind = own, plugins.load("tasks", own, "make").make
     elif not task:
         raise UserError(f"--task is missing; have: {', '.join(command.names())}")

@@ -92,8 +92,9 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--config=FILE is missing{hint}")
         if rest:
             self.error(self._unknown(rest[0]))
-        empty = [name for name, value in vars(args).items() if value == ""]
-        if empty:  # as it is where a shell variable is not set
+        # A flag is empty where a shell variable is not set; only a prompt may be so on purpose.
+        given = {name: value for name, value in vars(args).items() if not name.endswith("prompt")}
+        if empty := [name for name, value in given.items() if value == ""]:
             self.error(f"--{empty[0]} is empty; give it a value, or leave it out")
         if self._has_config:
             args.changes = changes

@@ -85,6 +85,7 @@ def test_a_flag_that_there_is_not_is_one_line(verb, capsys):
 def parser() -> flags.Parser:
     made = flags.Parser("example", "Shows something.", has_config=True)
     made.add_argument("--workdir")
+    made.add_argument("--query_prompt")
     made.add_argument("--rows", type=flags.positive)
     return made
 
@@ -92,8 +93,9 @@ def parser() -> flags.Parser:
 @pytest.mark.parametrize("config", [["--config=a.py:smoke"], ["--config", "a.py:smoke"]])
 @pytest.mark.parametrize("key", [["--config.steps=3"], ["--config.steps", "3"]])
 def test_values_behind_a_sign_or_a_space(config, key):
-    found = parser().parse([*key, *config, "--workdir=x", "--config.teacher.model="])
-    assert (found.config, found.workdir) == ("a.py:smoke", "x")
+    given = [*key, *config, "--workdir=x", "--query_prompt=", "--config.teacher.model="]
+    found = parser().parse(given)
+    assert (found.config, found.workdir, found.query_prompt) == ("a.py:smoke", "x", "")
     assert found.changes == [("steps", "3"), ("teacher.model", "")]
 
 

@@ -8,6 +8,7 @@ documents: the one that a question was asked about is relevant to it.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,8 +37,8 @@ def read(spec: dict[str, Any], where: str) -> Judged:
     """Reads the set of the source `spec`, the section config.<where>.
 
     A document that no line of the qrels names has grade 0 for a query. Raises UserError for a
-    missing file, for an id that is there twice or unknown, for an empty text, and for a grade that
-    is no number; it names file and line.
+    missing file, for an id or a judged pair that is there twice, for an unknown id, for an empty
+    text, and for a grade that is no finite number; it names file and line.
     """
     spec = spec | {"split": spec["split"] or SPLITS.get(where.rpartition(".")[2])}
     if spec["source"] == "files" and str(spec["path"]).endswith(".json"):
@@ -103,8 +104,12 @@ def _grades(
         try:
             grade = float(field(row, "score", place))
         except (TypeError, ValueError):
-            raise UserError(f"{place}: the score {row['score']!r} is no number") from None
-        found.setdefault(query, {})[document] = grade
+            grade = math.nan
+        if not math.isfinite(grade):
+            raise UserError(f"{place}: the score {row['score']!r} is no finite number")
+        if document in found.setdefault(query, {}):
+            raise UserError(f"{place}: query {query!r} and document {document!r} are there twice")
+        found[query][document] = grade
     if not found:
         raise UserError(f"{records.name} judges no documents")
     return found

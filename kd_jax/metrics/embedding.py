@@ -59,8 +59,9 @@ def retrieval(
         scores_BN[own_B >= 0, own_B[own_B >= 0]] = -np.inf
         least_B = np.partition(scores_BN, size - deepest, axis=1)[:, size - deepest]
         for query, (scores_N, least) in enumerate(zip(scores_BN, least_B, strict=True), start):
-            known = {n: max(0, g) for n, g in grades[query].items() if n != same_Q[query]}
-            near = np.flatnonzero(scores_N >= least)  # `deepest`, or more if some are equal
+            known = {n: max(0, g) for n, g in grades[query].items()}
+            # `deepest`, or more if some are equal, without the query itself.
+            near = np.flatnonzero((scores_N >= least) & (scores_N > -np.inf))
             grades_N[[*known]] = [*known.values()]
             found_K = ranked(scores_N[near], grades_N[near])[:deepest]
             grades_N[[*known]] = 0

@@ -21,6 +21,7 @@ from kd_jax.data import encoded
 from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import embedder, family
+from kd_jax.ranges import Whole
 from kd_jax.recipes.predict import AT_ONCE, buckets_of, shown
 from kd_jax.run import subject
 from kd_jax.run.subject import Subject
@@ -116,6 +117,7 @@ def _cut(own: Subject, dimensions: int | None) -> Subject:
     if dimensions is None:
         return own
     described, config = own.described, own.described.config
+    Whole(least=1).check(dimensions, "--dimensions")
     if dimensions > (most := embedder.whole_width(config)):
         raise UserError(f"--dimensions={dimensions}: {described.name} has vectors of {most} only")
     config = dataclasses.replace(config, dimensions=dimensions)

@@ -20,6 +20,7 @@ from kd_jax.data import tokenizers
 from kd_jax.data.chats import Template
 from kd_jax.errors import UserError
 from kd_jax.models.generate import Sampling
+from kd_jax.ranges import Whole
 from kd_jax.report import runs
 from kd_jax.run import endings, provenance, subject
 from kd_jax.run.run import build
@@ -78,6 +79,8 @@ def generate_file(
     began = time.perf_counter()
     read, written = Path(source).expanduser(), Path(target).expanduser()
     prediction.check_output(written, read, ("", ".jsonl"))
+    Whole(least=1).check(options.samples, "--samples")
+    Whole(least=0, most=2**32 - 1).check(options.seed, "--seed")
     rows = subject.rows(options.batch_size)
     own, trained = open_model()
     prompts = _read(read, own, options, trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from kd_jax.types import Array, Batch, Model
 
 if TYPE_CHECKING:
     from kd_jax.run.run import Run
+
+log = logging.getLogger(__name__)
 
 _WHO, _DRAWS = 1, 2  # of the random numbers of a step: who writes; what
 
@@ -117,6 +120,7 @@ class Rollout:
         self.every = run.config.rollout.every
         self._stop = np.array(sampling.stop, np.int32)
         self._kept: tuple[int, Batch] | None = None  # when it was written, and the batch
+        self._all: Batch | None = None  # the same batch with what is left out of it, if anything is
         self._ahead: dict[int, Given] = {}  # the prompts of the next time
 
     def __call__(
@@ -135,6 +139,8 @@ class Rollout:
 
     def measured(self, batch: Batch, wrote: bool) -> dict[str, Any]:
         """Computes what metrics.csv has of a batch; see `train.loop.Writer`."""
+        if wrote and self._all is not None:
+            batch = sharding.place(self._all, self._run.mesh)
         return {"written": float(wrote)} | ends(batch, self._stop)
 
     def _write(self, step: int, student: Model) -> Batch:
@@ -146,5 +152,13 @@ class Rollout:
 
         given = student, prompts, int(seed), self._sampling, look_ahead
         written = write(self._run.mesh, self._table, *given)
-        learns = self._run.config.rollout.unfinished == "learn"
-        return batch_of(prompts, written, learns, self._judged)
+        if self._run.config.rollout.unfinished == "learn":
+            return batch_of(prompts, written, judged=self._judged)
+        self._all, before = batch_of(prompts, written), self._all
+        if before is None and not written.ended_B.any():
+            log.warning(
+                "step %d: no completion ends within config.rollout.max_new_tokens, and with "
+                "unfinished='leave' nothing is learned from them",
+                step,
+            )
+        return batch_of(prompts, written, unfinished=False, judged=self._judged)

@@ -124,7 +124,7 @@ def rows(given: int | None) -> int:
     """Chooses the rows of a batch: `given`, or about ROWS, a multiple of the devices. Raises
     UserError if the devices do not divide `given`."""
     devices = jax.device_count()
-    found = given or -(-ROWS // devices) * devices
+    found = -(-ROWS // devices) * devices if given is None else given
     if found < 1 or found % devices:
         raise UserError(
             f"--batch_size={found} cannot be divided among {devices} devices; make it a "

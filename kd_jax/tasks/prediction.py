@@ -133,8 +133,8 @@ def _filled(
         row, of = min(empty), f" (one of {len(empty)})" if len(empty) > 1 else ""
         name = next(n for n, column in zip(names, columns, strict=False) if blank(column[row]))
         raise UserError(
-            f"{place(row)}: the {name} is empty; remove the row{of}, or set --keep_empty to "
-            f"give it an empty answer"
+            f"{place(row)}: the {name} is empty; remove the row{of}; predict and embed can keep it "
+            f"(--keep_empty)"
         )
     return [[STAND_IN if blank(text) else text for text in each] for each in columns], empty
 

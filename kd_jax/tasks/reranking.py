@@ -49,8 +49,9 @@ class CrossEncoding(ClassificationTask):
         return self.score_predictions(split, self._logits(split, outputs)[:, 0])
 
     def score_predictions(self, split, predictions):
-        queries = self.examples(split).first
-        new_N = [a != b for a, b in zip(queries, ["", *queries[:-1]], strict=True)]
+        examples = self.examples(split)
+        rows = list(map(examples.place, range(len(examples))))  # of the table: a query is a row
+        new_N = [a != b for a, b in zip(rows, ["", *rows[:-1]], strict=True)]
         return embedding.reranking(np.asarray(predictions), self._labels(split), np.cumsum(new_N))
 
 

@@ -62,7 +62,12 @@ def test_what_is_missing_is_named(tmp_path):
         (dict(queries=[{"_id": "q1", "text": 3}]), "line 1 has no 'text'; .* must be text"),
         (dict(qrels=[("q9", "d1", 1)]), "test.tsv, row 2: there is no query with the _id 'q9'"),
         (dict(qrels=[("q1", "d9", 1)]), "test.tsv, row 2: there is no document with the _id 'd9'"),
-        (dict(qrels=[("q1", "d1", "x")]), "test.tsv, row 2: the score 'x' is no number"),
+        (dict(qrels=[("q1", "d1", "x")]), "test.tsv, row 2: the score 'x' is no finite number"),
+        (dict(qrels=[("q1", "d1", "nan")]), "row 2: the score 'nan' is no finite number"),
+        (
+            dict(qrels=[("q1", "d1", 1), ("q1", "d2", 1), ("q1", "d1", 0)]),
+            "test.tsv, row 4: query 'q1' and document 'd1' are there twice",
+        ),
         (dict(qrels=[]), "test.tsv judges no documents"),
     ],
 )

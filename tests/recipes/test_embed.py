@@ -101,6 +101,21 @@ def test_calls_with_few_texts_share_a_program(model, wanted, monkeypatch):
     assert [subject.rows_for(texts, 256) for texts in (8, 9, 33, 129)] == [8, 32, 128, 256]
 
 
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ("one text", {}, r"give a list of texts, as \['one text'\], not a text alone"),
+        (["a"], {"dimensions": 0}, "--dimensions=0 must be at least 1"),
+        (["a"], {"dimensions": 2.5}, "--dimensions=2.5 should be a whole number"),
+        (["a"], {"batch_size": 0}, "--batch_size=0 cannot be divided among 8 devices"),
+        (["a"], {"rows": 3}, "no option 'rows'; have: text, prompt_name"),
+    ],
+)
+def test_mistakes_in_python(model, texts, options, message):
+    with pytest.raises(UserError, match=message):
+        kd_jax.load(model).embed(texts, **options)
+
+
 def test_a_table(model, wanted, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "AT_ONCE", 16)
     rows = [{"id": f"n{i}", "passage": text} for i, text in enumerate(TEXTS)]

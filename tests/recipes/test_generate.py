@@ -136,6 +136,8 @@ def test_chats_are_asked_as_the_template_does(own, tmp_path):
         ([{"text": "a"}], {"samples": 2}, "--samples=2 of a prompt would be the same"),
         ([{"text": "a"}], {"temperature": -1.0}, "--temperature=-1.0"),
         ([{"text": "a"}], {"text": "a", "messages": "b"}, "--text and --messages: give one"),
+        ([{"text": "a"}], {"samples": 0}, "--samples=0 must be at least 1"),
+        ([{"text": "a"}], {"seed": -1}, "--seed=-1 must be at least 0 and at most 4294967295"),
         ([{"text": "a"}], {"batch_size": 3}, "--batch_size=3 cannot be divided among 8 devices"),
     ],
 )

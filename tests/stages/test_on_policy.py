@@ -192,6 +192,38 @@ def test_prompts_found_ahead_are_those_of_their_step(tmp_path, monkeypatch):
     assert seen == [prompts.batch(step).ids_B.tolist() for step in steps]
 
 
+def test_what_is_left_out_is_counted(tmp_path, monkeypatch, caplog):
+    changed = config(tmp_path, unfinished="leave")
+    run = build(changed, tmp_path / "run", jax.devices()[:1])
+    this, ended_B = run.principal, np.arange(8) >= 6
+    writer, inputs = this.writing.writer(run, this), this.schedules.at(0)
+    counts_B = np.where(ended_B, 3, 8)
+    last_BN = np.arange(8) == counts_B[:, None] - 1
+    stop, log_probs_BN = writer._stop[0], np.zeros((8, 8), np.float32)
+
+    def write(ended_B):
+        tokens_BN = np.where(last_BN & ended_B[:, None], stop, stop + 1).astype(np.int32)
+        written = Written(tokens_BN, counts_B, ended_B, log_probs_BN)
+        monkeypatch.setattr(rollout, "write", lambda *given: written)
+
+    write(ended_B)
+    batch, _, wrote = writer(0, None, None, inputs)
+    assert (batch.weights.sum(1) == np.where(ended_B, 3, 0)).all()
+    found = writer.measured(place(batch, run.mesh), wrote)
+    assert {name: float(x) for name, x in found.items()} == {
+        "written": 1.0,
+        "length": 6.75,
+        "ended": 0.25,
+    }
+    assert "nothing is learned" not in caplog.text
+    writer = this.writing.writer(run, this)
+    write(ended_B & False)
+    for step in (0, 1):
+        assert not writer(step, None, None, inputs)[0].weights.any()
+    assert caplog.text.count("step 0: no completion ends within config.rollout.max_new") == 1
+    assert caplog.text.count("nothing is learned") == 1
+
+
 def test_only_written_tokens_are_learned_the_end_included():
     prompts = Given(
         np.array([[5, 6, 7], [5, 6, 0], [5, 0, 0]], np.int32),

@@ -43,3 +43,17 @@ def test_the_order_of_scores_is_scored(data):
     expected = {"map": pytest.approx(0.75), "mrr@10": pytest.approx(0.75)}
     assert task.score("test", list(scores[:, None])) == expected
     assert task.score_predictions("test", (7 * scores - 3).tolist()) == expected
+
+
+def test_rows_of_the_same_query_stay_apart_in_any_order(tmp_path):
+    found = []
+    for order in ((0, 1, 2), (0, 2, 1)):
+        rows = [dict(ROWS[i], query="q" if i < 2 else "r") for i in order]
+        file = tmp_path / f"{order}.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        task = command.build("reranking", {}, {"path": str(file)})
+        scores = {"p 0": 1.0, "n 0": 2.0, "p 1": 9.0, "n 1": 8.0, "m 1": 7.0, "p 2": 1, "n 2": 0}
+        found.append(
+            task.score_predictions("test", [scores[x] for x in task.examples("test").second])
+        )
+    assert found[0] == found[1] == {"map": pytest.approx(5 / 6), "mrr@10": pytest.approx(5 / 6)}
