@@ -52,6 +52,14 @@ class Blueprint:
     def spec(self) -> ModelSpec:
         return family.spec(self.config)
 
+    @property
+    def about(self) -> tuple:
+        """Lists what the model's outputs depend on besides its parameters: architecture, types and
+        head."""
+        shape = json.dumps(family.to_hf(self.family, self.config), sort_keys=True)
+        vectors = embedder.vectors(self.config) if self.head == "embedding" else ()
+        return (self.family.name, shape, self.policy, self.head, *vectors)
+
     def abstract(self) -> Model:
         """Makes the model with shapes and types instead of parameters."""
         return self._abstract

@@ -1,6 +1,7 @@
 """Defines the term `embedding`: the student's vectors imitate the teacher's."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class Embedding(VectorTerm):
     P is a learned linear map without bias, one for each size of the student's vectors that is not
     the teacher's, which only training needs. A narrower student's begins as the directions in which
     the teacher's vectors are longest (principal components, without a mean, since P adds none), a
-    wider one's orthogonal. Either keeps the student's lengths and angles at first.
+    wider one's orthogonal. The former keeps the student's lengths and angles at first.
     """
 
     kind: str = "mse"
@@ -43,12 +44,14 @@ class Embedding(VectorTerm):
         kernels = (orthogonal(one, (size, width)) for one, size in zip(keys, sizes, strict=False))
         return {str(size): {"kernel": own} for size, own in zip(sizes, kernels, strict=True)}
 
-    def fitted(self, params: Params, teacher_ND: np.ndarray) -> Params:
+    def fitted(self, params: Params, teacher_ND: Callable[[], np.ndarray]) -> Params:
         """Makes the projections of narrower vectors from the teacher's principal components."""
-        teacher_ND = teacher_ND.astype(np.float64)
-        _, directions_DD = np.linalg.eigh(teacher_ND.T @ teacher_ND)  # the longest ones come last
+        narrower = [size for size, own in params.items() if int(size) < own["kernel"].shape[1]]
+        if not narrower:
+            return params
+        vectors_ND = teacher_ND().astype(np.float64)
+        _, directions_DD = np.linalg.eigh(vectors_ND.T @ vectors_ND)  # the longest ones come last
         directions_DD = directions_DD.T[::-1].astype(np.float32)
-        narrower = {size for size in params if int(size) < len(directions_DD)}
         return params | {size: {"kernel": directions_DD[: int(size)]} for size in narrower}
 
     def _values(self, params, ours_BD, theirs_BD, batch, temperature):

@@ -99,12 +99,9 @@ class Objective:
 
     def fitted(self, params: Params, teacher_ND: Callable[[], np.ndarray]) -> Params:
         """Fits the terms' own parameters to vectors of the teacher, before the first step;
-        `teacher_ND` computes these, and is called only if a term has parameters."""
+        `teacher_ND` computes these, and is called only where there is something to fit."""
         own = [(name, term) for name, term in self.vector_terms if name in params]
-        if not own:
-            return params
-        vectors_ND = teacher_ND()
-        return params | {name: term.fitted(params[name], vectors_ND) for name, term in own}
+        return params | {name: term.fitted(params[name], teacher_ND) for name, term in own}
 
     def dense_labels(self, batch: Batch) -> Batch:
         """Converts a batch to labels at every token, if a row-wise term reads every token.
@@ -251,7 +248,8 @@ def build_objective(
 
 def _read(name: str, settings: Any, key: str) -> tuple[dict[str, Any], Callable]:
     """Reads a term's section of the config, and finds the function that makes the term."""
-    if name in [term.name for term in (measures.KL_T1, measures.OUTSIDE, measures.ACCURACY)]:
+    logged = measures.KL_T1, measures.REVERSE_KL_T1, measures.ENTROPY, measures.OUTSIDE
+    if name in [term.name for term in (*logged, measures.ACCURACY)]:
         raise UserError(f"{key}: what is logged with the terms has this name; take another")
     try:
         settings = dict(settings)

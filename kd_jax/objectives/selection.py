@@ -44,7 +44,8 @@ class Selection:
         """Counts the chosen positions of each row, and computes their weight."""
         seen_B1 = jnp.sum(weights_BP > 0, axis=1, keepdims=True).astype(jnp.float32)
         mean_B1 = jnp.sum(weights_BP, axis=1, keepdims=True) / jnp.maximum(seen_B1, 1.0)
-        return jnp.ceil(self.share * seen_B1 - 1e-3), mean_B1  # 0.2 of 5 is 1, rounded or not
+        # 0.2 of 5 is 1, rounded or not.
+        return jnp.ceil((1 - 1e-5) * self.share * seen_B1), mean_B1
 
 
 def entropy(source: Source, policy: Policy, size: int) -> Array:

@@ -7,7 +7,7 @@ together in this order, on one device and in one micro-batch. Rows that fill a b
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -70,9 +70,9 @@ class VectorTerm:
             )
         return {}
 
-    def fitted(self, params: Params, teacher_ND: np.ndarray) -> Params:
-        """Fits the term's own parameters, before the first step, to vectors of the teacher; most
-        terms have nothing to fit."""
+    def fitted(self, params: Params, teacher_ND: Callable[[], np.ndarray]) -> Params:
+        """Fits the term's own parameters, before the first step, to vectors of the teacher, which
+        `teacher_ND` computes; most terms have nothing to fit."""
         return params
 
     def weights(self, batch: Batch) -> Array:

@@ -22,7 +22,7 @@ from kd_jax.data.loader import BucketStream
 from kd_jax.errors import UserError
 from kd_jax.models import embedder, family
 from kd_jax.ranges import Whole
-from kd_jax.recipes.predict import AT_ONCE, buckets_of, shown
+from kd_jax.recipes.predict import AT_ONCE, buckets_of, check_finite, shown
 from kd_jax.run import subject
 from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction
@@ -74,7 +74,7 @@ def embed_file(
     seq_len = min(most, config.max_tokens)
     student, mesh = own.frozen
     about = dict(
-        model=(own.digest, embedder.vectors(config)),
+        model=own.digest,
         texts=texts,
         read=[own.tokenizer.backend_tokenizer.to_str(), seq_len, sorted(found.empty)],
     )
@@ -90,6 +90,7 @@ def embed_file(
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             vectors = predict(student, shown(stream, bar, part), mesh, family.PARTITION)
             vectors_ND = np.stack([vectors[i] for i in range(len(rows))])
+            check_finite(vectors_ND, own)
             vectors_ND[[row - start for row in found.empty if start <= row < part.stop]] = np.nan
             done.write(start, vectors_ND)
     dimensions = done.read(0).shape[1]
@@ -154,8 +155,8 @@ def _parquet(file: BinaryIO, parts: Iterator[np.ndarray], found: Input, dimensio
 
     try:
         ids = {} if found.ids is None else {"id": pa.array(found.ids)}
-    except pa.ArrowException:  # of several types
-        ids = {"id": pa.array([str(each) for each in found.ids])}
+    except (pa.ArrowException, OverflowError):  # of several types, or above 2^63
+        ids = {"id": pa.array([None if each is None else str(each) for each in found.ids])}
     vector = pa.list_(pa.float32(), dimensions)
     fields = [("index", pa.int64()), *((name, ids[name].type) for name in ids), ("vector", vector)]
     start = 0

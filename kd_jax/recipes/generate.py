@@ -158,8 +158,8 @@ def _read(path: Path, own: Subject, options: Options, trained: Mapping[str, Any]
     if isinstance(found, Input):
         tokenizer = tokenizers.begun_by(own.tokenizer, trained.get("separator"))
         encoded = tokenizer(found.examples.first, verbose=False)["input_ids"]
-        if encoded[0][-1:] == [tokenizer.eos_token_id] and len(encoded[0]) > 1:
-            encoded = [row[:-1] for row in encoded]  # by which the text would have ended
+        if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+            encoded = [row[:-1] or row for row in encoded]  # by which the text would have ended
         return Prompts([np.array(row, np.int32) for row in encoded], stop, ids)
     template = Template(own.tokenizer)
     some = template.encode(found, template.prompt)

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from kd_jax.run.subject import Subject
 from kd_jax.tasks import prediction, squad
 from kd_jax.tasks.classification import Texts
 from kd_jax.tasks.prediction import Input
+from kd_jax.teachers.store import NOT_FINITE
 from kd_jax.train.passes import predict
 from kd_jax.train.progress import ProgressBar
 from kd_jax.types import Batch
@@ -94,6 +95,7 @@ def predict_file(
             stream = BucketStream(rows.lengths_N, buckets, rows.batch, batch_size)
             logits = predict(student, shown(stream, bar, part), mesh, family.PARTITION)
             logits = [logits[i] for i in range(len(rows))]
+            check_finite(logits, own)
             if isinstance(rows, Windows):
                 about = answers_of(rows, found.examples[part], logits, options.null_threshold)
             else:
@@ -121,6 +123,12 @@ def checkpoint(model: str, revision: str | None, precision: str | None) -> Subje
             f"have: {', '.join(f'*{end}' for end in HEADS)}; fine-tune the model first"
         )
     return subject.of_checkpoint(model, revision, heads[0], precision)
+
+
+def check_finite(outputs: Iterable[np.ndarray], own: Subject) -> None:
+    """Raises UserError if an output of a model is not finite."""
+    if not all(np.isfinite(each).all() for each in outputs):
+        raise UserError(f"{own.described.name}: its outputs are not finite; {NOT_FINITE}")
 
 
 def labels_of(logits_NC: np.ndarray, labels: tuple[str, ...]) -> list[dict]:

@@ -23,12 +23,12 @@ def of(run: Run, model: str, teacher: str) -> tuple[int, ...]:
     documents, the model's own ends, and those of config.rollout.stop.
 
     Raises UserError if the chat template ends a turn with a token that the teacher, by its own
-    files, does not end its turns with, and config.rollout.stop is empty: it would find every end
-    improbable, and the student would learn never to stop.
+    files, does not end its turns with, unless the run trains it, and config.rollout.stop is empty:
+    it would find every end improbable, and the student would learn never to stop.
     """
     tokenizer, stop = run.tokenizers[model], run.task.end_of_text
     extra = [_token(tokenizer, name) for name in run.config.rollout.stop]
-    theirs = declared(run.models[teacher])
+    theirs = set() if teacher in run.trained else declared(run.models[teacher])
     if run.task.of_chats and not extra and theirs and stop not in theirs:
         end, own = (tokenizer.convert_ids_to_tokens(each) for each in (stop, min(theirs)))
         raise UserError(

@@ -48,8 +48,8 @@ class Subject:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Names what the model computes: a hash of its parameters and types."""
-        return identity(self.params, self.described.policy)
+        """Names what the model computes: a hash of its parameters, architecture and types."""
+        return identity(self.params, self.described.about)
 
     @functools.cached_property
     def frozen(self) -> tuple[Model, Mesh]:

@@ -203,6 +203,7 @@ def fitted(run: Run, this: Stage, logits: TeacherLogits, state: TrainState) -> T
     """Fits the objective's own parameters of a first state to the vectors that the teachers compute
     of the stage's first texts, if a term has something to fit."""
 
+    @functools.cache
     def vectors() -> np.ndarray:
         stream = run.tasks[this.model].train(this.batch_size, run.config.seed)
         batches = range(min(this.steps, -(-FITTED // this.batch_size)))
@@ -213,8 +214,6 @@ def fitted(run: Run, this: Stage, logits: TeacherLogits, state: TrainState) -> T
 
     drawn = state.params["objective"]
     params = this.program.objective.fitted(drawn, vectors)
-    if params is drawn:
-        return state
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, drawn)
     params = sharding.put(params, specs, run.mesh)
     return state.replace(params=state.params | {"objective": params})

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from kd_jax import config as defaults
 from kd_jax.data import cache
 from kd_jax.data.loader import Stream
 from kd_jax.errors import UserError
-from kd_jax.models import embedder, family
+from kd_jax.models import family
 from kd_jax.objectives.kl import ForwardKL
 from kd_jax.objectives.logits import stored
 from kd_jax.objectives.objective import Objective
@@ -216,9 +215,11 @@ class TextLogits:
     def _error(self, models: Sequence[Model], store: LogitStore) -> tuple[float, int]:
         """Computes the mean KL(all logits || kept logits) over some tokens, and counts these."""
         batch, exact = self._seen(self._stream[0]), None
+        own = slice(jax.process_index() * len(batch.weights), None)  # this process's rows
         for n, model in enumerate(models):
             given = batch.replace(stored=None if exact is None else {OTHERS: exact})
-            exact = jax.device_get(self._step(model, given, n, self.vocab_size))
+            of_all = _to_host(self._step(model, given, n, self.vocab_size))
+            exact = jax.tree.map(lambda x: x[own][: len(batch.weights)], of_all)
         wanted_BP = batch.weights > 0
         exact_MV = exact.values_BPK[wanted_BP][:SAMPLE]
         few = self.attach(batch, {OTHERS: store}).stored[OTHERS]
@@ -236,11 +237,7 @@ def size_of(tokens: int, k: int, vocab_size: int, drawn: bool = False) -> int:
 def identity_of(run: Run, name: str, params: Params) -> str:
     """Names a model of the run, for `LogitStore`, by everything that its logits depend on. The
     first process reads its parameters, one by one; all call this together."""
-    model = run.models[name]
-    shape = json.dumps(family.to_hf(model.family, model.config), sort_keys=True)
-    about = (model.family.name, shape, model.policy, run.head)
-    if run.head == "embedding":
-        about += embedder.vectors(model.config)
+    about = run.models[name].about
     if jax.process_count() == 1:
         return identity(params, about)
     first = jax.process_index() == 0

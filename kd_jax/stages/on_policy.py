@@ -89,6 +89,8 @@ def _check(run: Run, this: Stage, least: float, most: float) -> None:
             f"config.checkpoint.every={run.config.checkpoint.every} is no multiple of "
             f"config.rollout.every={rollout.every}: a run is saved only between completions"
         )
+    if run.tokenizers:
+        own_text.sampling(run, this)
     for term in objective.row_terms:
         _check_term(run, term, least)
 

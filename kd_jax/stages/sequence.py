@@ -10,6 +10,7 @@ thousand prompts at a time: a run that was interrupted goes on there, and other 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -55,7 +56,7 @@ SETTINGS = dict(
     least_tokens=Whole(least=1, default=1),  # shorter texts are left out
     ended_only=False,  # leaves out texts that were cut off at max_new_tokens
 )
-_VERSION = 1  # of what is kept: raise it when writing changes
+_VERSION = 2  # of what is kept: raise it when writing changes
 _SETTING = "config.cache.folder"
 AT_ONCE = 1024  # prompts whose texts are kept together
 
@@ -159,19 +160,26 @@ def written(run: Run, this: Stage, logits: TeacherLogits) -> Texts:
         return TextWriter(logits.model(name), run.mesh, sampling, own["seed"], rows)
 
     about = text_logits.identity_of(run, name, logits.given[name]), sampling, own["samples"]
+    before = collections.Counter()  # how often a prompt has come
+    texts: list[tuple[np.ndarray, int]] = []
+    for row in rows:
+        texts += [(row, before[row.tobytes()] + sample) for sample in range(own["samples"])]
+        before[row.tobytes()] += own["samples"]
     found: list[list[np.ndarray]] = []
     bar = ProgressBar(f"texts of {name}", 0, len(rows), quiet=jax.process_index() > 0)
     with contextlib.closing(bar):
         for start in range(0, len(rows), AT_ONCE):
-            part = [row for row in rows[start : start + AT_ONCE] for _ in range(own["samples"])]
-            key = cache.key(_VERSION, *about, own["seed"], *(row.tobytes().hex() for row in part))
+            part = texts[start * own["samples"] : (start + AT_ONCE) * own["samples"]]
+            key = cache.key(
+                _VERSION, *about, own["seed"], *((p.tobytes().hex(), n) for p, n in part)
+            )
             entry = _folder(run) / f"texts-{key}"
-            write = functools.partial(_write, writer, part, own["samples"])
+            write = functools.partial(_write, writer, part, _ids(run.task.tokenizer))
             found.append(_once(entry, write, run.task.tokenizer))
             bar.update(min(start + AT_ONCE, len(rows)), {}, 0.0)
     tokens_F, counts_N, ended_N = map(np.concatenate, zip(*found, strict=True))
     tokens = np.split(tokens_F, np.cumsum(counts_N)[:-1])
-    return Texts([row for row in rows for _ in range(own["samples"])], tokens, ended_N)
+    return Texts([prompt for prompt, _ in texts], tokens, ended_N)
 
 
 def _folder(run: Run) -> Path:
@@ -182,18 +190,27 @@ def _folder(run: Run) -> Path:
 
 
 def _write(
-    writer: Callable[[], TextWriter], prompts: list[np.ndarray], samples: int, entry: Path
+    writer: Callable[[], TextWriter], texts: list[tuple[np.ndarray, int]], ids: int, entry: Path
 ) -> None:
-    """Writes after prompts, of which `samples` neighbors are the same, into a folder."""
-    numbers = [_number(row, i % samples) for i, row in enumerate(prompts)]
-    texts = writer().write(prompts, numbers)
-    np.save(entry / "tokens.npy", np.concatenate([text.tokens_N for text in texts]))
-    np.save(entry / "counts.npy", np.array([len(text.tokens_N) for text in texts]))
-    np.save(entry / "ended.npy", np.array([text.ended for text in texts]))
+    """Writes after prompts, of which equal ones have other numbers, into a folder. A text is cut
+    off at a token that the tokenizer lacks, from `ids` on: a teacher may have rows for more."""
+    prompts = [prompt for prompt, _ in texts]
+    found = writer().write(prompts, [_number(*each) for each in texts])
+    known = [int(np.argmax([*text.tokens_N, ids] >= np.int32(ids))) for text in found]
+    ended = [text.ended and n == len(text.tokens_N) for text, n in zip(found, known, strict=True)]
+    tokens = [text.tokens_N[:n] for text, n in zip(found, known, strict=True)]
+    np.save(entry / "tokens.npy", np.concatenate(tokens))
+    np.save(entry / "counts.npy", np.array(known))
+    np.save(entry / "ended.npy", np.array(ended))
+
+
+def _ids(tokenizer: Any) -> int:
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def _number(prompt: np.ndarray, sample: int) -> int:
-    """Numbers a text for its draws by what it continues, and not by its place among others."""
+    """Numbers a text for its draws by what it continues, and as which of the texts of such prompts,
+    and not by its place among others."""
     digest = hashlib.blake2b(prompt.tobytes() + sample.to_bytes(4, "little"), digest_size=4)
     return int.from_bytes(digest.digest(), "little") >> 1
 
@@ -205,7 +222,7 @@ def _once(entry: Path, write: Callable[[Path], None], tokenizer: Any) -> list[np
             cache.remove(entry, _SETTING)
     cache.once(entry, write, _SETTING)
     tokens_F, *others = (np.load(entry / f"{name}.npy") for name in ("tokens", "counts", "ended"))
-    cache.check_ids(tokens_F, 1 + max(tokenizer.get_vocab().values()), entry)
+    cache.check_ids(tokens_F, _ids(tokenizer), entry)
     return [tokens_F, *others]
 
 

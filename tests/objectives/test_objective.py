@@ -257,8 +257,8 @@ def test_held_out_figures():
         ),
         ({"hidden": {"weight": 1.0, "rows": "student_entropy", "share": 0.5}}, "over logits"),
         (
-            {"kl_t1": {"weight": 1.0, "term": "kl"}},
-            "objective.kl_t1: what is logged .* this name",
+            {"entropy": {"weight": 1.0, "term": "kl"}},
+            "objective.entropy: what is logged .* this name",
         ),
         ({"kl": 1.0}, "objective.kl=1.0: give settings, such as objective.kl.weight"),
         ({}, "objective is empty: give it a term"),

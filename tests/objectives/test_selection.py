@@ -20,6 +20,14 @@ def test_entropy():
     np.testing.assert_allclose(found, -(probs_NV * np.log(probs_NV)).sum(1), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("share", "seen", "wanted"), [(0.001, 1, 1), (0.001, 1001, 2), (0.2, 5, 1), (0.2, 30_000, 6000)]
+)
+def test_a_share_is_rounded_up(share, seen, wanted):
+    chosen = Selection("student_entropy", share)
+    assert chosen.denominator(jnp.ones((1, seen))) == wanted
+
+
 def test_the_share_of_each_row_with_the_highest_entropy():
     entropy_BP = jnp.array([[3.0, 9.0, 5.0, 8.0, 1.0], [1.0, 1.0, 2.0, 7.0, 6.0], [1.0] * 5])
     weights_BP = jnp.array([[1.0, 0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 5])

@@ -80,6 +80,41 @@ def test_a_loaded_model_stays_in_memory(model, wanted, tmp_path):
     np.testing.assert_array_equal(loaded.embed(TEXTS, batch_size=8), wanted[1])
 
 
+def test_another_config_is_another_model(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    described = json.loads((folder / "config.json").read_text())
+    described["num_attention_heads"] *= 2
+    (folder / "config.json").write_text(json.dumps(described))
+    own, other = (embed.checkpoint(str(each), None, None) for each in (model, folder))
+    assert own.digest != other.digest
+    same = embed.checkpoint(model, None, None)
+    assert own.digest == same.digest != embed._cut(same, 4).digest
+
+
+def test_vectors_that_are_not_finite_are_refused(model, wanted, tmp_path):
+    own = embed.checkpoint(model, None, None)
+    load = lambda: jax.tree.map(lambda x: np.full(x.shape, np.nan, np.float32), own.params)  # noqa: E731
+    spoilt = dataclasses.replace(own, load=load)
+    with pytest.raises(
+        UserError, match="embedder.*: its outputs are not finite; its weights hold NaN"
+    ):
+        embed.embed_file(lambda: spoilt, str(wanted[0]), str(tmp_path / "a.npy"), Options())
+    assert not (tmp_path / "a.npy").exists()
+
+
+def test_ids_of_several_types_and_large_ones(model, tmp_path):
+    for ids, wanted in (
+        ([2**63 + 5, 7], [str(2**63 + 5), "7"]),
+        ([1, "a", None], ["1", "a", None]),
+    ):
+        rows = [json.dumps({"id": each, "text": "row"}) for each in ids]
+        (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+        run(model, tmp_path / "rows.jsonl", tmp_path / "vectors.parquet")
+        found = pyarrow.parquet.read_table(tmp_path / "vectors.parquet")
+        assert found["id"].to_pylist() == wanted
+        (tmp_path / "vectors.parquet").unlink()
+
+
 def test_calls_with_few_texts_share_a_program(model, wanted, monkeypatch):
     seen, original = set(), embed.predict
 

@@ -70,6 +70,16 @@ def test_texts_stand_in_the_order_of_the_prompts(own, tmp_path):
         assert row["ended"] == (tokens_N[-1] == tokenizer.eos_token_id)
 
 
+def test_an_end_in_the_first_prompt_is_no_reason_to_cut_the_others(own, tmp_path):
+    tokenizer, source = own[0].tokenizer, tmp_path / "prompts.txt"
+    lines = [f"the red {tokenizer.eos_token}", "the little red"]
+    source.write_text("\n".join(lines))
+    found = recipe._read(source, own[0], Options(), own[1])
+    wanted = [tokenizer(line)["input_ids"] for line in lines]
+    assert [row.tolist() for row in found.tokens] == wanted
+    assert wanted[0][-1] == tokenizer.eos_token_id
+
+
 def test_an_interrupted_command_continues(own, tmp_path, monkeypatch):
     """In the middle, and within a line; other settings begin anew."""
     source = tmp_path / "prompts.jsonl"

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import datetime
 import decimal
 import functools
@@ -93,6 +94,16 @@ def test_classes_are_pytorch_s(classifier, tmp_path, monkeypatch):
     assert all(row["probability"] == row["probabilities"][row["label"]] for row in found)
     assert {row["label"] for row in found} > {found[0]["label"]}
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_labels_that_are_not_finite_are_refused(classifier, tmp_path):
+    own = predict.checkpoint(classifier, None, None)
+    load = lambda: jax.tree.map(lambda x: np.full(x.shape, np.inf, np.float32), own.params)  # noqa: E731
+    spoilt = dataclasses.replace(own, load=load)
+    source = write(tmp_path / "texts.jsonl", [{"text": "row"}])
+    with pytest.raises(UserError, match="its outputs are not finite; its weights hold NaN"):
+        predict.predict_file(lambda: spoilt, source, str(tmp_path / "out.jsonl"), Options())
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_pairs_in_tables_keep_their_ids(classifier, tmp_path):

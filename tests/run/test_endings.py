@@ -33,6 +33,7 @@ def run(tokenizer, folder, stop=(), init="model", **ends):
         tokenizers=dict.fromkeys(models, tokenizer),
         config=types.SimpleNamespace(rollout=types.SimpleNamespace(stop=stop)),
         section=lambda model: types.SimpleNamespace(init=init),
+        trained={"student"},
     )
 
 
@@ -49,6 +50,9 @@ def test_a_teacher_that_ends_turns_otherwise_is_refused(tokenizer, tmp_path):
     other = next(number for number in range(len(tokenizer)) if number != end)
     with pytest.raises(UserError, match="ends a turn with .* never to stop.*rollout.stop"):
         endings.of(run(tokenizer, tmp_path, teacher=other), "student", "teacher")
+    found = run(tokenizer, tmp_path, teacher=other)
+    found.trained.add("teacher")  # on this template
+    assert endings.of(found, "student", "teacher") == (end,)
     name = tokenizer.convert_ids_to_tokens(other)
     found = run(tokenizer, tmp_path, stop=(name,), teacher=other)
     assert endings.of(found, "student", "teacher") == tuple(sorted({end, other}))

@@ -10,6 +10,7 @@ import types
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import kill_resume
@@ -169,10 +170,24 @@ def test_supervised_positions_of_a_masked_lm(folder):
     check_same(rows, online)
 
 
-def test_the_largest_alone(stored, folder, caplog):
+def test_the_largest_alone(stored, folder, caplog, monkeypatch):
+    error, to_host, gathered = text_logits.TextLogits._error, text_logits._to_host, []
+
+    def of_two(tree):
+        """Adds the rows of another process."""
+        gathered.append(jax.tree.map(lambda x: np.concatenate([x, 0 * x - 1]), to_host(tree)))
+        return gathered[-1]
+
+    def checked(*given):
+        alone = error(*given)
+        with mock.patch.object(text_logits, "_to_host", of_two):
+            assert error(*given) == alone
+        return alone
+
+    monkeypatch.setattr(text_logits.TextLogits, "_error", checked)
     with caplog.at_level(logging.INFO, "kd_jax.run.text_logits"):
         rows, _ = run(config(folder, logits="top_k"), folder / "largest")
-    assert "20 of 280 logits are kept: KL(all || kept) " in caplog.text
+    assert "20 of 280 logits are kept: KL(all || kept) " in caplog.text and gathered
     tokens = int(
         re.search(r"([\d,]+) tokens of [\d,]+ different rows", caplog.text)[1].replace(",", "")
     )

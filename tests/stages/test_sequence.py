@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import logging
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from kd_jax.data import cache
 from kd_jax.errors import UserError
 from kd_jax.run.run import build
-from kd_jax.run.sampler import TextWriter
+from kd_jax.run.sampler import Text, TextWriter
 from kd_jax.run.teaching import TeacherLogits, given_teachers
 from kd_jax.stages import sequence
 from kd_jax.stages.sequence import Texts
@@ -85,6 +86,33 @@ def test_they_are_written_once_and_an_interrupted_run_continues(run, teachers, p
     with caplog.at_level(logging.WARNING):
         same(sequence.written(run, this, teachers), texts)
     assert "tokens.npy is damaged" in caplog.text and parts == [16, 16, 8, 8]
+
+
+def test_equal_prompts_have_texts_of_their_own(run, teachers, monkeypatch):
+    prompts = sequence.beginnings(run, stage(run), 8, "train")
+    same = np.full_like(prompts.lengths_N, prompts.lengths_N.min())
+    some = dataclasses.replace(prompts, starts_N=0 * same, lengths_N=same)
+    monkeypatch.setattr(sequence, "beginnings", lambda *given: some)
+    texts = sequence.written(run, stage(run, prompts=6), teachers)
+    assert len({row.tobytes() for row in texts.prompts}) == 1
+    assert len({row.tobytes() for row in texts.tokens}) == 12
+
+
+def test_a_text_ends_before_an_id_that_the_tokenizer_lacks(tmp_path):
+    def write(prompts, numbers):
+        assert len({*numbers}) == 3
+        return [
+            Text(np.array(tokens, np.int32), True, np.zeros(len(tokens)))
+            for tokens in ([4, 9, 1], [4, 12, 1], [10, 1])
+        ]
+
+    prompt = np.array([1, 5])
+    writer = types.SimpleNamespace(write=write)
+    sequence._write(lambda: writer, [(prompt, number) for number in range(3)], 10, tmp_path)
+    tokens, counts, ended = (
+        np.load(tmp_path / f"{name}.npy").tolist() for name in ("tokens", "counts", "ended")
+    )
+    assert (tokens, counts, ended) == ([4, 9, 1, 4], [3, 1, 0], [True, False, False])
 
 
 def part(texts, count):
