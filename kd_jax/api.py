@@ -130,11 +130,11 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
     return str(path)
 
 
-def _several(texts: Sequence) -> list:
-    """Returns texts as a list; UserError for a single one, of which each letter would be a text."""
+def _several(texts: Sequence) -> Sequence:
+    """Returns texts; UserError for a single one, of which each letter would be taken for a text."""
     if isinstance(texts, str):
         raise UserError(f"give a list of texts, as [{texts[:20]!r}], not a text alone")
-    return list(texts)
+    return texts
 
 
 def _options(kind: Callable[..., T], precision: str, given: Mapping[str, Any]) -> T:
@@ -249,7 +249,7 @@ class Model:
         Raises UserError for a text that is empty, and for a prompt that the model does not have.
         """
         start()
-        texts, given = _several(texts), _options(embed.Options, self.precision, options)
+        texts, given = list(_several(texts)), _options(embed.Options, self.precision, options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(texts, Path(folder), "texts"), Path(folder, "vectors.npy")
             open_model = self._opening(embed.checkpoint, given.precision)
@@ -268,8 +268,7 @@ class Model:
         are several of a prompt. Raises UserError for a model that writes no text.
         """
         start()
-        prompts = _several(prompts) if isinstance(prompts, str) else prompts
-        given = _options(generate.Options, self.precision, options)
+        prompts, given = _several(prompts), _options(generate.Options, self.precision, options)
         with tempfile.TemporaryDirectory() as folder:
             source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
             open_model = self._opening(generate.checkpoint, given.precision)

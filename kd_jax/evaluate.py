@@ -158,7 +158,7 @@ def _check(args: argparse.Namespace) -> None:
         if not (kind and kind.by_likelihood):
             if task not in (None, own):
                 raise UserError(
-                    f"{args.workdir} is a run of task {own!r}, not {task!r}: leave it out"
+                    f"{args.workdir} is a run of task {own!r}, not {task!r}: leave --task out"
                 )
             task, kind = own, plugins.load("tasks", own, "make").make
     elif not task:

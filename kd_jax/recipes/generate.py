@@ -64,7 +64,8 @@ def generate_file(
     target: str,
     options: Options,
 ) -> dict[str, Any]:
-    """Writes after the prompts of the file `source` into the file `target`, JSON lines.
+    """Generates a continuation of each prompt of the file `source`, and writes them to the file
+    `target`, JSON lines.
 
     Args:
         open_model: opens a causal model, as `checkpoint` or `stage_of` does.

@@ -217,8 +217,9 @@ def buckets_of(rows: Encoded, seq_len: int, batch_size: int, more: bool) -> tupl
     of a single batch few lengths, 16, 24, 32, 48, 64 ..., so that many calls with a batch each need
     no more programs. `more`: other rows follow, of up to `seq_len` tokens, and have to fit."""
     if len(rows) <= batch_size and not more:
-        power = 1 << int(rows.lengths_N.max() - 1).bit_length()
-        fits = power * 3 // 4 if rows.lengths_N.max() <= power * 3 // 4 else power
+        longest = int(rows.lengths_N.max())
+        power = 1 << (longest - 1).bit_length()
+        fits = power * 3 // 4 if longest <= power * 3 // 4 else power
         return (min(max(fits, 16), seq_len),)
     found = lengths_of_pass(rows.lengths_N, seq_len, batch_size)
     return (*found, seq_len) if more and found[-1] < seq_len else found

@@ -53,8 +53,8 @@ class Subject:
 
     @functools.cached_property
     def frozen(self) -> tuple[Model, Mesh]:
-        """Puts the model on every device of a mesh of all, cast to operand types, like a teacher:
-        once, for all that is asked of it."""
+        """Puts the model on all devices, its parameters in the types of products, as a teacher's
+        are; only when first used, and then kept."""
         mesh = sharding.make_mesh()
         return self.model(mesh, frozen=True), mesh
 

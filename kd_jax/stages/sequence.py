@@ -166,6 +166,7 @@ def written(run: Run, this: Stage, logits: TeacherLogits) -> Texts:
         texts += [(row, before[row.tobytes()] + sample) for sample in range(own["samples"])]
         before[row.tobytes()] += own["samples"]
     found: list[list[np.ndarray]] = []
+    ids = 1 + max(run.task.tokenizer.get_vocab().values())
     bar = ProgressBar(f"texts of {name}", 0, len(rows), quiet=jax.process_index() > 0)
     with contextlib.closing(bar):
         for start in range(0, len(rows), AT_ONCE):
@@ -174,8 +175,7 @@ def written(run: Run, this: Stage, logits: TeacherLogits) -> Texts:
                 _VERSION, *about, own["seed"], *((p.tobytes().hex(), n) for p, n in part)
             )
             entry = _folder(run) / f"texts-{key}"
-            write = functools.partial(_write, writer, part, _ids(run.task.tokenizer))
-            found.append(_once(entry, write, run.task.tokenizer))
+            found.append(_once(entry, functools.partial(_write, writer, part, ids), ids))
             bar.update(min(start + AT_ONCE, len(rows)), {}, 0.0)
     tokens_F, counts_N, ended_N = map(np.concatenate, zip(*found, strict=True))
     tokens = np.split(tokens_F, np.cumsum(counts_N)[:-1])
@@ -204,10 +204,6 @@ def _write(
     np.save(entry / "ended.npy", np.array(ended))
 
 
-def _ids(tokenizer: Any) -> int:
-    return 1 + max(tokenizer.get_vocab().values())
-
-
 def _number(prompt: np.ndarray, sample: int) -> int:
     """Numbers a text for its draws by what it continues, and as which of the texts of such prompts,
     and not by its place among others."""
@@ -215,14 +211,15 @@ def _number(prompt: np.ndarray, sample: int) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def _once(entry: Path, write: Callable[[Path], None], tokenizer: Any) -> list[np.ndarray]:
-    """Reads an entry of the cache, written now unless it is there: tokens, counts, ends."""
+def _once(entry: Path, write: Callable[[Path], None], ids: int) -> list[np.ndarray]:
+    """Reads an entry of the cache, written now unless it is there: tokens below `ids`, counts,
+    ends."""
     if jax.process_count() > 1:  # each has its own entries, and all write together
         if not multihost_utils.process_allgather(np.array(cache.whole(entry))).all():
             cache.remove(entry, _SETTING)
     cache.once(entry, write, _SETTING)
     tokens_F, *others = (np.load(entry / f"{name}.npy") for name in ("tokens", "counts", "ended"))
-    cache.check_ids(tokens_F, _ids(tokenizer), entry)
+    cache.check_ids(tokens_F, ids, entry)
     return [tokens_F, *others]
 
 

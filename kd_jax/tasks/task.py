@@ -25,8 +25,9 @@ from kd_jax.types import Batch
 def batch_shapes(
     batch_size: int, seq_len: int, slots: int, label: type = np.int32, **others: int
 ) -> Batch:
-    """Describes a batch by jax.ShapeDtypeStruct, with `slots` labels and weights a row; `others`
-    maps further int32 fields to the sizes of their second axes."""
+    """Makes a batch of shapes and types (jax.ShapeDtypeStruct) in place of arrays. A row has
+    `slots` labels and weights; `others` maps further int32 fields to the sizes of their second
+    axes."""
 
     def shape(length: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, length), dtype)
