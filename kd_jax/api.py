@@ -6,14 +6,16 @@ A run of the API is a run of the command line: the same run directory, which the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -128,6 +130,17 @@ def _file(rows: Rows, folder: Path, key: str) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         storage.write(path, functools.partial(pyarrow.parquet.write_table, table))
     return str(path)
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[Path]:
+    """Makes a folder for the files of one call; messages about them name what was given."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield Path(folder)
+        except UserError as error:
+            made = rf"{re.escape(folder)}/(\w+)-\w+\.parquet"
+            raise UserError(re.sub(made, r"\1", str(error))) from None
 
 
 def _several(texts: Sequence) -> Sequence:
@@ -250,8 +263,8 @@ class Model:
         """
         start()
         texts, given = list(_several(texts)), _options(embed.Options, self.precision, options)
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = _file(texts, Path(folder), "texts"), Path(folder, "vectors.npy")
+        with _private() as folder:
+            source, target = _file(texts, folder, "texts"), folder / "vectors.npy"
             open_model = self._opening(embed.checkpoint, given.precision)
             embed.embed_file(open_model, source, str(target), given)
             return np.load(target)
@@ -269,8 +282,8 @@ class Model:
         """
         start()
         prompts, given = _several(prompts), _options(generate.Options, self.precision, options)
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = _file(prompts, Path(folder), "prompts"), Path(folder, "written.jsonl")
+        with _private() as folder:
+            source, target = _file(prompts, folder, "prompts"), folder / "written.jsonl"
             open_model = self._opening(generate.checkpoint, given.precision)
             generate.generate_file(open_model, source, str(target), given)
             return [json.loads(line) for line in target.read_text().splitlines()]
@@ -289,16 +302,15 @@ class Model:
         """
         start()
         given = _options(evaluate.Options, self.precision, options)
-        with tempfile.TemporaryDirectory() as folder:
-            path = None if data is None else _file(data, Path(folder), "data")
+        with _private() as folder:
+            path = None if data is None else _file(data, folder, "data")
             return evaluate.evaluate_checkpoint(self.name, self.revision, task, path, given).report
 
     def _predict(self, columns: Mapping[str, Sequence], pair: str | None) -> list[dict]:
         start()
         options = predict.Options(pair=pair, precision=self.precision)
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder, "predictions.jsonl")
-            source = _file(columns, Path(folder), "texts")
+        with _private() as folder:
+            source, target = _file(columns, folder, "texts"), folder / "predictions.jsonl"
             open_model = self._opening(predict.checkpoint, options.precision)
             predict.predict_file(open_model, source, str(target), options)
             return [json.loads(line) for line in target.read_text().splitlines()]

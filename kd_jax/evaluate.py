@@ -177,6 +177,7 @@ def _check(args: argparse.Namespace) -> None:
         (scored, ("split",), of_task),
         (language, ("out",), of_task),
         (examples and kind.head == "embedding", ("out", "predictions"), of_task),
+        (task == "embedding/sts", ("document_prompt",), of_task),
         (args.predictions, ("revision", *how, "out"), what),
         (args.predictions and not command.reads(kind, "labels"), ("labels",), what),
         (not run, ("stage", "split"), what),

@@ -54,13 +54,19 @@ def resolve(
 
     `setting`: the key of the config, or the flag, that names the model.
 
-    Raises UserError, within 10 seconds, if the hub has no such id or revision, requires accepting a
-    licence, or cannot be reached and the cache has no copy, or one that may be out of date.
+    Raises UserError for a revision of a folder and, within 10 seconds, if the hub has no such id or
+    revision, requires accepting a licence, or cannot be reached and the cache has no copy, or one
+    that may be out of date.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise UserError(f"{model}: no config.json; give the folder of an HF checkpoint")
+        if revision not in (None, "main"):
+            raise UserError(
+                f"{model} is a folder, as it stands: revision {revision!r} is of a hub id; leave "
+                "it out"
+            )
         return Source(folder, None)
     if folder.is_file():
         raise UserError(f"{model} is a file; give the folder of the whole checkpoint")

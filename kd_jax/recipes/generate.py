@@ -54,6 +54,7 @@ class Prompts(NamedTuple):
     """The tokens of the prompts, and what ends what is written after them."""
 
     tokens: list[np.ndarray]  # int32
+    place: Callable[[int], str]  # where prompt i stands, for messages
     stop: tuple[int, ...]
     ids: list | None  # of the column "id"
 
@@ -86,7 +87,7 @@ def generate_file(
     own, trained = open_model()
     prompts = _read(read, own, options, trained)
     sampling = _sampling(options, prompts.stop)
-    _check_lengths(prompts.tokens, own, options.max_new_tokens)
+    _check_lengths(prompts, own, options.max_new_tokens)
     model, mesh = own.frozen
     about = dict(
         model=own.digest,
@@ -154,18 +155,18 @@ def _sampling(options: Options, stop: tuple[int, ...]) -> Sampling:
 
 
 def _read(path: Path, own: Subject, options: Options, trained: Mapping[str, Any]) -> Prompts:
-    found, ids = prediction.prompts(path, options.text, options.messages, options.delimiter)
+    found, place, ids = prediction.prompts(path, options.text, options.messages, options.delimiter)
     stop = _stop(own, trained)
     if isinstance(found, Input):
         tokenizer = tokenizers.begun_by(own.tokenizer, trained.get("separator"))
         encoded = tokenizer(found.examples.first, verbose=False)["input_ids"]
         if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
             encoded = [row[:-1] or row for row in encoded]  # by which the text would have ended
-        return Prompts([np.array(row, np.int32) for row in encoded], stop, ids)
+        return Prompts([np.array(row, np.int32) for row in encoded], place, stop, ids)
     template = Template(own.tokenizer)
     some = template.encode(found, template.prompt)
     tokens = [row.ids_N.astype(np.int32) for rows in some for row in rows]
-    return Prompts(tokens, tuple({*stop, template.end_of_turn}), ids)
+    return Prompts(tokens, place, tuple({*stop, template.end_of_turn}), ids)
 
 
 def _stop(own: Subject, trained: Mapping[str, Any]) -> tuple[int, ...]:
@@ -176,16 +177,18 @@ def _stop(own: Subject, trained: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(found - {None}))
 
 
-def _check_lengths(tokens: Sequence[np.ndarray], own: Subject, new: int) -> None:
+def _check_lengths(prompts: Prompts, own: Subject, new: int) -> None:
     """Raises UserError for a prompt that is empty, or after which so many new tokens do not fit."""
-    for index, row in enumerate(tokens):
+    for index, row in enumerate(prompts.tokens):
         if not len(row):
-            raise UserError(f"prompt {index} has no tokens; a text may begin with bos_token")
+            where = prompts.place(index)
+            raise UserError(f"{where}: the prompt has no tokens; it may begin with bos_token")
         most = own.described.config.most_written(len(row))
         if len(row) + new - 1 > most:  # nothing comes after the last one
             raise UserError(
-                f"prompt {index} has {len(row)} tokens, and --max_new_tokens={new} more do not fit "
-                f"into the {most} positions of the model; shorten it, or write fewer"
+                f"{prompts.place(index)}: the prompt has {len(row)} tokens, and --max_new_tokens="
+                f"{new} more do not fit into the {most} positions of the model; shorten it, or "
+                "write fewer"
             )
 
 

@@ -91,9 +91,10 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
 
 def prompts(
     path: Path, text: str | None, messages: str | None, delimiter: str | None
-) -> tuple[Input | list[Row], list | None]:
-    """Reads what a model is to continue, and the column "id", where there is one: texts, as
-    `texts`; or chats, of the column `messages`, which is the default where the file has one.
+) -> tuple[Input | list[Row], Callable[[int], str], list | None]:
+    """Reads what a model is to continue, where each of it stands, and the column "id", where there
+    is one: texts, as `texts`; or chats, of the column `messages`, which is the default where the
+    file has one.
 
     Raises UserError as `texts` and `data.messages.asked` do.
     """
@@ -104,13 +105,13 @@ def prompts(
     column = messages or "messages"
     if messages is None and (table is None or column not in table.columns):
         found = texts(path, text, None, delimiter, keep_empty=False)
-        return found, found.ids
+        return found, found.place, found.ids
     if table is None:
         raise UserError(f"{path} has no columns: leave --messages out")
     names = [name for name in (column, "tools") if name in table.columns]
     rows = zip(*(table.column(name, "--messages") for name in names or [column]), strict=True)
-    places = ((table.place(i), dict(zip(names, row, strict=True))) for i, row in enumerate(rows))
-    return list(asked(places, column, "--messages")), _ids(table)
+    placed = ((table.place(i), dict(zip(names, row, strict=True))) for i, row in enumerate(rows))
+    return list(asked(placed, column, "--messages")), table.place, _ids(table)
 
 
 def _table(path: Path, delimiter: str | None) -> Table:

@@ -143,6 +143,7 @@ def test_calls_with_few_texts_share_a_program(model, wanted, monkeypatch):
         (["a"], {"dimensions": 0}, "--dimensions=0 must be at least 1"),
         (["a"], {"dimensions": 2.5}, "--dimensions=2.5 should be a whole number"),
         (["a"], {"batch_size": 0}, "--batch_size=0 cannot be divided among 8 devices"),
+        (["a", ""], {}, "^texts, row 2: the text is empty"),
         (["a"], {"rows": 3}, "no option 'rows'; have: text, prompt_name"),
     ],
 )

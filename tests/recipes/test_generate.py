@@ -142,7 +142,7 @@ def test_chats_are_asked_as_the_template_does(own, tmp_path):
         ([{"prompt": "a"}], {}, "no column 'text'; set --text to one of: prompt"),
         ([{"messages": [{"role": "assistant", "content": "a"}]}], {}, "no message before the assi"),
         ([{"messages": "a"}], {}, "line 1: 'a' is no list of messages"),
-        ([{"text": "a " * 200}], {}, "prompt 0 has .* tokens, and --max_new_tokens=128 more do no"),
+        ([{"text": "a " * 200}], {}, "line 1: the prompt has .* tokens, and --max_new_tokens=128"),
         ([{"text": "a"}], {"samples": 2}, "--samples=2 of a prompt would be the same"),
         ([{"text": "a"}], {"temperature": -1.0}, "--temperature=-1.0"),
         ([{"text": "a"}], {"text": "a", "messages": "b"}, "--text and --messages: give one"),
