@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from kd_jax import config as defaults
 from kd_jax import plugins, storage
 from kd_jax.data.loader import lengths_of
+from kd_jax.metrics import cost
 from kd_jax.report import plots
 from kd_jax.run import text_logits, workdir
 from kd_jax.stages import round
@@ -67,12 +68,15 @@ def _made(name: str, folder: Path) -> Smoke:
         config = masked()
     else:
         config = importlib.import_module(f"configs.{file}").get_config(variant)
+    for stage in () if name in ON_ALL else beside(config):
+        del config.stages[stage]
     with (
         private_caches(),
         Reads(config) as reads,
         compilations() as compiled,
         guards(),
         sketches(name),
+        few_calls(0 if name not in ON_ALL else 2),
         one_length(name),
         few_devices(name),
     ):
@@ -84,7 +88,7 @@ def _made(name: str, folder: Path) -> Smoke:
 
 # Fine-tuned in batches of several lengths, each of which is compiled for every model; all others in
 # batches of the longest one.
-LENGTHS = {"finetune_agnews:smoke", "finetune_squad:smoke"}
+LENGTHS = {"finetune_agnews:smoke"}
 
 
 def one_length(name: str):
@@ -92,12 +96,19 @@ def one_length(name: str):
     return contextlib.nullcontext() if name in LENGTHS else longest
 
 
-# One of each recipe and kind of stage, and those whose figures are measured again, on all devices;
-# the others, which differ from these in models and data, on one.
+# One of each recipe and kind of stage, and those whose figures are measured again, whole and on all
+# devices; the others, which differ from these in models and data, on one, without stages to compare
+# with.
 ON_ALL = {f"{name}:smoke" for name in ("pretrain_wikitext", "finetune_agnews", "finetune_squad")}
 ON_ALL |= {f"{name}:smoke" for name in ("substitute_gpt2", "ensemble_stories", "embedding_minilm")}
 ON_ALL |= {f"{name}:smoke" for name in ("distil_chat", "onpolicy_stories", "sequence_stories")}
 ON_ALL |= {"masked", "small_gpt2:smoke", "finetune_sst2:smoke"}
+
+
+def beside(config: ConfigDict) -> set[str]:
+    """Returns the stages of a run that other runs make alike, for its own one to be compared with."""
+    stages = {*config.get("stages", {})}
+    return stages & ({"baseline", "student", "prune"} if "substitute" in stages else {"baseline"})
 
 
 def few_devices(name: str):
@@ -118,6 +129,18 @@ def sketches(name: str):
     with (
         mock.patch.object(plots, "Figure", lambda layout=None, **given: figure(**given)),
         mock.patch.object(plots, "sheet", sheet),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def few_calls(count: int):
+    """Times models by so many calls: their figures are made, and not compared. By none, a second."""
+    times = cost.times
+    few = lambda call, repeats, budget_s: times(call, 0, budget_s) if count else [1.0, 1.0]  # noqa: E731
+    with (
+        mock.patch.multiple(cost, WARM_UP=0, FEWEST=count),
+        mock.patch.object(cost, "times", few),
     ):
         yield
 

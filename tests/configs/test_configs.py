@@ -33,6 +33,7 @@ def abstract(name):
     if config.recipe == "sweep":
         config = finetuning_of(config)
     config.mesh.fsdp = min(config.mesh.fsdp, jax.device_count())
+    config.scan = "always"  # a loop over equal blocks is traced once
     return build(config)
 
 

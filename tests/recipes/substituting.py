@@ -9,7 +9,7 @@ import jax
 from kd_jax.config import substitution
 from kd_jax.recipes import distil
 from kd_jax.report import plots
-from kd_jax.run import measure, workdir
+from kd_jax.run import workdir
 from kd_jax.run.run import build as build_run
 from kd_jax.train import sharding
 from tests import smoke, tiny_config
@@ -60,7 +60,7 @@ def quick():
         patch(sharding, "make_mesh", alone)
         patch(distil.export, "export_run", lambda *args: {"path": "nowhere"})
         patch(plots, "draw", lambda *args: None)
-        patch(measure, "CALLS", 1)
+        stack.enter_context(smoke.few_calls(2))
         yield
 
 

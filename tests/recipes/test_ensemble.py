@@ -92,56 +92,33 @@ def test_all_rounds_share_their_programs(whole):
     assert compiled["jit(log_probs_step)"] == 3  # the teacher, the first member, another
 
 
-KILLS = ["step 2 of round 1", "step 3 of round 2", "the pass", "the next pass", "judging round 2"]
+# In their order: (what dies, at its how manieth call since the last death, in which round).
+KILLS = [
+    ((text_logits, "log_probs_step"), 2, 1),  # the teacher's pass, of eight batches
+    ((loop, "train_step"), 2, 1),
+    ((text_logits, "log_probs_step"), 2, 2),  # the first member's pass
+    ((loop, "train_step"), 3, 2),
+    ((round.Rounds, "_measured"), 1, 2),  # the round's figures, after one in its training
+]
 
 
-@pytest.fixture
-def kill(monkeypatch):
-    """Arms the death of a run."""
-
-    def arm(when):
-        if when.startswith("step"):
-            _, step, _, _, number = when.split()
-            steps, train = iter(range(100)), loop.train_step
-            at = (int(number) - 1) * ensembles.STEPS + int(step)
-
-            def train_step(*args, **kwargs):
-                if next(steps) == at:
-                    raise Killed
-                return train(*args, **kwargs)
-
-            monkeypatch.setattr(loop, "train_step", train_step)
-        elif when.endswith("pass"):
-            calls, step = iter(range(1000)), text_logits.log_probs_step
-            at = 2 if when == "the pass" else 18  # batches: eight of the teacher, eight a member
-
-            def log_probs_step(*args, **kwargs):
-                if next(calls) == at:
-                    raise Killed
-                return step(*args, **kwargs)
-
-            monkeypatch.setattr(text_logits, "log_probs_step", log_probs_step)
-        else:
-            calls, original = iter(range(100)), round.Rounds._measured
-
-            def evaluate(*args):
-                if next(calls) == 5:  # twice while it trains, once at the end
-                    raise Killed
-                return original(*args)
-
-            monkeypatch.setattr(round.Rounds, "_measured", evaluate)
-
-    return arm
-
-
-@pytest.mark.parametrize("when", KILLS)
-def test_killed_and_continued_is_the_same_bit_for_bit(whole, tmp_path, kill, monkeypatch, when):
+def test_killed_again_and_again_it_ends_the_same_bit_for_bit(whole, tmp_path, monkeypatch):
     config, folder, results, _ = whole
     shutil.rmtree(config.cache.folder)  # all is computed again
-    kill(when)
-    with pytest.raises(Killed):
-        ensembles.run(config, tmp_path / "run")
-    monkeypatch.undo()
+    for (owner, name), number, begun in KILLS:
+        calls, call = iter(range(100)), getattr(owner, name)
+
+        def dying(*args, calls=calls, call=call, number=number, **kwargs):
+            if next(calls) == number:
+                raise Killed
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            ensembles.run(config, tmp_path / "run")
+        monkeypatch.undo()
+        done = [path.parent.name for path in (tmp_path / "run").glob("round_*/results.json")]
+        assert sorted(done) == [f"round_{n}" for n in range(1, begun)]
     again = ensembles.run(config, tmp_path / "run")
     assert kill_resume.differences(folder, tmp_path / "run") == []
     assert kill_resume.untimed(again["rounds"]) == kill_resume.untimed(results["rounds"])
