@@ -106,7 +106,7 @@ ON_ALL |= {"masked", "small_gpt2:smoke", "finetune_sst2:smoke"}
 
 
 def beside(config: ConfigDict) -> set[str]:
-    """Returns the stages of a run that other runs make alike, for its own one to be compared with."""
+    """Returns the stages of a run that its own one is compared with, and that other runs have."""
     stages = {*config.get("stages", {})}
     return stages & ({"baseline", "student", "prune"} if "substitute" in stages else {"baseline"})
 
@@ -135,9 +135,12 @@ def sketches(name: str):
 
 @contextlib.contextmanager
 def few_calls(count: int):
-    """Times models by so many calls: their figures are made, and not compared. By none, a second."""
+    """Times models by so many calls; by none, it says a second. The figures are not compared."""
     times = cost.times
-    few = lambda call, repeats, budget_s: times(call, 0, budget_s) if count else [1.0, 1.0]  # noqa: E731
+
+    def few(call, repeats, budget_s):
+        return times(call, 0, budget_s) if count else [1.0, 1.0]
+
     with (
         mock.patch.multiple(cost, WARM_UP=0, FEWEST=count),
         mock.patch.object(cost, "times", few),
