@@ -1,5 +1,5 @@
-"""Starts `python -m kd_jax.main` by forking a process that has done the imports: they take seconds,
-and the tests that kill and restart runs need many starts.
+"""Starts `python -m kd_jax.main`, or a script, by forking a process that has done the imports: they
+take seconds, and the tests that kill and restart runs need many starts.
 
     process = forked.start(["--config=..."], folder)
     process.wait() == 0 and process.output()
@@ -11,7 +11,9 @@ import functools
 import gc
 import json
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,14 +61,22 @@ class Process:
         return self.errors.read_text()
 
 
-def start(arguments: list[str], folder: Path, **environment: str) -> Process:
-    """Runs kd_jax.main in `folder`, on one CPU device; its output goes to a new file there."""
+def start(arguments: list[str], folder: Path, script: str = "", **environment: str) -> Process:
+    """Runs kd_jax.main, or `script`, in `folder`, on one CPU device unless XLA_FLAGS say otherwise;
+    its output goes to a new file there. A run's pictures are empty."""
     number = len(list(folder.glob("*.out")))
     out, errors = folder / f"{number}.out", folder / f"{number}.err"
     out.touch()
-    request = dict(arguments=arguments, folder=str(folder), environment=environment)
+    request = dict(arguments=arguments, folder=str(folder), environment=environment, script=script)
     pid = _ask(request | dict(out=str(out), errors=str(errors)))
     return Process(pid, out, errors)
+
+
+def cluster() -> list[list[str]]:
+    """Flags of each of two processes that work together."""
+    with socket.create_server(("", 0)) as server:
+        at = f"--coordinator=127.0.0.1:{server.getsockname()[1]}"
+    return [[at, f"--process_id={i}", "--process_count=2"] for i in range(2)]
 
 
 def _ask(request: dict):
@@ -102,8 +112,9 @@ def _server() -> subprocess.Popen:
     return server
 
 
-def _serve() -> None:
-    """Answers a line of JSON by another, until the input ends; returns in each new process."""
+def _serve() -> str:
+    """Answers a line of JSON by another, until the input ends; returns the script to run in each
+    new process."""
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         request = json.loads(line)
@@ -114,7 +125,7 @@ def _serve() -> None:
             answer = os.fork()
             if answer == 0:
                 _become(request)
-                return
+                return request["script"]
         print(json.dumps(answer), file=answers, flush=True)
     sys.exit()
 
@@ -132,12 +143,23 @@ def _become(request: dict) -> None:
 
 if __name__ == "__main__":
     # What a run imports; nothing of it touches a device.
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import tensorboardX  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401
 
+    import kd_jax.data.files
     import kd_jax.main
-    import kd_jax.recipes.distil  # noqa: F401
+    import kd_jax.recipes.distil
+    import kd_jax.tasks.mlm  # noqa: F401
+    from kd_jax import plugins
+    from kd_jax.report import plots
 
+    for imported in (("models", "FAMILY"), ("stages", "make")):
+        plugins.names(*imported)
+    plots.sheet = lambda *given, **more: plots.Figure(figsize=(1, 1))
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # as in conftest.py
-    _serve()
-    kd_jax.main.main()
+    if script := _serve():
+        runpy.run_path(script, run_name="__main__")
+    else:
+        kd_jax.main.main()
