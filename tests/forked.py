@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -72,6 +73,19 @@ def start(arguments: list[str], folder: Path, script: str = "", **environment: s
     return Process(pid, out, errors)
 
 
+def run(command: list[str], env: dict[str, str] | None = None, **_) -> subprocess.CompletedProcess:
+    """As subprocess.run, for [python, script, *arguments] whose output is captured as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start([*map(str, command[2:])], Path(folder), str(command[1]), **env or {})
+        status = process.wait()
+        return subprocess.CompletedProcess(command, status, process.output(), process.error())
+
+
+def preload(*modules: str) -> None:
+    """Has what is started later find these imported."""
+    _ask({"import": modules})
+
+
 def cluster() -> list[list[str]]:
     """Flags of each of two processes that work together."""
     with socket.create_server(("", 0)) as server:
@@ -121,6 +135,9 @@ def _serve() -> str:
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif "import" in request:
+            answer = [importlib.import_module(name).__name__ for name in request["import"]]
+            gc.freeze()
         else:
             answer = os.fork()
             if answer == 0:
@@ -132,17 +149,21 @@ def _serve() -> str:
 
 def _become(request: dict) -> None:
     os.chdir(request["folder"])
-    sys.path.insert(0, request["folder"])  # as `python -m` does
+    script = request["script"]
+    sys.path.insert(0, os.path.dirname(script) or request["folder"])  # as python does
     os.environ.update(request["environment"])
+    if platforms := request["environment"].get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", platforms)
     for number, path in ((0, os.devnull), (1, request["out"]), (2, request["errors"])):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    sys.argv = ["kd_jax.main", *request["arguments"]]
+    sys.argv = [script or "kd_jax.main", *request["arguments"]]
 
 
 if __name__ == "__main__":
     # What a run imports; nothing of it touches a device.
+    import jax
     import matplotlib.backends.backend_agg  # noqa: F401
     import tensorboardX  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401

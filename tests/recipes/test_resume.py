@@ -12,9 +12,10 @@ from kd_jax import storage
 from kd_jax.train.distributed import HEARTBEAT_SECONDS
 from tests import forked, tiny_config
 
+# At step 5 the checkpoint of step 2 at least is whole.
 KILLS = [
-    Kill("teacher", step=3),
-    Kill("student", step=4, write="checkpoint"),
+    Kill("teacher", step=5),
+    Kill("student", step=5, write="checkpoint"),
     Kill("student", write="export"),
 ]
 
