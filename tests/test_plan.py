@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -98,19 +95,13 @@ def refused(capsys):
     return of
 
 
-def test_command(tmp_path):
-    flags = ["--config=configs/quickstart.py:smoke", f"--json={tmp_path / 'plan.json'}"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "kd_jax.plan", *flags],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+def test_command(tmp_path, capsys):
+    command.main(["--config=configs/quickstart.py:smoke", f"--json={tmp_path / 'plan.json'}"])
+    shown = capsys.readouterr().out
     found = json.loads((tmp_path / "plan.json").read_text())
     assert [each["stage"] for each in found["stages"]] == ["teacher", "baseline", "student"]
     for each in found["stages"]:
-        assert f"{each['params_student']:,} parameters" in ran.stdout
+        assert f"{each['params_student']:,} parameters" in shown
         assert set(each) == set(FOUND)
     assert found["total"]["total_flops"] == sum(each["total_flops"] for each in found["stages"])
 
