@@ -1,10 +1,10 @@
 """The command line from outside, and everything that can be wrong with a config or its inputs.
 
-Mistakes that show in the config's own values are found in this process; those of the command line
-in others.
+Mistakes are found in this process; what else a command says or leaves shows in others.
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from etils import epath
 
-from kd_jax import cli
+from kd_jax import cli, main
 from kd_jax.data import tokenizers as tokenizers
 from kd_jax.errors import UserError
 from kd_jax.models import family, hf
@@ -334,12 +334,36 @@ def command(text, tmp_path_factory):
     return run
 
 
-def one_line(command, *arguments, **environment) -> str:
-    status, output, error, _ = command(*arguments, **environment)
-    assert status == 1, error
-    (line,) = error.splitlines()
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """Runs kd_jax.main in this process, which ends with status 1, and gives back its errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
+    own = logging.getLogger("kd_jax")
+    monkeypatch.setattr(own, "handlers", [cli._Log()])
+    monkeypatch.setattr(own, "propagate", False)
+    monkeypatch.setattr(own, "level", logging.INFO)
+
+    def of(*arguments) -> list[str]:
+        with pytest.raises(SystemExit) as ended:
+            main.main(arguments)
+        assert ended.value.code == 1
+        return capsys.readouterr().err.splitlines()
+
+    return of
+
+
+def one_line(lines) -> str:
+    (line,) = lines
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
+
+
+def test_a_mistake_ends_the_command(command):
+    status, _, error, _ = command(command.config, "--config.recipe=pretrian")
+    assert status == 1
+    assert "unknown recipes plug-in 'pretrian'" in one_line(error.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -383,8 +407,8 @@ def one_line(command, *arguments, **environment) -> str:
         (["--process_id=1"], "--process_id given without --coordinator, --process_count"),
     ],
 )
-def test_a_wrong_flag(command, arguments, message):
-    assert message in one_line(command, command.config, *arguments)
+def test_a_wrong_flag(command, refused, arguments, message):
+    assert message in one_line(refused(command.config, *arguments))
 
 
 @pytest.mark.parametrize(
@@ -397,15 +421,14 @@ def test_a_wrong_flag(command, arguments, message):
         ),
     ],
 )
-def test_without_a_config_there_is_the_usage(command, arguments, message):
-    status, _, error, _ = command(*arguments)
-    *usage, line = error.splitlines()
-    assert status == 1 and line == message
+def test_without_a_config_there_is_the_usage(refused, arguments, message):
+    *usage, line = refused(*arguments)
+    assert line == message
     assert "    python -m kd_jax.main --config=configs/quickstart.py" in usage
 
 
-def test_a_config_file_that_is_not_there(command):
-    line = one_line(command, "--config=quickstat.py")
+def test_a_config_file_that_is_not_there(refused):
+    line = one_line(refused("--config=quickstat.py"))
     said = "--config=quickstat.py: no such file, and no experiment of that name; did you mean "
     assert line == f"{said}quickstart?"
 
@@ -431,11 +454,10 @@ def test_a_config_file_that_is_not_there(command):
         ),
     ],
 )
-def test_a_config_file_with_a_mistake(command, source, message):
-    file = command.folder / "mistake.py"
+def test_a_config_file_with_a_mistake(refused, tmp_path, source, message):
+    file = tmp_path / "mistake.py"
     file.write_text(source)
-    line = one_line(command, f"--config={file}")
-    assert message in line
+    assert message in one_line(refused(f"--config={file}"))
 
 
 def test_a_hub_that_cannot_be_reached(command, tmp_path):
@@ -468,8 +490,8 @@ def test_help(command):
     assert "--workdir" in output + error and "--config" in output + error
 
 
-def test_a_place_where_one_may_not_write(command):
+def test_a_place_where_one_may_not_write(command, refused):
     if os.getuid() == 0:
         pytest.skip("root may write anywhere")
-    line = one_line(command, command.config, "--workdir=/proc/run")
+    line = one_line(refused(command.config, "--workdir=/proc/run"))
     assert "set its permissions, or give another folder" in line

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import jax
 import pandas
 import pyarrow as pa
 import pyarrow.parquet
@@ -20,7 +21,21 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def quick():
+    """One device, batches of one length, empty pictures; programs are kept, and compiled sooner."""
+    with (
+        smoke.private_caches(),
+        smoke.few_devices("page"),
+        smoke.one_length("page"),
+        smoke.sketches("page"),
+    ):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, quick):
     """The names that the page's code defines, run in an empty folder."""
     names, here = {}, tmp_path_factory.mktemp("python")
     with pytest.MonkeyPatch.context() as patch:

@@ -7,18 +7,25 @@ import sys
 
 import pytest
 
+from tests import forked
+
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "accelerator.py"
 
 
-def run(target, *flags):
-    command = [sys.executable, str(SCRIPT), "--tiny", f"--json={target}", *flags]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_a_row_of_each_system(tmp_path, monkeypatch, capsys):
+    """In forked processes."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import accelerator
 
-
-def test_a_row_of_each_system(tmp_path):
-    ran = run(tmp_path / "rows.json", "--work=gpt2")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "missing" not in ran.stdout and ran.stdout.endswith("these figures mean nothing\n")
+    forked.preload("torch", "transformers.models.gpt2.modeling_gpt2")
+    monkeypatch.setattr(accelerator.subprocess, "run", forked.run)
+    target = f"--json={tmp_path / 'rows.json'}"
+    monkeypatch.setattr(sys, "argv", ["accelerator.py", "--tiny", "--work=gpt2", target])
+    with pytest.raises(SystemExit) as ended:
+        accelerator.main()
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "missing" not in shown and shown.endswith("these figures mean nothing\n")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["accelerator"], row["system"]) for row in rows] == [
         ("gpt2", "kd_jax"),
@@ -33,7 +40,8 @@ def test_a_row_of_each_system(tmp_path):
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path):
-    ran = run(tmp_path / "rows.json", "--work=bert", "--minutes=0.01")
+    flags = ["--tiny", f"--json={tmp_path / 'rows.json'}", "--work=bert", "--minutes=0.01"]
+    ran = subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "missing: bert, kd_jax: no time left" in ran.stdout
     assert json.loads((tmp_path / "rows.json").read_text()) == []

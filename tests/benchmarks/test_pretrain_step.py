@@ -2,21 +2,29 @@
 
 import json
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "pretrain_step.py"
+from tests import forked
+
+FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 SYSTEMS = ["kd_jax", "pytorch-eager", "pytorch-gather-eager"]
 
 
-def test_rows_take_the_same_steps(tmp_path):
+def test_rows_take_the_same_steps(tmp_path, monkeypatch, capsys):
+    """In forked processes."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import pretrain_step
+
+    forked.preload("torch", "transformers.models.bert.tokenization_bert")
+    monkeypatch.setattr(pretrain_step.subprocess, "run", forked.run)
     target = tmp_path / "rows.json"
     only = ["--case=mlm", "--rows=" + ",".join(f"{name}-fp32" for name in SYSTEMS)]
     size = ["--tiny", "--rounds=1", "--steps=2", "--dropout=0"]
-    command = [sys.executable, str(SCRIPT), *only, *size, f"--json={target}"]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    monkeypatch.setattr(sys, "argv", ["pretrain_step.py", *only, *size, f"--json={target}"])
+    pretrain_step.main()
+    shown = capsys.readouterr().out
     rows = json.loads(target.read_text())
     assert [row["system"] for row in rows] == SYSTEMS
     for row in rows:

@@ -1,11 +1,12 @@
 """One process of an ensemble's run: `ensemble_worker.py --folder=DIR FLAGS`."""
 
 import pathlib
+from unittest import mock
 
 from kd_jax import flags
 from kd_jax.cli import start_jax
 from kd_jax.recipes import ensemble
-from kd_jax.run import workdir
+from kd_jax.run import measure, workdir
 from kd_jax.train import distributed
 from tests.recipes import ensembles
 
@@ -19,7 +20,8 @@ def main() -> None:
     start_jax()
     distributed.initialize(**args)
     config = ensembles.two_rounds(folder)
-    with ensembles.quick(), workdir.enter(config, "example", str(folder / "run")) as place:
+    once = mock.patch.object(measure, "CALLS", 1)
+    with ensembles.quick(), once, workdir.enter(config, "example", str(folder / "run")) as place:
         ensemble.run(config, place)
 
 

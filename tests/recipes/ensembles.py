@@ -42,9 +42,9 @@ def config(folder: Path, **changes):
 
 
 def two_rounds(folder: Path):
-    """Two of them, without dropout, which is drawn by device."""
+    """Two of them, of two steps, without dropout, which is drawn by device."""
     c = config(folder)
-    c.rounds = 2
+    c.rounds, c.steps = 2, 2
     c.student.architecture.update(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     return c
 

@@ -1,4 +1,8 @@
+import contextlib
+import io
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -152,7 +156,24 @@ def test_every_stage_has_its_own_plan():
     assert plan.needed(run) == student
 
 
-def test_hours_of_a_run():
+@pytest.fixture
+def here(monkeypatch):
+    """The child's work is done in this process, on its eight devices."""
+
+    def run(command, input, **_):
+        out, errors, status = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+            try:
+                plan._child()
+            except SystemExit as ended:
+                status = ended.code
+        return subprocess.CompletedProcess(command, status, out.getvalue(), errors.getvalue())
+
+    monkeypatch.setattr(plan.subprocess, "run", run)
+
+
+def test_hours_of_a_run(here):
     one = plan.plan(config(), "v5e:2x2", ["baseline", "student"], mfu=0.5, compiles=False)
     assert (one["devices"], one["mfu"], len(one["stages"])) == (4, 0.5, 2)
     for each in one["stages"]:
@@ -166,7 +187,7 @@ def test_hours_of_a_run():
     assert [row[0] for row in cells] == ["baseline", "student", "all"]
 
 
-def test_the_planned_stages_exist():
+def test_the_planned_stages_exist(here):
     with pytest.raises(UserError, match="--stage=pupil: no such stage; have: teacher, baseline"):
         plan.plan(config(), stages=["pupil"])
 

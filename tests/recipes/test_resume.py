@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import time
 
 import pytest
@@ -13,21 +12,29 @@ from kd_jax import storage
 from kd_jax.train.distributed import HEARTBEAT_SECONDS
 from tests import forked, tiny_config
 
+# At step 5 the checkpoint of step 2 at least is whole.
 KILLS = [
-    Kill("teacher", step=3),
-    Kill("student", step=4, write="checkpoint"),
+    Kill("teacher", step=5),
+    Kill("student", step=5, write="checkpoint"),
     Kill("student", write="export"),
 ]
 
 
+# It holds a run at $HOLD, the first row of "STAGE/step", until the file `held` is gone.
 WANDB = """
-import json, pathlib
+import json, os, pathlib, time
 
 class Error(Exception): pass
 
 class Run:
     def __init__(self, options): self.file = pathlib.Path(options["dir"], "wandb.jsonl")
-    def log(self, row): self.file.open("a").write(json.dumps(row) + "\\n")
+    def log(self, row):
+        self.file.open("a").write(json.dumps(row) + "\\n")
+        stage, _, step = os.environ.get("HOLD", "").partition("/")
+        if stage and row != "finished" and row.get(stage + "/step") == int(step):
+            os.environ["HOLD"], held = "", self.file.with_name("held")
+            held.touch()
+            while held.exists(): time.sleep(0.01)
     def finish(self): self.log("finished")
 
 def init(**options):
@@ -48,7 +55,9 @@ def folder(tmp_path_factory):
 def start(folder):
     config = f"--config={tiny_config.__file__}:{tiny_config.write_text(folder)}"
     base = [config, "--config.wandb=project"]
-    return lambda run, *more: forked.start([*base, f"--workdir={run}", *more], folder)
+    return lambda run, *more, **environment: forked.start(
+        [*base, f"--workdir={run}", *more], folder, **environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,24 +119,13 @@ def test_a_run_of_another_config_is_refused(undisturbed, start):
     )
 
 
-# A run that ends only when it is told to, and saves only then.
-ENDLESS = [
-    "--config.steps=1000000",
-    "--config.eval.every=1000000",
-    "--config.checkpoint.every=1000000",
-]
-
-
 @pytest.fixture
 def two_processes(start):
     """Starts two processes of one run."""
     started = []
 
-    def both(run, *more):
-        with socket.create_server(("", 0)) as server:
-            at = f"--coordinator=127.0.0.1:{server.getsockname()[1]}"
-        cluster = [[at, f"--process_id={i}", "--process_count=2"] for i in range(2)]
-        started.extend(start(run, *more, *flags) for flags in cluster)
+    def both(run, *more, **environment):
+        started.extend(start(run, *more, *flags, **environment) for flags in forked.cluster())
         return started[-2:]
 
     yield both
@@ -136,42 +134,17 @@ def two_processes(start):
             process.kill()
 
 
-def until_step(run, step, processes, stage="teacher"):
+def until(reached, processes):
     deadline = time.monotonic() + 120
-    while kill_resume.last_step(run, stage) < step:
+    while not reached():
         assert all(process.poll() is None for process in processes), processes[0].error()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_two_processes_agree_on_the_step_to_save_and_end_together(folder, two_processes):
-    run = folder / "two"
-    processes = two_processes(run, *ENDLESS)
-    until_step(run, 5, processes)
-    processes[1].send_signal(signal.SIGTERM)  # one of them is told
-    assert [process.wait() for process in processes] == [143, 143]
-    (saved,) = kill_resume.checkpoints(run, "teacher")
-    assert saved == kill_resume.last_step(run, "teacher")
-    assert f"teacher {saved}/1000000  saved" in processes[0].output()
-    assert "saved" not in processes[1].output() + processes[1].error()
-
-    processes = two_processes(run, *ENDLESS)
-    until_step(run, saved + 5, processes)
-    metrics = (run / "teacher" / "metrics.csv").read_text().splitlines()
-    assert [int(row.split(",")[0]) for row in metrics[1 : saved + 4]] == list(range(1, saved + 4))
-    killed = time.monotonic()
-    processes[1].kill()
-    assert processes[0].wait() == 1
-    assert time.monotonic() - killed < HEARTBEAT_SECONDS
-    errors = [line for line in processes[0].error().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "process 0 of 2 cannot go on" in errors[0]
-    assert "Traceback" not in processes[0].error()
-
-
-def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
-    undisturbed, folder, two_processes
-):
-    """Its teacher is a checkpoint, of which each process reads its part; the student starts from
+def test_two_processes_stop_and_go_on_together(undisturbed, folder, two_processes):
+    """They agree on the step to save; without one of them the other ends; the run ends bitwise the
+    same. Its teacher is a checkpoint, of which each process reads its part; the student starts from
     it."""
     flags = [
         f"--config.teacher.model={undisturbed / 'export' / 'student'}",
@@ -179,17 +152,38 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
         "--config.stages={'student': {}}",
         "--config.tokenizer.train=",
         "--config.mesh.fsdp=2",
-        "--config.eval.every=40",
-        "--config.checkpoint.every=40",
-        "--config.steps=120",
+        "--config.eval.every=8",
+        "--config.checkpoint.every=8",
+        "--config.steps=16",
     ]
     whole, killed = folder / "split", folder / "split_killed"
-    processes = two_processes(killed, *flags)
+    held = killed / "held"
+
+    processes = two_processes(killed, *flags, HOLD="student/2")
+    until(held.exists, processes)
+    processes[1].send_signal(signal.SIGTERM)  # one of them is told
+    held.unlink()
+    assert [process.wait() for process in processes] == [143, 143]
+    (saved,) = kill_resume.checkpoints(killed, "student")
+    assert 2 < saved == kill_resume.last_step(killed, "student") < 8
+    assert f"student {saved}/16  saved" in processes[0].output()
+    assert "saved" not in processes[1].output() + processes[1].error()
+
     # Between two checkpoints: in the barrier of one the other would wait for the heartbeat.
-    until_step(killed, 45, processes, "student")
+    processes = two_processes(killed, *flags, HOLD="student/10")
+    until(lambda: held.exists() and 8 in kill_resume.checkpoints(killed, "student"), processes)
+    metrics = (killed / "student" / "metrics.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in metrics[1:10]] == list(range(1, 10))
+    ended = time.monotonic()
     processes[1].kill()
+    held.unlink()
     assert processes[0].wait() == 1
-    assert 0 < max(kill_resume.checkpoints(killed, "student")) < 120
+    assert time.monotonic() - ended < HEARTBEAT_SECONDS
+    errors = [line for line in processes[0].error().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "process 0 of 2 cannot go on" in errors[0]
+    assert "Traceback" not in processes[0].error()
+    assert kill_resume.checkpoints(killed, "student")[-1] == 8
+
     for run in (killed, whole):
         assert [process.wait() for process in two_processes(run, *flags)] == [0, 0]
     for name in ("metrics.csv", "eval.csv"):
@@ -198,7 +192,6 @@ def test_a_sharded_run_that_lost_a_process_ends_bitwise_the_same(
     assert (whole / weights).read_bytes() == (killed / weights).read_bytes()
     # The digests of parameters and moments.
     last = [
-        storage.read_json(run / "student/checkpoints/120/metrics/metrics")
-        for run in (whole, killed)
+        storage.read_json(run / "student/checkpoints/16/metrics/metrics") for run in (whole, killed)
     ]
     assert last[0]["state"] == last[1]["state"] and len(last[0]["state"]) == 3

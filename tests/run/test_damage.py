@@ -2,6 +2,7 @@
 names the file."""
 
 import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -31,14 +32,16 @@ class Killed(Exception):
 
 
 class Opened:
-    """Notes the files under `folder` that Python opens, while there is one."""
+    """Notes the files under `folder` that Python opens and may read, while there is one."""
 
     def __init__(self):
         self.folder, self.files = None, set()
         sys.addaudithook(self._note)
 
     def _note(self, event, arguments):
-        if event == "open" and self.folder and str(arguments[0]).startswith(str(self.folder)):
+        if event != "open" or not self.folder or arguments[2] & os.O_ACCMODE == os.O_WRONLY:
+            return
+        if str(arguments[0]).startswith(str(self.folder)):
             self.files.add(Path(arguments[0]).relative_to(self.folder))
 
 

@@ -11,6 +11,7 @@ from kd_jax.recipes import plan
 from kd_jax.recipes.compare import compare
 from kd_jax.run.run import build
 from kd_jax.tasks import command
+from tests import smoke as smoke_runs
 from tests.plugged import plug_in
 from tests.recipes import finetuning
 
@@ -73,7 +74,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_it_is_run_evaluated_compared_planned_and_predicts(folder, capsys):
-    results = finetuning.run(config(), folder / "run")
+    with smoke_runs.one_length("loudness"):
+        results = finetuning.run(config(), folder / "run")
     figures = results["stages"]["student"]
     assert results["primary"] == "spearman" and "pearson" in figures
     assert results["data"]["train"]["examples"] == 64 and results["data"]["train"]["cut"] == 0

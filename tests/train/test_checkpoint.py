@@ -2,7 +2,6 @@ import contextlib
 import os
 import resource
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -19,6 +18,7 @@ from kd_jax.models import family as families
 from kd_jax.train import checkpoint, sharding
 from kd_jax.train.checkpoint import Checkpoints, Damaged
 from kd_jax.train.state import TrainState, create
+from tests import forked
 from tests.models import tiny
 
 MESH = sharding.make_mesh(2)
@@ -190,14 +190,13 @@ def fill_disk(folder: str) -> None:
     checkpoints.wait()
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(folder, pytestconfig):
+def test_a_full_disk_is_one_line_and_loses_nothing(folder, tmp_path):
     # Of its own process, since other files of step 2 may still be written after the error.
-    code = f"from tests.train.test_checkpoint import fill_disk; fill_disk({str(folder)!r})"
-    process = [sys.executable, "-c", code]
-    failed = subprocess.run(process, cwd=pytestconfig.rootpath, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1] == (
-        f"kd_jax.errors.UserError: cannot write a checkpoint in {folder}: File too large. Make "
+    devices = {name: os.environ[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    failed = forked.start([str(folder)], tmp_path, __file__, **devices)
+    assert failed.wait() == 1
+    assert failed.output().splitlines()[-1] == (
+        f"cannot write a checkpoint in {folder}: File too large. Make "
         f"room and run the same command again (last whole checkpoint: step 1)"
     )
     again = Checkpoints(folder, keep=2)
@@ -417,3 +416,11 @@ def test_another_vocabulary_is_no_padding(tmp_path):
         checkpoints.save(state, None)
         checkpoints.wait()
         assert not checkpoints.fits(0, like)
+
+
+if __name__ == "__main__":
+    try:
+        fill_disk(sys.argv[1])
+    except UserError as error:
+        print(error)  # what goes to stderr, logs and a traceback, is too long for a file
+        sys.exit(1)

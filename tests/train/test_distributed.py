@@ -9,6 +9,7 @@ import pytest
 
 from kd_jax.errors import UserError
 from kd_jax.train.distributed import Cluster, detect
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -118,21 +119,18 @@ def environment() -> dict[str, str]:
     return {**kept, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def start(*flags: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), *flags],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path):
+    """Starts a process of a distributed run."""
+    return lambda *flags: forked.start([*flags], tmp_path, str(WORKER), JAX_PLATFORMS="cpu")
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """Status, output, and the errors without the log lines of JAX's own libraries."""
-    out, errors = process.communicate(timeout=60)
-    own = [line for line in errors.splitlines() if line.startswith(("error", "Traceback"))]
-    return process.returncode, out, "\n".join(own)
+def finish(process: forked.Process) -> tuple[int, str]:
+    """Status, and the errors without the log lines of JAX's own libraries."""
+    code = process.wait()
+    lines = process.error().splitlines()
+    own = [line for line in lines if line.startswith(("error", "Traceback"))]
+    return code, "\n".join(own)
 
 
 @pytest.fixture
@@ -141,32 +139,32 @@ def port():
         return server.getsockname()[1]
 
 
-def test_processes_that_do_not_meet(port):
+def test_processes_that_do_not_meet(start, port):
     at = f"--coordinator=127.0.0.1:{port}"
     # Each waits for another run's processes: no one listens where the second looks.
-    waiting = start(at, "--process_id=0", "--process_count=2", "--start_timeout=3")
+    waiting = start(at, "--process_id=0", "--process_count=2", "--start_timeout=1")
     lost = start(
         "--coordinator=nowhere.invalid:1234",
         "--process_id=1",
         "--process_count=2",
-        "--start_timeout=3",
+        "--start_timeout=1",
     )
-    code, _, error = finish(waiting)
+    code, error = finish(waiting)
     assert code == 1
     assert error == (
-        f"error: process 0 of 2 (flags): after 3 s, some of the 2 processes have not come to "
+        f"error: process 0 of 2 (flags): after 1 s, some of the 2 processes have not come to "
         f"127.0.0.1:{port}; are they running, and can they reach this machine?"
     )
-    code, _, error = finish(lost)
+    code, error = finish(lost)
     assert code == 1
     assert "process 0 cannot be reached at nowhere.invalid:1234 (" in error
     assert error.count("\n") == 0
 
 
-def test_a_port_in_use():
+def test_a_port_in_use(start):
     with socket.create_server(("", 0)) as server:
         at = f"--coordinator=127.0.0.1:{server.getsockname()[1]}"
-        code, _, error = finish(start(at, "--process_id=0", "--process_count=2"))
+        code, error = finish(start(at, "--process_id=0", "--process_count=2"))
     assert code == 1
     assert "Address already in use" in error and "choose another port" in error
     assert error.count("\n") == 0
@@ -202,7 +200,7 @@ def test_local_processes_script_passes_sigterm_on(tmp_path):
     leave = f"""
 import pathlib, signal, sys, time
 def save_and_leave(*_):
-    time.sleep(0.5)
+    time.sleep(0.2)
     sys.exit(3)
 signal.signal(signal.SIGTERM, save_and_leave)
 pathlib.Path({str(tmp_path / "started")!r}).touch()
@@ -214,6 +212,6 @@ time.sleep(60)
     )
     deadline = time.monotonic() + 30
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     started.terminate()
     assert started.wait(timeout=30) == 3

@@ -1,57 +1,34 @@
 """Two processes do what one does: the same batches, loss, gradient, parameters and figures."""
 
 import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import forked
 from tests.train import step_worker
 
-ROOT = Path(__file__).resolve().parents[2]
+WORKER = step_worker.__file__
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """(results of one process on one device, results of each of two on two devices each)."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_"))}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                step_worker.__file__,
-                f"--out={folder / str(i)}.npz",
-                f"--coordinator=127.0.0.1:{port}",
-                f"--process_id={i}",
-                "--process_count=2",
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
+        forked.start([f"--out={folder / str(i)}.npz", *each], folder, WORKER, **environment)
+        for i, each in enumerate(forked.cluster())
     ]
     try:
         alone = step_worker.work(1, 1)
         for process in processes:
-            text, _ = process.communicate(timeout=120)
-            assert process.returncode == 0, text
+            assert process.wait() == 0, process.output() + process.error()
     finally:
         for process in processes:
-            process.kill()
+            if process.poll() is None:
+                process.kill()
     return alone, [dict(np.load(folder / f"{i}.npz")) for i in range(2)]
 
 
