@@ -67,9 +67,10 @@ def small(monkeypatch):
 def test_without_dropout(length):
     *qkv, real = inputs(length)
     lower = np.tril(np.ones((length, length), bool))
+    run = jax.jit(lambda scope, *qkv: attend("explicit", scope)(*qkv))
     for causal in (False, True):
         mask = real[:, None, None] & (lower if causal else True)
-        found = jax.jit(attend("explicit", Scope(real, causal=causal)))(*qkv)
+        found = run(Scope(real, causal=causal), *qkv)
         np.testing.assert_allclose(found, plain(*qkv, mask), rtol=1e-4, atol=1e-5)
 
 
@@ -88,11 +89,11 @@ def test_gradient_is_that_of_the_path_with_dropout():
     *qkv, real = inputs(150)
     scope = Scope(real, causal=True)
 
-    def loss(q, k, v, seed):
+    def loss(q, k, v, scope, seed):
         return jnp.sum(jnp.sin(attention(q, k, v, scope, 0.5, 0.0, seed, 0, Policy())))
 
     grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    for found, want in zip(grad(*qkv, None), grad(*qkv, SEED), strict=True):
+    for found, want in zip(grad(*qkv, scope, None), grad(*qkv, scope, SEED), strict=True):
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
@@ -134,7 +135,8 @@ def test_biases_are_added(way, small, monkeypatch):
     bias_H2T = 3 * np.random.default_rng(2).standard_normal((H, 300), np.float32)
     distance = np.arange(150)[None] - np.arange(150)[:, None]
     seen = real[:, None, None] & (abs(distance) <= 10)
-    found = jax.jit(attend(way, Scope(real, bias_H2T=jnp.asarray(bias_H2T)), window=21))(*qkv)
+    run = jax.jit(lambda scope, *qkv: attend(way, scope, window=21)(*qkv))
+    found = run(Scope(real, bias_H2T=bias_H2T), *qkv)
     found, wanted = (
         x * real[:, :, None, None] for x in (found, plain(*qkv, seen, bias_H2T[:, distance]))
     )
@@ -151,27 +153,44 @@ CASES = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def results(way, rate, window, dtype, qkv, real, scope, dy):
+    """What comes out of queries that are no padding, and the gradients."""
+    y, pull = jax.vjp(attend(way, scope, rate, window, dtype), *qkv)
+    return y * real[:, :, None, None], *pull(dy)
+
+
+@functools.cache
+def given(case, dtype):
+    """Arguments of `results`, without the way and the rate, which come first."""
+    causal, window = CASES[case].get("causal", True), CASES[case].get("window")
+    *qkv, real = inputs(300)
+    scope = Scope(real, causal=causal)
+    if "segments" in CASES[case]:
+        scope = scope.replace(segments_BS=segments(300), places_BS=np.arange(300)[None] % 100)
+    dy = np.random.default_rng(1).standard_normal(qkv[0].shape) * real[:, :, None, None]
+    *qkv, dy = (jnp.asarray(x, dtype) for x in (*qkv, dy))
+    return window, dtype, qkv, real, scope, dy
+
+
+@functools.cache
+def explicit(case, rate, dtype):
+    """The results of the explicit way with all scores at once."""
+    small, module._SCORES = module._SCORES, 2**26
+    try:
+        return jax.device_get(results("explicit", rate, *given(case, dtype)))
+    finally:
+        module._SCORES = small
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", ["blocks", "pallas", "cudnn"])
 def test_every_way_is_the_explicit_one(way, case, rate, small):
-    causal, window = CASES[case].get("causal", True), CASES[case].get("window")
-    q, k, v, real = inputs(300)
-    scope = Scope(real, causal=causal)
-    if "segments" in CASES[case]:
-        scope = scope.replace(segments_BS=segments(300), places_BS=np.arange(300)[None] % 100)
     dtype = "bfloat16" if way == "cudnn" else "float32"
-    q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
-    dy = np.random.default_rng(1).standard_normal(q.shape) * real[:, :, None, None]
-
-    def run(way):
-        y, pull = jax.vjp(attend(way, scope, rate, window, dtype), q, k, v)
-        return y * real[:, :, None, None], *pull(jnp.asarray(dy, dtype))
-
-    results = jax.jit(run, static_argnums=0)
-    wanted = run_whole(results)
+    wanted = explicit(case, rate, dtype)
     within = 3e-2 if way == "cudnn" else 2e-5
-    for found, want in zip(results(way), wanted, strict=True):
+    for found, want in zip(results(way, rate, *given(case, dtype)), wanted, strict=True):
         assert found.dtype == dtype
         error = np.abs(np.asarray(found - want, np.float32)).max()
         assert error <= within * np.abs(np.asarray(want, np.float32)).max()
@@ -187,20 +206,13 @@ def test_every_way_is_the_explicit_one(way, case, rate, small):
         assert not small
 
 
-def run_whole(results):
-    """Runs the explicit way with all scores at once."""
-    small, module._SCORES = module._SCORES, 2**26
-    try:
-        return results("explicit")
-    finally:
-        module._SCORES = small
-
-
 def test_bf16_on_a_tpu_follows_fp32(small):
     *qkv, real = inputs(300)
     scope, halves = Scope(real, causal=True), [jnp.asarray(x, jnp.bfloat16) for x in qkv]
-    wanted = jax.jit(attend("explicit", scope, 0.1))(*qkv)
-    found = jax.jit(attend("pallas", scope, 0.1, dtype="bfloat16"))(*halves)
+    run = jax.jit(lambda scope, *qkv: attend("explicit", scope, 0.1)(*qkv))
+    wanted = run(scope, *qkv)
+    run = jax.jit(lambda scope, *qkv: attend("pallas", scope, 0.1, dtype="bfloat16")(*qkv))
+    found = run(scope, *halves)
     assert found.dtype == jnp.bfloat16
     error = np.std(np.asarray(found - wanted)[real]) / np.std(np.asarray(wanted)[real])
     assert 1e-4 < error < 1e-2
@@ -212,9 +224,9 @@ def test_no_array_has_all_scores(way, rate, monkeypatch):
     monkeypatch.setattr(module, "_SCORES", B * H * 1024 * 64)
     *qkv, real = inputs(1024)
 
-    def loss(*qkv):
-        return attend(way, Scope(real, causal=True), rate)(*qkv).sum()
+    def loss(q, k, v, real):
+        return attend(way, Scope(real, causal=True), rate)(q, k, v).sum()
 
-    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*qkv).compile().as_text()
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*qkv, real).compile().as_text()
     largest = max(int(np.prod(dims)) for _, dims in compiled.arrays(text))
     assert largest <= B * H * 1024 * 128

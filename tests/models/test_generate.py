@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from kd_jax.errors import UserError
 from kd_jax.models import family as families
@@ -56,6 +57,11 @@ def test_greedy_is_what_pytorch_writes(name, tmp_path):
             generate(model, [[5], [6] * 10], Sampling(NEW))
 
 
+@jax.jit
+def logits(model, tokens_BT, mask_BT):
+    return model(Batch(None, tokens_BT, mask_BT, None, None)).logits
+
+
 @pytest.fixture(scope="module")
 def unequal():
     """A Llama with a slim block and a bottleneck."""
@@ -67,14 +73,13 @@ def unequal():
 
 def test_the_cache_changes_nothing_where_blocks_differ(unequal):
     """Against the whole row, computed anew for every token."""
-    logits = jax.jit(lambda batch: unequal(batch).logits)
     found = generate(unequal, PROMPTS, Sampling(NEW))
     rows = [[*prompt, *new] for prompt, new in zip(PROMPTS, found, strict=True)]
     tokens_BT = np.zeros((len(rows), 20), np.int32)
     for own, row in zip(tokens_BT, rows, strict=True):
         own[: len(row)] = row
     mask_BT = (np.arange(20)[None] < np.array([[len(row)] for row in rows])).astype(np.float32)
-    best_BT = logits(Batch(None, jnp.asarray(tokens_BT), mask_BT, None, None)).argmax(-1)
+    best_BT = np.asarray(logits(unequal, tokens_BT, mask_BT)).argmax(-1)
     for prompt, new, best_T in zip(PROMPTS, found, best_BT, strict=True):
         assert new.tolist() == best_T[len(prompt) - 1 :][:NEW].tolist()
 
@@ -110,16 +115,14 @@ def test_what_is_told_of_written_tokens(unequal):
     )
     assert found.ended_B.tolist() == [False, True, False] and found.counts_B[1:].tolist() == [5, 0]
     assert found.counts_B[0] == NEW
-    logits = jax.jit(lambda batch: unequal(batch).logits)
     for prompt, tokens_N, logp_N, count in zip(
         PROMPTS, found.tokens_BN, found.logp_BN, found.counts_B, strict=True
     ):
         assert not tokens_N[count:].any() and not logp_N[count:].any()
         row_T = np.zeros(20, np.int32)
         row_T[: len(prompt) + count] = [*prompt, *tokens_N[:count]]
-        logs_TV = jax.nn.log_softmax(
-            logits(Batch(None, row_T[None], np.ones((1, 20)), None, None))[0]
-        )
+        mask_1T = np.ones((1, 20), np.float32)
+        logs_TV = log_softmax(np.asarray(logits(unequal, row_T[None], mask_1T))[0], axis=-1)
         at = np.arange(len(prompt), len(prompt) + count)
         np.testing.assert_allclose(logp_N[:count], logs_TV[at - 1, row_T[at]], atol=1e-5)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.special
 
 from kd_jax import plugins
 from kd_jax.models import family as families
@@ -177,9 +178,9 @@ def assert_same(output, expected, mask_BT, tolerance=1e-4, causal=False, windows
         distance = np.subtract.outer(*[np.arange(real.shape[1])] * 2)
         near = (distance >= 0) & (distance < window) if causal else abs(distance) <= window // 2
         seen = real[:, None, None] & near
-        k_BTHK = heads.spread().k_BTGK
+        k_BTHK = np.asarray(heads.spread().k_BTGK)
         scores_BHTS = np.einsum("bthk,bshk->bhts", heads.q_BTHK, k_BTHK) + bias
-        ours = np.asarray(jax.nn.softmax(np.where(seen, scores_BHTS, -1e9)))
+        ours = scipy.special.softmax(np.where(seen, scores_BHTS, -1e9), axis=-1)
         for row, keep in enumerate(real):
             np.testing.assert_allclose(
                 ours[row][:, keep], theirs.numpy()[row][:, keep], rtol=0, atol=tolerance
@@ -287,10 +288,10 @@ def test_random_start_is_drawn_as_in_pytorch(name, changes):
         transformers.AutoConfig.for_model(**hf_json)
     ).state_dict()
     params = families.build(family, config, head, Policy(), jax.random.key(0)).params
-    flat = families.flatten(params)
+    flat = families.flatten(jax.device_get(params))
     for rule in hf.rules_of(family, config, head):
         weight = theirs[rule.hf] if rule.hf in theirs else theirs[family.prefix + rule.hf]
-        value = np.concatenate([np.asarray(flat[path]) for path in rule.ours], axis=-1)
+        value = np.concatenate([flat[path] for path in rule.ours], axis=-1)
         assert value.shape == tuple(weight.T.shape if rule.transpose else weight.shape), rule.hf
         assert value.std() == pytest.approx(weight.std().item(), rel=0.1), rule.hf
         assert value.mean() == pytest.approx(weight.mean().item(), abs=0.01), rule.hf

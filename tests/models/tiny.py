@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import family as families
@@ -113,7 +112,7 @@ def model(
 
     def draw(path, leaf):
         value = 0.2 * rng.standard_normal(leaf.shape, np.float32)
-        return jnp.asarray(value + (path[-1].key == "scale"))
+        return jax.device_put(value + (path[-1].key == "scale"))
 
     return shapes.replace(params=jax.tree_util.tree_map_with_path(draw, shapes.params))
 
@@ -129,10 +128,10 @@ def batch(name: str, rows: int = 3, length: int = 20) -> Batch:
     if name in ("bert", "mobilebert", "electra"):
         types[:, length // 4 :] = 1
     return Batch(
-        ids_B=jnp.arange(rows),
-        tokens_BT=jnp.asarray(tokens),
-        mask_BT=jnp.asarray(mask),
-        labels=jnp.asarray(tokens),
-        weights=jnp.asarray(mask),
-        types_BT=jnp.asarray(types),
+        ids_B=jax.device_put(np.arange(rows, dtype=np.int32)),
+        tokens_BT=jax.device_put(tokens),
+        mask_BT=jax.device_put(mask),
+        labels=jax.device_put(tokens),
+        weights=jax.device_put(mask),
+        types_BT=jax.device_put(types),
     )

@@ -1,6 +1,6 @@
 """Batches and model outputs made of random numbers, without any model."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from kd_jax.types import Batch, Heads, ModelOutput
@@ -23,8 +23,8 @@ def batch(positions: bool = False, seed: int = 0) -> Batch:
         at, labels, weights = None, (tokens + 1) % VOCAB, mask.copy()
         weights[:, -1] = 0
     arrays = dict(tokens_BT=tokens, mask_BT=mask, labels=labels, weights=weights, positions_BP=at)
-    arrays = {name: None if x is None else jnp.asarray(x) for name, x in arrays.items()}
-    return Batch(ids_B=jnp.arange(ROWS), **arrays)
+    arrays = {name: None if x is None else jax.device_put(x) for name, x in arrays.items()}
+    return Batch(ids_B=jax.device_put(np.arange(ROWS, dtype=np.int32)), **arrays)
 
 
 def output(
@@ -33,7 +33,7 @@ def output(
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+        return jax.device_put(rng.normal(size=shape).astype(np.float32))
 
     return ModelOutput(
         features=draw(*like.labels.shape, width),

@@ -1,5 +1,6 @@
 """Row-wise terms as they are discovered, and logits run through the engine as they are."""
 
+import functools
 import inspect
 
 import jax
@@ -67,7 +68,14 @@ def value_and_grad(divergences, temperatures, student_CV, teacher_CV, labels_C):
         vocab.RowTerm(str(i), divergence, static[i]) for i, divergence in enumerate(divergences)
     ]
     engine = vocab.Engine(tuple(terms), FP32, FP32)
-    alone = not any(divergence.needs_teacher for divergence in divergences)
+    traced = {str(i): t for i, t in enumerate(temperatures) if static[i] is None}
+    return jax.device_get(terms_and_rows(engine, student_CV, teacher_CV, labels_C, traced))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def terms_and_rows(engine, student_CV, teacher_CV, labels_C, traced):
+    terms = engine.terms
+    alone = not any(term.divergence.needs_teacher for term in terms)
 
     def row(student_V, teacher_V, label, scales, traced):
         return vocab.vocab_loss(
@@ -81,7 +89,5 @@ def value_and_grad(divergences, temperatures, student_CV, teacher_CV, labels_C):
         )[0]
 
     rows = jax.vmap(jax.value_and_grad(row), in_axes=(0, 0, 0, None, None))
-    terms_and_rows = jax.jit(jax.vmap(rows, in_axes=(None, None, None, 0, None)))
-    traced = {str(i): t for i, t in enumerate(temperatures) if static[i] is None}
-    found = terms_and_rows(student_CV, teacher_CV, labels_C, jnp.eye(len(terms)), traced)
-    return [np.asarray(array) for array in found]
+    of_terms = jax.vmap(rows, in_axes=(None, None, None, 0, None))
+    return of_terms(student_CV, teacher_CV, labels_C, jnp.eye(len(terms)), traced)

@@ -18,6 +18,14 @@ N, V, E, D = 11, 13, 3, 5
 SPACES = ("logits", "probabilities")
 
 
+largest = jax.jit(sparse, static_argnums=1)
+
+
+@jax.jit
+def whole_logits(source):
+    return source.logits(source.rows, FP32)
+
+
 def draw(*shape, seed=0):
     return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
 
@@ -44,9 +52,9 @@ def mean(logits_ENV, weights_E, space):
 def test_members_give_the_mean(space):
     found = members(space)
     wanted = mean(logits_of(found), found.weights_E, space)
-    np.testing.assert_allclose(found.logits(found.rows, FP32), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(whole_logits(found), wanted, rtol=1e-5, atol=1e-5)
     if space == "logits":
-        cut = found.cut(7).logits(found.rows, FP32)
+        cut = whole_logits(found.cut(7))
         np.testing.assert_allclose(cut, wanted[:, :7], rtol=1e-5, atol=1e-5)
 
 
@@ -54,7 +62,7 @@ def test_members_give_the_mean(space):
 def test_a_member_of_no_weight_is_not_there(space):
     found = members(space, weights=(0.0, 0.4, 0.6))
     wanted = mean(logits_of(found)[1:], found.weights_E[1:], space)
-    np.testing.assert_allclose(found.logits(found.rows, FP32), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(whole_logits(found), wanted, rtol=1e-5, atol=1e-5)
 
 
 def arguments(terms, others):
@@ -91,7 +99,7 @@ def check(name, space, chunk, others):
     own, teacher = at((given["student"], given["teacher"]))
     bias = np.asarray(given["student"].bias_V, np.float64)
     share, source = float(others.share), others.source
-    others_NV = np.asarray(source.logits(source.rows, FP32), np.float64)
+    others_NV = np.asarray(whole_logits(source), np.float64)
 
     def mixture(own_NV):
         return mean(np.stack([own_NV, others_NV]), (share, 1 - share), space)
@@ -161,8 +169,8 @@ def test_the_gradient_shrinks_with_the_ensemble(n):
 @pytest.mark.parametrize("k", [1, 4, V - 1, V])
 def test_sparse_logits_keep_the_mass(k):
     logits = 3 * draw(N, V) + 40
-    found = sparse(jnp.asarray(logits), k)
-    whole = np.asarray(found.logits(found.rows, FP32))
+    found = largest(logits, k)
+    whole = np.asarray(whole_logits(found))
     logs = log_softmax(logits.astype(np.float64), axis=1)
     np.testing.assert_allclose(np.exp(whole).sum(1), 1.0, rtol=1e-5)
     for n in range(N):
@@ -176,8 +184,8 @@ def test_sparse_logits_keep_the_mass(k):
 
 def test_sparse_others_and_a_sparse_teacher():
     """As if their logits were given whole."""
-    others = sparse(jnp.asarray(draw(N, V)), 3)
-    teacher = sparse(jnp.asarray(2 * draw(N, V, seed=5)), 4)
+    others = largest(draw(N, V), 3)
+    teacher = largest(2 * draw(N, V, seed=5), 4)
     term = vocab.RowTerm("kl", DIVERGENCES["kl"](), 1.0)
     engine = vocab.Engine((term,), FP32, FP32, chunk=4)
 
@@ -186,7 +194,7 @@ def test_sparse_others_and_a_sparse_teacher():
         return loss_and_grads(engine, given | {"teacher": teacher})
 
     def whole(source: Sparse):
-        return Head(source.logits(source.rows, FP32), None, None)
+        return Head(whole_logits(source), None, None)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
@@ -214,26 +222,27 @@ def test_a_term_about_the_student_and_one_about_the_mixture(name):
 def kept_and_student(k=4):
     """The teacher's k largest logits, its probabilities (N, V), and the student's logits."""
     logits_NV = 2 * draw(N, V, seed=5)
-    return sparse(jnp.asarray(logits_NV), k), naive.softmax(np.float64(logits_NV), 1.0), draw(N, V)
+    return largest(logits_NV, k), naive.softmax(np.float64(logits_NV), 1.0), draw(N, V)
 
 
 def forward_kl(source, student_NV):
     """Values (N,) and gradients (N, V) with respect to the student's logits, in two chunks."""
+    values = [weighted_kl(source, student_NV, one_N)[0] for one_N in np.eye(N, dtype=np.float32)]
+    slopes = weighted_kl(source, student_NV, np.ones(N, np.float32))[1]
+    return np.array(values), np.asarray(slopes)
+
+
+@jax.jit
+def weighted_kl(source, student_NV, weights_N):
     term = vocab.RowTerm("kl", DIVERGENCES["kl"]())
     engine = vocab.Engine((term,), FP32, FP32, 6)
-    labels_N, ones_N = jnp.zeros(N, jnp.int32), jnp.ones(N)
 
-    @jax.jit
-    def both(student_NV, weights_N):
-        def loss(student_NV):
-            student = Head(student_NV, None, None)
-            given = student, source, labels_N, {"kl": weights_N}, {"kl": jnp.float32(1.0)}, {}
-            return vocab.vocab_loss(engine, *given)[0]
+    def loss(student_NV):
+        student, labels_N = Head(student_NV, None, None), jnp.zeros(N, jnp.int32)
+        given = student, source, labels_N, {"kl": weights_N}, {"kl": jnp.float32(1.0)}, {}
+        return vocab.vocab_loss(engine, *given)[0]
 
-        return jax.value_and_grad(loss)(student_NV)
-
-    values = [both(student_NV, one_N)[0] for one_N in np.eye(N, dtype=np.float32)]
-    return np.array(values), np.asarray(both(student_NV, ones_N)[1])
+    return jax.value_and_grad(loss)(student_NV)
 
 
 def of_largest(found, probs_NV, student_NV):
@@ -274,24 +283,29 @@ def test_tails_of_the_largest_logits(tail):
         np.testing.assert_allclose(slopes[:, v], (above - below) / 2e-5, atol=1e-5)
 
 
+drawn = jax.jit(logits_module.draw, static_argnums=1)
+
+
 def test_draws_have_the_gradient_of_all_logits_in_the_mean():
     """RS-KD; and each draw is of the teacher's distribution, whatever the other rows are."""
     logits_NV, student_NV, count = draw(N, V, seed=5), draw(N, V), 2000
-    seeds = jnp.arange(N * 8, dtype=jnp.uint32).reshape(8, N)
-    ids = jax.jit(jax.vmap(lambda s: logits_module.draw(jnp.asarray(logits_NV), count, s)))(seeds)
+    seeds = np.arange(N * 8, dtype=np.uint32).reshape(8, N)
+    draws = jax.jit(jax.vmap(logits_module.draw, in_axes=(None, None, 0)), static_argnums=1)
+    ids = np.asarray(draws(logits_NV, count, seeds))
     _, exact = forward_kl(Head(jnp.asarray(logits_NV), None, None), student_NV)
-    found = np.stack([forward_kl(Drawn(each, V), student_NV)[1] for each in ids])
+    ones_N = np.ones(N, np.float32)
+    found = np.stack([weighted_kl(Drawn(each, V), student_NV, ones_N)[1] for each in ids])
     probs_NV = naive.softmax(np.float64(logits_NV), 1.0)
     error = np.sqrt(probs_NV * (1 - probs_NV) / (count * 8))
     assert np.abs((found.mean(0) - exact) / error).max() < 4.5
     # As far from it as independent draws are, not nearer.
     assert 0.8 < np.sqrt(np.mean(((found.mean(0) - exact) / error) ** 2)) < 1.2
-    alone = logits_module.draw(jnp.asarray(logits_NV[3:4]), count, seeds[0, 3:4])
+    alone = drawn(logits_NV[3:4], count, seeds[0, 3:4])
     np.testing.assert_array_equal(alone[0], ids[0, 3])
 
 
 def test_draws_of_no_numbers_are_marked():
     logits_NV = draw(N, V).copy()
     logits_NV[2, 5] = np.nan
-    ids = np.asarray(logits_module.draw(jnp.asarray(logits_NV), 9, jnp.arange(N, dtype=jnp.uint32)))
+    ids = np.asarray(drawn(logits_NV, 9, np.arange(N, dtype=np.uint32)))
     assert (ids[2] == -1).all() and (np.delete(ids, 2, 0) >= 0).all()

@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,11 +18,23 @@ def run(settings, rows, student, teacher, scales=None, params=None):
     objective, coefficients, temperatures = build_objective(
         settings, 10, FP32, None if teacher is None else FP32
     )
+    scales = scales or {name: 1.0 for name in objective.names}
+    temperatures = {name: at(0) for name, at in temperatures.items()}
+    numbers = jax.tree.map(np.float32, (scales, temperatures))
+    return compiled(objective, params or {}, student, teacher, rows, *numbers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(objective, params, student, teacher, rows, *numbers):
     ready = objective.dense_labels(rows)
-    scales = scales or {name: jnp.float32(1.0) for name in objective.names}
-    temperatures = {name: jnp.float32(at(0)) for name, at in temperatures.items()}
-    loss, totals = objective(params or {}, student, teacher, ready, scales, temperatures)
+    loss, totals = objective(params, student, teacher, ready, *numbers)
     return loss, totals, objective.denominators(ready)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(objective, student, teacher, rows, scales):
+    """With respect to the student's outputs."""
+    return jax.grad(lambda out: objective({}, out, teacher, rows, scales, {})[0])(student)
 
 
 def whole_logits(out):
@@ -86,8 +97,7 @@ def test_every_term_alone_trains_the_student(name):
     rows = batch(positions=True)
     objective, *_ = build_objective({name: {"weight": 1.0}}, 10, FP32, FP32)
     student, teacher = output(rows, 2, 7, seed=1), output(rows, 4, 7, seed=2)
-    scales = {name: jnp.float32(1.0)}
-    slopes = jax.grad(lambda out: objective({}, out, teacher, rows, scales, {})[0])(student)
+    slopes = gradient(objective, student, teacher, rows, {name: np.float32(1.0)})
     of_logits = (slopes.features, slopes.unembed_VD, slopes.bias_V)
     of_states = (slopes.hidden, slopes.attention)
     trained, others = (of_logits, of_states) if name in DIVERGENCES else (of_states, of_logits)
@@ -152,28 +162,28 @@ def test_a_model_has_the_figures_of_its_own_whatever_stands_beside_it(sizes):
     rows = batch()
     student = output(rows, 1, 7, seed=1, vocab_size=sizes[0])
     teacher = output(rows, 1, 7, seed=2, vocab_size=sizes[1])
-    _, beside = held_out_objective(FP32, FP32)({}, student, teacher, rows, {}, {})
-    _, alone = held_out_objective(FP32)({}, student, None, rows, {}, {})
+    _, beside, _ = compiled(held_out_objective(FP32, FP32), {}, student, teacher, rows, {}, {})
+    _, alone, _ = compiled(held_out_objective(FP32), {}, student, None, rows, {}, {})
     for name, total in alone.items():
         np.testing.assert_allclose(beside[name], total, rtol=1e-6, err_msg=name)
 
-    def gradient(settings, teacher):
+    def slopes(settings, teacher):
         own = {name: each for name, each in settings.items() if teacher is not None or name == "ce"}
         objective, *_ = build_objective(own, 1, FP32, None if teacher is None else FP32)
-        ones = {name: jnp.float32(settings[name]["weight"]) for name in own}
-        return jax.grad(lambda s: objective({}, s, teacher, rows, ones, {})[0])(student)
+        weights = {name: np.float32(settings[name]["weight"]) for name in own}
+        return gradient(objective, student, teacher, rows, weights)
 
     both = {"ce": {"weight": 1.0}, "kl": {"weight": 0.0}}
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, gradient(both, teacher), gradient(both, None))
+    jax.tree.map(close, slopes(both, teacher), slopes(both, None))
 
 
 def test_the_mass_outside_of_the_shared_ids_is_logged():
     rows = batch()
     student, teacher = output(rows, 1, 7, seed=1), output(rows, 1, 7, seed=2, vocab_size=VOCAB + 3)
     _, totals, weights = run({"kl": {"weight": 1.0}}, rows, student, teacher, {"kl": 1.0})
-    outside_N = jax.nn.softmax(teacher.logits)[..., VOCAB:].sum(-1).ravel()
-    wanted = outside_N @ rows.weights.ravel()
+    outside_N = naive.softmax(whole_logits(teacher), 1.0)[:, VOCAB:].sum(-1)
+    wanted = outside_N @ np.asarray(rows.weights).ravel()
     np.testing.assert_allclose(totals["teacher_outside"], wanted, rtol=1e-5)
     assert weights["teacher_outside"] == weights["kl"]
 
@@ -183,7 +193,7 @@ def test_held_out_figures():
     student, teacher = output(rows, 1, 7, seed=1), output(rows, 3, 7, seed=2, vocab_size=15)
     objective = held_out_objective(FP32, FP32)
     assert objective.names == []
-    _, totals = objective({}, student, teacher, rows, {}, {})
+    _, totals, weights = compiled(objective, {}, student, teacher, rows, {}, {})
     ours, theirs = whole_logits(student), whole_logits(teacher)[:, :13]
     labels, counts = np.asarray(rows.labels).ravel(), np.asarray(rows.weights).ravel()
     wanted = {
@@ -192,10 +202,10 @@ def test_held_out_figures():
         "kl": counts @ naive.value("kl", ours, theirs, labels),
         "agreement": counts @ (ours.argmax(-1) == theirs.argmax(-1)),
     }
-    assert totals.keys() == wanted.keys() == objective.denominators(rows).keys()
+    assert totals.keys() == wanted.keys() == weights.keys()
     for name, total in wanted.items():
         np.testing.assert_allclose(totals[name], total, rtol=1e-5, err_msg=name)
-    _, alone = held_out_objective(FP32)({}, student, None, rows, {}, {})
+    _, alone, _ = compiled(held_out_objective(FP32), {}, student, None, rows, {}, {})
     assert alone.keys() == {"loss", "accuracy"} and alone["loss"] == totals["loss"]
 
 

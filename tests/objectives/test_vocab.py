@@ -28,7 +28,7 @@ def problem(rows: int = N, vocab_size: int = V, terms=TERMS) -> dict:
     rng = np.random.default_rng(0)
 
     def draw(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+        return jax.device_put(rng.normal(size=shape).astype(np.float32))
 
     return dict(
         student=vocab.Head(draw(rows, 6), draw(vocab_size, 6), draw(vocab_size)),
@@ -156,7 +156,7 @@ def test_rows_of_weight_0_may_hold_anything(whose):
 
 
 def output(rng, vocab_size, width, bias) -> ModelOutput:
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jax.device_put(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     return ModelOutput(
         draw(2, 3, width), draw(vocab_size, width), draw(vocab_size) if bias else None
     )
@@ -197,7 +197,7 @@ def test_a_mixture_over_more_ids_than_the_teacher_has(space, ids):
     rng, share = np.random.default_rng(0), jnp.float32(0.4)
     terms = (FEW[1], vocab.RowTerm("own", FEW[0].divergence, of="mixture"))
     given = problem(rows=6, vocab_size=12, terms=terms)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jax.device_put(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     heads = (vocab.Head(draw(6, 4), draw(size, 4), None) for size in (15, 12, ids))
     student, teacher, others = heads
     engine = vocab.Engine(terms, FP32, FP32)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def rows():
     found = tiny.batch("qwen2")
     weights = np.asarray(found.weights).copy()
     weights[:, :7] = 0  # a question
-    return found.replace(weights=jnp.asarray(weights))
+    return found.replace(weights=jax.device_put(weights))
 
 
 def online(count, space="logits", weights=None):
@@ -42,7 +43,7 @@ def online(count, space="logits", weights=None):
     models = [member(seed) for seed in range(1, count + 1)]
     params = {
         "teacher": guide.params,
-        "members": ensemble.stack([model.params for model in models], FP32),
+        "members": jax.jit(lambda each: ensemble.stack(each, FP32))([x.params for x in models]),
         "weights": jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights),
         "share": jnp.float32(1 / (count + 1)),
     }
@@ -51,17 +52,18 @@ def online(count, space="logits", weights=None):
 
 def loss_and_grads(objective, guides, batch, scales):
     student = member(0)
-    scales = {name: jnp.float32(s / batch.weights.sum()) for name, s in scales.items()}
+    count = np.asarray(batch.weights).sum()
+    scales = {name: np.float32(s / count) for name, s in scales.items()}
+    return jax.device_get(compiled(objective, student, guides, batch, scales))
 
-    @jax.jit
-    def run(params, guides, batch):
-        def loss(params):
-            out = Model(params, student.graphdef)(batch)
-            return objective({}, out, guides(batch), batch, scales, {})
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(objective, student, guides, batch, scales):
+    def loss(params):
+        out = Model(params, student.graphdef)(batch)
+        return objective({}, out, guides(batch), batch, scales, {})
 
-    return run(student.params, guides, batch)
+    return jax.value_and_grad(loss, has_aux=True)(student.params)
 
 
 def objective(**terms):
@@ -128,9 +130,11 @@ def test_what_was_computed_before_is_the_same(space):
         cut = {name: source.cut(tiny.VOCAB) for name, source in sources.items()}
         return {name: source.logits(source.rows, FP32) for name, source in cut.items()}
 
+    @jax.jit
     def dense(logits_NV):
         return StoredLogits(logits_NV.reshape(*batch.tokens_BT.shape, -1))
 
+    @jax.jit
     def few(logits_NV):
         found, shape = sparse(logits_NV, tiny.VOCAB), batch.tokens_BT.shape
         values, ids = (x.reshape(*shape, -1) for x in (found.values_NK, found.ids_NK))
@@ -150,8 +154,8 @@ def test_the_first_student_has_nobody_beside_it():
     batch, scales = rows(), {"kl": 1.0}
     guides = online(0)
     found = loss_and_grads(objective(kl=1), guides, batch, scales)
-    plain = EnsembleTeacher(guides.params, tiny.VOCAB, guides.teacher)(batch)
-    assert plain.others is None
+    plain = EnsembleTeacher(guides.params, tiny.VOCAB, guides.teacher)
+    assert jax.eval_shape(plain, batch).others is None
     alone = dataclasses.replace(teacher())
     wanted = loss_and_grads(objective(kl=1), alone, batch, scales)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, wanted)

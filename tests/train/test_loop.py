@@ -40,6 +40,10 @@ def update(state, ids, inputs):
 
 @pytest.fixture
 def events(monkeypatch):
+    return watched(monkeypatch)
+
+
+def watched(monkeypatch):
     """What happens, in order; and the place to make a step's metrics bad."""
     happened = types.SimpleNamespace(log=[], bad={})
 
@@ -136,12 +140,22 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.fixture
-def undisturbed(tmp_path, events):
-    folder = tmp_path / "undisturbed"
-    fit(folder, events)
-    events.log.clear()
-    return folder
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(files, arrays) of a whole run."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit(folder, watched(monkeypatch))
+    return files(folder), final(folder)
+
+
+def check_whole(folder, undisturbed):
+    assert files(folder) == undisturbed[0]
+    check_arrays(folder, undisturbed)
+
+
+def check_arrays(folder, undisturbed):
+    assert all(map(np.array_equal, final(folder), undisturbed[1]))
 
 
 def test_a_step_begins_when_the_last_one_has_given_its_memory_back(tmp_path, events, monkeypatch):
@@ -185,11 +199,13 @@ def test_the_order_of_a_continued_run(tmp_path, events):
     ]
 
 
-def test_a_finished_stage_computes_nothing(undisturbed, events):
-    before = files(undisturbed)
-    fitted = fit(undisturbed, events)
+def test_a_finished_stage_computes_nothing(tmp_path, events):
+    fit(tmp_path, events)
+    events.log.clear()
+    before = files(tmp_path)
+    fitted = fit(tmp_path, events)
     assert events.log == [f"restore {STEPS}"]
-    assert files(undisturbed) == before
+    assert files(tmp_path) == before
     assert fitted.best_step == STEPS
 
 
@@ -205,8 +221,7 @@ def test_interrupted_and_continued_is_the_same_bit_for_bit(tmp_path, events, und
     with pytest.raises(Crash):
         fit(folder, events, at={stop: crash})
     fit(folder, events)
-    assert files(folder) == files(undisturbed)
-    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+    check_whole(folder, undisturbed)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 5, 8, 11])
@@ -224,8 +239,7 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path, events, undistur
     fit(folder, events)
     assert events.log[0] == f"restore {stop + 1}"
     assert events.log.count(f"step {stop + 1}") == 0
-    assert files(folder) == files(undisturbed)
-    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+    check_whole(folder, undisturbed)
 
 
 def test_sigterm_at_the_very_end_is_not_forgotten(tmp_path, events):
@@ -311,7 +325,7 @@ def test_goes_on_from_another_stage(tmp_path, events, undisturbed):
     events.log.clear()
     fit(tmp_path / "second", events, resume=str(tmp_path / "first"))
     assert events.log[:2] == ["restore 4", "evaluate"]
-    assert all(map(np.array_equal, final(tmp_path / "second"), final(undisturbed)))
+    check_arrays(tmp_path / "second", undisturbed)
     events.log.clear()
     fit(tmp_path / "second", events, resume=str(tmp_path / "first"))
     assert events.log == [f"restore {STEPS}"]  # its own checkpoints come first
@@ -474,8 +488,7 @@ def test_a_damaged_checkpoint_is_trained_again_from_the_one_before(
     assert f"{folder}/checkpoints/8 is damaged" in caplog.text
     assert "going on from step 4" in caplog.text
     assert (folder / "checkpoints.damaged" / "8").exists()
-    assert files(folder) == files(undisturbed)
-    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+    check_whole(folder, undisturbed)
 
 
 def test_a_damaged_best_checkpoint_is_trained_again(tmp_path, events):
@@ -535,8 +548,8 @@ def test_rows_that_are_not_those_that_were_written_are_said(
     (said,) = [text for text in caplog.messages if "damaged" in text]
     assert said.startswith(f"{folder}/metrics.csv: damaged, its rows up to step 8 are not those")
     assert [int(row["step"]) for row in records.read(folder / "metrics.csv")] == [9, 10, 11, 12]
-    assert files(folder)["eval.csv"] == files(undisturbed)["eval.csv"]
-    assert all(map(np.array_equal, final(folder), final(undisturbed)))
+    assert files(folder)["eval.csv"] == undisturbed[0]["eval.csv"]
+    check_arrays(folder, undisturbed)
 
 
 def test_the_best_comes_without_the_optimizer(tmp_path, events):
