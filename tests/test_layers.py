@@ -127,7 +127,7 @@ def test_files_are_short():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
     # The package is to become smaller: these numbers go down, and up only with what it can do.
-    assert sum(lengths.values()) < 34_750 and len(lengths) <= 224
+    assert sum(lengths.values()) < 34_760 and len(lengths) <= 224
     assert sum(n for name, n in lengths.items() if name.startswith("kd_jax/recipes/")) < 2_850
 
 

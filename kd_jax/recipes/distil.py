@@ -31,6 +31,7 @@ from kd_jax.recipes import export
 from kd_jax.report import runs
 from kd_jax.run import measure, results, stage, teaching
 from kd_jax.run.models import check_types
+from kd_jax.run.prompts import beginnings
 from kd_jax.run.results import Stopwatch
 from kd_jax.run.run import Run, build
 from kd_jax.run.stage import Parameters, Stage
@@ -54,6 +55,9 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         check(built)
         parameters = teaching.given_teachers(built)
         data = built.task.prepare()
+        for this in built.stages:
+            if this.prompt_tokens:
+                beginnings(built, this, this.prompt_tokens, "train")
     place.begin(built, data)
     for line in results.describe_data(data, built.task.seq_len):
         log.info("%s", line)

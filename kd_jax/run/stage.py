@@ -117,6 +117,7 @@ class Stage(Settings):
     # Finds out what its model depends on, before it begins; the run's stages are made anew then.
     measure_first: Callable[[Parameters], None] | None = None
     writing: Writing | None = None  # of what it learns from, where the model writes it itself
+    prompt_tokens: int = 0  # at most, of the training prompts that are written after; 0: none are
     # Measures what the model writes by itself; the last argument is the teacher.
     own_text: Callable[[Run, Stage, Model], OwnText] | None = None
     reports_start: str = ""  # the name by which the model that it starts from is reported as well

@@ -53,6 +53,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         plain,
         program=dataclasses.replace(plain.program, objective=objective),
         writing=Writing(functools.partial(_writer, share), _lowered, once),
+        prompt_tokens=run.config.rollout.prompt_tokens,
         own_text=own_text.OwnText,
         step_inputs=functools.partial(_step_inputs, max(shares)),
         more_training=_more_training(run, plain, shares, once),

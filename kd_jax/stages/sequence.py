@@ -83,6 +83,7 @@ def make(run: Run, name: str, settings: Settings) -> Stage:
         dataclasses.replace(settings, objective=terms),
         batches_of=_batches,
         step_inputs=_step_inputs,
+        prompt_tokens=own["prompt_tokens"],
         own_text=OwnText if "rollout" in run.config else None,
         more_training={"training_flops": _flops_of_writing(run, settings)},
     )

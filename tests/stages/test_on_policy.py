@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_resume
+from configs import onpolicy_qwen3
 from kd_jax.config import on_policy
 from kd_jax.errors import UserError
 from kd_jax.models.generate import Written
@@ -290,6 +291,17 @@ def test_what_cannot_be_learned_is_refused(tmp_path, changes, message):
         c.student.architecture, c.tokenizer.train = {}, "wordpiece"
     with pytest.raises(UserError, match=message):
         substituting.run(c, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["on_policy", "sequence"])
+def test_prompts_that_are_all_too_long_are_said_before_any_training(tmp_path, kind):
+    """Of conversations: of those at hand, none has a question of eight tokens."""
+    c = onpolicy_qwen3.get_config("smoke")
+    last = dict(kind=kind) | (dict(prompt_tokens=8, max_new_tokens=8) if kind == "sequence" else {})
+    c.rollout.prompt_tokens, c.stages = 8, dict(teacher={}, student=last)
+    with pytest.raises(UserError, match="train.jsonl .* has no prompt of at most 8 tokens"):
+        substituting.run(c, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*/metrics.csv"))
 
 
 def test_devices_share_the_held_out_prompts(tmp_path):
