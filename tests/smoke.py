@@ -68,8 +68,8 @@ def _made(name: str, folder: Path) -> Smoke:
         config = masked()
     else:
         config = importlib.import_module(f"configs.{file}").get_config(variant)
-    for stage in () if name in ON_ALL else beside(config):
-        del config.stages[stage]
+    if name not in ON_ALL:
+        lighten(config)
     with (
         private_caches(),
         Reads(config) as reads,
@@ -105,10 +105,15 @@ ON_ALL |= {f"{name}:smoke" for name in ("distil_chat", "onpolicy_stories", "sequ
 ON_ALL |= {"masked", "small_gpt2:smoke", "finetune_sst2:smoke"}
 
 
-def beside(config: ConfigDict) -> set[str]:
-    """Returns the stages of a run that its own one is compared with, and that other runs have."""
-    stages = {*config.get("stages", {})}
-    return stages & ({"baseline", "student", "prune"} if "substitute" in stages else {"baseline"})
+def lighten(config: ConfigDict) -> None:
+    """Leaves out the stages that a run's own one is compared with, which other runs have, and
+    replaces both blocks of a model at once."""
+    stages, compared = config.get("stages", {}), {"baseline"}
+    if "substitute" in stages:
+        compared |= {"student", "prune"}
+        config.substitution.blocks = 2
+    for stage in compared & {*stages}:
+        del stages[stage]
 
 
 def few_devices(name: str):

@@ -42,9 +42,10 @@ def config(folder: Path, **changes):
 
 
 def two_rounds(folder: Path):
-    """Two of them, of two steps, without dropout, which is drawn by device."""
+    """Two of them, of two steps, after a teacher of one block; without dropout, which is drawn by
+    device."""
     c = config(folder)
-    c.rounds, c.steps = 2, 2
+    c.rounds, c.steps, c.teacher.architecture.n_layer = 2, 2, 1
     c.student.architecture.update(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     return c
 

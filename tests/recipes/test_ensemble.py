@@ -207,7 +207,8 @@ def test_a_teacher_that_is_not_finite_is_said_before_a_student_trains(tmp_path, 
 
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
-def test_learned_weights_are_no_worse_on_what_they_were_learned_on(tmp_path, space):
+def test_learned_weights_are_no_worse_on_what_they_were_learned_on(tmp_path, space, monkeypatch):
+    monkeypatch.setattr(round, "STEPS", 20)
     config = ensembles.config(tmp_path, weights="learned", space=space)
     config.rounds, config.objective = 2, dict(kl=dict(weight=1.0))
     with smoke.guards():
