@@ -63,10 +63,7 @@ def resolve(
         if not (folder / "config.json").exists():
             raise UserError(f"{model}: no config.json; give the folder of an HF checkpoint")
         if revision not in (None, "main"):
-            raise UserError(
-                f"{model} is a folder, as it stands: revision {revision!r} is of a hub id; leave "
-                "it out"
-            )
+            raise UserError(f"{model}: a folder has no revision {revision!r}; leave it out")
         return Source(folder, None)
     if folder.is_file():
         raise UserError(f"{model} is a file; give the folder of the whole checkpoint")

@@ -47,6 +47,11 @@ class Policy:
     least_rows: int = 8  # of a chunk of logits over a vocabulary, where none are configured
 
     @property
+    def on_cpu(self) -> bool:
+        """Tells whether this is for a CPU."""
+        return self.attention == "explicit"
+
+    @property
     def on_cpu_in_bf16(self) -> bool:
         """Tells whether bfloat16 products come out in float32, as they do on CPU only."""
         return self.operand == "bfloat16" and self.activation == "float32"

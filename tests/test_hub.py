@@ -173,5 +173,5 @@ def test_local_folders(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert hub.resolve(str(tmp_path)) == hub.Source(tmp_path, None)
     assert hub.resolve(str(tmp_path), "main") == hub.Source(tmp_path, None)  # as configs have it
-    with pytest.raises(UserError, match="is a folder.*revision 'v1' is of a hub id; leave it out"):
+    with pytest.raises(UserError, match="a folder has no revision 'v1'; leave it out"):
         hub.resolve(str(tmp_path), "v1")

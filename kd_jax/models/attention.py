@@ -263,13 +263,12 @@ def _explicit(q_BTHK, k_BSGK, v_BSGK, scope, scale, rate, seed, site, policy, wi
         weights_BHTS = dropout(weights_BHTS, rate, seed, site, (B, H, T, S), first * S + begin)
         return _mixed(weights_BHTS, v_NSK, policy)
 
-    on_cpu = policy.attention == "explicit"
     fits = max(_SCORES // (B * H * S), 1)  # queries
-    small = T <= (4 * fits if on_cpu else min(fits, 256))
+    small = T <= (4 * fits if policy.on_cpu else min(fits, 256))
     # Blocks skip keys that none of their queries sees on a CPU; elsewhere one loop over all of them
     # compiles much faster.
     before, after = scope.sides(window if scope.places_BS is None else None, S)
-    skip = on_cpu and T >= 2 * _LEAST and after + _LEAST < T
+    skip = policy.on_cpu and T >= 2 * _LEAST and after + _LEAST < T
     skip = skip and (seed is None or not small)
     size = max(_LEAST, -(-T // _MOST)) if skip else T
     found = []

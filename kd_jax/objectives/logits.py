@@ -58,12 +58,10 @@ class Head(struct.PyTreeNode):
         rows = self.num_classes if self.unembed_VD is None else self.unembed_VD.shape[0]
         return rows if rows < self.num_classes else 0
 
-    @property
-    def columns(self) -> Columns:
-        """Tells which ids this device has."""
-        if not self.part:
-            return Columns()
-        return Columns(axes.index(axes.VOCAB).astype(jnp.int32) * self.part)
+    def columns(self, policy: Policy) -> Columns:
+        """Tells which ids this device has, and how `policy` sums over them."""
+        start = axes.index(axes.VOCAB).astype(jnp.int32) * self.part if self.part else None
+        return Columns(start, policy.on_cpu)
 
     def whole(self) -> Head:
         """Gathers the unembedding and bias of all ids, if they are parts."""

@@ -52,7 +52,8 @@ def entropy(source: Source, policy: Policy, size: int) -> Array:
     """Computes the entropy of each row's distribution in nats, (N,), in chunks of `size` rows,
     without a gradient. The unembedding may be this device's part, as in objectives/vocab.py."""
     head = isinstance(source, Head)
-    columns, split = (source.columns, axes.FSDP if source.part else ()) if head else (Columns(), ())
+    columns = source.columns(policy) if head else Columns(None, policy.on_cpu)
+    split = axes.FSDP if head and source.part else ()
     source = jax.lax.stop_gradient(source)
 
     def of_chunk(rows):

@@ -131,7 +131,8 @@ def _run(
     teacher = _cast(teacher, engine.teacher_policy)
     split = axes.FSDP if student.part else ()  # the devices that share the unembedding's parts
     devices = axes.size(split)
-    columns, sources = student.columns, {"student": student, "teacher": teacher}
+    columns = student.columns(engine.student_policy)
+    sources = {"student": student, "teacher": teacher}
     sizes = {name: each.num_classes for name, each in sources.items() if each is not None}
 
     def add_chunk(carry, chunk):

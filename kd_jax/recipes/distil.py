@@ -55,9 +55,8 @@ def run(config: ConfigDict, place: RunDirectory) -> dict[str, Any]:
         check(built)
         parameters = teaching.given_teachers(built)
         data = built.task.prepare()
-        for this in built.stages:
-            if this.prompt_tokens:
-                beginnings(built, this, this.prompt_tokens, "train")
+        for this in [each for each in built.stages if each.prompt_tokens]:
+            beginnings(built, this, this.prompt_tokens, "train")
     place.begin(built, data)
     for line in results.describe_data(data, built.task.seq_len):
         log.info("%s", line)

@@ -92,9 +92,8 @@ def questions(path: Path, delimiter: str | None, keep_empty: bool) -> Input:
 def prompts(
     path: Path, text: str | None, messages: str | None, delimiter: str | None
 ) -> tuple[Input | list[Row], Callable[[int], str], list | None]:
-    """Reads what a model is to continue, where each of it stands, and the column "id", where there
-    is one: texts, as `texts`; or chats, of the column `messages`, which is the default where the
-    file has one.
+    """Reads prompts: (texts, as `texts`, or chats, of the column `messages`, if it is given or
+    there; where prompt i stands in the file; the column "id", or None).
 
     Raises UserError as `texts` and `data.messages.asked` do.
     """

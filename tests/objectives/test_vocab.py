@@ -275,3 +275,14 @@ def test_chunks_on_accelerators_are_long_and_even(num_rows, vocab_size, rows):
     """At least 1,024 rows, unless there are fewer, in multiples of 128."""
     engine = vocab.Engine((), policy_for("bf16", "tpu"), None)
     assert engine.rows_per_chunk(num_rows, vocab_size) == rows
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_sums_go_block_by_block_on_a_cpu_alone(platform):
+    """Elsewhere blocks of logits would be arrays of their own."""
+    policy = policy_for("fp32", platform)
+    given = problem(vocab_size=1000, terms=FEW)
+    text = str(
+        jax.make_jaxpr(loss_and_grads, static_argnums=0)(vocab.Engine(FEW, policy, policy), given)
+    )
+    assert (",16,64]" in text) == (platform == "cpu")

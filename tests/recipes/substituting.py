@@ -1,6 +1,7 @@
 """Tiny runs of substitution on one device, without what a run does after its last stage."""
 
 import contextlib
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -45,6 +46,22 @@ def config(folder: Path, **changes):
     c.checkpoint = dict(every=2, keep=2)
     c.log = dict(every=2)
     return c
+
+
+class Killed(Exception):
+    """The death of a run."""
+
+
+def dies(call, number: int):
+    """Makes a function that does what `call` does, and dies at its call `number`, from 0."""
+    calls = itertools.count()
+
+    def dying(*args, **kwargs):
+        if next(calls) == number:
+            raise Killed
+        return call(*args, **kwargs)
+
+    return dying
 
 
 @contextlib.contextmanager

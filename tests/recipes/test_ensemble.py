@@ -18,10 +18,6 @@ from tests import smoke
 from tests.recipes import ensembles, substituting
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ensemble")
@@ -92,7 +88,7 @@ def test_all_rounds_share_their_programs(whole):
     assert compiled["jit(log_probs_step)"] == 3  # the teacher, the first member, another
 
 
-# In their order: (what dies, at its how manieth call since the last death, in which round).
+# In their order: (what dies, at which of its calls since the last death, in which round).
 KILLS = [
     ((text_logits, "log_probs_step"), 2, 1),  # the teacher's pass, of eight batches
     ((loop, "train_step"), 2, 1),
@@ -106,15 +102,8 @@ def test_killed_again_and_again_it_ends_the_same_bit_for_bit(whole, tmp_path, mo
     config, folder, results, _ = whole
     shutil.rmtree(config.cache.folder)  # all is computed again
     for (owner, name), number, begun in KILLS:
-        calls, call = iter(range(100)), getattr(owner, name)
-
-        def dying(*args, calls=calls, call=call, number=number, **kwargs):
-            if next(calls) == number:
-                raise Killed
-            return call(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, dying)
-        with pytest.raises(Killed):
+        monkeypatch.setattr(owner, name, substituting.dies(getattr(owner, name), number))
+        with pytest.raises(substituting.Killed):
             ensembles.run(config, tmp_path / "run")
         monkeypatch.undo()
         done = [path.parent.name for path in (tmp_path / "run").glob("round_*/results.json")]

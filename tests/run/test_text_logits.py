@@ -212,25 +212,14 @@ def test_draws(stored, folder, caplog):
     assert 0.01 < figures["kl"] < 1.0  # with the teacher itself
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("when", ["a step", "the pass"])
 def test_killed_and_continued_is_the_same_bit_for_bit(stored, folder, tmp_path, when, monkeypatch):
-    c, calls = config(folder), iter(range(100))
+    c = config(folder)
     owner, name, at = (loop, "train_step", 4) if when == "a step" else (text_logits, "place", 1)
     if when == "the pass":
         c.cache.folder = str(tmp_path / "logits")
-    real = getattr(owner, name)
-
-    def dies(*args, **kwargs):
-        if next(calls) == at:
-            raise Killed
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, dies)
-    with pytest.raises(Killed):
+    monkeypatch.setattr(owner, name, substituting.dies(getattr(owner, name), at))
+    with pytest.raises(substituting.Killed):
         substituting.run(c, tmp_path / "run")
     monkeypatch.undo()
     run(c, tmp_path / "run")

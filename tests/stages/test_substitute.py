@@ -14,10 +14,6 @@ from kd_jax.train import loop, records
 from tests.recipes import substituting
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("substitute")
@@ -59,7 +55,7 @@ KILLS = ["step 3", "swap 2", "step 5", "step 9"]  # swap 2 is after step 3
 
 @pytest.fixture
 def kill(monkeypatch):
-    """Ends a run with `Killed` at the start of a step, or within a swap."""
+    """Ends a run at the start of a step, or within a swap."""
 
     def arm(when):
         kind, number = when.split()
@@ -68,7 +64,7 @@ def kill(monkeypatch):
 
             def train_step(state, *args, **kwargs):
                 if int(state.step) + 1 == int(number):
-                    raise Killed
+                    raise substituting.Killed
                 return step(state, *args, **kwargs)
 
             monkeypatch.setattr(loop, "train_step", train_step)
@@ -77,7 +73,7 @@ def kill(monkeypatch):
 
         def dying(self, *args):
             if self.swap.number == int(number):
-                raise Killed
+                raise substituting.Killed
             return make_state(self, *args)
 
         monkeypatch.setattr(substitute.Substituted, "_swapped", dying)
@@ -89,7 +85,7 @@ def test_killed_again_and_again_it_ends_the_same_bit_for_bit(whole, tmp_path, ki
     config, folder, results, _ = whole
     for when in KILLS:
         kill(when)
-        with pytest.raises(Killed):
+        with pytest.raises(substituting.Killed):
             substituting.run(config, tmp_path / "run")
         monkeypatch.undo()
     again = substituting.run(config, tmp_path / "run")
@@ -127,15 +123,8 @@ def test_regression_before_a_swap(tmp_path, monkeypatch):
     rows = records.read(tmp_path / "whole/substitute/fitted/1/metrics.csv")
     assert float(rows[-1]["loss"]) < 0.9 * float(rows[0]["loss"])
 
-    steps, step = iter(range(100)), loop.train_step
-
-    def train_step(state, *args, **kwargs):
-        if next(steps) == 3:
-            raise Killed
-        return step(state, *args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", train_step)
-    with pytest.raises(Killed):
+    monkeypatch.setattr(loop, "train_step", substituting.dies(loop.train_step, 3))
+    with pytest.raises(substituting.Killed):
         substituting.run(config, tmp_path / "killed")
     monkeypatch.undo()
     substituting.run(config, tmp_path / "killed")

@@ -81,20 +81,17 @@ def test_successors_keep_their_moments_when_they_are_alone(whole, tmp_path):
 
 
 def test_killed_again_and_again_it_ends_the_same_bit_for_bit(whole, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
     folder, *_ = whole
     step, stops = loop.train_step, [4, 5, 7]  # before, at and after the end of the draws
 
     def train_step(state, *args, **kwargs):
         if int(state.step) == stops[0]:
-            raise Killed
+            raise substituting.Killed
         return step(state, *args, **kwargs)
 
     monkeypatch.setattr(loop, "train_step", train_step)
     while stops:
-        with pytest.raises(Killed):
+        with pytest.raises(substituting.Killed):
             substituting.run(config(folder), tmp_path / "run")
         stops.pop(0)
         stops or monkeypatch.undo()
