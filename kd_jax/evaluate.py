@@ -169,7 +169,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--model with --task={task} needs --data, the text to evaluate on")
     what = "--model" if args.model else "--predictions"
     how = ("seq_len", "batch_size", "precision")
-    unread = [name for name in (*COLUMNS, *OF_TASKS) if not command.reads(kind, name)]
+    unread = [name for name in (*COLUMNS, *OF_TASKS) if not command.reads(kind, name, task)]
     for applies, names, other in (
         (not examples, ("predictions", "labels"), of_task),
         (not language, ("teacher",), of_task),
@@ -177,7 +177,6 @@ def _check(args: argparse.Namespace) -> None:
         (scored, ("split",), of_task),
         (language, ("out",), of_task),
         (examples and kind.head == "embedding", ("out", "predictions"), of_task),
-        (task == "embedding/sts", ("document_prompt",), of_task),
         (args.predictions, ("revision", *how, "out"), what),
         (args.predictions and not command.reads(kind, "labels"), ("labels",), what),
         (not run, ("stage", "split"), what),

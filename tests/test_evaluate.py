@@ -290,6 +290,10 @@ def test_predictions(calls):
             "--model=m --task=embedding/sts --data=x --document_prompt=d",
             "--document_prompt does not go with task embedding/sts",
         ),
+        (
+            "--model=m --task=embedding/retrieval --data=x --text=a --label=b",
+            "--text, --label does not go with task embedding/retrieval",
+        ),
         ("--model=m --task=squad --query_prompt=q", "--query_prompt does not go with task squad"),
         ("--model=m --task=glue/sst2 --text=t", "--text does not go with task glue/sst2"),
         ("--predictions=p --task=squad --seq_len=9", "--seq_len does not go with --predictions"),

@@ -57,13 +57,13 @@ def find(name: str) -> TaskClass:
     raise UserError(f"--task={name}: no such task{hint}; have: {', '.join(have)}")
 
 
-def reads(task: TaskClass, flag: str) -> bool:
-    """Tells whether a command-line flag is a setting of the task or of its source."""
-    if flag == "text":  # a column
-        return task.of_text or "text" in task.defaults or "column" in task.defaults
+def reads(task: TaskClass, flag: str, name: str = "") -> bool:
+    """Tells whether a task, by a name with or without a variant, reads a command-line flag."""
     if flag == "seq_len":  # of examples, a row may be shorter than in training
         return not task.of_examples
-    return flag in task.defaults
+    column = flag == "text" and (task.of_text or "column" in task.defaults)
+    unread = task.unread.get(name.partition("/")[2], ())
+    return (column or flag in task.defaults) and flag not in unread
 
 
 def config(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:

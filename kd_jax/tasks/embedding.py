@@ -65,6 +65,7 @@ class Embedding(ExampleTask):
     defaults = DEFAULTS
     data_defaults = dict(train=None, validation=None, test=None)
     variant, variants = "scored", tuple(KINDS)
+    unread = {name: kind.unread for name, kind in KINDS.items()}
 
     def __init__(self, config, data, tokenizer) -> None:
         super().__init__(config, data, tokenizer)

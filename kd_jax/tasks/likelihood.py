@@ -52,7 +52,7 @@ class LikelihoodTask:
     """A task that is scored by likelihood, not yet tokenized. Subclasses read its data."""
 
     defaults: dict[str, Any]  # of config.task; seq_len: positions of the model that are used
-    alias, variant, variants = "", "", ()  # as of a `Task`
+    alias, variant, variants, unread = "", "", (), {}  # as of a `Task`
     by_likelihood, of_examples = True, False
     of_text = False  # whether a source's key `text` names the column
     as_trained = False  # without a seq_len, rows are as long as in the model's training

@@ -35,9 +35,8 @@ class CrossEncoding(ClassificationTask):
     def _read(self, key):
         where, spec = self._spec(key)
         table = source.table(spec, where)
-        queries, documents, grades, rows = reranked(
-            table, dict(query_prompt="", document_prompt="")
-        )
+        no_prompts = dict(query_prompt="", document_prompt="")
+        queries, documents, grades, rows = reranked(table, no_prompts)
         labels_N = np.array(grades, np.float32)
         place = lambda pair: table.place(rows[pair])  # noqa: E731
         return Texts(table.name, queries, documents, labels_N, place, table.commit)

@@ -181,15 +181,15 @@ def _reranking(spec: dict, where: str, config: Mapping) -> Collection:
 
 
 class Kind(NamedTuple):
-    """A kind of scored sets: how one is read, given source, its place and config.task, and its
-    figures, of which the first selects."""
+    """A kind of scored sets."""
 
-    read: Callable[[dict, str, Mapping], Collection]
-    figures: tuple[str, ...]
+    read: Callable[[dict, str, Mapping], Collection]  # of a source, its place and config.task
+    figures: tuple[str, ...]  # the first one selects
+    unread: tuple[str, ...]  # settings of config.task that it does not read
 
 
 KINDS = {
-    "sts": Kind(_sts, embedding.SIMILARITY),
-    "retrieval": Kind(_retrieval, embedding.RETRIEVAL),
-    "reranking": Kind(_reranking, embedding.RERANKING),
+    "sts": Kind(_sts, embedding.SIMILARITY, ("document_prompt",)),
+    "retrieval": Kind(_retrieval, embedding.RETRIEVAL, ("text", "pair", "label")),
+    "reranking": Kind(_reranking, embedding.RERANKING, ("text", "pair", "label")),
 }

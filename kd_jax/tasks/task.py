@@ -67,6 +67,7 @@ class Task(splits.Splits):
     alias = ""
     variant = ""
     variants: tuple[str, ...] = ()
+    unread: dict[str, tuple[str, ...]] = {}  # settings that a variant does not read
     by_likelihood = False
     of_text = False  # whether a source's key `text` names the column
     of_chats = False  # whether the tokenizer's chat template makes the text
