@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from kd_jax.axes import AXES
 from kd_jax.models import family
 from kd_jax.models.generate import Rule, Sampling, Written, check_model, padded, write
-from kd_jax.train.passes import delayed
+from kd_jax.train.passes import ahead
 from kd_jax.train.sharding import BATCH, Table, everywhere, per_device, place
 from kd_jax.types import Array, Model
 
@@ -38,7 +38,7 @@ class TextWriter:
     def __init__(self, model: Model, mesh: Mesh, sampling: Sampling, seed: int, rows: int) -> None:
         """Takes a model on the mesh, split by `family.PARTITION`. Batches have `rows` rows, which
         the devices divide."""
-        self.sampling, self._rows, self._seed = sampling, rows, seed
+        self.sampling, self._rows, self._seed, self._mesh = sampling, rows, seed, mesh
         self._write = functools.partial(write_on_mesh, mesh, family.PARTITION, model)
         self._longest = check_model(model).max_tokens
 
@@ -47,15 +47,16 @@ class TextWriter:
         draws. All processes call this together with the same prompts, and all get the texts."""
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         found: dict[int, Text] = {}
-        # One batch is read when the next one has been started.
-        for chosen, written in delayed(self._batches(prompts, np.asarray(numbers), order)):
+        batches = self._batches(prompts, np.asarray(numbers), order)
+        write = lambda batch: self._write(*batch[1], self._seed, self.sampling)  # noqa: E731
+        for (chosen, _), written in ahead(write, batches, self._mesh):
             for row, *own in zip(chosen, *_to_host(written), strict=False):  # others only fill
                 found[row] = _text(*own)
         return [found[row] for row in range(len(prompts))]
 
     def _batches(
         self, prompts: Sequence[np.ndarray], numbers_N: np.ndarray, order_N: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, Written]]:
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         each = self._rows // jax.process_count()
         own = slice(jax.process_index() * each, (jax.process_index() + 1) * each)
         for start in range(0, len(order_N), self._rows):
@@ -65,7 +66,7 @@ class TextWriter:
             limits_B = [self.sampling.max_new_tokens] * len(chosen) + [0] * filling
             numbers_B = np.pad(numbers_N[chosen], (0, filling))
             batch = *padded(rows, self._longest), limits_B, numbers_B
-            yield chosen, self._write(*(x[own] for x in batch), self._seed, self.sampling)
+            yield chosen, [x[own] for x in batch]
 
 
 def _to_host(written: Written) -> tuple[np.ndarray, ...]:

@@ -32,7 +32,7 @@ from kd_jax.ranges import settings
 from kd_jax.teachers.ensemble import OTHERS, TEACHER, Stored
 from kd_jax.teachers.store import NOT_FINITE, LogitStore, bytes_of, identity, names_of
 from kd_jax.train import sharding
-from kd_jax.train.passes import delayed, log_probs_step
+from kd_jax.train.passes import ahead, log_probs_step
 from kd_jax.train.progress import ProgressBar
 from kd_jax.train.sharding import place
 from kd_jax.types import Batch, Model, Params, StoredLogits
@@ -172,7 +172,7 @@ class TextLogits:
         """Computes logits of rows: a model's, averaged with the stored mean of the n before it."""
         others, rows = dict(zip([OTHERS], before, strict=False)), len(missing)
 
-        def results() -> Iterator[tuple[Batch, list[int], StoredLogits]]:
+        def needed() -> Iterator[tuple[Batch, list[int], Batch]]:
             for batch in self._batches():
                 whole, new = _to_host(batch), []
                 for b, digest in _rows(whole):
@@ -180,20 +180,19 @@ class TextLogits:
                         missing.remove(digest)
                         new.append(b)
                 if new:
-                    yield whole, new, self._step(model, self.attach(batch, others), n, self.k)
+                    yield whole, new, self.attach(batch, others)
 
         bar = ProgressBar(f"logits of {who}", 0, rows)
         with contextlib.closing(bar):
-            for whole, new, found in delayed(results()):
+            step = lambda given: self._step(model, given[-1], n, self.k)  # noqa: E731
+            for (whole, new, _), found in ahead(step, needed(), self._run.mesh):
                 found = _to_host(found)
                 for b in new:
                     here = b, whole.weights[b] > 0
                     row = jax.tree.map(lambda x, here=here: x[here], found)
                     if not _is_finite(row):
-                        number = whole.ids_B[b]
-                        raise UserError(
-                            f"{who}: its logits of row {number} are not finite; {NOT_FINITE}"
-                        )
+                        which = f"{who}: its logits of row {whole.ids_B[b]}"
+                        raise UserError(f"{which} are not finite; {NOT_FINITE}")
                     yield row
                 bar.update(rows - len(missing), {}, 0.0)
 

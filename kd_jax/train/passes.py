@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -25,11 +25,10 @@ from kd_jax.train.sharding import Table, per_device, place
 from kd_jax.train.step import Program, Teacher, global_denominators, ratios
 from kd_jax.types import Array, Batch, Model, Ratio, StoredLogits
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
-# Steps of log-likelihoods at a time. XLA's CPU backend runs what one thread asks for one after the
-# other, and leaves processors idle where a batch is small; steps know nothing of each other, so two
-# threads ask.
+# That ask for steps on one device. XLA's CPU backend runs what one thread asks for one after the
+# other, and leaves processors idle where a batch is small; steps know nothing of each other.
 _THREADS = 2
 _STATIC = ("vocab_size", "k", "drawn", "space", "policy", "mesh", "table")  # of `log_probs_step`
 CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
@@ -45,14 +44,27 @@ def delayed(results: Iterable[T], by: int = 1) -> Iterator[T]:
     yield from pending
 
 
+def ahead(step: Callable[[S], T], given: Iterable[S], mesh: Mesh) -> Iterator[tuple[S, T]]:
+    """Runs a step of the mesh on everything given, and yields it and what the step returned, in
+    their order, once the next steps are under way."""
+    run = lambda one: (one, step(one))  # noqa: E731
+    if mesh.size > 1:  # whose devices do everything in the same order
+        yield from delayed(map(run, given))
+        return
+    with ThreadPoolExecutor(_THREADS) as threads:
+        futures = (threads.submit(lambda one: jax.block_until_ready(run(one)), x) for x in given)
+        yield from (future.result() for future in delayed(futures, _THREADS))
+
+
 def evaluate(
     student: Model, stream, teacher: Teacher | None, program: Program, by: str = "token"
 ) -> dict[str, float]:
     """Computes the mean of each term of `program.objective` over the stream, weighted by token, in
     float64; `by` "batch": the mean of the batches' means."""
     totals: dict[str, np.ndarray] = {}
-    batches = (place(batch, program.mesh) for batch in stream.batches())
-    for terms in delayed(eval_step(student, batch, teacher, program=program) for batch in batches):
+    mesh = program.mesh
+    step = lambda batch: eval_step(student, place(batch, mesh), teacher, program=program)  # noqa: E731
+    for _, terms in ahead(step, stream.batches(), mesh):
         for name, ratio in jax.device_get(terms).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":
@@ -70,11 +82,8 @@ def predict(
     All processes call this together, and all get every row.
     """
     found: dict[int, np.ndarray] = {}
-    logits = (
-        (batch, predict_step(model, place(batch, mesh), mesh=mesh, table=table))
-        for batch in batches
-    )
-    for batch, logits_BPC in delayed(logits):
+    step = lambda batch: predict_step(model, place(batch, mesh), mesh=mesh, table=table)  # noqa: E731
+    for batch, logits_BPC in ahead(step, batches, mesh):
         lengths_B = batch.mask_BT.sum(axis=1).astype(np.int32)
         spans = batch.labels.shape[1] > 1
         for row, length, logits_PC in _by_row(batch.ids_B, lengths_B, logits_BPC):
@@ -92,19 +101,10 @@ def log_likelihoods(
     All processes call this together, and all get every row.
     """
     found: dict[int, np.ndarray] = {}
-    several = jax.process_count() > 1  # these have to do everything in the same order
-
-    def sums(batch: Batch) -> tuple[np.ndarray, Array]:
-        on_mesh = place(batch, mesh)
-        sums_BK = likelihood_step(
-            model, on_mesh, segments=segments, policy=policy, mesh=mesh, table=table
-        )
-        return batch.ids_B, jax.block_until_ready(sums_BK)
-
-    with ThreadPoolExecutor(1 if several else _THREADS) as threads:
-        futures = (threads.submit(sums, batch) for batch in batches)
-        for future in delayed(futures, 0 if several else _THREADS):
-            found.update(_by_row(*future.result()))
+    how = dict(segments=segments, policy=policy, mesh=mesh, table=table)
+    step = lambda batch: likelihood_step(model, place(batch, mesh), **how)  # noqa: E731
+    for batch, sums_BK in ahead(step, batches, mesh):
+        found.update(_by_row(batch.ids_B, sums_BK))
     return found
 
 

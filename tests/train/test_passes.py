@@ -1,4 +1,5 @@
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from kd_jax.models import family
 from kd_jax.objectives.objective import held_out_objective
 from kd_jax.precision import Policy
 from kd_jax.train import sharding, step
-from kd_jax.train.passes import delayed, evaluate, predict
+from kd_jax.train.passes import ahead, delayed, evaluate, predict
 from tests.models import tiny
 from tests.objectives import naive
 from tests.train import tiny_step
@@ -120,3 +121,27 @@ def test_results_are_read_when_the_next_batch_is_under_way():
         events.append(f"read {number}")
     assert events == ["ask 0", "ask 1", "read 0", "ask 2", "read 1", "read 2"]
     assert list(delayed([])) == []
+
+
+def test_two_steps_at_a_time_on_one_device():
+    both = threading.Barrier(2, timeout=60)  # one at a time waits in vain
+
+    def step(number):
+        both.wait()
+        return 10 * number
+
+    found = ahead(step, range(6), sharding.make_mesh(devices=jax.devices()[:1]))
+    assert list(found) == [(number, 10 * number) for number in range(6)]
+
+
+def test_devices_of_a_mesh_are_asked_in_one_order():
+    def step(number):
+        assert threading.current_thread() is threading.main_thread()
+        asked.append(number)
+        return 10 * number
+
+    asked, known = [], []
+    for number, result in ahead(step, range(4), sharding.make_mesh(devices=jax.devices()[:2])):
+        assert result == 10 * number
+        known.append(len(asked))
+    assert known == [2, 3, 4, 4] and asked == [0, 1, 2, 3]
