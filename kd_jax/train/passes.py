@@ -27,8 +27,8 @@ from kd_jax.types import Array, Batch, Model, Ratio, StoredLogits
 
 S, T = TypeVar("S"), TypeVar("T")
 
-# That ask for steps on one device. XLA's CPU backend runs what one thread asks for one after the
-# other, and leaves processors idle where a batch is small; steps know nothing of each other.
+# That ask a CPU for steps. XLA's CPU backend runs what one thread asks for one after the other, and
+# leaves processors idle where a batch is small; steps know nothing of each other.
 _THREADS = 2
 _STATIC = ("vocab_size", "k", "drawn", "space", "policy", "mesh", "table")  # of `log_probs_step`
 CHUNK_LOGITS = 2**23  # of `log_probs_step`: logits of a chunk of rows, 32 MB
@@ -48,7 +48,8 @@ def ahead(step: Callable[[S], T], given: Iterable[S], mesh: Mesh) -> Iterator[tu
     """Runs a step of the mesh on everything given, and yields it and what the step returned, in
     their order, once the next steps are under way."""
     run = lambda one: (one, step(one))  # noqa: E731
-    if mesh.size > 1:  # whose devices do everything in the same order
+    queued = mesh.devices.flat[0].platform != "cpu"  # whatever one thread asks for
+    if queued or mesh.size > 1:  # of several devices, all do everything in the same order
         yield from delayed(map(run, given))
         return
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -62,9 +63,8 @@ def evaluate(
     """Computes the mean of each term of `program.objective` over the stream, weighted by token, in
     float64; `by` "batch": the mean of the batches' means."""
     totals: dict[str, np.ndarray] = {}
-    mesh = program.mesh
-    step = lambda batch: eval_step(student, place(batch, mesh), teacher, program=program)  # noqa: E731
-    for _, terms in ahead(step, stream.batches(), mesh):
+    step = lambda batch: eval_step(student, place(batch, program.mesh), teacher, program=program)  # noqa: E731
+    for _, terms in ahead(step, stream.batches(), program.mesh):
         for name, ratio in jax.device_get(terms).items():
             pair = np.array([ratio.total, ratio.weight], np.float64)
             if by == "batch":

@@ -1,5 +1,6 @@
 import functools
 import threading
+import types
 
 import jax
 import numpy as np
@@ -134,14 +135,18 @@ def test_two_steps_at_a_time_on_one_device():
     assert list(found) == [(number, 10 * number) for number in range(6)]
 
 
-def test_devices_of_a_mesh_are_asked_in_one_order():
+GPU = types.SimpleNamespace(size=1, devices=np.array([types.SimpleNamespace(platform="gpu")]))
+
+
+@pytest.mark.parametrize("mesh", [sharding.make_mesh(devices=jax.devices()[:2]), GPU])
+def test_what_queues_or_keeps_an_order_is_asked_by_one_thread(mesh):
     def step(number):
         assert threading.current_thread() is threading.main_thread()
         asked.append(number)
         return 10 * number
 
     asked, known = [], []
-    for number, result in ahead(step, range(4), sharding.make_mesh(devices=jax.devices()[:2])):
+    for number, result in ahead(step, range(4), mesh):
         assert result == 10 * number
         known.append(len(asked))
     assert known == [2, 3, 4, 4] and asked == [0, 1, 2, 3]
